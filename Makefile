@@ -1,0 +1,55 @@
+# Every target makes what it needs; `make` alone lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+PROTOS := $(wildcard proto/holdfast/v1/*.proto)
+ETCD_PROTO := proto/holdfast_cluster/etcdpb/etcd.proto
+
+.PHONY: help run demo test check proto proto-fresh bench clean
+help:
+	@echo "make run    start the property example on a local cluster; it stays up until Ctrl-C"
+	@echo "make demo   the same, but ends by itself"
+	@echo "make test   every test, with real etcd and real processes"
+	@echo "make check  format, lint, types, import layers, generated code fresh, unit and property tests"
+	@echo "make bench  the benchmark table (JSON=1 for one JSON object)"
+	@echo "make proto  regenerate the code from proto/"
+
+.venv/dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+run: .venv/dev
+	$(BIN)/python -m examples.property.demo --stay
+
+demo: .venv/dev
+	$(BIN)/python -m examples.property.demo
+
+check: .venv/dev proto-fresh
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pytest tests/unit tests/property
+
+test: .venv/dev
+	$(BIN)/pytest tests
+
+bench: .venv/dev
+	$(BIN)/holdfast bench $(if $(JSON),--json,)
+
+define generate
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(1)/sdk --pyi_out=$(1)/sdk --grpc_python_out=$(1)/sdk $(PROTOS)
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(1)/cluster --pyi_out=$(1)/cluster --grpc_python_out=$(1)/cluster $(ETCD_PROTO)
+endef
+
+proto: .venv/dev
+	$(call generate,.)
+
+proto-fresh: .venv/dev
+	@rm -rf .venv/proto && mkdir -p .venv/proto/sdk .venv/proto/cluster
+	@$(call generate,.venv/proto)
+	@for f in $$(cd .venv/proto && find . -name '*_pb2*'); do \
+		cmp -s $$f .venv/proto/$$f || { echo "$$f is not what proto/ says: run make proto"; exit 1; }; done
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

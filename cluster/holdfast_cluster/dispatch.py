@@ -1,0 +1,372 @@
+"""Getting calls to the owners of their objects: routing, holding, sending again.
+
+Gateways use it for their callers, nodes for the calls that turns make. A call is in exactly one of these states:
+
+- *sent*: on a pipe to the node that, by the newest view, may serve its shard;
+- *held*: there is no such node or pipe, or the node refused; it waits in its shard's queue, and calls that come later wait
+  behind it. The queue is sent when the view gives the shard another owner or epoch, when the pipe comes up, or after a backoff;
+- *done*: replied, or its deadline passed.
+
+A call is sent again with the same request id and `attempt + 1`, so that its effect happens once whatever became of the attempt
+before. What is held and in flight is bounded; when full, calls are refused with OVERLOADED.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from dataclasses import dataclass
+from typing import Protocol
+
+from holdfast.deadlines import Deadlines
+from holdfast.errors import DeadlineExceeded, HoldfastError, InvalidArgument, Overloaded, TooLarge, Unavailable, error_to_proto
+from holdfast.v1 import objects_pb2 as pb
+from holdfast_cluster.feed import ViewFeed
+from holdfast_cluster.model import View
+from holdfast_cluster.pipe import Pipe, RemotePipe
+from holdfast_cluster.ring import shard_of
+
+log = logging.getLogger(__name__)
+
+KEY_BYTES_MAX = 1024
+_ENVELOPE_BYTES = 100
+_DEADLINE_SLACK_S = 0.15  # a call that was sent is given this long for the node's own word on its deadline
+_BACKOFF_S = (0.02, 0.5)
+_TICK_S = 0.02
+_STALE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchLimits:
+    """Bounds of one dispatcher."""
+
+    in_flight_max: int = 10_000
+    """Calls accepted and not answered yet, held ones included."""
+    held_max: int = 10_000
+    """Calls that wait for their shard to be served."""
+    argument_bytes_max: int = 4 << 20
+    timeout_s: float = 30.0
+    """The deadline of calls that bring none."""
+
+
+class Origin(Protocol):
+    """Where a call came from."""
+
+    def push(self, reply: pb.Reply, size: int) -> None:
+        """Take the reply (its `id` is the origin's own again), of about `size` bytes."""
+
+
+class Pending:
+    """A call on its way. `unknown`: an attempt was sent whose outcome nobody heard."""
+
+    __slots__ = ("call", "deadline", "late", "origin", "origin_id", "pipe", "shard", "unknown")
+
+    def __init__(self, call: pb.Call, origin: Origin, shard: int, deadline: float) -> None:
+        self.call = call
+        self.origin = origin
+        self.origin_id = call.id
+        self.shard = shard
+        self.deadline = deadline
+        self.pipe: Pipe | None = None
+        self.unknown = False
+        self.late = False
+
+
+class _Held:
+    """The queue of a shard that cannot be reached."""
+
+    __slots__ = ("backoff_s", "calls", "retry_at")
+
+    def __init__(self, now: float) -> None:
+        self.calls: list[Pending] = []
+        self.backoff_s = _BACKOFF_S[0]
+        self.retry_at = now + self.backoff_s * random.uniform(0.5, 1.0)
+
+
+class Dispatcher:
+    """Sends calls by the views of `feed`. `local`: the pipe to this process's own node, when it is one."""
+
+    def __init__(self, feed: ViewFeed, limits: DispatchLimits, local: tuple[str, Pipe] | None = None) -> None:
+        self._feed = feed
+        self._limits = limits
+        self._local = local
+        self._loop = asyncio.get_running_loop()
+        self._number = 0
+        self._pending: dict[int, Pending] = {}
+        self._deadlines = Deadlines(self._pending, self._expire)
+        self._held: dict[int, _Held] = {}
+        self._held_count = 0
+        self._shards = 0
+        self._targets: list[Pipe | None] = []  # by shard; None: hold
+        self._epochs: list[int] = []
+        self._pipes: dict[tuple[str, str, int], RemotePipe] = {}
+        self._ticking = False
+        self._heard_revision = 0
+        self._stale_since: float | None = None
+        feed.listeners.append(self._on_view)
+
+    @property
+    def in_flight(self) -> int:
+        """Calls accepted and not answered yet."""
+        return len(self._pending)
+
+    @property
+    def held(self) -> int:
+        """Calls that wait for their shard to be served."""
+        return self._held_count
+
+    def ready(self) -> bool:
+        """Whether the routes are fresh: loaded, and not known to lag behind what nodes work with.
+
+        With etcd away for everybody nobody is ahead, and calls go on; a gateway that alone lost etcd hears of newer routes.
+        """
+        if self._shards == 0:
+            return False
+        if self._heard_revision <= self._feed.view.revision:
+            self._stale_since = None
+            return True
+        if self._stale_since is None:
+            self._stale_since = self._loop.time()
+        return self._loop.time() - self._stale_since < _STALE_S
+
+    def submit(self, call: pb.Call, origin: Origin) -> None:
+        """Send a call; its reply, or an error, goes to `origin` with the id that the call has now."""
+        if not self._shards or len(self._pending) >= self._limits.in_flight_max or self._unfit(call):
+            self._refuse(call, origin)
+            return
+        shard = shard_of(call.kind, call.key, self._shards)
+        deadline = self._loop.time() + (call.timeout_ms / 1000 or self._limits.timeout_s)
+        pending = Pending(call, origin, shard, deadline)
+        self._number = number = self._number + 1
+        call.id = number
+        self._pending[number] = pending
+        self._deadlines.watch(deadline)
+        pipe = self._targets[shard]
+        if pipe is None:
+            self._hold(pending)
+        else:
+            pending.pipe = pipe
+            pipe.send(call, len(call.arguments) + _ENVELOPE_BYTES)
+
+    def forget(self, origin: Origin) -> None:
+        """The origin has gone: its calls run on, their replies are dropped."""
+        for number, pending in list(self._pending.items()):
+            if pending.origin is origin:
+                del self._pending[number]
+                self._unhold(pending)
+
+    async def close(self) -> None:
+        """Stop every pipe."""
+        self._deadlines.close()
+        await asyncio.gather(*(pipe.close() for pipe in self._pipes.values()))
+
+    # -- what pipes tell
+
+    def on_reply(self, pipe: Pipe, reply: pb.Reply) -> None:
+        """A reply came. A refusal is not the caller's business: the call is held and sent again."""
+        pending = self._pending.get(reply.id)
+        if pending is None:
+            return
+        result = reply.result
+        if not result:
+            if pending.pipe is not pipe:
+                return  # an attempt that was given up; the one under way will tell
+            if reply.error.code == pb.CODE_WRONG_OWNER:
+                self._hold(pending)
+                return
+        del self._pending[reply.id]
+        reply.id = pending.origin_id
+        pending.origin.push(reply, len(result) + _ENVELOPE_BYTES)
+
+    def on_revision(self, revision: int) -> None:
+        """A node works with this revision of the routes."""
+        if revision > self._heard_revision:
+            self._heard_revision = revision
+
+    def on_pipe_up(self, pipe: Pipe) -> None:
+        """A pipe is connected: send what waits for it."""
+        self._retarget(self._feed.view)
+
+    def on_pipe_down(self, pipe: Pipe) -> None:
+        """A pipe broke: what was on it has an unknown outcome and is sent again."""
+        self._targets = [None if target is pipe else target for target in self._targets]
+        for pending in list(self._pending.values()):
+            if pending.pipe is pipe:
+                pending.unknown = True
+                self._hold(pending)
+
+    # -- routes
+
+    def _on_view(self, view: View) -> None:
+        if view.settings is None:
+            return
+        if not self._shards:
+            self._shards = view.settings.shards
+            self._targets = [None] * self._shards
+            self._epochs = [0] * self._shards
+        self._open_pipes(view)
+        epochs = [
+            view.assignments[shard].assignment.epoch if shard in view.assignments else 0 for shard in range(self._shards)
+        ]
+        moved = {shard for shard, epoch in enumerate(epochs) if epoch != self._epochs[shard]}
+        self._epochs = epochs
+        if moved:
+            for pending in list(self._pending.values()):
+                if pending.shard in moved and pending.pipe is not None:
+                    pending.unknown = True
+                    self._hold(pending)
+            for shard in moved:
+                if shard in self._held:
+                    self._held[shard].retry_at = 0.0
+        self._retarget(view)
+
+    def _open_pipes(self, view: View) -> None:
+        here = self._local[0] if self._local is not None else None
+        wanted = {(m.id, m.address, m.incarnation): m for m in view.members.values() if m.id != here}
+        for identity, member in wanted.items():
+            if identity not in self._pipes:
+                self._pipes[identity] = RemotePipe(self, member)
+        for identity in [identity for identity in self._pipes if identity not in wanted]:
+            self._pipes.pop(identity).retire()
+
+    def _retarget(self, view: View) -> None:
+        self._targets = [self._pipe_of(view, shard) for shard in range(self._shards)]
+        now = self._loop.time()
+        for shard in list(self._held):
+            self._release(shard, now)
+
+    def _pipe_of(self, view: View, shard: int) -> Pipe | None:
+        """The connected pipe to the node that may serve the shard."""
+        owner = view.owner_of(shard)
+        if owner is None:
+            return None
+        if self._local is not None and owner.id == self._local[0]:
+            return self._local[1]
+        remote = self._pipes.get((owner.id, owner.address, owner.incarnation))
+        return remote if remote is not None and remote.up else None
+
+    # -- holding
+
+    def _hold(self, pending: Pending) -> None:
+        if self._held_count >= self._limits.held_max:
+            del self._pending[pending.call.id]
+            message = f"{self._limits.held_max} calls wait for shards that are not served"
+            self._fail(pending, Overloaded(message, definite=not pending.unknown, retryable=True, retry_after_s=1.0))
+            return
+        pending.pipe = None
+        shard = pending.shard
+        held = self._held.get(shard)
+        if held is None:
+            held = self._held[shard] = _Held(self._loop.time())
+        held.calls.append(pending)
+        self._held_count += 1
+        self._targets[shard] = None  # whatever comes now waits behind it
+        if not self._ticking:
+            self._ticking = True
+            self._loop.call_later(_TICK_S, self._tick)
+
+    def _unhold(self, pending: Pending) -> None:
+        if pending.pipe is None and (held := self._held.get(pending.shard)) is not None:
+            held.calls.remove(pending)
+            self._held_count -= 1
+
+    def _tick(self) -> None:
+        self._ticking = False
+        now = self._loop.time()
+        for shard in [shard for shard, held in self._held.items() if held.retry_at <= now]:
+            self._release(shard, now)
+        if self._held:
+            self._ticking = True
+            self._loop.call_later(_TICK_S, self._tick)
+
+    def _release(self, shard: int, now: float) -> None:
+        """Send a shard's queue, when there is a pipe for it and its backoff is over."""
+        held = self._held[shard]
+        if held.calls and held.retry_at > now:
+            self._targets[shard] = None
+            return
+        pipe = self._pipe_of(self._feed.view, shard)
+        calls = held.calls
+        if not calls:
+            del self._held[shard]
+            self._targets[shard] = pipe
+            return
+        held.backoff_s = min(held.backoff_s * 2, _BACKOFF_S[1])
+        held.retry_at = now + held.backoff_s * random.uniform(0.5, 1.0)
+        if pipe is None:
+            return
+        held.calls = []  # the queue itself stays until the next round: refused calls find their backoff there
+        self._held_count -= len(calls)
+        self._targets[shard] = pipe
+        for pending in calls:
+            call = pending.call
+            call.attempt += 1
+            call.timeout_ms = max(1, int((pending.deadline - now) * 1000))
+            pending.pipe = pipe
+            pipe.send(call, len(call.arguments) + _ENVELOPE_BYTES)
+
+    # -- errors
+
+    def _expire(self, pending: Pending) -> None:
+        call = pending.call
+        what = f"{call.kind}/{call.key}.{call.method}()"
+        if pending.pipe is not None and not pending.late:
+            pending.late = True
+            pending.deadline += _DEADLINE_SLACK_S
+            self._deadlines.watch(pending.deadline)
+            return
+        del self._pending[call.id]
+        if pending.pipe is None:
+            self._unhold(pending)
+            self._fail(
+                pending,
+                Unavailable(f"{what}: {self._why_held(pending.shard)}", definite=not pending.unknown, retryable=True),
+            )
+        else:
+            self._fail(pending, DeadlineExceeded(f"{what}: its node did not answer before the deadline", retryable=True))
+
+    def _why_held(self, shard: int) -> str:
+        view = self._feed.view
+        versioned = view.assignments.get(shard)
+        if versioned is None:
+            return f"shard {shard} is not assigned yet"
+        assignment = versioned.assignment
+        member = view.members.get(assignment.owner)
+        if member is None and len(assignment.in_sync) == 1:
+            return f"shard {shard}: the only copy is on node {assignment.owner}, which is absent"
+        if member is None:
+            return f"shard {shard}: its owner {assignment.owner} is absent; copies are on {', '.join(assignment.in_sync)}"
+        if member.incarnation != assignment.incarnation:
+            return f"shard {shard}: node {assignment.owner} was started again and has not been assigned it yet"
+        return f"shard {shard}: node {assignment.owner} at {member.address} cannot be reached or does not serve it yet"
+
+    def _unfit(self, call: pb.Call) -> HoldfastError | None:
+        size = len(call.key)
+        if not 0 < size <= KEY_BYTES_MAX or (size * 4 > KEY_BYTES_MAX and len(call.key.encode()) > KEY_BYTES_MAX):
+            return InvalidArgument(
+                f"an object's key has 1 to {KEY_BYTES_MAX} bytes, this one {len(call.key.encode())}", path="key", definite=True
+            )
+        if len(call.arguments) > self._limits.argument_bytes_max:
+            return TooLarge(
+                f"arguments of {len(call.arguments)} bytes, at most {self._limits.argument_bytes_max}", definite=True
+            )
+        if len(call.request_id) != 16:
+            return InvalidArgument("a request id has 16 bytes (UUIDv7)", path="request_id", definite=True)
+        return None
+
+    def _refuse(self, call: pb.Call, origin: Origin) -> None:
+        error = self._unfit(call)
+        if error is None and not self._shards:
+            error = Unavailable("the cluster's routes are not loaded yet", definite=True, retryable=True, retry_after_s=0.5)
+        if error is None:
+            message = f"{self._limits.in_flight_max} calls are in flight here"
+            error = Overloaded(message, definite=True, retryable=True, retry_after_s=0.2)
+        error.request_id = call.request_id
+        origin.push(pb.Reply(id=call.id, error=error_to_proto(error)), _ENVELOPE_BYTES)
+
+    def _fail(self, pending: Pending, error: HoldfastError) -> None:
+        error.request_id = pending.call.request_id
+        pending.origin.push(pb.Reply(id=pending.origin_id, error=error_to_proto(error)), _ENVELOPE_BYTES)
+
+

@@ -1,0 +1,350 @@
+"""A thin etcd client: endpoints, transactions, a lease that is kept alive, a watch that resumes.
+
+Why our own: docs/decisions/0002-etcd-client.md. The rules that it follows:
+
+- A read is tried on every endpoint in turn. A transaction is sent once: when its reply is lost it has perhaps happened
+  (`EtcdUnknown`), and only a read tells.
+- A lease's local expiry counts from when the renewal was *sent*, so it never ends later here than in etcd.
+- A watch lists first, then follows from that revision; a broken stream resumes at the next revision, a compacted one lists again.
+  Streams demand a leader, so a member that is cut off from its quorum ends them instead of going silent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from holdfast_cluster.etcdpb import etcd_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+_OPTIONS: list[tuple[str, int]] = [
+    ("grpc.keepalive_time_ms", 10_000),  # etcd refuses pings more often than every 5 s
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.ping_timeout_ms", 3_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.max_receive_message_length", 64 << 20),
+]
+_HAS_LEADER = (("hasleader", "true"),)
+_PAGE_ROWS = 1_000
+TXN_OPS_MAX = 100
+"""etcd takes 128 operations in a transaction by default."""
+
+
+class EtcdError(Exception):
+    """etcd refused: the request is wrong, or the server says no."""
+
+
+class EtcdUnavailable(EtcdError):
+    """No endpoint answered; a request that changes something certainly did not reach one."""
+
+
+class EtcdUnknown(EtcdError):
+    """The reply to a transaction was lost: it has happened or not, and only a read tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class EtcdTLS:
+    """Files of a TLS connection to etcd; `cert` and `key` where etcd demands a client certificate."""
+
+    ca: Path
+    cert: Path | None = None
+    key: Path | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        return grpc.ssl_channel_credentials(
+            self.ca.read_bytes(),
+            self.key.read_bytes() if self.key else None,
+            self.cert.read_bytes() if self.cert else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Every row of a watched prefix as of `revision`; it replaces what was known."""
+
+    rows: list[pb.KeyValue]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What changed up to `revision`, in order."""
+
+    events: list[pb.Event]
+    revision: int
+
+
+@dataclass(slots=True)
+class WatchState:
+    """How a watch is doing: connected, and since when it is not (monotonic seconds)."""
+
+    connected: bool = False
+    disconnected_since: float = field(default_factory=time.monotonic)
+
+
+def put(key: str, value: bytes, lease: int = 0) -> pb.RequestOp:
+    return pb.RequestOp(request_put=pb.PutRequest(key=key.encode(), value=value, lease=lease))
+
+
+def delete(key: str) -> pb.RequestOp:
+    return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=key.encode()))
+
+
+def at_revision(key: str, revision: int) -> pb.Compare:
+    """Holds while the row's last change is this revision; 0: while there is no such row."""
+    return pb.Compare(result=pb.Compare.EQUAL, target=pb.Compare.MOD, key=key.encode(), mod_revision=revision)
+
+
+def value_is(key: str, value: bytes) -> pb.Compare:
+    return pb.Compare(result=pb.Compare.EQUAL, target=pb.Compare.VALUE, key=key.encode(), value=value)
+
+
+class Etcd:
+    """A client of one etcd cluster. `endpoints` are `host:port`; `timeout_s` bounds each attempt of a request."""
+
+    def __init__(self, endpoints: Iterable[str], *, timeout_s: float = 2.0, tls: EtcdTLS | None = None) -> None:
+        self.endpoints = [e.removeprefix("http://").removeprefix("https://") for e in endpoints]
+        if not self.endpoints:
+            raise ValueError("etcd needs at least one endpoint")
+        self._timeout_s = timeout_s
+        self._tls = tls
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._at = random.randrange(len(self.endpoints))
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint that is used now."""
+        return self.endpoints[self._at % len(self.endpoints)]
+
+    async def close(self) -> None:
+        for channel in self._channels.values():
+            await channel.close()
+        self._channels.clear()
+
+    async def get(self, key: str) -> pb.KeyValue | None:
+        """The row of a key. Linearizable. Raises EtcdUnavailable."""
+        reply = await self._unary("KV/Range", pb.RangeRequest(key=key.encode()), pb.RangeResponse, repeat=True)
+        return reply.kvs[0] if reply.kvs else None
+
+    async def list(self, prefix: str) -> Listing:
+        """All rows under a prefix, as of one revision. Raises EtcdUnavailable."""
+        start, end = prefix.encode(), _prefix_end(prefix)
+        rows: list[pb.KeyValue] = []
+        revision = 0
+        while True:
+            request = pb.RangeRequest(key=start, range_end=end, limit=_PAGE_ROWS, revision=revision)
+            reply = await self._unary("KV/Range", request, pb.RangeResponse, repeat=True)
+            rows.extend(reply.kvs)
+            revision = revision or reply.header.revision
+            if not reply.more:
+                return Listing(rows, revision)
+            start = reply.kvs[-1].key + b"\0"
+
+    async def txn(self, compare: list[pb.Compare], success: list[pb.RequestOp]) -> bool:
+        """Do `success` if every comparison holds; whether it did. Raises EtcdUnknown when the reply was lost."""
+        assert len(success) <= TXN_OPS_MAX
+        reply = await self._unary("KV/Txn", pb.TxnRequest(compare=compare, success=success), pb.TxnResponse)
+        return bool(reply.succeeded)
+
+    async def grant(self, ttl_s: int) -> int:
+        """A new lease; its id. Repeated freely: one that nobody knows expires by itself."""
+        reply = await self._unary("Lease/LeaseGrant", pb.LeaseGrantRequest(TTL=ttl_s), pb.LeaseGrantResponse, repeat=True)
+        return int(reply.ID)
+
+    async def revoke(self, lease: int) -> None:
+        """End a lease and delete its keys."""
+        await self._unary("Lease/LeaseRevoke", pb.LeaseRevokeRequest(ID=lease), pb.LeaseRevokeResponse, repeat=True)
+
+    async def renew(self, lease: int, timeout_s: float) -> int:
+        """Renew a lease: the seconds it has now, 0 when it has ended. Raises EtcdUnavailable."""
+        # A short stream for each renewal: its deadline is gRPC's own, and a read never has to be abandoned.
+        call = self._channel().stream_stream(
+            "/etcdserverpb.Lease/LeaseKeepAlive",
+            request_serializer=pb.LeaseKeepAliveRequest.SerializeToString,
+            response_deserializer=pb.LeaseKeepAliveResponse.FromString,
+        )(timeout=timeout_s, metadata=_HAS_LEADER)
+        try:
+            await call.write(pb.LeaseKeepAliveRequest(ID=lease))
+            reply = await call.read()
+            if reply is grpc.aio.EOF:
+                raise EtcdUnavailable(f"{self.endpoint}: the keep-alive stream ended")
+            return int(reply.TTL)
+        except grpc.aio.AioRpcError as error:
+            raise self._failed(error, unknown=False) from None
+        except asyncio.InvalidStateError:
+            self._at += 1
+            raise EtcdUnavailable(f"{self.endpoint}: the keep-alive stream broke") from None
+        finally:
+            call.cancel()
+
+    async def watch(self, prefix: str, state: WatchState) -> AsyncIterator[Listing | Changes]:
+        """Follow a prefix for ever: a Listing, then Changes; a Listing again when history was compacted away.
+
+        Nothing is skipped or repeated between them. While etcd is away it waits and `state` says so.
+        """
+        revision = 0
+        backoff = 0.1
+        while True:
+            try:
+                if revision == 0:
+                    listing = await self.list(prefix)
+                    revision = listing.revision
+                    yield listing
+                async with contextlib.aclosing(self._watch_from(prefix, revision + 1, state)) as batches:
+                    async for changes in batches:
+                        backoff = 0.1
+                        if changes.revision > revision:
+                            revision = changes.revision
+                            yield changes
+            except _Compacted:
+                log.warning("etcd compacted revision %d away; listing again", revision)
+                revision = 0
+            except EtcdError as error:
+                if state.connected:
+                    log.warning("watch on etcd broke (%s); still trying", error)
+                self._away(state)
+                await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+                backoff = min(backoff * 2, 1.0)
+
+    async def _watch_from(self, prefix: str, revision: int, state: WatchState) -> AsyncIterator[Changes]:
+        call = self._channel().stream_stream(
+            "/etcdserverpb.Watch/Watch",
+            request_serializer=pb.WatchRequest.SerializeToString,
+            response_deserializer=pb.WatchResponse.FromString,
+        )(metadata=_HAS_LEADER)
+        create = pb.WatchCreateRequest(
+            key=prefix.encode(), range_end=_prefix_end(prefix), start_revision=revision, progress_notify=True
+        )
+        try:
+            await call.write(pb.WatchRequest(create_request=create))
+            while (reply := await call.read()) is not grpc.aio.EOF:
+                if reply.compact_revision:
+                    raise _Compacted
+                if reply.canceled:
+                    raise EtcdUnavailable(f"{self.endpoint}: watch cancelled: {reply.cancel_reason}")
+                if not state.connected:
+                    state.connected = True
+                    log.info("watching etcd at %s", self.endpoint)
+                if reply.events:
+                    # Every event of a revision comes in one message (no fragments were asked for), so this is a safe point.
+                    yield Changes(list(reply.events), reply.events[-1].kv.mod_revision)
+            raise EtcdUnavailable(f"{self.endpoint}: the watch ended")
+        except grpc.aio.AioRpcError as error:
+            raise self._failed(error, unknown=False) from None
+        except asyncio.InvalidStateError:
+            self._at += 1
+            raise EtcdUnavailable(f"{self.endpoint}: the watch broke") from None
+        finally:
+            call.cancel()
+            self._away(state)
+
+    @staticmethod
+    def _away(state: WatchState) -> None:
+        if state.connected:
+            state.connected = False
+            state.disconnected_since = time.monotonic()
+
+    async def _unary(self, method: str, request: Any, reply_type: Any, *, repeat: bool = False) -> Any:
+        attempts = len(self.endpoints) if repeat else 1
+        for attempt in range(attempts):
+            call = self._channel().unary_unary(
+                f"/etcdserverpb.{method}",
+                request_serializer=type(request).SerializeToString,
+                response_deserializer=reply_type.FromString,
+            )
+            try:
+                return await call(request, timeout=self._timeout_s)
+            except grpc.aio.AioRpcError as error:
+                failure = self._failed(error, unknown=not repeat)
+                if attempt == attempts - 1 or not isinstance(failure, EtcdUnavailable):
+                    raise failure from None
+        raise AssertionError("unreachable")
+
+    def _failed(self, error: grpc.aio.AioRpcError, *, unknown: bool) -> EtcdError:
+        what = f"{self.endpoint}: {error.code().name}: {error.details()}"
+        if error.code() in (
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+            grpc.StatusCode.CANCELLED,
+            grpc.StatusCode.INTERNAL,
+            grpc.StatusCode.UNKNOWN,
+        ):
+            self._at += 1
+            return EtcdUnknown(what) if unknown else EtcdUnavailable(what)
+        return EtcdError(what)
+
+    def _channel(self) -> grpc.aio.Channel:
+        channel = self._channels.get(self.endpoint)
+        if channel is None:
+            if self._tls is not None:
+                channel = grpc.aio.secure_channel(self.endpoint, self._tls.credentials(), options=_OPTIONS)
+            else:
+                channel = grpc.aio.insecure_channel(self.endpoint, options=_OPTIONS)
+            self._channels[self.endpoint] = channel
+        return channel
+
+
+class _Compacted(Exception):
+    pass
+
+
+class Lease:
+    """A lease that is kept alive. `expires_at` is when it has ended at the latest that we may believe, on `clock`."""
+
+    def __init__(self, etcd: Etcd, ttl_s: int, clock: Callable[[], float]) -> None:
+        self._etcd = etcd
+        self._clock = clock
+        self.ttl_s = ttl_s
+        self.id = 0
+        self.expires_at = 0.0
+        self.renewed: Callable[[float], None] = lambda expires_at: None
+
+    async def grant(self) -> None:
+        """Get the lease. Raises EtcdUnavailable."""
+        sent = self._clock()
+        self.id = await self._etcd.grant(self.ttl_s)
+        self.expires_at = sent + self.ttl_s
+
+    async def keep(self) -> None:
+        """Renew until etcd says that the lease has ended; then return. An etcd that is away is asked again and again."""
+        interval = self.ttl_s / 3
+        while True:
+            await asyncio.sleep(interval)
+            if not await self.renew():
+                return
+
+    async def renew(self) -> bool:
+        """Renew once, waiting for etcd as long as it takes; False when the lease has ended."""
+        while True:
+            sent = self._clock()
+            try:
+                ttl = await self._etcd.renew(self.id, timeout_s=max(self.ttl_s / 3, 0.5))
+            except EtcdError as error:
+                log.debug("renewing the lease: %s", error)
+                await asyncio.sleep(min(self.ttl_s / 10, 0.3))
+                continue
+            if ttl <= 0:
+                return False
+            self.expires_at = sent + ttl
+            self.renewed(self.expires_at)
+            return True
+
+
+def _prefix_end(prefix: str) -> bytes:
+    raw = prefix.encode()
+    assert raw, "an empty prefix would be everything"
+    assert raw[-1] != 0xFF
+    return raw[:-1] + bytes([raw[-1] + 1])

@@ -1,0 +1,84 @@
+"""The view of the cluster, kept current by a watch on etcd."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+from holdfast_cluster.etcd import Changes, Etcd, Listing, WatchState
+from holdfast_cluster.etcdpb import etcd_pb2 as pb
+from holdfast_cluster.model import Assignment, ClusterSettings, Keys, Member, Versioned, View, decode
+
+log = logging.getLogger(__name__)
+
+
+class ViewFeed:
+    """`view` is the newest picture; listeners are called with each one, in order, and must not block or raise.
+
+    With etcd away the view stays as it was; `disconnected_s` says for how long.
+    """
+
+    def __init__(self, etcd: Etcd, keys: Keys) -> None:
+        self._etcd = etcd
+        self._keys = keys
+        self._state = WatchState()
+        self._changed = asyncio.Event()
+        self.view = View()
+        self.listeners: list[Callable[[View], None]] = []
+
+    @property
+    def disconnected_s(self) -> float:
+        """Seconds since the watch broke; 0 while it is connected."""
+        return 0.0 if self._state.connected else time.monotonic() - self._state.disconnected_since
+
+    async def run(self) -> None:
+        """Follow etcd until cancelled."""
+        async with contextlib.aclosing(self._etcd.watch(self._keys.prefix, self._state)) as updates:
+            async for update in updates:
+                self.view = apply(self.view, update, self._keys)
+                for listener in self.listeners:
+                    listener(self.view)
+                self._changed.set()
+                self._changed = asyncio.Event()
+
+    async def until(self, condition: Callable[[View], bool]) -> View:
+        """The first view, from now on, for which `condition` holds."""
+        while not condition(self.view):
+            await self._changed.wait()
+        return self.view
+
+
+def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
+    """The view after an update. Pure."""
+    if isinstance(update, Listing):
+        view = View(revision=update.revision)
+        rows: Iterable[tuple[bool, pb.KeyValue]] = ((True, row) for row in update.rows)
+    else:
+        rows = ((event.type == pb.Event.PUT, event.kv) for event in update.events)
+    settings, controller = view.settings, view.controller
+    members, assignments = dict(view.members), dict(view.assignments)
+    for there, row in rows:
+        key = row.key.decode()
+        if key.startswith(keys.shards):
+            shard = int(key[len(keys.shards) :])
+            if there:
+                assignments[shard] = Versioned(decode(row.value, Assignment), row.mod_revision)
+            else:
+                assignments.pop(shard, None)
+        elif key.startswith(keys.members):
+            node = key[len(keys.members) :]
+            if there:
+                members[node] = decode(row.value, Member)
+            else:
+                members.pop(node, None)
+        elif key == keys.settings:
+            settings = decode(row.value, ClusterSettings) if there else None
+        elif key == keys.controller:
+            controller = row.value.decode() if there else ""
+    new = View(update.revision, settings, members, assignments, controller)
+    if members == view.members and settings == view.settings and "ring" in view.__dict__:
+        new.__dict__["ring"] = view.ring  # assignments change often, the ring rarely
+    return new

@@ -1,0 +1,148 @@
+"""Being a member: agreeing on the settings, registering under a lease, joining again when the lease was lost.
+
+A node joins with an *incarnation*: the start counter of its data directory, raised (fsync) before etcd hears of it. etcd keeps
+the highest one that joined, so a directory that was restored from a copy, or copied to a second machine, is behind and is
+refused. Every join, also one within a process, is a new incarnation: what was assigned to an earlier one is not served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from holdfast_cluster.etcd import Etcd, EtcdError, EtcdUnavailable, EtcdUnknown, Lease, at_revision, put
+from holdfast_cluster.model import ClusterSettings, Keys, Member, decode, encode
+
+log = logging.getLogger(__name__)
+
+_RETRY_S = 0.5
+
+
+class Refused(Exception):
+    """The cluster does not take this process; the message says why. It must not try again by itself."""
+
+
+class Directory(Protocol):
+    """The data directory, as far as membership is concerned."""
+
+    def next_incarnation(self) -> int:
+        """Raise the start counter by one, on disk before this returns."""
+
+
+async def agree_on_settings(etcd: Etcd, keys: Keys, mine: ClusterSettings | None, wanted: dict[str, int]) -> ClusterSettings:
+    """The cluster's settings, written to etcd first if `mine` is given and the cluster is not formed yet.
+
+    `wanted`: the settings that this process was told explicitly. Raises Refused, with both values, when they differ from the
+    cluster's, or when the cluster hashes in a way that this version does not know. Waits while etcd is away.
+    """
+    while True:
+        try:
+            row = await etcd.get(keys.settings)
+            if row is None and mine is not None:
+                mine.validate()
+                formed = msgspec.structs.replace(mine, id=uuid.uuid4().hex)
+                if await etcd.txn([at_revision(keys.settings, 0)], [put(keys.settings, encode(formed))]):
+                    log.info("formed the cluster: %s", formed)
+                continue
+            if row is not None:
+                break
+            log.warning("the cluster at %s is not formed yet: waiting for its first node", keys.prefix)
+        except (EtcdUnavailable, EtcdUnknown) as error:
+            log.warning("etcd does not answer (%s); still trying", error)
+        await asyncio.sleep(_RETRY_S)
+    theirs = decode(row.value, ClusterSettings)
+    asked = msgspec.structs.replace(theirs, hash_version=ClusterSettings().hash_version, **wanted)
+    if differences := asked.differences(theirs):
+        raise Refused(f"this process and the cluster disagree on {'; '.join(differences)} (the cluster's were fixed at formation)")
+    return theirs
+
+
+class Membership:
+    """Keeps one node a member. `member` is what is registered now; None while it is not."""
+
+    def __init__(
+        self, etcd: Etcd, keys: Keys, member: Member, directory: Directory, lease_ttl_s: int, clock: Callable[[], float]
+    ) -> None:
+        self._etcd = etcd
+        self._keys = keys
+        self._template = member
+        self._directory = directory
+        self._lease = Lease(etcd, lease_ttl_s, clock)
+        self.member: Member | None = None
+        self.joined: Callable[[Member], None] = lambda member: None
+        self.lost: Callable[[], None] = lambda: None
+
+    def on_renewed(self, listener: Callable[[float], None]) -> None:
+        """Call `listener` with the lease's new end, on this membership's clock, at every renewal."""
+        self._lease.renewed = listener
+
+    @property
+    def lease_id(self) -> int:
+        """The lease that the member's keys hang on."""
+        return self._lease.id
+
+    async def join(self) -> None:
+        """Register under a new incarnation; waits while etcd is away. Raises Refused for a directory that is behind."""
+        while True:
+            try:
+                if await self._register():
+                    return
+            except (EtcdUnavailable, EtcdUnknown) as error:
+                log.warning("cannot join: etcd does not answer (%s); still trying", error)
+                await asyncio.sleep(_RETRY_S)
+
+    async def run(self) -> None:
+        """Keep the lease; when it was lost, say so (`lost`), and join again (`joined`). Ends by cancellation or Refused."""
+        while True:
+            await self._lease.keep()
+            self._lose("the lease ended")
+            await self.join()
+
+    async def leave(self) -> None:
+        """Deregister, as far as etcd is there to hear it."""
+        self.member = None
+        if self._lease.id:
+            try:
+                await self._etcd.revoke(self._lease.id)
+            except EtcdError as error:
+                log.warning("could not deregister (%s); the lease will end by itself", error)
+
+    def _lose(self, why: str) -> None:
+        log.warning("no longer a member: %s; joining again", why)
+        self.member = None
+        self.lost()
+
+    async def _register(self) -> bool:
+        node = self._template.id
+        counter = await self._etcd.get(self._keys.incarnation(node))
+        current = await self._etcd.get(self._keys.member(node))
+        incarnation = self._directory.next_incarnation()
+        if counter is not None and int(counter.value) >= incarnation:
+            raise Refused(
+                f"the data directory of node {node} is at start {incarnation}, but the cluster has seen start "
+                f"{int(counter.value)} of it: it was restored from a copy, or is in use elsewhere under the same id. "
+                "Its data may be old, so it is not served. Join with an empty directory, as a new node"
+            )
+        await self._lease.grant()
+        member = msgspec.structs.replace(self._template, incarnation=incarnation)
+        done = await self._etcd.txn(
+            [
+                at_revision(self._keys.incarnation(node), counter.mod_revision if counter else 0),
+                at_revision(self._keys.member(node), current.mod_revision if current else 0),
+            ],
+            [
+                put(self._keys.incarnation(node), str(incarnation).encode()),
+                put(self._keys.member(node), encode(member), self._lease.id),
+            ],
+        )
+        if done:
+            log.info("joined as %s, incarnation %d", node, incarnation)
+            self.member = member
+            self._lease.renewed(self._lease.expires_at)
+            self.joined(member)
+        return done

@@ -1,0 +1,133 @@
+"""What etcd holds for a cluster, and the immutable picture of it that every process works from.
+
+Keys, all below `/holdfast/<cluster>/`, values JSON so that etcdctl shows them:
+
+    settings                 ClusterSettings, written once at formation
+    members/<node id>        Member, under the node's lease
+    incarnations/<node id>   how often the node's data directory was started, kept for ever
+    shards/<number>          Assignment
+    controller               the node id of the controller, under its lease
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TypeVar
+
+import msgspec
+
+from holdfast_cluster.ring import HASH_VERSION, Ring, RingNode
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+CLUSTER_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?")
+NODE_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,126}[A-Za-z0-9])?")
+
+
+class ClusterSettings(msgspec.Struct, frozen=True):
+    """What all processes of a cluster must agree on; fixed when it is formed."""
+
+    shards: int = 256
+    replication: int = 1
+    points: int = 128
+    hash_version: int = HASH_VERSION
+    id: str = ""
+    """Made at formation: tells this cluster from another one of the same name."""
+
+    def validate(self) -> None:
+        """Raises ValueError naming the setting that is out of its range."""
+        for name, low, high in (("shards", 1, 65_536), ("replication", 1, 7), ("points", 1, 4096)):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name} is {value}; {low} to {high}")
+
+    def differences(self, other: ClusterSettings) -> list[str]:
+        """The settings in which two processes disagree, as `name: mine, theirs`."""
+        names = ("shards", "replication", "points", "hash_version")
+        return [f"{n}: {getattr(self, n)} here, {getattr(other, n)} there" for n in names if getattr(self, n) != getattr(other, n)]
+
+
+class Member(msgspec.Struct, frozen=True):
+    """A node that is in the cluster now."""
+
+    id: str
+    address: str
+    incarnation: int
+    host: str
+    zone: str = ""
+    weight: int = 1
+    state: str = "active"
+
+
+class Assignment(msgspec.Struct, frozen=True):
+    """What is true for a shard. The owner serves only as the incarnation that was assigned: a restart is a new life."""
+
+    epoch: int
+    owner: str
+    incarnation: int
+    in_sync: tuple[str, ...]
+    joining: tuple[str, ...] = ()
+
+
+class Versioned(msgspec.Struct, frozen=True):
+    """An assignment with the etcd revision that a compare-and-swap has to name."""
+
+    assignment: Assignment
+    revision: int
+
+
+class View(msgspec.Struct, frozen=True, dict=True):
+    """Everything that etcd said about a cluster up to `revision`. Immutable; the next one replaces it."""
+
+    revision: int = 0
+    settings: ClusterSettings | None = None
+    members: Mapping[str, Member] = {}
+    assignments: Mapping[int, Versioned] = {}
+    controller: str = ""
+
+    @cached_property
+    def ring(self) -> Ring:
+        """The ring of the active members."""
+        assert self.settings is not None
+        nodes = [RingNode(m.id, m.host, m.zone, m.weight) for m in self.members.values() if m.state == "active"]
+        return Ring(nodes, self.settings.shards, self.settings.points)
+
+    def owner_of(self, shard: int) -> Member | None:
+        """The member that may serve the shard now: its owner, present, in the incarnation that was assigned."""
+        versioned = self.assignments.get(shard)
+        if versioned is None:
+            return None
+        member = self.members.get(versioned.assignment.owner)
+        return member if member is not None and member.incarnation == versioned.assignment.incarnation else None
+
+
+class Keys:
+    """The etcd keys of one cluster."""
+
+    def __init__(self, cluster: str) -> None:
+        if not CLUSTER_NAME.fullmatch(cluster):
+            raise ValueError(f"cluster name {cluster!r}: lower-case letters, digits, dots and dashes, up to 64")
+        self.prefix = f"/holdfast/{cluster}/"
+        self.settings = self.prefix + "settings"
+        self.controller = self.prefix + "controller"
+        self.members = self.prefix + "members/"
+        self.shards = self.prefix + "shards/"
+
+    def member(self, node: str) -> str:
+        return self.members + node
+
+    def incarnation(self, node: str) -> str:
+        return f"{self.prefix}incarnations/{node}"
+
+    def shard(self, number: int) -> str:
+        return f"{self.shards}{number:05d}"
+
+
+def encode(value: msgspec.Struct) -> bytes:
+    return msgspec.json.encode(value)
+
+
+def decode(raw: bytes, type: type[S]) -> S:
+    return msgspec.json.decode(raw, type=type)

@@ -1,0 +1,109 @@
+"""The stream to one node: calls out in batches, replies back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import Protocol
+
+import grpc
+
+from holdfast.channels import open_channel
+from holdfast.frames import FrameWriter
+from holdfast.v1 import objects_pb2 as pb
+from holdfast.v1 import peer_pb2
+from holdfast_cluster.model import Member
+
+log = logging.getLogger(__name__)
+
+TARGET_METADATA = "holdfast-target"
+"""Who a pipe is meant for, as `node id:incarnation`; another process at that address refuses it."""
+
+_BACKOFF_S = (0.05, 1.0)
+
+
+class Pipe(Protocol):
+    """A way to a node."""
+
+    def send(self, call: pb.Call, size: int) -> None:
+        """Send a call of about `size` bytes; its reply goes to the dispatcher by `call.id`."""
+
+
+class PipeEnd(Protocol):
+    """Who is told what comes back."""
+
+    def on_reply(self, pipe: Pipe, reply: pb.Reply) -> None: ...
+    def on_revision(self, revision: int) -> None: ...
+    def on_pipe_up(self, pipe: Pipe) -> None: ...
+    def on_pipe_down(self, pipe: Pipe) -> None: ...
+
+
+class RemotePipe:
+    """A pipe to a member, which connects again by itself until it is retired or closed.
+
+    `up` only once the node has answered: an address that accepts connections is not yet the node that was meant.
+    """
+
+    def __init__(self, end: PipeEnd, member: Member) -> None:
+        self._end = end
+        self._member = member
+        self._retired = False
+        self._writer: FrameWriter[pb.Call] = FrameWriter(_pack, _size)
+        self.up = False
+        self._task = asyncio.create_task(self._run(), name=f"pipe to {member.id}")
+
+    def send(self, call: pb.Call, size: int) -> None:
+        self._writer.push(call, size)
+
+    def retire(self) -> None:
+        """The member is gone from the view: replies still come, but a broken connection is not opened again."""
+        self._retired = True
+        if not self.up:
+            self._task.cancel()
+
+    async def close(self) -> None:
+        """End it at once."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        backoff, longest = _BACKOFF_S
+        while not self._retired:
+            channel = open_channel(self._member.address)
+            target = f"{self._member.id}:{self._member.incarnation}"
+            call = channel.stream_stream("/holdfast.v1.Peer/Pipe")(metadata=((TARGET_METADATA, target),))
+            self._writer = FrameWriter(_pack, _size)
+            sending = asyncio.create_task(self._writer.run(call.write))
+            why = "the node ended it"
+            try:
+                while (frame := await call.read()) is not grpc.aio.EOF:
+                    response = peer_pb2.PipeResponse.FromString(frame)
+                    if not self.up:
+                        self.up = True
+                        backoff = _BACKOFF_S[0]
+                        self._end.on_pipe_up(self)
+                    self._end.on_revision(response.routes_revision)
+                    for reply in response.replies:
+                        self._end.on_reply(self, reply)
+            except grpc.aio.AioRpcError as error:
+                why = f"{error.code().name}: {error.details()}"
+            finally:
+                if self.up:
+                    log.info("pipe to %s at %s is down: %s", self._member.id, self._member.address, why)
+                    self.up = False
+                    self._end.on_pipe_down(self)
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+                call.cancel()
+                await channel.close()
+            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+            backoff = min(backoff * 2, longest)
+
+
+def _pack(calls: list[pb.Call]) -> bytes:
+    return peer_pb2.PipeRequest(calls=calls).SerializeToString()
+
+
+def _size(call: pb.Call) -> int:
+    return len(call.arguments) + 100

@@ -1,0 +1,97 @@
+"""A gateway process: puts the parts together, starts and stops them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from holdfast.channels import SERVER_OPTIONS, bind
+from holdfast.v1 import admin_pb2_grpc
+from holdfast_cluster.dispatch import Dispatcher
+from holdfast_cluster.etcd import Etcd
+from holdfast_cluster.feed import ViewFeed
+from holdfast_cluster.membership import agree_on_settings
+from holdfast_cluster.model import Keys
+from holdfast_gateway.admin import AdminService
+from holdfast_gateway.config import GatewayConfig
+from holdfast_gateway.objects import ObjectsService
+
+log = logging.getLogger(__name__)
+
+_READINESS_INTERVAL_S = 0.25
+
+
+class GatewayServer:
+    """One gateway. It keeps no state: any number of them, anywhere."""
+
+    def __init__(self, config: GatewayConfig) -> None:
+        self._config = config
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set. Raises AddressInUse, or Refused when the settings given are not the cluster's."""
+        config = self._config
+        etcd = Etcd(config.etcd_endpoints)
+        keys = Keys(config.cluster)
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        port = bind(server, config.listen)  # before anything waits: a port that is taken is told at once
+        try:
+            await agree_on_settings(etcd, keys, None, config.settings)
+            await self._serve(stop, etcd, keys, server, port)
+        finally:
+            await server.stop(None)
+            await etcd.close()
+
+    async def _serve(self, stop: asyncio.Event, etcd: Etcd, keys: Keys, server: grpc.aio.Server, port: int) -> None:
+        config = self._config
+        feed = ViewFeed(etcd, keys)
+        dispatcher = Dispatcher(feed, config.dispatch)
+        admin = AdminService(feed, dispatcher, config.cluster)
+        server.add_generic_rpc_handlers((ObjectsService(dispatcher).handlers(),))
+        admin_pb2_grpc.add_AdminServicer_to_server(admin, server)
+        healthy = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+        await healthy.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        if config.reflection:
+            names = ("holdfast.v1.Objects", "holdfast.v1.Admin", health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
+        gc.collect()
+        gc.freeze()  # what start-up made stays; the collector need not walk it again
+        gc.set_threshold(50_000, 20, 50)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(feed.run(), name="view feed"),
+                    group.create_task(_readiness(dispatcher, healthy), name="readiness"),
+                ]
+                await feed.until(lambda view: view.settings is not None)
+                await server.start()
+                log.info("gateway serves at %s:%d", config.listen.rpartition(":")[0], port)
+                await stop.wait()
+                tasks[1].cancel()
+                await healthy.enter_graceful_shutdown()
+                log.info("stopping: finishing %d calls", dispatcher.in_flight)
+                loop = asyncio.get_running_loop()
+                until = loop.time() + config.drain_timeout_s
+                while dispatcher.in_flight and loop.time() < until:
+                    await asyncio.sleep(0.02)
+                for task in tasks:
+                    task.cancel()
+        finally:
+            await server.stop(0.2)
+            await dispatcher.close()
+            await admin.close()
+        log.info("stopped")
+
+
+async def _readiness(dispatcher: Dispatcher, healthy: health.aio.HealthServicer) -> None:
+    """Say SERVING while the routes are fresh."""
+    while True:
+        ready = dispatcher.ready()
+        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        await healthy.set("", status)
+        await asyncio.sleep(_READINESS_INTERVAL_S)

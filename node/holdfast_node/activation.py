@@ -1,0 +1,117 @@
+"""An activation: an object's instance in its owner's memory, with its storage, its mailbox and its place in the commit order."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from holdfast.app import Kind
+from holdfast.object import DurableObject, Objects
+from holdfast.storage import Limits, Storage
+from holdfast_node import keys
+from holdfast_node.commit import Entry
+from holdfast_node.outgoing import ObjectCalls, Outgoing
+from holdfast_node.shards import Shard
+from holdfast_node.store import Store
+from holdfast_node.turn import Turn
+
+_log = logging.getLogger("holdfast.objects")
+
+
+class RowReader:
+    """The user's rows of one object. Implements `holdfast.storage.Reader`."""
+
+    __slots__ = ("_store", "prefix")
+
+    def __init__(self, store: Store, prefix: bytes) -> None:
+        self._store = store
+        self.prefix = prefix
+
+    def get(self, key: bytes) -> bytes | None:
+        return self._store.get("state", self.prefix + key)
+
+    def scan(self, start: bytes, end: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+        skip = len(self.prefix)
+        stop = keys.after(self.prefix) if end is None else self.prefix + end
+        for key, value in self._store.scan("state", self.prefix + start, stop, reverse):
+            yield key[skip:], value
+
+
+class Activation:
+    """One active object. `turn` is the one that runs; `last_entry` the newest entry that a turn of this epoch wrote to.
+
+    The instance comes and goes (an exception drops it), the activation stays: it is what keeps requests in their order.
+    """
+
+    __slots__ = ("_outgoing", "_reader", "cached_bytes", "instance", "key", "kind", "last_entry", "last_used", "mailbox", "shard", "storage", "turn")
+
+    def __init__(self, kind: Kind, key: str, shard: Shard, store: Store, limits: Limits, outgoing: Outgoing) -> None:
+        self.kind = kind
+        self.key = key
+        self.shard = shard
+        self._outgoing = outgoing
+        self._reader = RowReader(store, keys.row_prefix(shard.number, kind.name, key))
+        self.storage = Storage(self._reader, limits)
+        self.instance: DurableObject | None = None
+        self.turn: Turn | None = None
+        self.mailbox: deque[Turn] | None = None
+        self.last_entry: Entry | None = None
+        self.last_used = 0.0
+        self.cached_bytes = 0
+
+    @property
+    def name(self) -> str:
+        """How errors and chains of calls name the object."""
+        return f"{self.kind.name}/{self.key}"
+
+    @property
+    def row_prefix(self) -> bytes:
+        """What the keys of the user's rows begin with in the store."""
+        return self._reader.prefix
+
+    @property
+    def uncommitted(self) -> Entry | None:
+        """The newest entry of this object while it is not committed: nothing that saw its writes may leave before it."""
+        entry = self.last_entry
+        return None if entry is None or entry.committed else entry
+
+    def make_instance(self) -> DurableObject:
+        """A new instance of the user's class, with its context in place before its `__init__` runs."""
+        instance = self.kind.cls.__new__(self.kind.cls)
+        instance._context = self
+        instance.storage = self.storage
+        instance.__init__()  # type: ignore[misc]
+        return instance
+
+    # -- holdfast.object.Context
+
+    @property
+    def kind_name(self) -> str:
+        return self.kind.name
+
+    @property
+    def epoch(self) -> int:
+        return self.shard.epoch
+
+    @property
+    def objects(self) -> Objects:
+        return ObjectCalls(self, self._outgoing)
+
+    @property
+    def request(self) -> Turn:
+        if self.turn is None:
+            raise RuntimeError("there is a request only while a turn runs")
+        return self.turn
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        return logging.LoggerAdapter(_log, self.log_fields())
+
+    def log_fields(self) -> dict[str, Any]:
+        """What identifies the running turn in a line of the log."""
+        fields: dict[str, Any] = {"kind": self.kind.name, "key": self.key, "epoch": self.shard.epoch}
+        if self.turn is not None:
+            fields["request_id"] = self.turn.request_id.hex()
+        return fields

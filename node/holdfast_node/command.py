@@ -1,0 +1,175 @@
+"""`holdfast node`: runs one node, or one for each of several workers."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import uvloop
+
+from holdfast import logs
+from holdfast.channels import AddressInUse
+from holdfast.loading import AppError, load_app
+from holdfast.options import common_options, explicit_settings, option
+from holdfast_cluster.membership import Refused
+from holdfast_node.config import NodeConfig
+from holdfast_node.directory import WrongDirectory
+from holdfast_node.engine import EngineLimits
+from holdfast_node.server import NodeServer
+from holdfast_node.store import StoreError
+
+_RESTART_BACKOFF_S = (1.0, 30.0)
+
+
+@click.command(short_help="Run a node: it owns shards and runs your objects.")
+@click.argument("app")
+@option("--data", required=True, type=click.Path(path_type=Path, file_okay=False), help="The data directory: this makes the node.")
+@option("--name", help="First part of the node's id, fixed at the directory's first start.")
+@option("--listen", default="127.0.0.1:7401", help="Address for gateways and other nodes.")
+@option("--advertise", help="The address under which others reach it, if that is another one.")
+@option("--host", default="", help="Label of the machine, to keep copies apart. Default: the host name.")
+@option("--zone", default="", help="Label of the zone, to keep copies apart.")
+@option("--weight", default=1, help="Share of the shards, relative to the other nodes.")
+@option("--workers", default=1, help="Nodes to run, each in a process with DATA/<i> and the next ports: one for each core.")
+@option("--members-min", default=1, help="Nodes to wait for before a new cluster's shards are assigned.")
+@option("--lease-ttl", default=3, help="Seconds after which a silent node is no longer a member.")
+@option("--turn-timeout", default=30.0, help="Seconds that a turn may run.")
+@option("--idle", default=300.0, help="Seconds without a call after which an object leaves memory.")
+@option("--activations-max", default=200_000, help="Objects in memory at most.")
+@option("--mailbox-max", default=1_000, help="Calls that may wait for one object.")
+@option("--in-flight-max", default=10_000, help="Calls that may be under way on the node.")
+@option("--memory-max-mb", default=0, help="Resident memory above which objects leave memory; 0: no bound.")
+@option("--replies-window", default=600.0, help="Seconds for which a request may be sent again.")
+@option("--drain-timeout", default=10.0, help="Seconds that running turns get when the node is stopped.")
+@common_options
+def node(
+    app: str,
+    data: Path,
+    name: str | None,
+    listen: str,
+    advertise: str | None,
+    host: str,
+    zone: str,
+    weight: int,
+    workers: int,
+    members_min: int,
+    lease_ttl: int,
+    turn_timeout: float,
+    idle: float,
+    activations_max: int,
+    mailbox_max: int,
+    in_flight_max: int,
+    memory_max_mb: int,
+    replies_window: float,
+    drain_timeout: float,
+    etcd_endpoints: str,
+    cluster: str,
+    shards: int | None,
+    replication: int | None,
+    points: int | None,
+    log_level: str,
+    log_format: str,
+) -> None:
+    """Run a node with the kinds of APP (a file or a module, with `:name` if it holds several Apps).
+
+    \b
+    Examples:
+      holdfast node shop/app.py --data /var/lib/holdfast --etcd-endpoints etcd-0:2379,etcd-1:2379
+      holdfast node shop.app --data ./data --workers 8 --listen 0.0.0.0:7401 --advertise 10.0.0.5:7401
+    """
+    if workers > 1:
+        raise SystemExit(_supervise(sys.argv[1:], workers, data, listen, advertise, name))
+    config = NodeConfig(
+        app=app,
+        data=data,
+        etcd_endpoints=tuple(etcd_endpoints.split(",")),
+        cluster=cluster,
+        name=name,
+        listen=listen,
+        advertise=advertise,
+        host=host,
+        zone=zone,
+        weight=weight,
+        settings=explicit_settings(shards=shards, replication=replication, points=points),
+        members_min=members_min,
+        lease_ttl_s=lease_ttl,
+        replies_window_s=replies_window,
+        drain_timeout_s=drain_timeout,
+        memory_max_bytes=memory_max_mb << 20,
+        limits=EngineLimits(
+            in_flight_max=in_flight_max,
+            mailbox_max=mailbox_max,
+            turn_timeout_s=turn_timeout,
+            activations_max=activations_max,
+            idle_s=idle,
+        ),
+    )
+    logs.configure(name or "node", log_level, log_format)
+    try:
+        uvloop.run(_run(config))
+    except* (AppError, StoreError, WrongDirectory, Refused, AddressInUse, ValueError) as group:
+        raise click.ClickException("; ".join(str(error) for error in group.exceptions)) from None
+
+
+async def _run(config: NodeConfig) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await NodeServer(config, load_app(config.app)).run(stop)
+
+
+def _supervise(arguments: list[str], workers: int, data: Path, listen: str, advertise: str | None, name: str | None) -> int:
+    """Run `workers` nodes as processes of their own; start again one that ends by itself; end all on a signal."""
+    stopping = False
+    processes: dict[int, subprocess.Popen[bytes]] = {}
+    backoff: dict[int, float] = {}
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
+        for process in processes.values():
+            process.terminate()
+
+    def start(i: int) -> None:
+        host, _, port = listen.rpartition(":")
+        own = ["--workers", "1", "--data", str(data / str(i)), "--listen", f"{host}:{int(port) + i if int(port) else 0}"]
+        own += ["--name", f"{name or 'node'}-{i}"]
+        if advertise:
+            their_host, _, their_port = advertise.rpartition(":")
+            own += ["--advertise", f"{their_host}:{int(their_port) + i}"]
+        processes[i] = subprocess.Popen([sys.executable, "-m", "holdfast", *arguments, *own])
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    due = dict.fromkeys(range(workers), 0.0)
+    code = 0
+    while due or processes:
+        now = time.monotonic()
+        for i, at in list(due.items()):
+            if stopping:
+                due.clear()
+                break
+            if at <= now:
+                del due[i]
+                start(i)
+        for i, process in list(processes.items()):
+            if process.poll() is None:
+                continue
+            del processes[i]
+            if process.returncode == 1 and not stopping:  # it says itself why it cannot start: so it will say again
+                code = 1
+                stop()
+            elif not stopping:
+                backoff[i] = min(backoff.get(i, _RESTART_BACKOFF_S[0] / 2) * 2, _RESTART_BACKOFF_S[1])
+                print(f"worker {i} ended with {process.returncode}; again in {backoff[i]:.0f} s", file=sys.stderr)
+                due[i] = now + backoff[i]
+        time.sleep(0.1)
+    return code
+
+

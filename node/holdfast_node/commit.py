@@ -1,0 +1,151 @@
+"""The commit pipeline: from turns that ended to entries that are durable.
+
+The writes of all turns of a shard that ended since the last flush are one entry, and the entries of all shards are one batch:
+written on the loop, then one fsync on a thread, while the next entries gather. When the fsync has returned the entries are
+committed and their turns' replies leave together. One copy per shard: the batch holds the state itself and the shard's new position.
+
+If an fsync fails nobody can know what is on disk: the process ends (rule 5), and starts from what the disk says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from holdfast_node import keys
+from holdfast_node.shards import Shard
+from holdfast_node.store import Store
+
+if TYPE_CHECKING:
+    from holdfast_node.turn import Turn
+
+log = logging.getLogger(__name__)
+
+EXIT_STORE_FAILED = 70
+
+
+@dataclass(frozen=True, slots=True)
+class Until:
+    """In place of a value: the deletion of every key from the row's own up to `end`."""
+
+    end: bytes
+
+
+class Entry:
+    """One record of a shard's log: `(epoch, seq, writes)`.
+
+    `rows` hold the changes of state in order: (key, value) puts, (key, None) deletes, (start, Until(end)) deletes the range.
+    `turns` get their replies when the entry is committed: those that wrote it, and those that read what it wrote.
+    """
+
+    __slots__ = ("abandoned", "applied", "committed", "replies", "rows", "shard", "turns", "waiters")
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+        self.rows: list[tuple[bytes, bytes | Until | None]] = []
+        self.replies: list[tuple[bytes, bytes]] = []
+        self.turns: list[Turn] = []
+        self.waiters: list[asyncio.Future[None]] = []
+        self.applied = False
+        self.committed = False
+        self.abandoned = False
+
+    async def settled(self) -> None:
+        """Return when the entry is committed or abandoned."""
+        if not (self.committed or self.abandoned):
+            waiter = asyncio.get_running_loop().create_future()
+            self.waiters.append(waiter)
+            await waiter
+
+
+class Committer:
+    """Gathers entries, flushes them, and hands back those that are committed, in the order of their gathering."""
+
+    def __init__(self, store: Store, committed: Callable[[list[Entry]], None]) -> None:
+        self._store = store
+        self._committed = committed
+        self._loop = asyncio.get_running_loop()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="fsync")
+        self._gathering: list[Entry] = []
+        self._busy = False  # a flush is under way or about to start
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.entries = 0
+
+    def entry(self, shard: Shard) -> Entry:
+        """The entry that a turn of this shard that ends now belongs to."""
+        entry = shard.gathering
+        if entry is None:
+            entry = shard.gathering = Entry(shard)
+            self._gathering.append(entry)
+            if not self._busy:
+                self._busy = True
+                self._idle.clear()
+                self._loop.call_soon(self._flush)
+        return entry
+
+    async def drain(self) -> None:
+        """Wait until nothing gathers and no flush is under way."""
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        """Flush what is there and stop the thread."""
+        await self.drain()
+        self._thread.shutdown()
+
+    def _flush(self) -> None:
+        gathered, self._gathering = self._gathering, []
+        entries = [entry for entry in gathered if not entry.abandoned]
+        if not entries:
+            self._rest()
+            return
+        batch = self._store.batch()
+        for entry in entries:
+            shard = entry.shard
+            shard.gathering = None
+            shard.seq += 1
+            for key, value in entry.rows:
+                if type(value) is bytes:
+                    batch.put("state", key, value)
+                elif value is None:
+                    batch.delete("state", key)
+                else:
+                    batch.delete_range("state", key, value.end)
+            for key, reply in entry.replies:
+                batch.put("replies", key, reply)
+            batch.put("meta", keys.position_key(shard.number), keys.encode_position(shard.epoch, shard.seq))
+        try:
+            self._store.write(batch)
+        except Exception:
+            self._die("a write to the store failed")
+        for entry in entries:
+            entry.applied = True
+        self.entries += len(entries)
+        syncing = self._loop.run_in_executor(self._thread, self._store.sync)
+        syncing.add_done_callback(lambda done: self._flushed(entries, done))
+
+    def _flushed(self, entries: list[Entry], done: asyncio.Future[None]) -> None:
+        if done.exception() is not None:
+            self._die(f"fsync failed: {done.exception()}")
+        for entry in entries:
+            entry.committed = True
+        self._committed(entries)
+        if self._gathering:
+            self._flush()
+        else:
+            self._rest()
+
+    def _rest(self) -> None:
+        self._busy = False
+        self._idle.set()
+
+    @staticmethod
+    def _die(why: str) -> None:
+        log.critical("%s; the node stops, so that nothing is acknowledged that is not on disk", why, exc_info=True)
+        logging.shutdown()
+        os._exit(EXIT_STORE_FAILED)

@@ -1,0 +1,56 @@
+"""What a node is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from holdfast_cluster.dispatch import DispatchLimits
+from holdfast_cluster.model import NODE_ID
+from holdfast_node.engine import EngineLimits
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """One node process. Addresses are host:port, times seconds, sizes bytes."""
+
+    app: str
+    """The app file or module; see holdfast.loading."""
+    data: Path
+    """The data directory; it makes the node: its id lives there."""
+    etcd_endpoints: tuple[str, ...]
+    cluster: str = "default"
+    name: str | None = None
+    """The first part of the node's id, fixed at the directory's first start."""
+    listen: str = "127.0.0.1:7401"
+    advertise: str | None = None
+    """Where others reach this node; the listening address when it is None."""
+    host: str = ""
+    """The machine, for keeping copies apart; the system's host name when empty."""
+    zone: str = ""
+    weight: int = 1
+    settings: dict[str, int] = field(default_factory=dict)
+    """The cluster settings that were given explicitly: they form the cluster, or must agree with it."""
+    members_min: int = 1
+    """How many nodes the controller waits for before it assigns a new cluster's shards."""
+    lease_ttl_s: int = 3
+    replies_window_s: float = 600.0
+    """How long a request can be sent again."""
+    drain_timeout_s: float = 10.0
+    memory_max_bytes: int = 0
+    """Above this resident memory activations are evicted; 0: no such bound."""
+    limits: EngineLimits = field(default_factory=EngineLimits)
+    dispatch: DispatchLimits = field(default_factory=DispatchLimits)
+
+    def validate(self) -> None:
+        """Raises ValueError naming what is out of its range."""
+        if self.name is not None and not NODE_ID.fullmatch(self.name):
+            raise ValueError(f"node name {self.name!r}: letters, digits and _.-, up to 128")
+        if not 2 <= self.lease_ttl_s <= 600:
+            raise ValueError(f"lease-ttl is {self.lease_ttl_s}; 2 to 600 seconds")
+        if not 1 <= self.weight <= 100:
+            raise ValueError(f"weight is {self.weight}; 1 to 100")
+        if self.members_min < 1:
+            raise ValueError(f"members-min is {self.members_min}; at least 1")
+        if self.replies_window_s < 60:
+            raise ValueError(f"replies-window is {self.replies_window_s}; at least 60 seconds")

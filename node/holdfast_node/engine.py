@@ -1,0 +1,507 @@
+"""The engine: takes calls, runs turns one at a time for each object, and lets replies out when what they rest on is committed.
+
+The path of a call: `deliver` finds the activation, queues the turn or starts it; `_ended` puts what it wrote into its shard's
+entry; `committed` (from the committer) sends the replies. Nothing on this path makes a task, takes a lock or awaits.
+
+Output gate: a reply whose turn wrote leaves with the entry it wrote to. Any other reply of that object, an error's too, that
+comes while the object's newest entry is not committed, leaves with that entry, so no reply tells of what may yet be lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from holdfast import codec
+from holdfast.app import App
+from holdfast.deadlines import Deadlines
+from holdfast.errors import (
+    ApplicationError,
+    DeadlineExceeded,
+    Deadlock,
+    HoldfastError,
+    InternalError,
+    InvalidArgument,
+    Overloaded,
+    Rejected,
+    TooLarge,
+    WrongOwner,
+    error_to_proto,
+)
+from holdfast.signature import Handler
+from holdfast.storage import Limits
+from holdfast.v1 import objects_pb2 as pb
+from holdfast_cluster.ring import shard_of
+from holdfast_node import keys
+from holdfast_node.activation import Activation
+from holdfast_node.commit import Committer, Entry, Until
+from holdfast_node.outgoing import Outgoing
+from holdfast_node.replies import KeptReplies
+from holdfast_node.shards import Shard, Shards
+from holdfast_node.store import Store
+from holdfast_node.turn import COMMITTING, DONE, QUEUED, RUNNING, ReplyPort, Turn
+
+log = logging.getLogger(__name__)
+
+_TURNS_IN_A_ROW = 64  # of one object, before the loop gets a chance to do something else
+_NEVER = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """Bounds of one node's engine."""
+
+    in_flight_max: int = 10_000
+    """Calls taken and not answered."""
+    mailbox_max: int = 1_000
+    """Calls that wait for one object."""
+    turn_timeout_s: float = 30.0
+    """How long a turn may run; also the deadline of a call that brings none."""
+    queue_timeout_max_s: float = 600.0
+    """The longest deadline of a caller that is honoured while its call waits."""
+    chain_max: int = 16
+    """How many turns may wait for each other in a chain of calls."""
+    result_bytes_max: int = 4 << 20
+    activations_max: int = 200_000
+    cache_bytes_max: int = 256 << 20
+    """The hot caches of all activations together."""
+    idle_s: float = 300.0
+    """An activation that had no call for this long is evicted."""
+    storage: Limits = field(default_factory=Limits)
+
+
+class Engine:
+    """All objects of a node. Not thread-safe: it lives on the event loop."""
+
+    def __init__(
+        self, app: App, store: Store, shards_total: int, shards: Shards, kept: KeptReplies, outgoing: Outgoing, limits: EngineLimits
+    ) -> None:
+        self._app = app
+        self._store = store
+        self._shards_total = shards_total
+        self._shards = shards
+        self._kept = kept
+        self._outgoing = outgoing
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._committer = Committer(store, self._committed)
+        self._activations: OrderedDict[tuple[str, str], Activation] = OrderedDict()
+        self._in_flight: dict[bytes, Turn] = {}
+        self._deadlines = Deadlines(self._in_flight, self._expire)
+        self._cached_bytes = 0
+        self._draining = False
+        self._starting = False
+        self.turns = 0
+        self.turns_failed = 0
+        self.evictions = 0
+
+    @property
+    def activations(self) -> int:
+        return len(self._activations)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._in_flight)
+
+    @property
+    def entries(self) -> int:
+        return self._committer.entries
+
+    @property
+    def cached_bytes(self) -> int:
+        return self._cached_bytes
+
+    # -- a call comes
+
+    def deliver(self, call: pb.Call, port: ReplyPort) -> None:
+        """Take a call; its reply goes to `port`, now or later."""
+        request_id = call.request_id
+        running = self._in_flight.get(request_id)
+        if running is not None:
+            self._join(running, call, port)
+            return
+        try:
+            activation = self._activations.get((call.kind, call.key))
+            if activation is None:
+                activation = self._activate(call)
+            else:
+                self._activations.move_to_end((call.kind, call.key))
+            handler = activation.kind.handlers.get(call.method) or activation.kind.handler(call.method)
+            attempt = call.attempt
+            if self._kept.suspicious(request_id, attempt):
+                kept = self._kept.find(activation.shard, request_id, attempt)
+                if kept is not None:
+                    port.reply(call.id, kept, None, activation.shard.epoch)
+                    return
+            if call.chain:
+                self._check_chain(call, activation)
+            if len(self._in_flight) >= self._limits.in_flight_max:
+                raise _overloaded(f"{self._limits.in_flight_max} calls are in flight on this node")
+        except HoldfastError as error:
+            error.request_id = request_id
+            port.reply(call.id, b"", error_to_proto(error, call.codec), 0)
+            return
+        now = self._loop.time()
+        activation.last_used = now
+        timeout = call.timeout_ms / 1000 or self._limits.turn_timeout_s
+        deadline = now + min(timeout, self._limits.queue_timeout_max_s)
+        turn = Turn(self._loop, activation, call, handler, port, deadline, self._ended)
+        if activation.turn is None and not activation.mailbox:
+            self._in_flight[request_id] = turn
+            self._start(turn, now)
+        else:
+            mailbox = activation.mailbox
+            if mailbox is None:
+                mailbox = activation.mailbox = deque()
+            elif len(mailbox) >= self._limits.mailbox_max:
+                full = _overloaded(f"{self._limits.mailbox_max} calls wait for {activation.name}")
+                full.request_id = request_id
+                port.reply(call.id, b"", error_to_proto(full), activation.shard.epoch)
+                return
+            self._in_flight[request_id] = turn
+            mailbox.append(turn)
+            self._deadlines.watch(deadline)
+
+    def _activate(self, call: pb.Call) -> Activation:
+        kind = self._app.get(call.kind)
+        size = len(call.key.encode())
+        if not 0 < size <= 1024:
+            raise InvalidArgument(f"an object's key has 1 to 1024 bytes, this one {size}", path="key", definite=True)
+        number = shard_of(call.kind, call.key, self._shards_total)
+        shard = self._shards.get(number)
+        if shard is None or self._draining:
+            raise WrongOwner(f"shard {number} is not served by this node", definite=True, retryable=True)
+        while len(self._activations) >= self._limits.activations_max:
+            if not self._evict_oldest():
+                raise _overloaded(f"{self._limits.activations_max} objects are active and busy on this node")
+        activation = Activation(kind, call.key, shard, self._store, self._limits.storage, self._outgoing)
+        self._activations[(call.kind, call.key)] = activation
+        return activation
+
+    def _check_chain(self, call: pb.Call, activation: Activation) -> None:
+        chain = list(call.chain)
+        if activation.name in chain:
+            cycle = (*chain[chain.index(activation.name) :], activation.name)
+            raise Deadlock(f"the call would wait for itself: {' -> '.join(cycle)}", cycle=cycle, definite=True)
+        if len(chain) >= self._limits.chain_max:
+            raise TooLarge(f"a chain of more than {self._limits.chain_max} calls: {' -> '.join(chain)}", definite=True)
+
+    def _join(self, turn: Turn, call: pb.Call, port: ReplyPort) -> None:
+        """The same request again while its first attempt is under way: one turn, and everybody who asked is answered."""
+        before = turn.call
+        if (call.kind, call.key, call.method, call.arguments) != (before.kind, before.key, before.method, before.arguments):
+            error = InvalidArgument(
+                f"request id {call.request_id.hex()} is in use by another call", path="request_id", definite=True
+            )
+            port.reply(call.id, b"", error_to_proto(error), 0)
+            return
+        turn.ports.append((port, call.id))
+        turn.attempt = max(turn.attempt, call.attempt)
+
+    # -- a turn runs
+
+    def _start(self, turn: Turn, now: float) -> None:
+        activation = turn.activation
+        handler = turn.handler
+        turn.state = RUNNING
+        limit = now + self._limits.turn_timeout_s
+        if limit < turn.deadline:
+            turn.deadline = limit
+        activation.turn = turn
+        activation.storage.begin()
+        self.turns += 1
+        self._starting = True
+        if activation.instance is None:
+            turn.run(self._first(turn))
+        elif handler.is_async:
+            try:
+                coroutine = handler.invoke(activation.instance, turn.call.arguments, turn.call.codec == pb.CODEC_JSON)
+            except Exception as error:
+                self._ended(turn, None, error)
+            else:
+                turn.run(coroutine)
+        else:
+            turn.run(_as_coroutine(handler, activation.instance, turn.call))
+        self._starting = False
+        if turn.state == RUNNING:  # it waits for something: from now on its deadline matters
+            self._deadlines.watch(turn.deadline)
+
+    async def _first(self, turn: Turn) -> Any:
+        """The first turn of an instance: it is made, activated and called, all in one transaction."""
+        activation = turn.activation
+        activation.instance = instance = activation.make_instance()
+        if activation.kind.on_activate is not None:
+            waits = activation.kind.on_activate(instance)
+            if inspect.isawaitable(waits):
+                await waits
+        result = turn.handler.invoke(instance, turn.call.arguments, turn.call.codec == pb.CODEC_JSON)
+        return await result if turn.handler.is_async else result
+
+    def _ended(self, turn: Turn, value: Any, error: BaseException | None) -> None:
+        activation = turn.activation
+        storage = activation.storage
+        entry: Entry | None = None
+        if not activation.shard.serving:
+            # The shard went away under it: nothing of it may be kept, and somebody else will run it.
+            storage.rollback()
+            activation.turn = None
+            self._finish(turn, b"", error_to_proto(_moved(activation.shard.number)))
+            return
+        if error is None:
+            try:
+                if turn.expired:
+                    raise _expired(turn)
+                turn.result = codec.encode_json(value) if turn.call.codec == pb.CODEC_JSON else codec.encode(value)
+                if len(turn.result) > self._limits.result_bytes_max:
+                    raise TooLarge(
+                        f"a result of {len(turn.result)} bytes, at most {self._limits.result_bytes_max}",
+                        definite=turn.calls_made == 0,
+                    )
+                if storage.changed():
+                    entry = self._write(turn)
+            except Exception as unfit:
+                error = unfit
+                entry = None
+        if error is not None:
+            storage.rollback()
+            activation.instance = None
+            turn.result = b""
+            turn.error = self._failure(turn, error)
+        else:
+            storage.close(entry)
+        cached = storage.cached_bytes
+        if cached != activation.cached_bytes:
+            self._cached_bytes += cached - activation.cached_bytes
+            activation.cached_bytes = cached
+        activation.turn = None
+        gate = entry or activation.uncommitted
+        if gate is None:
+            self._finish(turn, turn.result, turn.error)
+        else:
+            turn.state = COMMITTING
+            turn.deadline = _NEVER
+            gate.turns.append(turn)
+        if activation.mailbox and not self._starting:  # whoever starts turns in a row goes on by itself
+            self._next(activation)
+
+    def _write(self, turn: Turn) -> Entry:
+        activation = turn.activation
+        cleared, writes = activation.storage.take()
+        prefix = activation.row_prefix
+        entry = self._committer.entry(activation.shard)
+        rows = entry.rows
+        if cleared:
+            end = keys.after(prefix)
+            assert end is not None
+            rows.append((prefix, Until(end)))
+        for key, value in writes:
+            rows.append((prefix + key, value))
+        if turn.request_id:
+            entry.replies.append(self._kept.record(activation.shard, turn.request_id, turn.attempt, turn.result))
+        activation.last_entry = entry
+        return entry
+
+    def _next(self, activation: Activation) -> None:
+        """Start the turns that wait for an object, until one of them has to wait itself."""
+        mailbox = activation.mailbox
+        for _ in range(_TURNS_IN_A_ROW):
+            if activation.turn is not None or not mailbox:
+                break
+            turn = mailbox.popleft()
+            if turn.state == QUEUED:
+                self._start(turn, self._loop.time())
+        else:
+            self._loop.call_soon(self._next, activation)
+        if not mailbox:
+            activation.mailbox = None
+
+    # -- replies leave
+
+    def _committed(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            for turn in entry.turns:
+                self._finish(turn, turn.result, turn.error)
+            for waiter in entry.waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def _finish(self, turn: Turn, result: bytes, error: pb.Error | None) -> None:
+        turn.state = DONE
+        self._in_flight.pop(turn.request_id, None)
+        shard = turn.activation.shard
+        if not shard.serving and error is None:
+            # Committed or not, this node may no longer speak for the shard; the next attempt finds the kept reply.
+            result, error = b"", error_to_proto(_moved(shard.number))
+        for port, number in turn.ports:
+            port.reply(number, result, error, shard.epoch)
+
+    # -- what goes wrong
+
+    def _failure(self, turn: Turn, error: BaseException) -> pb.Error:
+        definite = turn.calls_made == 0
+        if turn.expired:
+            failed: HoldfastError = _expired(turn)
+        elif isinstance(error, InvalidArgument | Rejected):
+            failed = error
+            failed.definite = definite
+        elif isinstance(error, HoldfastError):
+            failed = error
+            failed.definite = failed.definite and definite and turn.calls_made == 0
+        elif isinstance(error, asyncio.CancelledError):
+            failed = InternalError("the turn was cancelled", definite=definite, retryable=True)
+        else:
+            failed = ApplicationError(str(error), type=type(error).__name__, definite=definite)
+        failed.request_id = turn.request_id
+        self.turns_failed += 1
+        if not isinstance(error, Rejected | InvalidArgument):
+            log.error(
+                "%s.%s failed: %s",
+                turn.activation.name,
+                turn.handler.name,
+                failed.message or failed.code,
+                exc_info=None if turn.expired else error,
+                extra={**turn.activation.log_fields(), "request_id": turn.request_id.hex(), "method": turn.handler.name},
+            )
+        return error_to_proto(failed, turn.call.codec)
+
+    def _expire(self, turn: Turn) -> None:
+        """A deadline passed: a turn that waits in the mailbox never starts, one that runs is cancelled and rolled back."""
+        if turn.state == QUEUED:
+            turn.state = DONE
+            error = _expired(turn)
+            error.request_id = turn.request_id
+            self._finish(turn, b"", error_to_proto(error))
+            mailbox = turn.activation.mailbox
+            if mailbox is not None and turn in mailbox:
+                mailbox.remove(turn)
+        elif turn.state == RUNNING:
+            turn.expired = True
+            turn.deadline = _NEVER
+            turn.cancel()
+
+    def drop_shard(self, shard: Shard) -> None:
+        """The shard is no longer served: forget its activations, and let what waits be sent elsewhere."""
+        for ident, activation in [item for item in self._activations.items() if item[1].shard is shard]:
+            del self._activations[ident]
+            self._cached_bytes -= activation.cached_bytes
+            for turn in activation.mailbox or ():
+                if turn.state == QUEUED:
+                    self._finish(turn, b"", error_to_proto(_moved(shard.number)))
+            activation.mailbox = None
+            if activation.turn is not None:
+                activation.turn.cancel()
+        entry, shard.gathering = shard.gathering, None
+        if entry is not None:
+            entry.abandoned = True
+            self._committed([entry])
+
+    # -- eviction
+
+    def tick(self) -> None:
+        """Follow the clock and evict what is idle or too much; call it a few times a second."""
+        self._kept.tick()
+        idle_since = self._loop.time() - self._limits.idle_s
+        for _ in range(1_000):
+            oldest = next(iter(self._activations.values()), None)
+            if oldest is None or (oldest.last_used > idle_since and self._cached_bytes <= self._limits.cache_bytes_max):
+                break
+            if not self._evict_oldest():
+                break
+
+    def evict(self, share: float) -> None:
+        """Evict this share of the activations, least recently used first: the process uses too much memory."""
+        for _ in range(min(10_000, int(len(self._activations) * share) + 1)):
+            if not self._evict_oldest():
+                break
+
+    def _evict_oldest(self) -> bool:
+        """Evict the least recently used activation that is at rest; False when none of the oldest is."""
+        for ident, activation in self._activations.items():
+            if activation.turn is not None or activation.mailbox:
+                continue
+            if activation.uncommitted is not None:
+                continue
+            if activation.kind.on_evict is not None and activation.instance is not None:
+                self._run_on_evict(activation)
+                if activation.turn is not None or activation.uncommitted is not None:
+                    continue
+            if self._activations.get(ident) is activation:
+                del self._activations[ident]
+                self._cached_bytes -= activation.cached_bytes
+            self.evictions += 1
+            return True
+        return False
+
+    def _run_on_evict(self, activation: Activation) -> None:
+        hook = activation.kind.on_evict
+        instance = activation.instance
+        assert hook is not None
+        activation.instance = None
+        call = pb.Call(kind=activation.kind.name, key=activation.key, method="on_evict")
+        turn = Turn(self._loop, activation, call, _EVICT, _Nobody(), self._loop.time() + self._limits.turn_timeout_s, self._ended)
+
+        async def run() -> None:
+            waits = hook(instance)
+            if inspect.isawaitable(waits):
+                await waits
+
+        turn.state = RUNNING
+        activation.turn = turn
+        activation.storage.begin()
+        turn.run(run())
+
+    # -- the end
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take no new objects, let running turns end (at most `timeout_s`), and flush what they wrote."""
+        self._draining = True
+        until = self._loop.time() + timeout_s
+        while self._in_flight and self._loop.time() < until:
+            await asyncio.sleep(0.01)
+        for turn in list(self._in_flight.values()):
+            if turn.state == RUNNING:
+                turn.cancel()
+        await asyncio.sleep(0)
+        await self._committer.drain()
+
+    async def close(self) -> None:
+        """Flush what is there and stop for good."""
+        self._deadlines.close()
+        await self._committer.close()
+
+
+class _Nobody:
+    """The port of turns that nobody asked for."""
+
+    def reply(self, number: int, result: bytes, error: pb.Error | None, epoch: int) -> None:
+        pass
+
+
+def _on_evict(self: object) -> None:
+    """Stands in for the handler of an eviction in logs."""
+
+
+_EVICT = Handler("on_evict", _on_evict, "DurableObject")
+
+
+async def _as_coroutine(handler: Handler, instance: Any, call: pb.Call) -> Any:
+    return handler.invoke(instance, call.arguments, call.codec == pb.CODEC_JSON)
+
+
+def _overloaded(message: str) -> Overloaded:
+    return Overloaded(message, definite=True, retryable=True, retry_after_s=0.1)
+
+
+def _expired(turn: Turn) -> DeadlineExceeded:
+    where = "while it waited for its turn" if turn.state in (QUEUED, DONE) else "while it ran: it was rolled back"
+    return DeadlineExceeded(
+        f"{turn.activation.name}.{turn.handler.name}: the deadline passed {where}", definite=turn.calls_made == 0, retryable=True
+    )
+
+
+def _moved(shard: int) -> WrongOwner:
+    return WrongOwner(f"shard {shard} is no longer served by this node", retryable=True)

@@ -1,0 +1,83 @@
+"""Every key in the store, encoded and decoded in pairs. Pure.
+
+Column families and their keys (numbers big-endian, so that byte order is number order):
+
+    state     shard u16 | kind 00 | key 00 | record type u8 | the record's own key     one object is one contiguous range
+    replies   shard u16 | bucket u32 | request id 16 bytes                              one bucket is one contiguous range
+    meta      names of the directory's facts, and 'position' + shard u16
+
+A text that is followed by something is written as UTF-8 with 00 as 00 FF, ended by 00 (the FoundationDB tuple layer's way):
+no encoding is a prefix of another, and byte order is text order. Record types are below FF, so the end is never mistaken.
+"""
+
+from __future__ import annotations
+
+ROW = 0x10
+"""Record type of a user's row in `self.storage`."""
+
+NODE_ID = b"node"
+CLUSTER_ID = b"cluster"
+INCARNATION = b"incarnation"
+FORMAT = b"format"
+
+_SHARD_BYTES = 2
+
+
+def shard_prefix(shard: int) -> bytes:
+    """What all keys of a shard begin with, in `state` and `replies`."""
+    return shard.to_bytes(_SHARD_BYTES, "big")
+
+
+def object_prefix(shard: int, kind: str, key: str) -> bytes:
+    """What all records of an object begin with."""
+    return shard_prefix(shard) + _text(kind) + _text(key)
+
+
+def split_object(raw: bytes) -> tuple[int, str, str, bytes]:
+    """The shard, kind and key of a key in `state`, and the rest: record type and the record's own key."""
+    kind, at = _read_text(raw, _SHARD_BYTES)
+    key, at = _read_text(raw, at)
+    return int.from_bytes(raw[:_SHARD_BYTES], "big"), kind, key, raw[at:]
+
+
+def row_prefix(shard: int, kind: str, key: str) -> bytes:
+    """What the user's rows of an object begin with; the row's key follows as plain UTF-8."""
+    return object_prefix(shard, kind, key) + bytes([ROW])
+
+
+def reply_key(shard: int, bucket: int, request_id: bytes) -> bytes:
+    return shard_prefix(shard) + bucket.to_bytes(4, "big") + request_id
+
+
+def reply_bucket(shard: int, bucket: int) -> bytes:
+    """Where a bucket of kept replies begins, which is where the one before it ends."""
+    return shard_prefix(shard) + bucket.to_bytes(4, "big")
+
+
+def position_key(shard: int) -> bytes:
+    return b"position" + shard_prefix(shard)
+
+
+def encode_position(epoch: int, seq: int) -> bytes:
+    return epoch.to_bytes(8, "big") + seq.to_bytes(8, "big")
+
+
+def decode_position(raw: bytes) -> tuple[int, int]:
+    return int.from_bytes(raw[:8], "big"), int.from_bytes(raw[8:16], "big")
+
+
+def after(prefix: bytes) -> bytes | None:
+    """The smallest key after all that begin with `prefix`; None when there is none."""
+    stripped = prefix.rstrip(b"\xff")
+    return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else None
+
+
+def _text(value: str) -> bytes:
+    return value.encode().replace(b"\0", b"\0\xff") + b"\0"
+
+
+def _read_text(raw: bytes, at: int) -> tuple[str, int]:
+    end = raw.index(b"\0", at)
+    while raw[end + 1 : end + 2] == b"\xff":
+        end = raw.index(b"\0", end + 2)
+    return raw[at:end].replace(b"\0\xff", b"\0").decode(), end + 1

@@ -1,0 +1,119 @@
+"""The calls that turns make to other objects."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from holdfast import codec
+from holdfast.app import kind_name
+from holdfast.errors import error_from_proto
+from holdfast.signature import encode_arguments, return_type
+from holdfast.v1 import objects_pb2 as pb
+
+if TYPE_CHECKING:
+    from holdfast_node.activation import Activation
+
+T = TypeVar("T")
+
+
+class Outgoing(Protocol):
+    """What takes the calls: a dispatcher."""
+
+    def submit(self, call: pb.Call, origin: _Caller) -> None: ...
+
+
+class ObjectCalls:
+    """`self.objects` of an object. Implements `holdfast.object.Objects`."""
+
+    __slots__ = ("_activation", "_outgoing")
+
+    def __init__(self, activation: Activation, outgoing: Outgoing) -> None:
+        self._activation = activation
+        self._outgoing = outgoing
+
+    def get(self, kind: type[T] | str, key: str, *, timeout: float | None = None) -> Any:
+        """A stub of another object; `timeout` in seconds, never past the turn's own deadline."""
+        return _Stub(self._activation, self._outgoing, kind, key, timeout)
+
+
+class _Stub:
+    __slots__ = ("_activation", "_key", "_kind", "_name", "_outgoing", "_timeout")
+
+    def __init__(self, activation: Activation, outgoing: Outgoing, kind: type | str, key: str, timeout: float | None) -> None:
+        self._activation = activation
+        self._outgoing = outgoing
+        self._kind = kind
+        self._name = kind_name(kind)
+        self._key = key
+        self._timeout = timeout
+
+    def __getattr__(self, method: str) -> Any:
+        if method.startswith("__"):
+            raise AttributeError(method)
+        returns = return_type(self._kind, method)
+
+        def call(*positional: Any, **named: Any) -> Coroutine[Any, Any, Any]:
+            return self._call(method, returns, encode_arguments(positional, named))
+
+        return call
+
+    async def _call(self, method: str, returns: Any, arguments: bytes) -> Any:
+        activation = self._activation
+        turn = activation.turn
+        if turn is None:
+            raise RuntimeError("objects can be called only while a turn runs")
+        number = turn.calls_made
+        turn.calls_made += 1
+        # What earlier turns wrote must be committed before anything that may rest on it leaves the object.
+        while (entry := activation.uncommitted) is not None and not entry.abandoned:
+            await entry.settled()
+        remaining = turn.remaining_s if self._timeout is None else min(self._timeout, turn.remaining_s)
+        call = pb.Call(
+            kind=self._name,
+            key=self._key,
+            method=method,
+            arguments=arguments,
+            request_id=derived_id(turn.request_id, number, self._name, self._key, method, arguments),
+            attempt=turn.attempt,
+            timeout_ms=max(1, int(remaining * 1000)),
+            metadata=turn.call.metadata,
+            chain=[*turn.call.chain, activation.name],
+        )
+        caller = _Caller()
+        self._outgoing.submit(call, caller)
+        return codec.decode(await caller.future, returns)
+
+
+class _Caller:
+    """Waits for one reply. Implements `holdfast_cluster.dispatch.Origin`."""
+
+    __slots__ = ("future",)
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def push(self, reply: pb.Reply, size: int) -> None:
+        if self.future.done():
+            return
+        if reply.result:
+            self.future.set_result(reply.result)
+        else:
+            self.future.set_exception(error_from_proto(reply.error))
+
+
+def derived_id(parent: bytes, number: int, kind: str, key: str, method: str, arguments: bytes) -> bytes:
+    """The request id of a turn's call: the same when the turn is run again and calls the same, with the parent's time.
+
+    It is a UUIDv7 in form: 48 bits of time, version and variant bits, 74 bits of BLAKE2b.
+    """
+    digest = blake2b(parent, digest_size=10)
+    for part in (number.to_bytes(4, "big"), kind.encode(), key.encode(), method.encode(), arguments):
+        digest.update(len(part).to_bytes(4, "big"))
+        digest.update(part)
+    raw = bytearray(parent[:6] + digest.digest())
+    raw[6] = 0x70 | (raw[6] & 0x0F)
+    raw[8] = 0x80 | (raw[8] & 0x3F)
+    return bytes(raw)

@@ -1,0 +1,86 @@
+"""Kept replies: what makes a request that is sent again take effect once.
+
+A turn that writes also writes `request id -> reply`, in its own entry. A later attempt is answered from there. Records lie in
+buckets by the minute in which the id was made, and a bucket is dropped whole when the window has passed; an attempt whose id is
+older than the window is refused, because nobody could tell any more whether it has happened.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from holdfast.errors import DeadlineExceeded, InvalidArgument
+from holdfast.ids import id_time_ms
+from holdfast_node import keys
+from holdfast_node.shards import Shard
+from holdfast_node.store import Store
+
+_BUCKET_MS = 60_000
+_AHEAD_MAX_MS = 600_000
+_RETRIED_MAX = 100_000
+_FRESH_MS = 2_000
+
+
+class KeptReplies:
+    """The kept replies of a node. `window_s`: how long a request may be sent again after its id was made."""
+
+    def __init__(self, store: Store, window_s: float) -> None:
+        self._store = store
+        self._window_ms = int(window_s * 1000)
+        self._fresh_from = b""
+        self._ahead_to = b""
+        # First attempts that arrive after a later one was run must be looked up too: which requests were run as a retry.
+        self._retried: set[bytes] = set()
+        self._retried_order: deque[bytes] = deque()
+        self.tick()
+
+    def tick(self) -> None:
+        """Follow the clock; call it a few times a second."""
+        now = time.time_ns() // 1_000_000
+        self._fresh_from = max(0, now - _FRESH_MS).to_bytes(6, "big")
+        self._ahead_to = (now + _AHEAD_MAX_MS).to_bytes(6, "big")
+
+    def suspicious(self, request_id: bytes, attempt: int) -> bool:
+        """Whether the request may have been run before: any later attempt, and a first one that was long on its way."""
+        return bool(
+            attempt
+            or request_id < self._fresh_from
+            or request_id >= self._ahead_to
+            or (self._retried and request_id in self._retried)
+        )
+
+    def find(self, shard: Shard, request_id: bytes, attempt: int) -> bytes | None:
+        """The kept reply of a request. Raises DeadlineExceeded for a retry that is older than the window, InvalidArgument
+        for an id from the future: its record would have to be kept for as long."""
+        if request_id >= self._ahead_to:
+            raise InvalidArgument(
+                "the request id's time is more than 10 minutes ahead of this node's clock: check the clocks",
+                path="request_id",
+                definite=not attempt,
+            )
+        made = id_time_ms(request_id)
+        if made < time.time_ns() // 1_000_000 - self._window_ms:
+            if not attempt:
+                return None
+            raise DeadlineExceeded(
+                f"the request was made more than {self._window_ms // 1000} s ago: whether it took effect is not known any more"
+            )
+        return self._store.get("replies", keys.reply_key(shard.number, made // _BUCKET_MS, request_id))
+
+    def record(self, shard: Shard, request_id: bytes, attempt: int, result: bytes) -> tuple[bytes, bytes]:
+        """The row that keeps a reply, for the turn's entry."""
+        if attempt:
+            self._retried.add(request_id)
+            self._retried_order.append(request_id)
+            if len(self._retried_order) > _RETRIED_MAX:
+                self._retried.discard(self._retried_order.popleft())
+        return keys.reply_key(shard.number, id_time_ms(request_id) // _BUCKET_MS, request_id), result
+
+    def drop_old(self, shards: list[Shard]) -> None:
+        """Drop the buckets whose window has passed, one range for each shard."""
+        oldest = max(0, time.time_ns() // 1_000_000 - self._window_ms) // _BUCKET_MS
+        batch = self._store.batch()
+        for shard in shards:
+            batch.delete_range("replies", keys.reply_bucket(shard.number, 0), keys.reply_bucket(shard.number, oldest))
+        self._store.write(batch)

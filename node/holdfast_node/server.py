@@ -1,0 +1,179 @@
+"""A node process: puts the parts together, starts and stops them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import socket
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from holdfast.app import App
+from holdfast.channels import SERVER_OPTIONS, bind
+from holdfast.processes import process_stats, rss_bytes
+from holdfast.v1 import admin_pb2
+from holdfast_cluster.clock import boottime
+from holdfast_cluster.controller import Controller
+from holdfast_cluster.dispatch import Dispatcher
+from holdfast_cluster.etcd import Etcd
+from holdfast_cluster.feed import ViewFeed
+from holdfast_cluster.membership import Membership, agree_on_settings
+from holdfast_cluster.model import ClusterSettings, Keys, Member
+from holdfast_node.config import NodeConfig
+from holdfast_node.directory import DataDirectory
+from holdfast_node.engine import Engine
+from holdfast_node.liveness import Liveness, Watchdog
+from holdfast_node.peer import LocalPipe, PeerService
+from holdfast_node.replies import KeptReplies
+from holdfast_node.shards import Shard, Shards
+from holdfast_node.store import Store
+
+log = logging.getLogger(__name__)
+
+_DROP_REPLIES_S = 60.0
+_STOP_GRACE_S = 0.5
+
+
+class NodeServer:
+    """One node. `run` serves until `stop` is set; every exception of a start-up that cannot work says why."""
+
+    def __init__(self, config: NodeConfig, app: App) -> None:
+        config.validate()
+        self._config = config
+        self._app = app
+        self._member: Member | None = None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Join the cluster and serve. Raises StoreError, WrongDirectory, Refused, AddressInUse when it cannot."""
+        config = self._config
+        self._store = Store(config.data)
+        directory = DataDirectory(self._store)
+        node_id = directory.node_id(config.name)
+        etcd = Etcd(config.etcd_endpoints)
+        keys = Keys(config.cluster)
+        try:
+            wanted = ClusterSettings(**config.settings)
+            settings = await agree_on_settings(etcd, keys, wanted, config.settings)
+            directory.claim(settings.id)
+            await self._serve(stop, etcd, keys, settings, directory, node_id)
+        finally:
+            await etcd.close()
+            self._store.close()
+
+    async def _serve(
+        self, stop: asyncio.Event, etcd: Etcd, keys: Keys, settings: ClusterSettings, directory: DataDirectory, node_id: str
+    ) -> None:
+        config = self._config
+        feed = ViewFeed(etcd, keys)
+        liveness = Liveness(config.lease_ttl_s)
+        self._kept = KeptReplies(self._store, config.replies_window_s)
+        local = LocalPipe(liveness)
+        dispatcher = Dispatcher(feed, config.dispatch, (node_id, local))
+        self._shards = shards = Shards(self._store, self._drop_shard)
+        self._engine = engine = Engine(
+            self._app, self._store, settings.shards, shards, self._kept, dispatcher, config.limits
+        )
+        local.connect(engine, dispatcher)
+        peer = PeerService(
+            engine,
+            liveness,
+            lambda: f"{node_id}:{self._member.incarnation if self._member else 0}",
+            lambda: feed.view.revision,
+            self.stats,
+        )
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        server.add_generic_rpc_handlers((peer.handlers(),))
+        healthy = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+        port = bind(server, config.listen)
+        await server.start()
+        address = config.advertise or f"{config.listen.rpartition(':')[0]}:{port}"
+        membership = Membership(
+            etcd,
+            keys,
+            Member(node_id, address, 0, config.host or socket.gethostname(), config.zone, config.weight),
+            directory,
+            config.lease_ttl_s,
+            boottime,
+        )
+        membership.on_renewed(liveness.confirm)
+
+        def joined(member: Member) -> None:
+            self._member = member
+            shards.follow(feed.view, member)
+
+        def lost() -> None:
+            self._member = None
+            shards.stop_all()
+
+        membership.joined = joined
+        membership.lost = lost
+        feed.listeners.append(lambda view: shards.follow(view, self._member))
+        controller = Controller(etcd, keys, feed, membership, config.members_min)
+        watchdog = Watchdog()
+        watchdog.start()
+        gc.collect()
+        gc.freeze()  # what start-up made stays; the collector need not walk it again
+        gc.set_threshold(50_000, 20, 50)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(feed.run(), name="view feed"),
+                    group.create_task(self._tick(liveness), name="ticker"),
+                    group.create_task(controller.run(), name="controller"),
+                ]
+                await membership.join()
+                tasks.append(group.create_task(membership.run(), name="membership"))
+                await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
+                log.info("node %s serves at %s", node_id, address)
+                await stop.wait()
+                log.info("stopping: finishing %d calls", engine.in_flight)
+                peer.accepting = False
+                await healthy.enter_graceful_shutdown()
+                await engine.drain(config.drain_timeout_s)
+                for task in tasks:
+                    task.cancel()
+        finally:
+            await membership.leave()
+            await server.stop(_STOP_GRACE_S)
+            await dispatcher.close()
+            await engine.close()
+            watchdog.stop()
+        log.info("stopped")
+
+    def stats(self) -> admin_pb2.StatsResponse:
+        """Counters since the start, gauges as of now."""
+        engine = self._engine
+        return admin_pb2.StatsResponse(
+            process=process_stats(),
+            turns=engine.turns,
+            turns_failed=engine.turns_failed,
+            entries=engine.entries,
+            fsyncs=self._store.syncs,
+            activations=engine.activations,
+            evictions=engine.evictions,
+            calls_in_flight=engine.in_flight,
+            shards_serving=len(self._shards.serving()),
+            cache_bytes=engine.cached_bytes,
+            kinds=sorted(self._app.kinds),
+        )
+
+    def _drop_shard(self, shard: Shard) -> None:
+        self._engine.drop_shard(shard)
+
+    async def _tick(self, liveness: Liveness) -> None:
+        """What follows the clock: liveness within every lease, eviction, dropping old replies."""
+        interval = min(0.2, self._config.lease_ttl_s / 6)
+        memory_max = self._config.memory_max_bytes
+        dropped = boottime()
+        while True:
+            await asyncio.sleep(interval)
+            liveness.tick()
+            self._engine.tick()
+            if memory_max and rss_bytes() > memory_max:
+                self._engine.evict(0.05)
+            if boottime() - dropped > _DROP_REPLIES_S:
+                dropped = boottime()
+                self._kept.drop_old(self._shards.serving())

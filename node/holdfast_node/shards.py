@@ -1,0 +1,99 @@
+"""The shards of this node: which it serves, under which epoch, and how far each one's log is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from holdfast_cluster.model import Assignment, Member, View
+from holdfast_node import keys
+from holdfast_node.store import Store
+
+if TYPE_CHECKING:
+    from holdfast_node.commit import Entry
+
+log = logging.getLogger(__name__)
+
+
+class Shard:
+    """One shard under one epoch. `seq` is that of its newest entry; it is served while `serving`, and never again after."""
+
+    __slots__ = ("epoch", "gathering", "number", "seq", "serving")
+
+    def __init__(self, number: int, epoch: int, seq: int) -> None:
+        self.number = number
+        self.epoch = epoch
+        self.seq = seq
+        self.serving = False
+        self.gathering: Entry | None = None
+
+
+class Shards:
+    """Follows the assignments. `dropped` is called with every shard that stops being served under the epoch it had."""
+
+    def __init__(self, store: Store, dropped: Callable[[Shard], None]) -> None:
+        self._store = store
+        self._dropped = dropped
+        self._shards: dict[int, Shard] = {}
+        self._broken: set[int] = set()
+
+    def get(self, number: int) -> Shard | None:
+        """The shard if it is served now."""
+        shard = self._shards.get(number)
+        return shard if shard is not None and shard.serving else None
+
+    def serving(self) -> list[Shard]:
+        return [shard for shard in self._shards.values() if shard.serving]
+
+    def follow(self, view: View, member: Member | None) -> None:
+        """Serve what `view` assigns to this incarnation of the node, and nothing else."""
+        gained: list[tuple[int, int]] = []
+        for shard in self.serving():
+            versioned = view.assignments.get(shard.number)
+            if versioned is None or not _is_mine(versioned.assignment, member) or versioned.assignment.epoch != shard.epoch:
+                self._stop(shard)
+        for number, versioned in view.assignments.items():
+            if _is_mine(versioned.assignment, member) and self.get(number) is None and number not in self._broken:
+                gained.append((number, versioned.assignment.epoch))
+        if gained:
+            self._take(gained)
+
+    def stop_all(self) -> None:
+        """Serve nothing until the next `follow`."""
+        for shard in self.serving():
+            self._stop(shard)
+
+    def _stop(self, shard: Shard) -> None:
+        shard.serving = False
+        self._dropped(shard)
+
+    def _take(self, gained: list[tuple[int, int]]) -> None:
+        """Bring shards up under their new epochs, which are on disk before anything is served under them."""
+        batch = self._store.batch()
+        ready: list[Shard] = []
+        for number, epoch in gained:
+            raw = self._store.get("meta", keys.position_key(number))
+            stored_epoch, seq = keys.decode_position(raw) if raw is not None else (0, 0)
+            if (raw is None and epoch > 1) or stored_epoch > epoch:
+                # Never serve a shard whose data is not here: it would look as if it had never had any.
+                self._broken.add(number)
+                log.critical(
+                    "shard %d is assigned under epoch %d, but this directory has %s: it is not served",
+                    number,
+                    epoch,
+                    f"epoch {stored_epoch} (etcd is older than the data)" if raw is not None else "no data of it",
+                )
+                continue
+            shard = self._shards[number] = Shard(number, epoch, seq)
+            batch.put("meta", keys.position_key(number), keys.encode_position(epoch, seq))
+            ready.append(shard)
+        self._store.write(batch)
+        self._store.sync()
+        for shard in ready:
+            shard.serving = True
+        log.info("serving %d shards (%d of them new)", len(self.serving()), len(ready))
+
+
+def _is_mine(assignment: Assignment, member: Member | None) -> bool:
+    return member is not None and assignment.owner == member.id and assignment.incarnation == member.incarnation

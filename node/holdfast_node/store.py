@@ -1,0 +1,141 @@
+"""The node's RocksDB. The only file that knows rocksdict; what its traps are is in docs/decisions/0003-rocksdict.md.
+
+Reads, writes without sync and iterators run on the event loop (rocksdict holds the GIL in them, so a thread gains nothing and
+costs much); `sync` is the one call that belongs on a thread. What was written is readable at once and durable after the next `sync`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rocksdict import (
+    BlockBasedOptions,
+    Cache,
+    DBRecoveryMode,
+    Options,
+    Rdict,
+    ReadOptions,
+    WriteBatch,
+    WriteOptions,
+)
+
+FAMILIES = ("state", "replies", "meta")
+_WAL_BYTES_MAX = 128 << 20  # what a start has to replay at most
+_BLOCK_CACHE_BYTES = 64 << 20
+_WRITE_BUFFER_BYTES = 32 << 20
+
+
+class StoreError(Exception):
+    """The store cannot be opened or has failed; the message names the file where RocksDB told it."""
+
+
+class Batch:
+    """Writes that become visible together."""
+
+    __slots__ = ("_handles", "raw")
+
+    def __init__(self, handles: dict[str, object]) -> None:
+        self.raw = WriteBatch(raw_mode=True)
+        self._handles = handles
+
+    def put(self, family: str, key: bytes, value: bytes) -> None:
+        self.raw.put(key, value, self._handles[family])
+
+    def delete(self, family: str, key: bytes) -> None:
+        self.raw.delete(key, self._handles[family])
+
+    def delete_range(self, family: str, start: bytes, end: bytes) -> None:
+        """Delete every key in `[start, end)`."""
+        self.raw.delete_range(start, end, self._handles[family])
+
+
+class Store:
+    """An open RocksDB. Raises StoreError from `open` when it is in use, corrupted or not readable."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        table = BlockBasedOptions()
+        table.set_block_cache(Cache(_BLOCK_CACHE_BYTES))
+        table.set_cache_index_and_filter_blocks(True)
+        table.set_bloom_filter(10, False)
+
+        def options() -> Options:
+            options = Options(raw_mode=True)
+            options.create_if_missing(True)
+            options.create_missing_column_families(True)
+            options.set_block_based_table_factory(table)
+            options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
+            options.set_max_total_wal_size(_WAL_BYTES_MAX)
+            # A torn tail is a crash and is cut; anything else that does not check out is rot and refuses to open.
+            options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
+            options.set_max_open_files(1000)
+            options.set_keep_log_file_num(5)
+            options.set_max_log_file_size(4 << 20)
+            return options
+
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._db = Rdict(str(path), options(), column_families={name: options() for name in FAMILIES})
+        except Exception as error:
+            raise StoreError(_explain(path, error)) from None
+        # Each family is fetched once and kept: dropping such an object would flush its memtable.
+        self._families = {name: self._db.get_column_family(name) for name in FAMILIES}
+        self._handles: dict[str, object] = {name: self._db.get_column_family_handle(name) for name in FAMILIES}
+        self._unsynced = WriteOptions()
+        self._gets = {name: family.get for name, family in self._families.items()}
+        self.syncs = 0
+
+    def get(self, family: str, key: bytes) -> bytes | None:
+        return self._gets[family](key)  # type: ignore[no-any-return]
+
+    def scan(self, family: str, start: bytes, end: bytes | None, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        """The rows of `[start, end)` in order, as they are when the first one is asked for."""
+        # No bounds in ReadOptions: rocksdict keeps a dangling pointer to them. Comparing here costs next to nothing.
+        rows = self._families[family].iter(ReadOptions())
+        if reverse:
+            if end is None:
+                rows.seek_to_last()
+            else:
+                rows.seek_for_prev(end)
+                if rows.valid() and rows.key() == end:
+                    rows.prev()
+            while rows.valid() and rows.key() >= start:
+                yield rows.key(), rows.value()
+                rows.prev()
+        else:
+            rows.seek(start)
+            while rows.valid() and (end is None or rows.key() < end):
+                yield rows.key(), rows.value()
+                rows.next()
+
+    def batch(self) -> Batch:
+        return Batch(self._handles)
+
+    def write(self, batch: Batch) -> None:
+        """Make a batch visible. It is not durable before the next `sync`."""
+        self._db.write(batch.raw, self._unsynced)
+
+    def sync(self) -> None:
+        """Make all that was written durable (fsync). May run on another thread, one at a time."""
+        self._db.flush_wal(True)
+        self.syncs += 1
+
+    def close(self) -> None:
+        """Close it; nothing may be under way."""
+        self._gets.clear()
+        self._handles.clear()
+        self._families.clear()
+        self._db.close()
+
+
+def _explain(path: Path, error: Exception) -> str:
+    text = str(error)
+    if "lock" in text.lower() and ("unavailable" in text.lower() or "no locks" in text.lower() or "lock hold" in text.lower()):
+        return f"data directory {path} is in use by another process"
+    if "Corruption" in text or "corrupt" in text.lower():
+        return (
+            f"data directory {path} is corrupted: {text}. It is not opened, so that nothing is silently lost: "
+            "restore this node from its replicas or a backup, or look at the named file"
+        )
+    return f"data directory {path} cannot be opened: {text}"

@@ -1,0 +1,211 @@
+"""A turn: one request executed by an activation, start to end, alone.
+
+A turn steps its handler's coroutine itself. Most handlers never wait, since storage is local, and end in the first step: no
+asyncio.Task is made for them, which is most of what a call would cost. One that waits is woken by the future that it waits for.
+
+To the handler a turn looks like the task it runs in: `asyncio.current_task()` is the turn, so `asyncio.timeout`, `TaskGroup`
+and cancellation work. This is what asyncio documents for custom task implementations ("Extending: task lifetime support"); the
+stepping follows CPython's asyncio/tasks.py, Task.__step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import asyncio.tasks
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from holdfast.signature import Handler
+from holdfast.v1 import objects_pb2 as pb
+
+if TYPE_CHECKING:
+    from holdfast_node.activation import Activation
+
+_enter_task: Callable[[Any, Any], None] = asyncio.tasks._enter_task
+_leave_task: Callable[[Any, Any], None] = asyncio.tasks._leave_task
+_current_task: Callable[[Any], Any] = asyncio.current_task
+
+QUEUED, RUNNING, COMMITTING, DONE = range(4)
+
+
+class ReplyPort(Protocol):
+    """Where a reply goes: the stream, or the caller, that the call came from."""
+
+    def reply(self, number: int, result: bytes, error: pb.Error | None, epoch: int) -> None:
+        """Take the reply to call `number`: a result, or an error."""
+
+
+class Turn:
+    """One request on its way through an object. `deadline` is on the loop's clock.
+
+    `ended` is called once, with the value or the exception that the handler ended with.
+    """
+
+    stepping: ClassVar[Turn | None] = None
+    """The turn whose handler's code runs at this moment; the watchdog reads it from its thread."""
+
+    __slots__ = (
+        "__weakref__",
+        "_awaited",
+        "_cancel_requests",
+        "_context",
+        "_coroutine",
+        "_must_cancel",
+        "activation",
+        "attempt",
+        "call",
+        "calls_made",
+        "deadline",
+        "ended",
+        "error",
+        "expired",
+        "handler",
+        "loop",
+        "ports",
+        "request_id",
+        "result",
+        "state",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        activation: Activation,
+        call: pb.Call,
+        handler: Handler,
+        port: ReplyPort,
+        deadline: float,
+        ended: Callable[[Turn, Any, BaseException | None], None],
+    ) -> None:
+        self.loop = loop
+        self.activation = activation
+        self.call = call
+        self.handler = handler
+        self.request_id = call.request_id
+        self.attempt = call.attempt
+        self.ports = [(port, call.id)]
+        self.deadline = deadline
+        self.ended = ended
+        self.state = QUEUED
+        self.expired = False
+        self.calls_made = 0
+        self.result = b""
+        self.error: pb.Error | None = None
+        self._coroutine: Coroutine[Any, Any, Any] | None = None
+        self._context: Context | None = None
+        self._awaited: asyncio.Future[Any] | None = None
+        self._must_cancel = False
+        self._cancel_requests = 0
+
+    # -- running
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Take the first step of the handler; it may well be the last."""
+        self._context = copy_context()
+        self._coroutine = coroutine
+        self._step(None)
+
+    def _step(self, thrown: BaseException | None) -> None:
+        coroutine, context, loop = self._coroutine, self._context, self.loop
+        assert coroutine is not None
+        assert context is not None
+        if self._must_cancel:
+            self._must_cancel = False
+            if not isinstance(thrown, asyncio.CancelledError):
+                thrown = asyncio.CancelledError()
+        self._awaited = None
+        outer = _current_task(loop)
+        if outer is not None:
+            _leave_task(loop, outer)
+        _enter_task(loop, self)
+        Turn.stepping = self
+        try:
+            awaited = context.run(coroutine.send, None) if thrown is None else context.run(coroutine.throw, thrown)
+        except StopIteration as stop:
+            self._coroutine = None
+            value, error = stop.value, None
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as raised:
+            self._coroutine = None
+            value, error = None, raised
+        else:
+            self._wait_for(awaited, context)
+            return
+        finally:
+            Turn.stepping = None
+            _leave_task(loop, self)
+            if outer is not None:
+                _enter_task(loop, outer)
+        self.ended(self, value, error)
+
+    def _wait_for(self, awaited: Any, context: Context) -> None:
+        if awaited is None:  # asyncio.sleep(0)
+            self.loop.call_soon(self._step, None, context=context)
+        elif getattr(awaited, "_asyncio_future_blocking", None):
+            awaited._asyncio_future_blocking = False
+            awaited.add_done_callback(self._wake, context=context)
+            self._awaited = awaited
+            if self._must_cancel and awaited.cancel():
+                self._must_cancel = False
+        else:
+            error = RuntimeError(f"a handler awaited {awaited!r}, which asyncio does not know")
+            self.loop.call_soon(self._step, error, context=context)
+
+    def _wake(self, future: asyncio.Future[Any]) -> None:
+        try:
+            future.result()
+        except BaseException as error:
+            self._step(error)
+        else:
+            self._step(None)
+
+    # -- what asyncio expects of a task
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Raise CancelledError in the handler where it waits."""
+        if self._coroutine is None:
+            return False
+        self._cancel_requests += 1
+        if self._awaited is not None and self._awaited.cancel(msg=msg):
+            return True
+        self._must_cancel = True
+        return True
+
+    def cancelling(self) -> int:
+        return self._cancel_requests
+
+    def uncancel(self) -> int:
+        if self._cancel_requests > 0:
+            self._cancel_requests -= 1
+        return self._cancel_requests
+
+    def done(self) -> bool:
+        return self._coroutine is None
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self.loop
+
+    def get_coro(self) -> Coroutine[Any, Any, Any] | None:
+        return self._coroutine
+
+    def get_name(self) -> str:
+        return f"turn {self.activation.name}.{self.handler.name}"
+
+    def add_done_callback(self, *_: Any, **__: Any) -> None:
+        raise RuntimeError("a turn ends with its handler; it has no callbacks")
+
+    # -- what self.request shows
+
+    @property
+    def id(self) -> bytes:
+        return self.request_id
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return dict(self.call.metadata)
+
+    @property
+    def remaining_s(self) -> float:
+        return max(0.0, self.deadline - self.loop.time())

@@ -1,0 +1,41 @@
+"""Holdfast: durable objects on your own machines. See docs/writing-objects.md."""
+
+from holdfast.app import App
+from holdfast.blocking import BlockingClient, connect_blocking
+from holdfast.client import Client, connect
+from holdfast.errors import (
+    ApplicationError,
+    Deadlock,
+    DeadlineExceeded,
+    HoldfastError,
+    InternalError,
+    InvalidArgument,
+    NotFound,
+    Overloaded,
+    Rejected,
+    TooLarge,
+    Unavailable,
+    WrongOwner,
+)
+from holdfast.object import DurableObject
+
+__all__ = [
+    "App",
+    "ApplicationError",
+    "BlockingClient",
+    "Client",
+    "DeadlineExceeded",
+    "Deadlock",
+    "DurableObject",
+    "HoldfastError",
+    "InternalError",
+    "InvalidArgument",
+    "NotFound",
+    "Overloaded",
+    "Rejected",
+    "TooLarge",
+    "Unavailable",
+    "WrongOwner",
+    "connect",
+    "connect_blocking",
+]

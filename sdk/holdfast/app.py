@@ -1,0 +1,104 @@
+"""Registering kinds."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
+
+from holdfast.errors import NotFound
+from holdfast.object import DurableObject
+from holdfast.signature import Handler
+
+C = TypeVar("C", bound=type[DurableObject])
+_KIND_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,127}")
+_OWN = frozenset(dir(DurableObject))
+
+
+class Kind:
+    """A registered class: its `name`, `cls` and `handlers` by method name."""
+
+    def __init__(self, name: str, cls: type[DurableObject]) -> None:
+        self.name = name
+        self.cls = cls
+        self.handlers = {
+            method: Handler(method, function, cls.__name__)
+            for method, function in inspect.getmembers(cls, inspect.isfunction)
+            if not method.startswith("_") and method not in _OWN
+        }
+        self.on_activate = _overridden(cls, "on_activate")
+        self.on_evict = _overridden(cls, "on_evict")
+
+    def handler(self, method: str) -> Handler:
+        """The handler of a method. Raises NotFound, which names the nearest ones."""
+        found = self.handlers.get(method)
+        if found is None:
+            raise NotFound(f"{self.name} has no method {method!r}{_nearest(method, self.handlers)}", definite=True)
+        return found
+
+
+class App:
+    """The kinds that a node serves. An app file has one at module level."""
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, Kind] = {}
+
+    @overload
+    def kind(self, arg: C, /) -> C: ...
+    @overload
+    def kind(self, arg: str | None = None, /) -> Callable[[C], C]: ...
+    def kind(self, arg: Any = None, /) -> Any:
+        """Register a class: `@app.kind` under its own name, `@app.kind("counter")` under another.
+
+        Raises TypeError or ValueError for what cannot be served: a class that is no DurableObject, a name that is taken
+        or malformed (letters, digits and `_.-`, a letter first, up to 128), a handler with hints that are not data.
+        """
+        if isinstance(arg, type):
+            return self._register(arg.__name__, arg)
+
+        def decorate(cls: Any) -> Any:
+            return self._register(arg or cls.__name__, cls)
+
+        return decorate
+
+    def _register(self, name: str, cls: type[DurableObject]) -> type[DurableObject]:
+        if not (isinstance(cls, type) and issubclass(cls, DurableObject)):
+            raise TypeError(f"{cls!r} is not a DurableObject")
+        if not _KIND_NAME.fullmatch(name):
+            raise ValueError(f"kind name {name!r}: letters, digits and _.-, a letter first, up to 128")
+        if name in self.kinds:
+            raise ValueError(f"kind {name!r} is registered twice: {self.kinds[name].cls!r} and {cls!r}")
+        self.kinds[name] = Kind(name, cls)
+        cls.__holdfast_kind__ = name  # type: ignore[attr-defined]
+        return cls
+
+    def get(self, name: str) -> Kind:
+        """The kind of a name. Raises NotFound, which names the nearest ones."""
+        found = self.kinds.get(name)
+        if found is None:
+            raise NotFound(f"no kind {name!r}{_nearest(name, self.kinds)}", definite=True)
+        return found
+
+
+def kind_name(kind: type | str) -> str:
+    """The name of a kind given as its class or as text. Raises TypeError for a class that no App has registered."""
+    if isinstance(kind, str):
+        return kind
+    name = kind.__dict__.get("__holdfast_kind__")
+    if name is None:
+        raise TypeError(f"{kind!r} is not registered: decorate it with @app.kind")
+    return str(name)
+
+
+def _overridden(cls: type[DurableObject], method: str) -> Callable[[Any], Any] | None:
+    function = getattr(cls, method)
+    return None if function is getattr(DurableObject, method) else function
+
+
+def _nearest(name: str, known: dict[str, Any]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; there are {', '.join(sorted(known)[:20])}" if known else "; there are none"

@@ -1,0 +1,56 @@
+"""gRPC channel and server options, the same in every process.
+
+Keepalive alone does not notice a peer that is frozen: since gRPC's 60 s ping_timeout default overrides the keepalive
+timeout, `http2.ping_timeout_ms` has to be set as well. Servers must allow pings that often, and must not share a port
+silently with another process (SO_REUSEPORT is gRPC's default).
+"""
+
+from __future__ import annotations
+
+import grpc
+
+MESSAGE_BYTES_MAX = 8 << 20
+"""The largest message on any stream: one call of the largest size, with its envelope. Batches are cut far below."""
+
+_COMMON: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.keepalive_time_ms", 5000),
+    ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.http2.ping_timeout_ms", 2000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+CHANNEL_OPTIONS: list[tuple[str, int]] = [
+    *_COMMON,
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection, not one that is in backoff elsewhere
+]
+SERVER_OPTIONS: list[tuple[str, int]] = [
+    *_COMMON,
+    ("grpc.http2.min_ping_interval_without_data_ms", 2000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.so_reuseport", 0),
+]
+
+
+def open_channel(address: str) -> grpc.aio.Channel:
+    """A channel to `host:port`. Whoever opens it closes it."""
+    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+
+
+class AddressInUse(Exception):
+    """Another process listens at this address."""
+
+
+def bind(server: grpc.aio.Server, address: str) -> int:
+    """Listen at `host:port` (port 0: any free one); the port. Raises AddressInUse."""
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise AddressInUse(f"cannot listen at {address}: is the port in use? ({error})") from None
+    if port == 0:
+        raise AddressInUse(f"cannot listen at {address}: is the port in use?")
+    return port

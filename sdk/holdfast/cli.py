@@ -1,0 +1,16 @@
+"""The `holdfast` command line. Commands of the node and the gateway are found as entry points: the SDK imports neither."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+import click
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Holdfast: durable objects on your own machines."""
+
+
+for _entry in entry_points(group="holdfast.commands"):
+    main.add_command(_entry.load(), _entry.name)

@@ -1,0 +1,284 @@
+"""The asynchronous client: typed stubs over one batched stream, which reconnects and sends again by itself.
+
+A call that was under way when a connection broke is sent again on the next one with the same request id and
+`attempt + 1`, so its effect happens once. A caller sees an error only from the object, from a limit, or at the deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
+
+import grpc
+
+from holdfast import codec
+from holdfast.app import kind_name
+from holdfast.channels import open_channel
+from holdfast.deadlines import Deadlines
+from holdfast.errors import DeadlineExceeded, HoldfastError, Overloaded, Unavailable, error_from_proto
+from holdfast.frames import FrameWriter
+from holdfast.ids import RequestIds
+from holdfast.signature import encode_arguments, return_type
+from holdfast.v1 import objects_pb2 as pb
+
+T = TypeVar("T")
+
+TIMEOUT_S = 30.0
+"""The deadline of a call that brings none."""
+
+DEADLINE_SLACK_S = 0.3
+"""How long after a deadline the client still waits for the cluster's own word on it, which says more than a time-out."""
+
+CALLS_IN_FLIGHT_MAX = 10_000
+_RECONNECT_BACKOFF_S = (0.05, 1.0)
+
+
+class _Pending:
+    """A call that waits for its reply."""
+
+    __slots__ = ("deadline", "future", "message", "sent")
+
+    def __init__(self, message: pb.Call, future: asyncio.Future[bytes], deadline: float) -> None:
+        self.message = message
+        self.future = future
+        self.deadline = deadline
+        self.sent = False
+
+
+class Client:
+    """A connection to a cluster, through any of its gateways. Use it as `async with connect(...) as client`.
+
+    One client is enough for a process: it has up to 10,000 calls in flight on one stream.
+    """
+
+    def __init__(self, *endpoints: str, timeout: float = TIMEOUT_S) -> None:
+        if not endpoints:
+            raise ValueError("name at least one gateway, as host:port")
+        self._endpoints = list(endpoints)
+        self._timeout = timeout
+        self._ids = RequestIds()
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._writer: FrameWriter[pb.Call] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._last_error = ""
+
+    async def __aenter__(self) -> Client:
+        self._loop = asyncio.get_running_loop()
+        self._deadlines = Deadlines(self._pending, self._expire)
+        self._task = asyncio.create_task(self._run(), name="holdfast client")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the connection. Calls under way fail with Unavailable; whether they took effect is not known."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        self._deadlines.close()
+        for pending in self._pending.values():
+            if not pending.future.done():
+                pending.future.set_exception(
+                    Unavailable("the client was closed", definite=not pending.sent, request_id=pending.message.request_id)
+                )
+        self._pending.clear()
+
+    def get(
+        self,
+        kind: type[T] | str,
+        key: str,
+        *,
+        timeout: float | None = None,
+        request_id: bytes | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> T:
+        """A stub of one object: `await client.get(Counter, "a").increment(by=2)`.
+
+        With a class the stub is typed as it and results are decoded to the handler's return type; with a name they come in
+        plain types. `timeout` in seconds, `metadata` and `request_id` (16 bytes, UUIDv7) hold for the stub's calls; a
+        request id names one effect, so a stub that has one makes one call.
+        """
+        return cast(T, Stub(self, kind, key, timeout, request_id, metadata))
+
+    async def call(
+        self,
+        kind: str,
+        key: str,
+        method: str,
+        arguments: bytes = b"",
+        *,
+        timeout: float | None = None,
+        request_id: bytes | None = None,
+        metadata: Mapping[str, str] | None = None,
+        codec: pb.Codec = pb.CODEC_MSGPACK,
+    ) -> bytes:
+        """One call with an encoded payload; its encoded result. Stubs are made of this.
+
+        Raises the HoldfastError that the reply carries; Unavailable or DeadlineExceeded when none came in time.
+        """
+        if self._task is None:
+            raise RuntimeError("the client is not open: use it as `async with holdfast.connect(...) as client`")
+        if len(self._pending) >= CALLS_IN_FLIGHT_MAX:
+            raise Overloaded(
+                f"{CALLS_IN_FLIGHT_MAX} calls in flight on this client", definite=True, retryable=True, retry_after_s=0.1
+            )
+        if timeout is None:
+            timeout = self._timeout
+        number = next(self._numbers)
+        message = pb.Call(
+            id=number,
+            kind=kind,
+            key=key,
+            method=method,
+            arguments=arguments,
+            codec=codec,
+            request_id=request_id or self._ids.next(),
+            timeout_ms=max(1, int(timeout * 1000)),
+            metadata=metadata,
+        )
+        future: asyncio.Future[bytes] = self._loop.create_future()
+        deadline = self._loop.time() + timeout + DEADLINE_SLACK_S
+        pending = self._pending[number] = _Pending(message, future, deadline)
+        self._deadlines.watch(deadline)
+        if self._writer is not None:
+            pending.sent = True
+            self._writer.push(message, len(arguments) + 100)
+        try:
+            return await future
+        except HoldfastError:
+            raise
+        except asyncio.CancelledError:
+            self._pending.pop(number, None)
+            raise
+
+    # -- the stream
+
+    async def _run(self) -> None:
+        backoff, longest = _RECONNECT_BACKOFF_S
+        start = random.randrange(len(self._endpoints))
+        for turn in itertools.count(start):
+            endpoint = self._endpoints[turn % len(self._endpoints)]
+            channel = open_channel(endpoint)
+            call = channel.stream_stream("/holdfast.v1.Objects/Session")()
+            began = self._loop.time()
+            try:
+                await self._session(call)
+                self._last_error = f"{endpoint}: the gateway ended the session"
+            except grpc.aio.AioRpcError as error:
+                self._last_error = f"{endpoint}: {error.details()}"
+            finally:
+                self._writer = None
+                call.cancel()
+                await channel.close()
+            if self._loop.time() - began > longest:
+                backoff = _RECONNECT_BACKOFF_S[0]
+            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+            backoff = min(backoff * 2, longest)
+
+    async def _session(self, call: Any) -> None:
+        writer: FrameWriter[pb.Call] = FrameWriter(_pack_calls, _call_bytes)
+        self._writer = writer
+        for pending in self._pending.values():
+            message = pending.message
+            if pending.sent:
+                message.attempt += 1
+            message.timeout_ms = max(1, int((pending.deadline - DEADLINE_SLACK_S - self._loop.time()) * 1000))
+            pending.sent = True
+            writer.push(message, len(message.arguments) + 100)
+        sending = asyncio.create_task(writer.run(call.write))
+        try:
+            while (frame := await call.read()) is not grpc.aio.EOF:
+                pending_calls = self._pending
+                for reply in pb.SessionResponse.FromString(frame).replies:
+                    done = pending_calls.pop(reply.id, None)
+                    if done is None or done.future.done():
+                        continue
+                    result = reply.result
+                    if result:
+                        done.future.set_result(result)
+                    else:
+                        done.future.set_exception(error_from_proto(reply.error, done.message.codec))
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+
+    def _expire(self, pending: _Pending) -> None:
+        self._pending.pop(pending.message.id, None)
+        if pending.future.done():
+            return
+        message = pending.message
+        what = f"{message.kind}/{message.key}.{message.method}()"
+        if self._writer is None:
+            error: HoldfastError = Unavailable(
+                f"{what}: no gateway reached before the deadline; {self._last_error or 'not connected yet'}",
+                definite=not pending.sent,
+                retryable=True,
+                request_id=message.request_id,
+            )
+        else:
+            error = DeadlineExceeded(f"{what}: no reply before the deadline", retryable=True, request_id=message.request_id)
+        pending.future.set_exception(error)
+
+
+class Stub:
+    """Stands for one object; every attribute is one of its methods."""
+
+    __slots__ = ("_client", "_key", "_kind", "_metadata", "_name", "_request_id", "_timeout")
+
+    def __init__(
+        self,
+        client: Client,
+        kind: type | str,
+        key: str,
+        timeout: float | None = None,
+        request_id: bytes | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self._client = client
+        self._kind = kind
+        self._name = kind_name(kind)
+        self._key = key
+        self._timeout = timeout
+        self._request_id = request_id
+        self._metadata = metadata
+
+    def __getattr__(self, method: str) -> Any:
+        if method.startswith("__"):
+            raise AttributeError(method)
+        returns = return_type(self._kind, method)
+
+        async def call(*positional: Any, **named: Any) -> Any:
+            result = await self._client.call(
+                self._name,
+                self._key,
+                method,
+                encode_arguments(positional, named),
+                timeout=self._timeout,
+                request_id=self._request_id,
+                metadata=self._metadata,
+            )
+            return codec.decode(result, returns)
+
+        return call
+
+
+def connect(*endpoints: str, timeout: float = TIMEOUT_S) -> Client:
+    """A client of the cluster behind these gateways (`host:port`); it uses one and goes on to the next when that fails.
+
+    `timeout`: the deadline in seconds of calls that bring none.
+    """
+    return Client(*endpoints, timeout=timeout)
+
+
+def _pack_calls(calls: list[pb.Call]) -> bytes:
+    return pb.SessionRequest(calls=calls).SerializeToString()
+
+
+def _call_bytes(call: pb.Call) -> int:
+    return len(call.arguments) + 100

@@ -1,0 +1,59 @@
+"""Deadlines of many calls with one timer: nothing is scheduled for a call that ends in time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, Protocol, TypeVar
+
+
+class HasDeadline(Protocol):
+    """`deadline`: when it ends, in seconds of the event loop's clock."""
+
+    deadline: float
+
+
+P = TypeVar("P", bound=HasDeadline)
+
+_SWEEP_INTERVAL_MIN_S = 0.01
+
+
+class Deadlines(Generic[P]):
+    """Calls `expire` on every entry of `pending` whose deadline has passed, at most 10 ms late on a free loop.
+
+    The timer aims at the earliest deadline that the last sweep saw; a sweep costs one pass over `pending`, and with
+    deadlines of seconds there is hardly more than one sweep in that time, however many calls come and go.
+    """
+
+    def __init__(self, pending: Mapping[Any, P], expire: Callable[[P], None]) -> None:
+        self._pending = pending
+        self._expire = expire
+        self._loop = asyncio.get_running_loop()
+        self._next = float("inf")
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, deadline: float) -> None:
+        """An entry with this deadline was added."""
+        if deadline < self._next:
+            self._schedule(deadline)
+
+    def close(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _schedule(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._next = at
+        self._timer = self._loop.call_at(at, self._sweep)
+
+    def _sweep(self) -> None:
+        now = self._loop.time()
+        self._timer = None
+        self._next = float("inf")
+        for entry in [entry for entry in self._pending.values() if entry.deadline <= now]:
+            self._expire(entry)
+        earliest = min((entry.deadline for entry in self._pending.values()), default=None)
+        if earliest is not None and earliest < self._next:
+            self._schedule(max(earliest, now + _SWEEP_INTERVAL_MIN_S))

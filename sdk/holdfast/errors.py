@@ -1,0 +1,191 @@
+"""The errors of Holdfast: one class for each code, and the one table that maps codes to gRPC status.
+
+Every error answers two questions that a caller has to ask. `definite`: did the request certainly have no effect?
+`retryable`: can the same request succeed later? A call whose outcome is unknown (`definite` is false) may be repeated
+with the same request id: the effect still happens once.
+
+On the wire an error is a `holdfast.v1.Error`. `error_from_proto` and `error_to_proto` are each other's inverse, except
+that a class of the user's own arrives as `ApplicationError` with its name in `type`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import grpc
+import msgspec
+
+from holdfast.v1 import objects_pb2 as pb
+
+
+class HoldfastError(Exception):
+    """Base of every error that Holdfast raises at a caller."""
+
+    code: ClassVar[str] = "INTERNAL"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        definite: bool = False,
+        retryable: bool = False,
+        retry_after_s: float = 0.0,
+        request_id: bytes = b"",
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.definite = definite
+        self.retryable = retryable
+        self.retry_after_s = retry_after_s
+        self.request_id = request_id
+
+
+class NotFound(HoldfastError):
+    """No such kind or method; the message names the nearest ones."""
+
+    code = "NOT_FOUND"
+
+
+class InvalidArgument(HoldfastError):
+    """An argument is missing, unexpected or of the wrong type; `path` names the field, as in `$.change.price`."""
+
+    code = "INVALID_ARGUMENT"
+
+    def __init__(self, message: str, *, path: str = "", **rest: Any) -> None:
+        super().__init__(message, **rest)
+        self.path = path
+
+
+class ApplicationError(HoldfastError):
+    """The handler raised: `type` is the exception's class name, `data` what it carried. Its turn was rolled back."""
+
+    code = "APPLICATION"
+
+    def __init__(self, message: str, *, type: str = "", data: dict[str, Any] | None = None, **rest: Any) -> None:
+        super().__init__(message, **rest)
+        self.type = type or self.__class__.__name__
+        self.data = data or {}
+
+
+class Rejected(ApplicationError):
+    """Raise this in a handler to refuse a request on the application's grounds: `raise Rejected("too late", limit=3)`.
+
+    The turn is rolled back, the caller gets a `Rejected` with the same message and data, and nobody tries it again.
+    """
+
+    def __init__(self, message: str, /, **data: Any) -> None:
+        super().__init__(message, data=data, definite=True)
+
+
+class WrongOwner(HoldfastError):
+    """The shard is not served by the node that was asked. Gateways hold and resend; callers do not see it."""
+
+    code = "WRONG_OWNER"
+
+
+class Unavailable(HoldfastError):
+    """The object cannot be served now: its node is away, or nothing could be reached before the deadline."""
+
+    code = "UNAVAILABLE"
+
+
+class Overloaded(HoldfastError):
+    """A named limit is reached (mailbox, calls in flight, held calls): come back after `retry_after_s`."""
+
+    code = "OVERLOADED"
+
+
+class DeadlineExceeded(HoldfastError):
+    """The deadline passed. When it is `definite`, the turn was rolled back or never started."""
+
+    code = "DEADLINE"
+
+
+class Deadlock(HoldfastError):
+    """The call would wait for itself; `cycle` names the objects, the one that was called last."""
+
+    code = "DEADLOCK"
+
+    def __init__(self, message: str, *, cycle: tuple[str, ...] = (), **rest: Any) -> None:
+        super().__init__(message, **rest)
+        self.cycle = cycle
+
+
+class TooLarge(HoldfastError):
+    """An argument, a result, a value, a turn's writes or a chain of calls is over its limit."""
+
+    code = "TOO_LARGE"
+
+
+class InternalError(HoldfastError):
+    """A fault of Holdfast's own; the request id finds it in the log."""
+
+    code = "INTERNAL"
+
+
+# code name -> (number on the wire, gRPC status of Objects.Call, class)
+CODES: dict[str, tuple[pb.Code, grpc.StatusCode, type[HoldfastError]]] = {
+    "NOT_FOUND": (pb.CODE_NOT_FOUND, grpc.StatusCode.NOT_FOUND, NotFound),
+    "INVALID_ARGUMENT": (pb.CODE_INVALID_ARGUMENT, grpc.StatusCode.INVALID_ARGUMENT, InvalidArgument),
+    "APPLICATION": (pb.CODE_APPLICATION, grpc.StatusCode.FAILED_PRECONDITION, ApplicationError),
+    "WRONG_OWNER": (pb.CODE_WRONG_OWNER, grpc.StatusCode.UNAVAILABLE, WrongOwner),
+    "UNAVAILABLE": (pb.CODE_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE, Unavailable),
+    "OVERLOADED": (pb.CODE_OVERLOADED, grpc.StatusCode.RESOURCE_EXHAUSTED, Overloaded),
+    "DEADLINE": (pb.CODE_DEADLINE, grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineExceeded),
+    "DEADLOCK": (pb.CODE_DEADLOCK, grpc.StatusCode.ABORTED, Deadlock),
+    "TOO_LARGE": (pb.CODE_TOO_LARGE, grpc.StatusCode.OUT_OF_RANGE, TooLarge),
+    "INTERNAL": (pb.CODE_INTERNAL, grpc.StatusCode.INTERNAL, InternalError),
+}
+_BY_NUMBER = {number: name for name, (number, _, _) in CODES.items()}
+
+
+def grpc_status(number: pb.Code) -> grpc.StatusCode:
+    """The gRPC status of `Objects.Call` for a code on the wire."""
+    return CODES[_BY_NUMBER.get(number, "INTERNAL")][1]
+
+
+def error_to_proto(error: HoldfastError, codec: pb.Codec = pb.CODEC_MSGPACK) -> pb.Error:
+    """The wire form of an error. `codec` encodes the data of an `ApplicationError`."""
+    out = pb.Error(
+        code=CODES[error.code][0],
+        message=error.message,
+        definite=error.definite,
+        retryable=error.retryable,
+        retry_after_ms=round(error.retry_after_s * 1000),
+        request_id=error.request_id,
+    )
+    match error:
+        case ApplicationError():
+            out.type = error.type
+            if error.data:
+                module = msgspec.json if codec == pb.CODEC_JSON else msgspec.msgpack
+                out.data = module.encode(error.data)
+        case InvalidArgument():
+            out.path = error.path
+        case Deadlock():
+            out.cycle.extend(error.cycle)
+    return out
+
+
+def error_from_proto(message: pb.Error, codec: pb.Codec = pb.CODEC_MSGPACK) -> HoldfastError:
+    """The exception for a wire error; a code that this version does not know becomes `InternalError`."""
+    name = _BY_NUMBER.get(message.code, "INTERNAL")
+    error: HoldfastError
+    if name == "APPLICATION":
+        module = msgspec.json if codec == pb.CODEC_JSON else msgspec.msgpack
+        data = module.decode(message.data) if message.data else {}
+        if message.type == "Rejected":
+            error = Rejected(message.message, **data)
+        else:
+            error = ApplicationError(message.message, type=message.type, data=data)
+    elif name == "INVALID_ARGUMENT":
+        error = InvalidArgument(message.message, path=message.path)
+    elif name == "DEADLOCK":
+        error = Deadlock(message.message, cycle=tuple(message.cycle))
+    else:
+        error = CODES[name][2](message.message)
+    error.definite = message.definite
+    error.retryable = message.retryable
+    error.retry_after_s = message.retry_after_ms / 1000
+    error.request_id = message.request_id
+    return error

@@ -1,0 +1,81 @@
+"""Batching: everything that waits for a stream leaves in one message, and nothing waits for a timer.
+
+While a write is under way the next batch gathers; under load batches grow by themselves, and a lone call leaves at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+M = TypeVar("M")
+
+FRAME_BYTES_MAX = 1 << 20
+"""Batches are cut here: a larger message would hold the event loop of its receiver too long."""
+
+BACKLOG_BYTES_MAX = 16 << 20
+"""Above it `FrameWriter.drained` waits: the side that produces reads no more until its peer has read."""
+
+
+class FrameWriter(Generic[M]):
+    """The sending side of one stream. `pack` makes a frame of messages, `size` estimates a message's bytes."""
+
+    def __init__(self, pack: Callable[[list[M]], bytes], size: Callable[[M], int]) -> None:
+        self._pack = pack
+        self._size = size
+        self._queue: list[M] = []
+        self._backlog_bytes = 0
+        self._wake: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+
+    def push(self, message: M, size: int) -> None:
+        """Queue a message of about `size` bytes; it leaves with the next frame."""
+        self._queue.append(message)
+        self._backlog_bytes += size
+        if self._wake is not None:
+            self._wake.set_result(None)
+            self._wake = None
+
+    async def drained(self) -> None:
+        """Return at once, or, while more than BACKLOG_BYTES_MAX wait to be sent, when they have gone."""
+        while self._backlog_bytes > BACKLOG_BYTES_MAX:
+            if self._room is None:
+                self._room = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._room)
+
+    async def run(self, write: Callable[[bytes], Awaitable[None]]) -> None:
+        """Write frames until cancelled; what `write` raises ends it."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._queue:
+                self._wake = loop.create_future()
+                try:
+                    await self._wake
+                finally:
+                    self._wake = None
+            queue, self._queue = self._queue, []
+            if self._backlog_bytes <= FRAME_BYTES_MAX:
+                self._backlog_bytes = 0
+                await write(self._pack(queue))
+            else:
+                for frame in self._cut(queue):
+                    await write(self._pack(frame))
+            if self._room is not None and self._backlog_bytes <= BACKLOG_BYTES_MAX:
+                self._room.set_result(None)
+                self._room = None
+
+    def _cut(self, queue: list[M]) -> list[list[M]]:
+        frames: list[list[M]] = [[]]
+        room = FRAME_BYTES_MAX
+        for message in queue:
+            size = self._size(message)
+            self._backlog_bytes -= size
+            if size > room and frames[-1]:
+                frames.append([])
+                room = FRAME_BYTES_MAX
+            frames[-1].append(message)
+            room -= size
+        if not self._queue:
+            self._backlog_bytes = 0
+        return frames

@@ -1,0 +1,58 @@
+"""Logging: text for people, one JSON object a line for machines. Configured once, before gRPC starts threads."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import sys
+from typing import Any
+
+from holdfast import codec
+
+_FIELDS = ("kind", "key", "method", "request_id", "epoch")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, process, logger, message, the fields of the running turn, the traceback."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "process": self._process,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        for name in _FIELDS:
+            if (value := getattr(record, name, None)) is not None:
+                line[name] = value
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return codec.encode_json(line).decode()
+
+
+class TextFormatter(logging.Formatter):
+    """A line for a terminal, with what identifies the turn behind the message."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__(f"%(asctime)s %(levelname)-7s {process} %(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = [f"{name}={getattr(record, name)}" for name in _FIELDS if getattr(record, name, None) is not None]
+        text = super().format(record)
+        if not fields:
+            return text
+        first, newline, rest = text.partition("\n")
+        return f"{first} [{' '.join(fields)}]{newline}{rest}"
+
+
+def configure(process: str, level: str, style: str) -> None:
+    """Send all logging to standard error. `style`: `text`, `json`, or `auto` (text on a terminal)."""
+    handler = logging.StreamHandler(sys.stderr)
+    as_text = style == "text" or (style == "auto" and sys.stderr.isatty())
+    handler.setFormatter(TextFormatter(process) if as_text else JsonFormatter(process))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

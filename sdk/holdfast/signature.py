@@ -1,0 +1,174 @@
+"""Handlers: which methods of a class are handlers, and how their arguments are decoded and checked.
+
+Arguments arrive as an array (positional), a map (named), or a map whose entry "*" holds the positional ones of a mixed
+call. They are decoded straight into the types of the handler's hints, so a wrong one never reaches the handler; the
+defaults stay Python's own.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from holdfast import codec
+from holdfast.errors import InvalidArgument
+
+_EMPTY_PAYLOADS = (b"", b"\x90", b"\x80", b"[]", b"{}", b"null", b"\xc0")
+_POSITIONAL = "*"
+
+
+class Handler:
+    """One public method of a kind.
+
+    Attributes: `name`; `function`, unbound; `is_async`; `returns`, the result's type hint (Any without one).
+    Raises TypeError at registration for what cannot be called over the wire (*args, **kwargs, hints that are not data).
+    """
+
+    __slots__ = ("_by_count", "_named", "_named_json", "_names", "_positional_max", "_required", "function", "is_async", "name", "returns", "signature")
+
+    def __init__(self, name: str, function: Callable[..., Any], owner: str) -> None:
+        where = f"{owner}.{name}"
+        self.name = name
+        self.function = function
+        self.is_async = inspect.iscoroutinefunction(function)
+        if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+            raise TypeError(f"{where} is a generator; a handler returns one value")
+        try:
+            hints = typing.get_type_hints(function, include_extras=True)
+        except NameError as error:
+            raise TypeError(f"{where}: a type hint cannot be resolved: {error}") from None
+        self.signature = inspect.signature(function)
+        parameters = list(self.signature.parameters.values())[1:]
+        for parameter in parameters:
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                raise TypeError(f"{where}: *{parameter.name} cannot be called over the wire; name the arguments")
+        self.returns = hints.get("return", Any)
+        self._names = [p.name for p in parameters]
+        types = [hints.get(p.name, Any) for p in parameters]
+        self._required = [p.name for p in parameters if p.default is p.empty]
+        positional = [t for t, p in zip(types, parameters, strict=True) if p.kind is not p.KEYWORD_ONLY]
+        self._positional_max = len(positional)
+        least = sum(1 for p in parameters if p.default is p.empty and p.kind is not p.KEYWORD_ONLY)
+        keyword_only_required = any(p.default is p.empty and p.kind is p.KEYWORD_ONLY for p in parameters)
+        try:
+            # For a call with n positional arguments: the decoder of a tuple of exactly their types.
+            self._by_count: dict[int, Any] = {}
+            if not keyword_only_required:
+                for n in range(least, len(positional) + 1):
+                    self._by_count[n] = msgspec.msgpack.Decoder(tuple[tuple(positional[:n])] if n else tuple[()])  # type: ignore[misc]
+            fields = [
+                (f"f{i}", t) if p.default is p.empty else (f"f{i}", typing.Union[t, msgspec.UnsetType], msgspec.UNSET)  # noqa: UP007
+                for i, (t, p) in enumerate(zip(types, parameters, strict=True))
+            ]
+            named = msgspec.defstruct(
+                "Arguments",
+                fields,
+                rename={f"f{i}": p.name for i, p in enumerate(parameters)},
+                forbid_unknown_fields=True,
+                kw_only=True,
+            )
+            self._named = msgspec.msgpack.Decoder(named)
+            self._named_json = msgspec.json.Decoder(named)
+            msgspec.msgpack.Decoder(self.returns)
+        except TypeError as error:
+            raise TypeError(f"{where}: a type hint cannot be sent over the wire: {error}") from None
+
+    def invoke(self, instance: Any, payload: bytes, is_json: bool = False) -> Any:
+        """Decode the payload and call the handler: its result, or its coroutine when `is_async`.
+
+        Raises InvalidArgument, before anything of the handler ran, when the payload does not fit.
+        """
+        if not is_json and payload:
+            # A msgpack fixarray says its length in its first byte: the hot path, decoded without a detour.
+            decoder = self._by_count.get(payload[0] - 0x90)
+            if decoder is not None:
+                try:
+                    arguments = decoder.decode(payload)
+                except msgspec.MsgspecError as error:
+                    raise self._invalid(error) from None
+                return self.function(instance, *arguments)
+        return self.function(instance, **self._bind(payload, is_json))
+
+    def _bind(self, payload: bytes, is_json: bool) -> dict[str, Any]:
+        """The arguments by name. What the named decoder does not take at once is taken apart, to be mended or explained."""
+        if payload in _EMPTY_PAYLOADS:
+            payload = b"{}" if is_json else b"\x80"
+        decoder: Any = self._named_json if is_json else self._named
+        try:
+            decoded = decoder.decode(payload)
+        except msgspec.MsgspecError:
+            raw = self._by_name(payload, is_json)
+            try:
+                decoded = decoder.decode((codec.encode_json if is_json else codec.encode)(raw))
+            except msgspec.MsgspecError as error:
+                raise self._invalid(error) from None
+        values = msgspec.structs.astuple(decoded)
+        return {name: v for name, v in zip(self._names, values, strict=True) if v is not msgspec.UNSET}
+
+    def _by_name(self, payload: bytes, is_json: bool) -> dict[str, Any]:
+        try:
+            raw = msgspec.json.decode(payload) if is_json else codec.decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise self._error(f"the arguments cannot be read: {error}", "$") from None
+        if isinstance(raw, list):
+            raw = {_POSITIONAL: raw}
+        if not isinstance(raw, dict) or not all(isinstance(name, str) for name in raw):
+            raise self._error(f"arguments are an array (positional) or a map (named), not {type(raw).__name__}", "$")
+        positional = raw.pop(_POSITIONAL, [])
+        names = self._names[: self._positional_max]
+        if not isinstance(positional, list) or len(positional) > len(names):
+            given = len(positional) if isinstance(positional, list) else 1
+            raise self._error(f"takes at most {len(names)} positional arguments, got {given}", "$")
+        for name, value in zip(names, positional, strict=False):
+            if name in raw:
+                raise self._error(f"got {name!r} twice", f"$.{name}")
+            raw[name] = value
+        for name in raw:
+            if name not in self._names:
+                raise self._error(f"has no argument {name!r}", f"$.{name}")
+        for name in self._required:
+            if name not in raw:
+                raise self._error(f"misses {name!r}", f"$.{name}")
+        return raw
+
+    def _error(self, what: str, path: str) -> InvalidArgument:
+        parameters = list(self.signature.parameters.values())[1:]
+        usage = f"{self.name}{self.signature.replace(parameters=parameters)}"
+        return InvalidArgument(f"{self.name}() {what}; it is {usage}", path=path, definite=True)
+
+    def _invalid(self, error: Exception) -> InvalidArgument:
+        """msgspec says "Expected `int`, got `str` - at `$[0].x`"; callers know the argument by its name."""
+        text, _, path = str(error).partition(" - at `")
+        path = path.rstrip("`") or "$"
+        if match := re.match(r"\$\[(\d+)\](.*)", path):
+            path = f"$.{self._names[int(match[1])]}{match[2]}"
+        return self._error(f"was called with a wrong argument: {text} at {path}", path)
+
+
+def encode_arguments(positional: tuple[Any, ...], named: dict[str, Any]) -> bytes:
+    """The msgpack payload of a call's arguments; the inverse of what `Handler.invoke` reads."""
+    if not named:
+        return codec.encode(positional)
+    if positional:
+        return codec.encode({_POSITIONAL: positional, **named})
+    return codec.encode(named)
+
+
+@functools.lru_cache(maxsize=4096)
+def return_type(kind: type | str, method: str) -> Any:
+    """The return type hint of a method of a kind's class; Any where there is none, or only a name is known.
+
+    Raises AttributeError when the class has no such handler: a typing error is better told before it travels.
+    """
+    if isinstance(kind, str):
+        return Any
+    function = getattr(kind, method, None)
+    if method.startswith("_") or not inspect.isfunction(function):
+        raise AttributeError(f"{kind.__name__} has no handler {method!r}")
+    return typing.get_type_hints(function, include_extras=True).get("return", Any)

@@ -1,0 +1,151 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatusResponse(_message.Message):
+    __slots__ = ("cluster", "shards", "replication", "controller", "nodes", "problems", "gateway", "assignments")
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    REPLICATION_FIELD_NUMBER: _ClassVar[int]
+    CONTROLLER_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    GATEWAY_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNMENTS_FIELD_NUMBER: _ClassVar[int]
+    cluster: str
+    shards: int
+    replication: int
+    controller: str
+    nodes: _containers.RepeatedCompositeFieldContainer[NodeStatus]
+    problems: _containers.RepeatedCompositeFieldContainer[Problem]
+    gateway: GatewayStatus
+    assignments: _containers.RepeatedCompositeFieldContainer[ShardStatus]
+    def __init__(self, cluster: _Optional[str] = ..., shards: _Optional[int] = ..., replication: _Optional[int] = ..., controller: _Optional[str] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., problems: _Optional[_Iterable[_Union[Problem, _Mapping]]] = ..., gateway: _Optional[_Union[GatewayStatus, _Mapping]] = ..., assignments: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ...) -> None: ...
+
+class NodeStatus(_message.Message):
+    __slots__ = ("id", "address", "host", "zone", "weight", "state", "incarnation", "shards_owned", "epoch_max", "stats")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    ZONE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_OWNED_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_MAX_FIELD_NUMBER: _ClassVar[int]
+    STATS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    address: str
+    host: str
+    zone: str
+    weight: int
+    state: str
+    incarnation: int
+    shards_owned: int
+    epoch_max: int
+    stats: StatsResponse
+    def __init__(self, id: _Optional[str] = ..., address: _Optional[str] = ..., host: _Optional[str] = ..., zone: _Optional[str] = ..., weight: _Optional[int] = ..., state: _Optional[str] = ..., incarnation: _Optional[int] = ..., shards_owned: _Optional[int] = ..., epoch_max: _Optional[int] = ..., stats: _Optional[_Union[StatsResponse, _Mapping]] = ...) -> None: ...
+
+class Problem(_message.Message):
+    __slots__ = ("what", "why")
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    what: str
+    why: str
+    def __init__(self, what: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
+
+class GatewayStatus(_message.Message):
+    __slots__ = ("routes_revision", "etcd_connected", "calls_in_flight", "calls_held", "process")
+    ROUTES_REVISION_FIELD_NUMBER: _ClassVar[int]
+    ETCD_CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    CALLS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    CALLS_HELD_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    routes_revision: int
+    etcd_connected: bool
+    calls_in_flight: int
+    calls_held: int
+    process: ProcessStats
+    def __init__(self, routes_revision: _Optional[int] = ..., etcd_connected: bool = ..., calls_in_flight: _Optional[int] = ..., calls_held: _Optional[int] = ..., process: _Optional[_Union[ProcessStats, _Mapping]] = ...) -> None: ...
+
+class ShardStatus(_message.Message):
+    __slots__ = ("shard", "epoch", "owner", "in_sync", "joining")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    IN_SYNC_FIELD_NUMBER: _ClassVar[int]
+    JOINING_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    epoch: int
+    owner: str
+    in_sync: _containers.RepeatedScalarFieldContainer[str]
+    joining: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., owner: _Optional[str] = ..., in_sync: _Optional[_Iterable[str]] = ..., joining: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class WhereRequest(_message.Message):
+    __slots__ = ("kind", "key")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    key: str
+    def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ...) -> None: ...
+
+class WhereResponse(_message.Message):
+    __slots__ = ("shard", "address", "preference")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    PREFERENCE_FIELD_NUMBER: _ClassVar[int]
+    shard: ShardStatus
+    address: str
+    preference: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, shard: _Optional[_Union[ShardStatus, _Mapping]] = ..., address: _Optional[str] = ..., preference: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class StatsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatsResponse(_message.Message):
+    __slots__ = ("process", "turns", "turns_failed", "entries", "fsyncs", "activations", "evictions", "calls_in_flight", "shards_serving", "cache_bytes", "kinds")
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    TURNS_FIELD_NUMBER: _ClassVar[int]
+    TURNS_FAILED_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    FSYNCS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    CALLS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_SERVING_FIELD_NUMBER: _ClassVar[int]
+    CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    process: ProcessStats
+    turns: int
+    turns_failed: int
+    entries: int
+    fsyncs: int
+    activations: int
+    evictions: int
+    calls_in_flight: int
+    shards_serving: int
+    cache_bytes: int
+    kinds: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, process: _Optional[_Union[ProcessStats, _Mapping]] = ..., turns: _Optional[int] = ..., turns_failed: _Optional[int] = ..., entries: _Optional[int] = ..., fsyncs: _Optional[int] = ..., activations: _Optional[int] = ..., evictions: _Optional[int] = ..., calls_in_flight: _Optional[int] = ..., shards_serving: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., kinds: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ProcessStats(_message.Message):
+    __slots__ = ("pid", "cpu_s", "rss_bytes", "uptime_s")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    CPU_S_FIELD_NUMBER: _ClassVar[int]
+    RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_S_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    cpu_s: float
+    rss_bytes: int
+    uptime_s: float
+    def __init__(self, pid: _Optional[int] = ..., cpu_s: _Optional[float] = ..., rss_bytes: _Optional[int] = ..., uptime_s: _Optional[float] = ...) -> None: ...
