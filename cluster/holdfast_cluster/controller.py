@@ -15,6 +15,7 @@ from holdfast_cluster.plan import Transition, plan
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.2
+_INTERVAL_S = 0.5
 
 
 class Controller:
@@ -32,7 +33,12 @@ class Controller:
         revision = -1
         while True:
             seen = revision
-            view = await self._feed.until(lambda view: view.revision > seen)
+            try:
+                async with asyncio.timeout(_INTERVAL_S):
+                    await self._feed.until(lambda view, seen=seen: view.revision > seen)  # type: ignore[misc]
+            except TimeoutError:
+                pass  # being a member can come after the view that shows it: look again now and then
+            view = self._feed.view
             revision = view.revision
             try:
                 await self._act(view)
@@ -63,7 +69,12 @@ class Controller:
             else:  # one of them was planned from an old view: the others need not wait for it
                 done += sum([await self._swap([one]) for one in batch])
         reasons = Counter(transition.why for transition in transitions)
-        log.info("assignments: %d of %d swapped (%s)", done, len(transitions), ", ".join(f"{n} {why}" for why, n in reasons.items()))
+        log.info(
+            "assignments: %d of %d swapped (%s)",
+            done,
+            len(transitions),
+            ", ".join(f"{n} {why}" for why, n in reasons.items()),
+        )
 
     async def _swap(self, batch: list[Transition]) -> bool:
         return await self._etcd.txn(

@@ -20,8 +20,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from holdfast.deadlines import Deadlines
-from holdfast.errors import DeadlineExceeded, HoldfastError, InvalidArgument, Overloaded, TooLarge, Unavailable, error_to_proto
+from holdfast.errors import (
+    DeadlineExceeded,
+    HoldfastError,
+    InvalidArgument,
+    Overloaded,
+    TooLarge,
+    Unavailable,
+    error_to_proto,
+)
 from holdfast.v1 import objects_pb2 as pb
+
 from holdfast_cluster.feed import ViewFeed
 from holdfast_cluster.model import View
 from holdfast_cluster.pipe import Pipe, RemotePipe
@@ -206,9 +215,7 @@ class Dispatcher:
             self._targets = [None] * self._shards
             self._epochs = [0] * self._shards
         self._open_pipes(view)
-        epochs = [
-            view.assignments[shard].assignment.epoch if shard in view.assignments else 0 for shard in range(self._shards)
-        ]
+        epochs = [view.assignments[shard].assignment.epoch if shard in view.assignments else 0 for shard in range(self._shards)]
         moved = {shard for shard, epoch in enumerate(epochs) if epoch != self._epochs[shard]}
         self._epochs = epochs
         if moved:
@@ -345,12 +352,12 @@ class Dispatcher:
         size = len(call.key)
         if not 0 < size <= KEY_BYTES_MAX or (size * 4 > KEY_BYTES_MAX and len(call.key.encode()) > KEY_BYTES_MAX):
             return InvalidArgument(
-                f"an object's key has 1 to {KEY_BYTES_MAX} bytes, this one {len(call.key.encode())}", path="key", definite=True
+                f"an object's key has 1 to {KEY_BYTES_MAX} bytes, this one {len(call.key.encode())}",
+                path="key",
+                definite=True,
             )
         if len(call.arguments) > self._limits.argument_bytes_max:
-            return TooLarge(
-                f"arguments of {len(call.arguments)} bytes, at most {self._limits.argument_bytes_max}", definite=True
-            )
+            return TooLarge(f"arguments of {len(call.arguments)} bytes, at most {self._limits.argument_bytes_max}", definite=True)
         if len(call.request_id) != 16:
             return InvalidArgument("a request id has 16 bytes (UUIDv7)", path="request_id", definite=True)
         return None
@@ -368,5 +375,3 @@ class Dispatcher:
     def _fail(self, pending: Pending, error: HoldfastError) -> None:
         error.request_id = pending.call.request_id
         pending.origin.push(pb.Reply(id=pending.origin_id, error=error_to_proto(error)), _ENVELOPE_BYTES)
-
-

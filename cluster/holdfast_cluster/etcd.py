@@ -16,7 +16,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ class Etcd:
         reply = await self._unary("KV/Range", pb.RangeRequest(key=key.encode()), pb.RangeResponse, repeat=True)
         return reply.kvs[0] if reply.kvs else None
 
-    async def list(self, prefix: str) -> Listing:
+    async def list_prefix(self, prefix: str) -> Listing:
         """All rows under a prefix, as of one revision. Raises EtcdUnavailable."""
         start, end = prefix.encode(), _prefix_end(prefix)
         rows: list[pb.KeyValue] = []
@@ -171,7 +171,7 @@ class Etcd:
     async def renew(self, lease: int, timeout_s: float) -> int:
         """Renew a lease: the seconds it has now, 0 when it has ended. Raises EtcdUnavailable."""
         # A short stream for each renewal: its deadline is gRPC's own, and a read never has to be abandoned.
-        call = self._channel().stream_stream(
+        call: Any = self._channel().stream_stream(
             "/etcdserverpb.Lease/LeaseKeepAlive",
             request_serializer=pb.LeaseKeepAliveRequest.SerializeToString,
             response_deserializer=pb.LeaseKeepAliveResponse.FromString,
@@ -190,7 +190,7 @@ class Etcd:
         finally:
             call.cancel()
 
-    async def watch(self, prefix: str, state: WatchState) -> AsyncIterator[Listing | Changes]:
+    async def watch(self, prefix: str, state: WatchState) -> AsyncGenerator[Listing | Changes, None]:
         """Follow a prefix for ever: a Listing, then Changes; a Listing again when history was compacted away.
 
         Nothing is skipped or repeated between them. While etcd is away it waits and `state` says so.
@@ -200,7 +200,7 @@ class Etcd:
         while True:
             try:
                 if revision == 0:
-                    listing = await self.list(prefix)
+                    listing = await self.list_prefix(prefix)
                     revision = listing.revision
                     yield listing
                 async with contextlib.aclosing(self._watch_from(prefix, revision + 1, state)) as batches:
@@ -219,8 +219,8 @@ class Etcd:
                 await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
                 backoff = min(backoff * 2, 1.0)
 
-    async def _watch_from(self, prefix: str, revision: int, state: WatchState) -> AsyncIterator[Changes]:
-        call = self._channel().stream_stream(
+    async def _watch_from(self, prefix: str, revision: int, state: WatchState) -> AsyncGenerator[Changes, None]:
+        call: Any = self._channel().stream_stream(
             "/etcdserverpb.Watch/Watch",
             request_serializer=pb.WatchRequest.SerializeToString,
             response_deserializer=pb.WatchResponse.FromString,

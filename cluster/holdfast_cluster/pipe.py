@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
-
 from holdfast.channels import open_channel
 from holdfast.frames import FrameWriter
 from holdfast.v1 import objects_pb2 as pb
 from holdfast.v1 import peer_pb2
+
 from holdfast_cluster.model import Member
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class RemotePipe:
         while not self._retired:
             channel = open_channel(self._member.address)
             target = f"{self._member.id}:{self._member.incarnation}"
-            call = channel.stream_stream("/holdfast.v1.Peer/Pipe")(metadata=((TARGET_METADATA, target),))
+            call: Any = channel.stream_stream("/holdfast.v1.Peer/Pipe")(metadata=((TARGET_METADATA, target),))
             self._writer = FrameWriter(_pack, _size)
             sending = asyncio.create_task(self._writer.run(call.write))
             why = "the node ended it"

@@ -7,7 +7,6 @@ from collections import Counter, defaultdict
 from typing import Any
 
 import grpc
-
 from holdfast.channels import open_channel
 from holdfast.processes import process_stats
 from holdfast.v1 import admin_pb2, admin_pb2_grpc
@@ -74,9 +73,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         """The shard of an object, its owner, and what the ring says."""
         view = self._feed.view
         if not 0 < len(request.key.encode()) <= KEY_BYTES_MAX or not request.kind:
-            await context.abort(
-                grpc.StatusCode.INVALID_ARGUMENT, f"name a kind, and a key of 1 to {KEY_BYTES_MAX} bytes"
-            )
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"name a kind, and a key of 1 to {KEY_BYTES_MAX} bytes")
         if view.settings is None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the cluster's routes are not loaded yet")
             raise AssertionError
@@ -112,9 +109,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         answers = await asyncio.gather(*(ask(member.address) for member in members))
         return {member.id: answer for member, answer in zip(members, answers, strict=True) if answer is not None}
 
-    def _problems(
-        self, view: View, stats: dict[str, admin_pb2.StatsResponse], owned: Counter[str]
-    ) -> list[admin_pb2.Problem]:
+    def _problems(self, view: View, stats: dict[str, admin_pb2.StatsResponse], owned: Counter[str]) -> list[admin_pb2.Problem]:
         assert view.settings is not None
         problems = []
 
@@ -122,7 +117,10 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             problems.append(admin_pb2.Problem(what=what, why=why))
 
         if self._feed.disconnected_s:
-            problem("etcd", f"this gateway's watch has been down for {self._feed.disconnected_s:.0f} s; calls go on with known routes")
+            problem(
+                "etcd",
+                f"this gateway's watch has been down for {self._feed.disconnected_s:.0f} s; calls go on with known routes",
+            )
         missing = view.settings.shards - len(view.assignments)
         if missing:
             problem(f"{missing} shards", "not assigned yet: the controller waits for enough nodes, or there is none")
@@ -157,5 +155,3 @@ def _shard_status(shard: int, assignment: Assignment) -> admin_pb2.ShardStatus:
         in_sync=assignment.in_sync,
         joining=assignment.joining,
     )
-
-

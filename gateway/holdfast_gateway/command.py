@@ -7,12 +7,12 @@ import signal
 
 import click
 import uvloop
-
 from holdfast import logs
 from holdfast.channels import AddressInUse
 from holdfast.options import common_options, explicit_settings, option
 from holdfast_cluster.dispatch import DispatchLimits
 from holdfast_cluster.membership import Refused
+
 from holdfast_gateway.config import GatewayConfig
 from holdfast_gateway.server import GatewayServer
 

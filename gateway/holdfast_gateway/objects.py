@@ -8,13 +8,11 @@ from typing import Any
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc.status_pb2 import Status
-
 from holdfast.errors import grpc_status
 from holdfast.frames import FrameWriter
 from holdfast.ids import RequestIds
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.dispatch import Dispatcher
-
 
 
 class ObjectsService:

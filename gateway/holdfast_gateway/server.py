@@ -9,7 +9,6 @@ import logging
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-
 from holdfast.channels import SERVER_OPTIONS, bind
 from holdfast.v1 import admin_pb2_grpc
 from holdfast_cluster.dispatch import Dispatcher
@@ -17,6 +16,7 @@ from holdfast_cluster.etcd import Etcd
 from holdfast_cluster.feed import ViewFeed
 from holdfast_cluster.membership import agree_on_settings
 from holdfast_cluster.model import Keys
+
 from holdfast_gateway.admin import AdminService
 from holdfast_gateway.config import GatewayConfig
 from holdfast_gateway.objects import ObjectsService

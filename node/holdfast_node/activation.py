@@ -10,6 +10,7 @@ from typing import Any
 from holdfast.app import Kind
 from holdfast.object import DurableObject, Objects
 from holdfast.storage import Limits, Storage
+
 from holdfast_node import keys
 from holdfast_node.commit import Entry
 from holdfast_node.outgoing import ObjectCalls, Outgoing
@@ -45,7 +46,20 @@ class Activation:
     The instance comes and goes (an exception drops it), the activation stays: it is what keeps requests in their order.
     """
 
-    __slots__ = ("_outgoing", "_reader", "cached_bytes", "instance", "key", "kind", "last_entry", "last_used", "mailbox", "shard", "storage", "turn")
+    __slots__ = (
+        "_outgoing",
+        "_reader",
+        "cached_bytes",
+        "instance",
+        "key",
+        "kind",
+        "last_entry",
+        "last_used",
+        "mailbox",
+        "shard",
+        "storage",
+        "turn",
+    )
 
     def __init__(self, kind: Kind, key: str, shard: Shard, store: Store, limits: Limits, outgoing: Outgoing) -> None:
         self.kind = kind

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import click
 import uvloop
-
 from holdfast import logs
 from holdfast.channels import AddressInUse
 from holdfast.loading import AppError, load_app
 from holdfast.options import common_options, explicit_settings, option
 from holdfast_cluster.membership import Refused
+
 from holdfast_node.config import NodeConfig
 from holdfast_node.directory import WrongDirectory
 from holdfast_node.engine import EngineLimits
@@ -28,7 +28,12 @@ _RESTART_BACKOFF_S = (1.0, 30.0)
 
 @click.command(short_help="Run a node: it owns shards and runs your objects.")
 @click.argument("app")
-@option("--data", required=True, type=click.Path(path_type=Path, file_okay=False), help="The data directory: this makes the node.")
+@option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The data directory: this makes the node.",
+)
 @option("--name", help="First part of the node's id, fixed at the directory's first start.")
 @option("--listen", default="127.0.0.1:7401", help="Address for gateways and other nodes.")
 @option("--advertise", help="The address under which others reach it, if that is another one.")
@@ -138,7 +143,14 @@ def _supervise(arguments: list[str], workers: int, data: Path, listen: str, adve
 
     def start(i: int) -> None:
         host, _, port = listen.rpartition(":")
-        own = ["--workers", "1", "--data", str(data / str(i)), "--listen", f"{host}:{int(port) + i if int(port) else 0}"]
+        own = [
+            "--workers",
+            "1",
+            "--data",
+            str(data / str(i)),
+            "--listen",
+            f"{host}:{int(port) + i if int(port) else 0}",
+        ]
         own += ["--name", f"{name or 'node'}-{i}"]
         if advertise:
             their_host, _, their_port = advertise.rpartition(":")
@@ -171,5 +183,3 @@ def _supervise(arguments: list[str], workers: int, data: Path, listen: str, adve
                 due[i] = now + backoff[i]
         time.sleep(0.1)
     return code
-
-

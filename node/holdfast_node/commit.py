@@ -110,7 +110,7 @@ class Committer:
             shard.gathering = None
             shard.seq += 1
             for key, value in entry.rows:
-                if type(value) is bytes:
+                if isinstance(value, bytes):
                     batch.put("state", key, value)
                 elif value is None:
                     batch.delete("state", key)

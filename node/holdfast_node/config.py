@@ -7,6 +7,7 @@ from pathlib import Path
 
 from holdfast_cluster.dispatch import DispatchLimits
 from holdfast_cluster.model import NODE_ID
+
 from holdfast_node.engine import EngineLimits
 
 

@@ -36,6 +36,7 @@ from holdfast.signature import Handler
 from holdfast.storage import Limits
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.ring import shard_of
+
 from holdfast_node import keys
 from holdfast_node.activation import Activation
 from holdfast_node.commit import Committer, Entry, Until
@@ -78,7 +79,14 @@ class Engine:
     """All objects of a node. Not thread-safe: it lives on the event loop."""
 
     def __init__(
-        self, app: App, store: Store, shards_total: int, shards: Shards, kept: KeptReplies, outgoing: Outgoing, limits: EngineLimits
+        self,
+        app: App,
+        store: Store,
+        shards_total: int,
+        shards: Shards,
+        kept: KeptReplies,
+        outgoing: Outgoing,
+        limits: EngineLimits,
     ) -> None:
         self._app = app
         self._store = store
@@ -193,10 +201,13 @@ class Engine:
     def _join(self, turn: Turn, call: pb.Call, port: ReplyPort) -> None:
         """The same request again while its first attempt is under way: one turn, and everybody who asked is answered."""
         before = turn.call
-        if (call.kind, call.key, call.method, call.arguments) != (before.kind, before.key, before.method, before.arguments):
-            error = InvalidArgument(
-                f"request id {call.request_id.hex()} is in use by another call", path="request_id", definite=True
-            )
+        if (call.kind, call.key, call.method, call.arguments) != (
+            before.kind,
+            before.key,
+            before.method,
+            before.arguments,
+        ):
+            error = InvalidArgument(f"request id {call.request_id.hex()} is in use by another call", path="request_id", definite=True)
             port.reply(call.id, b"", error_to_proto(error), 0)
             return
         turn.ports.append((port, call.id))
@@ -364,7 +375,11 @@ class Engine:
                 turn.handler.name,
                 failed.message or failed.code,
                 exc_info=None if turn.expired else error,
-                extra={**turn.activation.log_fields(), "request_id": turn.request_id.hex(), "method": turn.handler.name},
+                extra={
+                    **turn.activation.log_fields(),
+                    "request_id": turn.request_id.hex(),
+                    "method": turn.handler.name,
+                },
             )
         return error_to_proto(failed, turn.call.codec)
 
@@ -442,7 +457,15 @@ class Engine:
         assert hook is not None
         activation.instance = None
         call = pb.Call(kind=activation.kind.name, key=activation.key, method="on_evict")
-        turn = Turn(self._loop, activation, call, _EVICT, _Nobody(), self._loop.time() + self._limits.turn_timeout_s, self._ended)
+        turn = Turn(
+            self._loop,
+            activation,
+            call,
+            _EVICT,
+            _Nobody(),
+            self._loop.time() + self._limits.turn_timeout_s,
+            self._ended,
+        )
 
         async def run() -> None:
             waits = hook(instance)
@@ -499,7 +522,9 @@ def _overloaded(message: str) -> Overloaded:
 def _expired(turn: Turn) -> DeadlineExceeded:
     where = "while it waited for its turn" if turn.state in (QUEUED, DONE) else "while it ran: it was rolled back"
     return DeadlineExceeded(
-        f"{turn.activation.name}.{turn.handler.name}: the deadline passed {where}", definite=turn.calls_made == 0, retryable=True
+        f"{turn.activation.name}.{turn.handler.name}: the deadline passed {where}",
+        definite=turn.calls_made == 0,
+        retryable=True,
     )
 
 

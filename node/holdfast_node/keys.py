@@ -2,12 +2,12 @@
 
 Column families and their keys (numbers big-endian, so that byte order is number order):
 
-    state     shard u16 | kind 00 | key 00 | record type u8 | the record's own key     one object is one contiguous range
+    state     shard u16 | kind 00 01 | key 00 01 | record type u8 | the record's own key     one object is one contiguous range
     replies   shard u16 | bucket u32 | request id 16 bytes                              one bucket is one contiguous range
     meta      names of the directory's facts, and 'position' + shard u16
 
-A text that is followed by something is written as UTF-8 with 00 as 00 FF, ended by 00 (the FoundationDB tuple layer's way):
-no encoding is a prefix of another, and byte order is text order. Record types are below FF, so the end is never mistaken.
+A text that is followed by something is written as UTF-8 with 00 as 00 FF, ended by 00 01: no encoding is a prefix of another, and
+byte order is text order. (A lone 00 as the end would make "a" a prefix of "a\\0".)
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ def after(prefix: bytes) -> bytes | None:
 
 
 def _text(value: str) -> bytes:
-    return value.encode().replace(b"\0", b"\0\xff") + b"\0"
+    return value.encode().replace(b"\0", b"\0\xff") + b"\0\x01"
 
 
 def _read_text(raw: bytes, at: int) -> tuple[str, int]:
     end = raw.index(b"\0", at)
     while raw[end + 1 : end + 2] == b"\xff":
         end = raw.index(b"\0", end + 2)
-    return raw[at:end].replace(b"\0\xff", b"\0").decode(), end + 1
+    return raw[at:end].replace(b"\0\xff", b"\0").decode(), end + 2

@@ -16,6 +16,7 @@ import time
 import traceback
 
 from holdfast_cluster.clock import boottime
+
 from holdfast_node.turn import Turn
 
 log = logging.getLogger(__name__)

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
-
 from holdfast.errors import WrongOwner, error_to_proto
 from holdfast.frames import FrameWriter
 from holdfast.v1 import admin_pb2, peer_pb2
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.pipe import TARGET_METADATA, Pipe, PipeEnd
+
 from holdfast_node.engine import Engine
 from holdfast_node.liveness import Liveness
 

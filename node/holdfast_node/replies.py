@@ -12,6 +12,7 @@ from collections import deque
 
 from holdfast.errors import DeadlineExceeded, InvalidArgument
 from holdfast.ids import id_time_ms
+
 from holdfast_node import keys
 from holdfast_node.shards import Shard
 from holdfast_node.store import Store

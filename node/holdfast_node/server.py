@@ -8,8 +8,8 @@ import logging
 import socket
 
 import grpc
+import msgspec
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-
 from holdfast.app import App
 from holdfast.channels import SERVER_OPTIONS, bind
 from holdfast.processes import process_stats, rss_bytes
@@ -21,6 +21,7 @@ from holdfast_cluster.etcd import Etcd
 from holdfast_cluster.feed import ViewFeed
 from holdfast_cluster.membership import Membership, agree_on_settings
 from holdfast_cluster.model import ClusterSettings, Keys, Member
+
 from holdfast_node.config import NodeConfig
 from holdfast_node.directory import DataDirectory
 from holdfast_node.engine import Engine
@@ -54,7 +55,7 @@ class NodeServer:
         etcd = Etcd(config.etcd_endpoints)
         keys = Keys(config.cluster)
         try:
-            wanted = ClusterSettings(**config.settings)
+            wanted = msgspec.structs.replace(ClusterSettings(), **config.settings)
             settings = await agree_on_settings(etcd, keys, wanted, config.settings)
             directory.claim(settings.id)
             await self._serve(stop, etcd, keys, settings, directory, node_id)
@@ -63,7 +64,13 @@ class NodeServer:
             self._store.close()
 
     async def _serve(
-        self, stop: asyncio.Event, etcd: Etcd, keys: Keys, settings: ClusterSettings, directory: DataDirectory, node_id: str
+        self,
+        stop: asyncio.Event,
+        etcd: Etcd,
+        keys: Keys,
+        settings: ClusterSettings,
+        directory: DataDirectory,
+        node_id: str,
     ) -> None:
         config = self._config
         feed = ViewFeed(etcd, keys)
@@ -72,9 +79,7 @@ class NodeServer:
         local = LocalPipe(liveness)
         dispatcher = Dispatcher(feed, config.dispatch, (node_id, local))
         self._shards = shards = Shards(self._store, self._drop_shard)
-        self._engine = engine = Engine(
-            self._app, self._store, settings.shards, shards, self._kept, dispatcher, config.limits
-        )
+        self._engine = engine = Engine(self._app, self._store, settings.shards, shards, self._kept, dispatcher, config.limits)
         local.connect(engine, dispatcher)
         peer = PeerService(
             engine,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from holdfast_cluster.model import Assignment, Member, View
+
 from holdfast_node import keys
 from holdfast_node.store import Store
 

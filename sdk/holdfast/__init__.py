@@ -5,8 +5,8 @@ from holdfast.blocking import BlockingClient, connect_blocking
 from holdfast.client import Client, connect
 from holdfast.errors import (
     ApplicationError,
-    Deadlock,
     DeadlineExceeded,
+    Deadlock,
     HoldfastError,
     InternalError,
     InvalidArgument,

@@ -126,7 +126,10 @@ class Client:
             raise RuntimeError("the client is not open: use it as `async with holdfast.connect(...) as client`")
         if len(self._pending) >= CALLS_IN_FLIGHT_MAX:
             raise Overloaded(
-                f"{CALLS_IN_FLIGHT_MAX} calls in flight on this client", definite=True, retryable=True, retry_after_s=0.1
+                f"{CALLS_IN_FLIGHT_MAX} calls in flight on this client",
+                definite=True,
+                retryable=True,
+                retry_after_s=0.1,
             )
         if timeout is None:
             timeout = self._timeout
@@ -165,7 +168,7 @@ class Client:
         for turn in itertools.count(start):
             endpoint = self._endpoints[turn % len(self._endpoints)]
             channel = open_channel(endpoint)
-            call = channel.stream_stream("/holdfast.v1.Objects/Session")()
+            call: Any = channel.stream_stream("/holdfast.v1.Objects/Session")()
             began = self._loop.time()
             try:
                 await self._session(call)

@@ -33,9 +33,7 @@ class RequestIds:
                 self._ms += 1
                 self._count = 0
         self._low = (self._low + self._step) & 0x3FFF_FFFF_FFFF_FFFF
-        return (
-            (self._ms << 80) | (0x7000 | self._count) << 64 | 0x8000_0000_0000_0000 | self._low
-        ).to_bytes(16, "big")
+        return ((self._ms << 80) | (0x7000 | self._count) << 64 | 0x8000_0000_0000_0000 | self._low).to_bytes(16, "big")
 
 
 def id_time_ms(request_id: bytes) -> int:

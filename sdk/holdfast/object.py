@@ -111,5 +111,3 @@ class DurableObject:
 
     def on_evict(self) -> Awaitable[None] | None:
         """Runs as a turn of its own before the instance is dropped for idleness or memory; not on a crash or a move."""
-
-

@@ -19,13 +19,27 @@ def common_options(command: Any) -> Any:
     """What nodes and gateways share: which etcd, which cluster, the cluster's settings, logging."""
     for add in reversed(
         [
-            option("--etcd-endpoints", default="127.0.0.1:2379", help="etcd's client addresses, host:port, comma-separated."),
+            option(
+                "--etcd-endpoints",
+                default="127.0.0.1:2379",
+                help="etcd's client addresses, host:port, comma-separated.",
+            ),
             option("--cluster", default="default", help="The cluster's name; several can share an etcd."),
             option("--shards", type=int, help="Number of shards; must be what the cluster was formed with."),
             option("--replication", type=int, help="Copies of each shard; must be what the cluster was formed with."),
             option("--points", type=int, help="Ring points per unit of weight; must be what the cluster was formed with."),
-            option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]), help="Least level logged."),
-            option("--log-format", default="auto", type=click.Choice(["auto", "text", "json"]), help="auto: text on a terminal, else JSON."),
+            option(
+                "--log-level",
+                default="info",
+                type=click.Choice(["debug", "info", "warning", "error"]),
+                help="Least level logged.",
+            ),
+            option(
+                "--log-format",
+                default="auto",
+                type=click.Choice(["auto", "text", "json"]),
+                help="auto: text on a terminal, else JSON.",
+            ),
         ]
     ):
         command = add(command)

@@ -30,7 +30,19 @@ class Handler:
     Raises TypeError at registration for what cannot be called over the wire (*args, **kwargs, hints that are not data).
     """
 
-    __slots__ = ("_by_count", "_named", "_named_json", "_names", "_positional_max", "_required", "function", "is_async", "name", "returns", "signature")
+    __slots__ = (
+        "_by_count",
+        "_named",
+        "_named_json",
+        "_names",
+        "_positional_max",
+        "_required",
+        "function",
+        "is_async",
+        "name",
+        "returns",
+        "signature",
+    )
 
     def __init__(self, name: str, function: Callable[..., Any], owner: str) -> None:
         where = f"{owner}.{name}"

@@ -30,6 +30,7 @@ _RECENT_ROWS_SWEEP = 256
 
 # What a turn did to its object's rows, in order: (key, value) puts, (key, None) deletes; keys are user keys as UTF-8.
 Write = tuple[bytes, bytes | None]
+Writes = list[Write]
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -63,7 +64,18 @@ class Storage:
     value is not of the type asked for, RuntimeError outside of a turn.
     """
 
-    __slots__ = ("_cache", "_cleared", "_limits", "_newest", "_reader", "_recent", "_recent_cleared", "_write_bytes", "_writes", "cached_bytes")
+    __slots__ = (
+        "_cache",
+        "_cleared",
+        "_limits",
+        "_newest",
+        "_reader",
+        "_recent",
+        "_recent_cleared",
+        "_write_bytes",
+        "_writes",
+        "cached_bytes",
+    )
 
     def __init__(self, reader: Reader, limits: Limits) -> None:
         self._reader = reader
@@ -197,7 +209,7 @@ class Storage:
         """Whether the open turn wrote anything."""
         return bool(self._writes) or self._cleared
 
-    def take(self) -> tuple[bool, list[Write]]:
+    def take(self) -> tuple[bool, Writes]:
         """The open turn's writes: whether everything before them was deleted, and the rows. The turn stays open."""
         assert self._writes is not None
         return self._cleared, [(key.encode(), raw) for key, raw in self._writes.items()]
@@ -248,7 +260,7 @@ class Storage:
             self._recent_cleared = None
         raw = self._reader.get(key.encode())
         self._remember(key, raw)
-        return raw  # type: ignore[no-any-return]
+        return raw
 
     def _rows(self, prefix: str, start: str | None, end: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
         writes = self._writes

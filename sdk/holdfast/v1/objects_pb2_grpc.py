@@ -52,7 +52,6 @@ class ObjectsServicer(object):
     def Call(self, request, context):
         """Runs one method of one object and returns its result. Errors carry a google.rpc.Status in the trailing metadata
         (grpc-status-details-bin) with a holdfast.v1.Error as its only detail.
-        Request metadata that is read: `idempotency-key` (text; the same key is the same request).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

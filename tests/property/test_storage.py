@@ -1,0 +1,77 @@
+"""Storage against a dumb model: a dict that is copied at every turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from holdfast.storage import Limits, MemoryReader, Storage
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+KEYS = st.sampled_from(["a", "ab", "abc", "b", "ä", "z\0", "zz"])
+STEPS = st.one_of(
+    st.tuples(st.just("put"), KEYS, st.integers(0, 99)),
+    st.tuples(st.just("delete"), KEYS),
+    st.tuples(st.just("delete_all")),
+    st.tuples(st.just("get"), KEYS),
+    st.tuples(st.just("list"), st.sampled_from(["", "a", "z"]), st.booleans(), st.sampled_from([None, 1, 2])),
+    st.tuples(st.just("fail_inside"), KEYS),
+)
+TURNS = st.lists(st.tuples(st.lists(STEPS, max_size=8), st.booleans(), st.booleans()), max_size=12)
+
+
+class Entry:
+    applied = False
+
+
+@settings(max_examples=300, deadline=None)
+@given(TURNS, st.sampled_from([0, 400, 1 << 20]))
+def test_storage_is_a_dict_with_transactions(turns: list[Any], cache_bytes: int) -> None:
+    reader = MemoryReader()
+    storage = Storage(reader, Limits(cache_bytes=cache_bytes))
+    model: dict[str, int] = {}
+    waiting: list[tuple[Entry, bool, Any]] = []
+    for steps, commit, apply in turns:
+        storage.begin()
+        mine = dict(model)
+        for step in steps:
+            match step:
+                case ("put", key, value):
+                    storage.put(key, value)
+                    mine[key] = value
+                case ("delete", key):
+                    storage.delete(key)
+                    mine.pop(key, None)
+                case ("delete_all",):
+                    storage.delete_all()
+                    mine.clear()
+                case ("get", key):
+                    assert storage.get(key, int) == mine.get(key)
+                case ("list", prefix, reverse, limit):
+                    rows = sorted(((k, v) for k, v in mine.items() if k.startswith(prefix)), reverse=reverse)[:limit]
+                    assert list(storage.list(prefix, reverse=reverse, limit=limit).items()) == rows
+                case ("fail_inside", key):
+                    try:
+                        with storage.transaction():
+                            storage.put(key, -1)
+                            storage.delete_all()
+                            raise KeyError
+                    except KeyError:
+                        pass
+        if commit:
+            model = mine
+            if storage.changed():
+                entry = Entry()
+                cleared, writes = storage.take()
+                storage.close(entry)
+                waiting.append((entry, cleared, writes))
+            else:
+                storage.close(None)
+        else:
+            storage.rollback()
+        if apply:
+            for entry, cleared, writes in waiting:
+                reader.apply(cleared, writes)
+                entry.applied = True
+            waiting.clear()
+        assert storage.cached_bytes <= cache_bytes
