@@ -4,25 +4,16 @@ BIN := .venv/bin
 PROTOS := $(wildcard proto/holdfast/v1/*.proto)
 ETCD_PROTO := proto/holdfast_cluster/etcdpb/etcd.proto
 
-.PHONY: help run demo test check proto proto-fresh bench clean
+.PHONY: help test check proto proto-fresh clean
 help:
-	@echo "make run    start the property example on a local cluster; it stays up until Ctrl-C"
-	@echo "make demo   the same, but ends by itself"
 	@echo "make test   every test, with real etcd and real processes"
 	@echo "make check  format, lint, types, import layers, generated code fresh, unit and property tests"
-	@echo "make bench  the benchmark table (JSON=1 for one JSON object)"
 	@echo "make proto  regenerate the code from proto/"
 
 .venv/dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
-
-run: .venv/dev
-	$(BIN)/python -m examples.property.demo --stay
-
-demo: .venv/dev
-	$(BIN)/python -m examples.property.demo
 
 check: .venv/dev proto-fresh
 	$(BIN)/ruff format --check .
@@ -33,9 +24,6 @@ check: .venv/dev proto-fresh
 
 test: .venv/dev
 	$(BIN)/pytest tests
-
-bench: .venv/dev
-	$(BIN)/holdfast bench $(if $(JSON),--json,)
 
 define generate
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(1)/sdk --pyi_out=$(1)/sdk --grpc_python_out=$(1)/sdk $(PROTOS)
