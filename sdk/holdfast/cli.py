@@ -6,11 +6,14 @@ from importlib.metadata import entry_points
 
 import click
 
+from holdfast.dev import dev
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Holdfast: durable objects on your own machines."""
 
 
+main.add_command(dev)
 for _entry in entry_points(group="holdfast.commands"):
     main.add_command(_entry.load(), _entry.name)

@@ -1,0 +1,45 @@
+"""`holdfast dev`: one command, a cluster; one signal, nothing left."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import holdfast
+import psutil
+
+APP = Path(__file__).parent / "app.py"
+
+
+def start(port: int, data: Path) -> Any:
+    command = [sys.executable, "-m", "holdfast", "dev", str(APP), "--nodes", "2", "--port", str(port), "--data", str(data)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("ready: 2 nodes")
+    return process
+
+
+async def test_dev_starts_serves_ends_everything_and_continues_where_it_was(tmp_path: Path, processes: Any) -> None:
+    for expected in (1, 2):
+        process = start(processes.gateway_port, tmp_path / "data")
+        children = psutil.Process(process.pid).children(recursive=True)
+        try:
+            async with holdfast.connect(processes.gateway) as client:
+                assert await client.get("Counter", "a").increment() == expected  # type: ignore[attr-defined]
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+        assert len(children) >= 4
+        assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_dev_shows_the_users_own_traceback(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("import holdfast\n\n1 / 0\n")
+    done = subprocess.run([sys.executable, "-m", "holdfast", "dev", str(broken)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+    assert "loading.py" not in done.stderr
