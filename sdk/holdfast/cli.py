@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 
 import click
 
+from holdfast.ask import call, status, where
 from holdfast.dev import dev
 
 
@@ -14,6 +15,7 @@ def main() -> None:
     """Holdfast: durable objects on your own machines."""
 
 
-main.add_command(dev)
+for _command in (dev, call, where, status):
+    main.add_command(_command)
 for _entry in entry_points(group="holdfast.commands"):
     main.add_command(_entry.load(), _entry.name)

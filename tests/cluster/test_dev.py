@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -43,3 +44,27 @@ def test_dev_shows_the_users_own_traceback(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
     assert "loading.py" not in done.stderr
+
+
+def ask(*arguments: str) -> tuple[int, Any]:
+    done = subprocess.run([sys.executable, "-m", "holdfast", *arguments, "--json"], capture_output=True, text=True, timeout=60)
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_call_where_and_status_tell_the_same_story(tmp_path: Path, processes: Any) -> None:
+    gateway = ("--gateway", processes.gateway)
+    process = start(processes.gateway_port, tmp_path / "data")
+    try:
+        assert ask("call", "Counter", "a", "increment", '{"by": 2}', *gateway) == (0, 2)
+        code, refused = ask("call", "Counter", "a", "increment", '{"by": -2}', *gateway)
+        assert (code, refused["error"]["code"], refused["error"]["definite"]) == (1, "APPLICATION", True)
+        _, place = ask("where", "Counter", "a", *gateway)
+        code, status = ask("status", *gateway)
+        assert code == 0
+        assert status["problems"] == []
+        assert sum(node["shards_owned"] for node in status["nodes"]) == 256
+        assert place["shard"] == status["assignments"][place["shard"]["shard"]]
+        assert place["preference"][0] == place["shard"]["owner"]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
