@@ -4,8 +4,10 @@ BIN := .venv/bin
 PROTOS := $(wildcard proto/holdfast/v1/*.proto)
 ETCD_PROTO := proto/holdfast_cluster/etcdpb/etcd.proto
 
-.PHONY: help test check proto proto-fresh clean
+.PHONY: help run demo test check proto proto-fresh clean
 help:
+	@echo "make run    start the property example on a local cluster; it stays up until Ctrl-C"
+	@echo "make demo   the same, but ends by itself"
 	@echo "make test   every test, with real etcd and real processes"
 	@echo "make check  format, lint, types, import layers, generated code fresh, unit and property tests"
 	@echo "make proto  regenerate the code from proto/"
@@ -14,6 +16,12 @@ help:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
+
+run: .venv/dev
+	$(BIN)/python -m examples.property.demo --stay
+
+demo: .venv/dev
+	$(BIN)/python -m examples.property.demo
 
 check: .venv/dev proto-fresh
 	$(BIN)/ruff format --check .

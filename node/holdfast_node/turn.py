@@ -131,7 +131,7 @@ class Turn:
             self._coroutine = None
             value, error = None, raised
         else:
-            self._wait_for(awaited, context)
+            self._wait_for(awaited)
             return
         finally:
             Turn.stepping = None
@@ -140,18 +140,18 @@ class Turn:
                 _enter_task(loop, outer)
         self.ended(self, value, error)
 
-    def _wait_for(self, awaited: Any, context: Context) -> None:
+    def _wait_for(self, awaited: Any) -> None:
         if awaited is None:  # asyncio.sleep(0)
-            self.loop.call_soon(self._step, None, context=context)
+            self.loop.call_soon(self._step, None)
         elif getattr(awaited, "_asyncio_future_blocking", None):
             awaited._asyncio_future_blocking = False
-            awaited.add_done_callback(self._wake, context=context)
+            awaited.add_done_callback(self._wake)
             self._awaited = awaited
             if self._must_cancel and awaited.cancel():
                 self._must_cancel = False
         else:
             error = RuntimeError(f"a handler awaited {awaited!r}, which asyncio does not know")
-            self.loop.call_soon(self._step, error, context=context)
+            self.loop.call_soon(self._step, error)
 
     def _wake(self, future: asyncio.Future[Any]) -> None:
         try:

@@ -51,3 +51,26 @@ async def test_a_node_with_other_settings_is_refused_and_told_which(processes: A
     processes.start_node("n2", "--shards", "128")
     assert processes.wait_for_exit("n2") == 1
     assert "shards: 128 here, 256 there" in processes.log("n2")
+
+
+async def test_handlers_that_wait_roll_back_time_out_and_find_cycles(processes: Any) -> None:
+    processes.start_etcd()
+    processes.start_node("n1")
+    processes.start_gateway()
+    async with holdfast.connect(processes.gateway, timeout=30) as client:
+        a: Any = client.get("Counter", "a")
+        assert await a.wait_and_increment(0.05, 5.0) == 1
+        with pytest.raises(holdfast.ApplicationError) as timed_out:
+            await a.wait_and_increment(5.0, 0.05)
+        assert timed_out.value.type == "TimeoutError"
+        with pytest.raises(holdfast.ApplicationError, match="half-way"):
+            await a.fail_half_way()
+        assert await a.value() == 1
+        with pytest.raises(holdfast.Deadlock) as cycle:
+            await a.call_back("b")
+        assert cycle.value.cycle == ("Counter/a", "Counter/b", "Counter/a")
+        short: Any = client.get("Counter", "a", timeout=0.2)
+        with pytest.raises(holdfast.DeadlineExceeded) as late:
+            await short.wait_and_increment(5.0, 20.0)
+        assert late.value.definite
+        assert await a.value() == 1
