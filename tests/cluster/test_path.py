@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from typing import Any
 
 import holdfast
@@ -74,3 +75,21 @@ async def test_handlers_that_wait_roll_back_time_out_and_find_cycles(processes: 
             await short.wait_and_increment(5.0, 20.0)
         assert late.value.definite
         assert await a.value() == 1
+
+
+async def test_a_node_that_was_paused_past_its_lease_serves_only_after_it_has_joined_again(processes: Any) -> None:
+    processes.start_etcd()
+    processes.start_node("n1", "--lease-ttl", "2")
+    processes.start_gateway()
+    async with holdfast.connect(processes.gateway, timeout=40) as client:
+        counter: Any = client.get("Counter", "a")
+        assert await counter.increment() == 1
+        processes.running["n1"].send_signal(signal.SIGSTOP)
+        waiting = asyncio.create_task(counter.increment())
+        await asyncio.sleep(6)
+        assert not waiting.done()
+        processes.running["n1"].send_signal(signal.SIGCONT)
+        assert await waiting == 2
+        assert await counter.increment() == 3
+    assert "serving nothing until etcd confirms" in processes.log("n1")
+    assert "incarnation 2" in processes.log("n1")
