@@ -4,12 +4,13 @@ BIN := .venv/bin
 PROTOS := $(wildcard proto/holdfast/v1/*.proto)
 ETCD_PROTO := proto/holdfast_cluster/etcdpb/etcd.proto
 
-.PHONY: help run demo test check proto proto-fresh clean
+.PHONY: help run demo test check bench proto proto-fresh clean
 help:
 	@echo "make run    start the property example on a local cluster; it stays up until Ctrl-C"
 	@echo "make demo   the same, but ends by itself"
 	@echo "make test   every test, with real etcd and real processes"
 	@echo "make check  format, lint, types, import layers, generated code fresh, unit and property tests"
+	@echo "make bench  calls per second on this machine; BENCH='--json --seconds 5' passes options on"
 	@echo "make proto  regenerate the code from proto/"
 
 .venv/dev: pyproject.toml constraints.txt
@@ -32,6 +33,9 @@ check: .venv/dev proto-fresh
 
 test: .venv/dev
 	$(BIN)/pytest tests
+
+bench: .venv/dev
+	$(BIN)/holdfast bench $(BENCH)
 
 define generate
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(1)/sdk --pyi_out=$(1)/sdk --grpc_python_out=$(1)/sdk $(PROTOS)

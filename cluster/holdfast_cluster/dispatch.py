@@ -29,6 +29,7 @@ from holdfast.errors import (
     Unavailable,
     error_to_proto,
 )
+from holdfast.ids import REQUEST_ID_BYTES
 from holdfast.v1 import objects_pb2 as pb
 
 from holdfast_cluster.feed import ViewFeed
@@ -39,6 +40,7 @@ from holdfast_cluster.ring import shard_of
 log = logging.getLogger(__name__)
 
 KEY_BYTES_MAX = 1024
+_KEY_SHORT = KEY_BYTES_MAX // 4  # so many characters fit whatever they are
 _ENVELOPE_BYTES = 100
 _DEADLINE_SLACK_S = 0.15  # a call that was sent is given this long for the node's own word on its deadline
 _BACKOFF_S = (0.02, 0.5)
@@ -141,10 +143,19 @@ class Dispatcher:
 
     def submit(self, call: pb.Call, origin: Origin) -> None:
         """Send a call; its reply, or an error, goes to `origin` with the id that the call has now."""
-        if not self._shards or len(self._pending) >= self._limits.in_flight_max or self._unfit(call):
-            self._refuse(call, origin)
+        key = call.key
+        size = len(call.arguments)
+        if (
+            not self._shards
+            or len(self._pending) >= self._limits.in_flight_max
+            or not 0 < len(key) <= _KEY_SHORT
+            or size > self._limits.argument_bytes_max
+            or len(call.request_id) != REQUEST_ID_BYTES
+        ) and (error := self._refusal(call)) is not None:
+            error.request_id = call.request_id
+            origin.push(pb.Reply(id=call.id, error=error_to_proto(error)), _ENVELOPE_BYTES)
             return
-        shard = shard_of(call.kind, call.key, self._shards)
+        shard = shard_of(call.kind, key, self._shards)
         deadline = self._loop.time() + (call.timeout_ms / 1000 or self._limits.timeout_s)
         pending = Pending(call, origin, shard, deadline)
         self._number = number = self._number + 1
@@ -156,7 +167,7 @@ class Dispatcher:
             self._hold(pending)
         else:
             pending.pipe = pipe
-            pipe.send(call, len(call.arguments) + _ENVELOPE_BYTES)
+            pipe.send(call, size + _ENVELOPE_BYTES)
 
     def forget(self, origin: Origin) -> None:
         """The origin has gone: its calls run on, their replies are dropped."""
@@ -348,29 +359,21 @@ class Dispatcher:
             return f"shard {shard}: node {assignment.owner} was started again and has not been assigned it yet"
         return f"shard {shard}: node {assignment.owner} at {member.address} cannot be reached or does not serve it yet"
 
-    def _unfit(self, call: pb.Call) -> HoldfastError | None:
-        size = len(call.key)
-        if not 0 < size <= KEY_BYTES_MAX or (size * 4 > KEY_BYTES_MAX and len(call.key.encode()) > KEY_BYTES_MAX):
-            return InvalidArgument(
-                f"an object's key has 1 to {KEY_BYTES_MAX} bytes, this one {len(call.key.encode())}",
-                path="key",
-                definite=True,
-            )
+    def _refusal(self, call: pb.Call) -> HoldfastError | None:
+        """Why a call is not taken; None when it is, after all."""
+        size = len(call.key.encode())
+        if not 0 < size <= KEY_BYTES_MAX:
+            return InvalidArgument(f"an object's key has 1 to {KEY_BYTES_MAX} bytes, this one {size}", path="key", definite=True)
         if len(call.arguments) > self._limits.argument_bytes_max:
             return TooLarge(f"arguments of {len(call.arguments)} bytes, at most {self._limits.argument_bytes_max}", definite=True)
-        if len(call.request_id) != 16:
-            return InvalidArgument("a request id has 16 bytes (UUIDv7)", path="request_id", definite=True)
-        return None
-
-    def _refuse(self, call: pb.Call, origin: Origin) -> None:
-        error = self._unfit(call)
-        if error is None and not self._shards:
-            error = Unavailable("the cluster's routes are not loaded yet", definite=True, retryable=True, retry_after_s=0.5)
-        if error is None:
+        if len(call.request_id) != REQUEST_ID_BYTES:
+            return InvalidArgument(f"a request id has {REQUEST_ID_BYTES} bytes (UUIDv7)", path="request_id", definite=True)
+        if not self._shards:
+            return Unavailable("the cluster's routes are not loaded yet", definite=True, retryable=True, retry_after_s=0.5)
+        if len(self._pending) >= self._limits.in_flight_max:
             message = f"{self._limits.in_flight_max} calls are in flight here"
-            error = Overloaded(message, definite=True, retryable=True, retry_after_s=0.2)
-        error.request_id = call.request_id
-        origin.push(pb.Reply(id=call.id, error=error_to_proto(error)), _ENVELOPE_BYTES)
+            return Overloaded(message, definite=True, retryable=True, retry_after_s=0.2)
+        return None
 
     def _fail(self, pending: Pending, error: HoldfastError) -> None:
         error.request_id = pending.call.request_id

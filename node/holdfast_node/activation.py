@@ -48,7 +48,6 @@ class Activation:
 
     __slots__ = (
         "_outgoing",
-        "_reader",
         "cached_bytes",
         "instance",
         "key",
@@ -56,6 +55,7 @@ class Activation:
         "last_entry",
         "last_used",
         "mailbox",
+        "row_prefix",
         "shard",
         "storage",
         "turn",
@@ -66,8 +66,9 @@ class Activation:
         self.key = key
         self.shard = shard
         self._outgoing = outgoing
-        self._reader = RowReader(store, keys.row_prefix(shard.number, kind.name, key))
-        self.storage = Storage(self._reader, limits)
+        self.row_prefix = keys.row_prefix(shard.number, kind.name, key)
+        """What the keys of the user's rows begin with in the store."""
+        self.storage = Storage(RowReader(store, self.row_prefix), limits)
         self.instance: DurableObject | None = None
         self.turn: Turn | None = None
         self.mailbox: deque[Turn] | None = None
@@ -79,11 +80,6 @@ class Activation:
     def name(self) -> str:
         """How errors and chains of calls name the object."""
         return f"{self.kind.name}/{self.key}"
-
-    @property
-    def row_prefix(self) -> bytes:
-        """What the keys of the user's rows begin with in the store."""
-        return self._reader.prefix
 
     @property
     def uncommitted(self) -> Entry | None:

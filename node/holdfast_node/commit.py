@@ -2,7 +2,8 @@
 
 The writes of all turns of a shard that ended since the last flush are one entry, and the entries of all shards are one batch:
 written on the loop, then one fsync on a thread, while the next entries gather. When the fsync has returned the entries are
-committed and their turns' replies leave together. One copy per shard: the batch holds the state itself and the shard's new position.
+committed and their turns' replies leave together. One copy per shard: the batch holds the state itself, and nobody asks for the
+shard's position while its epoch lasts, so only the epoch's beginning is on disk.
 
 If an fsync fails nobody can know what is on disk: the process ends (rule 5), and starts from what the disk says.
 """
@@ -17,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from holdfast_node import keys
 from holdfast_node.shards import Shard
 from holdfast_node.store import Store
 
@@ -43,14 +43,15 @@ class Entry:
     `turns` get their replies when the entry is committed: those that wrote it, and those that read what it wrote.
     """
 
-    __slots__ = ("abandoned", "applied", "committed", "replies", "rows", "shard", "turns", "waiters")
+    __slots__ = ("abandoned", "applied", "committed", "deletes", "replies", "rows", "shard", "turns", "waiters")
 
     def __init__(self, shard: Shard) -> None:
         self.shard = shard
         self.rows: list[tuple[bytes, bytes | Until | None]] = []
+        self.deletes = False  # whether `rows` hold anything but puts
         self.replies: list[tuple[bytes, bytes]] = []
         self.turns: list[Turn] = []
-        self.waiters: list[asyncio.Future[None]] = []
+        self.waiters: list[asyncio.Future[None]] | None = None
         self.applied = False
         self.committed = False
         self.abandoned = False
@@ -59,6 +60,8 @@ class Entry:
         """Return when the entry is committed or abandoned."""
         if not (self.committed or self.abandoned):
             waiter = asyncio.get_running_loop().create_future()
+            if self.waiters is None:
+                self.waiters = []
             self.waiters.append(waiter)
             await waiter
 
@@ -109,16 +112,17 @@ class Committer:
             shard = entry.shard
             shard.gathering = None
             shard.seq += 1
-            for key, value in entry.rows:
-                if isinstance(value, bytes):
-                    batch.put("state", key, value)
-                elif value is None:
-                    batch.delete("state", key)
-                else:
-                    batch.delete_range("state", key, value.end)
-            for key, reply in entry.replies:
-                batch.put("replies", key, reply)
-            batch.put("meta", keys.position_key(shard.number), keys.encode_position(shard.epoch, shard.seq))
+            if not entry.deletes:
+                batch.put_all("state", entry.rows)  # type: ignore[arg-type]
+            else:
+                for key, value in entry.rows:
+                    if isinstance(value, bytes):
+                        batch.put("state", key, value)
+                    elif value is None:
+                        batch.delete("state", key)
+                    else:
+                        batch.delete_range("state", key, value.end)
+            batch.put_all("replies", entry.replies)
         try:
             self._store.write(batch)
         except Exception:

@@ -133,12 +133,14 @@ class Engine:
             self._join(running, call, port)
             return
         try:
-            activation = self._activations.get((call.kind, call.key))
+            ident = (call.kind, call.key)
+            activation = self._activations.get(ident)
             if activation is None:
                 activation = self._activate(call)
             else:
-                self._activations.move_to_end((call.kind, call.key))
-            handler = activation.kind.handlers.get(call.method) or activation.kind.handler(call.method)
+                self._activations.move_to_end(ident)
+            method = call.method
+            handler = activation.kind.handlers.get(method) or activation.kind.handler(method)
             attempt = call.attempt
             if self._kept.suspicious(request_id, attempt):
                 kept = self._kept.find(activation.shard, request_id, attempt)
@@ -210,7 +212,9 @@ class Engine:
             error = InvalidArgument(f"request id {call.request_id.hex()} is in use by another call", path="request_id", definite=True)
             port.reply(call.id, b"", error_to_proto(error), 0)
             return
-        turn.ports.append((port, call.id))
+        if turn.also is None:
+            turn.also = []
+        turn.also.append((port, call.id))
         turn.attempt = max(turn.attempt, call.attempt)
 
     # -- a turn runs
@@ -301,16 +305,19 @@ class Engine:
 
     def _write(self, turn: Turn) -> Entry:
         activation = turn.activation
-        cleared, writes = activation.storage.take()
         prefix = activation.row_prefix
+        cleared, writes = activation.storage.take(prefix)
         entry = self._committer.entry(activation.shard)
         rows = entry.rows
         if cleared:
             end = keys.after(prefix)
             assert end is not None
             rows.append((prefix, Until(end)))
-        for key, value in writes:
-            rows.append((prefix + key, value))
+            entry.deletes = True
+        for row in writes:
+            rows.append(row)
+            if row[1] is None:
+                entry.deletes = True
         if turn.request_id:
             entry.replies.append(self._kept.record(activation.shard, turn.request_id, turn.attempt, turn.result))
         activation.last_entry = entry
@@ -336,7 +343,7 @@ class Engine:
         for entry in entries:
             for turn in entry.turns:
                 self._finish(turn, turn.result, turn.error)
-            for waiter in entry.waiters:
+            for waiter in entry.waiters or ():
                 if not waiter.done():
                     waiter.set_result(None)
 
@@ -347,7 +354,8 @@ class Engine:
         if not shard.serving and error is None:
             # Committed or not, this node may no longer speak for the shard; the next attempt finds the kept reply.
             result, error = b"", error_to_proto(_moved(shard.number))
-        for port, number in turn.ports:
+        turn.port.reply(turn.number, result, error, shard.epoch)
+        for port, number in turn.also or ():
             port.reply(number, result, error, shard.epoch)
 
     # -- what goes wrong

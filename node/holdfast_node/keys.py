@@ -3,7 +3,7 @@
 Column families and their keys (numbers big-endian, so that byte order is number order):
 
     state     shard u16 | kind 00 01 | key 00 01 | record type u8 | the record's own key     one object is one contiguous range
-    replies   shard u16 | bucket u32 | request id 16 bytes                              one bucket is one contiguous range
+    replies   shard u16 | request id 16 bytes, which begin with the time      what is older than a time is one contiguous range
     meta      names of the directory's facts, and 'position' + shard u16
 
 A text that is followed by something is written as UTF-8 with 00 as 00 FF, ended by 00 01: no encoding is a prefix of another, and
@@ -45,13 +45,9 @@ def row_prefix(shard: int, kind: str, key: str) -> bytes:
     return object_prefix(shard, kind, key) + bytes([ROW])
 
 
-def reply_key(shard: int, bucket: int, request_id: bytes) -> bytes:
-    return shard_prefix(shard) + bucket.to_bytes(4, "big") + request_id
-
-
-def reply_bucket(shard: int, bucket: int) -> bytes:
-    """Where a bucket of kept replies begins, which is where the one before it ends."""
-    return shard_prefix(shard) + bucket.to_bytes(4, "big")
+def reply_key(shard: int, request_id: bytes) -> bytes:
+    """Also with the beginning of an id: where the replies to requests made since that time begin."""
+    return shard.to_bytes(_SHARD_BYTES, "big") + request_id
 
 
 def position_key(shard: int) -> bytes:

@@ -100,15 +100,16 @@ class PeerService:
 class _PipePort:
     """The replies of one pipe. Implements `holdfast_node.turn.ReplyPort`."""
 
-    __slots__ = ("closed", "writer")
+    __slots__ = ("_push", "closed", "writer")
 
     def __init__(self, pack: Callable[[list[_Reply]], bytes]) -> None:
         self.writer: FrameWriter[_Reply] = FrameWriter(pack, lambda reply: len(reply[1]) + _ENVELOPE_BYTES)
+        self._push = self.writer.push
         self.closed = False
 
     def reply(self, number: int, result: bytes, error: pb.Error | None, epoch: int) -> None:
         if not self.closed:
-            self.writer.push((number, result, error, epoch), len(result) + _ENVELOPE_BYTES)
+            self._push((number, result, error, epoch), len(result) + _ENVELOPE_BYTES)
 
 
 class LocalPipe:

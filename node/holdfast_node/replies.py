@@ -1,8 +1,8 @@
 """Kept replies: what makes a request that is sent again take effect once.
 
-A turn that writes also writes `request id -> reply`, in its own entry. A later attempt is answered from there. Records lie in
-buckets by the minute in which the id was made, and a bucket is dropped whole when the window has passed; an attempt whose id is
-older than the window is refused, because nobody could tell any more whether it has happened.
+A turn that writes also writes `request id -> reply`, in its own entry. A later attempt is answered from there. Ids begin with the
+time at which they were made, so what the window has passed is one range, dropped whole; an attempt whose id is older than the
+window is refused, because nobody could tell any more whether it has happened.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import time
 from collections import deque
 
 from holdfast.errors import DeadlineExceeded, InvalidArgument
-from holdfast.ids import id_time_ms
+from holdfast.ids import id_prefix
 
 from holdfast_node import keys
 from holdfast_node.shards import Shard
 from holdfast_node.store import Store
 
-_BUCKET_MS = 60_000
 _AHEAD_MAX_MS = 600_000
 _RETRIED_MAX = 100_000
 _FRESH_MS = 2_000
@@ -38,9 +37,9 @@ class KeptReplies:
 
     def tick(self) -> None:
         """Follow the clock; call it a few times a second."""
-        now = time.time_ns() // 1_000_000
-        self._fresh_from = max(0, now - _FRESH_MS).to_bytes(6, "big")
-        self._ahead_to = (now + _AHEAD_MAX_MS).to_bytes(6, "big")
+        now = _now_ms()
+        self._fresh_from = id_prefix(now - _FRESH_MS)
+        self._ahead_to = id_prefix(now + _AHEAD_MAX_MS)
 
     def suspicious(self, request_id: bytes, attempt: int) -> bool:
         """Whether the request may have been run before: any later attempt, and a first one that was long on its way."""
@@ -60,14 +59,13 @@ class KeptReplies:
                 path="request_id",
                 definite=not attempt,
             )
-        made = id_time_ms(request_id)
-        if made < time.time_ns() // 1_000_000 - self._window_ms:
+        if request_id < id_prefix(_now_ms() - self._window_ms):
             if not attempt:
                 return None
             raise DeadlineExceeded(
                 f"the request was made more than {self._window_ms // 1000} s ago: whether it took effect is not known any more"
             )
-        return self._store.get("replies", keys.reply_key(shard.number, made // _BUCKET_MS, request_id))
+        return self._store.get("replies", keys.reply_key(shard.number, request_id))
 
     def record(self, shard: Shard, request_id: bytes, attempt: int, result: bytes) -> tuple[bytes, bytes]:
         """The row that keeps a reply, for the turn's entry."""
@@ -76,12 +74,16 @@ class KeptReplies:
             self._retried_order.append(request_id)
             if len(self._retried_order) > _RETRIED_MAX:
                 self._retried.discard(self._retried_order.popleft())
-        return keys.reply_key(shard.number, id_time_ms(request_id) // _BUCKET_MS, request_id), result
+        return keys.reply_key(shard.number, request_id), result
 
     def drop_old(self, shards: list[Shard]) -> None:
-        """Drop the buckets whose window has passed, one range for each shard."""
-        oldest = max(0, time.time_ns() // 1_000_000 - self._window_ms) // _BUCKET_MS
+        """Drop the replies whose window has passed, one range for each shard."""
+        oldest = id_prefix(_now_ms() - self._window_ms)
         batch = self._store.batch()
         for shard in shards:
-            batch.delete_range("replies", keys.reply_bucket(shard.number, 0), keys.reply_bucket(shard.number, oldest))
+            batch.delete_range("replies", keys.reply_key(shard.number, b""), keys.reply_key(shard.number, oldest))
         self._store.write(batch)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -18,14 +18,14 @@ log = logging.getLogger(__name__)
 
 
 class Shard:
-    """One shard under one epoch. `seq` is that of its newest entry; it is served while `serving`, and never again after."""
+    """One shard under one epoch. `seq` counts the epoch's entries; it is served while `serving`, and never again after."""
 
     __slots__ = ("epoch", "gathering", "number", "seq", "serving")
 
-    def __init__(self, number: int, epoch: int, seq: int) -> None:
+    def __init__(self, number: int, epoch: int) -> None:
         self.number = number
         self.epoch = epoch
-        self.seq = seq
+        self.seq = 0
         self.serving = False
         self.gathering: Entry | None = None
 
@@ -75,7 +75,7 @@ class Shards:
         ready: list[Shard] = []
         for number, epoch in gained:
             raw = self._store.get("meta", keys.position_key(number))
-            stored_epoch, seq = keys.decode_position(raw) if raw is not None else (0, 0)
+            stored_epoch = keys.decode_position(raw)[0] if raw is not None else 0
             if (raw is None and epoch > 1) or stored_epoch > epoch:
                 # Never serve a shard whose data is not here: it would look as if it had never had any.
                 self._broken.add(number)
@@ -86,8 +86,8 @@ class Shards:
                     f"epoch {stored_epoch} (etcd is older than the data)" if raw is not None else "no data of it",
                 )
                 continue
-            shard = self._shards[number] = Shard(number, epoch, seq)
-            batch.put("meta", keys.position_key(number), keys.encode_position(epoch, seq))
+            shard = self._shards[number] = Shard(number, epoch)
+            batch.put("meta", keys.position_key(number), keys.encode_position(epoch, 0))
             ready.append(shard)
         self._store.write(batch)
         self._store.sync()

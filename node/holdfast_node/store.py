@@ -42,6 +42,11 @@ class Batch:
     def put(self, family: str, key: bytes, value: bytes) -> None:
         self.raw.put(key, value, self._handles[family])
 
+    def put_all(self, family: str, rows: list[tuple[bytes, bytes]]) -> None:
+        put, handle = self.raw.put, self._handles[family]
+        for key, value in rows:
+            put(key, value, handle)
+
     def delete(self, family: str, key: bytes) -> None:
         self.raw.delete(key, self._handles[family])
 
@@ -69,6 +74,7 @@ class Store:
             options.set_max_total_wal_size(_WAL_BYTES_MAX)
             # A torn tail is a crash and is cut; anything else that does not check out is rot and refuses to open.
             options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
+            options.set_allow_concurrent_memtable_write(False)  # one thread writes
             options.set_max_open_files(1000)
             options.set_keep_log_file_num(5)
             options.set_max_log_file_size(4 << 20)

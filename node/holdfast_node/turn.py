@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import asyncio.tasks
+import sys
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -22,9 +23,18 @@ from holdfast.v1 import objects_pb2 as pb
 if TYPE_CHECKING:
     from holdfast_node.activation import Activation
 
-_enter_task: Callable[[Any, Any], None] = asyncio.tasks._enter_task
-_leave_task: Callable[[Any, Any], None] = asyncio.tasks._leave_task
-_current_task: Callable[[Any], Any] = asyncio.current_task
+_swap_current_task: Callable[[Any, Any], Any]
+if sys.version_info >= (3, 12):
+    _swap_current_task = asyncio.tasks._swap_current_task
+else:
+
+    def _swap_current_task(loop: Any, task: Any) -> Any:
+        outer = _current_tasks.pop(loop, None)
+        if task is not None:
+            _current_tasks[loop] = task
+        return outer
+
+    _current_tasks: dict[Any, Any] = vars(asyncio.tasks)["_current_tasks"]
 
 QUEUED, RUNNING, COMMITTING, DONE = range(4)
 
@@ -39,6 +49,7 @@ class ReplyPort(Protocol):
 class Turn:
     """One request on its way through an object. `deadline` is on the loop's clock.
 
+    `port` gets the reply to call `number`; `also` lists who sent the same request again and gets it too.
     `ended` is called once, with the value or the exception that the handler ended with.
     """
 
@@ -53,6 +64,7 @@ class Turn:
         "_coroutine",
         "_must_cancel",
         "activation",
+        "also",
         "attempt",
         "call",
         "calls_made",
@@ -62,7 +74,8 @@ class Turn:
         "expired",
         "handler",
         "loop",
-        "ports",
+        "number",
+        "port",
         "request_id",
         "result",
         "state",
@@ -84,7 +97,9 @@ class Turn:
         self.handler = handler
         self.request_id = call.request_id
         self.attempt = call.attempt
-        self.ports = [(port, call.id)]
+        self.port = port
+        self.number = call.id
+        self.also: list[tuple[ReplyPort, int]] | None = None
         self.deadline = deadline
         self.ended = ended
         self.state = QUEUED
@@ -115,10 +130,7 @@ class Turn:
             if not isinstance(thrown, asyncio.CancelledError):
                 thrown = asyncio.CancelledError()
         self._awaited = None
-        outer = _current_task(loop)
-        if outer is not None:
-            _leave_task(loop, outer)
-        _enter_task(loop, self)
+        outer = _swap_current_task(loop, self)
         Turn.stepping = self
         try:
             awaited = context.run(coroutine.send, None) if thrown is None else context.run(coroutine.throw, thrown)
@@ -135,9 +147,7 @@ class Turn:
             return
         finally:
             Turn.stepping = None
-            _leave_task(loop, self)
-            if outer is not None:
-                _enter_task(loop, outer)
+            _swap_current_task(loop, outer)
         self.ended(self, value, error)
 
     def _wait_for(self, awaited: Any) -> None:

@@ -10,13 +10,14 @@ import asyncio
 import itertools
 import random
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import grpc
 
-from holdfast import codec
 from holdfast.app import kind_name
 from holdfast.channels import open_channel
+from holdfast.codec import decode
 from holdfast.deadlines import Deadlines
 from holdfast.errors import DeadlineExceeded, HoldfastError, Overloaded, Unavailable, error_from_proto
 from holdfast.frames import FrameWriter
@@ -60,7 +61,7 @@ class Client:
         self._endpoints = list(endpoints)
         self._timeout = timeout
         self._ids = RequestIds()
-        self._numbers = itertools.count(1)
+        self._number = 0
         self._pending: dict[int, _Pending] = {}
         self._writer: FrameWriter[pb.Call] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -122,6 +123,20 @@ class Client:
 
         Raises the HoldfastError that the reply carries; Unavailable or DeadlineExceeded when none came in time.
         """
+        return await self._start(kind, key, method, arguments, timeout, request_id, metadata, codec)
+
+    def _start(
+        self,
+        kind: str,
+        key: str,
+        method: str,
+        arguments: bytes,
+        timeout: float | None,
+        request_id: bytes | None,
+        metadata: Mapping[str, str] | None,
+        codec: pb.Codec = pb.CODEC_MSGPACK,
+    ) -> asyncio.Future[bytes]:
+        """Send a call; the future of its encoded result."""
         if self._task is None:
             raise RuntimeError("the client is not open: use it as `async with holdfast.connect(...) as client`")
         if len(self._pending) >= CALLS_IN_FLIGHT_MAX:
@@ -133,32 +148,29 @@ class Client:
             )
         if timeout is None:
             timeout = self._timeout
-        number = next(self._numbers)
+        self._number = number = self._number + 1
         message = pb.Call(
             id=number,
             kind=kind,
             key=key,
             method=method,
             arguments=arguments,
-            codec=codec,
             request_id=request_id or self._ids.next(),
             timeout_ms=max(1, int(timeout * 1000)),
-            metadata=metadata,
         )
-        future: asyncio.Future[bytes] = self._loop.create_future()
-        deadline = self._loop.time() + timeout + DEADLINE_SLACK_S
+        if codec:
+            message.codec = codec
+        if metadata:
+            message.metadata.update(metadata)
+        loop = self._loop
+        future: asyncio.Future[bytes] = loop.create_future()
+        deadline = loop.time() + timeout + DEADLINE_SLACK_S
         pending = self._pending[number] = _Pending(message, future, deadline)
         self._deadlines.watch(deadline)
         if self._writer is not None:
             pending.sent = True
             self._writer.push(message, len(arguments) + 100)
-        try:
-            return await future
-        except HoldfastError:
-            raise
-        except asyncio.CancelledError:
-            self._pending.pop(number, None)
-            raise
+        return future
 
     # -- the stream
 
@@ -185,7 +197,7 @@ class Client:
             backoff = min(backoff * 2, longest)
 
     async def _session(self, call: Any) -> None:
-        writer: FrameWriter[pb.Call] = FrameWriter(_pack_calls, _call_bytes)
+        writer: FrameWriter[pb.Call] = FrameWriter(_pack_calls, _call_bytes, lambda: len(self._pending))
         self._writer = writer
         for pending in self._pending.values():
             message = pending.message
@@ -200,7 +212,7 @@ class Client:
                 pending_calls = self._pending
                 for reply in pb.SessionResponse.FromString(frame).replies:
                     done = pending_calls.pop(reply.id, None)
-                    if done is None or done.future.done():
+                    if done is None or done.future.done():  # nobody waits any more
                         continue
                     result = reply.result
                     if result:
@@ -254,21 +266,12 @@ class Stub:
     def __getattr__(self, method: str) -> Any:
         if method.startswith("__"):
             raise AttributeError(method)
-        returns = return_type(self._kind, method)
+        return partial(self._call, method, return_type(self._kind, method))
 
-        async def call(*positional: Any, **named: Any) -> Any:
-            result = await self._client.call(
-                self._name,
-                self._key,
-                method,
-                encode_arguments(positional, named),
-                timeout=self._timeout,
-                request_id=self._request_id,
-                metadata=self._metadata,
-            )
-            return codec.decode(result, returns)
-
-        return call
+    async def _call(self, method: str, returns: Any, /, *positional: Any, **named: Any) -> Any:
+        arguments = encode_arguments(positional, named)
+        result = await self._client._start(self._name, self._key, method, arguments, self._timeout, self._request_id, self._metadata)
+        return decode(result, returns)
 
 
 def connect(*endpoints: str, timeout: float = TIMEOUT_S) -> Client:

