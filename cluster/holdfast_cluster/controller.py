@@ -15,7 +15,7 @@ from holdfast_cluster.plan import Transition, plan
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.2
-_INTERVAL_S = 0.5
+_INTERVAL_S = 0.1
 
 
 class Controller:

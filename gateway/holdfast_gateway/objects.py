@@ -65,6 +65,7 @@ class ObjectsService:
         writer: FrameWriter[pb.Reply] = FrameWriter(_pack, lambda reply: len(reply.result) + 100)
         sending = asyncio.create_task(writer.run(context.write))
         submit = self._dispatcher.submit
+        await context.send_initial_metadata(())  # tells the client that it is connected
         try:
             while (frame := await context.read()) is not grpc.aio.EOF:
                 for call in pb.SessionRequest.FromString(frame).calls:

@@ -49,6 +49,7 @@ class Activation:
     __slots__ = (
         "_outgoing",
         "cached_bytes",
+        "forgotten",
         "instance",
         "key",
         "kind",
@@ -75,6 +76,7 @@ class Activation:
         self.last_entry: Entry | None = None
         self.last_used = 0.0
         self.cached_bytes = 0
+        self.forgotten = False
 
     @property
     def name(self) -> str:

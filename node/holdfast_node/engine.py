@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections import OrderedDict, deque
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,7 @@ from holdfast_cluster.ring import shard_of
 
 from holdfast_node import keys
 from holdfast_node.activation import Activation
+from holdfast_node.activations import Activations
 from holdfast_node.commit import Committer, Entry, Until
 from holdfast_node.outgoing import Outgoing
 from holdfast_node.replies import KeptReplies
@@ -97,10 +98,9 @@ class Engine:
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._committer = Committer(store, self._committed)
-        self._activations: OrderedDict[tuple[str, str], Activation] = OrderedDict()
+        self._activations = Activations()
         self._in_flight: dict[bytes, Turn] = {}
         self._deadlines = Deadlines(self._in_flight, self._expire)
-        self._cached_bytes = 0
         self._draining = False
         self._starting = False
         self.turns = 0
@@ -121,7 +121,7 @@ class Engine:
 
     @property
     def cached_bytes(self) -> int:
-        return self._cached_bytes
+        return self._activations.cached_bytes
 
     # -- a call comes
 
@@ -133,12 +133,9 @@ class Engine:
             self._join(running, call, port)
             return
         try:
-            ident = (call.kind, call.key)
-            activation = self._activations.get(ident)
+            activation = self._activations.use(call.kind, call.key)
             if activation is None:
                 activation = self._activate(call)
-            else:
-                self._activations.move_to_end(ident)
             method = call.method
             handler = activation.kind.handlers.get(method) or activation.kind.handler(method)
             attempt = call.attempt
@@ -189,7 +186,7 @@ class Engine:
             if not self._evict_oldest():
                 raise _overloaded(f"{self._limits.activations_max} objects are active and busy on this node")
         activation = Activation(kind, call.key, shard, self._store, self._limits.storage, self._outgoing)
-        self._activations[(call.kind, call.key)] = activation
+        self._activations.add(activation)
         return activation
 
     def _check_chain(self, call: pb.Call, activation: Activation) -> None:
@@ -288,10 +285,7 @@ class Engine:
             turn.error = self._failure(turn, error)
         else:
             storage.close(entry)
-        cached = storage.cached_bytes
-        if cached != activation.cached_bytes:
-            self._cached_bytes += cached - activation.cached_bytes
-            activation.cached_bytes = cached
+        self._activations.account(activation)
         activation.turn = None
         gate = entry or activation.uncommitted
         if gate is None:
@@ -343,6 +337,12 @@ class Engine:
         for entry in entries:
             for turn in entry.turns:
                 self._finish(turn, turn.result, turn.error)
+                activation = turn.activation
+                if activation.last_entry is entry:  # the object is at rest: keep nothing of the entry
+                    activation.last_entry = None
+                    if entry.applied:
+                        activation.storage.settle()
+                        self._activations.account(activation)
             for waiter in entry.waiters or ():
                 if not waiter.done():
                     waiter.set_result(None)
@@ -408,9 +408,8 @@ class Engine:
 
     def drop_shard(self, shard: Shard) -> None:
         """The shard is no longer served: forget its activations, and let what waits be sent elsewhere."""
-        for ident, activation in [item for item in self._activations.items() if item[1].shard is shard]:
-            del self._activations[ident]
-            self._cached_bytes -= activation.cached_bytes
+        for activation in self._activations.of_shard(shard):
+            self._activations.forget(activation)
             for turn in activation.mailbox or ():
                 if turn.state == QUEUED:
                     self._finish(turn, b"", error_to_proto(_moved(shard.number)))
@@ -428,9 +427,10 @@ class Engine:
         """Follow the clock and evict what is idle or too much; call it a few times a second."""
         self._kept.tick()
         idle_since = self._loop.time() - self._limits.idle_s
+        limit = self._limits.cache_bytes_max
         for _ in range(1_000):
-            oldest = next(iter(self._activations.values()), None)
-            if oldest is None or (oldest.last_used > idle_since and self._cached_bytes <= self._limits.cache_bytes_max):
+            oldest = self._activations.oldest()
+            if oldest is None or (oldest.last_used > idle_since and self._activations.cached_bytes <= limit):
                 break
             if not self._evict_oldest():
                 break
@@ -442,19 +442,13 @@ class Engine:
                 break
 
     def _evict_oldest(self) -> bool:
-        """Evict the least recently used activation that is at rest; False when none of the oldest is."""
-        for ident, activation in self._activations.items():
-            if activation.turn is not None or activation.mailbox:
-                continue
-            if activation.uncommitted is not None:
-                continue
+        """Evict the least recently used activation that is at rest; False when there is none."""
+        for activation in self._activations.at_rest():
             if activation.kind.on_evict is not None and activation.instance is not None:
                 self._run_on_evict(activation)
                 if activation.turn is not None or activation.uncommitted is not None:
-                    continue
-            if self._activations.get(ident) is activation:
-                del self._activations[ident]
-                self._cached_bytes -= activation.cached_bytes
+                    continue  # it is evicted when that has ended
+            self._activations.forget(activation)
             self.evictions += 1
             return True
         return False

@@ -6,6 +6,7 @@ costs much); `sync` is the one call that belongs on a thread. What was written i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -139,9 +140,20 @@ def _explain(path: Path, error: Exception) -> str:
     text = str(error)
     if "lock" in text.lower() and ("unavailable" in text.lower() or "no locks" in text.lower() or "lock hold" in text.lower()):
         return f"data directory {path} is in use by another process"
-    if "Corruption" in text or "corrupt" in text.lower():
+    if "corrupt" in text.lower():
+        # Of a write-ahead log RocksDB names the file only in its own log.
+        dropped = re.findall(r"(\S+\.log): dropping \d+ bytes; Corruption", _own_log(path))
+        if dropped and "/" not in text:
+            text += f" in {dropped[-1]}"
         return (
             f"data directory {path} is corrupted: {text}. It is not opened, so that nothing is silently lost: "
             "restore this node from its replicas or a backup, or look at the named file"
         )
     return f"data directory {path} cannot be opened: {text}"
+
+
+def _own_log(path: Path) -> str:
+    try:
+        return (path / "LOG").read_text(errors="replace")
+    except OSError:
+        return ""

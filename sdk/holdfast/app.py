@@ -98,7 +98,7 @@ def _overridden(cls: type[DurableObject], method: str) -> Callable[[Any], Any] |
 
 
 def _nearest(name: str, known: dict[str, Any]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     if near:
         return f"; did you mean {' or '.join(near)}?"
     return f"; there are {', '.join(sorted(known)[:20])}" if known else "; there are none"

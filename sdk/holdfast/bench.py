@@ -94,8 +94,8 @@ def bench(
     if as_json:
         click.echo(codec.encode_json({"rows": rows}).decode())
         return
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption="client, gateway, nodes: cores busy")
-    for title in ("workload", "by", "flight", "calls/s", "p50 ms", "p99 ms", "fsyncs", "client", "gateway", "nodes"):
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption="p50, p99: ms; client, gateway, nodes: cores busy")
+    for title in ("workload", "by", "flight", "calls/s", "p50", "p99", "fsyncs", "client", "gateway", "nodes"):
         table.add_column(title, justify="left" if title in ("workload", "by") else "right", no_wrap=True)
     for row in rows:
         cores = {name: seconds_used / seconds for name, seconds_used in row.cpu_s.items()}
@@ -104,7 +104,10 @@ def bench(
             row.workload, row.transport, str(row.in_flight), f"{row.calls_per_s:,}", f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}",
             f"{row.fsyncs:,}", f"{client:.2f}", f"{front:.2f}", f"{sum(cores.values()):.2f}",
         )  # fmt: skip
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 100
+    console.print(table)
 
 
 async def _measure(

@@ -16,10 +16,10 @@ from typing import Any, TypeVar, cast
 import grpc
 
 from holdfast.app import kind_name
-from holdfast.channels import open_channel
+from holdfast.channels import MESSAGE_BYTES_MAX, open_channel
 from holdfast.codec import decode
 from holdfast.deadlines import Deadlines
-from holdfast.errors import DeadlineExceeded, HoldfastError, Overloaded, Unavailable, error_from_proto
+from holdfast.errors import DeadlineExceeded, HoldfastError, Overloaded, TooLarge, Unavailable, error_from_proto
 from holdfast.frames import FrameWriter
 from holdfast.ids import RequestIds
 from holdfast.signature import encode_arguments, return_type
@@ -34,6 +34,11 @@ DEADLINE_SLACK_S = 0.3
 """How long after a deadline the client still waits for the cluster's own word on it, which says more than a time-out."""
 
 CALLS_IN_FLIGHT_MAX = 10_000
+"""Calls of one client that wait for their replies."""
+
+CALL_BYTES_MAX = MESSAGE_BYTES_MAX - 1024
+"""A call with its arguments and metadata; the cluster's own limit for arguments is lower."""
+
 _RECONNECT_BACKOFF_S = (0.05, 1.0)
 
 
@@ -162,6 +167,9 @@ class Client:
             message.codec = codec
         if metadata:
             message.metadata.update(metadata)
+        size = message.ByteSize()
+        if size > CALL_BYTES_MAX:  # gRPC would end the stream, and every other call on it
+            raise TooLarge(f"a call of {size} bytes, at most {CALL_BYTES_MAX}", definite=True)
         loop = self._loop
         future: asyncio.Future[bytes] = loop.create_future()
         deadline = loop.time() + timeout + DEADLINE_SLACK_S
@@ -169,7 +177,7 @@ class Client:
         self._deadlines.watch(deadline)
         if self._writer is not None:
             pending.sent = True
-            self._writer.push(message, len(arguments) + 100)
+            self._writer.push(message, size)
         return future
 
     # -- the stream
@@ -197,7 +205,11 @@ class Client:
             backoff = min(backoff * 2, longest)
 
     async def _session(self, call: Any) -> None:
-        writer: FrameWriter[pb.Call] = FrameWriter(_pack_calls, _call_bytes, lambda: len(self._pending))
+        await call.initial_metadata()  # the gateway's word that it is there; what is sent from now on may have arrived
+        if call.done():
+            await call.read()  # raises what went wrong
+            return
+        writer: FrameWriter[pb.Call] = FrameWriter(_pack_calls, pb.Call.ByteSize, lambda: len(self._pending))
         self._writer = writer
         for pending in self._pending.values():
             message = pending.message
@@ -205,7 +217,7 @@ class Client:
                 message.attempt += 1
             message.timeout_ms = max(1, int((pending.deadline - DEADLINE_SLACK_S - self._loop.time()) * 1000))
             pending.sent = True
-            writer.push(message, len(message.arguments) + 100)
+            writer.push(message, message.ByteSize())
         sending = asyncio.create_task(writer.run(call.write))
         try:
             while (frame := await call.read()) is not grpc.aio.EOF:
@@ -284,7 +296,3 @@ def connect(*endpoints: str, timeout: float = TIMEOUT_S) -> Client:
 
 def _pack_calls(calls: list[pb.Call]) -> bytes:
     return pb.SessionRequest(calls=calls).SerializeToString()
-
-
-def _call_bytes(call: pb.Call) -> int:
-    return len(call.arguments) + 100

@@ -123,6 +123,12 @@ class InternalError(HoldfastError):
     code = "INTERNAL"
 
 
+MESSAGE_CHARS_MAX = 10_000
+"""What is kept of an error's message on the wire."""
+
+DATA_BYTES_MAX = 1 << 20
+"""Larger data of an ApplicationError stays behind; the message says so."""
+
 # code name -> (number on the wire, gRPC status of Objects.Call, class)
 CODES: dict[str, tuple[pb.Code, grpc.StatusCode, type[HoldfastError]]] = {
     "NOT_FOUND": (pb.CODE_NOT_FOUND, grpc.StatusCode.NOT_FOUND, NotFound),
@@ -148,7 +154,7 @@ def error_to_proto(error: HoldfastError, codec: pb.Codec = pb.CODEC_MSGPACK) -> 
     """The wire form of an error. `codec` encodes the data of an `ApplicationError`."""
     out = pb.Error(
         code=CODES[error.code][0],
-        message=error.message,
+        message=_cut(error.message),
         definite=error.definite,
         retryable=error.retryable,
         retry_after_ms=round(error.retry_after_s * 1000),
@@ -159,7 +165,11 @@ def error_to_proto(error: HoldfastError, codec: pb.Codec = pb.CODEC_MSGPACK) -> 
             out.type = error.type
             if error.data:
                 module = msgspec.json if codec == pb.CODEC_JSON else msgspec.msgpack
-                out.data = module.encode(error.data)
+                data = module.encode(error.data)
+                if len(data) <= DATA_BYTES_MAX:
+                    out.data = data
+                else:
+                    out.message = f"{_cut(error.message)} (its data, {len(data)} bytes, was left behind)"
         case InvalidArgument():
             out.path = error.path
         case Deadlock():
@@ -189,3 +199,7 @@ def error_from_proto(message: pb.Error, codec: pb.Codec = pb.CODEC_MSGPACK) -> H
     error.retry_after_s = message.retry_after_ms / 1000
     error.request_id = message.request_id
     return error
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MESSAGE_CHARS_MAX else f"{text[:MESSAGE_CHARS_MAX]}... ({len(text)} characters)"

@@ -42,7 +42,7 @@ class FrameWriter(Generic[M]):
         self._room: asyncio.Future[None] | None = None
 
     def push(self, message: M, size: int) -> None:
-        """Queue a message of about `size` bytes; it leaves with the next frame."""
+        """Queue a message of about `size` bytes, the same that `size(message)` tells; it leaves with the next frame."""
         self._queue.append(message)
         self._backlog_bytes += size
         if self._wake is not None:
@@ -71,26 +71,27 @@ class FrameWriter(Generic[M]):
                 self._backlog_bytes = 0
                 await write(self._pack(queue))
             else:
-                for frame in self._cut(queue):
+                for frame, size in self._cut(queue):
                     await write(self._pack(frame))
+                    self._backlog_bytes -= size
             if self._room is not None and self._backlog_bytes <= BACKLOG_BYTES_MAX:
                 self._room.set_result(None)
                 self._room = None
 
-    def _cut(self, queue: list[M]) -> list[list[M]]:
-        frames: list[list[M]] = [[]]
+    def _cut(self, queue: list[M]) -> list[tuple[list[M], int]]:
+        """The frames of a queue, and the bytes of each."""
         messages_max = _FRAME_MESSAGES_MAX
         if self._in_flight is not None and len(queue) * 4 > self._in_flight() * 3:
             messages_max = min(messages_max, (len(queue) + 1) // 2)
-        room = FRAME_BYTES_MAX
+        frames: list[tuple[list[M], int]] = []
+        frame: list[M] = []
+        total = 0
         for message in queue:
             size = self._size(message)
-            self._backlog_bytes -= size
-            if (size > room and frames[-1]) or len(frames[-1]) >= messages_max:
-                frames.append([])
-                room = FRAME_BYTES_MAX
-            frames[-1].append(message)
-            room -= size
-        if not self._queue:
-            self._backlog_bytes = 0
+            if frame and (total + size > FRAME_BYTES_MAX or len(frame) >= messages_max):
+                frames.append((frame, total))
+                frame, total = [], 0
+            frame.append(message)
+            total += size
+        frames.append((frame, total))
         return frames

@@ -198,7 +198,7 @@ class Storage:
         self._writes = {}
         self._write_bytes = 0
         if self._recent:
-            self._settle()
+            self.settle()
 
     def rollback(self) -> None:
         """Close the turn and forget what it wrote."""
@@ -304,10 +304,11 @@ class Storage:
         if self._write_bytes > self._limits.turn_bytes:
             raise TooLarge(f"the turn writes more than {self._limits.turn_bytes} bytes", definite=True)
 
-    def _settle(self) -> None:
-        """Move what the store shows by now from layer 2 to the cache."""
+    def settle(self) -> None:
+        """Move what the store shows by now from layer 2 to the cache; call it when entries were applied."""
         recent = self._recent
-        assert recent is not None
+        if recent is None:
+            return
         assert self._newest is not None
         if self._newest.applied:
             self._recent = self._recent_cleared = self._newest = None

@@ -2,88 +2,78 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
+import holdfast
 import pytest
+from holdfast.local import LocalCluster, free_port
 
-APP = Path(__file__).parent / "app.py"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+APP = str(Path(__file__).parent / "cluster_app.py")
+BENCH_APP = "holdfast.bench_app"
 
 
-class Processes:
-    """A cluster of real processes below a folder."""
+class Processes(LocalCluster):
+    """A cluster of real processes that a test starts, kills and reads the logs of."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.running: dict[str, subprocess.Popen[bytes]] = {}
-        self.etcd_port, self.gateway_port = free_port(), free_port()
-        self.node_ports: dict[str, int] = {}
+        super().__init__(folder)
+        self.gateway_port = free_port()
 
     @property
     def gateway(self) -> str:
         return f"127.0.0.1:{self.gateway_port}"
 
-    def start(self, name: str, *command: str) -> None:
-        log = (self.folder / f"{name}.log").open("ab")
-        self.running[name] = subprocess.Popen(command, stdout=log, stderr=log)
+    def start_all(self, *node_options: str, nodes: int = 1, app: str = APP) -> None:
+        """etcd, nodes n1 and on, and a gateway."""
+        self.start_etcd()
+        for i in range(1, nodes + 1):
+            self.node(f"n{i}", "--members-min", str(nodes), *node_options, app=app)
+        self.front()
 
-    def start_etcd(self) -> None:
-        client, peer = f"http://127.0.0.1:{self.etcd_port}", f"http://127.0.0.1:{free_port()}"
-        etcd = os.environ.get("HOLDFAST_ETCD") or str(Path(sys.executable).parent / "etcd")
-        self.start(
-            "etcd", etcd, "--name", "e", "--data-dir", str(self.folder / "etcd"), "--log-level", "warn",
-            "--listen-client-urls", client, "--advertise-client-urls", client,
-            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"e={peer}",
-        )  # fmt: skip
+    def node(self, name: str, *options: str, app: str = APP) -> None:
+        self.start_node(name, app, *options)
 
-    def start_node(self, name: str, *options: str) -> None:
-        port = self.node_ports.setdefault(name, free_port())
-        self.start(
-            name, sys.executable, "-m", "holdfast", "node", str(APP), "--data", str(self.folder / name), "--name", name,
-            "--listen", f"127.0.0.1:{port}", "--etcd-endpoints", f"127.0.0.1:{self.etcd_port}", *options,
-        )  # fmt: skip
-
-    def start_gateway(self) -> None:
-        self.start(
-            "gateway", sys.executable, "-m", "holdfast", "gateway", "--listen", self.gateway, "--reflection",
-            "--etcd-endpoints", f"127.0.0.1:{self.etcd_port}",
-        )  # fmt: skip
+    def front(self, *options: str) -> None:
+        self.start_gateway("gateway", self.gateway_port, *options)
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
-        process = self.running.pop(name)
+        process = self.processes.pop(name)
         process.send_signal(number)
-        process.wait(20)
+        process.wait(30)
 
-    def log(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text()
+    def said(self, name: str) -> str:
+        """What a process has logged."""
+        return self.log(name).read_text()
 
-    def wait_for_exit(self, name: str, timeout_s: float = 20) -> int:
-        process = self.running.pop(name)
-        return process.wait(timeout_s)
+    def exit_code(self, name: str, timeout_s: float = 30) -> int:
+        return self.processes.pop(name).wait(timeout_s)
+
+    def connect(self, timeout: float = 40) -> holdfast.Client:
+        return holdfast.connect(self.gateway, timeout=timeout)
+
+    def ask(self, *arguments: str) -> tuple[int, Any]:
+        """Run a command against the gateway with --json: its exit code and what it printed."""
+        command = (sys.executable, "-m", "holdfast", *arguments, "--gateway", self.gateway, "--json")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return done.returncode, json.loads(done.stdout)
+
+    def stats(self, node: str = "n1") -> Any:
+        """What a node counts, as Status shows it."""
+        _, status = self.ask("status")
+        return next(n["stats"] for n in status["nodes"] if n["id"].startswith(f"{node}-"))
 
     def stop(self) -> None:
-        for process in self.running.values():
-            process.send_signal(signal.SIGCONT)
-            process.terminate()
-        deadline = time.monotonic() + 15
-        for process in self.running.values():
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+        super().stop()
 
 
 @pytest.fixture
@@ -93,3 +83,26 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
         yield cluster
     finally:
         cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    """One cluster of two nodes for all tests that leave its processes alone; they use keys of their own."""
+    cluster = Processes(tmp_path_factory.mktemp("shared"))
+    try:
+        cluster.start_all("--mailbox-max", "50", "--turn-timeout", "5", "--log-format", "json", nodes=2)
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+async def client(shared: Processes) -> AsyncIterator[Any]:
+    async with shared.connect() as connected:
+        yield connected
+
+
+def run(*arguments: str, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a holdfast command to its end."""
+    command = (sys.executable, "-m", "holdfast", *arguments)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment})

@@ -12,7 +12,7 @@ from typing import Any
 import holdfast
 import psutil
 
-APP = Path(__file__).parent / "app.py"
+APP = Path(__file__).parent / "cluster_app.py"
 
 
 def start(port: int, data: Path) -> Any:

@@ -1,0 +1,157 @@
+"""The kinds that the tests call."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from holdfast import App, DurableObject, Rejected
+
+app = App()
+
+
+@app.kind
+class Counter(DurableObject):
+    async def increment(self, by: int = 1) -> int:
+        if by < 0:
+            raise Rejected("by must not be negative", by=by)
+        n = self.storage.get("n", int, default=0) + by
+        self.storage.put("n", n)
+        return n
+
+    async def value(self) -> int:
+        return self.storage.get("n", int, default=0)
+
+    async def wait_and_increment(self, seconds: float, limit: float) -> int:
+        """Waits with asyncio's own tools, which must take the turn for the task it runs in."""
+        async with asyncio.timeout(limit), asyncio.TaskGroup() as group:
+            group.create_task(asyncio.sleep(seconds))
+            await asyncio.sleep(0)
+        return await self.increment()
+
+    async def increment_then(self, what: str) -> Any:
+        """Write, and then fail in one of many ways."""
+        await self.increment()
+        match what:
+            case "raise":
+                raise RuntimeError("half-way")
+            case "raise after waiting":
+                await asyncio.sleep(0.01)
+                raise RuntimeError("half-way")
+            case "reject":
+                raise Rejected("no", why="because")
+            case "cancel":
+                raise asyncio.CancelledError
+            case "wait for ever":
+                await asyncio.sleep(1000)
+            case "write a huge value":
+                self.storage.put("huge", b"x" * (3 << 20))
+            case "return what cannot be sent":
+                return object()
+            case "return a huge result":
+                return b"x" * (5 << 20)
+            case "call itself":
+                await self.objects.get(Counter, self.key).value()
+        return None
+
+    async def undo_a_part(self) -> int:
+        """A nested transaction that fails, inside a turn that does not."""
+        self.storage.put("n", 10)
+        try:
+            with self.storage.transaction():
+                self.storage.put("n", 11)
+                raise ValueError
+        except ValueError:
+            pass
+        return await self.value()
+
+    async def call_back(self, other: str) -> int:
+        return int(await self.objects.get(Counter, other).call_back(self.key))
+
+    async def add_from(self, other: str) -> int:
+        n: int = await self.objects.get(Counter, other).increment(by=5)
+        return await self.increment(n)
+
+    async def block(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    async def seen(self) -> dict[str, str]:
+        """What the handler sees of itself and its request."""
+        request = self.request
+        return {"kind": self.kind, "key": self.key, "id": request.id.hex(), "tag": request.metadata.get("tag", "")}
+
+    def plain(self, n: int) -> int:
+        """A handler need not be async."""
+        self.storage.put("n", n)
+        return n
+
+    def _private(self) -> None: ...
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+@dataclass
+class Point:
+    x: int
+    y: Decimal
+
+
+class Parcel(msgspec.Struct):
+    id: UUID
+    at: datetime
+    colour: Colour
+    points: list[Point]
+    raw: bytes
+
+
+@app.kind("echo")
+class Echo(DurableObject):
+    async def parcel(self, parcel: Parcel) -> Parcel:
+        assert isinstance(parcel.points[0], Point)
+        return parcel
+
+    async def text(self, text: str) -> str:
+        return text
+
+    async def named(self, first: int, *, second: Point | None = None) -> list[int]:
+        return [first, second.x if second else 0]
+
+
+@app.kind
+class Diary(DurableObject):
+    """Counts its activations and evictions in its own storage."""
+
+    _awake = 0
+
+    async def on_activate(self) -> None:
+        self._awake = self.storage.get("activated", int, default=0) + 1
+        self.storage.put("activated", self._awake)
+
+    async def on_evict(self) -> None:
+        self.storage.put("evicted", self.storage.get("evicted", int, default=0) + 1)
+
+    async def read(self) -> tuple[int, int, int]:
+        return self._awake, self.storage.get("activated", int, default=0), self.storage.get("evicted", int, default=0)
+
+    async def fill(self, rows: int, size: int) -> None:
+        self.storage.put_many({f"row/{i:06d}": bytes(size) for i in range(rows)})
+
+    async def touch(self, rows: int) -> int:
+        return sum(len(self.storage.get(f"row/{i:06d}", bytes) or b"") for i in range(rows))
+
+    async def rows(self, start: str, limit: int) -> list[str]:
+        return list(self.storage.list("row/", start=start, limit=limit))
+
+    async def clear(self) -> None:
+        self.storage.delete_all()
+
+
+def a_parcel() -> Parcel:
+    return Parcel(UUID(int=7), datetime(2026, 1, 2, tzinfo=UTC), Colour.RED, [Point(1, Decimal("2.50"))], b"\x00\xff")

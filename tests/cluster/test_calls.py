@@ -1,0 +1,114 @@
+"""Ways to call: types, the blocking client, unary calls of bare gRPC clients, request ids, reflection, health."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import grpc
+import holdfast
+import msgspec
+import pytest
+from cluster_app import Counter, Echo, Parcel, a_parcel
+from google.rpc import status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from holdfast.ids import RequestIds
+from holdfast.v1 import objects_pb2 as pb
+from holdfast.v1 import objects_pb2_grpc
+
+
+async def test_arguments_and_results_are_typed_by_their_hints(client: Any) -> None:
+    got = await client.get(Echo, "e").parcel(a_parcel())
+    assert isinstance(got, Parcel)
+    assert got == a_parcel()
+    assert await client.get("echo", "e").named(1, second={"x": 2, "y": "1"}) == [1, 2]
+
+
+async def test_a_typing_error_in_a_method_is_told_before_it_travels(client: Any) -> None:
+    with pytest.raises(AttributeError, match="Counter has no handler 'incremnt'"):
+        client.get(Counter, "a").incremnt()
+
+
+async def test_the_handler_sees_its_request(client: Any) -> None:
+    request_id = RequestIds().next()
+    stub = client.get("Counter", "seen", metadata={"tag": "blue"}, request_id=request_id)
+    assert await stub.seen() == {"kind": "Counter", "key": "seen", "id": request_id.hex(), "tag": "blue"}
+
+
+async def test_the_same_request_id_takes_effect_once(client: Any) -> None:
+    request_id = RequestIds().next()
+    for attempt in range(3):  # a retry finds the kept reply
+        future = client._start("Counter", "once", "increment", b"", None, request_id, None)
+        next(reversed(client._pending.values())).message.attempt = attempt
+        assert msgspec.msgpack.decode(await future) == 1
+    assert await client.get("Counter", "once").value() == 1
+
+
+async def test_a_request_id_in_use_by_another_call_is_refused(client: Any) -> None:
+    request_id = RequestIds().next()
+    first = asyncio.create_task(client.get("Counter", "busy", request_id=request_id).wait_and_increment(0.5, 5.0))
+    await asyncio.sleep(0.1)
+    with pytest.raises(holdfast.InvalidArgument, match="is in use by another call"):
+        await client.get("Counter", "busy", request_id=request_id).increment(by=7)
+    assert await first == 1
+
+
+async def test_the_blocking_client_is_the_twin_of_the_other(shared: Any) -> None:
+    def script() -> tuple[int, str]:
+        with holdfast.connect_blocking(shared.gateway) as client:
+            n = client.get(Counter, "blocking").increment(by=2)
+            try:
+                client.get("Counter", "blocking").increment(by=-1)
+            except holdfast.Rejected as error:
+                return n, error.message
+        return n, "not rejected"
+
+    assert await asyncio.to_thread(script) == (2, "by must not be negative")
+
+
+async def test_unary_calls_take_json_and_msgpack(shared: Any) -> None:
+    async with grpc.aio.insecure_channel(shared.gateway) as channel:
+        call = objects_pb2_grpc.ObjectsStub(channel).Call  # type: ignore[no-untyped-call]
+        reply = await call(pb.CallRequest(kind="Counter", key="unary", method="increment", json='{"by": 2}'))
+        assert (reply.json, len(reply.request_id), reply.epoch) == ("2", 16, 1)
+        reply = await call(pb.CallRequest(kind="Counter", key="unary", method="increment", msgpack=msgspec.msgpack.encode([3])))
+        assert msgspec.msgpack.decode(reply.msgpack) == 5
+        reply = await call(pb.CallRequest(kind="Counter", key="unary", method="value"))
+        assert msgspec.msgpack.decode(reply.msgpack) == 5
+
+
+async def test_unary_errors_carry_the_whole_error_as_a_detail_of_their_status(shared: Any) -> None:
+    async with grpc.aio.insecure_channel(shared.gateway) as channel:
+        call = objects_pb2_grpc.ObjectsStub(channel).Call  # type: ignore[no-untyped-call]
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await call(pb.CallRequest(kind="Counter", key="unary error", method="increment", json='{"by": -2}'))
+        assert failed.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+        trailing = dict(list(failed.value.trailing_metadata() or []))
+        status = status_pb2.Status.FromString(trailing["grpc-status-details-bin"])
+        error = pb.Error()
+        assert status.details[0].Unpack(error)
+        assert (error.type, json.loads(error.data), error.definite) == ("Rejected", {"by": -2}, True)
+        with pytest.raises(grpc.aio.AioRpcError) as late:
+            await call(
+                pb.CallRequest(kind="Counter", key="unary late", method="increment_then", json='["wait for ever"]'), timeout=0.4
+            )
+        assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_reflection_tells_the_api_to_tools(shared: Any) -> None:
+    with grpc.insecure_channel(shared.gateway) as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        assert "holdfast.v1.Objects" in database.get_services()
+        file = database.FindFileContainingSymbol("holdfast.v1.Objects")
+        assert [method.name for method in file.service[0].method] == ["Call", "Session"]
+
+
+async def test_health_is_served_by_gateways_and_nodes(shared: Any) -> None:
+    _, status = shared.ask("status")
+    for address in (shared.gateway, status["nodes"][0]["address"]):
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
+            answer = await stub.Check(health_pb2.HealthCheckRequest())
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
