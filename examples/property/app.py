@@ -68,6 +68,12 @@ class Property(DurableObject):
             await self.objects.get(Portfolio, portfolio).property_changed(self.key, now.price)
         return now
 
+    async def import_feed(self, lines: list[dict[str, Any]]) -> int:
+        """Apply a broker's feed, all of it or nothing: a line that cannot be read fails the turn and undoes the lines before it."""
+        for line in lines:
+            await self.update(Change(ChangeType[line["type"]], line["value"]))
+        return len(lines)
+
     async def snapshot(self) -> Snapshot:
         return self.storage.get("snapshot", Snapshot, default=Snapshot())
 

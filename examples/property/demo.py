@@ -13,6 +13,7 @@ from pathlib import Path
 import holdfast
 
 from examples.property.app import Change, ChangeType, Portfolio, Property, PropertySession
+from examples.property.coalescing import coalesce
 
 APP = Path(__file__).parent / "app.py"
 
@@ -32,6 +33,16 @@ async def show(gateway: str) -> None:
             print(f"  Rejected: {error}")
         for revision in await client.get(Property, "p-1").history():
             print(f"  Property/p-1 history {revision.number}: {revision.change.type.value} {revision.change.value}")
+        print("\nA feed with a broken third line fails half-way; nothing of it stays:")
+        feed = [{"type": "PRICE_UPDATE", "value": 1}, {"type": "PRICE_UPDATE", "value": 2}, {"typ": "PRICE_UPDATE"}]
+        try:
+            await client.get(Property, "p-1").import_feed(feed)
+        except holdfast.ApplicationError as error:
+            print(f"  {error.type}: {error} (request {error.request_id.hex()}, which the node's log has too)")
+        print(f"  Property/p-1 costs {(await client.get(Property, 'p-1').snapshot()).price:,} euros as before")
+        print("\nMany updates at once share few fsyncs:")
+        updates, fsyncs = await coalesce(gateway, properties=100, each=20)
+        print(f"  {updates:,} durable updates, {fsyncs:,} fsyncs")
         print("\nA session remembers what was viewed:")
         session = client.get(PropertySession, "s-1")
         try:

@@ -39,8 +39,11 @@ class ObjectsService:
     async def call(self, request: pb.CallRequest, context: Any) -> pb.CallResponse:
         """One call of any gRPC client. Its gRPC deadline is the call's."""
         is_json = request.WhichOneof("arguments") == "json"
-        request_id = request.request_id or self._ids.next()
         remaining = context.time_remaining()
+        timeout_ms = request.timeout_ms
+        if remaining is not None:
+            timeout_ms = max(1, min(timeout_ms or 1 << 31, int(remaining * 1000)))
+        request_id = request.request_id or self._ids.next()
         call = pb.Call(
             kind=request.kind,
             key=request.key,
@@ -48,7 +51,8 @@ class ObjectsService:
             arguments=request.json.encode() if is_json else request.msgpack,
             codec=pb.CODEC_JSON if is_json else pb.CODEC_MSGPACK,
             request_id=request_id,
-            timeout_ms=0 if remaining is None else max(1, int(remaining * 1000)),
+            attempt=1 if request.request_id else 0,  # the caller's own id: this may well be the second time
+            timeout_ms=timeout_ms,
             metadata=request.metadata,
         )
         waiting = _Waiting()

@@ -65,8 +65,6 @@ class EngineLimits:
     """How long a turn may run; also the deadline of a call that brings none."""
     queue_timeout_max_s: float = 600.0
     """The longest deadline of a caller that is honoured while its call waits."""
-    chain_max: int = 16
-    """How many turns may wait for each other in a chain of calls."""
     result_bytes_max: int = 4 << 20
     activations_max: int = 200_000
     cache_bytes_max: int = 256 << 20
@@ -139,12 +137,13 @@ class Engine:
             method = call.method
             handler = activation.kind.handlers.get(method) or activation.kind.handler(method)
             attempt = call.attempt
-            if self._kept.suspicious(request_id, attempt):
-                kept = self._kept.find(activation.shard, request_id, attempt)
+            kept_replies = self._kept
+            if attempt or not kept_replies.fresh_from <= request_id < kept_replies.ahead_to or request_id in kept_replies.retried:
+                kept = kept_replies.find(activation.shard, request_id, attempt)
                 if kept is not None:
                     port.reply(call.id, kept, None, activation.shard.epoch)
                     return
-            if call.chain:
+            if activation.turn is not None and call.chain:
                 self._check_chain(call, activation)
             if len(self._in_flight) >= self._limits.in_flight_max:
                 raise _overloaded(f"{self._limits.in_flight_max} calls are in flight on this node")
@@ -190,12 +189,11 @@ class Engine:
         return activation
 
     def _check_chain(self, call: pb.Call, activation: Activation) -> None:
+        """Only an object with a running turn can be in the chain: those that are in it wait for this very call."""
         chain = list(call.chain)
         if activation.name in chain:
             cycle = (*chain[chain.index(activation.name) :], activation.name)
             raise Deadlock(f"the call would wait for itself: {' -> '.join(cycle)}", cycle=cycle, definite=True)
-        if len(chain) >= self._limits.chain_max:
-            raise TooLarge(f"a chain of more than {self._limits.chain_max} calls: {' -> '.join(chain)}", definite=True)
 
     def _join(self, turn: Turn, call: pb.Call, port: ReplyPort) -> None:
         """The same request again while its first attempt is under way: one turn, and everybody who asked is answered."""
@@ -299,21 +297,21 @@ class Engine:
 
     def _write(self, turn: Turn) -> Entry:
         activation = turn.activation
+        shard = activation.shard
         prefix = activation.row_prefix
-        cleared, writes = activation.storage.take(prefix)
-        entry = self._committer.entry(activation.shard)
-        rows = entry.rows
+        cleared, writes, deletes = activation.storage.take(prefix)
+        entry = self._committer.entry(shard)
         if cleared:
             end = keys.after(prefix)
             assert end is not None
-            rows.append((prefix, Until(end)))
+            entry.rows.append((prefix, Until(end)))
+        entry.rows += writes
+        if deletes or cleared:
             entry.deletes = True
-        for row in writes:
-            rows.append(row)
-            if row[1] is None:
-                entry.deletes = True
         if turn.request_id:
-            entry.replies.append(self._kept.record(activation.shard, turn.request_id, turn.attempt, turn.result))
+            if turn.attempt:
+                self._kept.note_retried(turn.request_id)
+            entry.replies.append((shard.prefix + turn.request_id, turn.result))
         activation.last_entry = entry
         return entry
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from holdfast import codec
 from holdfast.app import kind_name
-from holdfast.errors import error_from_proto
+from holdfast.errors import TooLarge, error_from_proto
 from holdfast.signature import encode_arguments, return_type
 from holdfast.v1 import objects_pb2 as pb
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from holdfast_node.activation import Activation
 
 T = TypeVar("T")
+
+CHAIN_MAX = 16
+"""How many turns may wait for each other in a chain of calls."""
 
 
 class Outgoing(Protocol):
@@ -65,6 +68,9 @@ class _Stub:
         turn = activation.turn
         if turn is None:
             raise RuntimeError("objects can be called only while a turn runs")
+        chain = [*turn.call.chain, activation.name]
+        if len(chain) > CHAIN_MAX:
+            raise TooLarge(f"a chain of more than {CHAIN_MAX} calls: {' -> '.join(chain)}", definite=True)
         number = turn.calls_made
         turn.calls_made += 1
         # What earlier turns wrote must be committed before anything that may rest on it leaves the object.
@@ -80,7 +86,7 @@ class _Stub:
             attempt=turn.attempt,
             timeout_ms=max(1, int(remaining * 1000)),
             metadata=turn.call.metadata,
-            chain=[*turn.call.chain, activation.name],
+            chain=chain,
         )
         caller = _Caller()
         self._outgoing.submit(call, caller)

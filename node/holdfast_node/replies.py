@@ -23,37 +23,31 @@ _FRESH_MS = 2_000
 
 
 class KeptReplies:
-    """The kept replies of a node. `window_s`: how long a request may be sent again after its id was made."""
+    """The kept replies of a node. `window_s`: how long a request may be sent again after its id was made.
+
+    A request may have been run before, and has to be looked up with `find`, when it is a later attempt, when its id does not
+    lie between `fresh_from` and `ahead_to` (a first attempt that was long on its way), or when it is in `retried`.
+    """
 
     def __init__(self, store: Store, window_s: float) -> None:
         self._store = store
         self._window_ms = int(window_s * 1000)
-        self._fresh_from = b""
-        self._ahead_to = b""
-        # First attempts that arrive after a later one was run must be looked up too: which requests were run as a retry.
-        self._retried: set[bytes] = set()
+        self.fresh_from = b""
+        self.ahead_to = b""
+        self.retried: set[bytes] = set()
         self._retried_order: deque[bytes] = deque()
         self.tick()
 
     def tick(self) -> None:
         """Follow the clock; call it a few times a second."""
         now = _now_ms()
-        self._fresh_from = id_prefix(now - _FRESH_MS)
-        self._ahead_to = id_prefix(now + _AHEAD_MAX_MS)
-
-    def suspicious(self, request_id: bytes, attempt: int) -> bool:
-        """Whether the request may have been run before: any later attempt, and a first one that was long on its way."""
-        return bool(
-            attempt
-            or request_id < self._fresh_from
-            or request_id >= self._ahead_to
-            or (self._retried and request_id in self._retried)
-        )
+        self.fresh_from = id_prefix(now - _FRESH_MS)
+        self.ahead_to = id_prefix(now + _AHEAD_MAX_MS)
 
     def find(self, shard: Shard, request_id: bytes, attempt: int) -> bytes | None:
         """The kept reply of a request. Raises DeadlineExceeded for a retry that is older than the window, InvalidArgument
         for an id from the future: its record would have to be kept for as long."""
-        if request_id >= self._ahead_to:
+        if request_id >= self.ahead_to:
             raise InvalidArgument(
                 "the request id's time is more than 10 minutes ahead of this node's clock: check the clocks",
                 path="request_id",
@@ -67,14 +61,12 @@ class KeptReplies:
             )
         return self._store.get("replies", keys.reply_key(shard.number, request_id))
 
-    def record(self, shard: Shard, request_id: bytes, attempt: int, result: bytes) -> tuple[bytes, bytes]:
-        """The row that keeps a reply, for the turn's entry."""
-        if attempt:
-            self._retried.add(request_id)
-            self._retried_order.append(request_id)
-            if len(self._retried_order) > _RETRIED_MAX:
-                self._retried.discard(self._retried_order.popleft())
-        return keys.reply_key(shard.number, request_id), result
+    def note_retried(self, request_id: bytes) -> None:
+        """This request was run as a retry: should its first attempt arrive later, it must be looked up."""
+        self.retried.add(request_id)
+        self._retried_order.append(request_id)
+        if len(self._retried_order) > _RETRIED_MAX:
+            self.retried.discard(self._retried_order.popleft())
 
     def drop_old(self, shards: list[Shard]) -> None:
         """Drop the replies whose window has passed, one range for each shard."""

@@ -20,10 +20,11 @@ log = logging.getLogger(__name__)
 class Shard:
     """One shard under one epoch. `seq` counts the epoch's entries; it is served while `serving`, and never again after."""
 
-    __slots__ = ("epoch", "gathering", "number", "seq", "serving")
+    __slots__ = ("epoch", "gathering", "number", "prefix", "seq", "serving")
 
     def __init__(self, number: int, epoch: int) -> None:
         self.number = number
+        self.prefix = keys.shard_prefix(number)
         self.epoch = epoch
         self.seq = 0
         self.serving = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import re
 from collections.abc import Callable
@@ -82,6 +83,7 @@ class App:
         return found
 
 
+@functools.lru_cache(maxsize=4096)
 def kind_name(kind: type | str) -> str:
     """The name of a kind given as its class or as text. Raises TypeError for a class that no App has registered."""
     if isinstance(kind, str):

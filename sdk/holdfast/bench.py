@@ -75,7 +75,6 @@ def bench(
     wanted = set(filter(None, only.split(",")))
     folder = Path(tempfile.mkdtemp(prefix="holdfast-bench-"))
     cluster = LocalCluster(folder)
-    own: LocalCluster | None = None
     try:
         echo_port = free_port()
         echo = subprocess.Popen([sys.executable, "-m", "holdfast.bench", str(echo_port)])
@@ -86,8 +85,8 @@ def bench(
             for i in range(1, nodes + 1):
                 cluster.start_node(f"n{i}", "holdfast.bench_app", "--members-min", str(nodes), "--replication", str(copies))
             cluster.start_gateway("gateway", int(gateway.rpartition(":")[2]))
-            own = cluster
-        rows = uvloop.run(_measure(own, gateway, f"127.0.0.1:{echo_port}", copies, objects, seconds, levels, wanted))
+            cluster.wait_ready(gateway)
+        rows = uvloop.run(_measure(gateway, f"127.0.0.1:{echo_port}", copies, objects, seconds, levels, wanted))
     finally:
         cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)
@@ -111,7 +110,6 @@ def bench(
 
 
 async def _measure(
-    own: LocalCluster | None,
     gateway: str,
     echo: str,
     copies: int,
@@ -120,8 +118,6 @@ async def _measure(
     levels: list[int],
     wanted: set[str],
 ) -> list[Row]:
-    if own is not None:
-        await own.ready(gateway)
     rows = []
     keys = [f"o{i}" for i in range(objects)]
     channel = open_channel(gateway)

@@ -1,39 +1,52 @@
 """The blocking twin of the client, for scripts and threads.
 
-It runs an event loop on a thread of its own, once for the whole process: gRPC's asyncio side wants one loop.
+It makes unary calls on gRPC's own threads and needs no event loop, so it also works beside one. A call that meets a gateway which
+is away is sent again with the same request id, to the next gateway, until its deadline: its effect happens once.
 """
 
 from __future__ import annotations
 
-import asyncio
-import threading
+import random
+import time
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from functools import partial
+from typing import Any, TypeVar
 
-from holdfast.client import TIMEOUT_S, Client, Stub
+import grpc
+from google.rpc.status_pb2 import Status
+
+from holdfast import codec
+from holdfast.app import kind_name
+from holdfast.channels import CHANNEL_OPTIONS
+from holdfast.client import CALL_BYTES_MAX, DEADLINE_SLACK_S, TIMEOUT_S
+from holdfast.errors import DeadlineExceeded, HoldfastError, TooLarge, Unavailable, error_from_proto
+from holdfast.ids import RequestIds
+from holdfast.signature import encode_arguments, return_type
+from holdfast.v1 import objects_pb2 as pb
 
 T = TypeVar("T")
 
-_lock = threading.Lock()
-_loop: asyncio.AbstractEventLoop | None = None
-
-
-def _background_loop() -> asyncio.AbstractEventLoop:
-    global _loop
-    with _lock:
-        if _loop is None:
-            _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name="holdfast client", daemon=True).start()
-        return _loop
+_BACKOFF_S = (0.05, 1.0)
 
 
 class BlockingClient:
     """As `holdfast.Client`, but calls return results instead of awaitables. Safe to use from several threads."""
 
     def __init__(self, *endpoints: str, timeout: float = TIMEOUT_S) -> None:
-        self._client = Client(*endpoints, timeout=timeout)
-        self._loop = _background_loop()
-        self._wait(self._client.__aenter__())
+        if not endpoints:
+            raise ValueError("name at least one gateway, as host:port")
+        self._channels = [(endpoint, grpc.insecure_channel(endpoint, options=CHANNEL_OPTIONS)) for endpoint in endpoints]
+        self._calls = [
+            channel.unary_unary(
+                "/holdfast.v1.Objects/Call",
+                request_serializer=pb.CallRequest.SerializeToString,
+                response_deserializer=pb.CallResponse.FromString,
+            )
+            for _, channel in self._channels
+        ]
+        self._use = random.randrange(len(endpoints))
+        self._timeout = timeout
+        self._ids = RequestIds()
 
     def __enter__(self) -> BlockingClient:
         return self
@@ -42,8 +55,9 @@ class BlockingClient:
         self.close()
 
     def close(self) -> None:
-        """End the connection."""
-        self._wait(self._client.close())
+        """End the connections."""
+        for _, channel in self._channels:
+            channel.close()
 
     def get(
         self,
@@ -54,25 +68,92 @@ class BlockingClient:
         request_id: bytes | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Any:
-        """A stub of one object: `client.get(Counter, "a").increment(by=2)` returns the number."""
-        return _BlockingStub(self, cast(Stub, self._client.get(kind, key, timeout=timeout, request_id=request_id, metadata=metadata)))
+        """A stub of one object: `client.get(Counter, "a").increment(by=2)` returns the number. Options as in `Client.get`."""
+        return _BlockingStub(self, kind, key, timeout, request_id, metadata)
 
-    def _wait(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+    def call(
+        self,
+        kind: str,
+        key: str,
+        method: str,
+        arguments: bytes = b"",
+        *,
+        timeout: float | None = None,
+        request_id: bytes | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> bytes:
+        """One call with a msgpack payload; its msgpack result. Raises as `Client.call` does."""
+        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
+        request = pb.CallRequest(
+            kind=kind, key=key, method=method, msgpack=arguments, request_id=request_id or self._ids.next(), metadata=metadata
+        )
+        if request.ByteSize() > CALL_BYTES_MAX:
+            raise TooLarge(f"a call of {request.ByteSize()} bytes, at most {CALL_BYTES_MAX}", definite=True)
+        backoff, longest = _BACKOFF_S
+        while True:
+            left = max(deadline - time.monotonic(), 0.001)
+            request.timeout_ms = max(1, int(left * 1000))
+            use = self._use
+            try:
+                reply: pb.CallResponse = self._calls[use](request, timeout=left + DEADLINE_SLACK_S)
+                return reply.msgpack
+            except grpc.RpcError as failed:
+                error = _error(failed, request, self._channels[use][0])
+            if not isinstance(error, _GatewayAway):
+                raise error
+            pause = backoff * random.uniform(0.5, 1.0)
+            if time.monotonic() + pause >= deadline:
+                raise Unavailable(error.message, retryable=True, request_id=request.request_id)
+            self._use = (use + 1) % len(self._calls)
+            time.sleep(pause)
+            backoff = min(backoff * 2, longest)
+
+
+class _GatewayAway(HoldfastError):
+    """No word from the cluster: try another gateway."""
 
 
 class _BlockingStub:
-    __slots__ = ("_client", "_stub")
+    __slots__ = ("_client", "_key", "_kind", "_name", "_options")
 
-    def __init__(self, client: BlockingClient, stub: Stub) -> None:
+    def __init__(
+        self,
+        client: BlockingClient,
+        kind: type | str,
+        key: str,
+        timeout: float | None,
+        request_id: bytes | None,
+        metadata: Mapping[str, str] | None,
+    ) -> None:
         self._client = client
-        self._stub = stub
+        self._kind = kind
+        self._name = kind_name(kind)
+        self._key = key
+        self._options: dict[str, Any] = {"timeout": timeout, "request_id": request_id, "metadata": metadata}
 
     def __getattr__(self, method: str) -> Any:
-        target = getattr(self._stub, method)
-        return lambda *positional, **named: self._client._wait(target(*positional, **named))
+        if method.startswith("__"):
+            raise AttributeError(method)
+        return partial(self._call, method, return_type(self._kind, method))
+
+    def _call(self, method: str, returns: Any, /, *positional: Any, **named: Any) -> Any:
+        result = self._client.call(self._name, self._key, method, encode_arguments(positional, named), **self._options)
+        return codec.decode(result, returns)
 
 
 def connect_blocking(*endpoints: str, timeout: float = TIMEOUT_S) -> BlockingClient:
     """A blocking client: `with holdfast.connect_blocking("localhost:7400") as client: ...`."""
     return BlockingClient(*endpoints, timeout=timeout)
+
+
+def _error(failed: Any, request: pb.CallRequest, endpoint: str) -> HoldfastError:
+    """What a failed RPC means: the cluster's own error, which it carries as a detail, or that there was none."""
+    for name, value in failed.trailing_metadata() or ():
+        if name == "grpc-status-details-bin":
+            detail = pb.Error()
+            if Status.FromString(value).details[0].Unpack(detail):
+                return error_from_proto(detail)
+    what = f"{request.kind}/{request.key}.{request.method}()"
+    if failed.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineExceeded(f"{what}: no reply before the deadline", retryable=True, request_id=request.request_id)
+    return _GatewayAway(f"{what}: no gateway reached before the deadline; {endpoint}: {failed.details()}")

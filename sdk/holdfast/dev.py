@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import signal
 import tempfile
+import time
 from pathlib import Path
 
 import click
 
 from holdfast.loading import AppError, load_app
-from holdfast.local import LocalCluster
+from holdfast.local import READY_S, LocalCluster
 from holdfast.options import option
 
 
@@ -32,35 +32,33 @@ def dev(app: str, nodes: int, gateways: int, port: int, data: Path | None) -> No
         load_app(app)
     except AppError as error:
         raise click.ClickException(str(error)) from None
-    folder = data or Path(tempfile.mkdtemp(prefix="holdfast-dev-"))
-    try:
-        asyncio.run(_run(LocalCluster(folder), app, nodes, gateways, port))
-    finally:
-        if data is None:
-            shutil.rmtree(folder, ignore_errors=True)
+    stopping = False
 
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
 
-async def _run(cluster: LocalCluster, app: str, nodes: int, gateways: int, port: int) -> None:
-    stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        signal.signal(number, stop)
+    folder = data or Path(tempfile.mkdtemp(prefix="holdfast-dev-"))
+    cluster = LocalCluster(folder)
     try:
         cluster.start_etcd()
         for i in range(1, nodes + 1):
             cluster.start_node(f"n{i}", app, "--members-min", str(nodes))
         for i in range(gateways):
             cluster.start_gateway(f"gateway{i + 1}", port + i)
-        ready = asyncio.create_task(cluster.ready(f"127.0.0.1:{port}"))
-        stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait({ready, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if ready.done():
-            await ready
-            logs = cluster.folder / "logs"
-            click.echo(f"ready: {nodes} nodes, gateway at 127.0.0.1:{port}, etcd at {cluster.etcd}, logs in {logs}")
-        while not stop.is_set():
+        deadline = time.monotonic() + READY_S
+        while not stopping and not cluster.ready(f"127.0.0.1:{port}"):
+            if time.monotonic() > deadline:
+                raise click.ClickException(f"not ready after {READY_S:.0f} s; look into {folder / 'logs'}")
+        if not stopping:
+            click.echo(f"ready: {nodes} nodes, gateway at 127.0.0.1:{port}, etcd at {cluster.etcd}, logs in {folder / 'logs'}")
+        while not stopping:
             if why := cluster.ended():
                 raise click.ClickException(why)
-            await asyncio.wait({stopped}, timeout=0.1)
-        ready.cancel()
+            time.sleep(0.1)
     finally:
         cluster.stop()
+        if data is None:
+            shutil.rmtree(folder, ignore_errors=True)

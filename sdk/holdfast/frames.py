@@ -83,6 +83,9 @@ class FrameWriter(Generic[M]):
         messages_max = _FRAME_MESSAGES_MAX
         if self._in_flight is not None and len(queue) * 4 > self._in_flight() * 3:
             messages_max = min(messages_max, (len(queue) + 1) // 2)
+        if self._backlog_bytes <= FRAME_BYTES_MAX:  # however they are cut, no frame is too large
+            self._backlog_bytes = 0
+            return [(queue[i : i + messages_max], 0) for i in range(0, len(queue), messages_max)]
         frames: list[tuple[list[M], int]] = []
         frame: list[M] = []
         total = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import os
 import shutil
@@ -14,10 +13,10 @@ from pathlib import Path
 
 import click
 
-from holdfast.client import connect
+from holdfast.blocking import BlockingClient
 from holdfast.errors import HoldfastError
 
-_READY_S = 60.0
+READY_S = 60.0
 _STOP_S = 15.0
 
 
@@ -97,21 +96,24 @@ class LocalCluster:
                 return f"{name} ended with {process.returncode}:\n" + "\n".join(tail)
         return None
 
-    async def ready(self, gateway: str) -> None:
-        """Return when calls through `gateway` reach a node. Raises click.ClickException when a process ends or time runs out."""
-        deadline = time.monotonic() + _READY_S
-        async with connect(gateway, timeout=0.5) as client:
-            while True:
-                try:
-                    await client.call("holdfast.ready", "probe", "probe")
-                except HoldfastError as error:
-                    if error.code == "NOT_FOUND":  # said by a node
-                        return
-                if why := self.ended():
-                    raise click.ClickException(why)
-                if time.monotonic() > deadline:
-                    raise click.ClickException(f"not ready after {_READY_S:.0f} s; look into {self.folder / 'logs'}")
-                await asyncio.sleep(0.05)
+    def ready(self, gateway: str) -> bool:
+        """Whether calls through `gateway` reach a node. Raises click.ClickException when a process has ended by itself."""
+        if why := self.ended():
+            raise click.ClickException(why)
+        with BlockingClient(gateway, timeout=0.5) as client:
+            try:
+                client.call("holdfast.ready", "probe", "probe")
+            except HoldfastError as error:
+                return error.code == "NOT_FOUND"  # said by a node
+        return True
+
+    def wait_ready(self, gateway: str) -> None:
+        """Return when calls reach a node. Raises click.ClickException when a process ends, or after a minute."""
+        deadline = time.monotonic() + READY_S
+        while not self.ready(gateway):
+            if time.monotonic() > deadline:
+                raise click.ClickException(f"not ready after {READY_S:.0f} s; look into {self.folder / 'logs'}")
+            time.sleep(0.05)
 
     def stop(self) -> None:
         """End everything, newest first; what does not end in time is killed."""

@@ -209,13 +209,13 @@ class Storage:
         """Whether the open turn wrote anything."""
         return bool(self._writes) or self._cleared
 
-    def take(self, prefix: bytes = b"") -> tuple[bool, Writes]:
-        """The open turn's writes: whether everything before them was deleted, and the rows, `prefix` before their keys.
-
-        The turn stays open.
+    def take(self, prefix: bytes = b"") -> tuple[bool, Writes, bool]:
+        """The open turn's writes: whether everything before them was deleted, the rows, `prefix` before their keys, and
+        whether any of those is a delete. The turn stays open.
         """
-        assert self._writes is not None
-        return self._cleared, [(prefix + key.encode(), raw) for key, raw in self._writes.items()]
+        writes = self._writes
+        assert writes is not None
+        return self._cleared, [(prefix + key.encode(), raw) for key, raw in writes.items()], None in writes.values()
 
     def close(self, entry: Applied | None) -> None:
         """Close the turn; its writes belong to `entry` (None when it wrote nothing)."""

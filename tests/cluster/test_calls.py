@@ -68,6 +68,13 @@ async def test_the_blocking_client_is_the_twin_of_the_other(shared: Any) -> None
     assert await asyncio.to_thread(script) == (2, "by must not be negative")
 
 
+async def test_a_unary_call_with_the_callers_own_request_id_takes_effect_once(shared: Any) -> None:
+    request = pb.CallRequest(kind="Counter", key="unary once", method="increment", json="{}", request_id=RequestIds().next())
+    async with grpc.aio.insecure_channel(shared.gateway) as channel:
+        call = objects_pb2_grpc.ObjectsStub(channel).Call  # type: ignore[no-untyped-call]
+        assert [(await call(request)).json for _ in range(3)] == ["1", "1", "1"]
+
+
 async def test_unary_calls_take_json_and_msgpack(shared: Any) -> None:
     async with grpc.aio.insecure_channel(shared.gateway) as channel:
         call = objects_pb2_grpc.ObjectsStub(channel).Call  # type: ignore[no-untyped-call]

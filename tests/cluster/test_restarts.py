@@ -121,6 +121,24 @@ async def test_a_client_goes_on_through_another_gateway(processes: Any) -> None:
         await load.check()
 
 
+async def test_the_blocking_client_goes_on_while_the_gateway_restarts(processes: Any) -> None:
+    processes.start_all()
+
+    def script() -> list[int]:
+        with holdfast.connect_blocking(processes.gateway, timeout=30) as client:
+            counts = [client.get("Counter", "b").increment()]
+            for victim in ("gateway", "n1"):
+                processes.kill(victim)
+                if victim == "n1":
+                    processes.node("n1")
+                else:
+                    processes.front()
+                counts.append(client.get("Counter", "b").increment())
+            return counts
+
+    assert await asyncio.to_thread(script) == [1, 2, 3]
+
+
 async def test_a_drain_lets_running_turns_end(processes: Any) -> None:
     processes.start_all()
     async with processes.connect() as client:

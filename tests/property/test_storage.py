@@ -62,7 +62,7 @@ def test_storage_is_a_dict_with_transactions(turns: list[Any], cache_bytes: int)
             model = mine
             if storage.changed():
                 entry = Entry()
-                cleared, writes = storage.take()
+                cleared, writes, _ = storage.take()
                 storage.close(entry)
                 waiting.append((entry, cleared, writes))
             else:

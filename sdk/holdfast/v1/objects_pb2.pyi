@@ -40,7 +40,7 @@ CODE_TOO_LARGE: Code
 CODE_INTERNAL: Code
 
 class CallRequest(_message.Message):
-    __slots__ = ("kind", "key", "method", "json", "msgpack", "request_id", "metadata")
+    __slots__ = ("kind", "key", "method", "json", "msgpack", "request_id", "metadata", "timeout_ms")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,7 @@ class CallRequest(_message.Message):
     MSGPACK_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     kind: str
     key: str
     method: str
@@ -62,7 +63,8 @@ class CallRequest(_message.Message):
     msgpack: bytes
     request_id: bytes
     metadata: _containers.ScalarMap[str, str]
-    def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ..., method: _Optional[str] = ..., json: _Optional[str] = ..., msgpack: _Optional[bytes] = ..., request_id: _Optional[bytes] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    timeout_ms: int
+    def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ..., method: _Optional[str] = ..., json: _Optional[str] = ..., msgpack: _Optional[bytes] = ..., request_id: _Optional[bytes] = ..., metadata: _Optional[_Mapping[str, str]] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
 
 class CallResponse(_message.Message):
     __slots__ = ("json", "msgpack", "request_id", "epoch")
