@@ -8,6 +8,7 @@ refused. Every join, also one within a process, is a new incarnation: what was a
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import uuid
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from holdfast_cluster.model import ClusterSettings, Keys, Member, decode, encode
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.5
+_SAY_EVERY = 20  # tries: what is waited for is logged every 10 s
 
 
 class Refused(Exception):
@@ -40,7 +42,8 @@ async def agree_on_settings(etcd: Etcd, keys: Keys, mine: ClusterSettings | None
     `wanted`: the settings that this process was told explicitly. Raises Refused, with both values, when they differ from the
     cluster's, or when the cluster hashes in a way that this version does not know. Waits while etcd is away.
     """
-    while True:
+    for attempt in itertools.count():
+        level = logging.WARNING if attempt % _SAY_EVERY == 0 else logging.DEBUG
         try:
             row = await etcd.get(keys.settings)
             if row is None and mine is not None:
@@ -51,10 +54,11 @@ async def agree_on_settings(etcd: Etcd, keys: Keys, mine: ClusterSettings | None
                 continue
             if row is not None:
                 break
-            log.warning("the cluster at %s is not formed yet: waiting for its first node", keys.prefix)
+            log.log(level, "the cluster at %s is not formed yet: waiting for its first node", keys.prefix)
         except (EtcdUnavailable, EtcdUnknown) as error:
-            log.warning("etcd does not answer (%s); still trying", error)
+            log.log(level, "etcd does not answer (%s); still trying", error)
         await asyncio.sleep(_RETRY_S)
+    assert row is not None
     theirs = decode(row.value, ClusterSettings)
     asked = msgspec.structs.replace(theirs, hash_version=ClusterSettings().hash_version, **wanted)
     if differences := asked.differences(theirs):

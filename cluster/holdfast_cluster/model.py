@@ -38,7 +38,7 @@ class ClusterSettings(msgspec.Struct, frozen=True):
 
     def validate(self) -> None:
         """Raises ValueError naming the setting that is out of its range."""
-        for name, low, high in (("shards", 1, 65_536), ("replication", 1, 7), ("points", 1, 4096)):
+        for name, low, high in (("shards", 1, 65_536), ("replication", 1, 1), ("points", 1, 4096)):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}; {low} to {high}")
@@ -69,6 +69,8 @@ class Assignment(msgspec.Struct, frozen=True):
     incarnation: int
     in_sync: tuple[str, ...]
     joining: tuple[str, ...] = ()
+    released: bool = False
+    """The owner of the epoch before gave the shard up itself, after its last reply: its promises need not be waited out."""
 
 
 class Versioned(msgspec.Struct, frozen=True):

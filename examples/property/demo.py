@@ -59,6 +59,8 @@ def main() -> int:
     arguments = parser.parse_args()
     port = arguments.port or (7400 if arguments.stay else _free_port())
     command = [sys.executable, "-m", "holdfast", "dev", str(APP), "--nodes", "3", "--port", str(port)]
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # however it is ended, the cluster is ended with it
     print("Starting etcd, three nodes and a gateway ...", flush=True)
     cluster = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:

@@ -75,6 +75,8 @@ class ObjectsService:
                 for call in pb.SessionRequest.FromString(frame).calls:
                     submit(call, writer)
                 await writer.drained()
+        except asyncio.CancelledError:
+            pass  # the client went away, or the gateway stops: gRPC itself logs a cancelled handler as an error
         finally:
             self._dispatcher.forget(writer)
             sending.cancel()

@@ -10,6 +10,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from holdfast.channels import SERVER_OPTIONS, bind
+from holdfast.processes import Stopped, unless_stopped
 from holdfast.v1 import admin_pb2_grpc
 from holdfast_cluster.dispatch import Dispatcher
 from holdfast_cluster.etcd import Etcd
@@ -40,8 +41,10 @@ class GatewayServer:
         server = grpc.aio.server(options=SERVER_OPTIONS)
         port = bind(server, config.listen)  # before anything waits: a port that is taken is told at once
         try:
-            await agree_on_settings(etcd, keys, None, config.settings)
+            await unless_stopped(stop, agree_on_settings(etcd, keys, None, config.settings))
             await self._serve(stop, etcd, keys, server, port)
+        except Stopped:
+            log.info("stopped before the cluster was there")
         finally:
             await server.stop(None)
             await etcd.close()
@@ -68,7 +71,7 @@ class GatewayServer:
                     group.create_task(feed.run(), name="view feed"),
                     group.create_task(_readiness(dispatcher, healthy), name="readiness"),
                 ]
-                await feed.until(lambda view: view.settings is not None)
+                await feed.until(lambda view: view.settings is not None or stop.is_set())
                 await server.start()
                 log.info("gateway serves at %s:%d", config.listen.rpartition(":")[0], port)
                 await stop.wait()

@@ -42,7 +42,7 @@ _SWITCH_INTERVAL_S = 0.0005  # the fsync thread gets the GIL back soon; with 5 m
 @option("--zone", default="", help="Label of the zone, to keep copies apart.")
 @option("--weight", default=1, help="Share of the shards, relative to the other nodes.")
 @option("--workers", default=1, help="Nodes to run, each in a process with DATA/<i> and the next ports: one for each core.")
-@option("--members-min", default=1, help="Nodes to wait for before a new cluster's shards are assigned.")
+@option("--members-min", type=int, help="Nodes to wait for before a new cluster's shards are assigned. Default: WORKERS.")
 @option("--lease-ttl", default=3, help="Seconds after which a silent node is no longer a member.")
 @option("--turn-timeout", default=30.0, help="Seconds that a turn may run.")
 @option("--idle", default=300.0, help="Seconds without a call after which an object leaves memory.")
@@ -63,7 +63,7 @@ def node(
     zone: str,
     weight: int,
     workers: int,
-    members_min: int,
+    members_min: int | None,
     lease_ttl: int,
     turn_timeout: float,
     idle: float,
@@ -89,7 +89,7 @@ def node(
       holdfast node shop.app --data ./data --workers 8 --listen 0.0.0.0:7401 --advertise 10.0.0.5:7401
     """
     if workers > 1:
-        raise SystemExit(_supervise(sys.argv[1:], workers, data, listen, advertise, name))
+        raise SystemExit(_supervise(sys.argv[1:], workers, data, listen, advertise, name, members_min or workers))
     config = NodeConfig(
         app=app,
         data=data,
@@ -102,7 +102,7 @@ def node(
         zone=zone,
         weight=weight,
         settings=explicit_settings(shards=shards, replication=replication, points=points),
-        members_min=members_min,
+        members_min=1 if members_min is None else members_min,
         lease_ttl_s=lease_ttl,
         replies_window_s=replies_window,
         drain_timeout_s=drain_timeout,
@@ -131,7 +131,9 @@ async def _run(config: NodeConfig) -> None:
     await NodeServer(config, load_app(config.app)).run(stop)
 
 
-def _supervise(arguments: list[str], workers: int, data: Path, listen: str, advertise: str | None, name: str | None) -> int:
+def _supervise(
+    arguments: list[str], workers: int, data: Path, listen: str, advertise: str | None, name: str | None, members_min: int
+) -> int:
     """Run `workers` nodes as processes of their own; start again one that ends by itself; end all on a signal."""
     stopping = False
     processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -148,6 +150,8 @@ def _supervise(arguments: list[str], workers: int, data: Path, listen: str, adve
         own = [
             "--workers",
             "1",
+            "--members-min",
+            str(members_min),
             "--data",
             str(data / str(i)),
             "--listen",

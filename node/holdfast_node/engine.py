@@ -42,7 +42,7 @@ from holdfast_node.activation import Activation
 from holdfast_node.activations import Activations
 from holdfast_node.commit import Committer, Entry, Until
 from holdfast_node.outgoing import Outgoing
-from holdfast_node.replies import KeptReplies
+from holdfast_node.replies import KeptReplies, fingerprint
 from holdfast_node.shards import Shard, Shards
 from holdfast_node.store import Store
 from holdfast_node.turn import COMMITTING, DONE, QUEUED, RUNNING, ReplyPort, Turn
@@ -139,7 +139,7 @@ class Engine:
             attempt = call.attempt
             kept_replies = self._kept
             if attempt or not kept_replies.fresh_from <= request_id < kept_replies.ahead_to or request_id in kept_replies.retried:
-                kept = kept_replies.find(activation.shard, request_id, attempt)
+                kept = kept_replies.find(activation.shard, call)
                 if kept is not None:
                     port.reply(call.id, kept, None, activation.shard.epoch)
                     return
@@ -265,7 +265,7 @@ class Engine:
             try:
                 if turn.expired:
                     raise _expired(turn)
-                turn.result = codec.encode_json(value) if turn.call.codec == pb.CODEC_JSON else codec.encode(value)
+                turn.result = _encode(turn, value)
                 if len(turn.result) > self._limits.result_bytes_max:
                     raise TooLarge(
                         f"a result of {len(turn.result)} bytes, at most {self._limits.result_bytes_max}",
@@ -311,7 +311,7 @@ class Engine:
         if turn.request_id:
             if turn.attempt:
                 self._kept.note_retried(turn.request_id)
-            entry.replies.append((shard.prefix + turn.request_id, turn.result))
+            entry.replies.append((shard.prefix + turn.request_id, fingerprint(turn.call) + turn.result))
         activation.last_entry = entry
         return entry
 
@@ -509,6 +509,16 @@ def _on_evict(self: object) -> None:
 
 
 _EVICT = Handler("on_evict", _on_evict, "DurableObject")
+
+
+def _encode(turn: Turn, value: Any) -> bytes:
+    try:
+        return codec.encode_json(value) if turn.call.codec == pb.CODEC_JSON else codec.encode(value)
+    except (TypeError, OverflowError) as error:
+        hint = "; is an await missing?" if inspect.isawaitable(value) else ""
+        if inspect.iscoroutine(value):
+            value.close()
+        raise TypeError(f"{turn.handler.name}() returned what cannot be sent: {error}{hint}") from None
 
 
 async def _as_coroutine(handler: Handler, instance: Any, call: pb.Call) -> Any:

@@ -7,10 +7,9 @@ from collections.abc import Coroutine
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from holdfast import codec
 from holdfast.app import kind_name
 from holdfast.errors import TooLarge, error_from_proto
-from holdfast.signature import encode_arguments, return_type
+from holdfast.signature import decode_result, encode_arguments, return_type
 from holdfast.v1 import objects_pb2 as pb
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ class _Stub:
         )
         caller = _Caller()
         self._outgoing.submit(call, caller)
-        return codec.decode(await caller.future, returns)
+        return decode_result(await caller.future, returns, self._name, method)
 
 
 class _Caller:

@@ -76,6 +76,8 @@ class PeerService:
                     for call in calls:
                         port.reply(call.id, b"", _NOT_SERVING, 0)
                 await port.writer.drained()
+        except asyncio.CancelledError:
+            pass  # as in a gateway's session
         finally:
             port.closed = True
             sending.cancel()

@@ -1,17 +1,19 @@
 """Kept replies: what makes a request that is sent again take effect once.
 
-A turn that writes also writes `request id -> reply`, in its own entry. A later attempt is answered from there. Ids begin with the
-time at which they were made, so what the window has passed is one range, dropped whole; an attempt whose id is older than the
-window is refused, because nobody could tell any more whether it has happened.
+A turn that writes also writes `request id -> fingerprint of the call, reply`, in its own entry. A later attempt is answered from
+there. Ids begin with the time at which they were made, so what the window has passed is one range, dropped whole; an attempt
+whose id is older than the window is refused, because nobody could tell any more whether it has happened.
 """
 
 from __future__ import annotations
 
 import time
+import zlib
 from collections import deque
 
 from holdfast.errors import DeadlineExceeded, InvalidArgument
 from holdfast.ids import id_prefix
+from holdfast.v1 import objects_pb2 as pb
 
 from holdfast_node import keys
 from holdfast_node.shards import Shard
@@ -20,6 +22,7 @@ from holdfast_node.store import Store
 _AHEAD_MAX_MS = 600_000
 _RETRIED_MAX = 100_000
 _FRESH_MS = 2_000
+_FINGERPRINT_BYTES = 4
 
 
 class KeptReplies:
@@ -44,9 +47,10 @@ class KeptReplies:
         self.fresh_from = id_prefix(now - _FRESH_MS)
         self.ahead_to = id_prefix(now + _AHEAD_MAX_MS)
 
-    def find(self, shard: Shard, request_id: bytes, attempt: int) -> bytes | None:
-        """The kept reply of a request. Raises DeadlineExceeded for a retry that is older than the window, InvalidArgument
-        for an id from the future: its record would have to be kept for as long."""
+    def find(self, shard: Shard, call: pb.Call) -> bytes | None:
+        """The kept reply of a request. Raises DeadlineExceeded for a retry that is older than the window, InvalidArgument for
+        an id that another call had, or one from the future: its record would have to be kept for as long."""
+        request_id, attempt = call.request_id, call.attempt
         if request_id >= self.ahead_to:
             raise InvalidArgument(
                 "the request id's time is more than 10 minutes ahead of this node's clock: check the clocks",
@@ -59,7 +63,12 @@ class KeptReplies:
             raise DeadlineExceeded(
                 f"the request was made more than {self._window_ms // 1000} s ago: whether it took effect is not known any more"
             )
-        return self._store.get("replies", keys.reply_key(shard.number, request_id))
+        kept = self._store.get("replies", keys.reply_key(shard.number, request_id))
+        if kept is None:
+            return None
+        if kept[:_FINGERPRINT_BYTES] != fingerprint(call):
+            raise InvalidArgument(f"request id {request_id.hex()} was used for another call", path="request_id", definite=True)
+        return kept[_FINGERPRINT_BYTES:]
 
     def note_retried(self, request_id: bytes) -> None:
         """This request was run as a retry: should its first attempt arrive later, it must be looked up."""
@@ -75,6 +84,11 @@ class KeptReplies:
         for shard in shards:
             batch.delete_range("replies", keys.reply_key(shard.number, b""), keys.reply_key(shard.number, oldest))
         self._store.write(batch)
+
+
+def fingerprint(call: pb.Call) -> bytes:
+    """Tells calls apart that came under one request id: a checksum of the object, the method and the arguments."""
+    return zlib.crc32(call.arguments, zlib.crc32(f"{call.kind}/{call.key}.{call.method}".encode())).to_bytes(4, "big")
 
 
 def _now_ms() -> int:

@@ -12,7 +12,7 @@ import msgspec
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from holdfast.app import App
 from holdfast.channels import SERVER_OPTIONS, bind
-from holdfast.processes import process_stats, rss_bytes
+from holdfast.processes import Stopped, process_stats, rss_bytes, unless_stopped
 from holdfast.v1 import admin_pb2
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.controller import Controller
@@ -56,9 +56,11 @@ class NodeServer:
         keys = Keys(config.cluster)
         try:
             wanted = msgspec.structs.replace(ClusterSettings(), **config.settings)
-            settings = await agree_on_settings(etcd, keys, wanted, config.settings)
+            settings = await unless_stopped(stop, agree_on_settings(etcd, keys, wanted, config.settings))
             directory.claim(settings.id)
             await self._serve(stop, etcd, keys, settings, directory, node_id)
+        except Stopped:
+            log.info("stopped before the cluster was there")
         finally:
             await etcd.close()
             self._store.close()
@@ -129,7 +131,10 @@ class NodeServer:
                     group.create_task(self._tick(liveness), name="ticker"),
                     group.create_task(controller.run(), name="controller"),
                 ]
-                await membership.join()
+                try:
+                    await unless_stopped(stop, membership.join())
+                except Stopped:
+                    pass
                 tasks.append(group.create_task(membership.run(), name="membership"))
                 await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
                 log.info("node %s serves at %s", node_id, address)

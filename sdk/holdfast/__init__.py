@@ -17,6 +17,7 @@ from holdfast.errors import (
     Unavailable,
     WrongOwner,
 )
+from holdfast.ids import new_request_id
 from holdfast.object import DurableObject
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "WrongOwner",
     "connect",
     "connect_blocking",
+    "new_request_id",
 ]

@@ -15,7 +15,7 @@ from rich.table import Table
 from holdfast import codec
 from holdfast.channels import open_channel
 from holdfast.client import connect
-from holdfast.errors import HoldfastError
+from holdfast.errors import ApplicationError, HoldfastError
 from holdfast.options import option
 from holdfast.v1 import admin_pb2
 from holdfast.v1 import objects_pb2 as pb
@@ -23,6 +23,7 @@ from holdfast.v1 import objects_pb2 as pb
 _gateway = option("--gateway", default="127.0.0.1:7400", help="A gateway of the cluster, host:port.")
 _json = option("--json", "as_json", is_flag=True, default=False, help="Print JSON.")
 _TIMEOUT_S = 5.0
+_REACH_S = 3.0
 
 
 @click.command(short_help="Call a method of an object.")
@@ -43,6 +44,7 @@ def call(kind: str, key: str, method: str, arguments: str, timeout: float, gatew
     """
 
     async def run() -> bytes:
+        await _reach(gateway)
         async with connect(gateway) as client:
             return await client.call(kind, key, method, arguments.encode(), timeout=timeout, codec=pb.CODEC_JSON)
 
@@ -50,10 +52,19 @@ def call(kind: str, key: str, method: str, arguments: str, timeout: float, gatew
         result = asyncio.run(run())
     except HoldfastError as error:
         if as_json:
-            facts = {"code": error.code, "message": error.message, "definite": error.definite, "retryable": error.retryable}
+            facts: dict[str, Any] = {"code": error.code, "message": error.message}
+            facts |= {"definite": error.definite, "retryable": error.retryable, "request_id": error.request_id.hex()}
+            if isinstance(error, ApplicationError):
+                facts |= {"type": error.type, "data": error.data}
             click.echo(codec.encode_json({"error": facts}).decode())
             raise SystemExit(1) from None
-        raise click.ClickException(f"{error.code}: {error.message}") from None
+        what = error.code
+        if isinstance(error, ApplicationError):
+            what += f" {error.type}"
+        text = f"{what}: {error.message}"
+        if isinstance(error, ApplicationError) and error.data:
+            text += f" {codec.encode_json(error.data).decode()}"
+        raise click.ClickException(f"{text} (request {error.request_id.hex()})") from None
     click.echo((result if as_json else msgspec.json.format(result, indent=2)).decode())
 
 
@@ -82,7 +93,7 @@ def where(kind: str, key: str, gateway: str, as_json: bool) -> None:
     table.add_row("epoch", str(answer.shard.epoch))
     table.add_row("copies", ", ".join(answer.shard.in_sync))
     table.add_row("ring", ", ".join(answer.preference))
-    Console().print(table)
+    _console().print(table)
 
 
 @click.command(short_help="Show the members, their shards, and what is not healthy.")
@@ -99,7 +110,7 @@ def status(gateway: str, as_json: bool) -> None:
     if as_json:
         click.echo(codec.encode_json(_plain(answer)).decode())
     else:
-        console = Console()
+        console = _console()
         console.print(
             f"cluster {answer.cluster}: {answer.shards} shards, {answer.replication} copies, controller {answer.controller or 'none'}"
         )
@@ -129,12 +140,36 @@ def status(gateway: str, as_json: bool) -> None:
         raise SystemExit(2)
 
 
+async def _reach(gateway: str) -> None:
+    """Find out soon whether there is a gateway at all."""
+    try:
+        channel = open_channel(gateway)
+    except ValueError as error:
+        raise click.ClickException(f"--gateway: {error}") from None
+    try:
+        await asyncio.wait_for(channel.channel_ready(), _REACH_S)
+    except TimeoutError:
+        hint = "start one with `holdfast dev APP`, or name another with --gateway"
+        raise click.ClickException(f"no gateway at {gateway}: {hint}") from None
+    finally:
+        await channel.close()
+
+
+def _console() -> Console:
+    """Wide when nobody's terminal limits it: what is piped is not cut."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200
+    return console
+
+
 def _plain(message: Any) -> Any:
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
 def _ask(gateway: str, method: str, request: Any, reply_type: Any) -> Any:
     async def run() -> Any:
+        await _reach(gateway)
         channel = open_channel(gateway)
         try:
             ask = channel.unary_unary(

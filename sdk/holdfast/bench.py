@@ -25,7 +25,8 @@ from holdfast import codec
 from holdfast.bench_app import BenchCounter
 from holdfast.channels import SERVER_OPTIONS, bind, open_channel
 from holdfast.client import Client, connect
-from holdfast.local import LocalCluster, free_port
+from holdfast.errors import HoldfastError
+from holdfast.local import ClusterFailed, LocalCluster, free_port
 from holdfast.options import option
 from holdfast.processes import process_stats
 from holdfast.v1 import admin_pb2
@@ -35,6 +36,7 @@ _WARM_UP_S = 0.5
 _ECHO = "/holdfast.bench/Echo"
 _WORKLOADS = ("increment", "read")
 _METHODS = {"increment": "increment", "read": "value"}
+_ROWS = ("echo/grpc", "increment/session", "increment/call", "read/session", "read/call")
 _Once = Callable[[str], Awaitable[Any]]
 
 
@@ -53,17 +55,14 @@ class Row(msgspec.Struct):
 
 
 @click.command(short_help="Measure calls per second.")
-@option("--gateway", help="A running cluster's gateway, whose nodes run holdfast.bench_app. Default: a cluster of its own.")
+@option("--target", help="A running cluster's gateway, whose nodes run holdfast.bench_app. Default: a cluster of its own.")
 @option("--nodes", default=1, type=click.IntRange(1, 20), help="Nodes of its own cluster.")
-@option("--copies", default=1, type=click.IntRange(1, 1), help="Copies of each shard.")
 @option("--objects", default=1000, help="Objects that are called, at random.")
 @option("--seconds", default=3.0, help="How long each row is measured.")
 @option("--in-flight", "in_flight", default="1,64,512", help="Calls under way, one row for each.")
 @option("--only", default="", help="Rows to measure, as workload/transport, comma-separated. Default: all.")
 @option("--json", "as_json", is_flag=True, default=False, help="Print one JSON object.")
-def bench(
-    gateway: str | None, nodes: int, copies: int, objects: int, seconds: float, in_flight: str, only: str, as_json: bool
-) -> None:
+def bench(target: str | None, nodes: int, objects: int, seconds: float, in_flight: str, only: str, as_json: bool) -> None:
     """Measure durable increments and reads, through Session and Call, beside a bare gRPC echo.
 
     \b
@@ -71,8 +70,14 @@ def bench(
       holdfast bench
       holdfast bench --only increment/session,read/session --in-flight 64 --json
     """
-    levels = [int(level) for level in in_flight.split(",")]
+    levels = [int(level) if level.isdigit() else 0 for level in in_flight.split(",")]
+    if min(levels) < 1:
+        raise click.ClickException(f"--in-flight {in_flight}: numbers from 1, comma-separated")
     wanted = set(filter(None, only.split(",")))
+    if unknown := wanted - set(_ROWS):
+        raise click.ClickException(f"--only {', '.join(sorted(unknown))}: the rows are {', '.join(_ROWS)}")
+    copies = 1
+    gateway = target
     folder = Path(tempfile.mkdtemp(prefix="holdfast-bench-"))
     cluster = LocalCluster(folder)
     try:
@@ -83,10 +88,12 @@ def bench(
             gateway = f"127.0.0.1:{free_port()}"
             cluster.start_etcd()
             for i in range(1, nodes + 1):
-                cluster.start_node(f"n{i}", "holdfast.bench_app", "--members-min", str(nodes), "--replication", str(copies))
+                cluster.start_node(f"n{i}", "holdfast.bench_app", "--members-min", str(nodes))
             cluster.start_gateway("gateway", int(gateway.rpartition(":")[2]))
             cluster.wait_ready(gateway)
         rows = uvloop.run(_measure(gateway, f"127.0.0.1:{echo_port}", copies, objects, seconds, levels, wanted))
+    except* (HoldfastError, ClusterFailed, grpc.aio.AioRpcError) as group:
+        raise click.ClickException(str(_first(group))) from None
     finally:
         cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)
@@ -107,6 +114,12 @@ def bench(
     if not console.is_terminal:
         console.width = 100
     console.print(table)
+
+
+def _first(group: BaseException) -> BaseException:
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group
 
 
 async def _measure(

@@ -15,13 +15,12 @@ from typing import Any, TypeVar
 import grpc
 from google.rpc.status_pb2 import Status
 
-from holdfast import codec
 from holdfast.app import kind_name
-from holdfast.channels import CHANNEL_OPTIONS
-from holdfast.client import CALL_BYTES_MAX, DEADLINE_SLACK_S, TIMEOUT_S
+from holdfast.channels import CHANNEL_OPTIONS, check_address
+from holdfast.client import CALL_BYTES_MAX, DEADLINE_SLACK_S, TIMEOUT_S, check_key
 from holdfast.errors import DeadlineExceeded, HoldfastError, TooLarge, Unavailable, error_from_proto
 from holdfast.ids import RequestIds
-from holdfast.signature import encode_arguments, return_type
+from holdfast.signature import decode_result, encode_arguments, return_type
 from holdfast.v1 import objects_pb2 as pb
 
 T = TypeVar("T")
@@ -35,6 +34,8 @@ class BlockingClient:
     def __init__(self, *endpoints: str, timeout: float = TIMEOUT_S) -> None:
         if not endpoints:
             raise ValueError("name at least one gateway, as host:port")
+        for endpoint in endpoints:
+            check_address(endpoint)
         self._channels = [(endpoint, grpc.insecure_channel(endpoint, options=CHANNEL_OPTIONS)) for endpoint in endpoints]
         self._calls = [
             channel.unary_unary(
@@ -69,6 +70,7 @@ class BlockingClient:
         metadata: Mapping[str, str] | None = None,
     ) -> Any:
         """A stub of one object: `client.get(Counter, "a").increment(by=2)` returns the number. Options as in `Client.get`."""
+        check_key(key)
         return _BlockingStub(self, kind, key, timeout, request_id, metadata)
 
     def call(
@@ -138,7 +140,7 @@ class _BlockingStub:
 
     def _call(self, method: str, returns: Any, /, *positional: Any, **named: Any) -> Any:
         result = self._client.call(self._name, self._key, method, encode_arguments(positional, named), **self._options)
-        return codec.decode(result, returns)
+        return decode_result(result, returns, self._name, method)
 
 
 def connect_blocking(*endpoints: str, timeout: float = TIMEOUT_S) -> BlockingClient:

@@ -37,16 +37,28 @@ SERVER_OPTIONS: list[tuple[str, int]] = [
 
 
 def open_channel(address: str) -> grpc.aio.Channel:
-    """A channel to `host:port`. Whoever opens it closes it."""
+    """A channel to `host:port`. Whoever opens it closes it. Raises ValueError for what is no address."""
+    check_address(address)
     return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
 
 
 class AddressInUse(Exception):
-    """Another process listens at this address."""
+    """Another process listens at this address, or it is none."""
+
+
+def check_address(address: str) -> None:
+    """Raises ValueError unless the address is `host:port`."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65_535:
+        raise ValueError(f"{address!r} is no address: write host:port")
 
 
 def bind(server: grpc.aio.Server, address: str) -> int:
     """Listen at `host:port` (port 0: any free one); the port. Raises AddressInUse."""
+    try:
+        check_address(address)
+    except ValueError as error:
+        raise AddressInUse(f"cannot listen: {error}") from None
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:

@@ -12,6 +12,7 @@ from holdfast.dev import dev
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="holdfast")
 def main() -> None:
     """Holdfast: durable objects on your own machines."""
 

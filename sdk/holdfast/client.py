@@ -16,13 +16,12 @@ from typing import Any, TypeVar, cast
 import grpc
 
 from holdfast.app import kind_name
-from holdfast.channels import MESSAGE_BYTES_MAX, open_channel
-from holdfast.codec import decode
+from holdfast.channels import MESSAGE_BYTES_MAX, check_address, open_channel
 from holdfast.deadlines import Deadlines
 from holdfast.errors import DeadlineExceeded, HoldfastError, Overloaded, TooLarge, Unavailable, error_from_proto
 from holdfast.frames import FrameWriter
 from holdfast.ids import RequestIds
-from holdfast.signature import encode_arguments, return_type
+from holdfast.signature import decode_result, encode_arguments, return_type
 from holdfast.v1 import objects_pb2 as pb
 
 T = TypeVar("T")
@@ -63,6 +62,8 @@ class Client:
     def __init__(self, *endpoints: str, timeout: float = TIMEOUT_S) -> None:
         if not endpoints:
             raise ValueError("name at least one gateway, as host:port")
+        for endpoint in endpoints:
+            check_address(endpoint)
         self._endpoints = list(endpoints)
         self._timeout = timeout
         self._ids = RequestIds()
@@ -110,6 +111,7 @@ class Client:
         plain types. `timeout` in seconds, `metadata` and `request_id` (16 bytes, UUIDv7) hold for the stub's calls; a
         request id names one effect, so a stub that has one makes one call.
         """
+        check_key(key)
         return cast(T, Stub(self, kind, key, timeout, request_id, metadata))
 
     async def call(
@@ -163,6 +165,8 @@ class Client:
             request_id=request_id or self._ids.next(),
             timeout_ms=max(1, int(timeout * 1000)),
         )
+        if request_id is not None:
+            message.attempt = 1  # the caller's own id: this may well be the second time, and has to be looked up
         if codec:
             message.codec = codec
         if metadata:
@@ -283,7 +287,13 @@ class Stub:
     async def _call(self, method: str, returns: Any, /, *positional: Any, **named: Any) -> Any:
         arguments = encode_arguments(positional, named)
         result = await self._client._start(self._name, self._key, method, arguments, self._timeout, self._request_id, self._metadata)
-        return decode(result, returns)
+        return decode_result(result, returns, self._name, method)
+
+
+def check_key(key: object) -> None:
+    """Raises TypeError for a key that is not text."""
+    if not isinstance(key, str):
+        raise TypeError(f"an object's key is text, not {type(key).__name__}: {key!r}")
 
 
 def connect(*endpoints: str, timeout: float = TIMEOUT_S) -> Client:

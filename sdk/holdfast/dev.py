@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from holdfast.loading import AppError, load_app
-from holdfast.local import READY_S, LocalCluster
+from holdfast.local import READY_S, ClusterFailed, LocalCluster
 from holdfast.options import option
 
 
@@ -19,7 +19,7 @@ from holdfast.options import option
 @click.argument("app")
 @option("--nodes", default=3, type=click.IntRange(1, 20), help="Nodes to run.")
 @option("--gateways", default=1, type=click.IntRange(1, 20), help="Gateways to run, at PORT and the ports after it.")
-@option("--port", default=7400, help="The first gateway's port.")
+@option("--port", default=7400, type=click.IntRange(1, 65_515), help="The first gateway's port.")
 @option("--data", type=click.Path(path_type=Path, file_okay=False), help="Where data stays. Default: a temporary folder.")
 def dev(app: str, nodes: int, gateways: int, port: int, data: Path | None) -> None:
     """Run etcd, nodes and gateways for APP on loopback until Ctrl-C, which ends every process that was started.
@@ -32,15 +32,17 @@ def dev(app: str, nodes: int, gateways: int, port: int, data: Path | None) -> No
         load_app(app)
     except AppError as error:
         raise click.ClickException(str(error)) from None
+    folder = data or Path(tempfile.mkdtemp(prefix="holdfast-dev-"))
+    if data is not None and (known := _nodes_of(data)) and known != nodes:
+        raise click.ClickException(f"{data} has {known} nodes, and what they own is with them: use --nodes {known}")
     stopping = False
 
     def stop(*_: object) -> None:
         nonlocal stopping
         stopping = True
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, stop)
-    folder = data or Path(tempfile.mkdtemp(prefix="holdfast-dev-"))
     cluster = LocalCluster(folder)
     try:
         cluster.start_etcd()
@@ -51,14 +53,22 @@ def dev(app: str, nodes: int, gateways: int, port: int, data: Path | None) -> No
         deadline = time.monotonic() + READY_S
         while not stopping and not cluster.ready(f"127.0.0.1:{port}"):
             if time.monotonic() > deadline:
-                raise click.ClickException(f"not ready after {READY_S:.0f} s; look into {folder / 'logs'}")
+                raise ClusterFailed(f"not ready after {READY_S:.0f} s")
         if not stopping:
             click.echo(f"ready: {nodes} nodes, gateway at 127.0.0.1:{port}, etcd at {cluster.etcd}, logs in {folder / 'logs'}")
         while not stopping:
             if why := cluster.ended():
-                raise click.ClickException(why)
+                raise ClusterFailed(why)
             time.sleep(0.1)
+    except ClusterFailed as failed:
+        where, data = folder / "logs", folder  # they stay, for whoever looks for the reason
+        raise click.ClickException(f"{failed}\n(logs: {where})") from None
     finally:
         cluster.stop()
         if data is None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _nodes_of(data: Path) -> int:
+    """How many nodes a folder was used with; 0 when it is new."""
+    return sum(1 for entry in data.glob("n*") if entry.name[1:].isdigit())

@@ -42,3 +42,11 @@ class RequestIds:
 def id_prefix(time_ms: int) -> bytes:
     """What the ids made at this Unix time in ms begin with: ids compare with it as their times do."""
     return max(0, time_ms).to_bytes(6, "big")
+
+
+_ids = RequestIds()
+
+
+def new_request_id() -> bytes:
+    """A request id for a call that its caller may send again: `client.get(Counter, "a", request_id=new_request_id())`."""
+    return _ids.next()

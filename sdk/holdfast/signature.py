@@ -7,6 +7,7 @@ defaults stay Python's own.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import re
@@ -17,7 +18,7 @@ from typing import Any
 import msgspec
 
 from holdfast import codec
-from holdfast.errors import InvalidArgument
+from holdfast.errors import InternalError, InvalidArgument
 
 _EMPTY_PAYLOADS = (b"", b"\x90", b"\x80", b"[]", b"{}", b"null", b"\xc0")
 _POSITIONAL = "*"
@@ -120,6 +121,11 @@ class Handler:
                 decoded = decoder.decode((codec.encode_json if is_json else codec.encode)(raw))
             except msgspec.MsgspecError as error:
                 raise self._invalid(error) from None
+        if is_json:
+            try:
+                codec.encode(decoded)  # JSON knows numbers that nothing here can store or return
+            except OverflowError:
+                raise self._error("was called with an integer of more than 64 bits", "$") from None
         values = msgspec.structs.astuple(decoded)
         return {name: v for name, v in zip(self._names, values, strict=True) if v is not msgspec.UNSET}
 
@@ -127,7 +133,7 @@ class Handler:
         try:
             raw = msgspec.json.decode(payload) if is_json else codec.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise self._error(f"the arguments cannot be read: {error}", "$") from None
+            raise self._error(f"cannot read its arguments: {error}", "$") from None
         if isinstance(raw, list):
             raw = {_POSITIONAL: raw}
         if not isinstance(raw, dict) or not all(isinstance(name, str) for name in raw):
@@ -146,7 +152,7 @@ class Handler:
                 raise self._error(f"has no argument {name!r}", f"$.{name}")
         for name in self._required:
             if name not in raw:
-                raise self._error(f"misses {name!r}", f"$.{name}")
+                raise self._error(f"lacks {name!r}", f"$.{name}")
         return raw
 
     def _error(self, what: str, path: str) -> InvalidArgument:
@@ -172,6 +178,14 @@ def encode_arguments(positional: tuple[Any, ...], named: dict[str, Any]) -> byte
     return codec.encode(named)
 
 
+def decode_result(data: bytes, returns: Any, what: str, method: str) -> Any:
+    """A call's result as its handler's return hint says. Raises InternalError when the handler returned something else."""
+    try:
+        return codec.decode(data, returns)
+    except msgspec.ValidationError as error:
+        raise InternalError(f"{what}.{method}() took effect, but returned what its hint does not allow: {error}") from None
+
+
 @functools.lru_cache(maxsize=4096)
 def return_type(kind: type | str, method: str) -> Any:
     """The return type hint of a method of a kind's class; Any where there is none, or only a name is known.
@@ -182,5 +196,7 @@ def return_type(kind: type | str, method: str) -> Any:
         return Any
     function = getattr(kind, method, None)
     if method.startswith("_") or not inspect.isfunction(function):
-        raise AttributeError(f"{kind.__name__} has no handler {method!r}")
+        handlers = [name for name, value in vars(kind).items() if not name.startswith("_") and inspect.isfunction(value)]
+        near = difflib.get_close_matches(method, handlers, n=1)
+        raise AttributeError(f"{kind.__name__} has no handler {method!r}{f'; did you mean {near[0]!r}?' if near else ''}")
     return typing.get_type_hints(function, include_extras=True).get("return", Any)

@@ -102,7 +102,7 @@ class Storage:
     def get(self, key: str, type: Any = Any, default: Any = None) -> Any:
         """The value under `key`, decoded as `type`; `default` when there is none."""
         raw = self._raw(key)
-        return default if raw is None else codec.decode(raw, type)
+        return default if raw is None else _decode(key, raw, type)
 
     def get_many(self, keys: Iterable[str], type: Any = Any) -> dict[str, Any]:
         """The values under those of `keys` that exist."""
@@ -110,7 +110,7 @@ class Storage:
         for key in keys:
             raw = self._raw(key)
             if raw is not None:
-                found[key] = codec.decode(raw, type)
+                found[key] = _decode(key, raw, type)
         return found
 
     def __contains__(self, key: str) -> bool:
@@ -133,12 +133,14 @@ class Storage:
         rows: dict[str, Any] = {}
         size = 0
         if limit is not None and limit <= 0:
+            if limit < 0:
+                raise ValueError(f"limit is {limit}")
             return rows
         for key, raw in self._rows(prefix, start, end, reverse):
             size += len(key) + len(raw)
             if size > self._limits.turn_bytes:
                 raise TooLarge(f"list() passes {self._limits.turn_bytes} bytes; use limit and start", definite=True)
-            rows[key] = codec.decode(raw, type)
+            rows[key] = _decode(key, raw, type)
             if limit is not None and len(rows) >= limit:
                 break
         return rows
@@ -150,7 +152,10 @@ class Storage:
         writes = self._writes
         if writes is None:
             raise _outside()
-        raw = codec.encode(value)
+        try:
+            raw = codec.encode(value)
+        except (TypeError, OverflowError) as error:
+            raise TypeError(f"the value of {key!r} cannot be stored: {error}") from None
         if len(raw) > self._limits.value_bytes:
             raise TooLarge(f"value of {key!r}: {len(raw)} bytes, at most {self._limits.value_bytes}", definite=True)
         self._charge(writes, key, len(raw))
@@ -360,6 +365,13 @@ class MemoryReader:
                 self.rows.pop(key, None)
             else:
                 self.rows[key] = raw
+
+
+def _decode(key: str, raw: bytes, type: Any) -> Any:
+    try:
+        return codec.decode(raw, type)
+    except msgspec.ValidationError as error:
+        raise msgspec.ValidationError(f"what is stored under {key!r}: {error}") from None
 
 
 def _first(row: tuple[str, Any]) -> str:

@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from holdfast.local import LocalCluster, free_port
+from holdfast.local import ClusterFailed, LocalCluster, free_port
+
+__all__ = ["ClusterFailed", "local_cluster"]
 
 
 @contextmanager
@@ -22,7 +24,7 @@ def local_cluster(app: str, *, nodes: int = 1, data: Path | None = None) -> Iter
     """Run `app` (a file or a module) on a cluster of `nodes`; the gateway's address, once calls reach them.
 
     `data`: where the processes' data and logs stay (below `logs/`); without it they are removed at the end.
-    Raises click.ClickException with the end of the log when a process does not start.
+    Raises ClusterFailed with the end of the log when a process does not start.
     """
     folder = data or Path(tempfile.mkdtemp(prefix="holdfast-test-"))
     cluster = LocalCluster(folder)

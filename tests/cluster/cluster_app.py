@@ -85,6 +85,9 @@ class Counter(DurableObject):
         request = self.request
         return {"kind": self.kind, "key": self.key, "id": request.id.hex(), "tag": request.metadata.get("tag", "")}
 
+    async def lies(self) -> int:
+        return "no"  # type: ignore[return-value]
+
     def plain(self, n: int) -> int:
         """A handler need not be async."""
         self.storage.put("n", n)

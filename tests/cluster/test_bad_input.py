@@ -40,7 +40,7 @@ async def test_an_unknown_kind_or_method_is_told_with_the_nearest_names(client: 
     ("kind", "method", "arguments", "path", "message"),
     [
         ("Counter", "increment", {"by": "x"}, "$.by", "Expected `int`, got `str`"),
-        ("Counter", "wait_and_increment", {"seconds": 1.0}, "$.limit", "misses 'limit'"),
+        ("Counter", "wait_and_increment", {"seconds": 1.0}, "$.limit", "lacks 'limit'"),
         ("Counter", "increment", {"by": 1, "more": 2}, "$.more", "has no argument 'more'"),
         ("Counter", "increment", [1, 2], "$", "takes at most 1 positional arguments, got 2"),
         ("echo", "parcel", {"parcel": {"id": "no"}}, "$.parcel.id", "Invalid UUID"),
@@ -100,7 +100,7 @@ async def test_a_full_mailbox_refuses_with_when_to_come_back(client: Any) -> Non
 
 
 async def test_payloads_that_are_not_msgpack_or_json_are_refused(client: Any, shared: Any) -> None:
-    with pytest.raises(holdfast.InvalidArgument, match="cannot be read"):
+    with pytest.raises(holdfast.InvalidArgument, match="cannot read its arguments"):
         await client.call("Counter", "a", "increment", b"\xc1\xff")
     async with grpc.aio.insecure_channel(shared.gateway) as channel:
         call = objects_pb2_grpc.ObjectsStub(channel).Call  # type: ignore[no-untyped-call]
@@ -172,6 +172,7 @@ def test_an_app_that_does_not_import_shows_its_own_traceback(tmp_path: Path) -> 
     ("source", "message"),
     [
         ("x = 1", "has no App"),
+        ("from holdfast import App\napp = App()", "its App has no kinds"),
         ("from holdfast import App\na = App()\nb = App()", "has 2 Apps; name one"),
         (
             "from holdfast import *\napp = App()\n@app.kind\nclass A(DurableObject):\n    async def f(self, *a): ...",
@@ -193,6 +194,7 @@ def test_a_missing_file_or_module_is_told(tmp_path: Path) -> None:
 
 def test_a_port_in_use_is_told_by_nodes_and_gateways(processes: Any) -> None:
     processes.start_all()
+    processes.wait_ready(processes.gateway)
     done = run("gateway", "--listen", processes.gateway, "--etcd-endpoints", processes.etcd)
     assert done.returncode == 1
     assert f"cannot listen at {processes.gateway}: is the port in use?" in done.stderr
@@ -278,6 +280,35 @@ def test_an_etcd_that_cannot_be_reached_is_named_and_tried_again(processes: Any)
     processes.start_etcd()
     with holdfast.connect_blocking(processes.gateway, timeout=30) as client:
         assert client.get("Counter", "a").increment() == 1
+
+
+def test_what_waits_for_etcd_or_a_cluster_ends_on_sigterm(processes: Any) -> None:
+    processes.node("n1")
+    processes.front()
+    for name in ("n1", "gateway"):
+        while "etcd does not answer" not in processes.said(name):
+            time.sleep(0.1)
+        processes.processes[name].terminate()
+        assert processes.exit_code(name, 5) == 0
+    processes.start_etcd()
+    processes.front()
+    while "is not formed yet" not in processes.said("gateway"):
+        time.sleep(0.1)
+    processes.processes["gateway"].terminate()
+    assert processes.exit_code("gateway", 5) == 0
+
+
+def test_commands_say_soon_that_there_is_no_gateway() -> None:
+    port = free_port()
+    for command in (["call", "Counter", "a", "value"], ["status"], ["where", "Counter", "a"]):
+        began = time.monotonic()
+        done = run(*command, "--gateway", f"127.0.0.1:{port}")
+        assert done.returncode == 1
+        assert f"no gateway at 127.0.0.1:{port}: start one with `holdfast dev APP`" in done.stderr
+        assert time.monotonic() - began < 10
+    assert "'localhost' is no address: write host:port" in run("status", "--gateway", "localhost").stderr
+    assert "the rows are echo/grpc" in run("bench", "--only", "nonsense").stderr
+    assert "numbers from 1" in run("bench", "--in-flight", "x").stderr
 
 
 @pytest.mark.parametrize("name", ["n2", "gateway2"])

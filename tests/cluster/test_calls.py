@@ -39,11 +39,45 @@ async def test_the_handler_sees_its_request(client: Any) -> None:
 
 async def test_the_same_request_id_takes_effect_once(client: Any) -> None:
     request_id = RequestIds().next()
-    for attempt in range(3):  # a retry finds the kept reply
-        future = client._start("Counter", "once", "increment", b"", None, request_id, None)
-        next(reversed(client._pending.values())).message.attempt = attempt
-        assert msgspec.msgpack.decode(await future) == 1
+    for _ in range(3):  # every one after the first finds the kept reply
+        assert await client.get("Counter", "once", request_id=request_id).increment() == 1
     assert await client.get("Counter", "once").value() == 1
+
+
+async def test_a_request_id_that_was_used_for_another_call_is_refused(client: Any) -> None:
+    stub = client.get("Counter", "used", request_id=holdfast.new_request_id())
+    assert await stub.increment() == 1
+    assert await stub.increment() == 1
+    for other in (stub.increment(by=2), stub.value()):
+        with pytest.raises(holdfast.InvalidArgument, match="was used for another call"):
+            await other
+    assert await client.get("Counter", "used").value() == 1
+
+
+async def test_an_integer_of_more_than_64_bits_is_refused_in_json_too(shared: Any) -> None:
+    async with grpc.aio.insecure_channel(shared.gateway) as channel:
+        call = objects_pb2_grpc.ObjectsStub(channel).Call  # type: ignore[no-untyped-call]
+        with pytest.raises(grpc.aio.AioRpcError, match="more than 64 bits"):
+            await call(pb.CallRequest(kind="Counter", key="big", method="increment", json='{"by": 99999999999999999999}'))
+
+
+async def test_a_result_that_its_hint_does_not_allow_is_told_as_that(client: Any) -> None:
+    with pytest.raises(holdfast.InternalError, match=r"lies\(\) took effect, but returned what its hint does not allow"):
+        await client.get(Counter, "liar").lies()
+
+
+def test_what_is_no_key_or_address_is_told_before_it_travels(shared: Any) -> None:
+    with holdfast.connect_blocking(shared.gateway) as client, pytest.raises(TypeError, match="an object's key is text, not int: 5"):
+        client.get(Counter, 5)
+    with pytest.raises(ValueError, match="'localhost' is no address: write host:port"):
+        holdfast.connect_blocking("localhost")
+
+
+async def test_a_bare_call_without_arguments_is_answered_in_msgpack(shared: Any) -> None:
+    async with grpc.aio.insecure_channel(shared.gateway) as channel:
+        call = objects_pb2_grpc.ObjectsStub(channel).Call  # type: ignore[no-untyped-call]
+        assert (await call(pb.CallRequest(kind="Counter", key="bare", method="value"))).WhichOneof("result") == "msgpack"
+        assert (await call(pb.CallRequest(kind="Counter", key="bare", method="value", json="[]"))).json == "0"
 
 
 async def test_a_request_id_in_use_by_another_call_is_refused(client: Any) -> None:

@@ -46,6 +46,22 @@ def test_dev_shows_the_users_own_traceback(tmp_path: Path) -> None:
     assert "loading.py" not in done.stderr
 
 
+def test_dev_refuses_a_port_that_another_cluster_has_and_a_folder_that_had_more_nodes(tmp_path: Path, processes: Any) -> None:
+    process = start(processes.gateway_port, tmp_path / "data")
+    try:
+        command = [sys.executable, "-m", "holdfast", "dev", str(APP), "--port", str(processes.gateway_port)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1
+        assert f"port {processes.gateway_port} is in use" in done.stderr
+        assert "ready" not in done.stdout
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    done = subprocess.run([*command, "--nodes", "1", "--data", str(tmp_path / "data")], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "has 2 nodes, and what they own is with them: use --nodes 2" in done.stderr
+
+
 def ask(*arguments: str) -> tuple[int, Any]:
     done = subprocess.run([sys.executable, "-m", "holdfast", *arguments, "--json"], capture_output=True, text=True, timeout=60)
     return done.returncode, json.loads(done.stdout)

@@ -50,7 +50,7 @@ def test_positional_named_and_mixed_arguments_arrive(as_json: bool) -> None:
 @pytest.mark.parametrize(
     ("handler", "positional", "named", "path", "says"),
     [
-        (METHOD, (), {}, "$.a", "misses 'a'"),
+        (METHOD, (), {}, "$.a", "lacks 'a'"),
         (METHOD, ("x",), {}, "$.a", "Expected `int`, got `str`"),
         (METHOD, (), {"a": "x"}, "$.a", "Expected `int`, got `str`"),
         (METHOD, (1, "y", 3), {}, "$", "takes at most 2 positional arguments, got 3"),
@@ -71,7 +71,7 @@ def test_wrong_arguments_are_refused_with_their_path(
 
 
 def test_garbage_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match="cannot be read"):
+    with pytest.raises(InvalidArgument, match="cannot read its arguments"):
         METHOD.invoke(Thing(), b"\xff\x00garbage")
 
 

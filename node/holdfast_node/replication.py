@@ -1,0 +1,689 @@
+"""Replication of one shard: primary-backup, configured through etcd. Pure: `handle(event, now) -> [Effect]`, no I/O, clock or
+chance.
+
+Terms. The *owner* of an *epoch* appends *entries* to its log and streams them; an entry is *committed* when every counted replica
+has it on disk. The *counted* replicas are those that etcd has in `in_sync`, and those that a swap under way would put there: what
+etcd may believe at any moment is what the owner demands, so whoever is in `in_sync` holds everything that was ever committed.
+
+Rules (each has a method of its own, and a test that breaks it):
+
+- own disk: an entry of ours counts only after `Persisted`; a replica acknowledges only what it has persisted.
+- fence: a replica that has heard of an epoch (on disk before it answers) refuses every lower one, and takes back acknowledgements
+  under a lower one that have not left yet.
+- match: a replica appends only behind an entry equal in (epoch, seq) to the owner's, and cuts its tail at the first that differs;
+  it applies up to a commit position only as far as it has matched with the owner of its epoch.
+- first entry: an owner commits an empty entry of its own epoch, and with it everything before, before it serves.
+- promise: an acknowledgement promises to serve under no higher epoch for `promise_s`, counted by the owner from when it *sent*
+  what was acknowledged, by the replica from when it answers. An owner serves while it holds promises of all counted replicas; a
+  new one waits out its own, unless the owner before it released the shard itself. After a start a replica counts as having
+  promised.
+- swaps: one at a time; a lost reply is no answer: until etcd shows a later revision both sets are counted.
+
+Sources: Lin et al., PacificA, MSR-TR-2008-25 (configuration in a separate store, leases of the primary at its secondaries);
+Ongaro and Ousterhout, Raft, ATC 2014, 5.3 (log matching), 5.4.2 (entries of older epochs); Apache Kafka KIP-497 / KIP-966
+(maximal in-sync set).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import msgspec
+from holdfast_cluster.model import Assignment
+
+
+class Position(NamedTuple):
+    """A place in a log; the higher epoch is the later, whatever its seq."""
+
+    epoch: int
+    seq: int
+
+
+class LogEntry(NamedTuple):
+    """One record of a shard's log. Empty `data` is an owner's first entry."""
+
+    epoch: int
+    seq: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicationSettings:
+    """Times in seconds. `promise_owner_s` is shorter than `promise_s` by what two clocks may differ in rate (5 % each)."""
+
+    promise_s: float = 3.0
+    promise_owner_s: float = 2.7
+    heartbeat_s: float = 0.5
+    replica_timeout_s: float = 2.0
+    first_patience_s: float = 0.5
+    """How long a new owner waits for a replica's first word before it has it removed: it may be absent as the owner before is."""
+    swap_retry_s: float = 1.0
+    min_in_sync: int = 2
+    """Below it appends are refused; reads go on."""
+    batch_entries_max: int = 64
+    log_keep_max: int = 1_000
+    """Applied entries that stay in the log, for replicas that come back."""
+
+
+# -- events
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """etcd shows this assignment at this revision."""
+
+    assignment: Assignment
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """The owner's engine has an entry; its seq is in the effect `Appended`."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Persisted:
+    """Everything up to the `Persist` of this number is on disk."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message came from a node."""
+
+    sender: str
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Swapped:
+    """etcd's answer to a `Swap`: it happened (at `revision`), it did not, or (None) nobody knows."""
+
+    happened: bool | None
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give the shard to another in-sync replica; all replies have left."""
+
+    to: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejoined:
+    """The node is a member under a new incarnation: what was assigned to the earlier one is not its own any more."""
+
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = Assigned | Append | Persisted | Received | Swapped | Release | Rejoined | Tick
+
+
+# -- messages between nodes
+
+
+@dataclass(frozen=True, slots=True)
+class Replicate:
+    """Owner to replica: entries behind `previous`, and how far the owner has committed. Without entries it is a heartbeat."""
+
+    epoch: int
+    previous: Position
+    entries: tuple[LogEntry, ...]
+    commit: int
+    sent_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Owner to joining replica: the whole state as of `position`."""
+
+    epoch: int
+    position: Position
+    state: bytes
+    sent_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledge:
+    """Replica to owner: it has everything up to `matched` on disk, and promises. `sent_at` is the owner's own."""
+
+    epoch: int
+    matched: int
+    sent_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """Replica to owner: it has nothing like `previous`; try behind `last`. It promises as `Acknowledge` does."""
+
+    epoch: int
+    last: int
+    sent_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Replica to owner: it has heard of a higher epoch."""
+
+    epoch: int
+
+
+Message = Replicate | Snapshot | Acknowledge | Mismatch | Refused
+
+
+# -- effects
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Write to disk, in the order of numbers, and answer with `Persisted`.
+
+    Cut the log from seq `cut` on (None: no cut), append `entries`; with `install` replace state and log by a snapshot.
+    """
+
+    number: int
+    epoch: int
+    cut: int | None = None
+    entries: tuple[LogEntry, ...] = ()
+    install: Snapshot | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Apply committed entries to the state, which changes together with its position. The log keeps what is behind `trim`."""
+
+    entries: tuple[LogEntry, ...]
+    trim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send to a node. It may be lost, doubled, delayed."""
+
+    to: str
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class SendSnapshot:
+    """Send the state with the position that it is at."""
+
+    to: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The entry got this seq."""
+
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotAppended:
+    """The entry was not taken: not the owner, or too few in-sync replicas."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Ask etcd to put `to` in the place of the assignment at `revision`; answer with `Swapped`."""
+
+    revision: int
+    to: Assignment
+
+
+Effect = Persist | Apply | Send | SendSnapshot | Appended | NotAppended | Swap
+
+
+class Disk(Protocol):
+    """What a replica finds on its disk when it starts: `base` is the position of the entry before the first of `entries`."""
+
+    epoch: int
+    base: Position
+    entries: list[LogEntry]
+    applied: int
+
+
+@dataclass(slots=True)
+class Peer:
+    """What the owner knows of a replica. `next`: the seq to send next; `heard_at`: when it answered last, or was met."""
+
+    next: int
+    heard_at: float
+    matched: int = 0
+    promised_until: float = 0.0
+    sent_at: float = float("-inf")
+
+
+@dataclass(slots=True)
+class _Swapping:
+    swap: Swap
+    retry_at: float
+
+
+@dataclass(slots=True)
+class _Held:
+    """Messages that may leave once a number is persisted."""
+
+    number: int
+    to: str
+    message: Acknowledge | Mismatch
+
+
+@dataclass(slots=True)
+class Replica:
+    """One node's replica of one shard. Fields are to read; only `handle` changes them."""
+
+    me: str
+    incarnation: int
+    settings: ReplicationSettings
+    epoch: int = 0
+    """The highest epoch heard of; nothing lower is followed."""
+    base: Position = field(default_factory=lambda: Position(0, 0))
+    entries: list[LogEntry] = field(default_factory=list)
+    applied: int = 0
+    committed: int = 0
+    matched: int = 0
+    """As a replica: how far the log equals that of this epoch's owner."""
+    promised_until: float = 0.0
+    assignment: Assignment | None = None
+    revision: int = 0
+    owning: bool = False
+    releasing: bool = False
+    peers: dict[str, Peer] = field(default_factory=dict)
+    first_seq: int = 0
+    """The seq of the empty entry of the epoch that this node owns."""
+    wait_until: float = 0.0
+    persisted: int = 0
+    _number: int = 0
+    _flushed: int = 0
+    _own: list[tuple[int, int]] = field(default_factory=list)
+    _held: list[_Held] = field(default_factory=list)
+    _swapping: _Swapping | None = None
+    _out: list[Effect] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, me: str, incarnation: int, settings: ReplicationSettings, disk: Disk, now: float) -> Replica:
+        """A replica as it is after a start: what it has on disk, no role, and as if it had just promised."""
+        self = cls(me, incarnation, settings)
+        self.epoch = disk.epoch
+        self.base = disk.base
+        self.entries = list(disk.entries)
+        self.applied = self.committed = disk.applied
+        self.persisted = self.last.seq
+        self.promised_until = now + settings.promise_s
+        return self
+
+    # -- what others ask
+
+    @property
+    def last(self) -> Position:
+        """The position of the newest entry."""
+        return Position(*self.entries[-1][:2]) if self.entries else self.base
+
+    def serving(self, now: float) -> bool:
+        """Whether this node may answer for the shard at this moment: asked when a turn starts and again when its reply leaves."""
+        return (
+            self.owning
+            and not self.releasing
+            and self.committed >= self.first_seq
+            and now >= self.wait_until
+            and self.holds_promises(now)
+        )
+
+    def holds_promises(self, now: float) -> bool:
+        return all(name in self.peers and self.peers[name].promised_until > now for name in self.counted())
+
+    def counted(self) -> set[str]:
+        """The replicas beside this owner whose acknowledgement a commit needs."""
+        assert self.assignment is not None
+        names = set(self.assignment.in_sync)
+        if self._swapping is not None:
+            names |= set(self._swapping.swap.to.in_sync)
+        return names - {self.me}
+
+    def deadline(self, now: float) -> float:
+        """When `Tick` is due at the latest."""
+        return now + self.settings.heartbeat_s / 2
+
+    # -- events
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """What to do about an event."""
+        match event:
+            case Assigned(assignment, revision):
+                self._assigned(assignment, revision, now)
+            case Append(data):
+                self._append(data, now)
+            case Persisted(number):
+                self._persisted(number, now)
+            case Received(sender, message):
+                self._received(sender, message, now)
+            case Swapped(happened, revision):
+                self._swapped(happened, revision, now)
+            case Release(to, incarnation):
+                self._release(to, incarnation, now)
+            case Rejoined(incarnation):
+                self.incarnation = incarnation
+                self.owning = False
+                self.peers = {}
+                self._swapping = None
+            case Tick():
+                self._tick(now)
+        out, self._out = self._out, []
+        return out
+
+    def _received(self, sender: str, message: Message, now: float) -> None:
+        match message:
+            case Replicate():
+                if self._heard(sender, message.epoch):
+                    self._replicate(sender, message, now)
+            case Snapshot():
+                if self._heard(sender, message.epoch):
+                    self._install(sender, message, now)
+            case Acknowledge(epoch, matched, sent_at):
+                if self.owning and self.accepts(epoch) and (peer := self.peers.get(sender)) is not None:
+                    peer.matched = max(peer.matched, matched)
+                    peer.next = max(peer.next, matched + 1)
+                    self._promised(peer, sent_at, now)
+                    self._advance()
+                    if peer.next <= self.last.seq:
+                        self._stream(sender, peer, now)
+            case Mismatch(epoch, last, sent_at):
+                if self.owning and self.accepts(epoch) and (peer := self.peers.get(sender)) is not None:
+                    self._promised(peer, sent_at, now)
+                    if last + 1 < peer.next and peer.next > peer.matched + 1:
+                        peer.next = max(peer.matched, last) + 1
+                        self._stream(sender, peer, now)
+            case Refused(epoch):
+                if epoch > self.epoch:
+                    self._raise(epoch)
+
+    # -- the fence
+
+    def accepts(self, epoch: int) -> bool:
+        """Whether an answer under this epoch is still true."""
+        return epoch == self.epoch
+
+    def outdated(self, epoch: int) -> bool:
+        """Whether a message is from an owner that has been replaced."""
+        return epoch < self.epoch
+
+    def _heard(self, sender: str, epoch: int) -> bool:
+        if self.outdated(epoch):
+            self._out.append(Send(sender, Refused(self.epoch)))
+            return False
+        if epoch > self.epoch:
+            self._raise(epoch)
+        return not self.owning
+
+    def _raise(self, epoch: int) -> None:
+        """Follow a higher epoch from now on; on disk before anything is answered under it."""
+        self.epoch = epoch
+        self.owning = False
+        self.matched = 0
+        self.peers = {}
+        self._swapping = None
+        self._persist()
+
+    # -- as a replica
+
+    def _replicate(self, sender: str, message: Replicate, now: float) -> None:
+        if not self.matches(message.previous):
+            last = min(self.last.seq, message.previous.seq - 1)
+            self._hold(sender, Mismatch(message.epoch, max(last, self.applied), message.sent_at), now)
+            return
+        new = []
+        cut = None
+        for entry in message.entries:
+            if entry.seq <= self.applied:
+                continue
+            mine = self._at(entry.seq)
+            if mine is not None and mine.epoch != entry.epoch:
+                cut = entry.seq
+                self.cut(entry.seq)
+                mine = None
+            if mine is None:
+                self.entries.append(entry)
+                new.append(entry)
+        reached = message.entries[-1].seq if message.entries else message.previous.seq
+        self.matched = max(self.matched, reached)
+        if new or cut is not None:
+            self._persist(cut, tuple(new))
+        self._hold(sender, Acknowledge(message.epoch, self.matched, message.sent_at), now)
+        self._apply(min(message.commit, self.matched))
+
+    def matches(self, previous: Position) -> bool:
+        """Whether the log has this entry. What is applied was committed, and is the same everywhere."""
+        if previous.seq <= self.applied:
+            return True
+        mine = self._at(previous.seq)
+        return mine is not None and mine.epoch == previous.epoch
+
+    def cut(self, seq: int) -> None:
+        """Forget the log from `seq` on: it is not what the owner has. Never anything that was applied."""
+        assert seq > self.applied, f"{self.me}: cutting at {seq}, applied {self.applied}"
+        del self.entries[seq - self.base.seq - 1 :]
+
+    def _install(self, sender: str, message: Snapshot, now: float) -> None:
+        position = message.position
+        mine = self._at(position.seq)
+        if position.seq > self.applied and (mine is None or mine.epoch != position.epoch):
+            self.base = position
+            self.entries = []
+            self.applied = self.committed = position.seq
+            self._persist(install=message)
+        self.matched = max(self.matched, position.seq)
+        self._hold(sender, Acknowledge(message.epoch, self.matched, message.sent_at), now)
+
+    def _hold(self, to: str, message: Acknowledge | Mismatch, now: float) -> None:
+        """An answer: it leaves when all that was written before it is on disk."""
+        self._held.append(_Held(self._number, to, message))
+        self._let_go(now)
+
+    def _let_go(self, now: float) -> None:
+        """Send the answers whose writes are on disk, and that are still true: an epoch heard of since takes them back."""
+        still = []
+        for held in self._held:
+            if not self.on_disk(held.number):
+                still.append(held)
+            elif self.accepts(held.message.epoch):
+                self.promised_until = max(self.promised_until, now + self.settings.promise_s)
+                self._out.append(Send(held.to, held.message))
+        self._held = still
+
+    def on_disk(self, number: int) -> bool:
+        """Whether this write, and all before it, are on disk."""
+        return number <= self._flushed
+
+    # -- as the owner
+
+    def _assigned(self, assignment: Assignment, revision: int, now: float) -> None:
+        if revision <= self.revision:
+            return
+        self.assignment, self.revision = assignment, revision
+        if assignment.epoch < self.epoch:
+            return  # a message has told of a later one
+        mine = assignment.owner == self.me and assignment.incarnation == self.incarnation
+        if mine and not (self.owning and assignment.epoch == self.epoch):
+            self._begin(assignment, now)
+        elif assignment.epoch > self.epoch:
+            self._raise(assignment.epoch)
+        elif self.owning:
+            if self._swapping is not None and revision > self._swapping.swap.revision:
+                self._swapping = None
+                self.releasing = False
+            self._know_peers(now)
+            self._advance()
+
+    def _begin(self, assignment: Assignment, now: float) -> None:
+        """Own the shard under a new epoch: its first entry commits everything before it."""
+        self.epoch = assignment.epoch
+        self.owning = True
+        self.releasing = False
+        self.matched = 0
+        self._swapping = None
+        self.wait_until = self.may_serve_from(assignment)
+        self.peers = {}
+        self._own = []
+        self.persisted = 0
+        self.first_seq = self.last.seq + 1
+        self._log(b"")
+        self._know_peers(now)
+        for peer in self.peers.values():
+            peer.heard_at = now - self.settings.replica_timeout_s + self.settings.first_patience_s
+
+    def may_serve_from(self, assignment: Assignment) -> float:
+        """A new owner waits out what it has promised, unless the owner before it gave the shard up itself."""
+        return 0.0 if assignment.released else self.promised_until
+
+    def _know_peers(self, now: float) -> None:
+        assert self.assignment is not None
+        wanted = {*self.assignment.in_sync, *self.assignment.joining} - {self.me}
+        for name in sorted(wanted - set(self.peers)):
+            peer = self.peers[name] = Peer(next=self.last.seq + 1, heard_at=now)
+            self._stream(name, peer, now)
+        for name in set(self.peers) - wanted - self.counted():
+            del self.peers[name]
+
+    def _append(self, data: bytes, now: float) -> None:
+        assert self.assignment is not None
+        if not self.owning or self.releasing:
+            self._out.append(NotAppended("this node does not own the shard"))
+            return
+        if len(self.assignment.in_sync) < self.settings.min_in_sync:
+            self._out.append(NotAppended(f"{len(self.assignment.in_sync)} copies in sync, at least {self.settings.min_in_sync}"))
+            return
+        self._log(data)
+        self._out.append(Appended(self.last.seq))
+        for name, peer in self.peers.items():
+            self._stream(name, peer, now)
+
+    def _log(self, data: bytes) -> None:
+        entry = LogEntry(self.epoch, self.last.seq + 1, data)
+        self.entries.append(entry)
+        self._persist(entries=(entry,))
+        self._own.append((self._number, entry.seq))
+
+    def _persisted(self, number: int, now: float) -> None:
+        self._flushed = max(self._flushed, number)
+        while self._own and self.on_disk(self._own[0][0]):
+            self.persisted = self._own.pop(0)[1]
+        self._let_go(now)
+        if self.owning:
+            self._advance()
+
+    def _advance(self) -> None:
+        """Commit what every counted replica has on disk: never before the first entry of this epoch is among it."""
+        reached = min([self.persisted, *(self.peers[name].matched if name in self.peers else 0 for name in self.counted())])
+        if reached >= self.first_seq:
+            self._apply(reached)
+
+    def _apply(self, upto: int) -> None:
+        self.committed = max(self.committed, upto)
+        if upto <= self.applied:
+            return
+        first = self.applied - self.base.seq
+        entries = tuple(self.entries[first : upto - self.base.seq])
+        self.applied = upto
+        trim = self.base.seq
+        if upto - trim > 2 * self.settings.log_keep_max:
+            trim = upto - self.settings.log_keep_max
+            gone = self._at(trim)
+            assert gone is not None
+            del self.entries[: trim - self.base.seq]
+            self.base = Position(gone.epoch, gone.seq)
+        self._out.append(Apply(entries, trim))
+
+    def _promised(self, peer: Peer, sent_at: float, now: float) -> None:
+        peer.promised_until = max(peer.promised_until, sent_at + self.settings.promise_owner_s)
+        peer.heard_at = now
+
+    def _stream(self, name: str, peer: Peer, now: float) -> None:
+        """Send a replica what it lacks, or a heartbeat."""
+        if peer.next <= self.base.seq:
+            self._out.append(SendSnapshot(name, self.epoch))
+            peer.next = self.base.seq + 1
+            peer.sent_at = now
+            return
+        at = peer.next - self.base.seq - 1
+        entries = tuple(self.entries[at : at + self.settings.batch_entries_max])
+        previous = Position(*self.entries[at - 1][:2]) if at else self.base
+        self._out.append(Send(name, Replicate(self.epoch, previous, entries, self.committed, now)))
+        peer.next += len(entries)
+        peer.sent_at = now
+
+    def _tick(self, now: float) -> None:
+        self._let_go(now)
+        if not self.owning:
+            return
+        assert self.assignment is not None
+        for name, peer in self.peers.items():
+            if now - peer.sent_at >= self.settings.heartbeat_s:
+                if peer.next > peer.matched + 1:
+                    peer.next = max(peer.matched + 1, 1)  # no word of what was sent: send it again
+                self._stream(name, peer, now)
+        if self._swapping is not None:
+            if now >= self._swapping.retry_at:
+                self._swapping.retry_at = float("inf")
+                self._out.append(self._swapping.swap)
+            return
+        silent = {
+            name
+            for name in self.assignment.in_sync
+            if name != self.me and now - self.peers[name].heard_at > self.settings.replica_timeout_s
+        }
+        caught_up = {name for name in self.assignment.joining if name != self.me and self.caught_up(self.peers[name], now)}
+        if silent or caught_up:
+            in_sync = tuple(name for name in self.assignment.in_sync if name not in silent) + tuple(sorted(caught_up))
+            joining = tuple(name for name in self.assignment.joining if name not in caught_up)
+            self._swap(msgspec.structs.replace(self.assignment, in_sync=in_sync, joining=joining))
+
+    def caught_up(self, peer: Peer, now: float) -> bool:
+        """Whether a joining replica holds all that is committed, and has promised: from the swap on it is counted."""
+        return self.committed >= self.first_seq and peer.matched >= self.committed and peer.promised_until > now
+
+    def _swap(self, to: Assignment) -> None:
+        swap = Swap(self.revision, to)
+        self._swapping = _Swapping(swap, float("inf"))
+        self._out.append(swap)
+
+    def _swapped(self, happened: bool | None, revision: int, now: float) -> None:
+        if self._swapping is None:
+            return
+        if happened:
+            self._assigned(self._swapping.swap.to, revision, now)
+        elif happened is None:
+            self._swapping.retry_at = now + self.settings.swap_retry_s
+        # Refused: the assignment has changed, perhaps by an earlier try of ours. The view will show it; until then both count.
+
+    def _release(self, to: str, incarnation: int, now: float) -> None:
+        assert self.assignment is not None
+        if self.owning and self._swapping is None and to in self.assignment.in_sync and to != self.me:
+            self.releasing = True
+            self._swap(
+                msgspec.structs.replace(self.assignment, epoch=self.epoch + 1, owner=to, incarnation=incarnation, released=True)
+            )
+
+    # -- log and disk
+
+    def _at(self, seq: int) -> LogEntry | None:
+        index = seq - self.base.seq - 1
+        return self.entries[index] if 0 <= index < len(self.entries) else None
+
+    def _persist(self, cut: int | None = None, entries: tuple[LogEntry, ...] = (), install: Snapshot | None = None) -> None:
+        self._number += 1
+        self._out.append(Persist(self._number, self.epoch, cut, entries, install))

@@ -1,0 +1,132 @@
+"""Replicas, controllers and shells that each break one rule of the protocol. The simulator has to catch every one of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from holdfast_cluster.model import Assignment, View
+from holdfast_cluster.plan import Transition, plan
+from holdfast_node import replication as r
+
+from .world import SHARD, Node
+
+
+class CountsItsOwnDiskTooEarly(r.Replica):
+    """Answers and commits before its own write is on disk."""
+
+    def on_disk(self, number: int) -> bool:
+        return True
+
+    def _persisted(self, number: int, now: float) -> None:
+        self._own = self._own or [(0, self.persisted)]
+        super()._persisted(number, now)
+
+    def _log(self, data: bytes) -> None:
+        super()._log(data)
+        self.persisted = self.last.seq
+
+
+class CommitsWithoutOneInSyncMember(r.Replica):
+    def counted(self) -> set[str]:
+        return set(sorted(super().counted())[1:])
+
+
+class DoesNotCutItsTail(r.Replica):
+    """Takes what the owner sends for appended, and keeps what it had."""
+
+    def cut(self, seq: int) -> None:
+        pass
+
+    def _replicate(self, sender: str, message: r.Replicate, now: float) -> None:
+        known = tuple(mine if (mine := self._at(entry.seq)) is not None else entry for entry in message.entries)
+        super()._replicate(sender, r.Replicate(message.epoch, message.previous, known, message.commit, message.sent_at), now)
+
+    def matches(self, previous: r.Position) -> bool:
+        return previous.seq <= self.last.seq
+
+
+class DoesNotWaitOutItsPromise(r.Replica):
+    def may_serve_from(self, assignment: Assignment) -> float:
+        return 0.0
+
+
+class RemovesBeforeEtcdAgreed(r.Replica):
+    """Counts what it has asked for, not what etcd may still believe."""
+
+    def counted(self) -> set[str]:
+        if self._swapping is not None:
+            return set(self._swapping.swap.to.in_sync) - {self.me}
+        return super().counted()
+
+
+class CountsAJoinerTooLate(r.Replica):
+    """Counts a joining replica only once it has heard that etcd has it."""
+
+    def counted(self) -> set[str]:
+        assert self.assignment is not None
+        return set(self.assignment.in_sync) - {self.me}
+
+
+class DoesNotCheckEpochs(r.Replica):
+    def outdated(self, epoch: int) -> bool:
+        return False
+
+    def accepts(self, epoch: int) -> bool:
+        return True
+
+
+class TrustsAnUnknownSwap(r.Replica):
+    """Takes a lost reply for a yes."""
+
+    def _swapped(self, happened: bool | None, revision: int, now: float) -> None:
+        if happened is None and self._swapping is not None and self.assignment is not None:
+            self.assignment = msgspec.structs.replace(self.assignment, in_sync=self._swapping.swap.to.in_sync)
+            self._swapping = None
+        else:
+            super()._swapped(happened, revision, now)
+
+
+class ForgetsItsPromisesInARestart(r.Replica):
+    @classmethod
+    def start(cls, *given: Any) -> r.Replica:
+        replica = super().start(*given)
+        replica.promised_until = 0.0
+        return replica
+
+
+class SendsASnapshotWithoutItsPosition(Node):
+    """The state goes on while it is sent, and the position is that of the beginning."""
+
+    def snapshot(self, epoch: int) -> r.Snapshot:
+        right = super().snapshot(epoch)
+        later = [entry.data for entry in self.replica.entries if entry.seq > right.position.seq and entry.data]
+        return r.Snapshot(right.epoch, right.position, msgspec.msgpack.encode([*self.state, *later[:1]]), right.sent_at)
+
+
+def elects_outside_in_sync(view: View, members_min: int) -> list[Transition]:
+    """Prefers whoever is there to whoever has the data."""
+    transitions = plan(view, members_min)
+    versioned = view.assignments.get(SHARD)
+    if transitions or versioned is None or versioned.assignment.owner in view.members:
+        return transitions
+    now = versioned.assignment
+    return [
+        Transition(SHARD, versioned.revision, Assignment(now.epoch + 1, member.id, member.incarnation, (member.id,)), "any")
+        for member in list(view.members.values())[:1]
+    ]
+
+
+BUGS: dict[str, dict[str, Any]] = {
+    "own disk counted before it persisted": {"replica": CountsItsOwnDiskTooEarly},
+    "commit without one in-sync member": {"replica": CommitsWithoutOneInSyncMember},
+    "election outside in-sync": {"planner": elects_outside_in_sync},
+    "no tail cut": {"replica": DoesNotCutItsTail},
+    "promise not waited out": {"replica": DoesNotWaitOutItsPromise},
+    "promises forgotten in a restart": {"replica": ForgetsItsPromisesInARestart},
+    "removal before etcd agreed": {"replica": RemovesBeforeEtcdAgreed},
+    "joiner counted too late": {"replica": CountsAJoinerTooLate},
+    "epoch not checked": {"replica": DoesNotCheckEpochs},
+    "an unknown swap taken for a yes": {"replica": TrustsAnUnknownSwap},
+    "snapshot without its log position": {"shell": SendsASnapshotWithoutItsPosition},
+}

@@ -1,0 +1,108 @@
+"""What must always hold in a simulated world, seen from outside. Each check raises `Broken` with the rule's name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from holdfast_cluster.model import Assignment
+    from holdfast_node.replication import LogEntry, Position
+
+    from .world import World
+
+
+class Broken(AssertionError):
+    """A rule does not hold."""
+
+
+@dataclass
+class Operation:
+    """One client's call."""
+
+    number: int
+    kind: str
+    called_at: float
+
+
+class Checks:
+    """Rules: one committed history; no committed entry lost; one owner that serves; linearizable appends and reads."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.history: dict[int, LogEntry] = {}
+        self.acknowledged: dict[bytes, float] = {}
+        self._longest: list[bytes] = []
+        self.replies = 0
+        self._snapshots: dict[int, list[bytes]] = {}
+        self._seen: list[tuple[float, int]] = []  # (replied at, length) of the longest lists seen so far
+
+    def applied(self, node: str, entries: tuple[LogEntry, ...]) -> None:
+        """One committed history: whoever applies an entry applies the same at that seq."""
+        for entry in entries:
+            known = self.history.setdefault(entry.seq, entry)
+            if known != entry:
+                raise Broken(f"one history: {node} applies {entry}, but {known} was committed at that seq")
+
+    def installed(self, node: str, position: Position, state: list[bytes]) -> None:
+        """A snapshot is the committed history up to its position."""
+        expected = [self.history[seq].data for seq in range(1, position.seq + 1) if self.history[seq].data]
+        if state != expected:
+            raise Broken(f"one history: {node} takes a snapshot at {position} that is not the history up to there")
+
+    def assigned(self, before: Assignment | None, after: Assignment) -> None:
+        """The next owner was in sync, and epochs grow by one."""
+        if before is None:
+            return
+        if after.epoch not in (before.epoch, before.epoch + 1):
+            raise Broken(f"epochs: {before.epoch} then {after.epoch}")
+        if after.epoch > before.epoch and after.owner not in before.in_sync:
+            raise Broken(f"rule 7: {after.owner} becomes the owner, but {before.in_sync} were in sync")
+
+    def called(self, operation: Operation) -> None:
+        operation.called_at = self._world.now
+
+    def replied(self, operation: Operation, result: list[bytes]) -> None:
+        """Linearizable: every answer is a prefix of one growing list, and nothing that was told before the call is missing."""
+        self.replies += 1
+        now = self._world.now
+        if operation.kind == "write":
+            self.acknowledged[result[0]] = now
+            return
+        if result[: len(self._longest)] != self._longest[: len(result)]:
+            raise Broken(f"linearizable: a read returns {result[-3:]}, another one {self._longest[-3:]}")
+        known = max((length for at, length in self._seen if at < operation.called_at), default=0)
+        if len(result) < known:
+            raise Broken(f"linearizable: a read returns {len(result)} elements, an earlier one had {known}")
+        there = set(result)
+        missing = [data for data, at in self.acknowledged.items() if at < operation.called_at and data not in there]
+        if missing:
+            raise Broken(f"acknowledged means kept: {missing[:3]} were acknowledged before a read that does not have them")
+        if len(there) != len(result):
+            raise Broken("once: an element is there twice")
+        if len(result) > len(self._longest):
+            self._longest = list(result)
+            self._seen.append((now, len(result)))
+
+    def after_each_event(self) -> None:
+        """At no time do two nodes serve."""
+        serving = [
+            node.name for node in self._world.nodes.values() if node.up and not node.paused and node.replica.serving(node.clock)
+        ]
+        if len(serving) > 1:
+            raise Broken(f"one owner: {' and '.join(serving)} serve at once")
+
+    def finally_(self) -> None:
+        """After healing: somebody serves, everything acknowledged is there once, and all replicas agree."""
+        world = self._world
+        serving = [node for node in world.nodes.values() if node.up and node.replica.serving(node.clock)]
+        if not serving:
+            raise Broken("progress: nobody serves after everything was healed")
+        owner = serving[0]
+        there = owner.state
+        for data in self.acknowledged:
+            if there.count(data) != 1:
+                raise Broken(f"acknowledged means kept: {data!r} is there {there.count(data)} times in the end")
+        assert owner.replica.assignment is not None
+        if len(owner.replica.assignment.in_sync) < 3:
+            raise Broken(f"progress: only {owner.replica.assignment.in_sync} are in sync after everything was healed")
