@@ -4,13 +4,14 @@ BIN := .venv/bin
 PROTOS := $(wildcard proto/holdfast/v1/*.proto)
 ETCD_PROTO := proto/holdfast_cluster/etcdpb/etcd.proto
 
-.PHONY: help run demo test check bench proto proto-fresh clean
+.PHONY: help run demo test check bench sim proto proto-fresh clean
 help:
 	@echo "make run    start the property example on a local cluster; it stays up until Ctrl-C"
 	@echo "make demo   the same, but ends by itself"
 	@echo "make test   every test, with real etcd and real processes"
 	@echo "make check  format, lint, types, import layers, generated code fresh, unit and property tests"
 	@echo "make bench  calls per second on this machine; BENCH='--json --seconds 5' passes options on"
+	@echo "make sim    simulated clusters under faults; SEEDS=100000 for more, a seed again with: .venv/bin/python -m tests.sim SEED"
 	@echo "make proto  regenerate the code from proto/"
 
 .venv/dev: pyproject.toml constraints.txt
@@ -36,6 +37,9 @@ test: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/holdfast bench $(BENCH)
+
+sim: .venv/dev
+	SEEDS=$(or $(SEEDS),10000) $(BIN)/pytest tests/sim
 
 define generate
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(1)/sdk --pyi_out=$(1)/sdk --grpc_python_out=$(1)/sdk $(PROTOS)

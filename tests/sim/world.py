@@ -195,6 +195,16 @@ class World:
             self.at(self.random.random() * 1.5, owner.crash)
             self.at(1.5 + self.random.expovariate(1 / 2.0), owner.start)
 
+    def at_the_end_of_a_lease(self, name: str) -> None:
+        """Faults like to come when an owner is about to be replaced: it is cut off just now, and the next one restarts."""
+        node = self.nodes.get(name)
+        if not self.working or node is None or not node.up or not node.replica.owning or self.random.random() < 0.5:
+            return
+        self._cut({pair for other in self.nodes for pair in ((name, other), (other, name))})
+        other = self.nodes[self.random.choice(sorted(set(self.nodes) - {name}))]
+        other.crash()
+        self.at(0.02, other.start)
+
     def _lose_disk(self, node: Node) -> None:
         """At most one at a time, and only while all copies are there: more is more than what is promised."""
         assignment = self.etcd.assignment
@@ -306,16 +316,12 @@ class Etcd:
         self.world.at(0.1, self._expire)
         if not self.up:
             return
-        world = self.world
         gone = [name for name, (_, until) in self.members.items() if until < self.world.now]
-        if gone and world.working and world.random.random() < 0.3:  # a fault likes to come when an owner is about to be replaced
-            node = world.random.choice(list(world.nodes.values()))
-            node.crash()
-            world.at(0.02, node.start)
         for name in gone:
             del self.members[name]
             self.world.tell(f"etcd: the lease of {name} has ended")
             self._changed()
+            self.world.at_the_end_of_a_lease(name)
 
     def _changed(self) -> None:
         self.revision += 1
