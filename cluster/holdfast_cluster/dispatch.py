@@ -40,6 +40,9 @@ from holdfast_cluster.ring import shard_of
 log = logging.getLogger(__name__)
 
 KEY_BYTES_MAX = 1024
+ENVELOPE_BYTES_MAX = 256 << 10
+"""A call without its arguments: names, metadata, chain."""
+_CALL_SMALL = 64 << 10
 _KEY_SHORT = KEY_BYTES_MAX // 4  # so many characters fit whatever they are
 _ENVELOPE_BYTES = 100
 _DEADLINE_SLACK_S = 0.15  # a call that was sent is given this long for the node's own word on its deadline
@@ -57,6 +60,8 @@ class DispatchLimits:
     held_max: int = 10_000
     """Calls that wait for their shard to be served."""
     argument_bytes_max: int = 4 << 20
+    bytes_max: int = 512 << 20
+    """All calls accepted and not answered yet, with their arguments."""
     timeout_s: float = 30.0
     """The deadline of calls that bring none."""
 
@@ -71,9 +76,10 @@ class Origin(Protocol):
 class Pending:
     """A call on its way. `unknown`: an attempt was sent whose outcome nobody heard."""
 
-    __slots__ = ("call", "deadline", "late", "origin", "origin_id", "pipe", "shard", "unknown")
+    __slots__ = ("call", "deadline", "late", "origin", "origin_id", "pipe", "shard", "size", "unknown")
 
-    def __init__(self, call: pb.Call, origin: Origin, shard: int, deadline: float) -> None:
+    def __init__(self, call: pb.Call, origin: Origin, shard: int, deadline: float, size: int) -> None:
+        self.size = size
         self.call = call
         self.origin = origin
         self.origin_id = call.id
@@ -108,6 +114,8 @@ class Dispatcher:
         self._deadlines = Deadlines(self._pending, self._expire)
         self._held: dict[int, _Held] = {}
         self._held_count = 0
+        self._bytes = 0
+        self._small = min(_CALL_SMALL, limits.argument_bytes_max)  # up to here no part of a call needs a closer look
         self._shards = 0
         self._targets: list[Pipe | None] = []  # by shard; None: hold
         self._epochs: list[int] = []
@@ -144,12 +152,13 @@ class Dispatcher:
     def submit(self, call: pb.Call, origin: Origin) -> None:
         """Send a call; its reply, or an error, goes to `origin` with the id that the call has now."""
         key = call.key
-        size = len(call.arguments)
+        size = call.ByteSize()
         if (
             not self._shards
             or len(self._pending) >= self._limits.in_flight_max
             or not 0 < len(key) <= _KEY_SHORT
-            or size > self._limits.argument_bytes_max
+            or size > self._small
+            or self._bytes > self._limits.bytes_max
             or len(call.request_id) != REQUEST_ID_BYTES
         ) and (error := self._refusal(call)) is not None:
             error.request_id = call.request_id
@@ -157,7 +166,8 @@ class Dispatcher:
             return
         shard = shard_of(call.kind, key, self._shards)
         deadline = self._loop.time() + (call.timeout_ms / 1000 or self._limits.timeout_s)
-        pending = Pending(call, origin, shard, deadline)
+        pending = Pending(call, origin, shard, deadline, size)
+        self._bytes += size
         self._number = number = self._number + 1
         call.id = number
         self._pending[number] = pending
@@ -167,14 +177,14 @@ class Dispatcher:
             self._hold(pending)
         else:
             pending.pipe = pipe
-            pipe.send(call, size + _ENVELOPE_BYTES)
+            pipe.send(call, size)
 
     def forget(self, origin: Origin) -> None:
         """The origin has gone: its calls run on, their replies are dropped."""
         for number, pending in list(self._pending.items()):
             if pending.origin is origin:
-                del self._pending[number]
                 self._unhold(pending)
+                self._drop(number, pending)
 
     async def close(self) -> None:
         """Stop every pipe."""
@@ -195,9 +205,10 @@ class Dispatcher:
             if reply.error.code == pb.CODE_WRONG_OWNER:
                 self._hold(pending)
                 return
-        del self._pending[reply.id]
+        self._unhold(pending)
+        self._drop(reply.id, pending)
         reply.id = pending.origin_id
-        pending.origin.push(reply, len(result) + _ENVELOPE_BYTES)
+        pending.origin.push(reply, len(result) + _ENVELOPE_BYTES if result else reply.ByteSize())
 
     def on_revision(self, revision: int) -> None:
         """A node works with this revision of the routes."""
@@ -268,7 +279,7 @@ class Dispatcher:
 
     def _hold(self, pending: Pending) -> None:
         if self._held_count >= self._limits.held_max:
-            del self._pending[pending.call.id]
+            self._drop(pending.call.id, pending)
             message = f"{self._limits.held_max} calls wait for shards that are not served"
             self._fail(pending, Overloaded(message, definite=not pending.unknown, retryable=True, retry_after_s=1.0))
             return
@@ -284,8 +295,12 @@ class Dispatcher:
             self._ticking = True
             self._loop.call_later(_TICK_S, self._tick)
 
+    def _drop(self, number: int, pending: Pending) -> None:
+        del self._pending[number]
+        self._bytes -= pending.size
+
     def _unhold(self, pending: Pending) -> None:
-        if pending.pipe is None and (held := self._held.get(pending.shard)) is not None:
+        if pending.pipe is None and (held := self._held.get(pending.shard)) is not None and pending in held.calls:
             held.calls.remove(pending)
             self._held_count -= 1
 
@@ -322,7 +337,7 @@ class Dispatcher:
             call.attempt += 1
             call.timeout_ms = max(1, int((pending.deadline - now) * 1000))
             pending.pipe = pipe
-            pipe.send(call, len(call.arguments) + _ENVELOPE_BYTES)
+            pipe.send(call, pending.size)
 
     # -- errors
 
@@ -334,7 +349,7 @@ class Dispatcher:
             pending.deadline += _DEADLINE_SLACK_S
             self._deadlines.watch(pending.deadline)
             return
-        del self._pending[call.id]
+        self._drop(call.id, pending)
         if pending.pipe is None:
             self._unhold(pending)
             self._fail(
@@ -366,12 +381,15 @@ class Dispatcher:
             return InvalidArgument(f"an object's key has 1 to {KEY_BYTES_MAX} bytes, this one {size}", path="key", definite=True)
         if len(call.arguments) > self._limits.argument_bytes_max:
             return TooLarge(f"arguments of {len(call.arguments)} bytes, at most {self._limits.argument_bytes_max}", definite=True)
+        rest = call.ByteSize() - len(call.arguments)
+        if rest > ENVELOPE_BYTES_MAX:
+            return TooLarge(f"names and metadata of {rest} bytes, at most {ENVELOPE_BYTES_MAX}", definite=True)
         if len(call.request_id) != REQUEST_ID_BYTES:
             return InvalidArgument(f"a request id has {REQUEST_ID_BYTES} bytes (UUIDv7)", path="request_id", definite=True)
         if not self._shards:
             return Unavailable("the cluster's routes are not loaded yet", definite=True, retryable=True, retry_after_s=0.5)
-        if len(self._pending) >= self._limits.in_flight_max:
-            message = f"{self._limits.in_flight_max} calls are in flight here"
+        if len(self._pending) >= self._limits.in_flight_max or self._bytes > self._limits.bytes_max:
+            message = f"{len(self._pending)} calls of {self._bytes} bytes are in flight here"
             return Overloaded(message, definite=True, retryable=True, retry_after_s=0.2)
         return None
 

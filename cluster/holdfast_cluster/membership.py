@@ -96,8 +96,8 @@ class Membership:
             try:
                 if await self._register():
                     return
-            except (EtcdUnavailable, EtcdUnknown) as error:
-                log.warning("cannot join: etcd does not answer (%s); still trying", error)
+            except EtcdError as error:
+                log.warning("cannot join: etcd says %s; still trying", error)
                 await asyncio.sleep(_RETRY_S)
 
     async def run(self) -> None:

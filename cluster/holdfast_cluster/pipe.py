@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import grpc
 from holdfast.channels import open_channel
-from holdfast.frames import FrameWriter
+from holdfast.frames import FrameWriter, ends
 from holdfast.v1 import objects_pb2 as pb
 from holdfast.v1 import peer_pb2
 
@@ -75,6 +75,7 @@ class RemotePipe:
             call: Any = channel.stream_stream("/holdfast.v1.Peer/Pipe")(metadata=((TARGET_METADATA, target),))
             self._writer = FrameWriter(_pack, _size)
             sending = asyncio.create_task(self._writer.run(call.write))
+            sending.add_done_callback(ends(call))
             why = "the node ended it"
             try:
                 while (frame := await call.read()) is not grpc.aio.EOF:
@@ -88,6 +89,9 @@ class RemotePipe:
                         self._end.on_reply(self, reply)
             except grpc.aio.AioRpcError as error:
                 why = f"{error.code().name}: {error.details()}"
+            except Exception as error:  # whatever it was, a new connection is the answer
+                log.exception("pipe to %s", self._member.id)
+                why = repr(error)
             finally:
                 if self.up:
                     log.info("pipe to %s at %s is down: %s", self._member.id, self._member.address, why)
@@ -106,4 +110,4 @@ def _pack(calls: list[pb.Call]) -> bytes:
 
 
 def _size(call: pb.Call) -> int:
-    return len(call.arguments) + 100
+    return call.ByteSize()

@@ -105,7 +105,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
         members = list(view.members.values())
         for address in set(self._channels) - {member.address for member in members}:
-            await self._channels.pop(address).close()
+            if (channel := self._channels.pop(address, None)) is not None:
+                await channel.close()
         answers = await asyncio.gather(*(ask(member.address) for member in members))
         return {member.id: answer for member, answer in zip(members, answers, strict=True) if answer is not None}
 

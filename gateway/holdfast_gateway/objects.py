@@ -7,12 +7,20 @@ from typing import Any
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 from holdfast.errors import grpc_status
-from holdfast.frames import FrameWriter
+from holdfast.frames import FrameWriter, ends
 from holdfast.ids import RequestIds
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.dispatch import Dispatcher
+
+BACKLOG_BYTES_MAX = 64 << 20
+"""Replies that wait for a client to read them; a session that passes it is ended."""
+
+_DRAIN_LOOK_S = 0.02
+_STATUS_MESSAGE_CHARS_MAX = 500  # the message travels twice, percent-encoded in one place
+_STATUS_DATA_BYTES_MAX = 2_000
 
 
 class ObjectsService:
@@ -21,6 +29,8 @@ class ObjectsService:
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
         self._ids = RequestIds()
+        self.draining = False
+        """Set when the gateway stops: sessions end when their calls have, and no new call is taken."""
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """What to register with the server. Sessions take and give bytes: frames are decoded here, once."""
@@ -38,6 +48,8 @@ class ObjectsService:
 
     async def call(self, request: pb.CallRequest, context: Any) -> pb.CallResponse:
         """One call of any gRPC client. Its gRPC deadline is the call's."""
+        if self.draining:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "this gateway stops")
         is_json = request.WhichOneof("arguments") == "json"
         remaining = context.time_remaining()
         timeout_ms = request.timeout_ms
@@ -66,21 +78,56 @@ class ObjectsService:
 
     async def session(self, _: object, context: Any) -> None:
         """One client's calls, until it goes away or the gateway stops."""
-        writer: FrameWriter[pb.Reply] = FrameWriter(_pack, lambda reply: len(reply.result) + 100)
+        session = _Session(asyncio.current_task())
+        writer = session.writer
         sending = asyncio.create_task(writer.run(context.write))
+        sending.add_done_callback(ends(asyncio.current_task()))
         submit = self._dispatcher.submit
         await context.send_initial_metadata(())  # tells the client that it is connected
         try:
             while (frame := await context.read()) is not grpc.aio.EOF:
-                for call in pb.SessionRequest.FromString(frame).calls:
-                    submit(call, writer)
+                if self.draining:
+                    break  # what was just read is not begun: the client sends it again, elsewhere
+                calls = _calls(frame)
+                if calls is None:
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a frame of calls")
+                session.under_way += len(calls)
+                for call in calls:
+                    submit(call, session)
                 await writer.drained()
+            while self.draining and (session.under_way or writer.backlog):
+                await asyncio.sleep(_DRAIN_LOOK_S)
         except asyncio.CancelledError:
             pass  # the client went away, or the gateway stops: gRPC itself logs a cancelled handler as an error
         finally:
-            self._dispatcher.forget(writer)
+            self._dispatcher.forget(session)
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
+
+
+class _Session:
+    """Where the replies of a session go. Implements `holdfast_cluster.dispatch.Origin`."""
+
+    __slots__ = ("_push", "_task", "under_way", "writer")
+
+    def __init__(self, task: asyncio.Task[Any] | None) -> None:
+        self.writer: FrameWriter[pb.Reply] = FrameWriter(_pack, pb.Reply.ByteSize)
+        self._push = self.writer.push
+        self._task = task
+        self.under_way = 0
+
+    def push(self, reply: pb.Reply, size: int) -> None:
+        self.under_way -= 1
+        self._push(reply, size)
+        if self.writer.backlog > BACKLOG_BYTES_MAX and self._task is not None:
+            self._task.cancel()  # it calls and does not read: what it asked for may not fill the gateway
+
+
+def _calls(frame: bytes) -> Any:
+    try:
+        return pb.SessionRequest.FromString(frame).calls
+    except DecodeError:
+        return None
 
 
 class _Waiting:
@@ -97,7 +144,12 @@ class _Waiting:
 
 
 async def _abort(context: Any, error: pb.Error) -> None:
-    """End a unary call with the error's gRPC status, and the whole error as its detail."""
+    """End a unary call with the error's gRPC status, and the error as its detail: cut to what any gRPC client takes (8 KiB)."""
+    if len(error.message) > _STATUS_MESSAGE_CHARS_MAX:
+        error.message = error.message[:_STATUS_MESSAGE_CHARS_MAX] + "..."
+    if len(error.data) > _STATUS_DATA_BYTES_MAX:
+        error.message += f" (its data, {len(error.data)} bytes, was left behind: call through a Session)"
+        error.data = b""
     detail = AnyMessage()
     detail.Pack(error)
     code = grpc_status(error.code)

@@ -54,7 +54,8 @@ class GatewayServer:
         feed = ViewFeed(etcd, keys)
         dispatcher = Dispatcher(feed, config.dispatch)
         admin = AdminService(feed, dispatcher, config.cluster)
-        server.add_generic_rpc_handlers((ObjectsService(dispatcher).handlers(),))
+        objects = ObjectsService(dispatcher)
+        server.add_generic_rpc_handlers((objects.handlers(),))
         admin_pb2_grpc.add_AdminServicer_to_server(admin, server)
         healthy = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
@@ -76,6 +77,7 @@ class GatewayServer:
                 log.info("gateway serves at %s:%d", config.listen.rpartition(":")[0], port)
                 await stop.wait()
                 tasks[1].cancel()
+                objects.draining = True
                 await healthy.enter_graceful_shutdown()
                 log.info("stopping: finishing %d calls", dispatcher.in_flight)
                 loop = asyncio.get_running_loop()

@@ -32,6 +32,7 @@ from holdfast.errors import (
     WrongOwner,
     error_to_proto,
 )
+from holdfast.ids import RequestIds
 from holdfast.signature import Handler
 from holdfast.storage import Limits
 from holdfast.v1 import objects_pb2 as pb
@@ -45,12 +46,13 @@ from holdfast_node.outgoing import Outgoing
 from holdfast_node.replies import KeptReplies, fingerprint
 from holdfast_node.shards import Shard, Shards
 from holdfast_node.store import Store
-from holdfast_node.turn import COMMITTING, DONE, QUEUED, RUNNING, ReplyPort, Turn
+from holdfast_node.turn import COMMITTING, DONE, ON_ACTIVATE_CALLS, QUEUED, RUNNING, ReplyPort, Turn
 
 log = logging.getLogger(__name__)
 
 _TURNS_IN_A_ROW = 64  # of one object, before the loop gets a chance to do something else
 _NEVER = float("inf")
+_ABANDON_S = 5.0  # how long a turn that was cancelled at its deadline may take to end
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class Engine:
         self._in_flight: dict[bytes, Turn] = {}
         self._deadlines = Deadlines(self._in_flight, self._expire)
         self._draining = False
+        self._ids = RequestIds()
         self._starting = False
         self.turns = 0
         self.turns_failed = 0
@@ -179,7 +182,7 @@ class Engine:
             raise InvalidArgument(f"an object's key has 1 to 1024 bytes, this one {size}", path="key", definite=True)
         number = shard_of(call.kind, call.key, self._shards_total)
         shard = self._shards.get(number)
-        if shard is None or self._draining:
+        if shard is None or (self._draining and not call.chain):  # a turn that is let end may call others
             raise WrongOwner(f"shard {number} is not served by this node", definite=True, retryable=True)
         while len(self._activations) >= self._limits.activations_max:
             if not self._evict_oldest():
@@ -245,9 +248,12 @@ class Engine:
         activation = turn.activation
         activation.instance = instance = activation.make_instance()
         if activation.kind.on_activate is not None:
+            # Its calls are numbered apart: whether it runs at all depends on what is in memory, and a retry must find its own ids.
+            turn.call_number = ON_ACTIVATE_CALLS
             waits = activation.kind.on_activate(instance)
             if inspect.isawaitable(waits):
                 await waits
+            turn.call_number = 0
         result = turn.handler.invoke(instance, turn.call.arguments, turn.call.codec == pb.CODEC_JSON)
         return await result if turn.handler.is_async else result
 
@@ -280,7 +286,14 @@ class Engine:
             storage.rollback()
             activation.instance = None
             turn.result = b""
-            turn.error = self._failure(turn, error)
+            try:
+                turn.error = self._failure(turn, error)
+            except Exception as worse:  # an exception of the user's that cannot even be told
+                log.exception("%s.%s failed, and so did telling why", activation.name, turn.handler.name)
+                told = InternalError(
+                    f"{type(error).__name__}, which cannot be told: {type(worse).__name__}", request_id=turn.request_id
+                )
+                turn.error = error_to_proto(told)
         else:
             storage.close(entry)
         self._activations.account(activation)
@@ -365,9 +378,13 @@ class Engine:
         elif isinstance(error, InvalidArgument | Rejected):
             failed = error
             failed.definite = definite
+        elif isinstance(error, WrongOwner):  # a call's; raised at this turn's caller it would look like our own
+            failed = InternalError(f"WRONG_OWNER: {error.message}", definite=False)
         elif isinstance(error, HoldfastError):
             failed = error
             failed.definite = failed.definite and definite and turn.calls_made == 0
+        elif isinstance(error, asyncio.CancelledError) and self._draining:
+            return error_to_proto(_moved(turn.activation.shard.number))  # it is run again where the shard is served next
         elif isinstance(error, asyncio.CancelledError):
             failed = InternalError("the turn was cancelled", definite=definite, retryable=True)
         else:
@@ -399,10 +416,39 @@ class Engine:
             mailbox = turn.activation.mailbox
             if mailbox is not None and turn in mailbox:
                 mailbox.remove(turn)
-        elif turn.state == RUNNING:
+        elif turn.state == RUNNING and not turn.expired:
             turn.expired = True
-            turn.deadline = _NEVER
+            turn.deadline = self._loop.time() + _ABANDON_S
+            self._deadlines.watch(turn.deadline)
             turn.cancel()
+        elif turn.state == RUNNING:
+            self._abandon(turn)
+
+    def _abandon(self, turn: Turn) -> None:
+        """A handler goes on though it was cancelled: its object goes on without it, from storage, and what it still does is void."""
+        activation = turn.activation
+        log.error(
+            "%s.%s was cancelled at its deadline and did not end: it is abandoned",
+            activation.name,
+            turn.handler.name,
+            extra={**activation.log_fields(), "method": turn.handler.name},
+        )
+        turn.ended = lambda turn, value, error: None
+        waiting, activation.mailbox = activation.mailbox, None
+        self._activations.forget(activation)
+        activation.storage.rollback()
+        self.turns_failed += 1
+        self._finish(turn, b"", error_to_proto(_expired(turn)))
+        for queued in waiting or ():
+            if queued.state == QUEUED:
+                self._in_flight.pop(queued.request_id, None)
+                queued.state = DONE
+                self.deliver(queued.call, queued.port)
+                for port, number in queued.also or ():
+                    again = pb.Call()
+                    again.CopyFrom(queued.call)
+                    again.id = number
+                    self.deliver(again, port)
 
     def drop_shard(self, shard: Shard) -> None:
         """The shard is no longer served: forget its activations, and let what waits be sent elsewhere."""
@@ -425,12 +471,10 @@ class Engine:
         """Follow the clock and evict what is idle or too much; call it a few times a second."""
         self._kept.tick()
         idle_since = self._loop.time() - self._limits.idle_s
-        limit = self._limits.cache_bytes_max
         for _ in range(1_000):
-            oldest = self._activations.oldest()
-            if oldest is None or (oldest.last_used > idle_since and self._activations.cached_bytes <= limit):
-                break
-            if not self._evict_oldest():
+            if self._activations.cached_bytes > self._limits.cache_bytes_max:
+                idle_since = _NEVER
+            if not self._evict_oldest(idle_since):
                 break
 
     def evict(self, share: float) -> None:
@@ -439,13 +483,18 @@ class Engine:
             if not self._evict_oldest():
                 break
 
-    def _evict_oldest(self) -> bool:
-        """Evict the least recently used activation that is at rest; False when there is none."""
+    def _evict_oldest(self, unused_since: float = _NEVER) -> bool:
+        """Evict the least recently used activation that is at rest, or have it run its `on_evict`; False when there is none.
+
+        Only one that had no call since `unused_since`.
+        """
         for activation in self._activations.at_rest():
+            if activation.last_used > unused_since:
+                return False
             if activation.kind.on_evict is not None and activation.instance is not None:
                 self._run_on_evict(activation)
                 if activation.turn is not None or activation.uncommitted is not None:
-                    continue  # it is evicted when that has ended
+                    return True  # it is evicted when that has ended
             self._activations.forget(activation)
             self.evictions += 1
             return True
@@ -456,7 +505,7 @@ class Engine:
         instance = activation.instance
         assert hook is not None
         activation.instance = None
-        call = pb.Call(kind=activation.kind.name, key=activation.key, method="on_evict")
+        call = pb.Call(kind=activation.kind.name, key=activation.key, method="on_evict", request_id=self._ids.next())
         turn = Turn(
             self._loop,
             activation,
@@ -473,9 +522,12 @@ class Engine:
                 await waits
 
         turn.state = RUNNING
+        self._in_flight[turn.request_id] = turn
         activation.turn = turn
         activation.storage.begin()
         turn.run(run())
+        if turn.state == RUNNING:
+            self._deadlines.watch(turn.deadline)
 
     # -- the end
 
@@ -513,7 +565,10 @@ _EVICT = Handler("on_evict", _on_evict, "DurableObject")
 
 def _encode(turn: Turn, value: Any) -> bytes:
     try:
-        return codec.encode_json(value) if turn.call.codec == pb.CODEC_JSON else codec.encode(value)
+        result = codec.encode_json(value) if turn.call.codec == pb.CODEC_JSON else codec.encode(value)
+        if not result:
+            raise TypeError("it is encoded to nothing")
+        return result
     except (TypeError, OverflowError) as error:
         hint = "; is an await missing?" if inspect.isawaitable(value) else ""
         if inspect.iscoroutine(value):

@@ -37,7 +37,7 @@ class Liveness:
         return self._confirmed
 
     def tick(self) -> None:
-        """The loop runs; call it several times within a lease."""
+        """The process runs; call it several times within a lease."""
         now = boottime()
         if now > self._until:
             self._suspect(now)
@@ -61,10 +61,12 @@ class Liveness:
 class Watchdog:
     """A thread that reports handlers which block the event loop, by kind and method, with the line they are at.
 
+    It also tells `liveness` that the process runs.
     It reports a turn once, when its code has run for `limit_s` without giving the loop back.
     """
 
-    def __init__(self, limit_s: float = 1.0) -> None:
+    def __init__(self, liveness: Liveness, limit_s: float = 1.0) -> None:
+        self._liveness = liveness
         self._limit_s = limit_s
         self._stop = threading.Event()
         self._loop_thread = threading.get_ident()
@@ -82,6 +84,7 @@ class Watchdog:
         since = 0.0
         reported = False
         while not self._stop.wait(self._limit_s / 5):
+            self._liveness.tick()  # from this thread: a loop that a handler blocks is no process that was stopped
             turn = Turn.stepping
             if turn is None or turn is not seen:
                 seen, since, reported = turn, time.monotonic(), False

@@ -70,7 +70,8 @@ class _Stub:
         chain = [*turn.call.chain, activation.name]
         if len(chain) > CHAIN_MAX:
             raise TooLarge(f"a chain of more than {CHAIN_MAX} calls: {' -> '.join(chain)}", definite=True)
-        number = turn.calls_made
+        number = turn.call_number
+        turn.call_number += 1
         turn.calls_made += 1
         # What earlier turns wrote must be committed before anything that may rest on it leaves the object.
         while (entry := activation.uncommitted) is not None and not entry.abandoned:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from holdfast.errors import WrongOwner, error_to_proto
-from holdfast.frames import FrameWriter
+from holdfast.frames import FrameWriter, ends
 from holdfast.v1 import admin_pb2, peer_pb2
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.pipe import TARGET_METADATA, Pipe, PipeEnd
@@ -65,10 +66,13 @@ class PeerService:
         await context.write(peer_pb2.PipeResponse(routes_revision=self._revision()).SerializeToString())
         port = _PipePort(self._pack)
         sending = asyncio.create_task(port.writer.run(context.write))
+        sending.add_done_callback(ends(asyncio.current_task()))
         deliver = self._engine.deliver
         try:
             while (frame := await context.read()) is not grpc.aio.EOF:
-                calls = peer_pb2.PipeRequest.FromString(frame).calls
+                calls = _calls(frame)
+                if calls is None:
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a frame of calls")
                 if self.accepting and self._liveness.ok():
                     for call in calls:
                         deliver(call, port)
@@ -99,19 +103,32 @@ class PeerService:
         return response.SerializeToString()
 
 
+def _calls(frame: bytes) -> Any:
+    try:
+        return peer_pb2.PipeRequest.FromString(frame).calls
+    except DecodeError:
+        return None
+
+
+def _reply_bytes(reply: _Reply) -> int:
+    _, result, error, _ = reply
+    return (len(result) if error is None else error.ByteSize()) + _ENVELOPE_BYTES
+
+
 class _PipePort:
     """The replies of one pipe. Implements `holdfast_node.turn.ReplyPort`."""
 
     __slots__ = ("_push", "closed", "writer")
 
     def __init__(self, pack: Callable[[list[_Reply]], bytes]) -> None:
-        self.writer: FrameWriter[_Reply] = FrameWriter(pack, lambda reply: len(reply[1]) + _ENVELOPE_BYTES)
+        self.writer: FrameWriter[_Reply] = FrameWriter(pack, _reply_bytes)
         self._push = self.writer.push
         self.closed = False
 
     def reply(self, number: int, result: bytes, error: pb.Error | None, epoch: int) -> None:
         if not self.closed:
-            self._push((number, result, error, epoch), len(result) + _ENVELOPE_BYTES)
+            reply = (number, result, error, epoch)
+            self._push(reply, len(result) + _ENVELOPE_BYTES if error is None else _reply_bytes(reply))
 
 
 class LocalPipe:
@@ -139,6 +156,8 @@ class LocalPipe:
             self.reply(call.id, b"", _NOT_SERVING, 0)
 
     def reply(self, number: int, result: bytes, error: pb.Error | None, epoch: int) -> None:
+        if not self._liveness.ok():
+            error = _NOT_SERVING
         if error is None:
             message = pb.Reply(id=number, result=result, epoch=epoch)
         else:

@@ -88,7 +88,7 @@ class KeptReplies:
 
 def fingerprint(call: pb.Call) -> bytes:
     """Tells calls apart that came under one request id: a checksum of the object, the method and the arguments."""
-    return zlib.crc32(call.arguments, zlib.crc32(f"{call.kind}/{call.key}.{call.method}".encode())).to_bytes(4, "big")
+    return zlib.crc32(call.arguments, zlib.crc32(f"{call.codec}{call.kind}/{call.key}.{call.method}".encode())).to_bytes(4, "big")
 
 
 def _now_ms() -> int:

@@ -119,7 +119,7 @@ class NodeServer:
         membership.lost = lost
         feed.listeners.append(lambda view: shards.follow(view, self._member))
         controller = Controller(etcd, keys, feed, membership, config.members_min)
-        watchdog = Watchdog()
+        watchdog = Watchdog(liveness)
         watchdog.start()
         gc.collect()
         gc.freeze()  # what start-up made stays; the collector need not walk it again
@@ -128,7 +128,7 @@ class NodeServer:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(feed.run(), name="view feed"),
-                    group.create_task(self._tick(liveness), name="ticker"),
+                    group.create_task(self._tick(), name="ticker"),
                     group.create_task(controller.run(), name="controller"),
                 ]
                 try:
@@ -173,14 +173,13 @@ class NodeServer:
     def _drop_shard(self, shard: Shard) -> None:
         self._engine.drop_shard(shard)
 
-    async def _tick(self, liveness: Liveness) -> None:
-        """What follows the clock: liveness within every lease, eviction, dropping old replies."""
+    async def _tick(self) -> None:
+        """What follows the clock: eviction, dropping old replies."""
         interval = min(0.2, self._config.lease_ttl_s / 6)
         memory_max = self._config.memory_max_bytes
         dropped = boottime()
         while True:
             await asyncio.sleep(interval)
-            liveness.tick()
             self._engine.tick()
             if memory_max and rss_bytes() > memory_max:
                 self._engine.evict(0.05)

@@ -77,14 +77,15 @@ class Shards:
         for number, epoch in gained:
             raw = self._store.get("meta", keys.position_key(number))
             stored_epoch = keys.decode_position(raw)[0] if raw is not None else 0
-            if (raw is None and epoch > 1) or stored_epoch > epoch:
-                # Never serve a shard whose data is not here: it would look as if it had never had any.
+            # No position is no loss: the directory's id, cluster and start counter have been checked, so it is the one that was
+            # assigned the shard, and it had not come to serving it yet.
+            if stored_epoch > epoch:
                 self._broken.add(number)
                 log.critical(
-                    "shard %d is assigned under epoch %d, but this directory has %s: it is not served",
+                    "shard %d is assigned under epoch %d, but this directory has epoch %d (etcd is older than the data): not served",
                     number,
                     epoch,
-                    f"epoch {stored_epoch} (etcd is older than the data)" if raw is not None else "no data of it",
+                    stored_epoch,
                 )
                 continue
             shard = self._shards[number] = Shard(number, epoch)

@@ -36,6 +36,9 @@ else:
 
     _current_tasks: dict[Any, Any] = vars(asyncio.tasks)["_current_tasks"]
 
+ON_ACTIVATE_CALLS = 1 << 30
+"""Where the numbers of the calls that `on_activate` makes begin."""
+
 QUEUED, RUNNING, COMMITTING, DONE = range(4)
 
 
@@ -58,15 +61,16 @@ class Turn:
 
     __slots__ = (
         "__weakref__",
-        "_awaited",
         "_cancel_requests",
         "_context",
         "_coroutine",
+        "_fut_waiter",  # asyncio.Task's own name for it: libraries look there
         "_must_cancel",
         "activation",
         "also",
         "attempt",
         "call",
+        "call_number",
         "calls_made",
         "deadline",
         "ended",
@@ -105,11 +109,12 @@ class Turn:
         self.state = QUEUED
         self.expired = False
         self.calls_made = 0
+        self.call_number = 0
         self.result = b""
         self.error: pb.Error | None = None
         self._coroutine: Coroutine[Any, Any, Any] | None = None
         self._context: Context | None = None
-        self._awaited: asyncio.Future[Any] | None = None
+        self._fut_waiter: asyncio.Future[Any] | None = None
         self._must_cancel = False
         self._cancel_requests = 0
 
@@ -129,7 +134,7 @@ class Turn:
             self._must_cancel = False
             if not isinstance(thrown, asyncio.CancelledError):
                 thrown = asyncio.CancelledError()
-        self._awaited = None
+        self._fut_waiter = None
         outer = _swap_current_task(loop, self)
         Turn.stepping = self
         try:
@@ -137,9 +142,7 @@ class Turn:
         except StopIteration as stop:
             self._coroutine = None
             value, error = stop.value, None
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as raised:
+        except BaseException as raised:  # sys.exit() in a handler ends the turn, not the node
             self._coroutine = None
             value, error = None, raised
         else:
@@ -156,7 +159,7 @@ class Turn:
         elif getattr(awaited, "_asyncio_future_blocking", None):
             awaited._asyncio_future_blocking = False
             awaited.add_done_callback(self._wake)
-            self._awaited = awaited
+            self._fut_waiter = awaited
             if self._must_cancel and awaited.cancel():
                 self._must_cancel = False
         else:
@@ -178,7 +181,7 @@ class Turn:
         if self._coroutine is None:
             return False
         self._cancel_requests += 1
-        if self._awaited is not None and self._awaited.cancel(msg=msg):
+        if self._fut_waiter is not None and self._fut_waiter.cancel(msg=msg):
             return True
         self._must_cancel = True
         return True

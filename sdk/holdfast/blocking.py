@@ -18,7 +18,7 @@ from google.rpc.status_pb2 import Status
 from holdfast.app import kind_name
 from holdfast.channels import CHANNEL_OPTIONS, check_address
 from holdfast.client import CALL_BYTES_MAX, DEADLINE_SLACK_S, TIMEOUT_S, check_key
-from holdfast.errors import DeadlineExceeded, HoldfastError, TooLarge, Unavailable, error_from_proto
+from holdfast.errors import DeadlineExceeded, HoldfastError, InternalError, TooLarge, Unavailable, error_from_proto
 from holdfast.ids import RequestIds
 from holdfast.signature import decode_result, encode_arguments, return_type
 from holdfast.v1 import objects_pb2 as pb
@@ -158,4 +158,6 @@ def _error(failed: Any, request: pb.CallRequest, endpoint: str) -> HoldfastError
     what = f"{request.kind}/{request.key}.{request.method}()"
     if failed.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"{what}: no reply before the deadline", retryable=True, request_id=request.request_id)
+    if failed.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+        return InternalError(f"{what}: {endpoint}: {failed.code().name}: {failed.details()}", request_id=request.request_id)
     return _GatewayAway(f"{what}: no gateway reached before the deadline; {endpoint}: {failed.details()}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import random
 from collections.abc import Mapping
 from functools import partial
@@ -19,12 +20,14 @@ from holdfast.app import kind_name
 from holdfast.channels import MESSAGE_BYTES_MAX, check_address, open_channel
 from holdfast.deadlines import Deadlines
 from holdfast.errors import DeadlineExceeded, HoldfastError, Overloaded, TooLarge, Unavailable, error_from_proto
-from holdfast.frames import FrameWriter
+from holdfast.frames import FrameWriter, ends
 from holdfast.ids import RequestIds
 from holdfast.signature import decode_result, encode_arguments, return_type
 from holdfast.v1 import objects_pb2 as pb
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 TIMEOUT_S = 30.0
 """The deadline of a call that brings none."""
@@ -199,6 +202,9 @@ class Client:
                 self._last_error = f"{endpoint}: the gateway ended the session"
             except grpc.aio.AioRpcError as error:
                 self._last_error = f"{endpoint}: {error.details()}"
+            except Exception as error:  # whatever it was, a new connection is the answer
+                log.exception("session with %s", endpoint)
+                self._last_error = f"{endpoint}: {error!r}"
             finally:
                 self._writer = None
                 call.cancel()
@@ -215,7 +221,10 @@ class Client:
             return
         writer: FrameWriter[pb.Call] = FrameWriter(_pack_calls, pb.Call.ByteSize, lambda: len(self._pending))
         self._writer = writer
-        for pending in self._pending.values():
+        for number, pending in list(self._pending.items()):
+            if pending.future.done():
+                del self._pending[number]  # nobody waits for it any more
+                continue
             message = pending.message
             if pending.sent:
                 message.attempt += 1
@@ -223,6 +232,7 @@ class Client:
             pending.sent = True
             writer.push(message, message.ByteSize())
         sending = asyncio.create_task(writer.run(call.write))
+        sending.add_done_callback(ends(call))
         try:
             while (frame := await call.read()) is not grpc.aio.EOF:
                 pending_calls = self._pending
@@ -236,6 +246,7 @@ class Client:
                     else:
                         done.future.set_exception(error_from_proto(reply.error, done.message.codec))
         finally:
+            self._writer = None
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
 

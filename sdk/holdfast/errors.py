@@ -152,12 +152,13 @@ def grpc_status(number: pb.Code) -> grpc.StatusCode:
 
 def error_to_proto(error: HoldfastError, codec: pb.Codec = pb.CODEC_MSGPACK) -> pb.Error:
     """The wire form of an error. `codec` encodes the data of an `ApplicationError`."""
+    number = CODES[error.code][0] if error.code in CODES else pb.CODE_INTERNAL
     out = pb.Error(
-        code=CODES[error.code][0],
+        code=number,
         message=_cut(error.message),
         definite=error.definite,
         retryable=error.retryable,
-        retry_after_ms=round(error.retry_after_s * 1000),
+        retry_after_ms=max(0, min(round(error.retry_after_s * 1000), 1 << 31)),
         request_id=error.request_id,
     )
     match error:
@@ -165,11 +166,15 @@ def error_to_proto(error: HoldfastError, codec: pb.Codec = pb.CODEC_MSGPACK) -> 
             out.type = error.type
             if error.data:
                 module = msgspec.json if codec == pb.CODEC_JSON else msgspec.msgpack
-                data = module.encode(error.data)
-                if len(data) <= DATA_BYTES_MAX:
-                    out.data = data
+                try:
+                    data = module.encode(error.data)
+                except Exception as unfit:  # whatever users put there, the error itself must arrive
+                    out.message = _cut(f"{error.message} (its data was left behind: {unfit})")
                 else:
-                    out.message = f"{_cut(error.message)} (its data, {len(data)} bytes, was left behind)"
+                    if len(data) <= DATA_BYTES_MAX:
+                        out.data = data
+                    else:
+                        out.message = f"{_cut(error.message)} (its data, {len(data)} bytes, was left behind)"
         case InvalidArgument():
             out.path = error.path
         case Deadlock():
@@ -202,4 +207,5 @@ def error_from_proto(message: pb.Error, codec: pb.Codec = pb.CODEC_MSGPACK) -> H
 
 
 def _cut(text: str) -> str:
+    text = text.encode(errors="replace").decode()  # no lone surrogates on the wire
     return text if len(text) <= MESSAGE_CHARS_MAX else f"{text[:MESSAGE_CHARS_MAX]}... ({len(text)} characters)"

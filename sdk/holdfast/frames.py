@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 M = TypeVar("M")
 
@@ -21,6 +21,16 @@ _HALVE_FROM = 48
 
 BACKLOG_BYTES_MAX = 16 << 20
 """Above it `FrameWriter.drained` waits: the side that produces reads no more until its peer has read."""
+
+
+def ends(reader: Any) -> Callable[[asyncio.Task[None]], None]:
+    """A done-callback for the task that writes a stream: when it fails, `reader`, a task or a call, is cancelled too."""
+
+    def ended(writer: asyncio.Task[None]) -> None:
+        if not writer.cancelled() and writer.exception() is not None:
+            reader.cancel()
+
+    return ended
 
 
 class FrameWriter(Generic[M]):
@@ -41,13 +51,18 @@ class FrameWriter(Generic[M]):
         self._wake: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
 
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait to be written."""
+        return self._backlog_bytes
+
     def push(self, message: M, size: int) -> None:
         """Queue a message of about `size` bytes, the same that `size(message)` tells; it leaves with the next frame."""
         self._queue.append(message)
         self._backlog_bytes += size
-        if self._wake is not None:
-            self._wake.set_result(None)
-            self._wake = None
+        wake, self._wake = self._wake, None
+        if wake is not None and not wake.done():
+            wake.set_result(None)
 
     async def drained(self) -> None:
         """Return at once, or, while more than BACKLOG_BYTES_MAX wait to be sent, when they have gone."""

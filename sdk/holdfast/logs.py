@@ -25,14 +25,19 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "process": self._process,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _clean(record.getMessage()),
         }
         for name in _FIELDS:
             if (value := getattr(record, name, None)) is not None:
                 line[name] = value
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+            line["traceback"] = _clean(self.formatException(record.exc_info))
         return codec.encode_json(line).decode()
+
+
+def _clean(text: str) -> str:
+    """Without lone surrogates, which JSON cannot carry."""
+    return text.encode(errors="replace").decode()
 
 
 class TextFormatter(logging.Formatter):

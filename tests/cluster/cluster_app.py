@@ -1,6 +1,7 @@
 """The kinds that the tests call."""
 
 import asyncio
+import sys
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,9 +11,14 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from holdfast import App, DurableObject, Rejected
+from holdfast import App, DurableObject, Rejected, WrongOwner
 
 app = App()
+
+
+class Untellable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no")
 
 
 @app.kind
@@ -55,9 +61,36 @@ class Counter(DurableObject):
                 return object()
             case "return a huge result":
                 return b"x" * (5 << 20)
+            case "raise what cannot be told":
+                raise Untellable
+            case "reject with data that cannot be sent":
+                raise Rejected("no", o=object())
+            case "raise with half a character":
+                raise ValueError("bad \udc80 name")
+            case "raise a long story":
+                raise ValueError("x" * 9_000)
+            case "leave":
+                sys.exit(3)
+            case "return nothing at all":
+                return msgspec.Raw(b"")
+            case "raise WrongOwner":
+                raise WrongOwner("not here")
             case "call itself":
                 await self.objects.get(Counter, self.key).value()
         return None
+
+    async def will_not_end(self) -> None:
+        """Swallows its cancellation."""
+        await self.increment()
+        for _ in range(2):
+            try:
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                pass
+
+    async def wait_then_call(self, seconds: float, other: str) -> int:
+        await asyncio.sleep(seconds)
+        return int(await self.objects.get(Counter, other).increment())
 
     async def undo_a_part(self) -> int:
         """A nested transaction that fails, inside a turn that does not."""
@@ -154,6 +187,18 @@ class Diary(DurableObject):
 
     async def clear(self) -> None:
         self.storage.delete_all()
+
+
+@app.kind
+class Tidy(DurableObject):
+    """Tells another object when it is evicted."""
+
+    async def on_evict(self) -> None:
+        await self.objects.get(Counter, f"evicted-{self.key}").increment()
+        if self.key == "stuck":
+            await asyncio.Event().wait()
+
+    async def touch(self) -> None: ...
 
 
 def a_parcel() -> Parcel:

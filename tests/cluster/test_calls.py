@@ -138,6 +138,34 @@ async def test_unary_errors_carry_the_whole_error_as_a_detail_of_their_status(sh
         assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
+async def test_errors_too_large_for_a_unary_status_arrive_cut(shared: Any) -> None:
+    def script() -> holdfast.HoldfastError:
+        with holdfast.connect_blocking(shared.gateway) as client, pytest.raises(holdfast.ApplicationError) as failed:
+            client.get("Counter", "long story").increment_then("raise a long story")
+        return failed.value
+
+    error = await asyncio.to_thread(script)
+    assert error.type == "ValueError"  # type: ignore[attr-defined]
+    assert error.message.startswith("xxx")
+
+
+async def test_malformed_frames_end_their_own_session_only(client: Any, shared: Any) -> None:
+    other = asyncio.create_task(client.get("Counter", "beside garbage").wait_and_increment(0.5, 5.0))
+    async with grpc.aio.insecure_channel(shared.gateway) as channel:
+        session: Any = channel.stream_stream("/holdfast.v1.Objects/Session")()
+        await session.write(b"\xff\xff\xff\xff garbage")
+        assert await session.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert await other == 1
+
+
+async def test_large_metadata_is_refused_beyond_its_limit_and_carried_up_to_it(client: Any) -> None:
+    large = {"tag": "x" * 200_000}
+    stubs = [client.get("Counter", f"metadata {i}", metadata=large) for i in range(30)]
+    assert [len((await stub.seen())["tag"]) for stub in stubs] == [200_000] * 30
+    with pytest.raises(holdfast.TooLarge, match="names and metadata of"):
+        await client.get("Counter", "metadata", metadata={"tag": "x" * 300_000}).seen()
+
+
 def test_reflection_tells_the_api_to_tools(shared: Any) -> None:
     with grpc.insecure_channel(shared.gateway) as channel:
         database = ProtoReflectionDescriptorDatabase(channel)

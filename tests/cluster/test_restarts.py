@@ -152,6 +152,47 @@ async def test_a_drain_lets_running_turns_end(processes: Any) -> None:
     assert "stopping: finishing 1 calls" in processes.said("n1")
 
 
+async def test_a_drain_lets_nested_calls_end_and_runs_again_what_it_had_to_cut(processes: Any) -> None:
+    processes.start_all("--drain-timeout", "2")
+    async with processes.connect() as client:
+        await client.get("Counter", "warm").value()
+        nested = asyncio.create_task(client.get("Counter", "outer").wait_then_call(0.8, "inner"))
+        too_slow = asyncio.create_task(client.get("Counter", "slow").wait_and_increment(4.0, 20.0))
+        await asyncio.sleep(0.3)
+        began = time.monotonic()
+        processes.kill("n1", signal.SIGTERM)
+        assert time.monotonic() - began < 5
+        processes.node("n1")
+        assert await nested == 1
+        assert await too_slow == 1
+        assert await client.get("Counter", "inner").value() == 1
+
+
+async def test_a_gateway_under_load_stops_soon_and_loses_nothing(processes: Any) -> None:
+    processes.start_all()
+    async with processes.connect(timeout=60) as client:
+        async with Load(client) as load:
+            began = time.monotonic()
+            processes.kill("gateway", signal.SIGTERM)
+            assert time.monotonic() - began < 5
+            processes.front()
+            await load.goes_on()
+        await load.check()
+
+
+async def test_a_node_that_dies_before_it_took_its_first_shards_serves_them_when_it_is_back(processes: Any) -> None:
+    processes.start_etcd()
+    processes.node("n1", "--members-min", "2")
+    processes.front()
+    processes.node("n2", "--members-min", "2")
+    while "joined as n2" not in processes.said("n2"):
+        await asyncio.sleep(0.002)
+    processes.kill("n2")
+    processes.node("n2", "--members-min", "2")
+    async with processes.connect() as client:
+        assert await asyncio.gather(*(client.get("Counter", f"k{i}").increment() for i in range(64))) == [1] * 64
+
+
 async def test_several_workers_are_as_many_nodes_and_end_together(processes: Any) -> None:
     processes.start_etcd()
     processes.node("n1", "--workers", "3", "--members-min", "3", "--listen", "127.0.0.1:0")

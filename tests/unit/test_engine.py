@@ -1,0 +1,142 @@
+"""The engine with a store whose fsync waits: nothing that rests on a write leaves before it is on disk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+from cluster_app import app
+from holdfast import codec
+from holdfast.ids import RequestIds
+from holdfast.v1 import objects_pb2 as pb
+from holdfast_node.engine import Engine, EngineLimits
+from holdfast_node.replies import KeptReplies
+from holdfast_node.shards import Shard, Shards
+from holdfast_node.store import Store
+
+IDS = RequestIds()
+
+
+class Port:
+    """Collects replies by the number of their call."""
+
+    def __init__(self) -> None:
+        self.replies: dict[int, Any] = {}
+
+    def reply(self, number: int, result: bytes, error: pb.Error | None, epoch: int) -> None:
+        assert number not in self.replies, "answered twice"
+        self.replies[number] = error if error is not None else codec.decode(result)
+
+
+class Bench:
+    """An engine of one shard on a real store, whose fsyncs can be held back."""
+
+    def __init__(self, path: Path) -> None:
+        self.store = Store(path)
+        self.may_sync = Event()
+        self.may_sync.set()
+        sync = self.store.sync
+
+        def gated() -> None:
+            self.may_sync.wait()
+            sync()
+
+        self.store.sync = gated  # type: ignore[method-assign]
+        shards = Shards(self.store, lambda shard: None)
+        shard = shards._shards[0] = Shard(0, 1)
+        shard.serving = True
+        self.engine = Engine(app, self.store, 1, shards, KeptReplies(self.store, 600), None, EngineLimits())  # type: ignore[arg-type]
+        self.port = Port()
+        self.numbers = iter(range(1, 1000))
+
+    def call(self, key: str, method: str, *arguments: Any, request_id: bytes | None = None, attempt: int = 0) -> int:
+        number = next(self.numbers)
+        self.engine.deliver(
+            pb.Call(
+                id=number,
+                kind="Counter",
+                key=key,
+                method=method,
+                arguments=codec.encode(arguments),
+                request_id=request_id or IDS.next(),
+                attempt=attempt,
+            ),
+            self.port,
+        )
+        return number
+
+    async def answered(self, *numbers: int) -> list[Any]:
+        async with asyncio.timeout(5):
+            while not all(number in self.port.replies for number in numbers):
+                await asyncio.sleep(0.002)
+        return [self.port.replies[number] for number in numbers]
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(tmp_path / "store")
+    yield bench
+    bench.may_sync.set()
+    await bench.engine.close()
+    bench.store.close()
+
+
+async def test_no_reply_that_rests_on_a_write_leaves_before_its_fsync(bench: Bench) -> None:
+    await bench.answered(bench.call("a", "increment"))
+    bench.may_sync.clear()
+    wrote = bench.call("a", "increment")
+    read = bench.call("a", "value")
+    failed = bench.call("a", "increment_then", "raise")
+    elsewhere = bench.call("b", "value")
+    assert await bench.answered(elsewhere) == [0]  # another object has nothing to wait for
+    await asyncio.sleep(0.05)
+    later = bench.call("a", "value")
+    await asyncio.sleep(0.05)
+    assert not {wrote, read, failed, later} & set(bench.port.replies)
+    bench.may_sync.set()
+    values = await bench.answered(wrote, read, failed, later)
+    assert (values[0], values[1], values[3]) == (2, 2, 2)
+    assert values[2].code == pb.CODE_APPLICATION
+
+
+async def test_a_turn_that_ends_while_an_fsync_runs_waits_for_the_next_one(bench: Bench) -> None:
+    bench.may_sync.clear()
+    first = bench.call("a", "increment")
+    await asyncio.sleep(0.02)  # its fsync is under way
+    second = bench.call("b", "increment")
+    syncs = bench.store.syncs
+    bench.may_sync.set()
+    await bench.answered(first, second)
+    assert bench.store.syncs == syncs + 2
+
+
+async def test_the_same_request_is_one_turn_however_often_it_comes(bench: Bench) -> None:
+    request_id = IDS.next()
+    bench.may_sync.clear()
+    first = bench.call("a", "increment", request_id=request_id)
+    again = bench.call("a", "increment", request_id=request_id, attempt=1)
+    bench.may_sync.set()
+    assert await bench.answered(first, again) == [1, 1]
+    assert await bench.answered(bench.call("a", "increment", request_id=request_id, attempt=2)) == [1]
+    assert await bench.answered(bench.call("a", "value")) == [1]
+
+
+async def test_a_first_attempt_that_arrives_after_its_retry_was_run_is_not_run_again(bench: Bench) -> None:
+    request_id = IDS.next()
+    assert await bench.answered(bench.call("a", "increment", request_id=request_id, attempt=1)) == [1]
+    assert await bench.answered(bench.call("a", "increment", request_id=request_id, attempt=0)) == [1]
+
+
+async def test_nothing_of_the_engine_grows_with_calls_that_ended(bench: Bench) -> None:
+    for i in range(50):
+        await bench.answered(bench.call(f"k{i % 5}", "increment"), bench.call(f"k{i % 5}", "increment_then", "raise"))
+    assert (bench.engine.in_flight, bench.engine.activations) == (0, 5)
+    assert bench.engine.turns_failed == 50
+    limit = EngineLimits().storage.cache_bytes
+    assert 0 < bench.engine.cached_bytes < 5 * limit
+    bench.engine.evict(1.0)
+    assert (bench.engine.activations, bench.engine.cached_bytes) == (0, 0)
