@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -49,6 +50,7 @@ class Activation:
     __slots__ = (
         "_outgoing",
         "cached_bytes",
+        "checksum",
         "forgotten",
         "instance",
         "key",
@@ -76,6 +78,7 @@ class Activation:
         self.last_entry: Entry | None = None
         self.last_used = 0.0
         self.cached_bytes = 0
+        self.checksum = zlib.crc32(self.name.encode())
         self.forgotten = False
 
     @property

@@ -142,7 +142,7 @@ class Engine:
             attempt = call.attempt
             kept_replies = self._kept
             if attempt or not kept_replies.fresh_from <= request_id < kept_replies.ahead_to or request_id in kept_replies.retried:
-                kept = kept_replies.find(activation.shard, call)
+                kept = kept_replies.find(activation.shard, activation.checksum ^ handler.checksum, call)
                 if kept is not None:
                     port.reply(call.id, kept, None, activation.shard.epoch)
                     return
@@ -324,7 +324,9 @@ class Engine:
         if turn.request_id:
             if turn.attempt:
                 self._kept.note_retried(turn.request_id)
-            entry.replies.append((shard.prefix + turn.request_id, fingerprint(turn.call) + turn.result))
+            entry.replies.append(
+                (shard.prefix + turn.request_id, fingerprint(activation.checksum ^ turn.handler.checksum, turn.call) + turn.result)
+            )
         activation.last_entry = entry
         return entry
 

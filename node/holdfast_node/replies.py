@@ -47,9 +47,12 @@ class KeptReplies:
         self.fresh_from = id_prefix(now - _FRESH_MS)
         self.ahead_to = id_prefix(now + _AHEAD_MAX_MS)
 
-    def find(self, shard: Shard, call: pb.Call) -> bytes | None:
-        """The kept reply of a request. Raises DeadlineExceeded for a retry that is older than the window, InvalidArgument for
-        an id that another call had, or one from the future: its record would have to be kept for as long."""
+    def find(self, shard: Shard, target: int, call: pb.Call) -> bytes | None:
+        """The kept reply of a request to `target` (see `fingerprint`).
+
+        Raises DeadlineExceeded for a retry that is older than the window, InvalidArgument for an id that another call had, or
+        one from the future: its record would have to be kept for as long.
+        """
         request_id, attempt = call.request_id, call.attempt
         if request_id >= self.ahead_to:
             raise InvalidArgument(
@@ -66,7 +69,7 @@ class KeptReplies:
         kept = self._store.get("replies", keys.reply_key(shard.number, request_id))
         if kept is None:
             return None
-        if kept[:_FINGERPRINT_BYTES] != fingerprint(call):
+        if kept[:_FINGERPRINT_BYTES] != fingerprint(target, call):
             raise InvalidArgument(f"request id {request_id.hex()} was used for another call", path="request_id", definite=True)
         return kept[_FINGERPRINT_BYTES:]
 
@@ -86,9 +89,9 @@ class KeptReplies:
         self._store.write(batch)
 
 
-def fingerprint(call: pb.Call) -> bytes:
-    """Tells calls apart that came under one request id: a checksum of the object, the method and the arguments."""
-    return zlib.crc32(call.arguments, zlib.crc32(f"{call.codec}{call.kind}/{call.key}.{call.method}".encode())).to_bytes(4, "big")
+def fingerprint(target: int, call: pb.Call) -> bytes:
+    """Tells calls apart that came under one request id: a checksum of the object and method (`target`), codec and arguments."""
+    return zlib.crc32(call.arguments, target ^ call.codec).to_bytes(_FINGERPRINT_BYTES, "big")
 
 
 def _now_ms() -> int:

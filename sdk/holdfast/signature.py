@@ -12,6 +12,7 @@ import functools
 import inspect
 import re
 import typing
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,7 @@ _POSITIONAL = "*"
 class Handler:
     """One public method of a kind.
 
-    Attributes: `name`; `function`, unbound; `is_async`; `returns`, the result's type hint (Any without one).
+    Attributes: `name`, and its `checksum`; `function`, unbound; `is_async`; `returns`, the result's type hint (Any without one).
     Raises TypeError at registration for what cannot be called over the wire (*args, **kwargs, hints that are not data).
     """
 
@@ -38,6 +39,7 @@ class Handler:
         "_names",
         "_positional_max",
         "_required",
+        "checksum",
         "function",
         "is_async",
         "name",
@@ -48,6 +50,7 @@ class Handler:
     def __init__(self, name: str, function: Callable[..., Any], owner: str) -> None:
         where = f"{owner}.{name}"
         self.name = name
+        self.checksum = zlib.crc32(name.encode())
         self.function = function
         self.is_async = inspect.iscoroutinefunction(function)
         if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):

@@ -118,6 +118,9 @@ class Counter(DurableObject):
         request = self.request
         return {"kind": self.kind, "key": self.key, "id": request.id.hex(), "tag": request.metadata.get("tag", "")}
 
+    async def say(self, text: str) -> None:
+        self.log.info(text, extra={"colour": "red"})
+
     async def lies(self) -> int:
         return "no"  # type: ignore[return-value]
 

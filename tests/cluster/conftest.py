@@ -91,6 +91,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     cluster = Processes(tmp_path_factory.mktemp("shared"))
     try:
         cluster.start_all("--mailbox-max", "50", "--turn-timeout", "5", "--log-format", "json", nodes=2)
+        cluster.wait_ready(cluster.gateway)
         yield cluster
     finally:
         cluster.stop()

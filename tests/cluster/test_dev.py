@@ -50,7 +50,7 @@ def test_dev_refuses_a_port_that_another_cluster_has_and_a_folder_that_had_more_
     process = start(processes.gateway_port, tmp_path / "data")
     try:
         command = [sys.executable, "-m", "holdfast", "dev", str(APP), "--port", str(processes.gateway_port)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run([*command, "--data", str(tmp_path / "other")], capture_output=True, text=True, timeout=60)
         assert done.returncode == 1
         assert f"port {processes.gateway_port} is in use" in done.stderr
         assert "ready" not in done.stdout

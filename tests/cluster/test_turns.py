@@ -56,6 +56,15 @@ async def test_a_turn_that_fails_logs_once_with_its_request_id_and_traceback_and
     assert sum(int(shared.stats(node)["turns_failed"]) for node in ("n1", "n2")) == before + 1
 
 
+async def test_an_objects_log_carries_who_it_is_and_which_request(client: Any, shared: Any) -> None:
+    request_id = holdfast.new_request_id()
+    await client.get("Counter", "talks", request_id=request_id).say("hello there")
+    lines = [json.loads(line) for node in ("n1", "n2") for line in shared.said(node).splitlines() if "hello there" in line]
+    assert len(lines) == 1
+    assert (lines[0]["kind"], lines[0]["key"], lines[0]["request_id"]) == ("Counter", "talks", request_id.hex())
+    assert lines[0]["epoch"] == 1
+
+
 async def test_a_turn_past_its_deadline_is_cancelled_and_rolled_back(client: Any) -> None:
     counter = client.get("Counter", "late", timeout=0.3)
     with pytest.raises(holdfast.DeadlineExceeded, match="while it ran: it was rolled back") as late:
