@@ -71,6 +71,10 @@ class Assignment(msgspec.Struct, frozen=True):
     joining: tuple[str, ...] = ()
     released: bool = False
     """The owner of the epoch before gave the shard up itself, after its last reply: its promises need not be waited out."""
+    handover: str = ""
+    """The in-sync replica to which the owner is asked to give the shard."""
+    leaving: tuple[str, ...] = ()
+    """In-sync replicas that are not needed any more: the owner is asked to have them removed."""
 
 
 class Versioned(msgspec.Struct, frozen=True):

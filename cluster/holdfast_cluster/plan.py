@@ -1,20 +1,32 @@
 """What the controller does next. Pure: a view in, transitions out, the same for the same.
 
-Rules, for each shard:
+Rules, for each shard, the first that applies:
 
 - formation: assigned once, by the ring, when enough members are there to share the work; every copy is empty, so all are in sync.
 - fail-over: when the owner is absent, or has come back as another incarnation, an in-sync member that is present becomes the
-  owner under the next epoch, the ring's favourite first. Whoever is in sync has everything that was ever committed, so any of
-  them will do. With none present nothing happens (rule 7): the shard waits for its data.
-- join: while there are fewer copies than wanted, the ring's next member becomes a joining replica; absent ones are no longer
+  owner under the next epoch, the ring's favourite first. Whoever is in sync has everything that was ever committed, so any of them
+  will do. With none present nothing happens (rule 7): the shard waits for its data.
+- repair: while there are fewer copies than wanted, the ring's next member becomes a joining replica; absent ones are no longer
   waited for.
+- move, a few shards at a time: what the ring wants and is not there joins; then the owner is asked to hand over to the ring's
+  favourite; then what the ring does not want is asked to leave. Never fewer copies on the way than before.
+
+Members that are away for a moment (`expected`) keep their place on the ring: a restart moves nothing. When more than a third is
+away nothing moves at all, whatever the reason is; fail-over and repair go on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from holdfast_cluster.model import Assignment, View
+import msgspec
+
+from holdfast_cluster.model import Assignment, Member, View
+from holdfast_cluster.ring import Ring, RingNode
+
+MOVES_MAX = 4
+"""Shards that move at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,57 +39,104 @@ class Transition:
     why: str
 
 
-def plan(view: View, members_min: int) -> list[Transition]:
-    """The transitions that are due. `members_min`: how many active members formation waits for."""
+def plan(view: View, members_min: int, expected: Mapping[str, Member] | None = None) -> list[Transition]:
+    """The transitions that are due.
+
+    `members_min`: how many active members formation waits for. `expected`: members that were there a moment ago.
+    """
     if view.settings is None:
         return []
-    transitions = []
-    forming = sum(member.state == "active" for member in view.members.values()) >= members_min
-    for shard in range(view.settings.shards):
-        versioned = view.assignments.get(shard)
-        if versioned is None:
-            if forming and view.ring.nodes:
-                transitions.append(Transition(shard, 0, _form(view, shard), "formation"))
-            continue
-        now = versioned.assignment
-        owner = view.members.get(now.owner)
-        if owner is None or owner.incarnation > now.incarnation:
-            to, why = _fail_over(view, shard, now), "fail-over" if owner is None else "restart"
+    return _Plan(view, members_min, expected or {}).transitions()
+
+
+class _Plan:
+    def __init__(self, view: View, members_min: int, expected: Mapping[str, Member]) -> None:
+        assert view.settings is not None
+        self.view = view
+        self.copies = view.settings.replication
+        self.shards = view.settings.shards
+        away = {name: member for name, member in expected.items() if name not in view.members}
+        self.forming = sum(member.state == "active" for member in view.members.values()) >= members_min
+        self.ring = _ring(view, away) if away else view.ring
+        self.calm = len(away) * 3 <= len(view.members) + len(away)
+        self.moving = sum(1 for each in view.assignments.values() if _is_moving(each.assignment))
+
+    def transitions(self) -> list[Transition]:
+        out = []
+        for shard in range(self.shards):
+            versioned = self.view.assignments.get(shard)
+            if versioned is None:
+                if self.forming and self.view.ring.nodes:
+                    out.append(Transition(shard, 0, self._form(shard), "formation"))
+                continue
+            now = versioned.assignment
+            owner = self.view.members.get(now.owner)
+            if owner is None or owner.incarnation > now.incarnation:
+                to, why = self._fail_over(shard, now), "fail-over" if owner is None else "restart"
+            else:
+                to, why = self._repair(shard, now), "repair"
+                if to is None and self.copies > 1 and self.calm:  # moving the only copy needs what is not built yet
+                    to, why = self._move(shard, now), "move"
+            if to is not None:
+                out.append(Transition(shard, versioned.revision, to, why))
+        return out
+
+    def _form(self, shard: int) -> Assignment:
+        in_sync = tuple(self.view.ring.preference_list(shard, self.copies))
+        owner = self.view.members[in_sync[0]]
+        return Assignment(epoch=1, owner=owner.id, incarnation=owner.incarnation, in_sync=in_sync)
+
+    def _fail_over(self, shard: int, now: Assignment) -> Assignment | None:
+        present = [name for name in now.in_sync if name in self.view.members]
+        if not present:
+            return None
+        favourites = self.ring.preference_list(shard, len(self.ring.nodes))
+        best = min(present, key=lambda name: favourites.index(name) if name in favourites else len(favourites))
+        owner = self.view.members[best]
+        joining = tuple(name for name in now.joining if name in self.view.members)
+        # The absent stay in sync until the new owner, alive, has them removed: should it be dead too, they have the data.
+        return Assignment(now.epoch + 1, owner.id, owner.incarnation, now.in_sync, joining)
+
+    def _repair(self, shard: int, now: Assignment) -> Assignment | None:
+        joining = [name for name in now.joining if name in self.view.members]
+        copies = {*now.in_sync, *joining}
+        for name in self.ring.preference_list(shard, len(self.ring.nodes)):
+            if len(copies) >= self.copies:
+                break
+            if name not in copies and name in self.view.members:
+                copies.add(name)
+                joining.append(name)
+        if tuple(joining) == now.joining:
+            return None
+        return msgspec.structs.replace(now, joining=tuple(joining))
+
+    def _move(self, shard: int, now: Assignment) -> Assignment | None:
+        wanted = self.ring.preference_list(shard, self.copies)
+        started = _is_moving(now)
+        if not wanted or (not started and self.moving >= MOVES_MAX):
+            return None  # everybody drains; or enough is on its way
+        missing = [name for name in wanted if name not in now.in_sync and name not in now.joining and name in self.view.members]
+        if missing:
+            to = msgspec.structs.replace(now, joining=(*now.joining, missing[0]), handover="", leaving=())
+        elif now.joining or any(name not in now.in_sync or name not in self.view.members for name in wanted):
+            return None  # on its way, or not possible now
         else:
-            to, why = _join(view, shard, now), "join"
-        if to is not None:
-            transitions.append(Transition(shard, versioned.revision, to, why))
-    return transitions
+            handover = "" if now.owner == wanted[0] else wanted[0]
+            spare = not handover and len(wanted) >= self.copies
+            leaving = tuple(name for name in now.in_sync if name not in wanted) if spare else ()
+            to = msgspec.structs.replace(now, handover=handover, leaving=leaving)
+        if to == now:
+            return None
+        self.moving += not started
+        return to
 
 
-def _form(view: View, shard: int) -> Assignment:
+def _is_moving(now: Assignment) -> bool:
+    return bool(now.joining or now.handover or now.leaving)
+
+
+def _ring(view: View, away: Mapping[str, Member]) -> Ring:
     assert view.settings is not None
-    in_sync = tuple(view.ring.preference_list(shard, view.settings.replication))
-    owner = view.members[in_sync[0]]
-    return Assignment(epoch=1, owner=owner.id, incarnation=owner.incarnation, in_sync=in_sync)
-
-
-def _fail_over(view: View, shard: int, now: Assignment) -> Assignment | None:
-    present = [name for name in now.in_sync if name in view.members]
-    if not present:
-        return None
-    favourites = view.ring.preference_list(shard, len(view.ring.nodes))
-    owner = view.members[min(present, key=lambda name: favourites.index(name) if name in favourites else len(favourites))]
-    joining = tuple(name for name in now.joining if name in view.members)
-    # The absent stay in sync until the new owner, alive, has them removed: should it be dead too, they are the ones with the data.
-    return Assignment(now.epoch + 1, owner.id, owner.incarnation, now.in_sync, joining)
-
-
-def _join(view: View, shard: int, now: Assignment) -> Assignment | None:
-    assert view.settings is not None
-    joining = [name for name in now.joining if name in view.members]
-    copies = {*now.in_sync, *joining}
-    for name in view.ring.preference_list(shard, len(view.ring.nodes)):
-        if len(copies) >= view.settings.replication:
-            break
-        if name not in copies:
-            copies.add(name)
-            joining.append(name)
-    if tuple(joining) == now.joining:
-        return None
-    return Assignment(now.epoch, now.owner, now.incarnation, now.in_sync, tuple(joining), now.released)
+    members = [*(m for m in view.members.values()), *away.values()]
+    nodes = [RingNode(m.id, m.host, m.zone, m.weight) for m in members if m.state == "active"]
+    return Ring(nodes, view.settings.shards, view.settings.points)

@@ -646,11 +646,15 @@ class Replica:
             for name in self.assignment.in_sync
             if name != self.me and now - self.peers[name].heard_at > self.settings.replica_timeout_s
         }
+        leaving = set(self.assignment.leaving) - {self.me}
+        if len(set(self.assignment.in_sync) - leaving) >= self.settings.min_in_sync:
+            silent |= leaving & set(self.assignment.in_sync)
         caught_up = {name for name in self.assignment.joining if name != self.me and self.caught_up(self.peers[name], now)}
         if silent or caught_up:
             in_sync = tuple(name for name in self.assignment.in_sync if name not in silent) + tuple(sorted(caught_up))
             joining = tuple(name for name in self.assignment.joining if name not in caught_up)
-            self._swap(msgspec.structs.replace(self.assignment, in_sync=in_sync, joining=joining))
+            still = tuple(name for name in self.assignment.leaving if name in in_sync)
+            self._swap(msgspec.structs.replace(self.assignment, in_sync=in_sync, joining=joining, leaving=still))
 
     def caught_up(self, peer: Peer, now: float) -> bool:
         """Whether a joining replica holds all that is committed, and has promised: from the swap on it is counted."""
@@ -670,12 +674,20 @@ class Replica:
             self._swapping.retry_at = now + self.settings.swap_retry_s
         # Refused: the assignment has changed, perhaps by an earlier try of ours. The view will show it; until then both count.
 
+    def may_release(self, now: float) -> bool:
+        """Whether this owner can waive promises: only once it serves, for then every owner before it is known to serve no more."""
+        return self.serving(now)
+
     def _release(self, to: str, incarnation: int, now: float) -> None:
         assert self.assignment is not None
-        if self.owning and self._swapping is None and to in self.assignment.in_sync and to != self.me:
+        peer = self.peers.get(to)
+        alive = peer is not None and now - peer.heard_at < self.settings.replica_timeout_s
+        if self.may_release(now) and self._swapping is None and to in self.assignment.in_sync and alive:
             self.releasing = True
             self._swap(
-                msgspec.structs.replace(self.assignment, epoch=self.epoch + 1, owner=to, incarnation=incarnation, released=True)
+                msgspec.structs.replace(
+                    self.assignment, epoch=self.epoch + 1, owner=to, incarnation=incarnation, released=True, handover=""
+                )
             )
 
     # -- log and disk

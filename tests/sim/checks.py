@@ -104,5 +104,9 @@ class Checks:
             if there.count(data) != 1:
                 raise Broken(f"acknowledged means kept: {data!r} is there {there.count(data)} times in the end")
         assert owner.replica.assignment is not None
-        if len(owner.replica.assignment.in_sync) < 3:
-            raise Broken(f"progress: only {owner.replica.assignment.in_sync} are in sync after everything was healed")
+        in_sync = owner.replica.assignment.in_sync
+        wanted = world.wanted()
+        if owner.name != wanted[0] or set(in_sync) != set(wanted):
+            raise Broken(
+                f"progress: {owner.name} owns and {in_sync} are in sync, but the ring wants {wanted}, the first as the owner"
+            )

@@ -16,13 +16,21 @@ from typing import Any
 import msgspec
 from holdfast_cluster.model import Assignment, ClusterSettings, Member, Versioned, View
 from holdfast_cluster.plan import Transition, plan
+from holdfast_cluster.ring import Ring, RingNode
 from holdfast_node import replication as r
 
 from .checks import Checks, Operation
 
 SHARD = 0
 LEASE_S = 3.0
+EXPECTED_S = 4.0
 SETTINGS = ClusterSettings(shards=1, replication=3, points=16)
+
+
+STRIKES = (
+    *("crash", "crash", "pause", "cut one way", "cut off", "slow disk", "etcd", "lag"),
+    *("owner without etcd", "owner without etcd", "release", "drain", "lose disk", "all"),
+)
 
 
 @dataclass
@@ -54,9 +62,9 @@ class World:
     def __init__(
         self,
         seed: int,
-        nodes: int = 4,
+        nodes: int = 5,
         replica: type[r.Replica] = r.Replica,
-        planner: Callable[[View, int], list[Transition]] = plan,
+        planner: Callable[[View, int, dict[str, Member]], list[Transition]] = plan,
         shell: type[Node] | None = None,
     ) -> None:
         self.random = random.Random(seed)
@@ -145,9 +153,7 @@ class World:
         node = self.random.choice(list(self.nodes.values()))
         if self.random.random() < 0.3:
             node = next((each for each in self.nodes.values() if each.up and each.replica.owning), node)
-        match self.random.choice(
-            ("crash", "crash", "pause", "cut one way", "cut off", "slow disk", "etcd", "lag", "release", "lose disk", "all")
-        ):
+        match self.random.choice(STRIKES):
             case "crash":
                 node.crash()
                 self.at(self.random.expovariate(1 / 1.5), node.start)
@@ -176,6 +182,14 @@ class World:
                 owners = [each for each in self.nodes.values() if each.up and each.replica.owning]
                 if owners:
                     owners[0].release()
+            case "owner without etcd":
+                # Its lease ends while it works on: the moment that promises are for.
+                for each in self.nodes.values():
+                    if each.up and each.replica.owning:
+                        self._cut({(each.name, "etcd"), ("etcd", each.name)}, 3.0 + 2.0 * self.random.random())
+            case "drain":
+                node.set_state("draining")
+                self.at(8.0 * self.random.random(), lambda: node.set_state("active"))
             case "lose disk":
                 self._lose_disk(node)
 
@@ -201,7 +215,11 @@ class World:
         if not self.working or node is None or not node.up or not node.replica.owning or self.random.random() < 0.5:
             return
         self._cut({pair for other in self.nodes for pair in ((name, other), (other, name))})
-        other = self.nodes[self.random.choice(sorted(set(self.nodes) - {name}))]
+        in_sync = self.etcd.assignment.in_sync if self.etcd.assignment is not None else ()
+        others = [each for each in in_sync if each != name and each in self.nodes]
+        if not others:
+            return
+        other = self.nodes[self.random.choice(others)]
         other.crash()
         self.at(0.02, other.start)
 
@@ -216,15 +234,20 @@ class World:
         self.tell(f"{node.name}: its disk is lost; it comes back as {name}")
         self.at(0.5, lambda: self.add_node(name))
 
-    def _cut(self, pairs: Iterable[tuple[str, str]]) -> None:
+    def _cut(self, pairs: Iterable[tuple[str, str]], seconds: float | None = None) -> None:
         cut = {(a, b) for a, b in pairs if a != b}
         self.blocked |= cut
         self.tell(f"cut: {', '.join(f'{a}>{b}' for a, b in sorted(cut))}")
-        self.at(6.0 * self.random.random(), lambda: self._mend(cut))
+        self.at(6.0 * self.random.random() if seconds is None else seconds, lambda: self._mend(cut))
 
     def _mend(self, cut: set[tuple[str, str]]) -> None:
         self.blocked -= cut
         self.tell(f"mended: {', '.join(f'{a}>{b}' for a, b in sorted(cut))}")
+
+    def wanted(self) -> list[str]:
+        """The copies that the ring wants, the owner first, when everybody is there."""
+        nodes = [RingNode(name, f"h{name.split('.')[0]}") for name in self.nodes]
+        return Ring(nodes, SETTINGS.shards, SETTINGS.points).preference_list(SHARD, SETTINGS.replication)
 
     def heal(self) -> None:
         """No more faults from now on; everybody is started."""
@@ -236,6 +259,7 @@ class World:
         for node in list(self.nodes.values()):
             node.slow_until = node.lag_until = 0.0
             node.wake()
+            node.set_state("active")
             if not node.up:
                 node.start()
 
@@ -288,6 +312,14 @@ class Etcd:
             return False
         self.incarnations[member.id] = member.incarnation
         self.members[member.id] = (member, self.world.now + LEASE_S)
+        self._changed()
+        return True
+
+    def state(self, member: Member, state: str) -> bool:
+        found = self.members.get(member.id)
+        if found is None or found[0].incarnation != member.incarnation:
+            return False
+        self.members[member.id] = (msgspec.structs.replace(found[0], state=state), found[1])
         self._changed()
         return True
 
@@ -359,6 +391,7 @@ class Node:
         self.slow_until = 0.0
         self.lag_until = 0.0
         self._waiting: list[Callable[[], None]] = []
+        self.state_wanted = "active"
 
     @property
     def clock(self) -> float:
@@ -382,6 +415,7 @@ class Node:
         self.state = list(self.disk.state)
         self.operations: list[tuple[int, Operation, list[bytes] | None]] = []
         self.joined = False
+        self.seen: dict[str, tuple[Member, float]] = {}
         self.disk.incarnation += 1
         self.replica = self.world.replica.start(
             self.name, self.disk.incarnation, r.ReplicationSettings(log_keep_max=5), self.disk, self.clock
@@ -437,7 +471,7 @@ class Node:
     # -- membership and control
 
     def _join(self) -> None:
-        member = Member(self.name, self.name, self.replica.incarnation, f"h{self.name.split('.')[0]}")
+        member = Member(self.name, self.name, self.replica.incarnation, f"h{self.name.split('.')[0]}", state=self.state_wanted)
 
         def answered(done: Any) -> None:
             self.joined = bool(done)
@@ -462,11 +496,25 @@ class Node:
             self.do(r.Rejoined(self.disk.incarnation))
             self._join()
 
+    def set_state(self, state: str) -> None:
+        """Drain, or take part again."""
+        self.state_wanted = state
+        member = self.view.members.get(self.name) if self.up else None
+        if member is not None and member.state != state:
+            self.world.tell(f"{self.name}: {state}")
+            self.world.etcd.request(self, lambda: self.world.etcd.state(member, state), lambda _: None)
+
     def _control(self) -> None:
         """Every node is the controller now and then: two at once must do no harm, nor one that dies half-way."""
         if self.view.settings is None or self.world.random.random() < 0.5:
             return
-        for transition in self.world.planner(self.view, len(self.world.nodes)):
+        for name, member in self.view.members.items():
+            self.seen[name] = (member, self.clock)
+        expected = {name: member for name, (member, at) in self.seen.items() if self.clock - at < EXPECTED_S}
+        mine = self.view.members.get(self.name)
+        if mine is not None and mine.state != self.state_wanted:
+            self.set_state(self.state_wanted)
+        for transition in self.world.planner(self.view, len(self.world.nodes), expected):
             self.world.etcd.request(
                 self,
                 lambda t=transition: self.world.etcd.swap(t.revision, t.to),
@@ -490,6 +538,10 @@ class Node:
 
     def _tick(self) -> None:
         self.do(r.Tick())
+        assignment = self.replica.assignment
+        if self.replica.owning and assignment is not None and assignment.handover in self.view.members and not self.operations:
+            incarnation = self.view.members[assignment.handover].incarnation
+            self.do(r.Release(assignment.handover, incarnation))
 
     def do(self, event: r.Event) -> list[r.Effect]:
         was = self.replica.owning

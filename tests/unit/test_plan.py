@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import msgspec
 from holdfast_cluster.model import Assignment, ClusterSettings, Member, Versioned, View
-from holdfast_cluster.plan import Transition, plan
+from holdfast_cluster.plan import MOVES_MAX, Transition, plan
 
 SETTINGS = ClusterSettings(shards=8, id="c")
 A, B = Member("a", "127.0.0.1:1", 1, "h1"), Member("b", "127.0.0.1:2", 1, "h2")
@@ -56,3 +57,98 @@ def test_a_restarted_node_gets_its_shards_under_the_next_epoch_and_from_the_revi
 def test_an_older_incarnation_than_the_assigned_one_gets_nothing() -> None:
     assignments = {0: Versioned(Assignment(4, "a", 7, ("a",)), 9)}
     assert [t for t in plan(view(A, assignments=assignments), 1) if t.shard == 0] == []
+
+
+# -- three copies
+
+THREE = ClusterSettings(shards=8, replication=3, id="c")
+NODES = [Member(name, f"127.0.0.1:{i}", 1, f"h-{name}") for i, name in enumerate("abcde", 1)]
+
+
+def replicated(*members: Member, assignments: dict[int, Versioned] | None = None) -> View:
+    return view(*members, assignments=assignments, settings=THREE)
+
+
+def settle(picture: View, rounds: int = 200) -> tuple[View, list[list[str]]]:
+    """What comes of a picture when every transition is applied and owners do at once what they are asked."""
+    reasons = []
+    revision = picture.revision
+    for _ in range(rounds):
+        transitions = plan(picture, 1)
+        if not transitions:
+            return picture, reasons
+        reasons.append([t.why for t in transitions])
+        assignments = dict(picture.assignments)
+        for t in transitions:
+            revision += 1
+            now = t.to
+            if now.joining:
+                now = msgspec.structs.replace(now, in_sync=(*now.in_sync, *now.joining), joining=())
+            if now.handover:
+                now = msgspec.structs.replace(now, epoch=now.epoch + 1, owner=now.handover, handover="", released=True)
+            if now.leaving:
+                now = msgspec.structs.replace(now, in_sync=tuple(n for n in now.in_sync if n not in now.leaving), leaving=())
+            assert len(now.in_sync) >= 3
+            assignments[t.shard] = Versioned(now, revision)
+        picture = View(revision, picture.settings, picture.members, assignments, "a")
+    raise AssertionError("it never settles")
+
+
+def test_formation_puts_every_copy_where_the_ring_wants_it() -> None:
+    picture, _ = settle(replicated(*NODES))
+    for shard, versioned in picture.assignments.items():
+        assert list(versioned.assignment.in_sync) == picture.ring.preference_list(shard, 3)
+
+
+def test_a_dead_owner_is_replaced_from_the_in_sync_set_and_nobody_is_forgotten() -> None:
+    picture, _ = settle(replicated(*NODES))
+    gone = picture.assignments[0].assignment.owner
+    left = replicated(*[node for node in NODES if node.id != gone], assignments=dict(picture.assignments))
+    first = next(t for t in plan(left, 1) if t.shard == 0)
+    before = picture.assignments[0].assignment
+    assert first.why == "fail-over"
+    assert first.to.epoch == before.epoch + 1
+    assert first.to.owner in set(before.in_sync) - {gone}
+    assert first.to.in_sync == before.in_sync
+    assert not first.to.released
+
+
+def test_with_no_in_sync_member_present_a_shard_waits() -> None:
+    picture, _ = settle(replicated(*NODES))
+    copies = set(picture.assignments[0].assignment.in_sync)
+    left = replicated(*[node for node in NODES if node.id not in copies], assignments={0: picture.assignments[0]})
+    assert [t for t in plan(left, 1) if t.shard == 0] == []
+
+
+def test_a_join_moves_a_few_shards_at_a_time_until_the_ring_is_met() -> None:
+    picture, _ = settle(replicated(*NODES[:4]))
+    joined = replicated(*NODES, assignments=dict(picture.assignments))
+    assert 0 < len(plan(joined, 1)) <= MOVES_MAX
+    after, _ = settle(joined)
+    for shard, versioned in after.assignments.items():
+        wanted = after.ring.preference_list(shard, 3)
+        assert versioned.assignment.owner == wanted[0]
+        assert set(versioned.assignment.in_sync) == set(wanted)
+
+
+def test_a_draining_node_loses_everything_and_a_cluster_that_drains_as_a_whole_stays() -> None:
+    picture, _ = settle(replicated(*NODES))
+    drained = [msgspec.structs.replace(node, state="draining") if node.id == "a" else node for node in NODES]
+    after, _ = settle(replicated(*drained, assignments=dict(picture.assignments)))
+    assert all("a" not in versioned.assignment.in_sync for versioned in after.assignments.values())
+    everybody = [msgspec.structs.replace(node, state="draining") for node in NODES]
+    assert plan(replicated(*everybody, assignments=dict(picture.assignments)), 1) == []
+
+
+def test_a_member_that_is_away_for_a_moment_moves_nothing() -> None:
+    picture, _ = settle(replicated(*NODES))
+    left = replicated(*NODES[:4], assignments=dict(picture.assignments))
+    away = {"e": NODES[4]}
+    assert {t.why for t in plan(left, 1, away)} == {"fail-over"}
+
+
+def test_when_more_than_a_third_is_away_nothing_moves() -> None:
+    picture, _ = settle(replicated(*NODES[:4]))
+    joined = replicated(*NODES, assignments=dict(picture.assignments))
+    away = {f"x{i}": Member(f"x{i}", "127.0.0.1:9", 1, f"hx{i}") for i in range(3)}
+    assert plan(joined, 1, away) == []
