@@ -44,8 +44,8 @@ class Activations:
             activation.cached_bytes += grown
             self.cached_bytes += grown
 
-    def of_shard(self, shard: Shard) -> list[Activation]:
-        return [activation for activation in self._by_ident.values() if activation.shard is shard]
+    def of_shards(self, shards: set[Shard]) -> list[Activation]:
+        return [activation for activation in self._by_ident.values() if activation.shard in shards]
 
     def oldest(self) -> Activation | None:
         """The least recently used one."""

@@ -452,20 +452,21 @@ class Engine:
                     again.id = number
                     self.deliver(again, port)
 
-    def drop_shard(self, shard: Shard) -> None:
-        """The shard is no longer served: forget its activations, and let what waits be sent elsewhere."""
-        for activation in self._activations.of_shard(shard):
+    def drop_shards(self, shards: set[Shard]) -> None:
+        """These shards are no longer served: forget their activations, and let what waits be sent elsewhere."""
+        for activation in self._activations.of_shards(shards):
             self._activations.forget(activation)
             for turn in activation.mailbox or ():
                 if turn.state == QUEUED:
-                    self._finish(turn, b"", error_to_proto(_moved(shard.number)))
+                    self._finish(turn, b"", error_to_proto(_moved(activation.shard.number)))
             activation.mailbox = None
             if activation.turn is not None:
                 activation.turn.cancel()
-        entry, shard.gathering = shard.gathering, None
-        if entry is not None:
-            entry.abandoned = True
-            self._committed([entry])
+        for shard in shards:
+            entry, shard.gathering = shard.gathering, None
+            if entry is not None:
+                entry.abandoned = True
+                self._committed([entry])
 
     # -- eviction
 

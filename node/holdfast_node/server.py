@@ -80,7 +80,7 @@ class NodeServer:
         self._kept = KeptReplies(self._store, config.replies_window_s)
         local = LocalPipe(liveness)
         dispatcher = Dispatcher(feed, config.dispatch, (node_id, local))
-        self._shards = shards = Shards(self._store, self._drop_shard)
+        self._shards = shards = Shards(self._store, self._drop_shards)
         self._engine = engine = Engine(self._app, self._store, settings.shards, shards, self._kept, dispatcher, config.limits)
         local.connect(engine, dispatcher)
         peer = PeerService(
@@ -170,8 +170,8 @@ class NodeServer:
             kinds=sorted(self._app.kinds),
         )
 
-    def _drop_shard(self, shard: Shard) -> None:
-        self._engine.drop_shard(shard)
+    def _drop_shards(self, shards: set[Shard]) -> None:
+        self._engine.drop_shards(shards)
 
     async def _tick(self) -> None:
         """What follows the clock: eviction, dropping old replies."""

@@ -32,9 +32,9 @@ class Shard:
 
 
 class Shards:
-    """Follows the assignments. `dropped` is called with every shard that stops being served under the epoch it had."""
+    """Follows the assignments. `dropped` is called with the shards that stop being served under the epoch they had."""
 
-    def __init__(self, store: Store, dropped: Callable[[Shard], None]) -> None:
+    def __init__(self, store: Store, dropped: Callable[[set[Shard]], None]) -> None:
         self._store = store
         self._dropped = dropped
         self._shards: dict[int, Shard] = {}
@@ -51,10 +51,12 @@ class Shards:
     def follow(self, view: View, member: Member | None) -> None:
         """Serve what `view` assigns to this incarnation of the node, and nothing else."""
         gained: list[tuple[int, int]] = []
+        lost = set()
         for shard in self.serving():
             versioned = view.assignments.get(shard.number)
             if versioned is None or not _is_mine(versioned.assignment, member) or versioned.assignment.epoch != shard.epoch:
-                self._stop(shard)
+                lost.add(shard)
+        self._stop(lost)
         for number, versioned in view.assignments.items():
             if _is_mine(versioned.assignment, member) and self.get(number) is None and number not in self._broken:
                 gained.append((number, versioned.assignment.epoch))
@@ -63,12 +65,13 @@ class Shards:
 
     def stop_all(self) -> None:
         """Serve nothing until the next `follow`."""
-        for shard in self.serving():
-            self._stop(shard)
+        self._stop(set(self.serving()))
 
-    def _stop(self, shard: Shard) -> None:
-        shard.serving = False
-        self._dropped(shard)
+    def _stop(self, shards: set[Shard]) -> None:
+        if shards:
+            for shard in shards:
+                shard.serving = False
+            self._dropped(shards)
 
     def _take(self, gained: list[tuple[int, int]]) -> None:
         """Bring shards up under their new epochs, which are on disk before anything is served under them."""

@@ -46,7 +46,7 @@ class Bench:
             sync()
 
         self.store.sync = gated  # type: ignore[method-assign]
-        shards = Shards(self.store, lambda shard: None)
+        shards = Shards(self.store, lambda shards: None)
         shard = shards._shards[0] = Shard(0, 1)
         shard.serving = True
         self.engine = Engine(app, self.store, 1, shards, KeptReplies(self.store, 600), None, EngineLimits())  # type: ignore[arg-type]
