@@ -205,7 +205,8 @@ class Dispatcher:
             if reply.error.code == pb.CODE_WRONG_OWNER:
                 self._hold(pending)
                 return
-        self._unhold(pending)
+        if pending.pipe is None:
+            self._unhold(pending)
         self._drop(reply.id, pending)
         reply.id = pending.origin_id
         pending.origin.push(reply, len(result) + _ENVELOPE_BYTES if result else reply.ByteSize())
