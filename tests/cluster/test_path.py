@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 
 async def test_1000_concurrent_calls_to_one_object_run_one_after_the_other_in_order(processes: Any) -> None:
     processes.start_all()
@@ -13,6 +15,7 @@ async def test_1000_concurrent_calls_to_one_object_run_one_after_the_other_in_or
         assert await asyncio.gather(*(hot.increment() for _ in range(1000))) == list(range(1, 1001))
 
 
+@pytest.mark.timeout(600)
 async def test_what_was_acknowledged_survives_kill_9_of_the_node_right_after_the_reply(processes: Any) -> None:
     """The fsync happens before the reply: 200 rounds of a reply, a kill -9, and a look at what is there."""
     processes.start_all("--lease-ttl", "2")
