@@ -36,6 +36,7 @@ from holdfast.ids import RequestIds
 from holdfast.signature import Handler
 from holdfast.storage import Limits
 from holdfast.v1 import objects_pb2 as pb
+from holdfast_cluster.dispatch import KEY_BYTES_MAX
 from holdfast_cluster.ring import shard_of
 
 from holdfast_node import keys
@@ -178,8 +179,8 @@ class Engine:
     def _activate(self, call: pb.Call) -> Activation:
         kind = self._app.get(call.kind)
         size = len(call.key.encode())
-        if not 0 < size <= 1024:
-            raise InvalidArgument(f"an object's key has 1 to 1024 bytes, this one {size}", path="key", definite=True)
+        if not 0 < size <= KEY_BYTES_MAX:
+            raise InvalidArgument(f"an object's key has 1 to {KEY_BYTES_MAX} bytes, this one {size}", path="key", definite=True)
         number = shard_of(call.kind, call.key, self._shards_total)
         shard = self._shards.get(number)
         if shard is None or (self._draining and not call.chain):  # a turn that is let end may call others
