@@ -86,10 +86,10 @@ class ReleasesBeforeItServes(r.Replica):
 class ServesOnWhileItReleases(r.Replica):
     """Goes on until it hears that its release has happened."""
 
-    def serving(self, now: float) -> bool:
+    def serves_until(self, now: float) -> float:
         was, self.releasing = self.releasing, False
         try:
-            return super().serving(now)
+            return super().serves_until(now)
         finally:
             self.releasing = was
 

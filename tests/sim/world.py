@@ -416,9 +416,10 @@ class Node:
         self.operations: list[tuple[int, Operation, list[bytes] | None]] = []
         self.joined = False
         self.seen: dict[str, tuple[Member, float]] = {}
+        self.sending: set[str] = set()
         self.disk.incarnation += 1
         self.replica = self.world.replica.start(
-            self.name, self.disk.incarnation, r.ReplicationSettings(log_keep_max=5), self.disk, self.clock
+            self.name, self.disk.incarnation, r.ReplicationSettings(log_keep_max=6), self.disk, self.clock
         )
         self.world.tell(
             f"{self.name}: starts, incarnation {self.disk.incarnation}, epoch {self.disk.epoch}, log to {self.replica.last}"
@@ -557,17 +558,37 @@ class Node:
                 case r.Send(to, message):
                     self.world.send(self, to, message)
                 case r.SendSnapshot(to, epoch):
-                    self.world.send(self, to, self.snapshot(epoch))
+                    self._send_snapshot(to, epoch)
                 case r.Swap(revision, to_assignment):
                     self._swap(revision, to_assignment)
             if isinstance(effect, r.Persist) and effect.install is not None:
                 self.state = msgspec.msgpack.decode(effect.install.state)
                 self.world.checks.installed(self.name, effect.install.position, self.state)
+            if isinstance(effect, r.Persist) and effect.wipe:
+                self.world.tell(f"{self.name}: drops its copy")
+                self.state = []
         if was and not self.replica.owning:
             self.world.tell(f"{self.name}: owns no more")
             self.operations = []
         self._reply()
         return effects
+
+    def _send_snapshot(self, to: str, epoch: int) -> None:
+        """The state is taken now, and on its way for a while."""
+        if to in self.sending:
+            return
+        self.sending.add(to)
+        snapshot = self.snapshot(epoch)
+        life = self.life
+        self.do(r.SnapshotStarted(to))
+
+        def ended() -> None:
+            self.sending.discard(to)
+            self.do(r.SnapshotEnded(to))
+
+        seconds = self.world.random.expovariate(1 / 0.2)
+        self.world.at(seconds, lambda: self.when_awake(life, lambda: self.world.send(self, to, snapshot)))
+        self.world.at(seconds + 0.3, lambda: self.when_awake(life, ended))
 
     def snapshot(self, epoch: int) -> r.Snapshot:
         """The state with the position that it is at: both read at once."""
@@ -628,7 +649,7 @@ class Node:
         """Take a call: checked when it starts, and again when its reply leaves."""
 
         def begin() -> None:
-            if not self.replica.serving(self.clock):
+            if not self.replica.serving(self.clock) or (operation.kind == "write" and self.replica.read_only()):
                 return
             self.world.checks.called(operation)
             if operation.kind == "read":
@@ -658,6 +679,8 @@ def _persist(disk: Disk, effect: r.Persist) -> int:
     if effect.install is not None:
         disk.base, disk.entries = effect.install.position, []
         disk.applied, disk.state = effect.install.position.seq, msgspec.msgpack.decode(effect.install.state)
+    if effect.wipe:
+        disk.base, disk.entries, disk.applied, disk.state = r.Position(0, 0), [], 0, []
     if effect.cut is not None:
         del disk.entries[effect.cut - disk.base.seq - 1 :]
     disk.entries += effect.entries

@@ -1,4 +1,4 @@
-"""Replication of shards, as a pure core; docs/decisions/0004-replication.md says what of it runs today."""
+"""Replication of shards, as a pure core. Its rules are at the head of replica.py; docs/decisions/0004-replication.md has the choices."""
 
 from holdfast_node.replication.events import (
     Acknowledge,
@@ -6,9 +6,11 @@ from holdfast_node.replication.events import (
     Appended,
     Apply,
     Assigned,
+    Drop,
     Effect,
     Event,
     LogEntry,
+    MayDrop,
     Message,
     Mismatch,
     NotAppended,
@@ -24,6 +26,8 @@ from holdfast_node.replication.events import (
     Send,
     SendSnapshot,
     Snapshot,
+    SnapshotEnded,
+    SnapshotStarted,
     Swap,
     Swapped,
     Tick,
@@ -37,9 +41,11 @@ __all__ = [
     "Apply",
     "Assigned",
     "Disk",
+    "Drop",
     "Effect",
     "Event",
     "LogEntry",
+    "MayDrop",
     "Message",
     "Mismatch",
     "NotAppended",
@@ -56,6 +62,8 @@ __all__ = [
     "Send",
     "SendSnapshot",
     "Snapshot",
+    "SnapshotEnded",
+    "SnapshotStarted",
     "Swap",
     "Swapped",
     "Tick",

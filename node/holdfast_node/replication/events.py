@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
 from holdfast_cluster.model import Assignment
+
+
+class _Record(msgspec.Struct, frozen=True, gc=False):
+    """Made several times for each entry, so it is made cheaply."""
 
 
 class Position(NamedTuple):
@@ -35,81 +40,90 @@ class ReplicationSettings:
     """How long a new owner waits for a replica's first word before it has it removed: it may be absent as the owner before is."""
     swap_retry_s: float = 1.0
     min_in_sync: int = 2
-    """Below it appends are refused; reads go on."""
+    """Below it the shard is read-only."""
     batch_entries_max: int = 64
-    log_keep_max: int = 1_000
-    """Applied entries that stay in the log, for replicas that come back."""
+    batch_bytes_max: int = 1 << 20
+    """A message's entries; one that is larger goes alone."""
+    log_keep_max: int = 200
+    """Applied entries that stay in the log, for replicas that come back; above it the older half goes."""
+    log_keep_bytes: int = 256 << 10
+    """Also bounds them, by their data."""
+    log_hold_bytes: int = 64 << 20
+    """What the log may grow to while a snapshot is sent that its tail has to follow; above it the snapshot is given up."""
 
 
 # -- events
 
 
-@dataclass(frozen=True, slots=True)
-class Assigned:
+class Assigned(_Record):
     """etcd shows this assignment at this revision."""
 
     assignment: Assignment
     revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
+class Append(_Record):
     """The owner's engine has an entry; its seq is in the effect `Appended`."""
 
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Persisted:
+class Persisted(_Record):
     """Everything up to the `Persist` of this number is on disk."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(_Record):
     """A message came from a node."""
 
     sender: str
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class Swapped:
+class Swapped(_Record):
     """etcd's answer to a `Swap`: it happened (at `revision`), it did not, or (None) nobody knows."""
 
     happened: bool | None
     revision: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(_Record):
     """Give the shard to another in-sync replica; all replies have left."""
 
     to: str
     incarnation: int
 
 
-@dataclass(frozen=True, slots=True)
-class Rejoined:
+class Rejoined(_Record):
     """The node is a member under a new incarnation: what was assigned to the earlier one is not its own any more."""
 
     incarnation: int
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class SnapshotStarted(_Record):
+    """The shell has taken the state as it is now, and sends it: the log behind it is needed until the replica has it."""
+
+    to: str
+
+
+class SnapshotEnded(_Record):
+    """The snapshot to this node is delivered, or given up."""
+
+    to: str
+
+
+class Tick(_Record):
     """Time has passed."""
 
 
-Event = Assigned | Append | Persisted | Received | Swapped | Release | Rejoined | Tick
+Event = Assigned | Append | Persisted | Received | Swapped | Release | Rejoined | SnapshotStarted | SnapshotEnded | Tick
 
 
 # -- messages between nodes
 
 
-@dataclass(frozen=True, slots=True)
-class Replicate:
+class Replicate(_Record):
     """Owner to replica: entries behind `previous`, and how far the owner has committed. Without entries it is a heartbeat."""
 
     epoch: int
@@ -119,8 +133,7 @@ class Replicate:
     sent_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(_Record):
     """Owner to joining replica: the whole state as of `position`."""
 
     epoch: int
@@ -129,8 +142,7 @@ class Snapshot:
     sent_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Acknowledge:
+class Acknowledge(_Record):
     """Replica to owner: it has everything up to `matched` on disk, and promises. `sent_at` is the owner's own."""
 
     epoch: int
@@ -138,8 +150,7 @@ class Acknowledge:
     sent_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Mismatch:
+class Mismatch(_Record):
     """Replica to owner: it has nothing like `previous`; try behind `last`. It promises as `Acknowledge` does."""
 
     epoch: int
@@ -147,24 +158,35 @@ class Mismatch:
     sent_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(_Record):
     """Replica to owner: it has heard of a higher epoch."""
 
     epoch: int
 
 
-Message = Replicate | Snapshot | Acknowledge | Mismatch | Refused
+class MayDrop(_Record):
+    """Replica to owner: it holds a copy that it is not assigned (any more), and would like to drop it."""
+
+    epoch: int
+
+
+class Drop(_Record):
+    """Owner to replica: the owner does not know it as a replica, so nothing rests on its copy."""
+
+    epoch: int
+
+
+Message = Replicate | Snapshot | Acknowledge | Mismatch | Refused | MayDrop | Drop
 
 
 # -- effects
 
 
-@dataclass(frozen=True, slots=True)
-class Persist:
+class Persist(_Record):
     """Write to disk, in the order of numbers, and answer with `Persisted`.
 
-    Cut the log from seq `cut` on (None: no cut), append `entries`; with `install` replace state and log by a snapshot.
+    Cut the log from seq `cut` on (None: no cut), append `entries`; with `install` replace state and log by a snapshot, with
+    `wipe` by nothing.
     """
 
     number: int
@@ -172,48 +194,43 @@ class Persist:
     cut: int | None = None
     entries: tuple[LogEntry, ...] = ()
     install: Snapshot | None = None
+    wipe: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Apply:
+class Apply(_Record):
     """Apply committed entries to the state, which changes together with its position. The log keeps what is behind `trim`."""
 
     entries: tuple[LogEntry, ...]
     trim: int
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(_Record):
     """Send to a node. It may be lost, doubled, delayed."""
 
     to: str
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class SendSnapshot:
-    """Send the state with the position that it is at."""
+class SendSnapshot(_Record):
+    """Send the state with the position that it is at, unless that is under way; say `SnapshotStarted` and `SnapshotEnded`."""
 
     to: str
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(_Record):
     """The entry got this seq."""
 
     seq: int
 
 
-@dataclass(frozen=True, slots=True)
-class NotAppended:
-    """The entry was not taken: not the owner, or too few in-sync replicas."""
+class NotAppended(_Record):
+    """The entry was not taken: this node does not own the shard, or is about to release it."""
 
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Swap:
+class Swap(_Record):
     """Ask etcd to put `to` in the place of the assignment at `revision`; answer with `Swapped`."""
 
     revision: int

@@ -38,9 +38,11 @@ from holdfast_node.replication.events import (
     Appended,
     Apply,
     Assigned,
+    Drop,
     Effect,
     Event,
     LogEntry,
+    MayDrop,
     Message,
     Mismatch,
     NotAppended,
@@ -56,6 +58,8 @@ from holdfast_node.replication.events import (
     Send,
     SendSnapshot,
     Snapshot,
+    SnapshotEnded,
+    SnapshotStarted,
     Swap,
     Swapped,
     Tick,
@@ -73,13 +77,19 @@ class Disk(Protocol):
 
 @dataclass(slots=True)
 class Peer:
-    """What the owner knows of a replica. `next`: the seq to send next; `heard_at`: when it answered last, or was met."""
+    """What the owner knows of a replica. `next`: the seq to send next; `heard_at`: when it answered last, or was met.
+
+    `met_at`: when it became a replica. What it said to an earlier message counts no more: it may have dropped its copy since.
+    `holds`: the seq of the snapshot that is on its way to it.
+    """
 
     next: int
+    met_at: float
     heard_at: float
     matched: int = 0
     promised_until: float = 0.0
     sent_at: float = float("-inf")
+    holds: int | None = None
 
 
 @dataclass(slots=True)
@@ -122,6 +132,11 @@ class Replica:
     """The seq of the empty entry of the epoch that this node owns."""
     wait_until: float = 0.0
     persisted: int = 0
+    heard: int = 0
+    """Messages taken from owners: tells whether anything was said since the owner was asked whether the copy may go."""
+    _counted: frozenset[str] = frozenset()
+    _log_bytes: int = 0
+    _asked: tuple[float, int] = (float("-inf"), -1)
     _number: int = 0
     _flushed: int = 0
     _own: list[tuple[int, int]] = field(default_factory=list)
@@ -136,6 +151,7 @@ class Replica:
         self.epoch = disk.epoch
         self.base = disk.base
         self.entries = list(disk.entries)
+        self._log_bytes = sum(len(entry.data) for entry in self.entries)
         self.applied = self.committed = disk.applied
         self.persisted = self.last.seq
         self.promised_until = now + settings.promise_s
@@ -150,16 +166,21 @@ class Replica:
 
     def serving(self, now: float) -> bool:
         """Whether this node may answer for the shard at this moment: asked when a turn starts and again when its reply leaves."""
-        return (
-            self.owning
-            and not self.releasing
-            and self.committed >= self.first_seq
-            and now >= self.wait_until
-            and self.holds_promises(now)
-        )
+        return self.serves_until(now) > now
 
-    def holds_promises(self, now: float) -> bool:
-        return all(name in self.peers and self.peers[name].promised_until > now for name in self.counted())
+    def serves_until(self, now: float) -> float:
+        """Until when this node may answer for the shard if nothing happens; 0 when it may not now."""
+        if not self.owning or self.releasing or self.committed < self.first_seq or now < self.wait_until:
+            return 0.0
+        peers = self.peers
+        return min([peers[name].promised_until if name in peers else 0.0 for name in self._counted], default=float("inf"))
+
+    def read_only(self) -> str | None:
+        """Why turns may not write at the moment; None when they may."""
+        assert self.assignment is not None
+        if len(self.assignment.in_sync) >= self.settings.min_in_sync:
+            return None
+        return f"{len(self.assignment.in_sync)} copies are in sync, writes need {self.settings.min_in_sync}"
 
     def counted(self) -> set[str]:
         """The replicas beside this owner whose acknowledgement a commit needs."""
@@ -178,14 +199,16 @@ class Replica:
     def handle(self, event: Event, now: float) -> list[Effect]:
         """What to do about an event."""
         match event:
-            case Assigned(assignment, revision):
-                self._assigned(assignment, revision, now)
+            case Received(sender, message):
+                self._received(sender, message, now)
             case Append(data):
                 self._append(data, now)
             case Persisted(number):
                 self._persisted(number, now)
-            case Received(sender, message):
-                self._received(sender, message, now)
+            case Tick():
+                self._tick(now)
+            case Assigned(assignment, revision):
+                self._assigned(assignment, revision, now)
             case Swapped(happened, revision):
                 self._swapped(happened, revision, now)
             case Release(to, incarnation):
@@ -195,8 +218,12 @@ class Replica:
                 self.owning = False
                 self.peers = {}
                 self._swapping = None
-            case Tick():
-                self._tick(now)
+            case SnapshotStarted(to):
+                if (peer := self.peers.get(to)) is not None:
+                    peer.holds = self.applied
+            case SnapshotEnded(to):
+                if (peer := self.peers.get(to)) is not None:
+                    peer.holds = None
         out, self._out = self._out, []
         return out
 
@@ -209,7 +236,7 @@ class Replica:
                 if self._heard(sender, message.epoch):
                     self._install(sender, message, now)
             case Acknowledge(epoch, matched, sent_at):
-                if self.owning and self.accepts(epoch) and (peer := self.peers.get(sender)) is not None:
+                if (peer := self._answered(sender, epoch, sent_at)) is not None:
                     peer.matched = max(peer.matched, matched)
                     peer.next = max(peer.next, matched + 1)
                     self._promised(peer, sent_at, now)
@@ -217,7 +244,7 @@ class Replica:
                     if peer.next <= self.last.seq:
                         self._stream(sender, peer, now)
             case Mismatch(epoch, last, sent_at):
-                if self.owning and self.accepts(epoch) and (peer := self.peers.get(sender)) is not None:
+                if (peer := self._answered(sender, epoch, sent_at)) is not None:
                     self._promised(peer, sent_at, now)
                     if last + 1 < peer.next and peer.next > peer.matched + 1:
                         peer.next = max(peer.matched, last) + 1
@@ -225,6 +252,17 @@ class Replica:
             case Refused(epoch):
                 if epoch > self.epoch:
                     self._raise(epoch)
+            case MayDrop(epoch):
+                if self.owning and epoch == self.epoch and sender not in self.peers:
+                    self._out.append(Send(sender, Drop(epoch)))
+            case Drop(epoch):
+                if not self.owning and self.accepts(epoch) and self._asked[1] == self.heard:
+                    self._drop()
+
+    def _answered(self, sender: str, epoch: int, sent_at: float) -> Peer | None:
+        """The replica that this is an answer of, if the answer counts."""
+        peer = self.peers.get(sender)
+        return peer if peer is not None and self.owning and self.accepts(epoch) and sent_at >= peer.met_at else None
 
     # -- the fence
 
@@ -242,6 +280,7 @@ class Replica:
             return False
         if epoch > self.epoch:
             self._raise(epoch)
+        self.heard += 1
         return not self.owning
 
     def _raise(self, epoch: int) -> None:
@@ -251,6 +290,7 @@ class Replica:
         self.matched = 0
         self.peers = {}
         self._swapping = None
+        self.releasing = False
         self._persist()
 
     # -- as a replica
@@ -272,6 +312,7 @@ class Replica:
                 mine = None
             if mine is None:
                 self.entries.append(entry)
+                self._log_bytes += len(entry.data)
                 new.append(entry)
         reached = message.entries[-1].seq if message.entries else message.previous.seq
         self.matched = max(self.matched, reached)
@@ -290,7 +331,9 @@ class Replica:
     def cut(self, seq: int) -> None:
         """Forget the log from `seq` on: it is not what the owner has. Never anything that was applied."""
         assert seq > self.applied, f"{self.me}: cutting at {seq}, applied {self.applied}"
-        del self.entries[seq - self.base.seq - 1 :]
+        at = seq - self.base.seq - 1
+        self._log_bytes -= sum(len(entry.data) for entry in self.entries[at:])
+        del self.entries[at:]
 
     def _install(self, sender: str, message: Snapshot, now: float) -> None:
         position = message.position
@@ -298,10 +341,19 @@ class Replica:
         if position.seq > self.applied and (mine is None or mine.epoch != position.epoch):
             self.base = position
             self.entries = []
+            self._log_bytes = 0
             self.applied = self.committed = position.seq
             self._persist(install=message)
         self.matched = max(self.matched, position.seq)
         self._hold(sender, Acknowledge(message.epoch, self.matched, message.sent_at), now)
+
+    def _drop(self) -> None:
+        """Forget the copy, but not the epoch: what was refused stays refused."""
+        self.base = Position(0, 0)
+        self.entries = []
+        self._log_bytes = 0
+        self.applied = self.committed = self.matched = 0
+        self._persist(wipe=True)
 
     def _hold(self, to: str, message: Acknowledge | Mismatch, now: float) -> None:
         """An answer: it leaves when all that was written before it is on disk."""
@@ -311,13 +363,23 @@ class Replica:
     def _let_go(self, now: float) -> None:
         """Send the answers whose writes are on disk, and that are still true: an epoch heard of since takes them back."""
         still = []
+        last: _Held | None = None
         for held in self._held:
             if not self.on_disk(held.number):
                 still.append(held)
             elif self.accepts(held.message.epoch):
-                self.promised_until = max(self.promised_until, now + self.settings.promise_s)
-                self._out.append(Send(held.to, held.message))
+                if last is not None and not self._supersedes(held, last):
+                    self._out.append(Send(last.to, last.message))
+                last = held
+        if last is not None:
+            self.promised_until = max(self.promised_until, now + self.settings.promise_s)
+            self._out.append(Send(last.to, last.message))
         self._held = still
+
+    @staticmethod
+    def _supersedes(held: _Held, last: _Held) -> bool:
+        """Whether an answer says all that the one before said."""
+        return held.to == last.to and isinstance(held.message, Acknowledge) and isinstance(last.message, Acknowledge)
 
     def on_disk(self, number: int) -> bool:
         """Whether this write, and all before it, are on disk."""
@@ -340,6 +402,7 @@ class Replica:
             if self._swapping is not None and revision > self._swapping.swap.revision:
                 self._swapping = None
                 self.releasing = False
+            self._counted = frozenset(self.counted())
             self._know_peers(now)
             self._advance()
 
@@ -355,6 +418,7 @@ class Replica:
         self._own = []
         self.persisted = 0
         self.first_seq = self.last.seq + 1
+        self._counted = frozenset(self.counted())
         self._log(b"")
         self._know_peers(now)
         for peer in self.peers.values():
@@ -368,18 +432,14 @@ class Replica:
         assert self.assignment is not None
         wanted = {*self.assignment.in_sync, *self.assignment.joining} - {self.me}
         for name in sorted(wanted - set(self.peers)):
-            peer = self.peers[name] = Peer(next=self.last.seq + 1, heard_at=now)
+            peer = self.peers[name] = Peer(next=self.last.seq + 1, met_at=now, heard_at=now)
             self._stream(name, peer, now)
-        for name in set(self.peers) - wanted - self.counted():
+        for name in set(self.peers) - wanted - self._counted:
             del self.peers[name]
 
     def _append(self, data: bytes, now: float) -> None:
-        assert self.assignment is not None
         if not self.owning or self.releasing:
             self._out.append(NotAppended("this node does not own the shard"))
-            return
-        if len(self.assignment.in_sync) < self.settings.min_in_sync:
-            self._out.append(NotAppended(f"{len(self.assignment.in_sync)} copies in sync, at least {self.settings.min_in_sync}"))
             return
         self._log(data)
         self._out.append(Appended(self.last.seq))
@@ -389,6 +449,7 @@ class Replica:
     def _log(self, data: bytes) -> None:
         entry = LogEntry(self.epoch, self.last.seq + 1, data)
         self.entries.append(entry)
+        self._log_bytes += len(data)
         self._persist(entries=(entry,))
         self._own.append((self._number, entry.seq))
 
@@ -402,7 +463,10 @@ class Replica:
 
     def _advance(self) -> None:
         """Commit what every counted replica has on disk: never before the first entry of this epoch is among it."""
-        reached = min([self.persisted, *(self.peers[name].matched if name in self.peers else 0 for name in self.counted())])
+        reached = self.persisted
+        for name in self._counted:
+            peer = self.peers.get(name)
+            reached = min(reached, peer.matched if peer is not None else 0)
         if reached >= self.first_seq:
             self._apply(reached)
 
@@ -413,14 +477,30 @@ class Replica:
         first = self.applied - self.base.seq
         entries = tuple(self.entries[first : upto - self.base.seq])
         self.applied = upto
-        trim = self.base.seq
-        if upto - trim > 2 * self.settings.log_keep_max:
-            trim = upto - self.settings.log_keep_max
-            gone = self._at(trim)
-            assert gone is not None
-            del self.entries[: trim - self.base.seq]
-            self.base = Position(gone.epoch, gone.seq)
-        self._out.append(Apply(entries, trim))
+        self._out.append(Apply(entries, self._trim()))
+
+    def _trim(self) -> int:
+        """Shorten the log when it is long; what is behind this seq stays."""
+        settings = self.settings
+        if self.applied - self.base.seq <= settings.log_keep_max and self._log_bytes <= settings.log_keep_bytes:
+            return self.base.seq
+        until = self.applied
+        for peer in self.peers.values():
+            if peer.holds is not None:
+                if self._log_bytes > settings.log_hold_bytes:
+                    peer.holds = None
+                else:
+                    until = min(until, peer.holds)
+        gone = 0
+        while self.base.seq + gone < until and (
+            self.applied - self.base.seq - gone > settings.log_keep_max // 2 or self._log_bytes > settings.log_keep_bytes // 2
+        ):
+            self._log_bytes -= len(self.entries[gone].data)
+            gone += 1
+        if gone:
+            self.base = Position(*self.entries[gone - 1][:2])
+            del self.entries[:gone]
+        return self.base.seq
 
     def _promised(self, peer: Peer, sent_at: float, now: float) -> None:
         peer.promised_until = max(peer.promised_until, sent_at + self.settings.promise_owner_s)
@@ -434,15 +514,28 @@ class Replica:
             peer.sent_at = now
             return
         at = peer.next - self.base.seq - 1
-        entries = tuple(self.entries[at : at + self.settings.batch_entries_max])
+        entries = self._batch(at)
         previous = Position(*self.entries[at - 1][:2]) if at else self.base
         self._out.append(Send(name, Replicate(self.epoch, previous, entries, self.committed, now)))
         peer.next += len(entries)
         peer.sent_at = now
 
+    def _batch(self, at: int) -> tuple[LogEntry, ...]:
+        """The entries from this index on that one message may carry."""
+        entries = self.entries[at : at + self.settings.batch_entries_max]
+        if len(entries) > 1 and self._log_bytes > self.settings.batch_bytes_max:
+            size = 0
+            for i, entry in enumerate(entries):
+                size += len(entry.data)
+                if i and size > self.settings.batch_bytes_max:
+                    return tuple(entries[:i])
+        return tuple(entries)
+
     def _tick(self, now: float) -> None:
-        self._let_go(now)
+        if self._held:
+            self._let_go(now)
         if not self.owning:
+            self._ask_to_drop(now)
             return
         assert self.assignment is not None
         for name, peer in self.peers.items():
@@ -470,6 +563,15 @@ class Replica:
             still = tuple(name for name in self.assignment.leaving if name in in_sync)
             self._swap(msgspec.structs.replace(self.assignment, in_sync=in_sync, joining=joining, leaving=still))
 
+    def _ask_to_drop(self, now: float) -> None:
+        """A copy that this node is not assigned takes room: ask the owner whether anything rests on it, now and then."""
+        assignment = self.assignment
+        if assignment is None or assignment.epoch != self.epoch or self.me in (*assignment.in_sync, *assignment.joining):
+            return
+        if self.last != (0, 0) and now - self._asked[0] >= self.settings.swap_retry_s:
+            self._asked = now, self.heard
+            self._out.append(Send(assignment.owner, MayDrop(self.epoch)))
+
     def caught_up(self, peer: Peer, now: float) -> bool:
         """Whether a joining replica holds all that is committed, and has promised: from the swap on it is counted."""
         return self.committed >= self.first_seq and peer.matched >= self.committed and peer.promised_until > now
@@ -477,6 +579,7 @@ class Replica:
     def _swap(self, to: Assignment) -> None:
         swap = Swap(self.revision, to)
         self._swapping = _Swapping(swap, float("inf"))
+        self._counted = frozenset(self.counted())
         self._out.append(swap)
 
     def _swapped(self, happened: bool | None, revision: int, now: float) -> None:
@@ -510,6 +613,8 @@ class Replica:
         index = seq - self.base.seq - 1
         return self.entries[index] if 0 <= index < len(self.entries) else None
 
-    def _persist(self, cut: int | None = None, entries: tuple[LogEntry, ...] = (), install: Snapshot | None = None) -> None:
+    def _persist(
+        self, cut: int | None = None, entries: tuple[LogEntry, ...] = (), install: Snapshot | None = None, wipe: bool = False
+    ) -> None:
         self._number += 1
-        self._out.append(Persist(self._number, self.epoch, cut, entries, install))
+        self._out.append(Persist(self._number, self.epoch, cut, entries, install, wipe))
