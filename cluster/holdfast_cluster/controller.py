@@ -76,7 +76,7 @@ class Controller:
             ", ".join(f"{n} {why}" for why, n in reasons.items()),
         )
 
-    async def _swap(self, batch: list[Transition]) -> bool:
+    async def _swap(self, batch: list[Transition]) -> int:
         return await self._etcd.txn(
             [at_revision(self._keys.shard(one.shard), one.revision) for one in batch],
             [put(self._keys.shard(one.shard), encode(one.to)) for one in batch],

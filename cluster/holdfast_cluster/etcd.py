@@ -153,11 +153,11 @@ class Etcd:
                 return Listing(rows, revision)
             start = reply.kvs[-1].key + b"\0"
 
-    async def txn(self, compare: list[pb.Compare], success: list[pb.RequestOp]) -> bool:
-        """Do `success` if every comparison holds; whether it did. Raises EtcdUnknown when the reply was lost."""
+    async def txn(self, compare: list[pb.Compare], success: list[pb.RequestOp]) -> int:
+        """Do `success` if every comparison holds: the revision of it, 0 when it was not done. EtcdUnknown when the reply was lost."""
         assert len(success) <= TXN_OPS_MAX
         reply = await self._unary("KV/Txn", pb.TxnRequest(compare=compare, success=success), pb.TxnResponse)
-        return bool(reply.succeeded)
+        return int(reply.header.revision) if reply.succeeded else 0
 
     async def grant(self, ttl_s: int) -> int:
         """A new lease; its id. Repeated freely: one that nobody knows expires by itself."""

@@ -149,4 +149,4 @@ class Membership:
             self.member = member
             self._lease.renewed(self._lease.expires_at)
             self.joined(member)
-        return done
+        return bool(done)

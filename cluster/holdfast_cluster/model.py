@@ -30,7 +30,10 @@ class ClusterSettings(msgspec.Struct, frozen=True):
     """What all processes of a cluster must agree on; fixed when it is formed."""
 
     shards: int = 256
-    replication: int = 1
+    replication: int = 3
+    """Copies of each shard."""
+    min_in_sync: int = 0
+    """Copies that have to be in sync for writes; 0: a majority of `replication`."""
     points: int = 128
     hash_version: int = HASH_VERSION
     id: str = ""
@@ -38,14 +41,24 @@ class ClusterSettings(msgspec.Struct, frozen=True):
 
     def validate(self) -> None:
         """Raises ValueError naming the setting that is out of its range."""
-        for name, low, high in (("shards", 1, 65_536), ("replication", 1, 1), ("points", 1, 4096)):
+        for name, low, high in (
+            ("shards", 1, 65_536),
+            ("replication", 1, 7),
+            ("points", 1, 4096),
+            ("min_in_sync", 0, self.replication),
+        ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}; {low} to {high}")
 
+    @property
+    def writable_from(self) -> int:
+        """The number of copies in sync from which on a shard takes writes."""
+        return self.min_in_sync or self.replication // 2 + 1
+
     def differences(self, other: ClusterSettings) -> list[str]:
         """The settings in which two processes disagree, as `name: mine, theirs`."""
-        names = ("shards", "replication", "points", "hash_version")
+        names = ("shards", "replication", "min_in_sync", "points", "hash_version")
         return [f"{n}: {getattr(self, n)} here, {getattr(other, n)} there" for n in names if getattr(self, n) != getattr(other, n)]
 
 

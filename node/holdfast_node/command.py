@@ -42,7 +42,9 @@ _SWITCH_INTERVAL_S = 0.0005  # the fsync thread gets the GIL back soon; with 5 m
 @option("--zone", default="", help="Label of the zone, to keep copies apart.")
 @option("--weight", default=1, help="Share of the shards, relative to the other nodes.")
 @option("--workers", default=1, help="Nodes to run, each in a process with DATA/<i> and the next ports: one for each core.")
-@option("--members-min", type=int, help="Nodes to wait for before a new cluster's shards are assigned. Default: WORKERS.")
+@option(
+    "--members-min", type=int, help="Nodes to wait for before a new cluster's shards are assigned. Default: REPLICATION or WORKERS."
+)
 @option("--lease-ttl", default=3, help="Seconds after which a silent node is no longer a member.")
 @option("--turn-timeout", default=30.0, help="Seconds that a turn may run.")
 @option("--idle", default=300.0, help="Seconds without a call after which an object leaves memory.")
@@ -50,6 +52,7 @@ _SWITCH_INTERVAL_S = 0.0005  # the fsync thread gets the GIL back soon; with 5 m
 @option("--mailbox-max", default=1_000, help="Calls that may wait for one object.")
 @option("--in-flight-max", default=10_000, help="Calls that may be under way on the node.")
 @option("--memory-max-mb", default=0, help="Resident memory above which objects leave memory; 0: no bound.")
+@option("--move-rate", default=100.0, help="MB/s that the node sends to make copies of shards on other nodes.")
 @option("--replies-window", default=600.0, help="Seconds for which a request may be sent again.")
 @option("--drain-timeout", default=10.0, help="Seconds that running turns get when the node is stopped.")
 @common_options
@@ -71,12 +74,14 @@ def node(
     mailbox_max: int,
     in_flight_max: int,
     memory_max_mb: int,
+    move_rate: float,
     replies_window: float,
     drain_timeout: float,
     etcd_endpoints: str,
     cluster: str,
     shards: int | None,
     replication: int | None,
+    min_in_sync: int | None,
     points: int | None,
     log_level: str,
     log_format: str,
@@ -89,7 +94,9 @@ def node(
       holdfast node shop.app --data ./data --workers 8 --listen 0.0.0.0:7401 --advertise 10.0.0.5:7401
     """
     if workers > 1:
-        raise SystemExit(_supervise(sys.argv[1:], workers, data, listen, advertise, name, members_min or workers))
+        raise SystemExit(
+            _supervise(sys.argv[1:], workers, data, listen, advertise, name, members_min or max(workers, replication or 3))
+        )
     config = NodeConfig(
         app=app,
         data=data,
@@ -101,10 +108,11 @@ def node(
         host=host,
         zone=zone,
         weight=weight,
-        settings=explicit_settings(shards=shards, replication=replication, points=points),
-        members_min=1 if members_min is None else members_min,
+        settings=explicit_settings(shards=shards, replication=replication, min_in_sync=min_in_sync, points=points),
+        members_min=members_min,
         lease_ttl_s=lease_ttl,
         replies_window_s=replies_window,
+        move_rate=move_rate * 1e6,
         drain_timeout_s=drain_timeout,
         memory_max_bytes=memory_max_mb << 20,
         limits=EngineLimits(

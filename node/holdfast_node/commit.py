@@ -1,9 +1,12 @@
 """The commit pipeline: from turns that ended to entries that are durable.
 
-The writes of all turns of a shard that ended since the last flush are one entry, and the entries of all shards are one batch:
-written on the loop, then one fsync on a thread, while the next entries gather. When the fsync has returned the entries are
-committed and their turns' replies leave together. One copy per shard: the batch holds the state itself, and nobody asks for the
-shard's position while its epoch lasts, so only the epoch's beginning is on disk.
+`Flusher` makes what is staged visible (a batch, written on the loop) and then durable (one fsync on a thread for all that was
+written since the last, while the next batch gathers). Everything that a node writes goes through it: its own entries, and
+those of shards that it is a replica of.
+
+`Committer` gathers entries: the writes of all turns of a shard that ended since the last flush are one. When a flush begins, a
+shard with a single copy writes its state at once and is committed by the fsync; one with replicas appends the entry to its log
+(`replication/`), and is committed when every in-sync replica has it on disk as well.
 
 If an fsync fails nobody can know what is on disk: the process ends (rule 5), and starts from what the disk says.
 """
@@ -14,13 +17,13 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING
 
+from holdfast_node.replication.disk import Replies, Rows, stage_changes
 from holdfast_node.shards import Shard
-from holdfast_node.store import Store
+from holdfast_node.store import Batch, Store
 
 if TYPE_CHECKING:
     from holdfast_node.turn import Turn
@@ -30,27 +33,20 @@ log = logging.getLogger(__name__)
 EXIT_STORE_FAILED = 70
 
 
-@dataclass(frozen=True, slots=True)
-class Until:
-    """In place of a value: the deletion of every key from the row's own up to `end`."""
-
-    end: bytes
-
-
 class Entry:
-    """One record of a shard's log: `(epoch, seq, writes)`.
+    """One record of a shard's log, while it is on its way: what it changes, and who waits for it.
 
-    `rows` hold the changes of state in order: (key, value) puts, (key, None) deletes, (start, Until(end)) deletes the range.
     `turns` get their replies when the entry is committed: those that wrote it, and those that read what it wrote.
     """
 
-    __slots__ = ("abandoned", "applied", "committed", "deletes", "replies", "rows", "shard", "turns", "waiters")
+    __slots__ = ("abandoned", "applied", "committed", "deletes", "replies", "rows", "seq", "shard", "turns", "waiters")
 
     def __init__(self, shard: Shard) -> None:
         self.shard = shard
-        self.rows: list[tuple[bytes, bytes | Until | None]] = []
+        self.seq = 0
+        self.rows: Rows = []
         self.deletes = False  # whether `rows` hold anything but puts
-        self.replies: list[tuple[bytes, bytes]] = []
+        self.replies: Replies = []
         self.turns: list[Turn] = []
         self.waiters: list[asyncio.Future[None]] | None = None
         self.applied = False
@@ -67,34 +63,58 @@ class Entry:
             await waiter
 
 
-class Committer:
-    """Gathers entries, flushes them, and hands back those that are committed, in the order of their gathering."""
+class Flusher:
+    """Stages writes, and calls back when they are on disk. Lives on the loop.
 
-    def __init__(self, store: Store, committed: Callable[[list[Entry]], None]) -> None:
+    `gather` is called when a flush begins, to stage what has waited for it.
+    """
+
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._committed = committed
         self._loop = asyncio.get_running_loop()
+        self.gather: Callable[[], None] = lambda: None
         # A bare thread and queue: an executor's two futures a flush would be a tenth of what a small flush costs.
-        self._to_sync: SimpleQueue[list[Entry] | None] = SimpleQueue()
+        self._to_sync: SimpleQueue[list[Callable[[], None]] | None] = SimpleQueue()
         self._thread = Thread(target=self._sync, name="fsync", daemon=True)
         self._thread.start()
-        self._gathering: list[Entry] = []
-        self._busy = False  # a flush is under way or about to start
+        self._batch: Batch | None = None
+        self._waiting: list[Callable[[], None]] = []
+        self._scheduled = False
+        self._syncing = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self.entries = 0
 
-    def entry(self, shard: Shard) -> Entry:
-        """The entry that a turn of this shard that ends now belongs to."""
-        entry = shard.gathering
-        if entry is None:
-            entry = shard.gathering = Entry(shard)
-            self._gathering.append(entry)
-            if not self._busy:
-                self._busy = True
-                self._idle.clear()
-                self._loop.call_soon(self._flush)
-        return entry
+    @property
+    def batch(self) -> Batch:
+        """Where to stage writes."""
+        if self._batch is None:
+            self._batch = self._store.batch()
+        return self._batch
+
+    def when_durable(self, done: Callable[[], None]) -> None:
+        """Call `done` when all that is staged by now is on disk."""
+        self._waiting.append(done)
+
+    def request(self) -> None:
+        """There is something to gather: a flush begins soon, or when the one under way has ended."""
+        if not self._scheduled and not self._syncing:
+            self._scheduled = True
+            self._idle.clear()
+            self._loop.call_soon(self._flush)
+
+    def write(self) -> None:
+        """Make what is staged visible now; somebody who waits for it gets the next fsync."""
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            try:
+                self._store.write(batch)
+            except Exception:
+                self._die("a write to the store failed")
+        if self._waiting and not self._syncing:
+            waiting, self._waiting = self._waiting, []
+            self._syncing = True
+            self._idle.clear()
+            self._to_sync.put(waiting)
 
     async def drain(self) -> None:
         """Wait until nothing gathers and no flush is under way."""
@@ -107,60 +127,85 @@ class Committer:
         self._thread.join()
 
     def _flush(self) -> None:
-        gathered, self._gathering = self._gathering, []
-        entries = [entry for entry in gathered if not entry.abandoned]
-        if not entries:
-            self._rest()
-            return
-        batch = self._store.batch()
-        for entry in entries:
-            shard = entry.shard
-            shard.gathering = None
-            shard.seq += 1
-            if not entry.deletes:
-                batch.put_all("state", entry.rows)  # type: ignore[arg-type]
-            else:
-                for key, value in entry.rows:
-                    if isinstance(value, bytes):
-                        batch.put("state", key, value)
-                    elif value is None:
-                        batch.delete("state", key)
-                    else:
-                        batch.delete_range("state", key, value.end)
-            batch.put_all("replies", entry.replies)
-        try:
-            self._store.write(batch)
-        except Exception:
-            self._die("a write to the store failed")
-        for entry in entries:
-            entry.applied = True
-        self.entries += len(entries)
-        self._to_sync.put(entries)
+        self._scheduled = False
+        self.gather()
+        self.write()
+        if not self._syncing:
+            self._idle.set()
 
     def _sync(self) -> None:
-        """The thread: one fsync for each list of entries."""
-        while (entries := self._to_sync.get()) is not None:
+        """The thread: one fsync for each list of waiters."""
+        while (waiting := self._to_sync.get()) is not None:
             try:
                 self._store.sync()
             except Exception:
                 self._die("fsync failed")
-            self._loop.call_soon_threadsafe(self._flushed, entries)
+            self._loop.call_soon_threadsafe(self._synced, waiting)
 
-    def _flushed(self, entries: list[Entry]) -> None:
-        for entry in entries:
-            entry.committed = True
-        self._committed(entries)
-        if self._gathering:
-            self._flush()
-        else:
-            self._rest()
-
-    def _rest(self) -> None:
-        self._busy = False
-        self._idle.set()
+    def _synced(self, waiting: list[Callable[[], None]]) -> None:
+        self._syncing = False
+        for done in waiting:
+            done()
+        self._flush()
 
     @staticmethod
     def _die(why: str) -> None:
         log.critical("%s; the node stops, so that nothing is acknowledged that is not on disk", why, exc_info=True)
         logging.shutdown()
         os._exit(EXIT_STORE_FAILED)
+
+
+class Committer:
+    """Gathers entries. `committed` gets those that are committed; `append` those of shards that have replicas."""
+
+    def __init__(self, flusher: Flusher, committed: Callable[[list[Entry]], None], append: Callable[[list[Entry]], None]) -> None:
+        self._flusher = flusher
+        self._committed = committed
+        self._append = append
+        self._gathering: list[Entry] = []
+        self.entries = 0
+        flusher.gather = self._gather
+
+    def entry(self, shard: Shard) -> Entry:
+        """The entry that a turn of this shard that ends now belongs to."""
+        entry = shard.gathering
+        if entry is None:
+            entry = shard.gathering = Entry(shard)
+            self._gathering.append(entry)
+            self._flusher.request()
+        return entry
+
+    def _gather(self) -> None:
+        if not self._gathering:
+            return
+        gathered, self._gathering = self._gathering, []
+        entries = [entry for entry in gathered if not entry.abandoned]
+        if not entries:
+            return
+        self.entries += len(entries)
+        for entry in entries:
+            entry.shard.gathering = None
+        if entries[0].shard.replicated:
+            self._append(entries)
+        else:
+            self._apply(entries)
+
+    def _apply(self, entries: list[Entry]) -> None:
+        """One copy: the state itself is what has to be on disk."""
+        batch = self._flusher.batch
+        for entry in entries:
+            if not entry.deletes:
+                batch.put_all("state", entry.rows)  # type: ignore[arg-type]
+                batch.put_all("replies", entry.replies)
+            else:
+                stage_changes(batch, entry.rows, entry.replies)
+
+        def durable() -> None:
+            for entry in entries:
+                entry.committed = True
+            self._committed(entries)
+
+        self._flusher.when_durable(durable)
+        self._flusher.write()
+        for entry in entries:
+            entry.applied = True

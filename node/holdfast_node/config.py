@@ -32,8 +32,10 @@ class NodeConfig:
     weight: int = 1
     settings: dict[str, int] = field(default_factory=dict)
     """The cluster settings that were given explicitly: they form the cluster, or must agree with it."""
-    members_min: int = 1
-    """How many nodes the controller waits for before it assigns a new cluster's shards."""
+    members_min: int | None = None
+    """How many nodes the controller waits for before it assigns a new cluster's shards; None: the cluster's `replication`."""
+    move_rate: float = 100e6
+    """Bytes a second that the node sends at most to make copies of shards elsewhere."""
     lease_ttl_s: int = 3
     replies_window_s: float = 600.0
     """How long a request can be sent again."""
@@ -51,7 +53,9 @@ class NodeConfig:
             raise ValueError(f"lease-ttl is {self.lease_ttl_s}; 2 to 600 seconds")
         if not 1 <= self.weight <= 100:
             raise ValueError(f"weight is {self.weight}; 1 to 100")
-        if self.members_min < 1:
+        if self.move_rate < 1e5:
+            raise ValueError(f"move-rate is {self.move_rate / 1e6}; at least 0.1 MB/s")
+        if self.members_min is not None and self.members_min < 1:
             raise ValueError(f"members-min is {self.members_min}; at least 1")
         if self.replies_window_s < 60:
             raise ValueError(f"replies-window is {self.replies_window_s}; at least 60 seconds")

@@ -13,6 +13,7 @@ import asyncio
 import inspect
 import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ from holdfast.errors import (
     Overloaded,
     Rejected,
     TooLarge,
+    Unavailable,
     WrongOwner,
     error_to_proto,
 )
@@ -36,14 +38,16 @@ from holdfast.ids import RequestIds
 from holdfast.signature import Handler
 from holdfast.storage import Limits
 from holdfast.v1 import objects_pb2 as pb
+from holdfast_cluster.clock import boottime
 from holdfast_cluster.dispatch import KEY_BYTES_MAX
 from holdfast_cluster.ring import shard_of
 
 from holdfast_node import keys
 from holdfast_node.activation import Activation
 from holdfast_node.activations import Activations
-from holdfast_node.commit import Committer, Entry, Until
+from holdfast_node.commit import Committer, Entry, Flusher
 from holdfast_node.outgoing import Outgoing
+from holdfast_node.replication.disk import Until
 from holdfast_node.replies import KeptReplies, fingerprint
 from holdfast_node.shards import Shard, Shards
 from holdfast_node.store import Store
@@ -84,12 +88,15 @@ class Engine:
         self,
         app: App,
         store: Store,
+        flusher: Flusher,
         shards_total: int,
         shards: Shards,
         kept: KeptReplies,
         outgoing: Outgoing,
         limits: EngineLimits,
+        append: Callable[[list[Entry]], None],
     ) -> None:
+        """`append` takes the entries of shards that have replicas; they come back to `committed`."""
         self._app = app
         self._store = store
         self._shards_total = shards_total
@@ -98,7 +105,8 @@ class Engine:
         self._outgoing = outgoing
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._committer = Committer(store, self._committed)
+        self._flusher = flusher
+        self._committer = Committer(flusher, self.committed, append)
         self._activations = Activations()
         self._in_flight: dict[bytes, Turn] = {}
         self._deadlines = Deadlines(self._in_flight, self._expire)
@@ -138,14 +146,17 @@ class Engine:
             activation = self._activations.use(call.kind, call.key)
             if activation is None:
                 activation = self._activate(call)
+            shard = activation.shard
+            if shard.until <= boottime():
+                raise WrongOwner(f"shard {shard.number} is not served by this node at the moment", definite=True, retryable=True)
             method = call.method
             handler = activation.kind.handlers.get(method) or activation.kind.handler(method)
             attempt = call.attempt
             kept_replies = self._kept
             if attempt or not kept_replies.fresh_from <= request_id < kept_replies.ahead_to or request_id in kept_replies.retried:
-                kept = kept_replies.find(activation.shard, activation.checksum ^ handler.checksum, call)
+                kept = kept_replies.find(shard, activation.checksum ^ handler.checksum, call)
                 if kept is not None:
-                    port.reply(call.id, kept, None, activation.shard.epoch)
+                    port.reply(call.id, kept, None, shard)
                     return
             if activation.turn is not None and call.chain:
                 self._check_chain(call, activation)
@@ -153,7 +164,7 @@ class Engine:
                 raise _overloaded(f"{self._limits.in_flight_max} calls are in flight on this node")
         except HoldfastError as error:
             error.request_id = request_id
-            port.reply(call.id, b"", error_to_proto(error, call.codec), 0)
+            port.reply(call.id, b"", error_to_proto(error, call.codec), None)
             return
         now = self._loop.time()
         activation.last_used = now
@@ -170,7 +181,7 @@ class Engine:
             elif len(mailbox) >= self._limits.mailbox_max:
                 full = _overloaded(f"{self._limits.mailbox_max} calls wait for {activation.name}")
                 full.request_id = request_id
-                port.reply(call.id, b"", error_to_proto(full), activation.shard.epoch)
+                port.reply(call.id, b"", error_to_proto(full), shard)
                 return
             self._in_flight[request_id] = turn
             mailbox.append(turn)
@@ -183,7 +194,9 @@ class Engine:
             raise InvalidArgument(f"an object's key has 1 to {KEY_BYTES_MAX} bytes, this one {size}", path="key", definite=True)
         number = shard_of(call.kind, call.key, self._shards_total)
         shard = self._shards.get(number)
-        if shard is None or (self._draining and not call.chain):  # a turn that is let end may call others
+        if (
+            shard is None or shard.until <= boottime() or (self._draining and not call.chain)
+        ):  # a turn that is let end may call others
             raise WrongOwner(f"shard {number} is not served by this node", definite=True, retryable=True)
         while len(self._activations) >= self._limits.activations_max:
             if not self._evict_oldest():
@@ -209,7 +222,7 @@ class Engine:
             before.arguments,
         ):
             error = InvalidArgument(f"request id {call.request_id.hex()} is in use by another call", path="request_id", definite=True)
-            port.reply(call.id, b"", error_to_proto(error), 0)
+            port.reply(call.id, b"", error_to_proto(error), None)
             return
         if turn.also is None:
             turn.also = []
@@ -262,7 +275,7 @@ class Engine:
         activation = turn.activation
         storage = activation.storage
         entry: Entry | None = None
-        if not activation.shard.serving:
+        if not activation.shard.owned:
             # The shard went away under it: nothing of it may be kept, and somebody else will run it.
             storage.rollback()
             activation.turn = None
@@ -312,6 +325,13 @@ class Engine:
     def _write(self, turn: Turn) -> Entry:
         activation = turn.activation
         shard = activation.shard
+        if shard.read_only is not None:
+            raise Unavailable(
+                f"shard {shard.number} is read-only: {shard.read_only}",
+                definite=turn.calls_made == 0,
+                retryable=True,
+                retry_after_s=1.0,
+            )
         prefix = activation.row_prefix
         cleared, writes, deletes = activation.storage.take(prefix)
         entry = self._committer.entry(shard)
@@ -347,7 +367,8 @@ class Engine:
 
     # -- replies leave
 
-    def _committed(self, entries: list[Entry]) -> None:
+    def committed(self, entries: list[Entry]) -> None:
+        """These entries are committed, or given up with their shard: answer those who wait for them."""
         for entry in entries:
             for turn in entry.turns:
                 self._finish(turn, turn.result, turn.error)
@@ -365,12 +386,12 @@ class Engine:
         turn.state = DONE
         self._in_flight.pop(turn.request_id, None)
         shard = turn.activation.shard
-        if not shard.serving and error is None:
+        if not shard.owned and error is None:
             # Committed or not, this node may no longer speak for the shard; the next attempt finds the kept reply.
             result, error = b"", error_to_proto(_moved(shard.number))
-        turn.port.reply(turn.number, result, error, shard.epoch)
+        turn.port.reply(turn.number, result, error, shard)
         for port, number in turn.also or ():
-            port.reply(number, result, error, shard.epoch)
+            port.reply(number, result, error, shard)
 
     # -- what goes wrong
 
@@ -467,7 +488,7 @@ class Engine:
             entry, shard.gathering = shard.gathering, None
             if entry is not None:
                 entry.abandoned = True
-                self._committed([entry])
+                self.committed([entry])
 
     # -- eviction
 
@@ -545,18 +566,17 @@ class Engine:
             if turn.state == RUNNING:
                 turn.cancel()
         await asyncio.sleep(0)
-        await self._committer.drain()
+        await self._flusher.drain()
 
     async def close(self) -> None:
-        """Flush what is there and stop for good."""
+        """Stop for good."""
         self._deadlines.close()
-        await self._committer.close()
 
 
 class _Nobody:
     """The port of turns that nobody asked for."""
 
-    def reply(self, number: int, result: bytes, error: pb.Error | None, epoch: int) -> None:
+    def reply(self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None) -> None:
         pass
 
 

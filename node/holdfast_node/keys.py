@@ -4,7 +4,8 @@ Column families and their keys (numbers big-endian, so that byte order is number
 
     state     shard u16 | kind 00 01 | key 00 01 | record type u8 | the record's own key     one object is one contiguous range
     replies   shard u16 | request id 16 bytes, which begin with the time      what is older than a time is one contiguous range
-    meta      names of the directory's facts, and 'position' + shard u16
+    log       shard u16 | seq u64
+    meta      names of the directory's facts, and 'position', 'log', 'applied', 'install' + shard u16
 
 A text that is followed by something is written as UTF-8 with 00 as 00 FF, ended by 00 01: no encoding is a prefix of another, and
 byte order is text order. (A lone 00 as the end would make "a" a prefix of "a\\0".)
@@ -52,6 +53,30 @@ def reply_key(shard: int, request_id: bytes) -> bytes:
 
 def position_key(shard: int) -> bytes:
     return b"position" + shard_prefix(shard)
+
+
+def log_key(shard: int, seq: int) -> bytes:
+    return shard.to_bytes(_SHARD_BYTES, "big") + seq.to_bytes(8, "big")
+
+
+def read_log_key(raw: bytes) -> int:
+    """The seq of a key in `log`."""
+    return int.from_bytes(raw[_SHARD_BYTES:], "big")
+
+
+def log_state_key(shard: int) -> bytes:
+    """Where a copy's epoch and the position before its log are kept."""
+    return b"log" + shard_prefix(shard)
+
+
+def applied_key(shard: int) -> bytes:
+    """Where the seq that a copy's state is at is kept."""
+    return b"applied" + shard_prefix(shard)
+
+
+def install_key(shard: int) -> bytes:
+    """There while a copy is being replaced by a snapshot: its state is neither the old nor the new one."""
+    return b"install" + shard_prefix(shard)
 
 
 def encode_position(epoch: int, seq: int) -> bytes:

@@ -2,7 +2,8 @@
 
 A process that was stopped for a while (SIGSTOP, a suspended machine, swapping) wakes up with calls in its sockets and an old
 picture of the cluster. So it serves only while it knows that it ran within the last lease: checked when calls come and when
-replies leave, on a clock that counts suspension. After a pause it serves nothing until etcd has confirmed, by a renewal that was
+replies leave, on a clock that counts suspension. (Where shards have replicas, their promises tell more exactly, for each shard, and
+this check is off.) After a pause it serves nothing until etcd has confirmed, by a renewal that was
 sent after it woke, that its lease is still there; if it is not, the node joins again as a new incarnation. An etcd that is away
 is no pause: a node that keeps running keeps serving.
 """
@@ -25,12 +26,15 @@ log = logging.getLogger(__name__)
 class Liveness:
     """`ok()` tells whether the process has run without a pause of `lease_ttl_s` and is confirmed as a member."""
 
-    def __init__(self, lease_ttl_s: float) -> None:
+    def __init__(self, lease_ttl_s: float, enabled: bool = True) -> None:
+        self._enabled = enabled
         self._ttl_s = lease_ttl_s
         self._until = boottime() + lease_ttl_s
         self._confirmed = True
 
     def ok(self) -> bool:
+        if not self._enabled:
+            return True
         now = boottime()
         if now > self._until:
             self._suspect(now)
@@ -38,6 +42,8 @@ class Liveness:
 
     def tick(self) -> None:
         """The process runs; call it several times within a lease."""
+        if not self._enabled:
+            return
         now = boottime()
         if now > self._until:
             self._suspect(now)

@@ -1,4 +1,4 @@
-"""The node's gRPC service: pipes that bring calls, and statistics."""
+"""The node's gRPC service: pipes that bring calls, replication from and to other nodes, and statistics."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from holdfast.errors import WrongOwner, error_to_proto
 from holdfast.frames import FrameWriter, ends
 from holdfast.v1 import admin_pb2, peer_pb2
 from holdfast.v1 import objects_pb2 as pb
+from holdfast_cluster.clock import boottime
 from holdfast_cluster.pipe import TARGET_METADATA, Pipe, PipeEnd
 
 from holdfast_node.engine import Engine
 from holdfast_node.liveness import Liveness
+from holdfast_node.replication.links import SENDER_METADATA, Links
+from holdfast_node.replication.snapshots import SnapshotReceiver
+from holdfast_node.shards import Shard
 
 _ENVELOPE_BYTES = 50
-_Reply = tuple[int, bytes, "pb.Error | None", int]
+_Reply = tuple[int, bytes, "pb.Error | None", Shard | None]
 
 _NOT_SERVING = error_to_proto(WrongOwner("this node serves nothing at the moment", retryable=True))
 
@@ -33,12 +37,16 @@ class PeerService:
         identity: Callable[[], str],
         revision: Callable[[], int],
         stats: Callable[[], admin_pb2.StatsResponse],
+        links: Links | None = None,
+        snapshots: SnapshotReceiver | None = None,
     ) -> None:
         self._engine = engine
         self._liveness = liveness
         self._identity = identity
         self._revision = revision
         self._stats = stats
+        self._links = links
+        self._snapshots = snapshots
         self.accepting = True
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -47,6 +55,8 @@ class PeerService:
             "holdfast.v1.Peer",
             {
                 "Pipe": grpc.stream_stream_rpc_method_handler(self.pipe),
+                "Replicate": grpc.stream_stream_rpc_method_handler(self.replicate),
+                "Snapshot": grpc.stream_unary_rpc_method_handler(self.snapshot),
                 "Stats": grpc.unary_unary_rpc_method_handler(
                     self.stats,
                     request_deserializer=admin_pb2.StatsRequest.FromString,
@@ -60,9 +70,7 @@ class PeerService:
 
     async def pipe(self, _: object, context: Any) -> None:
         """One gateway's, or node's, calls; until it goes away."""
-        target = dict(context.invocation_metadata()).get(TARGET_METADATA, "")
-        if target != self._identity():
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"meant for {target}, but this is {self._identity()}")
+        await self._check_target(context)
         await context.write(peer_pb2.PipeResponse(routes_revision=self._revision()).SerializeToString())
         port = _PipePort(self._pack)
         sending = asyncio.create_task(port.writer.run(context.write))
@@ -78,7 +86,7 @@ class PeerService:
                         deliver(call, port)
                 else:
                     for call in calls:
-                        port.reply(call.id, b"", _NOT_SERVING, 0)
+                        port.reply(call.id, b"", _NOT_SERVING, None)
                 await port.writer.drained()
         except asyncio.CancelledError:
             pass  # as in a gateway's session
@@ -87,19 +95,52 @@ class PeerService:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
 
+    async def replicate(self, _: object, context: Any) -> None:
+        """One node's replication messages, and our answers; until it goes away."""
+        sender = await self._sender(context)
+        assert self._links is not None
+        await self._links.serve(sender, context)
+
+    async def snapshot(self, _: object, context: Any) -> bytes:
+        """One shard from its owner."""
+        sender = await self._sender(context)
+        assert self._snapshots is not None
+        await self._snapshots.serve(sender, context)
+        return b""
+
+    async def _sender(self, context: Any) -> str:
+        """The node that a stream comes from, when it is meant for this one."""
+        await self._check_target(context)
+        sender = dict(context.invocation_metadata()).get(SENDER_METADATA, "").rpartition(":")[0]
+        if not sender:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"no {SENDER_METADATA} in the metadata")
+        if self._links is None:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the cluster keeps single copies")
+        return str(sender)
+
+    async def _check_target(self, context: Any) -> None:
+        target = dict(context.invocation_metadata()).get(TARGET_METADATA, "")
+        if target != self._identity():
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"meant for {target}, but this is {self._identity()}")
+
     def _pack(self, replies: list[_Reply]) -> bytes:
         """A frame of replies. Whether this node may still speak is asked here, as they leave."""
         response = peer_pb2.PipeResponse(routes_revision=self._revision())
         add = response.replies.add
         if self._liveness.ok():
-            for number, result, error, epoch in replies:
-                if error is None:
-                    add(id=number, result=result, epoch=epoch)
+            now = boottime()
+            for number, result, error, shard in replies:
+                if shard is None:
+                    add(id=number, error=error)
+                elif shard.until <= now:  # what it says, an error as well, may not be true any more
+                    add(id=number, error=_NOT_SERVING)
+                elif error is None:
+                    add(id=number, result=result, epoch=shard.epoch)
                 else:
-                    add(id=number, error=error, epoch=epoch)
+                    add(id=number, error=error, epoch=shard.epoch)
         else:
-            for number, _, _, epoch in replies:
-                add(id=number, error=_NOT_SERVING, epoch=epoch)
+            for number, _, _, _ in replies:
+                add(id=number, error=_NOT_SERVING)
         return response.SerializeToString()
 
 
@@ -125,9 +166,9 @@ class _PipePort:
         self._push = self.writer.push
         self.closed = False
 
-    def reply(self, number: int, result: bytes, error: pb.Error | None, epoch: int) -> None:
+    def reply(self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None) -> None:
         if not self.closed:
-            reply = (number, result, error, epoch)
+            reply = (number, result, error, shard)
             self._push(reply, len(result) + _ENVELOPE_BYTES if error is None else _reply_bytes(reply))
 
 
@@ -153,11 +194,12 @@ class LocalPipe:
         if self._liveness.ok():
             self._engine.deliver(call, self)
         else:
-            self.reply(call.id, b"", _NOT_SERVING, 0)
+            self.reply(call.id, b"", _NOT_SERVING, None)
 
-    def reply(self, number: int, result: bytes, error: pb.Error | None, epoch: int) -> None:
-        if not self._liveness.ok():
+    def reply(self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None) -> None:
+        if shard is not None and (shard.until <= boottime() or not self._liveness.ok()):
             error = _NOT_SERVING
+        epoch = 0 if shard is None else shard.epoch
         if error is None:
             message = pb.Reply(id=number, result=result, epoch=epoch)
         else:

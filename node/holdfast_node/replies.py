@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections import deque
+from collections.abc import Iterable
 
 from holdfast.errors import DeadlineExceeded, InvalidArgument
 from holdfast.ids import id_prefix
@@ -80,12 +81,12 @@ class KeptReplies:
         if len(self._retried_order) > _RETRIED_MAX:
             self.retried.discard(self._retried_order.popleft())
 
-    def drop_old(self, shards: list[Shard]) -> None:
-        """Drop the replies whose window has passed, one range for each shard."""
+    def drop_old(self, shards: Iterable[int]) -> None:
+        """Drop the replies of these shards whose window has passed, one range for each. Each copy is cut by its own node's clock."""
         oldest = id_prefix(_now_ms() - self._window_ms)
         batch = self._store.batch()
         for shard in shards:
-            batch.delete_range("replies", keys.reply_key(shard.number, b""), keys.reply_key(shard.number, oldest))
+            batch.delete_range("replies", keys.reply_key(shard, b""), keys.reply_key(shard, oldest))
         self._store.write(batch)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import socket
+from collections.abc import Callable
 
 import grpc
 import msgspec
@@ -22,19 +23,28 @@ from holdfast_cluster.feed import ViewFeed
 from holdfast_cluster.membership import Membership, agree_on_settings
 from holdfast_cluster.model import ClusterSettings, Keys, Member
 
+from holdfast_node.commit import Entry, Flusher
 from holdfast_node.config import NodeConfig
 from holdfast_node.directory import DataDirectory
 from holdfast_node.engine import Engine
 from holdfast_node.liveness import Liveness, Watchdog
 from holdfast_node.peer import LocalPipe, PeerService
+from holdfast_node.replication import ReplicationSettings
+from holdfast_node.replication.disk import CopyStore
+from holdfast_node.replication.host import Replicas
+from holdfast_node.replication.links import CHANNEL_OPTIONS, Links
+from holdfast_node.replication.snapshots import SnapshotReceiver, SnapshotSender
+from holdfast_node.replication.swaps import EtcdSwaps
 from holdfast_node.replies import KeptReplies
 from holdfast_node.shards import Shard, Shards
+from holdfast_node.single import SingleCopies
 from holdfast_node.store import Store
 
 log = logging.getLogger(__name__)
 
 _DROP_REPLIES_S = 60.0
 _STOP_GRACE_S = 0.5
+_REPLICATION_TICK_S = 0.1
 
 
 class NodeServer:
@@ -76,21 +86,46 @@ class NodeServer:
     ) -> None:
         config = self._config
         feed = ViewFeed(etcd, keys)
-        liveness = Liveness(config.lease_ttl_s)
+        replicated = settings.replication > 1
+        liveness = Liveness(config.lease_ttl_s, enabled=not replicated)
         self._kept = KeptReplies(self._store, config.replies_window_s)
         local = LocalPipe(liveness)
         dispatcher = Dispatcher(feed, config.dispatch, (node_id, local))
-        self._shards = shards = Shards(self._store, self._drop_shards)
-        self._engine = engine = Engine(self._app, self._store, settings.shards, shards, self._kept, dispatcher, config.limits)
+        self._shards = shards = Shards(self._drop_shards)
+        flusher = Flusher(self._store)
+
+        def identity() -> str:
+            return f"{node_id}:{self._member.incarnation if self._member else 0}"
+
+        self._replication = replication = (
+            Replication(node_id, identity, self._store, flusher, shards, settings, etcd, keys, config.move_rate)
+            if replicated
+            else None
+        )
+        self._engine = engine = Engine(
+            self._app,
+            self._store,
+            flusher,
+            settings.shards,
+            shards,
+            self._kept,
+            dispatcher,
+            config.limits,
+            _no_replicas if replication is None else replication.replicas.append,
+        )
+        if replication is not None:
+            replication.replicas.committed = engine.committed
         local.connect(engine, dispatcher)
         peer = PeerService(
             engine,
             liveness,
-            lambda: f"{node_id}:{self._member.incarnation if self._member else 0}",
+            identity,
             lambda: feed.view.revision,
             self.stats,
+            None if replication is None else replication.links,
+            None if replication is None else replication.receiver,
         )
-        server = grpc.aio.server(options=SERVER_OPTIONS)
+        server = grpc.aio.server(options=[*dict([*SERVER_OPTIONS, *CHANNEL_OPTIONS]).items()])
         server.add_generic_rpc_handlers((peer.handlers(),))
         healthy = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
@@ -107,18 +142,27 @@ class NodeServer:
         )
         membership.on_renewed(liveness.confirm)
 
+        single = SingleCopies(self._store, shards) if replication is None else None
+
         def joined(member: Member) -> None:
             self._member = member
-            shards.follow(feed.view, member)
+            if single is not None:
+                single.follow(feed.view, member)
+            if replication is not None:
+                replication.replicas.joined(member, feed.view)
 
         def lost() -> None:
             self._member = None
-            shards.stop_all()
+            if single is not None:
+                single.left()
 
         membership.joined = joined
         membership.lost = lost
-        feed.listeners.append(lambda view: shards.follow(view, self._member))
-        controller = Controller(etcd, keys, feed, membership, config.members_min)
+        if single is not None:
+            feed.listeners.append(lambda view: single.follow(view, self._member))
+        if replication is not None:
+            feed.listeners += [replication.links.follow, replication.replicas.follow]
+        controller = Controller(etcd, keys, feed, membership, config.members_min or settings.replication)
         watchdog = Watchdog(liveness)
         watchdog.start()
         gc.collect()
@@ -131,6 +175,8 @@ class NodeServer:
                     group.create_task(self._tick(), name="ticker"),
                     group.create_task(controller.run(), name="controller"),
                 ]
+                if replication is not None:
+                    tasks.append(group.create_task(replication.run(), name="replication"))
                 try:
                     await unless_stopped(stop, membership.join())
                 except Stopped:
@@ -149,7 +195,10 @@ class NodeServer:
             await membership.leave()
             await server.stop(_STOP_GRACE_S)
             await dispatcher.close()
+            if replication is not None:
+                await replication.links.close()
             await engine.close()
+            await flusher.close()
             watchdog.stop()
         log.info("stopped")
 
@@ -165,7 +214,7 @@ class NodeServer:
             activations=engine.activations,
             evictions=engine.evictions,
             calls_in_flight=engine.in_flight,
-            shards_serving=len(self._shards.serving()),
+            shards_serving=len(self._shards.serving(boottime())),
             cache_bytes=engine.cached_bytes,
             kinds=sorted(self._app.kinds),
         )
@@ -185,4 +234,47 @@ class NodeServer:
                 self._engine.evict(0.05)
             if boottime() - dropped > _DROP_REPLIES_S:
                 dropped = boottime()
-                self._kept.drop_old(self._shards.serving())
+                self._kept.drop_old(
+                    [shard.number for shard in self._shards.owned()]
+                    if self._replication is None
+                    else [copy.number for copy in self._replication.replicas.copies()]
+                )
+
+
+class Replication:
+    """The parts that copy shards between nodes, put together."""
+
+    def __init__(
+        self,
+        node_id: str,
+        identity: Callable[[], str],
+        store: Store,
+        flusher: Flusher,
+        shards: Shards,
+        settings: ClusterSettings,
+        etcd: Etcd,
+        keys: Keys,
+        move_rate: float,
+    ) -> None:
+        disk = CopyStore(store)
+        self.replicas = Replicas(node_id, disk, flusher, shards, ReplicationSettings(min_in_sync=settings.writable_from))
+        self.links = self.replicas.links = Links(node_id, identity, self.replicas.received)
+        self.swaps = self.replicas.swaps = EtcdSwaps(etcd, keys, self.replicas.swapped)
+        self.sender = self.replicas.snapshots = SnapshotSender(store, self.replicas, self.links, identity, move_rate)
+        self.receiver = SnapshotReceiver(store, disk, self.replicas)
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.swaps.run(), name="swaps")
+            group.create_task(self.sender.run(), name="snapshots")
+            group.create_task(self._tick(), name="replication ticker")
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_REPLICATION_TICK_S)
+            self.replicas.tick()
+
+
+def _no_replicas(entries: list[Entry]) -> None:
+    raise AssertionError("the cluster keeps single copies")

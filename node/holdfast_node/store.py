@@ -14,14 +14,16 @@ from rocksdict import (
     BlockBasedOptions,
     Cache,
     DBRecoveryMode,
+    IngestExternalFileOptions,
     Options,
     Rdict,
     ReadOptions,
+    SstFileWriter,
     WriteBatch,
     WriteOptions,
 )
 
-FAMILIES = ("state", "replies", "meta")
+FAMILIES = ("state", "replies", "log", "meta")
 _WAL_BYTES_MAX = 128 << 20  # what a start has to replay at most
 _BLOCK_CACHE_BYTES = 64 << 20
 _WRITE_BUFFER_BYTES = 32 << 20
@@ -116,6 +118,18 @@ class Store:
                 yield rows.key(), rows.value()
                 rows.next()
 
+    def scan_now(self, family: str, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        """The rows of `[start, end)` as they are now, not when the first is asked for. Read it soon: it keeps the store as it was."""
+        rows = self._families[family].iter(ReadOptions())
+        rows.seek(start)
+
+        def read() -> Iterator[tuple[bytes, bytes]]:
+            while rows.valid() and (end is None or rows.key() < end):
+                yield rows.key(), rows.value()
+                rows.next()
+
+        return read()
+
     def batch(self) -> Batch:
         return Batch(self._handles)
 
@@ -128,12 +142,59 @@ class Store:
         self._db.flush_wal(True)
         self.syncs += 1
 
+    def ingest(self, family: str, files: list[Path]) -> None:
+        """Take the rows of files that `RowFiles` wrote; the files are moved. Durable when this returns."""
+        options = IngestExternalFileOptions()
+        options.set_move_files(True)
+        self._families[family].ingest_external_file([str(file) for file in files], options)
+
+    def flush(self, family: str) -> None:
+        """Write a family's memtable to a file, so that an `ingest` finds none in its way. Belongs on a thread."""
+        self._families[family].flush()
+
     def close(self) -> None:
         """Close it; nothing may be under way."""
         self._gets.clear()
         self._handles.clear()
         self._families.clear()
         self._db.close()
+
+
+class RowFiles:
+    """Writes rows, which come in key order, to files that `Store.ingest` takes. Each file is fsynced when it is full."""
+
+    _ROW_BYTES_MAX = 8 << 20  # of rows in a file: finishing it holds the interpreter while it is written and fsynced
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder = folder
+        self._name = name
+        self._writer: SstFileWriter | None = None
+        self._bytes = 0
+        self.files: list[Path] = []
+
+    def put(self, key: bytes, value: bytes) -> None:
+        if self._writer is None:
+            self._folder.mkdir(exist_ok=True)
+            self.files.append(self._folder / f"{self._name}-{len(self.files)}.sst")
+            self._writer = SstFileWriter(Options(raw_mode=True))
+            self._writer.open(str(self.files[-1]))
+            self._bytes = 0
+        self._writer[key] = value
+        self._bytes += len(key) + len(value)
+        if self._bytes >= self._ROW_BYTES_MAX:
+            self.finish()
+
+    def finish(self) -> None:
+        """No more rows come."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.finish()
+
+    def remove(self) -> None:
+        """Remove what was not ingested."""
+        self.finish()
+        for file in self.files:
+            file.unlink(missing_ok=True)
 
 
 def _explain(path: Path, error: Exception) -> str:

@@ -22,6 +22,7 @@ from holdfast.v1 import objects_pb2 as pb
 
 if TYPE_CHECKING:
     from holdfast_node.activation import Activation
+    from holdfast_node.shards import Shard
 
 _swap_current_task: Callable[[Any, Any], Any]
 if sys.version_info >= (3, 12):
@@ -45,8 +46,8 @@ QUEUED, RUNNING, COMMITTING, DONE = range(4)
 class ReplyPort(Protocol):
     """Where a reply goes: the stream, or the caller, that the call came from."""
 
-    def reply(self, number: int, result: bytes, error: pb.Error | None, epoch: int) -> None:
-        """Take the reply to call `number`: a result, or an error."""
+    def reply(self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None) -> None:
+        """Take the reply to call `number`: a result, or an error. It may leave only while `shard` may be answered for."""
 
 
 class Turn:

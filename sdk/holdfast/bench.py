@@ -56,19 +56,19 @@ class Row(msgspec.Struct):
 
 @click.command(short_help="Measure calls per second.")
 @option("--target", help="A running cluster's gateway, whose nodes run holdfast.bench_app. Default: a cluster of its own.")
-@option("--nodes", default=1, type=click.IntRange(1, 20), help="Nodes of its own cluster.")
+@option("--copies", default="1,3", help="Copies of each shard: for each a cluster of its own, of as many nodes.")
 @option("--objects", default=1000, help="Objects that are called, at random.")
 @option("--seconds", default=3.0, help="How long each row is measured.")
 @option("--in-flight", "in_flight", default="1,64,512", help="Calls under way, one row for each.")
 @option("--only", default="", help="Rows to measure, as workload/transport, comma-separated. Default: all.")
 @option("--json", "as_json", is_flag=True, default=False, help="Print one JSON object.")
-def bench(target: str | None, nodes: int, objects: int, seconds: float, in_flight: str, only: str, as_json: bool) -> None:
+def bench(target: str | None, copies: str, objects: int, seconds: float, in_flight: str, only: str, as_json: bool) -> None:
     """Measure durable increments and reads, through Session and Call, beside a bare gRPC echo.
 
     \b
     Examples:
       holdfast bench
-      holdfast bench --only increment/session,read/session --in-flight 64 --json
+      holdfast bench --copies 3 --only increment/session,read/session --in-flight 64 --json
     """
     levels = [int(level) if level.isdigit() else 0 for level in in_flight.split(",")]
     if min(levels) < 1:
@@ -76,7 +76,35 @@ def bench(target: str | None, nodes: int, objects: int, seconds: float, in_fligh
     wanted = set(filter(None, only.split(",")))
     if unknown := wanted - set(_ROWS):
         raise click.ClickException(f"--only {', '.join(sorted(unknown))}: the rows are {', '.join(_ROWS)}")
-    copies = 1
+    if not copies or not set(copies.split(",")) <= {"1", "2", "3"}:
+        raise click.ClickException(f"--copies {copies}: 1, 2 or 3, comma-separated")
+    rows = []
+    try:
+        for number in [0] if target is not None else [int(number) for number in copies.split(",")]:
+            rows += _bench(target, number, objects, seconds, levels, wanted)
+    except* (HoldfastError, ClusterFailed, grpc.aio.AioRpcError) as group:
+        raise click.ClickException(str(_first(group))) from None
+    if as_json:
+        click.echo(codec.encode_json({"rows": rows}).decode())
+        return
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption="p50, p99: ms; client, gateway, nodes: cores busy")
+    for title in ("workload", "by", "copies", "flight", "calls/s", "p50", "p99", "fsyncs", "client", "gateway", "nodes"):
+        table.add_column(title, justify="left" if title in ("workload", "by") else "right", no_wrap=True)
+    for row in rows:
+        cores = {name: seconds_used / seconds for name, seconds_used in row.cpu_s.items()}
+        client, front = cores.pop("client", 0.0), cores.pop("gateway", 0.0)
+        table.add_row(
+            row.workload, row.transport, str(row.copies or ""), str(row.in_flight), f"{row.calls_per_s:,}", f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}",
+            f"{row.fsyncs:,}", f"{client:.2f}", f"{front:.2f}", f"{sum(cores.values()):.2f}",
+        )  # fmt: skip
+    console = Console()
+    if not console.is_terminal:
+        console.width = 100
+    console.print(table)
+
+
+def _bench(target: str | None, copies: int, objects: int, seconds: float, levels: list[int], wanted: set[str]) -> list[Row]:
+    """The rows of one cluster: `target`, or a new one with that many copies."""
     gateway = target
     folder = Path(tempfile.mkdtemp(prefix="holdfast-bench-"))
     cluster = LocalCluster(folder)
@@ -87,33 +115,14 @@ def bench(target: str | None, nodes: int, objects: int, seconds: float, in_fligh
         if gateway is None:
             gateway = f"127.0.0.1:{free_port()}"
             cluster.start_etcd()
-            for i in range(1, nodes + 1):
-                cluster.start_node(f"n{i}", "holdfast.bench_app", "--members-min", str(nodes))
+            for i in range(1, copies + 1):
+                cluster.start_node(f"n{i}", "holdfast.bench_app", "--members-min", str(copies), "--replication", str(copies))
             cluster.start_gateway("gateway", int(gateway.rpartition(":")[2]))
             cluster.wait_ready(gateway)
-        rows = uvloop.run(_measure(gateway, f"127.0.0.1:{echo_port}", copies, objects, seconds, levels, wanted))
-    except* (HoldfastError, ClusterFailed, grpc.aio.AioRpcError) as group:
-        raise click.ClickException(str(_first(group))) from None
+        return uvloop.run(_measure(gateway, f"127.0.0.1:{echo_port}", copies, objects, seconds, levels, wanted))
     finally:
         cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)
-    if as_json:
-        click.echo(codec.encode_json({"rows": rows}).decode())
-        return
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption="p50, p99: ms; client, gateway, nodes: cores busy")
-    for title in ("workload", "by", "flight", "calls/s", "p50", "p99", "fsyncs", "client", "gateway", "nodes"):
-        table.add_column(title, justify="left" if title in ("workload", "by") else "right", no_wrap=True)
-    for row in rows:
-        cores = {name: seconds_used / seconds for name, seconds_used in row.cpu_s.items()}
-        client, front = cores.pop("client", 0.0), cores.pop("gateway", 0.0)
-        table.add_row(
-            row.workload, row.transport, str(row.in_flight), f"{row.calls_per_s:,}", f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}",
-            f"{row.fsyncs:,}", f"{client:.2f}", f"{front:.2f}", f"{sum(cores.values()):.2f}",
-        )  # fmt: skip
-    console = Console()
-    if not console.is_terminal:
-        console.width = 100
-    console.print(table)
 
 
 def _first(group: BaseException) -> BaseException:
@@ -168,10 +177,11 @@ async def _measure(
             )
         )
 
+    copies = (await status(admin_pb2.StatusRequest())).replication
     echo_channel = open_channel(echo)
     await asyncio.wait_for(echo_channel.channel_ready(), 10)
     bare: Any = echo_channel.unary_unary(_ECHO)
-    for in_flight in levels[:2]:
+    for in_flight in levels[:2] if copies == 1 else ():
         await row("echo", "grpc", in_flight, 0, bare_echo(bare))
     async with connect(gateway) as client:
         unary = channel.unary_unary(

@@ -7,6 +7,8 @@ silently with another process (SO_REUSEPORT is gRPC's default).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import grpc
 
 MESSAGE_BYTES_MAX = 8 << 20
@@ -36,10 +38,10 @@ SERVER_OPTIONS: list[tuple[str, int]] = [
 ]
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
-    """A channel to `host:port`. Whoever opens it closes it. Raises ValueError for what is no address."""
+def open_channel(address: str, options: Sequence[tuple[str, int]] = ()) -> grpc.aio.Channel:
+    """A channel to `host:port`; `options` in place of ours. Whoever opens it closes it. Raises ValueError for what is no address."""
     check_address(address)
-    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    return grpc.aio.insecure_channel(address, options=[*dict([*CHANNEL_OPTIONS, *options]).items()])
 
 
 class AddressInUse(Exception):

@@ -18,10 +18,11 @@ from holdfast.options import option
 @click.command(short_help="Run a whole cluster on this machine.")
 @click.argument("app")
 @option("--nodes", default=3, type=click.IntRange(1, 20), help="Nodes to run.")
+@option("--replication", type=click.IntRange(1, 7), help="Copies of each shard. Default: 3, or as many as there are nodes.")
 @option("--gateways", default=1, type=click.IntRange(1, 20), help="Gateways to run, at PORT and the ports after it.")
 @option("--port", default=7400, type=click.IntRange(1, 65_515), help="The first gateway's port.")
 @option("--data", type=click.Path(path_type=Path, file_okay=False), help="Where data stays. Default: a temporary folder.")
-def dev(app: str, nodes: int, gateways: int, port: int, data: Path | None) -> None:
+def dev(app: str, nodes: int, replication: int | None, gateways: int, port: int, data: Path | None) -> None:
     """Run etcd, nodes and gateways for APP on loopback until Ctrl-C, which ends every process that was started.
 
     \b
@@ -35,6 +36,7 @@ def dev(app: str, nodes: int, gateways: int, port: int, data: Path | None) -> No
     folder = data or Path(tempfile.mkdtemp(prefix="holdfast-dev-"))
     if data is not None and (known := _nodes_of(data)) and known != nodes:
         raise click.ClickException(f"{data} has {known} nodes, and what they own is with them: use --nodes {known}")
+    copies = replication or min(nodes, 3)
     stopping = False
 
     def stop(*_: object) -> None:
@@ -47,7 +49,7 @@ def dev(app: str, nodes: int, gateways: int, port: int, data: Path | None) -> No
     try:
         cluster.start_etcd()
         for i in range(1, nodes + 1):
-            cluster.start_node(f"n{i}", app, "--members-min", str(nodes))
+            cluster.start_node(f"n{i}", app, "--members-min", str(nodes), "--replication", str(copies))
         for i in range(gateways):
             cluster.start_gateway(f"gateway{i + 1}", port + i)
         deadline = time.monotonic() + READY_S
@@ -55,7 +57,8 @@ def dev(app: str, nodes: int, gateways: int, port: int, data: Path | None) -> No
             if time.monotonic() > deadline:
                 raise ClusterFailed(f"not ready after {READY_S:.0f} s")
         if not stopping:
-            click.echo(f"ready: {nodes} nodes, gateway at 127.0.0.1:{port}, etcd at {cluster.etcd}, logs in {folder / 'logs'}")
+            what = f"{nodes} nodes, {copies} copies of each shard"
+            click.echo(f"ready: {what}, gateway at 127.0.0.1:{port}, etcd at {cluster.etcd}, logs in {folder / 'logs'}")
         while not stopping:
             if why := cluster.ended():
                 raise ClusterFailed(why)

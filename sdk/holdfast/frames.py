@@ -1,6 +1,10 @@
 """Batching: everything that waits for a stream leaves in one message, and nothing waits for a timer.
 
 While a write is under way the next batch gathers; under load batches grow by themselves, and a lone call leaves at once.
+
+Where several streams flow into one, a frame that leaves for each that comes would make frames ever smaller: three nodes that
+answer a few calls each would cost a gateway three times the frames of one. So a small batch lets the event loop go round while it
+grows by that: what has arrived already joins it.
 """
 
 from __future__ import annotations
@@ -18,6 +22,9 @@ _FRAME_MESSAGES_MAX = 128
 """Also cut here: the peer works on the first frame while the next is packed, so client, gateway and node are busy at once."""
 
 _HALVE_FROM = 48
+
+_ROUNDS_MAX = 8
+"""How often the loop goes round, at most, for a batch below `_HALVE_FROM` that grows."""
 
 BACKLOG_BYTES_MAX = 16 << 20
 """Above it `FrameWriter.drained` waits: the side that produces reads no more until its peer has read."""
@@ -81,6 +88,13 @@ class FrameWriter(Generic[M]):
                     await self._wake
                 finally:
                     self._wake = None
+            for _ in range(_ROUNDS_MAX):
+                before = len(self._queue)
+                if before >= _HALVE_FROM:
+                    break
+                await asyncio.sleep(0)
+                if len(self._queue) == before:
+                    break
             queue, self._queue = self._queue, []
             if self._backlog_bytes <= FRAME_BYTES_MAX and len(queue) < _HALVE_FROM:
                 self._backlog_bytes = 0

@@ -26,7 +26,16 @@ def common_options(command: Any) -> Any:
             ),
             option("--cluster", default="default", help="The cluster's name; several can share an etcd."),
             option("--shards", type=int, help="Number of shards, 256 at formation; must be what the cluster was formed with."),
-            option("--replication", type=int, help="Copies of each shard: 1, copies on other nodes are not there yet."),
+            option(
+                "--replication",
+                type=int,
+                help="Copies of each shard, 1 to 7, 3 at formation; must be what the cluster was formed with.",
+            ),
+            option(
+                "--min-in-sync",
+                type=int,
+                help="Copies that must be in sync for writes, 0 (a majority) at formation; must be what the cluster was formed with.",
+            ),
             option(
                 "--points",
                 type=int,

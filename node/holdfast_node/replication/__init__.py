@@ -1,4 +1,4 @@
-"""Replication of shards, as a pure core. Its rules are at the head of replica.py; docs/decisions/0004-replication.md has the choices."""
+"""Replication of shards, as a pure core: its rules are at the head of replica.py, its choices in docs/decisions/0004."""
 
 from holdfast_node.replication.events import (
     Acknowledge,

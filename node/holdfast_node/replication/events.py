@@ -9,10 +9,6 @@ import msgspec
 from holdfast_cluster.model import Assignment
 
 
-class _Record(msgspec.Struct, frozen=True, gc=False):
-    """Made several times for each entry, so it is made cheaply."""
-
-
 class Position(NamedTuple):
     """A place in a log; the higher epoch is the later, whatever its seq."""
 
@@ -55,65 +51,65 @@ class ReplicationSettings:
 # -- events
 
 
-class Assigned(_Record):
+class Assigned(msgspec.Struct, frozen=True, gc=False):
     """etcd shows this assignment at this revision."""
 
     assignment: Assignment
     revision: int
 
 
-class Append(_Record):
+class Append(msgspec.Struct, frozen=True, gc=False):
     """The owner's engine has an entry; its seq is in the effect `Appended`."""
 
     data: bytes
 
 
-class Persisted(_Record):
+class Persisted(msgspec.Struct, frozen=True, gc=False):
     """Everything up to the `Persist` of this number is on disk."""
 
     number: int
 
 
-class Received(_Record):
+class Received(msgspec.Struct, frozen=True, gc=False):
     """A message came from a node."""
 
     sender: str
     message: Message
 
 
-class Swapped(_Record):
+class Swapped(msgspec.Struct, frozen=True, gc=False):
     """etcd's answer to a `Swap`: it happened (at `revision`), it did not, or (None) nobody knows."""
 
     happened: bool | None
     revision: int = 0
 
 
-class Release(_Record):
+class Release(msgspec.Struct, frozen=True, gc=False):
     """Give the shard to another in-sync replica; all replies have left."""
 
     to: str
     incarnation: int
 
 
-class Rejoined(_Record):
+class Rejoined(msgspec.Struct, frozen=True, gc=False):
     """The node is a member under a new incarnation: what was assigned to the earlier one is not its own any more."""
 
     incarnation: int
 
 
-class SnapshotStarted(_Record):
+class SnapshotStarted(msgspec.Struct, frozen=True, gc=False):
     """The shell has taken the state as it is now, and sends it: the log behind it is needed until the replica has it."""
 
     to: str
 
 
-class SnapshotEnded(_Record):
+class SnapshotEnded(msgspec.Struct, frozen=True, gc=False):
     """The snapshot to this node is delivered, or given up."""
 
     to: str
 
 
-class Tick(_Record):
+class Tick(msgspec.Struct, frozen=True, gc=False):
     """Time has passed."""
 
 
@@ -123,7 +119,7 @@ Event = Assigned | Append | Persisted | Received | Swapped | Release | Rejoined 
 # -- messages between nodes
 
 
-class Replicate(_Record):
+class Replicate(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
     """Owner to replica: entries behind `previous`, and how far the owner has committed. Without entries it is a heartbeat."""
 
     epoch: int
@@ -133,7 +129,7 @@ class Replicate(_Record):
     sent_at: float
 
 
-class Snapshot(_Record):
+class Snapshot(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=7):
     """Owner to joining replica: the whole state as of `position`."""
 
     epoch: int
@@ -142,7 +138,7 @@ class Snapshot(_Record):
     sent_at: float
 
 
-class Acknowledge(_Record):
+class Acknowledge(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2):
     """Replica to owner: it has everything up to `matched` on disk, and promises. `sent_at` is the owner's own."""
 
     epoch: int
@@ -150,7 +146,7 @@ class Acknowledge(_Record):
     sent_at: float
 
 
-class Mismatch(_Record):
+class Mismatch(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=3):
     """Replica to owner: it has nothing like `previous`; try behind `last`. It promises as `Acknowledge` does."""
 
     epoch: int
@@ -158,31 +154,33 @@ class Mismatch(_Record):
     sent_at: float
 
 
-class Refused(_Record):
+class Refused(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=4):
     """Replica to owner: it has heard of a higher epoch."""
 
     epoch: int
 
 
-class MayDrop(_Record):
+class MayDrop(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=5):
     """Replica to owner: it holds a copy that it is not assigned (any more), and would like to drop it."""
 
     epoch: int
 
 
-class Drop(_Record):
+class Drop(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=6):
     """Owner to replica: the owner does not know it as a replica, so nothing rests on its copy."""
 
     epoch: int
 
 
-Message = Replicate | Snapshot | Acknowledge | Mismatch | Refused | MayDrop | Drop
+WireMessage = Replicate | Acknowledge | Mismatch | Refused | MayDrop | Drop
+"""What frames carry (links.py); snapshots have streams of their own."""
+Message = WireMessage | Snapshot
 
 
 # -- effects
 
 
-class Persist(_Record):
+class Persist(msgspec.Struct, frozen=True, gc=False):
     """Write to disk, in the order of numbers, and answer with `Persisted`.
 
     Cut the log from seq `cut` on (None: no cut), append `entries`; with `install` replace state and log by a snapshot, with
@@ -197,40 +195,40 @@ class Persist(_Record):
     wipe: bool = False
 
 
-class Apply(_Record):
+class Apply(msgspec.Struct, frozen=True, gc=False):
     """Apply committed entries to the state, which changes together with its position. The log keeps what is behind `trim`."""
 
     entries: tuple[LogEntry, ...]
     trim: int
 
 
-class Send(_Record):
+class Send(msgspec.Struct, frozen=True, gc=False):
     """Send to a node. It may be lost, doubled, delayed."""
 
     to: str
     message: Message
 
 
-class SendSnapshot(_Record):
+class SendSnapshot(msgspec.Struct, frozen=True, gc=False):
     """Send the state with the position that it is at, unless that is under way; say `SnapshotStarted` and `SnapshotEnded`."""
 
     to: str
     epoch: int
 
 
-class Appended(_Record):
+class Appended(msgspec.Struct, frozen=True, gc=False):
     """The entry got this seq."""
 
     seq: int
 
 
-class NotAppended(_Record):
+class NotAppended(msgspec.Struct, frozen=True, gc=False):
     """The entry was not taken: this node does not own the shard, or is about to release it."""
 
     why: str
 
 
-class Swap(_Record):
+class Swap(msgspec.Struct, frozen=True, gc=False):
     """Ask etcd to put `to` in the place of the assignment at `revision`; answer with `Swapped`."""
 
     revision: int

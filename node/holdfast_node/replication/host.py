@@ -1,0 +1,301 @@
+"""Runs the replicas of all shards that this node has a copy of: events in, effects out.
+
+Work comes in rounds: a frame of messages, a view, a flush, a tick. All effects of a round are staged in one batch; its end writes
+the batch, asks for an fsync if anything has to be on disk, tells the engine what is committed and until when each shard may be
+answered for. Messages of a round that go to one node leave in one frame.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from holdfast_cluster.clock import boottime
+from holdfast_cluster.model import Assignment, Member, View
+
+from holdfast_node.commit import Entry, Flusher
+from holdfast_node.replication.disk import CopyStore, Replies, Rows, StoredCopy, encode_changes
+from holdfast_node.replication.events import (
+    Acknowledge,
+    Append,
+    Appended,
+    Apply,
+    Assigned,
+    Event,
+    Mismatch,
+    NotAppended,
+    Persist,
+    Persisted,
+    Position,
+    Received,
+    Refused,
+    Rejoined,
+    Release,
+    ReplicationSettings,
+    Send,
+    SendSnapshot,
+    Snapshot,
+    SnapshotEnded,
+    SnapshotStarted,
+    Swap,
+    Swapped,
+    Tick,
+    WireMessage,
+)
+from holdfast_node.replication.links import Links
+from holdfast_node.replication.replica import Replica
+from holdfast_node.shards import Shard, Shards
+
+log = logging.getLogger(__name__)
+
+_ANSWERS = (Acknowledge, Mismatch, Refused)
+
+
+class Swaps(Protocol):
+    """Asks etcd to swap assignments; the answers come back to `Replicas.swapped`."""
+
+    def ask(self, shard: int, revision: int, to: Assignment) -> None: ...
+
+
+class Snapshots(Protocol):
+    """Sends copies of shards."""
+
+    def send(self, shard: int, to: str, epoch: int) -> None:
+        """Send a shard to a node, unless that is under way."""
+
+
+class Copy:
+    """One shard's copy on this node. `shard` is there while this node owns it; `waiting` are its entries that are not committed."""
+
+    __slots__ = ("number", "replica", "shard", "waiting")
+
+    def __init__(self, number: int, replica: Replica) -> None:
+        self.number = number
+        self.replica = replica
+        self.shard: Shard | None = None
+        self.waiting: deque[Entry] = deque()
+
+
+class Replicas:
+    """`committed` is called with entries whose turns can be answered, in order."""
+
+    def __init__(
+        self,
+        node: str,
+        copies: CopyStore,
+        flusher: Flusher,
+        shards: Shards,
+        settings: ReplicationSettings,
+    ) -> None:
+        self._node = node
+        self._disk = copies
+        self._flusher = flusher
+        self._shards = shards
+        self._settings = settings
+        self.committed: Callable[[list[Entry]], None] = lambda entries: None
+        self.links: Links
+        self.swaps: Swaps
+        self.snapshots: Snapshots
+        self._incarnation = 0
+        self._revision = 0
+        self._now = boottime()
+        self._numbers: dict[Copy, int] = {}
+        self._touched: set[Copy] = set()
+        self._done: list[Entry] = []
+        self._copies: dict[int, Copy] = {}
+        for number, stored in copies.load().items():
+            self._copies[number] = self._new(number, stored)
+
+    def copies(self) -> Iterable[Copy]:
+        return self._copies.values()
+
+    def get(self, number: int) -> Copy | None:
+        return self._copies.get(number)
+
+    # -- what happens
+
+    def joined(self, member: Member, view: View) -> None:
+        """The node is a member under a new incarnation."""
+        self._incarnation = member.incarnation
+        self._now = boottime()
+        for copy in self._copies.values():
+            self._do(copy, Rejoined(member.incarnation))
+        self._end()
+        self.follow(view)
+
+    def follow(self, view: View) -> None:
+        """etcd shows new assignments."""
+        self._now = boottime()
+        newest = self._revision
+        for number, versioned in view.assignments.items():
+            if versioned.revision > self._revision:
+                newest = max(newest, versioned.revision)
+                to = versioned.assignment
+                if number in self._copies or self._node in (to.owner, *to.in_sync, *to.joining):
+                    self._do(self._copy(number), Assigned(to, versioned.revision))
+        self._revision = newest
+        self._end()
+
+    def received(self, sender: str, messages: list[tuple[int, WireMessage]]) -> None:
+        """A frame came from a node."""
+        self._now = boottime()
+        for number, message in messages:
+            copy = self._copies.get(number)
+            if copy is None:
+                copy = self._copy(number)
+            self._do(copy, Received(sender, message))
+        self._end()
+
+    def append(self, entries: list[Entry]) -> None:
+        """Entries of shards that this node owns; they come back to `committed`."""
+        self._now = boottime()
+        for entry in entries:
+            copy = self._copies[entry.shard.number]
+            assert copy.shard is entry.shard, "an entry of an epoch that is over was not abandoned"
+            copy.waiting.append(entry)
+            self._do(copy, Append(encode_changes(entry.rows, entry.replies)), entry)
+        self._end()
+
+    def swapped(self, number: int, happened: bool | None, revision: int) -> None:
+        """etcd has answered a swap, or its answer was lost."""
+        self._now = boottime()
+        self._do(self._copies[number], Swapped(happened, revision))
+        self._end()
+
+    def tick(self) -> None:
+        """Time has passed; call it about ten times a second."""
+        self._now = boottime()
+        for copy in list(self._copies.values()):
+            self._do(copy, Tick())
+        self._end()
+
+    def release(self, number: int, to: Member) -> None:
+        """Give an owned shard, whose replies have all left, to another in-sync replica."""
+        self._now = boottime()
+        self._do(self._copies[number], Release(to.id, to.incarnation))
+        self._end()
+
+    def snapshot_started(self, number: int, to: str) -> Position:
+        """The state is read from now on, for a snapshot to `to`; the position that it is at."""
+        replica = self._copies[number].replica
+        entry = replica._at(replica.applied)
+        position = replica.base if entry is None else Position(entry.epoch, entry.seq)
+        assert position.seq == replica.applied
+        self._now = boottime()
+        self._do(self._copies[number], SnapshotStarted(to))
+        self._end()
+        return position
+
+    def snapshot_ended(self, number: int, to: str) -> None:
+        """The snapshot is with `to`, or was given up."""
+        self._now = boottime()
+        self._do(self._copies[number], SnapshotEnded(to))
+        self._end()
+
+    def snapshot_arrived(self, sender: str, number: int, snapshot: Snapshot) -> None:
+        """Somebody sent a shard; its files are there."""
+        self._now = boottime()
+        copy = self._copy(number)
+        before = copy.replica.base, copy.replica.applied
+        self._do(copy, Received(sender, snapshot))
+        if (copy.replica.base, copy.replica.applied) == before:
+            self._disk.discard(snapshot.state)
+        self._end()
+
+    # -- one round
+
+    def _new(self, number: int, stored: StoredCopy) -> Copy:
+        return Copy(number, Replica.start(self._node, self._incarnation, self._settings, stored, self._now))
+
+    def _copy(self, number: int) -> Copy:
+        copy = self._copies.get(number)
+        if copy is None:
+            copy = self._copies[number] = self._new(number, StoredCopy())
+        return copy
+
+    def _do(self, copy: Copy, event: Event, entry: Entry | None = None) -> None:
+        self._touched.add(copy)
+        number = copy.number
+        for effect in copy.replica.handle(event, self._now):
+            match effect:
+                case Send(to, message):
+                    assert not isinstance(message, Snapshot)
+                    if isinstance(message, _ANSWERS):
+                        self.links.answer(to, number, message)
+                    else:
+                        self.links.send(to, number, message)
+                case Persist():
+                    if effect.install is None:
+                        self._disk.persist(self._flusher.batch, number, effect)
+                    else:
+                        self._flusher.write()  # what is staged comes before
+                        self._disk.install(number, effect)
+                        log.info("shard %d: took a snapshot", number)
+                    self._numbers[copy] = effect.number
+                case Apply():
+                    self._apply(copy, effect)
+                case Appended(seq):
+                    assert entry is not None
+                    entry.seq = seq
+                case Swap(revision, assignment):
+                    self.swaps.ask(number, revision, assignment)
+                case SendSnapshot(to, epoch):
+                    self.snapshots.send(number, to, epoch)
+                case NotAppended(why):
+                    raise AssertionError(f"shard {number}: an entry of an epoch that is over was not abandoned: {why}")
+
+    def _apply(self, copy: Copy, effect: Apply) -> None:
+        changes: dict[int, tuple[Rows, Replies]] = {}
+        waiting = copy.waiting
+        if waiting:
+            shard = waiting[0].shard
+            for logged in effect.entries:
+                if waiting and waiting[0].seq == logged.seq and shard.epoch == logged.epoch:
+                    entry = waiting.popleft()
+                    changes[logged.seq] = entry.rows, entry.replies
+                    self._done.append(entry)
+        self._disk.apply(self._flusher.batch, copy.number, copy.replica.epoch, copy.replica.base, effect, changes)
+
+    def _end(self) -> None:
+        """The end of a round: make its effects visible."""
+        if self._numbers:
+            numbers, self._numbers = self._numbers, {}
+            self._flusher.when_durable(lambda: self._persisted(numbers))
+        self._flusher.write()
+        done, self._done = self._done, []
+        for entry in done:
+            entry.applied = entry.committed = True
+        lost: set[Shard] = set()
+        touched, self._touched = self._touched, set()
+        for copy in touched:
+            replica, shard = copy.replica, copy.shard
+            if shard is not None and not (replica.owning and replica.epoch == shard.epoch):
+                lost.add(shard)
+                copy.shard = shard = None
+                for entry in copy.waiting:
+                    entry.abandoned = True
+                    done.append(entry)
+                copy.waiting.clear()
+            if replica.owning:
+                shard = copy.shard
+                if shard is not None:
+                    shard.until = replica.serves_until(self._now)
+                    shard.read_only = replica.read_only()
+        if lost:
+            self._shards.drop(lost)
+        for copy in touched:
+            if copy.shard is None and copy.replica.owning:
+                shard = copy.shard = Shard(copy.number, copy.replica.epoch, replicated=True)
+                shard.until = copy.replica.serves_until(self._now)
+                shard.read_only = copy.replica.read_only()
+                self._shards.take(shard)
+        if done:
+            self.committed(done)
+
+    def _persisted(self, numbers: dict[Copy, int]) -> None:
+        self._now = boottime()
+        for copy, number in numbers.items():
+            self._do(copy, Persisted(number))
+        self._end()

@@ -1,0 +1,190 @@
+"""Streams of replication messages between nodes.
+
+Each node opens one stream to every other member and sends on it what it says as an owner (entries, heartbeats); what the other
+answers comes back on the same stream. Whatever waits leaves in one frame: a frame carries the messages of many shards. Messages
+may be lost when a stream breaks; the core sends again what was not acknowledged.
+
+A frame is msgpack: `[[shard, message], ...]`, a message the array of its type's fields, led by the type's tag. Fields that a later
+version adds come last and have defaults, so neighbouring versions understand each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import msgspec
+from holdfast.channels import open_channel
+from holdfast.frames import FrameWriter, ends
+from holdfast_cluster.model import Member, View
+from holdfast_cluster.pipe import TARGET_METADATA
+
+from holdfast_node.replication.events import Message, Replicate, WireMessage
+
+log = logging.getLogger(__name__)
+
+SENDER_METADATA = "holdfast-sender"
+MESSAGE_BYTES_MAX = 64 << 20
+"""The largest frame: one entry of the largest turn that gathered with others. Batches are cut far below."""
+CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+]
+REPLICATE = "/holdfast.v1.Peer/Replicate"
+
+_BACKLOG_BYTES_MAX = 64 << 20
+_BACKOFF_S = (0.05, 1.0)
+_OVERHEAD_BYTES = 40
+_EXPLAINED = 200
+
+_Numbered = tuple[int, WireMessage]
+pack: Callable[[list[_Numbered]], bytes] = msgspec.msgpack.Encoder().encode
+unpack: Callable[[bytes], list[_Numbered]] = msgspec.msgpack.Decoder(list[_Numbered]).decode
+
+
+def size_of(message: Message) -> int:
+    """About how many bytes a message takes."""
+    if type(message) is Replicate:
+        return sum([len(entry.data) + _OVERHEAD_BYTES for entry in message.entries], _OVERHEAD_BYTES)
+    return _OVERHEAD_BYTES
+
+
+def _size(numbered: _Numbered) -> int:
+    return size_of(numbered[1])
+
+
+def new_writer() -> FrameWriter[_Numbered]:
+    """Batches the messages of one direction of a stream."""
+    return FrameWriter(pack, _size)
+
+
+class Link:
+    """The stream to one member; it connects again by itself until it is retired or closed."""
+
+    def __init__(self, me: Callable[[], str], member: Member, received: Callable[[str, list[_Numbered]], None]) -> None:
+        self._me = me
+        self.member = member
+        self._received = received
+        self._writer = new_writer()
+        self.up = False
+        self._retired = False
+        self._task = asyncio.create_task(self._run(), name=f"replication to {member.id}")
+
+    def send(self, shard: int, message: WireMessage) -> None:
+        """Send a message, or lose it: while the stream is down, or when far too much waits for it."""
+        if self.up and self._writer.backlog < _BACKLOG_BYTES_MAX:
+            self._writer.push((shard, message), size_of(message))
+
+    def retire(self) -> None:
+        """The member is gone from the view: what is connected goes on, a broken stream is not opened again."""
+        self._retired = True
+        if not self.up:
+            self._task.cancel()
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        backoff, longest = _BACKOFF_S
+        member = self.member
+        while not self._retired:
+            channel = open_channel(member.address, CHANNEL_OPTIONS)
+            metadata = ((TARGET_METADATA, f"{member.id}:{member.incarnation}"), (SENDER_METADATA, self._me()))
+            call: Any = channel.stream_stream(REPLICATE)(metadata=metadata)
+            self._writer = new_writer()
+            sending = asyncio.create_task(self._writer.run(call.write))
+            sending.add_done_callback(ends(call))
+            why = "it ended the stream"
+            try:
+                while (frame := await call.read()) is not grpc.aio.EOF:
+                    if not self.up:
+                        self.up = True
+                        backoff = _BACKOFF_S[0]
+                    if frame:
+                        self._received(member.id, unpack(frame))
+            except grpc.aio.AioRpcError as error:
+                why = f"{error.code().name}: {(error.details() or '')[:_EXPLAINED]}"
+            except msgspec.DecodeError as error:
+                why = f"it sent what is no frame: {error}"
+                log.error("replication to %s: %s", member.id, why)
+            finally:
+                if self.up:
+                    log.info("replication to %s at %s is down: %s", member.id, member.address, why)
+                    self.up = False
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+                call.cancel()
+                await channel.close()
+            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+            backoff = min(backoff * 2, longest)
+
+
+class Links:
+    """The links to all other members, by the newest view; and the streams on which others ask, for what they get as answers."""
+
+    def __init__(self, node: str, me: Callable[[], str], received: Callable[[str, list[_Numbered]], None]) -> None:
+        self._node = node
+        self._me = me
+        self._received = received
+        self._links: dict[str, Link] = {}
+        self._answers: dict[str, FrameWriter[_Numbered]] = {}
+
+    def follow(self, view: View) -> None:
+        """Open a link to every member that has none, and to every one that is another incarnation."""
+        for name, link in list(self._links.items()):
+            member = view.members.get(name)
+            if member is None:
+                link.retire()
+                if not link.up:
+                    del self._links[name]
+            elif (member.address, member.incarnation) != (link.member.address, link.member.incarnation):
+                self._links.pop(name).retire()
+        for name, member in view.members.items():
+            if name != self._node and (name not in self._links or self._links[name]._retired):
+                self._links[name] = Link(self._me, member, self._received)
+
+    def send(self, to: str, shard: int, message: WireMessage) -> None:
+        """Say something to a node as an owner, or ask an owner."""
+        if (link := self._links.get(to)) is not None:
+            link.send(shard, message)
+
+    def answer(self, to: str, shard: int, message: WireMessage) -> None:
+        """Answer what a node said, on the stream on which it did."""
+        if (writer := self._answers.get(to)) is not None:
+            writer.push((shard, message), size_of(message))
+
+    def address_of(self, node: str) -> Member | None:
+        """The member that a link leads to, while it is up."""
+        link = self._links.get(node)
+        return link.member if link is not None and link.up else None
+
+    async def serve(self, sender: str, context: Any) -> None:
+        """One node's stream, until it ends."""
+        writer = new_writer()
+        self._answers[sender] = writer
+        await context.write(b"")  # tells the other side that it is connected to whom it meant
+        sending = asyncio.create_task(writer.run(context.write))
+        sending.add_done_callback(ends(asyncio.current_task()))
+        try:
+            while (frame := await context.read()) is not grpc.aio.EOF:
+                try:
+                    messages = unpack(frame)
+                except msgspec.DecodeError as error:
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"not a frame of replication messages: {error}")
+                self._received(sender, messages)
+                await writer.drained()
+        except asyncio.CancelledError:
+            pass  # as in a gateway's session
+        finally:
+            if self._answers.get(sender) is writer:
+                del self._answers[sender]
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+
+    async def close(self) -> None:
+        await asyncio.gather(*(link.close() for link in self._links.values()))
