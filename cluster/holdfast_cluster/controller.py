@@ -4,51 +4,80 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 
 from holdfast_cluster.etcd import TXN_OPS_MAX, Etcd, EtcdError, at_revision, put
 from holdfast_cluster.feed import ViewFeed
 from holdfast_cluster.membership import Membership
-from holdfast_cluster.model import Keys, View, encode
-from holdfast_cluster.plan import Transition, plan
+from holdfast_cluster.model import Keys, Member, View, encode
+from holdfast_cluster.plan import Transition, plan, too_many_away
 
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.2
 _INTERVAL_S = 0.1
+HOLD_MOVES_S = 600.0
+"""How long members are waited for, and no data moves, when more than a third has vanished."""
 
 
 class Controller:
-    """Runs in every node; at most one acts. Two that act at once harm nothing: every swap names the revision it was planned from."""
+    """Runs in every node; at most one acts. Two that act at once harm nothing: every swap names the revision it was planned from.
 
-    def __init__(self, etcd: Etcd, keys: Keys, feed: ViewFeed, membership: Membership, members_min: int) -> None:
+    `repair_after_s`: how long a member that vanished is expected back, before its copies are made elsewhere.
+    """
+
+    def __init__(
+        self, etcd: Etcd, keys: Keys, feed: ViewFeed, membership: Membership, members_min: int, repair_after_s: float
+    ) -> None:
         self._etcd = etcd
         self._keys = keys
         self._feed = feed
         self._membership = membership
         self._members_min = members_min
+        self._repair_after_s = repair_after_s
+        self._seen: dict[str, tuple[Member, float]] = {}  # kept by every node, so that whoever becomes the controller knows
+        self._done: object = None
+        self.notice = ""
+        """What the controller wants operators to know; empty on every other node, and when all is well."""
 
     async def run(self) -> None:
         """Stand for election whenever there is no controller, and act while being it. Ends by cancellation."""
-        revision = -1
         while True:
-            seen = revision
+            seen = self._feed.view.revision
             try:
                 async with asyncio.timeout(_INTERVAL_S):
                     await self._feed.until(lambda view, seen=seen: view.revision > seen)  # type: ignore[misc]
             except TimeoutError:
-                pass  # being a member can come after the view that shows it: look again now and then
+                pass  # what is decided also changes with time, and with being a member: look again now and then
             view = self._feed.view
-            revision = view.revision
+            expected = self._expected(view, time.monotonic())
+            what = view.revision, self._membership.member, frozenset(expected)
+            if what == self._done:
+                continue
             try:
-                await self._act(view)
+                await self._act(view, expected)
+                self._done = what
             except EtcdError as error:
                 log.warning("controller: %s", error)
                 await asyncio.sleep(_RETRY_S)
-                revision = -1  # what was not done is planned again from the newest view
 
-    async def _act(self, view: View) -> None:
+    def _expected(self, view: View, now: float) -> dict[str, Member]:
+        """The members that were there a moment ago and did not say good-bye."""
+        for name, member in view.members.items():
+            self._seen[name] = member, now
+        for name, (member, at) in list(self._seen.items()):
+            if now - at > HOLD_MOVES_S or (name not in view.members and member.state == "draining"):
+                del self._seen[name]
+        recent = {name: member for name, (member, _) in self._seen.items()}
+        if too_many_away(view, recent):
+            return recent
+        return {name: member for name, (member, at) in self._seen.items() if now - at <= self._repair_after_s}
+
+    async def _act(self, view: View, expected: dict[str, Member]) -> None:
         me = self._membership.member
+        if me is None or view.settings is None or view.controller != me.id or not too_many_away(view, expected):
+            self.notice = ""
         if me is None or view.settings is None:
             return
         if not view.controller:
@@ -56,7 +85,16 @@ class Controller:
             if await self._etcd.txn([at_revision(key, 0)], [put(key, me.id.encode(), self._membership.lease_id)]):
                 log.info("became the controller")
         elif view.controller == me.id:
-            await self._apply(plan(view, self._members_min))
+            if too_many_away(view, expected):
+                away = sorted(name for name in expected if name not in view.members)
+                notice = (
+                    f"{len(away)} of {len(expected)} members are away ({', '.join(away)}): fail-over goes on, no data is moved "
+                    f"until they are back or {HOLD_MOVES_S / 60:.0f} minutes have passed"
+                )
+                if notice != self.notice:
+                    log.error("%s", notice)
+                self.notice = notice
+            await self._apply(plan(view, self._members_min, expected))
 
     async def _apply(self, transitions: list[Transition]) -> None:
         if not transitions:

@@ -6,8 +6,8 @@ Rules, for each shard, the first that applies:
 - fail-over: when the owner is absent, or has come back as another incarnation, an in-sync member that is present becomes the
   owner under the next epoch, the ring's favourite first. Whoever is in sync has everything that was ever committed, so any of them
   will do. With none present nothing happens (rule 7): the shard waits for its data.
-- repair: while there are fewer copies than wanted, the ring's next member becomes a joining replica; absent ones are no longer
-  waited for.
+- repair: while there are fewer copies than wanted, the ring's next member becomes a joining replica. A wanted one that is away for
+  a moment is waited for, as long as enough others are in sync to write.
 - move, a few shards at a time: what the ring wants and is not there joins; then the owner is asked to hand over to the ring's
   favourite; then what the ring does not want is asked to leave. Never fewer copies on the way than before.
 
@@ -49,16 +49,24 @@ def plan(view: View, members_min: int, expected: Mapping[str, Member] | None = N
     return _Plan(view, members_min, expected or {}).transitions()
 
 
+def too_many_away(view: View, expected: Mapping[str, Member]) -> bool:
+    """Whether more than a third of the members is away: then the network is to blame, or somebody's mistake, and no data moves."""
+    away = sum(name not in view.members for name in expected)
+    return away * 3 > len(view.members) + away
+
+
 class _Plan:
     def __init__(self, view: View, members_min: int, expected: Mapping[str, Member]) -> None:
         assert view.settings is not None
         self.view = view
         self.copies = view.settings.replication
         self.shards = view.settings.shards
+        self.writable_from = view.settings.writable_from
         away = {name: member for name, member in expected.items() if name not in view.members}
         self.forming = sum(member.state == "active" for member in view.members.values()) >= members_min
         self.ring = _ring(view, away) if away else view.ring
-        self.calm = len(away) * 3 <= len(view.members) + len(away)
+        self.away = away
+        self.calm = not too_many_away(view, expected)
         self.moving = sum(1 for each in view.assignments.values() if _is_moving(each.assignment))
 
     def transitions(self) -> list[Transition]:
@@ -100,6 +108,8 @@ class _Plan:
     def _repair(self, shard: int, now: Assignment) -> Assignment | None:
         joining = [name for name in now.joining if name in self.view.members]
         copies = {*now.in_sync, *joining}
+        if self.away and len(now.in_sync) >= self.writable_from:
+            copies |= {name for name in self.ring.preference_list(shard, self.copies) if name in self.away}
         for name in self.ring.preference_list(shard, len(self.ring.nodes)):
             if len(copies) >= self.copies:
                 break

@@ -67,6 +67,7 @@ class Ring:
         self._owners = [owner for _, owner in spots]
         self._hosts = {node.host for node in self.nodes.values()}
         self._zones = {node.zone for node in self.nodes.values()}
+        self._preferences: dict[tuple[int, int], list[str]] = {}
 
     @functools.cached_property
     def owners(self) -> list[str]:
@@ -99,6 +100,12 @@ class Ring:
 
     def preference_list(self, shard: int, n: int) -> list[str]:
         """Up to `n` node ids for a shard, best first: no two in one zone, then no two on one host, while others remain."""
+        known = self._preferences.get((shard, n))
+        if known is None:
+            known = self._preferences[shard, n] = self._preference_list(shard, n)
+        return known
+
+    def _preference_list(self, shard: int, n: int) -> list[str]:
         if not self.nodes:
             return []
         candidates = list(self.walk(shard))

@@ -52,7 +52,10 @@ class Activations:
         return next(iter(self._by_ident.values()), None)
 
     def at_rest(self) -> Iterator[Activation]:
-        """Those without a turn, a waiting call or an uncommitted entry, least recently used first. Do not change it meanwhile."""
+        """Those without a turn, a waiting call or writes that the store does not show yet, least recently used first.
+
+        Do not change it meanwhile.
+        """
         for activation in self._by_ident.values():
-            if activation.turn is None and not activation.mailbox and activation.uncommitted is None:
+            if activation.turn is None and not activation.mailbox and activation.uncommitted is None and activation.storage.settled():
                 yield activation

@@ -52,6 +52,7 @@ _SWITCH_INTERVAL_S = 0.0005  # the fsync thread gets the GIL back soon; with 5 m
 @option("--mailbox-max", default=1_000, help="Calls that may wait for one object.")
 @option("--in-flight-max", default=10_000, help="Calls that may be under way on the node.")
 @option("--memory-max-mb", default=0, help="Resident memory above which objects leave memory; 0: no bound.")
+@option("--repair-after", default=30.0, help="Seconds after which copies of a node that vanished are made elsewhere.")
 @option("--move-rate", default=100.0, help="MB/s that the node sends to make copies of shards on other nodes.")
 @option("--replies-window", default=600.0, help="Seconds for which a request may be sent again.")
 @option("--drain-timeout", default=10.0, help="Seconds that running turns get when the node is stopped.")
@@ -74,6 +75,7 @@ def node(
     mailbox_max: int,
     in_flight_max: int,
     memory_max_mb: int,
+    repair_after: float,
     move_rate: float,
     replies_window: float,
     drain_timeout: float,
@@ -112,6 +114,7 @@ def node(
         members_min=members_min,
         lease_ttl_s=lease_ttl,
         replies_window_s=replies_window,
+        repair_after_s=repair_after,
         move_rate=move_rate * 1e6,
         drain_timeout_s=drain_timeout,
         memory_max_bytes=memory_max_mb << 20,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXIT_STORE_FAILED = 70
+_ROUNDS_MAX = 8
 
 
 class Entry:
@@ -66,19 +67,24 @@ class Entry:
 class Flusher:
     """Stages writes, and calls back when they are on disk. Lives on the loop.
 
-    `gather` is called when a flush begins, to stage what has waited for it.
+    A flush gathers what has waited for it (`gather`), writes the batch, and has it fsynced. It begins soon after it was requested, or
+    when the one under way has ended; like a frame (holdfast.frames) it first lets the loop go round while more comes to it. What is
+    staged without a request goes with the next flush, or with `write`.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._loop = asyncio.get_running_loop()
         self.gather: Callable[[], None] = lambda: None
+        self.applied: Callable[[list[Entry]], None] = lambda entries: None
         # A bare thread and queue: an executor's two futures a flush would be a tenth of what a small flush costs.
         self._to_sync: SimpleQueue[list[Callable[[], None]] | None] = SimpleQueue()
         self._thread = Thread(target=self._sync, name="fsync", daemon=True)
         self._thread.start()
         self._batch: Batch | None = None
+        self._visible: list[Entry] = []
         self._waiting: list[Callable[[], None]] = []
+        self._requests = 0
         self._scheduled = False
         self._syncing = False
         self._idle = asyncio.Event()
@@ -91,30 +97,34 @@ class Flusher:
             self._batch = self._store.batch()
         return self._batch
 
+    def when_visible(self, entries: list[Entry]) -> None:
+        """Call `applied` with these when all that is staged by now can be read."""
+        self._visible += entries
+
     def when_durable(self, done: Callable[[], None]) -> None:
-        """Call `done` when all that is staged by now is on disk."""
+        """Call `done` when all that is staged by now is on disk; requests a flush."""
         self._waiting.append(done)
+        self.request()
 
     def request(self) -> None:
-        """There is something to gather: a flush begins soon, or when the one under way has ended."""
+        """There is something to gather or to make durable."""
+        self._requests += 1
         if not self._scheduled and not self._syncing:
             self._scheduled = True
             self._idle.clear()
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self._soon, 0, _ROUNDS_MAX)
 
     def write(self) -> None:
-        """Make what is staged visible now; somebody who waits for it gets the next fsync."""
+        """Make what is staged visible now."""
         batch, self._batch = self._batch, None
         if batch is not None:
             try:
                 self._store.write(batch)
             except Exception:
                 self._die("a write to the store failed")
-        if self._waiting and not self._syncing:
-            waiting, self._waiting = self._waiting, []
-            self._syncing = True
-            self._idle.clear()
-            self._to_sync.put(waiting)
+        if self._visible:
+            visible, self._visible = self._visible, []
+            self.applied(visible)
 
     async def drain(self) -> None:
         """Wait until nothing gathers and no flush is under way."""
@@ -126,11 +136,22 @@ class Flusher:
         self._to_sync.put(None)
         self._thread.join()
 
+    def _soon(self, before: int, rounds: int) -> None:
+        if rounds and self._requests > before:
+            self._loop.call_soon(self._soon, self._requests, rounds - 1)
+        else:
+            self._flush()
+
     def _flush(self) -> None:
-        self._scheduled = False
+        self._requests = 0
         self.gather()
         self.write()
-        if not self._syncing:
+        self._scheduled = False
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            self._syncing = True
+            self._to_sync.put(waiting)
+        else:
             self._idle.set()
 
     def _sync(self) -> None:
@@ -144,9 +165,14 @@ class Flusher:
 
     def _synced(self, waiting: list[Callable[[], None]]) -> None:
         self._syncing = False
+        self._scheduled = True  # what the callbacks stage goes with the flush that begins below
         for done in waiting:
             done()
-        self._flush()
+        if self._requests:
+            self._soon(0, _ROUNDS_MAX)
+        else:
+            self._scheduled = False
+            self._idle.set()
 
     @staticmethod
     def _die(why: str) -> None:
@@ -205,7 +231,5 @@ class Committer:
                 entry.committed = True
             self._committed(entries)
 
+        self._flusher.when_visible(entries)
         self._flusher.when_durable(durable)
-        self._flusher.write()
-        for entry in entries:
-            entry.applied = True

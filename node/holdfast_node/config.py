@@ -34,6 +34,8 @@ class NodeConfig:
     """The cluster settings that were given explicitly: they form the cluster, or must agree with it."""
     members_min: int | None = None
     """How many nodes the controller waits for before it assigns a new cluster's shards; None: the cluster's `replication`."""
+    repair_after_s: float = 30.0
+    """How long this node, as the controller, expects a vanished member back before its copies are made elsewhere."""
     move_rate: float = 100e6
     """Bytes a second that the node sends at most to make copies of shards elsewhere."""
     lease_ttl_s: int = 3

@@ -107,6 +107,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._flusher = flusher
         self._committer = Committer(flusher, self.committed, append)
+        flusher.applied = self._applied
         self._activations = Activations()
         self._in_flight: dict[bytes, Turn] = {}
         self._deadlines = Deadlines(self._in_flight, self._expire)
@@ -373,14 +374,27 @@ class Engine:
             for turn in entry.turns:
                 self._finish(turn, turn.result, turn.error)
                 activation = turn.activation
-                if activation.last_entry is entry:  # the object is at rest: keep nothing of the entry
+                if activation.last_entry is entry:
                     activation.last_entry = None
                     if entry.applied:
-                        activation.storage.settle()
-                        self._activations.account(activation)
+                        self._settle(activation)
             for waiter in entry.waiters or ():
                 if not waiter.done():
                     waiter.set_result(None)
+
+    def _applied(self, entries: list[Entry]) -> None:
+        """The store shows what is in these entries."""
+        for entry in entries:
+            entry.applied = True
+            if entry.committed:
+                for turn in entry.turns:
+                    if turn.activation.last_entry is None:
+                        self._settle(turn.activation)
+
+    def _settle(self, activation: Activation) -> None:
+        """The object is at rest: keep nothing of its last entry."""
+        activation.storage.settle()
+        self._activations.account(activation)
 
     def _finish(self, turn: Turn, result: bytes, error: pb.Error | None) -> None:
         turn.state = DONE
@@ -518,7 +532,7 @@ class Engine:
                 return False
             if activation.kind.on_evict is not None and activation.instance is not None:
                 self._run_on_evict(activation)
-                if activation.turn is not None or activation.uncommitted is not None:
+                if activation.turn is not None or activation.uncommitted is not None or not activation.storage.settled():
                     return True  # it is evicted when that has ended
             self._activations.forget(activation)
             self.evictions += 1

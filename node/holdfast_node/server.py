@@ -162,7 +162,7 @@ class NodeServer:
             feed.listeners.append(lambda view: single.follow(view, self._member))
         if replication is not None:
             feed.listeners += [replication.links.follow, replication.replicas.follow]
-        controller = Controller(etcd, keys, feed, membership, config.members_min or settings.replication)
+        controller = Controller(etcd, keys, feed, membership, config.members_min or settings.replication, config.repair_after_s)
         watchdog = Watchdog(liveness)
         watchdog.start()
         gc.collect()

@@ -94,7 +94,8 @@ def bench(target: str | None, copies: str, objects: int, seconds: float, in_flig
         cores = {name: seconds_used / seconds for name, seconds_used in row.cpu_s.items()}
         client, front = cores.pop("client", 0.0), cores.pop("gateway", 0.0)
         table.add_row(
-            row.workload, row.transport, str(row.copies or ""), str(row.in_flight), f"{row.calls_per_s:,}", f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}",
+            row.workload, row.transport, str(row.copies or ""), str(row.in_flight), f"{row.calls_per_s:,}",
+            f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}",
             f"{row.fsyncs:,}", f"{client:.2f}", f"{front:.2f}", f"{sum(cores.values()):.2f}",
         )  # fmt: skip
     console = Console()

@@ -323,6 +323,10 @@ class Storage:
             for key in [key for key, (entry, _) in recent.items() if entry.applied]:
                 self._remember(key, recent.pop(key)[1])
 
+    def settled(self) -> bool:
+        """Whether the store shows everything that was written."""
+        return self._newest is None or self._newest.applied
+
     def _remember(self, key: str, raw: bytes | None) -> None:
         cache = self._cache
         old = cache.get(key, _MISSING)

@@ -13,9 +13,10 @@ from cluster_app import app
 from holdfast import codec
 from holdfast.ids import RequestIds
 from holdfast.v1 import objects_pb2 as pb
+from holdfast_node.commit import Flusher
 from holdfast_node.engine import Engine, EngineLimits
 from holdfast_node.replies import KeptReplies
-from holdfast_node.shards import Shard, Shards
+from holdfast_node.shards import FOR_EVER, Shard, Shards
 from holdfast_node.store import Store
 
 IDS = RequestIds()
@@ -27,7 +28,7 @@ class Port:
     def __init__(self) -> None:
         self.replies: dict[int, Any] = {}
 
-    def reply(self, number: int, result: bytes, error: pb.Error | None, epoch: int) -> None:
+    def reply(self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None) -> None:
         assert number not in self.replies, "answered twice"
         self.replies[number] = error if error is not None else codec.decode(result)
 
@@ -46,10 +47,13 @@ class Bench:
             sync()
 
         self.store.sync = gated  # type: ignore[method-assign]
-        shards = Shards(self.store, lambda shards: None)
-        shard = shards._shards[0] = Shard(0, 1)
-        shard.serving = True
-        self.engine = Engine(app, self.store, 1, shards, KeptReplies(self.store, 600), None, EngineLimits())  # type: ignore[arg-type]
+        shards = Shards(lambda shards: None)
+        shard = Shard(0, 1)
+        shard.until = FOR_EVER
+        shards.take(shard)
+        self.flusher = Flusher(self.store)
+        kept = KeptReplies(self.store, 600)
+        self.engine = Engine(app, self.store, self.flusher, 1, shards, kept, None, EngineLimits(), lambda entries: None)  # type: ignore[arg-type]
         self.port = Port()
         self.numbers = iter(range(1, 1000))
 
@@ -82,6 +86,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     yield bench
     bench.may_sync.set()
     await bench.engine.close()
+    await bench.flusher.close()
     bench.store.close()
 
 

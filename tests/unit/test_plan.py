@@ -6,7 +6,7 @@ import msgspec
 from holdfast_cluster.model import Assignment, ClusterSettings, Member, Versioned, View
 from holdfast_cluster.plan import MOVES_MAX, Transition, plan
 
-SETTINGS = ClusterSettings(shards=8, id="c")
+SETTINGS = ClusterSettings(shards=8, replication=1, id="c")
 A, B = Member("a", "127.0.0.1:1", 1, "h1"), Member("b", "127.0.0.1:2", 1, "h2")
 
 

@@ -1,8 +1,8 @@
 """Runs the replicas of all shards that this node has a copy of: events in, effects out.
 
-Work comes in rounds: a frame of messages, a view, a flush, a tick. All effects of a round are staged in one batch; its end writes
-the batch, asks for an fsync if anything has to be on disk, tells the engine what is committed and until when each shard may be
-answered for. Messages of a round that go to one node leave in one frame.
+Work comes in rounds: a frame of messages, a view, a flush, a tick. What a round writes is staged for the next flush; its end asks for
+one if anything has to be on disk, and tells the engine what is committed and until when each shard may be answered for. The
+messages of a round that go to one node leave in one frame.
 """
 
 from __future__ import annotations
@@ -170,6 +170,7 @@ class Replicas:
         for copy in list(self._copies.values()):
             self._do(copy, Tick())
         self._end()
+        self._flusher.write()
 
     def release(self, number: int, to: Member) -> None:
         """Give an owned shard, whose replies have all left, to another in-sync replica."""
@@ -263,10 +264,11 @@ class Replicas:
         if self._numbers:
             numbers, self._numbers = self._numbers, {}
             self._flusher.when_durable(lambda: self._persisted(numbers))
-        self._flusher.write()
         done, self._done = self._done, []
-        for entry in done:
-            entry.applied = entry.committed = True
+        if done:
+            self._flusher.when_visible(done)
+            for entry in done:
+                entry.committed = True
         lost: set[Shard] = set()
         touched, self._touched = self._touched, set()
         for copy in touched:
@@ -278,15 +280,14 @@ class Replicas:
                     entry.abandoned = True
                     done.append(entry)
                 copy.waiting.clear()
-            if replica.owning:
-                shard = copy.shard
-                if shard is not None:
-                    shard.until = replica.serves_until(self._now)
-                    shard.read_only = replica.read_only()
+            if replica.owning and shard is not None:
+                shard.until = replica.serves_until(self._now)
+                shard.read_only = replica.read_only()
         if lost:
             self._shards.drop(lost)
         for copy in touched:
             if copy.shard is None and copy.replica.owning:
+                self._flusher.write()  # what is applied has to be there to be read
                 shard = copy.shard = Shard(copy.number, copy.replica.epoch, replicated=True)
                 shard.until = copy.replica.serves_until(self._now)
                 shard.read_only = copy.replica.read_only()
