@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 EXIT_STORE_FAILED = 70
 _ROUNDS_MAX = 8
+_PATIENCE_S = 0.005
 
 
 class Entry:
@@ -182,13 +183,21 @@ class Flusher:
 
 
 class Committer:
-    """Gathers entries. `committed` gets those that are committed; `append` those of shards that have replicas."""
+    """Gathers entries. `committed` gets those that are committed; `append` those of shards that have replicas.
+
+    The next entries of replicated shards gather until those before are committed everywhere, or `_PATIENCE_S` have passed: with
+    replicas a flush ends where its last acknowledgement comes, and a frame to every replica for a few calls would cost more than the
+    calls. One replica that is slow delays the others by no more than that.
+    """
 
     def __init__(self, flusher: Flusher, committed: Callable[[list[Entry]], None], append: Callable[[list[Entry]], None]) -> None:
         self._flusher = flusher
         self._committed = committed
         self._append = append
         self._gathering: list[Entry] = []
+        self._loop = asyncio.get_running_loop()
+        self._outstanding = 0
+        self._patient = False  # an end of the patience is set
         self.entries = 0
         flusher.gather = self._gather
 
@@ -201,8 +210,26 @@ class Committer:
             self._flusher.request()
         return entry
 
-    def _gather(self) -> None:
+    def settled(self, entries: list[Entry]) -> None:
+        """Entries of replicated shards are committed, or given up."""
+        self._outstanding -= len(entries)
+        self._committed(entries)
+        if not self._outstanding and self._gathering:
+            self._flusher.request()
+
+    def _impatient(self) -> None:
+        self._patient = False
+        if self._gathering:
+            self._gather(force=True)
+            self._flusher.request()
+
+    def _gather(self, force: bool = False) -> None:
         if not self._gathering:
+            return
+        if self._outstanding and not force:
+            if not self._patient:
+                self._patient = True
+                self._loop.call_later(_PATIENCE_S, self._impatient)
             return
         gathered, self._gathering = self._gathering, []
         entries = [entry for entry in gathered if not entry.abandoned]
@@ -212,6 +239,7 @@ class Committer:
         for entry in entries:
             entry.shard.gathering = None
         if entries[0].shard.replicated:
+            self._outstanding += len(entries)
             self._append(entries)
         else:
             self._apply(entries)

@@ -96,7 +96,7 @@ class Engine:
         limits: EngineLimits,
         append: Callable[[list[Entry]], None],
     ) -> None:
-        """`append` takes the entries of shards that have replicas; they come back to `committed`."""
+        """`append` takes the entries of shards that have replicas; they come back to `settled`."""
         self._app = app
         self._store = store
         self._shards_total = shards_total
@@ -117,6 +117,11 @@ class Engine:
         self.turns = 0
         self.turns_failed = 0
         self.evictions = 0
+
+    @property
+    def settled(self) -> Callable[[list[Entry]], None]:
+        """Takes the entries that `append` took, when they are committed or given up."""
+        return self._committer.settled
 
     @property
     def activations(self) -> int:

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 _DROP_REPLIES_S = 60.0
 _STOP_GRACE_S = 0.5
-_REPLICATION_TICK_S = 0.1
+_REPLICATION_TICK_S = 0.05
 
 
 class NodeServer:
@@ -114,7 +114,7 @@ class NodeServer:
             _no_replicas if replication is None else replication.replicas.append,
         )
         if replication is not None:
-            replication.replicas.committed = engine.committed
+            replication.replicas.committed = engine.settled
         local.connect(engine, dispatcher)
         peer = PeerService(
             engine,

@@ -1,6 +1,8 @@
 """A node's copies of shards in its store: what `Persist` and `Apply` become on disk, and what a start finds there.
 
-The log of a shard lies beside its state. State and `applied` change in one batch, so a state always knows which entry it is at.
+The log of a shard lies beside its state. Entries are applied in order, once they are committed, and what they say is absolute (put
+this, delete that), so applying one again changes nothing: how far the state is, is on disk only as of the last time that the log was
+shortened, and a start applies the log from there again as it learns what is committed.
 A snapshot comes as files (`snapshots.py`) and replaces everything at once: while that is under way a mark says so, and a start that
 finds the mark throws away what is there; nothing rests on such a copy yet.
 """
@@ -159,8 +161,8 @@ class CopyStore:
                 known = changes.get(entry.seq) if changes else None
                 rows, replies = known if known is not None else _decode(entry.data)
                 stage_changes(batch, rows, replies)
-        batch.put("meta", keys.applied_key(shard), effect.entries[-1].seq.to_bytes(8, "big"))
         if (written := self._written.get(shard)) is not None and written[1] != base:
+            batch.put("meta", keys.applied_key(shard), effect.entries[-1].seq.to_bytes(8, "big"))
             batch.delete_range("log", keys.log_key(shard, written[1].seq), keys.log_key(shard, base.seq + 1))
             self._put_log_state(batch, shard, epoch, base)
 
