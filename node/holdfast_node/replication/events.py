@@ -30,9 +30,9 @@ class ReplicationSettings:
 
     promise_s: float = 3.0
     promise_owner_s: float = 2.7
-    heartbeat_s: float = 0.5
+    heartbeat_s: float = 0.4
     replica_timeout_s: float = 2.0
-    first_patience_s: float = 0.5
+    first_patience_s: float = 0.4
     """How long a new owner waits for a replica's first word before it has it removed: it may be absent as the owner before is."""
     swap_retry_s: float = 1.0
     min_in_sync: int = 2

@@ -18,19 +18,16 @@ from holdfast_cluster.model import Assignment, Member, View
 from holdfast_node.commit import Entry, Flusher
 from holdfast_node.replication.disk import CopyStore, Replies, Rows, StoredCopy, encode_changes
 from holdfast_node.replication.events import (
-    Acknowledge,
     Append,
     Appended,
     Apply,
     Assigned,
     Event,
-    Mismatch,
     NotAppended,
     Persist,
     Persisted,
     Position,
     Received,
-    Refused,
     Rejoined,
     Release,
     ReplicationSettings,
@@ -49,8 +46,6 @@ from holdfast_node.replication.replica import Replica
 from holdfast_node.shards import Shard, Shards
 
 log = logging.getLogger(__name__)
-
-_ANSWERS = (Acknowledge, Mismatch, Refused)
 
 
 class Swaps(Protocol):
@@ -166,11 +161,11 @@ class Replicas:
         self._end()
 
     def tick(self) -> None:
-        """Time has passed; call it about twenty times a second. Whoever serves, or only follows, gets every fifth."""
+        """Time has passed; call it about twenty times a second. Who serves, or follows, gets every tenth."""
         self._now = boottime()
         self._ticks += 1
         for copy in list(self._copies.values()):
-            if (copy.number + self._ticks) % 5 == 0 or (copy.shard is not None and not copy.shard.until):
+            if (copy.number + self._ticks) % 10 == 0 or (copy.shard is not None and not copy.shard.until):
                 self._do(copy, Tick())
         self._end()
         self._flusher.write()
@@ -226,10 +221,7 @@ class Replicas:
             match effect:
                 case Send(to, message):
                     assert not isinstance(message, Snapshot)
-                    if isinstance(message, _ANSWERS):
-                        self.links.answer(to, number, message)
-                    else:
-                        self.links.send(to, number, message)
+                    self.links.send(to, number, message)
                 case Persist():
                     if effect.install is None:
                         self._disk.persist(self._flusher.batch, number, effect)

@@ -1,8 +1,9 @@
 """Streams of replication messages between nodes.
 
-Each node opens one stream to every other member and sends on it what it says as an owner (entries, heartbeats); what the other
-answers comes back on the same stream. Whatever waits leaves in one frame: a frame carries the messages of many shards. Messages
-may be lost when a stream breaks; the core sends again what was not acknowledged.
+Each node opens one stream to every other member, for all that it has to say to it: entries and heartbeats of shards that it owns, and
+acknowledgements for those of the other. Nothing comes back on a stream, so that both leave in one frame, and a frame carries the
+messages of many shards: a message of gRPC costs far more than what is in it. Messages may be lost when a stream breaks; the core
+sends again what was not acknowledged.
 
 A frame is msgpack: `[[shard, message], ...]`, a message the array of its type's fields, led by the type's tag. Fields that a later
 version adds come last and have defaults, so neighbouring versions understand each other.
@@ -65,10 +66,9 @@ def new_writer() -> FrameWriter[_Numbered]:
 class Link:
     """The stream to one member; it connects again by itself until it is retired or closed."""
 
-    def __init__(self, me: Callable[[], str], member: Member, received: Callable[[str, list[_Numbered]], None]) -> None:
+    def __init__(self, me: Callable[[], str], member: Member) -> None:
         self._me = me
         self.member = member
-        self._received = received
         self._writer = new_writer()
         self.up = False
         self._retired = False
@@ -101,17 +101,11 @@ class Link:
             sending.add_done_callback(ends(call))
             why = "it ended the stream"
             try:
-                while (frame := await call.read()) is not grpc.aio.EOF:
-                    if not self.up:
-                        self.up = True
-                        backoff = _BACKOFF_S[0]
-                    if frame:
-                        self._received(member.id, unpack(frame))
+                while await call.read() is not grpc.aio.EOF:  # the first word tells that it is whom we meant; no other comes
+                    self.up = True
+                    backoff = _BACKOFF_S[0]
             except grpc.aio.AioRpcError as error:
                 why = f"{error.code().name}: {(error.details() or '')[:_EXPLAINED]}"
-            except msgspec.DecodeError as error:
-                why = f"it sent what is no frame: {error}"
-                log.error("replication to %s: %s", member.id, why)
             finally:
                 if self.up:
                     log.info("replication to %s at %s is down: %s", member.id, member.address, why)
@@ -125,14 +119,13 @@ class Link:
 
 
 class Links:
-    """The links to all other members, by the newest view; and the streams on which others ask, for what they get as answers."""
+    """The links to all other members, by the newest view, and the streams of theirs."""
 
     def __init__(self, node: str, me: Callable[[], str], received: Callable[[str, list[_Numbered]], None]) -> None:
         self._node = node
         self._me = me
         self._received = received
         self._links: dict[str, Link] = {}
-        self._answers: dict[str, FrameWriter[_Numbered]] = {}
 
     def follow(self, view: View) -> None:
         """Open a link to every member that has none, and to every one that is another incarnation."""
@@ -146,17 +139,12 @@ class Links:
                 self._links.pop(name).retire()
         for name, member in view.members.items():
             if name != self._node and (name not in self._links or self._links[name]._retired):
-                self._links[name] = Link(self._me, member, self._received)
+                self._links[name] = Link(self._me, member)
 
     def send(self, to: str, shard: int, message: WireMessage) -> None:
-        """Say something to a node as an owner, or ask an owner."""
+        """Say something to a node."""
         if (link := self._links.get(to)) is not None:
             link.send(shard, message)
-
-    def answer(self, to: str, shard: int, message: WireMessage) -> None:
-        """Answer what a node said, on the stream on which it did."""
-        if (writer := self._answers.get(to)) is not None:
-            writer.push((shard, message), size_of(message))
 
     def address_of(self, node: str) -> Member | None:
         """The member that a link leads to, while it is up."""
@@ -165,11 +153,7 @@ class Links:
 
     async def serve(self, sender: str, context: Any) -> None:
         """One node's stream, until it ends."""
-        writer = new_writer()
-        self._answers[sender] = writer
         await context.write(b"")  # tells the other side that it is connected to whom it meant
-        sending = asyncio.create_task(writer.run(context.write))
-        sending.add_done_callback(ends(asyncio.current_task()))
         try:
             while (frame := await context.read()) is not grpc.aio.EOF:
                 try:
@@ -177,14 +161,8 @@ class Links:
                 except msgspec.DecodeError as error:
                     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"not a frame of replication messages: {error}")
                 self._received(sender, messages)
-                await writer.drained()
         except asyncio.CancelledError:
             pass  # as in a gateway's session
-        finally:
-            if self._answers.get(sender) is writer:
-                del self._answers[sender]
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
 
     async def close(self) -> None:
         await asyncio.gather(*(link.close() for link in self._links.values()))

@@ -548,6 +548,8 @@ class Replica:
                 self._swapping.retry_at = float("inf")
                 self._out.append(self._swapping.swap)
             return
+        if not self.assignment.joining and not self.assignment.leaving and self._all_heard(now):
+            return
         silent = {
             name
             for name in self.assignment.in_sync
@@ -562,6 +564,12 @@ class Replica:
             joining = tuple(name for name in self.assignment.joining if name not in caught_up)
             still = tuple(name for name in self.assignment.leaving if name in in_sync)
             self._swap(msgspec.structs.replace(self.assignment, in_sync=in_sync, joining=joining, leaving=still))
+
+    def _all_heard(self, now: float) -> bool:
+        for peer in self.peers.values():
+            if now - peer.heard_at > self.settings.replica_timeout_s:
+                return False
+        return True
 
     def _ask_to_drop(self, now: float) -> None:
         """A copy that this node is not assigned takes room: ask the owner whether anything rests on it, now and then."""
