@@ -160,6 +160,7 @@ class Engine:
             attempt = call.attempt
             kept_replies = self._kept
             if attempt or not kept_replies.fresh_from <= request_id < kept_replies.ahead_to or request_id in kept_replies.retried:
+                self._flusher.write()  # what is committed may be staged still
                 kept = kept_replies.find(shard, activation.checksum ^ handler.checksum, call)
                 if kept is not None:
                     port.reply(call.id, kept, None, shard)

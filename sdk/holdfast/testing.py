@@ -32,7 +32,7 @@ def local_cluster(app: str, *, nodes: int = 1, data: Path | None = None) -> Iter
         port = free_port()
         cluster.start_etcd()
         for i in range(1, nodes + 1):
-            cluster.start_node(f"n{i}", app, "--members-min", str(nodes))
+            cluster.start_node(f"n{i}", app, "--members-min", str(nodes), "--replication", str(min(nodes, 3)))
         cluster.start_gateway("gateway", port)
         cluster.wait_ready(f"127.0.0.1:{port}")
         yield f"127.0.0.1:{port}"

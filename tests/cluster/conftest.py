@@ -22,8 +22,9 @@ BENCH_APP = "holdfast.bench_app"
 class Processes(LocalCluster):
     """A cluster of real processes that a test starts, kills and reads the logs of."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, replication: int = 1) -> None:
         super().__init__(folder)
+        self.replication = replication
         self.gateway_port = free_port()
 
     @property
@@ -38,7 +39,7 @@ class Processes(LocalCluster):
         self.front()
 
     def node(self, name: str, *options: str, app: str = APP) -> None:
-        self.start_node(name, app, *options)
+        self.start_node(name, app, "--replication", str(self.replication), *options)
 
     def front(self, *options: str) -> None:
         self.start_gateway("gateway", self.gateway_port, *options)
@@ -87,10 +88,10 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    """One cluster of two nodes for all tests that leave its processes alone; they use keys of their own."""
-    cluster = Processes(tmp_path_factory.mktemp("shared"))
+    """One cluster of three nodes and three copies for all tests that leave its processes alone; they use keys of their own."""
+    cluster = Processes(tmp_path_factory.mktemp("shared"), replication=3)
     try:
-        cluster.start_all("--mailbox-max", "50", "--turn-timeout", "5", "--log-format", "json", nodes=2)
+        cluster.start_all("--mailbox-max", "50", "--turn-timeout", "5", "--log-format", "json", nodes=3)
         cluster.wait_ready(cluster.gateway)
         yield cluster
     finally:

@@ -46,20 +46,20 @@ async def test_a_turn_that_fails_in_any_way_is_rolled_back_and_the_next_one_is_f
 
 
 async def test_a_turn_that_fails_logs_once_with_its_request_id_and_traceback_and_is_counted(client: Any, shared: Any) -> None:
-    before = sum(int(shared.stats(node)["turns_failed"]) for node in ("n1", "n2"))
+    before = sum(int(shared.stats(node)["turns_failed"]) for node in ("n1", "n2", "n3"))
     with pytest.raises(holdfast.ApplicationError) as failed:
         await client.get("Counter", "log").increment_then("raise")
-    lines = [json.loads(line) for node in ("n1", "n2") for line in shared.said(node).splitlines()]
+    lines = [json.loads(line) for node in ("n1", "n2", "n3") for line in shared.said(node).splitlines()]
     mine = [line for line in lines if line.get("request_id") == failed.value.request_id.hex()]
     assert [(line["kind"], line["key"], line["method"]) for line in mine] == [("Counter", "log", "increment_then")]
     assert "RuntimeError: half-way" in mine[0]["traceback"]
-    assert sum(int(shared.stats(node)["turns_failed"]) for node in ("n1", "n2")) == before + 1
+    assert sum(int(shared.stats(node)["turns_failed"]) for node in ("n1", "n2", "n3")) == before + 1
 
 
 async def test_an_objects_log_carries_who_it_is_and_which_request(client: Any, shared: Any) -> None:
     request_id = holdfast.new_request_id()
     await client.get("Counter", "talks", request_id=request_id).say("hello there")
-    lines = [json.loads(line) for node in ("n1", "n2") for line in shared.said(node).splitlines() if "hello there" in line]
+    lines = [json.loads(line) for node in ("n1", "n2", "n3") for line in shared.said(node).splitlines() if "hello there" in line]
     assert len(lines) == 1
     assert (lines[0]["kind"], lines[0]["key"], lines[0]["request_id"]) == ("Counter", "talks", request_id.hex())
     assert lines[0]["epoch"] == 1
@@ -143,7 +143,7 @@ async def test_a_plain_function_is_a_handler_too(client: Any) -> None:
 
 async def test_a_handler_that_blocks_the_loop_is_reported_by_kind_and_method(client: Any, shared: Any) -> None:
     await client.get("Counter", "blocks").block(2.0)
-    said = shared.said("n1") + shared.said("n2")
+    said = shared.said("n1") + shared.said("n2") + shared.said("n3")
     assert "Counter/blocks.block blocks the event loop for more than 1.0 s" in said
     assert "time.sleep(seconds)" in said
 
