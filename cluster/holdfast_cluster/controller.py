@@ -28,12 +28,20 @@ class Controller:
     """
 
     def __init__(
-        self, etcd: Etcd, keys: Keys, feed: ViewFeed, membership: Membership, members_min: int, repair_after_s: float
+        self,
+        etcd: Etcd,
+        keys: Keys,
+        feed: ViewFeed,
+        membership: Membership,
+        cluster_id: str,
+        members_min: int,
+        repair_after_s: float,
     ) -> None:
         self._etcd = etcd
         self._keys = keys
         self._feed = feed
         self._membership = membership
+        self._cluster_id = cluster_id
         self._members_min = members_min
         self._repair_after_s = repair_after_s
         self._seen: dict[str, tuple[Member, float]] = {}  # kept by every node, so that whoever becomes the controller knows
@@ -66,8 +74,8 @@ class Controller:
         """The members that were there a moment ago and did not say good-bye."""
         for name, member in view.members.items():
             self._seen[name] = member, now
-        for name, (member, at) in list(self._seen.items()):
-            if now - at > HOLD_MOVES_S or (name not in view.members and member.state == "draining"):
+        for name, (_, at) in list(self._seen.items()):
+            if now - at > HOLD_MOVES_S or (name not in view.members and name in view.drains):
                 del self._seen[name]
         recent = {name: member for name, (member, _) in self._seen.items()}
         if too_many_away(view, recent):
@@ -78,7 +86,7 @@ class Controller:
         me = self._membership.member
         if me is None or view.settings is None or view.controller != me.id or not too_many_away(view, expected):
             self.notice = ""
-        if me is None or view.settings is None:
+        if me is None or view.settings is None or view.settings.id != self._cluster_id:
             return
         if not view.controller:
             key = self._keys.controller

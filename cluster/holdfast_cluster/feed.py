@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from holdfast_cluster.etcd import Changes, Etcd, Listing, WatchState
 from holdfast_cluster.etcdpb import etcd_pb2 as pb
-from holdfast_cluster.model import Assignment, ClusterSettings, Keys, Member, Versioned, View, decode
+from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Keys, Member, Versioned, View, decode
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
     else:
         rows = ((event.type == pb.Event.PUT, event.kv) for event in update.events)
     settings, controller = view.settings, view.controller
-    members, assignments = dict(view.members), dict(view.assignments)
+    members, assignments, drains = dict(view.members), dict(view.assignments), dict(view.drains)
     for there, row in rows:
         key = row.key.decode()
         if key.startswith(keys.shards):
@@ -74,11 +74,14 @@ def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
                 members[node] = decode(row.value, Member)
             else:
                 members.pop(node, None)
+        elif key.startswith(keys.drains):
+            node = key[len(keys.drains) :]
+            if there:
+                drains[node] = decode(row.value, Drain)
+            else:
+                drains.pop(node, None)
         elif key == keys.settings:
             settings = decode(row.value, ClusterSettings) if there else None
         elif key == keys.controller:
             controller = row.value.decode() if there else ""
-    new = View(update.revision, settings, members, assignments, controller)
-    if members == view.members and settings == view.settings and "ring" in view.__dict__:
-        new.__dict__["ring"] = view.ring  # assignments change often, the ring rarely
-    return new
+    return View(update.revision, settings, members, assignments, controller, drains)

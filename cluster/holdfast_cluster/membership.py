@@ -70,12 +70,20 @@ class Membership:
     """Keeps one node a member. `member` is what is registered now; None while it is not."""
 
     def __init__(
-        self, etcd: Etcd, keys: Keys, member: Member, directory: Directory, lease_ttl_s: int, clock: Callable[[], float]
+        self,
+        etcd: Etcd,
+        keys: Keys,
+        member: Member,
+        directory: Directory,
+        cluster_id: str,
+        lease_ttl_s: int,
+        clock: Callable[[], float],
     ) -> None:
         self._etcd = etcd
         self._keys = keys
         self._template = member
         self._directory = directory
+        self._cluster_id = cluster_id
         self._lease = Lease(etcd, lease_ttl_s, clock)
         self.member: Member | None = None
         self.joined: Callable[[Member], None] = lambda member: None
@@ -92,12 +100,12 @@ class Membership:
 
     async def join(self) -> None:
         """Register under a new incarnation; waits while etcd is away. Raises Refused for a directory that is behind."""
-        while True:
+        for attempt in itertools.count():
             try:
                 if await self._register():
                     return
             except EtcdError as error:
-                log.warning("cannot join: etcd says %s; still trying", error)
+                log.log(logging.WARNING if attempt % _SAY_EVERY == 0 else logging.DEBUG, "cannot join: %s; still trying", error)
                 await asyncio.sleep(_RETRY_S)
 
     async def run(self) -> None:
@@ -106,6 +114,19 @@ class Membership:
             await self._lease.keep()
             self._lose("the lease ended")
             await self.join()
+
+    async def announce(self, state: str) -> None:
+        """Tell the cluster that this member's state is another one now. Raises EtcdError when it cannot be told."""
+        me = self.member
+        if me is None:
+            return
+        key = self._keys.member(me.id)
+        row = await self._etcd.get(key)
+        if row is None or decode(row.value, Member).incarnation != me.incarnation:
+            return
+        changed = msgspec.structs.replace(me, state=state)
+        if await self._etcd.txn([at_revision(key, row.mod_revision)], [put(key, encode(changed), self._lease.id)]):
+            self.member = changed
 
     async def leave(self) -> None:
         """Deregister, as far as etcd is there to hear it."""
@@ -123,6 +144,9 @@ class Membership:
 
     async def _register(self) -> bool:
         node = self._template.id
+        settings = await self._etcd.get(self._keys.settings)
+        if settings is None or decode(settings.value, ClusterSettings).id != self._cluster_id:
+            raise EtcdError(f"etcd does not describe cluster {self._cluster_id} any more")
         counter = await self._etcd.get(self._keys.incarnation(node))
         current = await self._etcd.get(self._keys.member(node))
         incarnation = self._directory.next_incarnation()

@@ -6,6 +6,7 @@ Keys, all below `/holdfast/<cluster>/`, values JSON so that etcdctl shows them:
     members/<node id>        Member, under the node's lease
     incarnations/<node id>   how often the node's data directory was started, kept for ever
     shards/<number>          Assignment
+    drains/<node id>         Drain: an operator wants the node to be given up
     controller               the node id of the controller, under its lease
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TypeVar
 
 import msgspec
@@ -72,6 +73,15 @@ class Member(msgspec.Struct, frozen=True):
     zone: str = ""
     weight: int = 1
     state: str = "active"
+    """`active`, or `stopping`: it will be away for a moment, so it wants to own nothing; its copies stay."""
+
+
+class Drain(msgspec.Struct, frozen=True):
+    """A node that is to lose what it owns and every copy; it stays so until the drain is cancelled."""
+
+    at: float
+    """Seconds since 1970."""
+    by: str = ""
 
 
 class Assignment(msgspec.Struct, frozen=True):
@@ -88,6 +98,8 @@ class Assignment(msgspec.Struct, frozen=True):
     """The in-sync replica to which the owner is asked to give the shard."""
     leaving: tuple[str, ...] = ()
     """In-sync replicas that are not needed any more: the owner is asked to have them removed."""
+    born: int = 0
+    """Copies that end before this epoch are void: an operator has given up on them (`holdfast reset-shard`)."""
 
 
 class Versioned(msgspec.Struct, frozen=True):
@@ -105,13 +117,26 @@ class View(msgspec.Struct, frozen=True, dict=True):
     members: Mapping[str, Member] = {}
     assignments: Mapping[int, Versioned] = {}
     controller: str = ""
+    drains: Mapping[str, Drain] = {}
 
     @cached_property
     def ring(self) -> Ring:
-        """The ring of the active members."""
+        """The ring of the members that are to have copies."""
+        return self.ring_with({})
+
+    def ring_with(self, away: Mapping[str, Member]) -> Ring:
+        """The ring with others beside those that are there."""
         assert self.settings is not None
-        nodes = [RingNode(m.id, m.host, m.zone, m.weight) for m in self.members.values() if m.state == "active"]
-        return Ring(nodes, self.settings.shards, self.settings.points)
+        members = {**self.members, **away}.values()
+        nodes = sorted((RingNode(m.id, m.host, m.zone, m.weight) for m in members if m.id not in self.drains), key=lambda n: n.id)
+        return _ring(tuple(nodes), self.settings.shards, self.settings.points)
+
+    def state_of(self, node: str) -> str:
+        """`active`, `stopping`, `draining` or `absent`."""
+        member = self.members.get(node)
+        if member is None:
+            return "absent"
+        return "draining" if node in self.drains else member.state
 
     def owner_of(self, shard: int) -> Member | None:
         """The member that may serve the shard now: its owner, present, in the incarnation that was assigned."""
@@ -120,6 +145,11 @@ class View(msgspec.Struct, frozen=True, dict=True):
             return None
         member = self.members.get(versioned.assignment.owner)
         return member if member is not None and member.incarnation == versioned.assignment.incarnation else None
+
+
+@lru_cache(maxsize=8)
+def _ring(nodes: tuple[RingNode, ...], shards: int, points: int) -> Ring:
+    return Ring(nodes, shards, points)
 
 
 class Keys:
@@ -133,12 +163,16 @@ class Keys:
         self.controller = self.prefix + "controller"
         self.members = self.prefix + "members/"
         self.shards = self.prefix + "shards/"
+        self.drains = self.prefix + "drains/"
 
     def member(self, node: str) -> str:
         return self.members + node
 
     def incarnation(self, node: str) -> str:
         return f"{self.prefix}incarnations/{node}"
+
+    def drain(self, node: str) -> str:
+        return self.drains + node
 
     def shard(self, number: int) -> str:
         return f"{self.shards}{number:05d}"

@@ -8,11 +8,13 @@ Rules, for each shard, the first that applies:
   will do. With none present nothing happens (rule 7): the shard waits for its data.
 - repair: while there are fewer copies than wanted, the ring's next member becomes a joining replica. A wanted one that is away for
   a moment is waited for, as long as enough others are in sync to write.
+- leave: a member that stops or drains owns nothing if anybody in sync can take over, at once and for all of its shards; one that
+  stops is taken out of the in-sync sets as well, so that nobody waits for it, as long as enough others are in sync to write.
 - move, a few shards at a time: what the ring wants and is not there joins; then the owner is asked to hand over to the ring's
   favourite; then what the ring does not want is asked to leave. Never fewer copies on the way than before.
 
-Members that are away for a moment (`expected`) keep their place on the ring: a restart moves nothing. When more than a third is
-away nothing moves at all, whatever the reason is; fail-over and repair go on.
+Members that are away for a moment (`expected`, or stopping) keep their place on the ring: a restart moves no data. When more than a
+third is away nothing moves at all, whatever the reason is; fail-over and repair go on.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from dataclasses import dataclass
 import msgspec
 
 from holdfast_cluster.model import Assignment, Member, View
-from holdfast_cluster.ring import Ring, RingNode
 
 MOVES_MAX = 4
 """Shards that move at a time."""
@@ -62,10 +63,11 @@ class _Plan:
         self.copies = view.settings.replication
         self.shards = view.settings.shards
         self.writable_from = view.settings.writable_from
-        away = {name: member for name, member in expected.items() if name not in view.members}
-        self.forming = sum(member.state == "active" for member in view.members.values()) >= members_min
-        self.ring = _ring(view, away) if away else view.ring
-        self.away = away
+        self.away = {name: member for name, member in expected.items() if name not in view.members}
+        self.active = {name for name in view.members if view.state_of(name) == "active"}
+        self.stopping = {name for name in view.members if view.state_of(name) == "stopping"}
+        self.forming = len(self.active) >= members_min
+        self.ring = view.ring_with(self.away)
         self.calm = not too_many_away(view, expected)
         self.moving = sum(1 for each in view.assignments.values() if _is_moving(each.assignment))
 
@@ -74,7 +76,7 @@ class _Plan:
         for shard in range(self.shards):
             versioned = self.view.assignments.get(shard)
             if versioned is None:
-                if self.forming and self.view.ring.nodes:
+                if self.forming and self.active:
                     out.append(Transition(shard, 0, self._form(shard), "formation"))
                 continue
             now = versioned.assignment
@@ -83,52 +85,75 @@ class _Plan:
                 to, why = self._fail_over(shard, now), "fail-over" if owner is None else "restart"
             else:
                 to, why = self._repair(shard, now), "repair"
-                if to is None and self.copies > 1 and self.calm:  # moving the only copy needs what is not built yet
-                    to, why = self._move(shard, now), "move"
+                if to is None and self.copies > 1:  # moving the only copy needs what is not built yet
+                    to, why = self._leave(shard, now), "leave"
+                    if to is None and self.calm:
+                        to, why = self._move(shard, now), "move"
             if to is not None:
                 out.append(Transition(shard, versioned.revision, to, why))
         return out
 
     def _form(self, shard: int) -> Assignment:
-        in_sync = tuple(self.view.ring.preference_list(shard, self.copies))
+        in_sync = tuple(name for name in self.view.ring.preference_list(shard, self.copies))
         owner = self.view.members[in_sync[0]]
         return Assignment(epoch=1, owner=owner.id, incarnation=owner.incarnation, in_sync=in_sync)
 
     def _fail_over(self, shard: int, now: Assignment) -> Assignment | None:
-        present = [name for name in now.in_sync if name in self.view.members]
-        if not present:
+        owner = self._best(shard, [name for name in now.in_sync if name in self.view.members])
+        if owner is None:
             return None
-        favourites = self.ring.preference_list(shard, len(self.ring.nodes))
-        best = min(present, key=lambda name: favourites.index(name) if name in favourites else len(favourites))
-        owner = self.view.members[best]
         joining = tuple(name for name in now.joining if name in self.view.members)
         # The absent stay in sync until the new owner, alive, has them removed: should it be dead too, they have the data.
-        return Assignment(now.epoch + 1, owner.id, owner.incarnation, now.in_sync, joining)
+        return Assignment(now.epoch + 1, owner.id, owner.incarnation, now.in_sync, joining, born=now.born)
+
+    def _best(self, shard: int, names: list[str]) -> Member | None:
+        """Who of these present members should own the shard: one that stays, the ring's favourite first."""
+        favourites = self.ring.preference_list(shard, len(self.ring.nodes))
+
+        def rank(name: str) -> tuple[bool, int]:
+            return name not in self.active, favourites.index(name) if name in favourites else len(favourites)
+
+        return self.view.members[min(names, key=rank)] if names else None
 
     def _repair(self, shard: int, now: Assignment) -> Assignment | None:
-        joining = [name for name in now.joining if name in self.view.members]
+        joining = [name for name in now.joining if name in self.active]
         copies = {*now.in_sync, *joining}
-        if self.away and len(now.in_sync) >= self.writable_from:
-            copies |= {name for name in self.ring.preference_list(shard, self.copies) if name in self.away}
+        if len(now.in_sync) >= self.writable_from:
+            waited_for = self.stopping | set(self.away)
+            copies |= {name for name in self.ring.preference_list(shard, self.copies) if name in waited_for}
         for name in self.ring.preference_list(shard, len(self.ring.nodes)):
             if len(copies) >= self.copies:
                 break
-            if name not in copies and name in self.view.members:
+            if name not in copies and name in self.active:
                 copies.add(name)
                 joining.append(name)
         if tuple(joining) == now.joining:
             return None
         return msgspec.structs.replace(now, joining=tuple(joining))
 
+    def _leave(self, shard: int, now: Assignment) -> Assignment | None:
+        if now.owner not in self.active:
+            to = self._best(shard, [name for name in now.in_sync if name in self.active])
+            if to is not None and now.handover not in self.active:
+                return msgspec.structs.replace(now, handover=to.id, leaving=())
+            return None
+        gone = [name for name in now.in_sync if name in self.stopping and name not in now.leaving]
+        left = len(now.in_sync) - len(now.leaving)
+        if gone and left - len(gone) >= self.writable_from:
+            return msgspec.structs.replace(now, leaving=(*now.leaving, *gone))
+        return None
+
     def _move(self, shard: int, now: Assignment) -> Assignment | None:
+        if now.owner not in self.active:
+            return None  # handing over already, or nobody could take it
         wanted = self.ring.preference_list(shard, self.copies)
         started = _is_moving(now)
         if not wanted or (not started and self.moving >= MOVES_MAX):
             return None  # everybody drains; or enough is on its way
-        missing = [name for name in wanted if name not in now.in_sync and name not in now.joining and name in self.view.members]
+        missing = [name for name in wanted if name not in now.in_sync and name not in now.joining and name in self.active]
         if missing:
             to = msgspec.structs.replace(now, joining=(*now.joining, missing[0]), handover="", leaving=())
-        elif now.joining or any(name not in now.in_sync or name not in self.view.members for name in wanted):
+        elif now.joining or any(name not in now.in_sync or name not in self.active for name in wanted):
             return None  # on its way, or not possible now
         else:
             handover = "" if now.owner == wanted[0] else wanted[0]
@@ -143,10 +168,3 @@ class _Plan:
 
 def _is_moving(now: Assignment) -> bool:
     return bool(now.joining or now.handover or now.leaving)
-
-
-def _ring(view: View, away: Mapping[str, Member]) -> Ring:
-    assert view.settings is not None
-    members = [*(m for m in view.members.values()), *away.values()]
-    nodes = [RingNode(m.id, m.host, m.zone, m.weight) for m in members if m.state == "active"]
-    return Ring(nodes, view.settings.shards, view.settings.points)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -11,9 +13,12 @@ from holdfast.channels import open_channel
 from holdfast.processes import process_stats
 from holdfast.v1 import admin_pb2, admin_pb2_grpc
 from holdfast_cluster.dispatch import KEY_BYTES_MAX, Dispatcher
+from holdfast_cluster.etcd import Etcd, EtcdError, at_revision, delete, put
 from holdfast_cluster.feed import ViewFeed
-from holdfast_cluster.model import Assignment, View
+from holdfast_cluster.model import Assignment, Drain, Keys, View, encode
 from holdfast_cluster.ring import shard_of
+
+log = logging.getLogger(__name__)
 
 _STATS_TIMEOUT_S = 1.0
 
@@ -21,8 +26,10 @@ _STATS_TIMEOUT_S = 1.0
 class AdminService(admin_pb2_grpc.AdminServicer):
     """Serves `holdfast.v1.Admin`."""
 
-    def __init__(self, feed: ViewFeed, dispatcher: Dispatcher, cluster: str) -> None:
+    def __init__(self, feed: ViewFeed, dispatcher: Dispatcher, etcd: Etcd, keys: Keys, cluster: str) -> None:
         self._feed = feed
+        self._etcd = etcd
+        self._keys = keys
         self._dispatcher = dispatcher
         self._cluster = cluster
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -33,14 +40,13 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     async def Status(self, request: admin_pb2.StatusRequest, context: Any) -> admin_pb2.StatusResponse:
         """The whole cluster, as this gateway sees it."""
-        view = self._feed.view
-        if view.settings is None:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the cluster's routes are not loaded yet")
-            raise AssertionError
+        view = await self._view(context)
+        assert view.settings is not None
         response = admin_pb2.StatusResponse(
             cluster=self._cluster,
             shards=view.settings.shards,
             replication=view.settings.replication,
+            min_in_sync=view.settings.writable_from,
             controller=view.controller,
             gateway=admin_pb2.GatewayStatus(
                 routes_revision=view.revision,
@@ -51,16 +57,30 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             ),
         )
         stats = await self._all_stats(view)
+        assignments = [versioned.assignment for versioned in view.assignments.values()]
+        response.moves.joining = sum(len(now.joining) for now in assignments)
+        response.moves.handovers = sum(bool(now.handover) for now in assignments)
+        response.moves.leaving = sum(len(now.leaving) for now in assignments)
+        response.moves.bytes_sent = sum(answer.snapshot_bytes_sent for answer in stats.values())
+        in_sync = Counter(name for now in assignments for name in now.in_sync)
+        joining = Counter(name for now in assignments for name in now.joining)
         owned = Counter(versioned.assignment.owner for versioned in view.assignments.values())
         epochs: dict[str, int] = defaultdict(int)
         for versioned in view.assignments.values():
             epochs[versioned.assignment.owner] = max(epochs[versioned.assignment.owner], versioned.assignment.epoch)
-        for node in sorted(set(view.members) | set(owned)):
+        for node in sorted(set(view.members) | set(in_sync)):
             member = view.members.get(node)
-            status = admin_pb2.NodeStatus(id=node, state="absent", shards_owned=owned[node], epoch_max=epochs[node])
+            status = admin_pb2.NodeStatus(
+                id=node,
+                state=view.state_of(node),
+                shards_owned=owned[node],
+                epoch_max=epochs[node],
+                shards_in_sync=in_sync[node],
+                shards_joining=joining[node],
+            )
             if member is not None:
                 status.address, status.host, status.zone = member.address, member.host, member.zone
-                status.weight, status.state, status.incarnation = member.weight, member.state, member.incarnation
+                status.weight, status.incarnation = member.weight, member.incarnation
             if node in stats:
                 status.stats.CopyFrom(stats[node])
             response.nodes.append(status)
@@ -74,9 +94,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         view = self._feed.view
         if not 0 < len(request.key.encode()) <= KEY_BYTES_MAX or not request.kind:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"name a kind, and a key of 1 to {KEY_BYTES_MAX} bytes")
-        if view.settings is None:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the cluster's routes are not loaded yet")
-            raise AssertionError
+        await self._view(context)
+        assert view.settings is not None
         shard = shard_of(request.kind, request.key, view.settings.shards)
         response = admin_pb2.WhereResponse(preference=view.ring.preference_list(shard, len(view.members)))
         response.shard.shard = shard
@@ -87,6 +106,85 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         if owner is not None:
             response.address = owner.address
         return response
+
+    async def Drain(self, request: admin_pb2.DrainRequest, context: Any) -> admin_pb2.DrainResponse:
+        """Write down that a node is to be given up, or that it is not; or tell only what that would move."""
+        view = await self._view(context)
+        assert view.settings is not None
+        node = request.node
+        if node not in view.members and node not in view.drains:
+            known = ", ".join(sorted(view.members))
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no member {node!r}; there are {known}")
+        if view.settings.replication == 1:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION, "the cluster keeps single copies: they cannot be moved, only waited for"
+            )
+        assignments = [versioned.assignment for versioned in view.assignments.values()]
+        others = [name for name in view.members if name != node and name not in view.drains]
+        here = [now for now in assignments if node in now.in_sync]
+        placeable = len(others) >= view.settings.replication
+        response = admin_pb2.DrainResponse(
+            owned=sum(now.owner == node for now in assignments) if others else 0,
+            copies=len(here) if placeable else 0,
+            copies_that_stay=0 if placeable else len(here),
+        )
+        stats = await self._all_stats(view)
+        if placeable and node in stats:
+            response.bytes = stats[node].data_bytes
+            rates = [answer.move_rate for name, answer in stats.items() if answer.move_rate]
+            response.seconds = response.bytes / min(rates) if rates else 0.0
+        if request.dry_run or request.cancel != (node in view.drains):
+            return response
+        key = self._keys.drain(node)
+        try:
+            if request.cancel:
+                await self._etcd.txn([], [delete(key)])
+            else:
+                await self._etcd.txn([], [put(key, encode(Drain(time.time(), context.peer())))])
+        except EtcdError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"etcd: {error}")
+        log.warning("%s of node %s, asked for by %s", "end of the drain" if request.cancel else "drain", node, context.peer())
+        return response
+
+    async def ResetShard(self, request: admin_pb2.ResetShardRequest, context: Any) -> admin_pb2.ResetShardResponse:
+        """Have a shard begin anew, empty, when nobody who has its data is there."""
+        view = await self._view(context)
+        assert view.settings is not None
+        versioned = view.assignments.get(request.shard)
+        if versioned is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no shard {request.shard} is assigned")
+            raise AssertionError
+        now = versioned.assignment
+        if view.settings.replication == 1:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION, "the cluster keeps single copies: a node that has one may return"
+            )
+        wanted = f"give up the data of shard {request.shard}"
+        if request.confirmation != wanted:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the confirmation has to be: {wanted}")
+        there = [name for name in now.in_sync if name in view.members]
+        if there:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{', '.join(there)} has the data: nothing is given up")
+        favourites = [name for name in view.ring.preference_list(request.shard, 1) if name in view.members]
+        if not favourites:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "there is no node that could own it")
+        owner = view.members[favourites[0]]
+        epoch = now.epoch + 1
+        fresh = Assignment(epoch, owner.id, owner.incarnation, (owner.id,), born=epoch)
+        key = self._keys.shard(request.shard)
+        try:
+            done = await self._etcd.txn([at_revision(key, versioned.revision)], [put(key, encode(fresh))])
+        except EtcdError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"etcd: {error}; look at the status before you try again")
+        if not done:
+            await context.abort(grpc.StatusCode.ABORTED, "the assignment has changed meanwhile; look at the status")
+        log.critical("shard %d begins anew, its data is given up; asked for by %s", request.shard, context.peer())
+        return admin_pb2.ResetShardResponse(shard=_shard_status(request.shard, fresh))
+
+    async def _view(self, context: Any) -> View:
+        if self._feed.view.settings is None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the cluster's routes are not loaded yet")
+        return self._feed.view
 
     async def _all_stats(self, view: View) -> dict[str, admin_pb2.StatsResponse]:
         async def ask(address: str) -> admin_pb2.StatsResponse | None:
@@ -127,11 +225,28 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             problem(f"{missing} shards", "not assigned yet: the controller waits for enough nodes, or there is none")
         if not view.controller:
             problem("controller", "no node is the controller at the moment")
-        for node, count in sorted(owned.items()):
-            if node not in view.members:
-                problem(f"{count} shards", f"their only copy is on node {node}, which is absent; calls to them wait for it")
-            elif node not in stats:
-                problem(f"node {node}", "it is a member but does not answer")
+        for node in sorted(set(view.members) - set(stats)):
+            problem(f"node {node}", "it is a member but does not answer")
+        for answer in stats.values():
+            if answer.notice:
+                problem("members", answer.notice)
+        lost: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        few: Counter[int] = Counter()
+        for shard, versioned in view.assignments.items():
+            now = versioned.assignment
+            if not any(name in view.members for name in now.in_sync):
+                lost[now.in_sync].append(shard)
+            elif len(now.in_sync) < view.settings.replication:
+                few[len(now.in_sync)] += 1
+        for nodes, shards in sorted(lost.items()):
+            if len(nodes) == 1:
+                why = f"their only copy is on node {nodes[0]}, which is absent; calls to them wait for it"
+            else:
+                why = f"their copies are on nodes {', '.join(nodes)}, which are all absent; calls to them wait for one of those"
+            problem(f"{len(shards)} shards", why)
+        for copies, count in sorted(few.items()):
+            what = f"{copies} of {view.settings.replication} copies are in sync"
+            problem(f"{count} shards", what if copies >= view.settings.writable_from else f"{what}: they take no writes")
         stale = Counter(
             versioned.assignment.owner
             for shard, versioned in view.assignments.items()
@@ -155,4 +270,6 @@ def _shard_status(shard: int, assignment: Assignment) -> admin_pb2.ShardStatus:
         owner=assignment.owner,
         in_sync=assignment.in_sync,
         joining=assignment.joining,
+        handover=assignment.handover,
+        leaving=assignment.leaving,
     )

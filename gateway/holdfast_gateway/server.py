@@ -53,7 +53,7 @@ class GatewayServer:
         config = self._config
         feed = ViewFeed(etcd, keys)
         dispatcher = Dispatcher(feed, config.dispatch)
-        admin = AdminService(feed, dispatcher, config.cluster)
+        admin = AdminService(feed, dispatcher, etcd, keys, config.cluster)
         objects = ObjectsService(dispatcher)
         server.add_generic_rpc_handlers((objects.handlers(),))
         admin_pb2_grpc.add_AdminServicer_to_server(admin, server)

@@ -153,7 +153,7 @@ class Engine:
             if activation is None:
                 activation = self._activate(call)
             shard = activation.shard
-            if shard.until <= boottime():
+            if shard.until <= boottime() or (shard.closing and not call.chain):
                 raise WrongOwner(f"shard {shard.number} is not served by this node at the moment", definite=True, retryable=True)
             method = call.method
             handler = activation.kind.handlers.get(method) or activation.kind.handler(method)
@@ -202,7 +202,7 @@ class Engine:
         number = shard_of(call.kind, call.key, self._shards_total)
         shard = self._shards.get(number)
         if (
-            shard is None or shard.until <= boottime() or (self._draining and not call.chain)
+            shard is None or shard.until <= boottime() or ((self._draining or shard.closing) and not call.chain)
         ):  # a turn that is let end may call others
             raise WrongOwner(f"shard {number} is not served by this node", definite=True, retryable=True)
         while len(self._activations) >= self._limits.activations_max:
@@ -427,7 +427,7 @@ class Engine:
         elif isinstance(error, HoldfastError):
             failed = error
             failed.definite = failed.definite and definite and turn.calls_made == 0
-        elif isinstance(error, asyncio.CancelledError) and self._draining:
+        elif isinstance(error, asyncio.CancelledError) and (self._draining or turn.activation.shard.closing):
             return error_to_proto(_moved(turn.activation.shard.number))  # it is run again where the shard is served next
         elif isinstance(error, asyncio.CancelledError):
             failed = InternalError("the turn was cancelled", definite=definite, retryable=True)
@@ -509,6 +509,32 @@ class Engine:
             if entry is not None:
                 entry.abandoned = True
                 self.committed([entry])
+
+    # -- a shard goes to another node; holdfast_node.replication.handover.Turns
+
+    def close_shard(self, shard: Shard) -> None:
+        """Begin no new turns of a shard; those that wait are sent elsewhere."""
+        shard.closing = True
+        for turn in list(self._in_flight.values()):
+            activation = turn.activation
+            if activation.shard is shard and turn.state == QUEUED and not turn.call.chain:
+                assert activation.mailbox is not None
+                activation.mailbox.remove(turn)
+                self._finish(turn, b"", error_to_proto(_moved(shard.number)))
+
+    def open_shard(self, shard: Shard) -> None:
+        """Begin turns again."""
+        shard.closing = False
+
+    def shard_is_quiet(self, shard: Shard) -> bool:
+        """Whether nothing of a shard runs, or waits to be committed."""
+        return shard.gathering is None and not any(turn.activation.shard is shard for turn in self._in_flight.values())
+
+    def cancel_shard(self, shard: Shard) -> None:
+        """Cancel what still runs of a closed shard; it is run again by the next owner."""
+        for turn in list(self._in_flight.values()):
+            if turn.activation.shard is shard and turn.state == RUNNING:
+                turn.cancel()
 
     # -- eviction
 

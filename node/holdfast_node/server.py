@@ -18,10 +18,10 @@ from holdfast.v1 import admin_pb2
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.controller import Controller
 from holdfast_cluster.dispatch import Dispatcher
-from holdfast_cluster.etcd import Etcd
+from holdfast_cluster.etcd import Etcd, EtcdError
 from holdfast_cluster.feed import ViewFeed
 from holdfast_cluster.membership import Membership, agree_on_settings
-from holdfast_cluster.model import ClusterSettings, Keys, Member
+from holdfast_cluster.model import ClusterSettings, Keys, Member, View
 
 from holdfast_node.commit import Entry, Flusher
 from holdfast_node.config import NodeConfig
@@ -31,6 +31,7 @@ from holdfast_node.liveness import Liveness, Watchdog
 from holdfast_node.peer import LocalPipe, PeerService
 from holdfast_node.replication import ReplicationSettings
 from holdfast_node.replication.disk import CopyStore
+from holdfast_node.replication.handover import Handovers
 from holdfast_node.replication.host import Replicas
 from holdfast_node.replication.links import CHANNEL_OPTIONS, Links
 from holdfast_node.replication.snapshots import SnapshotReceiver, SnapshotSender
@@ -55,6 +56,7 @@ class NodeServer:
         self._config = config
         self._app = app
         self._member: Member | None = None
+        self._strange_since: int | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Join the cluster and serve. Raises StoreError, WrongDirectory, Refused, AddressInUse when it cannot."""
@@ -114,7 +116,7 @@ class NodeServer:
             _no_replicas if replication is None else replication.replicas.append,
         )
         if replication is not None:
-            replication.replicas.committed = engine.settled
+            replication.connect(engine, feed)
         local.connect(engine, dispatcher)
         peer = PeerService(
             engine,
@@ -137,6 +139,7 @@ class NodeServer:
             keys,
             Member(node_id, address, 0, config.host or socket.gethostname(), config.zone, config.weight),
             directory,
+            settings.id,
             config.lease_ttl_s,
             boottime,
         )
@@ -158,11 +161,20 @@ class NodeServer:
 
         membership.joined = joined
         membership.lost = lost
-        if single is not None:
-            feed.listeners.append(lambda view: single.follow(view, self._member))
-        if replication is not None:
-            feed.listeners += [replication.links.follow, replication.replicas.follow]
-        controller = Controller(etcd, keys, feed, membership, config.members_min or settings.replication, config.repair_after_s)
+
+        def follow(view: View) -> None:
+            if view.settings is None or view.settings.id != settings.id:
+                self._say_that_etcd_is_not_ours(view, settings)
+            elif single is not None:
+                single.follow(view, self._member)
+            elif replication is not None:
+                replication.links.follow(view)
+                replication.replicas.follow(view)
+
+        feed.listeners.append(follow)
+        self._controller = controller = Controller(
+            etcd, keys, feed, membership, settings.id, config.members_min or settings.replication, config.repair_after_s
+        )
         watchdog = Watchdog(liveness)
         watchdog.start()
         gc.collect()
@@ -185,10 +197,13 @@ class NodeServer:
                 await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
                 log.info("node %s serves at %s", node_id, address)
                 await stop.wait()
+                await healthy.enter_graceful_shutdown()
+                drain_until = boottime() + config.drain_timeout_s
+                if replication is not None:
+                    await self._give_up_shards(membership, feed, drain_until)
                 log.info("stopping: finishing %d calls", engine.in_flight)
                 peer.accepting = False
-                await healthy.enter_graceful_shutdown()
-                await engine.drain(config.drain_timeout_s)
+                await engine.drain(max(0.5, drain_until - boottime()))
                 for task in tasks:
                     task.cancel()
         finally:
@@ -201,6 +216,32 @@ class NodeServer:
             await flusher.close()
             watchdog.stop()
         log.info("stopped")
+
+    def _say_that_etcd_is_not_ours(self, view: View, settings: ClusterSettings) -> None:
+        if self._strange_since is None:
+            self._strange_since = view.revision
+            what = "knows no cluster of this name" if view.settings is None else f"describes cluster {view.settings.id}"
+            log.critical(
+                "etcd %s (revision %d), but this node is of cluster %s: it was emptied, or restored from nothing. "
+                "Assignments are not invented: the node goes on with what it knows; restore etcd from a backup",
+                what,
+                view.revision,
+                settings.id,
+            )
+
+    async def _give_up_shards(self, membership: Membership, feed: ViewFeed, until: float) -> None:
+        """Have other nodes take over what this one owns, and go on without it, so that its going is not noticed."""
+        me = membership.member
+        if me is None:
+            return
+        try:
+            await membership.announce("stopping")
+        except EtcdError as error:
+            log.warning("cannot tell that this node stops: %s", error)
+            return
+        log.info("stopping: handing over %d shards", len(self._shards.owned()))
+        while boottime() < until and _others_could_take_over(feed.view, me.id):
+            await asyncio.sleep(0.02)
 
     def stats(self) -> admin_pb2.StatsResponse:
         """Counters since the start, gauges as of now."""
@@ -217,6 +258,8 @@ class NodeServer:
             shards_serving=len(self._shards.serving(boottime())),
             cache_bytes=engine.cached_bytes,
             kinds=sorted(self._app.kinds),
+            notice=self._controller.notice,
+            **(self._replication.stats() if self._replication is not None else {}),
         )
 
     def _drop_shards(self, shards: set[Shard]) -> None:
@@ -241,6 +284,20 @@ class NodeServer:
                 )
 
 
+def _others_could_take_over(view: View, node: str) -> bool:
+    """Whether there is a shard that this node owns, or is in sync for, and that does not need it."""
+    active = {name for name in view.members if view.state_of(name) == "active"}
+    writable_from = view.settings.writable_from if view.settings is not None else 1
+    for versioned in view.assignments.values():
+        now = versioned.assignment
+        others = [name for name in now.in_sync if name != node]
+        if now.owner == node and any(name in active for name in others):
+            return True
+        if node in now.in_sync and now.owner in active and len(others) >= writable_from:
+            return True
+    return False
+
+
 class Replication:
     """The parts that copy shards between nodes, put together."""
 
@@ -256,12 +313,36 @@ class Replication:
         keys: Keys,
         move_rate: float,
     ) -> None:
+        self._store = store
         disk = CopyStore(store)
         self.replicas = Replicas(node_id, disk, flusher, shards, ReplicationSettings(min_in_sync=settings.writable_from))
         self.links = self.replicas.links = Links(node_id, identity, self.replicas.received)
         self.swaps = self.replicas.swaps = EtcdSwaps(etcd, keys, self.replicas.swapped)
         self.sender = self.replicas.snapshots = SnapshotSender(store, self.replicas, self.links, identity, move_rate)
         self.receiver = SnapshotReceiver(store, disk, self.replicas)
+
+    def connect(self, engine: Engine, feed: ViewFeed) -> None:
+        """Tie it to the engine whose entries it replicates."""
+        self.replicas.committed = engine.settled
+        self.links.broke = self.replicas.lost
+        self.handovers = Handovers(self.replicas, engine)
+        self._feed = feed
+
+    def stats(self) -> dict[str, int]:
+        """For `StatsResponse`."""
+        copies = list(self.replicas.copies())
+        owned = [copy.replica for copy in copies if copy.shard is not None]
+        return {
+            "copies": sum(copy.replica.last != (0, 0) for copy in copies),
+            "entries_uncommitted": sum(replica.last.seq - replica.committed for replica in owned),
+            "replica_lag": max((replica.last.seq - peer.matched for replica in owned for peer in replica.peers.values()), default=0),
+            "snapshots_sent": self.sender.sent,
+            "snapshots_waiting": self.sender.waiting,
+            "snapshot_bytes_sent": self.sender.sent_bytes,
+            "handovers": self.handovers.done,
+            "data_bytes": self._store.approximate_bytes(),
+            "move_rate": int(self.sender.rate),
+        }
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -274,6 +355,7 @@ class Replication:
         while True:
             await asyncio.sleep(_REPLICATION_TICK_S)
             self.replicas.tick()
+            self.handovers.tick(self._feed.view)
 
 
 def _no_replicas(entries: list[Entry]) -> None:

@@ -17,10 +17,11 @@ class Shard:
     """One shard under one epoch of ours. It is `owned` until it is not, and never again after.
 
     `until`: while the clock (`boottime`) is below it, the node may answer for the shard: 0 when it may not at the moment.
-    `read_only`: why turns may not write at the moment. `replicated`: whether entries go to a log that others copy.
+    `closing`: it is about to be handed over, so no turn begins. `read_only`: why turns may not write at the moment. `replicated`:
+    whether entries go to a log that others copy.
     """
 
-    __slots__ = ("epoch", "gathering", "number", "owned", "prefix", "read_only", "replicated", "until")
+    __slots__ = ("closing", "epoch", "gathering", "number", "owned", "prefix", "read_only", "replicated", "until")
 
     def __init__(self, number: int, epoch: int, replicated: bool = False) -> None:
         self.number = number
@@ -29,6 +30,7 @@ class Shard:
         self.replicated = replicated
         self.owned = True
         self.until = 0.0
+        self.closing = False
         self.read_only: str | None = None
         self.gathering: Entry | None = None
 

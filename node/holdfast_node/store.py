@@ -142,6 +142,14 @@ class Store:
         self._db.flush_wal(True)
         self.syncs += 1
 
+    def approximate_bytes(self) -> int:
+        """About what the live data of objects and their kept replies takes."""
+        size = 0
+        for name in ("state", "replies"):
+            for what in ("rocksdb.estimate-live-data-size", "rocksdb.cur-size-all-mem-tables"):
+                size += int(self._families[name].property_value(what) or 0)
+        return size
+
     def ingest(self, family: str, files: list[Path]) -> None:
         """Take the rows of files that `RowFiles` wrote; the files are moved. Durable when this returns."""
         options = IngestExternalFileOptions()

@@ -1,8 +1,9 @@
-"""`holdfast call`, `where` and `status`: asking a running cluster."""
+"""`holdfast call`, `where`, `status`, `drain` and `reset-shard`: asking a running cluster."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import click
@@ -112,10 +113,11 @@ def status(gateway: str, as_json: bool) -> None:
     else:
         console = _console()
         console.print(
-            f"cluster {answer.cluster}: {answer.shards} shards, {answer.replication} copies, controller {answer.controller or 'none'}"
+            f"cluster {answer.cluster}: {answer.shards} shards, {answer.replication} copies ({answer.min_in_sync} in sync to write), "
+            f"controller {answer.controller or 'none'}"
         )
         table = Table()
-        for title in ("node", "address", "state", "shards", "epoch", "incarnation", "active objects", "turns", "MiB"):
+        for title in ("node", "address", "state", "owns", "in sync", "joining", "lag", "epoch", "start", "active", "turns", "MiB"):
             table.add_column(title)
         for node in answer.nodes:
             stats = node.stats
@@ -125,6 +127,9 @@ def status(gateway: str, as_json: bool) -> None:
                 node.address or "-",
                 node.state,
                 str(node.shards_owned),
+                str(node.shards_in_sync),
+                str(node.shards_joining),
+                str(stats.replica_lag) if known else "-",
                 str(node.epoch_max),
                 str(node.incarnation),
                 str(stats.activations) if known else "-",
@@ -132,12 +137,80 @@ def status(gateway: str, as_json: bool) -> None:
                 str(stats.process.rss_bytes >> 20) if known else "-",
             )
         console.print(table)
+        moves = answer.moves
+        if moves.joining or moves.handovers or moves.leaving:
+            console.print(
+                f"moving: {moves.joining} copies are being made ({moves.bytes_sent / 1e6:,.0f} MB sent so far), "
+                f"{moves.handovers} shards change their owner, {moves.leaving} copies are about to go"
+            )
         for problem in answer.problems:
             console.print(f"[red]{problem.what}[/red]: {problem.why}")
         if not answer.problems:
             console.print("[green]healthy[/green]")
     if answer.problems:
         raise SystemExit(2)
+
+
+@click.command(short_help="Have a node give up what it owns and every copy.")
+@click.argument("node")
+@option("--dry-run", is_flag=True, default=False, help="Change nothing; say what would move, and about how long it would take.")
+@option("--cancel", is_flag=True, default=False, help="The node is to take part again.")
+@option("--wait", is_flag=True, default=False, help="Return when the node has given up everything that others can take.")
+@_gateway
+@_json
+def drain(node: str, dry_run: bool, cancel: bool, wait: bool, gateway: str, as_json: bool) -> None:
+    """Move what NODE owns, and every copy on it, to other nodes; calls go on. When it has nothing left its process can be stopped.
+
+    A node that is only to be restarted needs no drain: SIGTERM hands its shards over and leaves the copies where they are.
+
+    
+    Example:
+      holdfast drain n2-3f9a1c --dry-run
+      holdfast drain n2-3f9a1c --wait
+    """
+    request = admin_pb2.DrainRequest(node=node, cancel=cancel, dry_run=dry_run)
+    answer = _ask(gateway, "Drain", request, admin_pb2.DrainResponse)
+    while wait and not dry_run and not cancel:
+        status = _ask(gateway, "Status", admin_pb2.StatusRequest(), admin_pb2.StatusResponse)
+        left = next((n for n in status.nodes if n.id == node), None)
+        if left is None or (not left.shards_owned and left.shards_in_sync <= answer.copies_that_stay):
+            break
+        time.sleep(0.2)
+    if as_json:
+        click.echo(codec.encode_json(_plain(answer)).decode())
+    elif cancel:
+        click.echo(f"{node} takes part again")
+    else:
+        would = "would move" if dry_run else "moved" if wait else "move"
+        size = f", about {answer.bytes / 1e6:,.1f} MB, {answer.seconds:.0f} s" if answer.bytes else ""
+        click.echo(f"{answer.owned} owned shards and {answer.copies} copies{size} {would} from {node} to other nodes")
+        if answer.copies_that_stay:
+            click.echo(f"{answer.copies_that_stay} copies stay: there are too few other nodes to take them")
+
+
+@click.command(name="reset-shard", short_help="Give up on data whose every copy is gone.")
+@click.argument("shard", type=int)
+@click.option("--confirm", help='What you would be asked to type: "give up the data of shard SHARD".')
+@_gateway
+@_json
+def reset_shard(shard: int, confirm: str | None, gateway: str, as_json: bool) -> None:
+    """Have SHARD begin anew, EMPTY, when every node that has its data is gone for good. What it held is lost.
+
+    It is refused while a node that is in sync is there. Should one come back later, its copy is thrown away.
+
+    
+    Example:
+      holdfast reset-shard 17
+    """
+    wanted = f"give up the data of shard {shard}"
+    if confirm is None:
+        confirm = click.prompt(f"All objects of shard {shard} will be empty. To go on, type: {wanted}\n", prompt_suffix="> ")
+    request = admin_pb2.ResetShardRequest(shard=shard, confirmation=confirm)
+    answer = _ask(gateway, "ResetShard", request, admin_pb2.ResetShardResponse)
+    if as_json:
+        click.echo(codec.encode_json(_plain(answer)).decode())
+    else:
+        click.echo(f"shard {shard} begins anew on {answer.shard.owner} under epoch {answer.shard.epoch}")
 
 
 async def _reach(gateway: str) -> None:

@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 
 import click
 
-from holdfast.ask import call, status, where
+from holdfast.ask import call, drain, reset_shard, status, where
 from holdfast.bench import bench
 from holdfast.dev import dev
 
@@ -17,7 +17,7 @@ def main() -> None:
     """Holdfast: durable objects on your own machines."""
 
 
-for _command in (dev, call, where, status, bench):
+for _command in (dev, call, where, status, drain, reset_shard, bench):
     main.add_command(_command)
 for _entry in entry_points(group="holdfast.commands"):
     main.add_command(_entry.load(), _entry.name)

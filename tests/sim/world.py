@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from holdfast_cluster.model import Assignment, ClusterSettings, Member, Versioned, View
+from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Member, Versioned, View
 from holdfast_cluster.plan import Transition, plan
 from holdfast_cluster.ring import Ring, RingNode
 from holdfast_node import replication as r
@@ -188,8 +188,12 @@ class World:
                     if each.up and each.replica.owning:
                         self._cut({(each.name, "etcd"), ("etcd", each.name)}, 3.0 + 2.0 * self.random.random())
             case "drain":
-                node.set_state("draining")
-                self.at(8.0 * self.random.random(), lambda: node.set_state("active"))
+                if self.random.random() < 0.5:
+                    node.set_state("stopping")
+                    self.at(8.0 * self.random.random(), lambda: node.set_state("active"))
+                else:
+                    self.etcd.drain(node.name, True)
+                    self.at(8.0 * self.random.random(), lambda: self.etcd.drain(node.name, False))
             case "lose disk":
                 self._lose_disk(node)
 
@@ -255,6 +259,8 @@ class World:
         self.faults = Faults(0.0, 0.0, 0.0)
         self.blocked.clear()
         self.etcd.away_until = 0.0
+        for name in list(self.etcd.drains):
+            self.etcd.drain(name, False)
         self.tell("healed")
         for node in list(self.nodes.values()):
             node.slow_until = node.lag_until = 0.0
@@ -275,6 +281,7 @@ class Etcd:
         self.assignment: Assignment | None = None
         self.assignment_revision = 0
         self.away_until = 0.0
+        self.drains: dict[str, Drain] = {}
         self._expire()
 
     @property
@@ -283,7 +290,9 @@ class Etcd:
 
     def view(self) -> View:
         assignments = {} if self.assignment is None else {SHARD: Versioned(self.assignment, self.assignment_revision)}
-        return View(self.revision, SETTINGS, {name: member for name, (member, _) in self.members.items()}, assignments)
+        return View(
+            self.revision, SETTINGS, {name: member for name, (member, _) in self.members.items()}, assignments, "", dict(self.drains)
+        )
 
     def go_away(self, seconds: float) -> None:
         self.away_until = self.world.now + seconds
@@ -322,6 +331,15 @@ class Etcd:
         self.members[member.id] = (msgspec.structs.replace(found[0], state=state), found[1])
         self._changed()
         return True
+
+    def drain(self, name: str, wanted: bool) -> None:
+        """An operator's wish; it is in etcd until it is taken back."""
+        if wanted:
+            self.drains[name] = Drain(self.world.now)
+        else:
+            self.drains.pop(name, None)
+        self.world.tell(f"{name}: {'to be drained' if wanted else 'not to be drained'}")
+        self._changed()
 
     def renew(self, name: str, incarnation: int) -> bool:
         found = self.members.get(name)
@@ -564,7 +582,7 @@ class Node:
             if isinstance(effect, r.Persist) and effect.install is not None:
                 self.state = msgspec.msgpack.decode(effect.install.state)
                 self.world.checks.installed(self.name, effect.install.position, self.state)
-            if isinstance(effect, r.Persist) and effect.wipe:
+            if isinstance(effect, r.Persist) and effect.wipe is not None:
                 self.world.tell(f"{self.name}: drops its copy")
                 self.state = []
         if was and not self.replica.owning:
@@ -679,8 +697,8 @@ def _persist(disk: Disk, effect: r.Persist) -> int:
     if effect.install is not None:
         disk.base, disk.entries = effect.install.position, []
         disk.applied, disk.state = effect.install.position.seq, msgspec.msgpack.decode(effect.install.state)
-    if effect.wipe:
-        disk.base, disk.entries, disk.applied, disk.state = r.Position(0, 0), [], 0, []
+    if effect.wipe is not None:
+        disk.base, disk.entries, disk.applied, disk.state = effect.wipe, [], effect.wipe.seq, []
     if effect.cut is not None:
         del disk.entries[effect.cut - disk.base.seq - 1 :]
     disk.entries += effect.entries

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import msgspec
-from holdfast_cluster.model import Assignment, ClusterSettings, Member, Versioned, View
+from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Member, Versioned, View
 from holdfast_cluster.plan import MOVES_MAX, Transition, plan
 
 SETTINGS = ClusterSettings(shards=8, replication=1, id="c")
@@ -33,8 +33,8 @@ def test_formation_assigns_every_shard_once_to_the_node_that_the_ring_names() ->
 
 
 def test_a_node_that_drains_does_not_count_for_formation() -> None:
-    draining = Member("b", "127.0.0.1:2", 1, "h2", state="draining")
-    assert plan(view(A, draining), 2) == []
+    picture = msgspec.structs.replace(view(A, B), drains={"b": Drain(0.0)})
+    assert plan(picture, 2) == []
 
 
 def test_a_formed_cluster_needs_nothing() -> None:
@@ -90,7 +90,7 @@ def settle(picture: View, rounds: int = 200) -> tuple[View, list[list[str]]]:
                 now = msgspec.structs.replace(now, in_sync=tuple(n for n in now.in_sync if n not in now.leaving), leaving=())
             assert len(now.in_sync) >= 3
             assignments[t.shard] = Versioned(now, revision)
-        picture = View(revision, picture.settings, picture.members, assignments, "a")
+        picture = msgspec.structs.replace(picture, revision=revision, assignments=assignments)
     raise AssertionError("it never settles")
 
 
@@ -133,11 +133,44 @@ def test_a_join_moves_a_few_shards_at_a_time_until_the_ring_is_met() -> None:
 
 def test_a_draining_node_loses_everything_and_a_cluster_that_drains_as_a_whole_stays() -> None:
     picture, _ = settle(replicated(*NODES))
-    drained = [msgspec.structs.replace(node, state="draining") if node.id == "a" else node for node in NODES]
-    after, _ = settle(replicated(*drained, assignments=dict(picture.assignments)))
+    drained = msgspec.structs.replace(picture, drains={"a": Drain(0.0)})
+    after, _ = settle(drained)
     assert all("a" not in versioned.assignment.in_sync for versioned in after.assignments.values())
-    everybody = [msgspec.structs.replace(node, state="draining") for node in NODES]
-    assert plan(replicated(*everybody, assignments=dict(picture.assignments)), 1) == []
+    assert plan(msgspec.structs.replace(picture, drains={node.id: Drain(0.0) for node in NODES}), 1) == []
+
+
+def stopping(picture: View, *names: str) -> View:
+    members = {n: msgspec.structs.replace(m, state="stopping") if n in names else m for n, m in picture.members.items()}
+    return msgspec.structs.replace(picture, members=members)
+
+
+def test_a_node_that_stops_owns_nothing_at_once_leaves_the_in_sync_sets_and_moves_no_data() -> None:
+    picture, _ = settle(replicated(*NODES))
+    of_a = {shard for shard, versioned in picture.assignments.items() if versioned.assignment.owner == "a"}
+    with_a = {shard for shard, versioned in picture.assignments.items() if "a" in versioned.assignment.in_sync}
+    transitions = plan(stopping(picture, "a"), 1)
+    assert {t.shard for t in transitions if t.to.handover} == of_a
+    assert {t.shard for t in transitions if t.to.leaving == ("a",)} == with_a - of_a
+    assert {t.shard for t in transitions} == with_a
+    assert not any(t.to.joining for t in transitions)
+    assert all(t.to.handover in t.to.in_sync and t.to.handover != "a" for t in transitions if t.to.handover)
+
+
+def test_when_all_stop_at_once_everything_stays_where_it_is() -> None:
+    picture, _ = settle(replicated(*NODES[:3]))
+    assert plan(stopping(picture, "a", "b", "c"), 1) == []
+
+
+def test_a_member_that_is_away_is_waited_for_before_its_copies_are_made_elsewhere() -> None:
+    picture, _ = settle(replicated(*NODES))
+    gone = next(node for node in NODES if node.id == picture.assignments[0].assignment.in_sync[1])
+    now = picture.assignments[0].assignment
+    without = msgspec.structs.replace(now, in_sync=tuple(name for name in now.in_sync if name != gone.id))
+    left = replicated(*[n for n in NODES if n is not gone], assignments={0: Versioned(without, 7)})
+    assert [t for t in plan(left, 1, {gone.id: gone}) if t.shard == 0] == []
+    [repair] = [t for t in plan(left, 1) if t.shard == 0]
+    assert repair.why == "repair"
+    assert len(repair.to.joining) == 1
 
 
 def test_a_member_that_is_away_for_a_moment_moves_nothing() -> None:

@@ -115,16 +115,17 @@ class CopyStore:
 
     def persist(self, batch: Batch, shard: int, effect: Persist) -> None:
         """Put what the effect says into the batch."""
-        if effect.wipe:
+        if effect.wipe is not None:
             self._clear(batch, shard)
         if effect.cut is not None:
             batch.delete_range("log", keys.log_key(shard, effect.cut), self._log_end(shard))
         for epoch, seq, data in effect.entries:
             batch.put("log", keys.log_key(shard, seq), epoch.to_bytes(_EPOCH_BYTES, "big") + data)
         epoch, base = self._written.get(shard, _NOTHING)
-        if effect.wipe:
-            base = Position(0, 0)
-        if effect.wipe or epoch != effect.epoch:
+        if effect.wipe is not None:
+            self._put_log_state(batch, shard, effect.epoch, effect.wipe)
+            batch.put("meta", keys.applied_key(shard), effect.wipe.seq.to_bytes(8, "big"))
+        elif epoch != effect.epoch:
             self._put_log_state(batch, shard, effect.epoch, base)
 
     def install(self, shard: int, effect: Persist) -> None:

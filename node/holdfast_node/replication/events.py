@@ -97,6 +97,12 @@ class Rejoined(msgspec.Struct, frozen=True, gc=False):
     incarnation: int
 
 
+class Lost(msgspec.Struct, frozen=True, gc=False):
+    """The connection to a node broke: unless it is heard again soon, it is taken for silent."""
+
+    node: str
+
+
 class SnapshotStarted(msgspec.Struct, frozen=True, gc=False):
     """The shell has taken the state as it is now, and sends it: the log behind it is needed until the replica has it."""
 
@@ -113,7 +119,7 @@ class Tick(msgspec.Struct, frozen=True, gc=False):
     """Time has passed."""
 
 
-Event = Assigned | Append | Persisted | Received | Swapped | Release | Rejoined | SnapshotStarted | SnapshotEnded | Tick
+Event = Assigned | Append | Persisted | Received | Swapped | Release | Rejoined | Lost | SnapshotStarted | SnapshotEnded | Tick
 
 
 # -- messages between nodes
@@ -184,7 +190,7 @@ class Persist(msgspec.Struct, frozen=True, gc=False):
     """Write to disk, in the order of numbers, and answer with `Persisted`.
 
     Cut the log from seq `cut` on (None: no cut), append `entries`; with `install` replace state and log by a snapshot, with
-    `wipe` by nothing.
+    `wipe` by nothing, and an empty log that begins behind that position.
     """
 
     number: int
@@ -192,7 +198,7 @@ class Persist(msgspec.Struct, frozen=True, gc=False):
     cut: int | None = None
     entries: tuple[LogEntry, ...] = ()
     install: Snapshot | None = None
-    wipe: bool = False
+    wipe: Position | None = None
 
 
 class Apply(msgspec.Struct, frozen=True, gc=False):

@@ -23,6 +23,7 @@ from holdfast_node.replication.events import (
     Apply,
     Assigned,
     Event,
+    Lost,
     NotAppended,
     Persist,
     Persisted,
@@ -97,6 +98,8 @@ class Replicas:
         self._revision = 0
         self._now = boottime()
         self._ticks = 0
+        self._restless: set[Copy] = set()  # owned, and not as they should be
+        self._hurry_until = 0.0
         self._numbers: dict[Copy, int] = {}
         self._touched: set[Copy] = set()
         self._done: list[Entry] = []
@@ -109,6 +112,10 @@ class Replicas:
 
     def get(self, number: int) -> Copy | None:
         return self._copies.get(number)
+
+    def restless(self) -> Iterable[Copy]:
+        """The owned copies that do not serve, or whose assignment is to change."""
+        return list(self._restless)
 
     # -- what happens
 
@@ -160,12 +167,22 @@ class Replicas:
         self._do(self._copies[number], Swapped(happened, revision))
         self._end()
 
+    def lost(self, node: str) -> None:
+        """The connection to a node broke."""
+        self._now = boottime()
+        self._hurry_until = self._now + 1.0
+        for copy in self._copies.values():
+            if node in copy.replica.peers:
+                self._do(copy, Lost(node))
+        self._end()
+
     def tick(self) -> None:
-        """Time has passed; call it about twenty times a second. Who serves, or follows, gets every tenth."""
+        """Time has passed; call it about twenty times a second. Copies where nothing is to be done get every tenth tick."""
         self._now = boottime()
         self._ticks += 1
+        hurry = self._now < self._hurry_until
         for copy in list(self._copies.values()):
-            if (copy.number + self._ticks) % 10 == 0 or (copy.shard is not None and not copy.shard.until):
+            if hurry or (copy.number + self._ticks) % 10 == 0 or copy in self._restless:
                 self._do(copy, Tick())
         self._end()
         self._flusher.write()
@@ -287,6 +304,14 @@ class Replicas:
                 shard.until = copy.replica.serves_until(self._now)
                 shard.read_only = copy.replica.read_only()
                 self._shards.take(shard)
+        for copy in touched:
+            assignment = copy.replica.assignment
+            if copy.shard is None or assignment is None:
+                self._restless.discard(copy)
+            elif copy.shard.until <= self._now or assignment.joining or assignment.leaving or assignment.handover:
+                self._restless.add(copy)
+            else:
+                self._restless.discard(copy)
         if done:
             self.committed(done)
 

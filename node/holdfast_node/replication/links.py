@@ -66,8 +66,9 @@ def new_writer() -> FrameWriter[_Numbered]:
 class Link:
     """The stream to one member; it connects again by itself until it is retired or closed."""
 
-    def __init__(self, me: Callable[[], str], member: Member) -> None:
+    def __init__(self, me: Callable[[], str], member: Member, broke: Callable[[str], None]) -> None:
         self._me = me
+        self._broke = broke
         self.member = member
         self._writer = new_writer()
         self.up = False
@@ -110,6 +111,7 @@ class Link:
                 if self.up:
                     log.info("replication to %s at %s is down: %s", member.id, member.address, why)
                     self.up = False
+                    self._broke(member.id)
                 sending.cancel()
                 await asyncio.gather(sending, return_exceptions=True)
                 call.cancel()
@@ -125,6 +127,8 @@ class Links:
         self._node = node
         self._me = me
         self._received = received
+        self.broke: Callable[[str], None] = lambda node: None
+        """Called with a node whose stream broke."""
         self._links: dict[str, Link] = {}
 
     def follow(self, view: View) -> None:
@@ -139,7 +143,7 @@ class Links:
                 self._links.pop(name).retire()
         for name, member in view.members.items():
             if name != self._node and (name not in self._links or self._links[name]._retired):
-                self._links[name] = Link(self._me, member)
+                self._links[name] = Link(self._me, member, self.broke)
 
     def send(self, to: str, shard: int, message: WireMessage) -> None:
         """Say something to a node."""

@@ -42,6 +42,7 @@ from holdfast_node.replication.events import (
     Effect,
     Event,
     LogEntry,
+    Lost,
     MayDrop,
     Message,
     Mismatch,
@@ -64,6 +65,9 @@ from holdfast_node.replication.events import (
     Swapped,
     Tick,
 )
+
+SEQS_PER_BIRTH = 1 << 40
+"""How far apart the logs of a shard are that was given up and begun anew: more entries than any of them will ever have."""
 
 
 class Disk(Protocol):
@@ -218,6 +222,10 @@ class Replica:
                 self.owning = False
                 self.peers = {}
                 self._swapping = None
+            case Lost(node):
+                if (peer := self.peers.get(node)) is not None:
+                    patience = self.settings.replica_timeout_s - self.settings.first_patience_s
+                    peer.heard_at = min(peer.heard_at, now - patience)
             case SnapshotStarted(to):
                 if (peer := self.peers.get(to)) is not None:
                     peer.holds = self.applied
@@ -257,7 +265,7 @@ class Replica:
                     self._out.append(Send(sender, Drop(epoch)))
             case Drop(epoch):
                 if not self.owning and self.accepts(epoch) and self._asked[1] == self.heard:
-                    self._drop()
+                    self._drop(Position(0, 0))
 
     def _answered(self, sender: str, epoch: int, sent_at: float) -> Peer | None:
         """The replica that this is an answer of, if the answer counts."""
@@ -347,13 +355,14 @@ class Replica:
         self.matched = max(self.matched, position.seq)
         self._hold(sender, Acknowledge(message.epoch, self.matched, message.sent_at), now)
 
-    def _drop(self) -> None:
+    def _drop(self, base: Position) -> None:
         """Forget the copy, but not the epoch: what was refused stays refused."""
-        self.base = Position(0, 0)
+        self.base = base
         self.entries = []
         self._log_bytes = 0
-        self.applied = self.committed = self.matched = 0
-        self._persist(wipe=True)
+        self.applied = self.committed = base.seq
+        self.matched = 0
+        self._persist(wipe=base)
 
     def _hold(self, to: str, message: Acknowledge | Mismatch, now: float) -> None:
         """An answer: it leaves when all that was written before it is on disk."""
@@ -394,6 +403,13 @@ class Replica:
         if assignment.epoch < self.epoch:
             return  # a message has told of a later one
         mine = assignment.owner == self.me and assignment.incarnation == self.incarnation
+        if assignment.born > self.last.epoch:
+            # Everybody's copies are void. The owner begins so far behind them that no old log can pass for a part of the new one.
+            void = self.last != (0, 0)
+            if assignment.owner == self.me:
+                self._drop(Position(assignment.born, assignment.born * SEQS_PER_BIRTH))
+            elif void:
+                self._drop(Position(0, 0))
         if mine and not (self.owning and assignment.epoch == self.epoch):
             self._begin(assignment, now)
         elif assignment.epoch > self.epoch:
@@ -566,10 +582,8 @@ class Replica:
             self._swap(msgspec.structs.replace(self.assignment, in_sync=in_sync, joining=joining, leaving=still))
 
     def _all_heard(self, now: float) -> bool:
-        for peer in self.peers.values():
-            if now - peer.heard_at > self.settings.replica_timeout_s:
-                return False
-        return True
+        oldest = now - self.settings.replica_timeout_s
+        return all(peer.heard_at >= oldest for peer in self.peers.values())
 
     def _ask_to_drop(self, now: float) -> None:
         """A copy that this node is not assigned takes room: ask the owner whether anything rests on it, now and then."""
@@ -622,7 +636,11 @@ class Replica:
         return self.entries[index] if 0 <= index < len(self.entries) else None
 
     def _persist(
-        self, cut: int | None = None, entries: tuple[LogEntry, ...] = (), install: Snapshot | None = None, wipe: bool = False
+        self,
+        cut: int | None = None,
+        entries: tuple[LogEntry, ...] = (),
+        install: Snapshot | None = None,
+        wipe: Position | None = None,
     ) -> None:
         self._number += 1
         self._out.append(Persist(self._number, self.epoch, cut, entries, install, wipe))

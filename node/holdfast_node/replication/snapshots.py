@@ -87,6 +87,7 @@ class SnapshotSender:
         self._replicas = replicas
         self._links = links
         self._me = me
+        self.rate = rate
         self._throttle = Throttle(rate)
         self._known: set[tuple[int, str]] = set()
         self._queue: deque[tuple[int, str, int]] = deque()

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17holdfast/v1/admin.proto\x12\x0bholdfast.v1\"\x0f\n\rStatusRequest\"\x86\x02\n\x0eStatusResponse\x12\x0f\n\x07\x63luster\x18\x01 \x01(\t\x12\x0e\n\x06shards\x18\x02 \x01(\r\x12\x13\n\x0breplication\x18\x03 \x01(\r\x12\x12\n\ncontroller\x18\x04 \x01(\t\x12&\n\x05nodes\x18\x05 \x03(\x0b\x32\x17.holdfast.v1.NodeStatus\x12&\n\x08problems\x18\x06 \x03(\x0b\x32\x14.holdfast.v1.Problem\x12+\n\x07gateway\x18\x07 \x01(\x0b\x32\x1a.holdfast.v1.GatewayStatus\x12-\n\x0b\x61ssignments\x18\x08 \x03(\x0b\x32\x18.holdfast.v1.ShardStatus\"\xcd\x01\n\nNodeStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0c\n\x04zone\x18\x04 \x01(\t\x12\x0e\n\x06weight\x18\x05 \x01(\r\x12\r\n\x05state\x18\x06 \x01(\t\x12\x13\n\x0bincarnation\x18\x07 \x01(\x04\x12\x14\n\x0cshards_owned\x18\x08 \x01(\r\x12\x11\n\tepoch_max\x18\t \x01(\x04\x12)\n\x05stats\x18\n \x01(\x0b\x32\x1a.holdfast.v1.StatsResponse\"$\n\x07Problem\x12\x0c\n\x04what\x18\x01 \x01(\t\x12\x0b\n\x03why\x18\x02 \x01(\t\"\x99\x01\n\rGatewayStatus\x12\x17\n\x0froutes_revision\x18\x01 \x01(\x04\x12\x16\n\x0e\x65tcd_connected\x18\x02 \x01(\x08\x12\x17\n\x0f\x63\x61lls_in_flight\x18\x03 \x01(\r\x12\x12\n\ncalls_held\x18\x04 \x01(\r\x12*\n\x07process\x18\x05 \x01(\x0b\x32\x19.holdfast.v1.ProcessStats\"\\\n\x0bShardStatus\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x0f\n\x07in_sync\x18\x04 \x03(\t\x12\x0f\n\x07joining\x18\x05 \x03(\t\")\n\x0cWhereRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"]\n\rWhereResponse\x12\'\n\x05shard\x18\x01 \x01(\x0b\x32\x18.holdfast.v1.ShardStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x12\n\npreference\x18\x03 \x03(\t\"\x0e\n\x0cStatsRequest\"\xfe\x01\n\rStatsResponse\x12*\n\x07process\x18\x01 \x01(\x0b\x32\x19.holdfast.v1.ProcessStats\x12\r\n\x05turns\x18\x02 \x01(\x04\x12\x14\n\x0cturns_failed\x18\x03 \x01(\x04\x12\x0f\n\x07\x65ntries\x18\x04 \x01(\x04\x12\x0e\n\x06\x66syncs\x18\x05 \x01(\x04\x12\x13\n\x0b\x61\x63tivations\x18\x06 \x01(\x04\x12\x11\n\tevictions\x18\x07 \x01(\x04\x12\x17\n\x0f\x63\x61lls_in_flight\x18\x08 \x01(\x04\x12\x16\n\x0eshards_serving\x18\t \x01(\r\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\n \x01(\x04\x12\r\n\x05kinds\x18\x0b \x03(\t\"O\n\x0cProcessStats\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\r\n\x05\x63pu_s\x18\x02 \x01(\x01\x12\x11\n\trss_bytes\x18\x03 \x01(\x04\x12\x10\n\x08uptime_s\x18\x04 \x01(\x01\x32\x8a\x01\n\x05\x41\x64min\x12\x41\n\x06Status\x12\x1a.holdfast.v1.StatusRequest\x1a\x1b.holdfast.v1.StatusResponse\x12>\n\x05Where\x12\x19.holdfast.v1.WhereRequest\x1a\x1a.holdfast.v1.WhereResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17holdfast/v1/admin.proto\x12\x0bholdfast.v1\"\x0f\n\rStatusRequest\"\xc4\x02\n\x0eStatusResponse\x12\x0f\n\x07\x63luster\x18\x01 \x01(\t\x12\x0e\n\x06shards\x18\x02 \x01(\r\x12\x13\n\x0breplication\x18\x03 \x01(\r\x12\x12\n\ncontroller\x18\x04 \x01(\t\x12&\n\x05nodes\x18\x05 \x03(\x0b\x32\x17.holdfast.v1.NodeStatus\x12&\n\x08problems\x18\x06 \x03(\x0b\x32\x14.holdfast.v1.Problem\x12+\n\x07gateway\x18\x07 \x01(\x0b\x32\x1a.holdfast.v1.GatewayStatus\x12-\n\x0b\x61ssignments\x18\x08 \x03(\x0b\x32\x18.holdfast.v1.ShardStatus\x12\x13\n\x0bmin_in_sync\x18\t \x01(\r\x12\'\n\x05moves\x18\n \x01(\x0b\x32\x18.holdfast.v1.MovesStatus\"\xfd\x01\n\nNodeStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0c\n\x04zone\x18\x04 \x01(\t\x12\x0e\n\x06weight\x18\x05 \x01(\r\x12\r\n\x05state\x18\x06 \x01(\t\x12\x13\n\x0bincarnation\x18\x07 \x01(\x04\x12\x14\n\x0cshards_owned\x18\x08 \x01(\r\x12\x11\n\tepoch_max\x18\t \x01(\x04\x12)\n\x05stats\x18\n \x01(\x0b\x32\x1a.holdfast.v1.StatsResponse\x12\x16\n\x0eshards_in_sync\x18\x0b \x01(\r\x12\x16\n\x0eshards_joining\x18\x0c \x01(\r\"V\n\x0bMovesStatus\x12\x0f\n\x07joining\x18\x01 \x01(\r\x12\x11\n\thandovers\x18\x02 \x01(\r\x12\x0f\n\x07leaving\x18\x03 \x01(\r\x12\x12\n\nbytes_sent\x18\x04 \x01(\x04\"$\n\x07Problem\x12\x0c\n\x04what\x18\x01 \x01(\t\x12\x0b\n\x03why\x18\x02 \x01(\t\"\x99\x01\n\rGatewayStatus\x12\x17\n\x0froutes_revision\x18\x01 \x01(\x04\x12\x16\n\x0e\x65tcd_connected\x18\x02 \x01(\x08\x12\x17\n\x0f\x63\x61lls_in_flight\x18\x03 \x01(\r\x12\x12\n\ncalls_held\x18\x04 \x01(\r\x12*\n\x07process\x18\x05 \x01(\x0b\x32\x19.holdfast.v1.ProcessStats\"\x7f\n\x0bShardStatus\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x0f\n\x07in_sync\x18\x04 \x03(\t\x12\x0f\n\x07joining\x18\x05 \x03(\t\x12\x10\n\x08handover\x18\x06 \x01(\t\x12\x0f\n\x07leaving\x18\x07 \x03(\t\"=\n\x0c\x44rainRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ncel\x18\x02 \x01(\x08\x12\x0f\n\x07\x64ry_run\x18\x03 \x01(\x08\"h\n\rDrainResponse\x12\r\n\x05owned\x18\x01 \x01(\r\x12\x0e\n\x06\x63opies\x18\x02 \x01(\r\x12\x18\n\x10\x63opies_that_stay\x18\x03 \x01(\r\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\"8\n\x11ResetShardRequest\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x14\n\x0c\x63onfirmation\x18\x02 \x01(\t\"=\n\x12ResetShardResponse\x12\'\n\x05shard\x18\x01 \x01(\x0b\x32\x18.holdfast.v1.ShardStatus\")\n\x0cWhereRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"]\n\rWhereResponse\x12\'\n\x05shard\x18\x01 \x01(\x0b\x32\x18.holdfast.v1.ShardStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x12\n\npreference\x18\x03 \x03(\t\"\x0e\n\x0cStatsRequest\"\xda\x03\n\rStatsResponse\x12*\n\x07process\x18\x01 \x01(\x0b\x32\x19.holdfast.v1.ProcessStats\x12\r\n\x05turns\x18\x02 \x01(\x04\x12\x14\n\x0cturns_failed\x18\x03 \x01(\x04\x12\x0f\n\x07\x65ntries\x18\x04 \x01(\x04\x12\x0e\n\x06\x66syncs\x18\x05 \x01(\x04\x12\x13\n\x0b\x61\x63tivations\x18\x06 \x01(\x04\x12\x11\n\tevictions\x18\x07 \x01(\x04\x12\x17\n\x0f\x63\x61lls_in_flight\x18\x08 \x01(\x04\x12\x16\n\x0eshards_serving\x18\t \x01(\r\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\n \x01(\x04\x12\r\n\x05kinds\x18\x0b \x03(\t\x12\x0e\n\x06notice\x18\x0c \x01(\t\x12\x0e\n\x06\x63opies\x18\r \x01(\r\x12\x1b\n\x13\x65ntries_uncommitted\x18\x0e \x01(\x04\x12\x13\n\x0breplica_lag\x18\x0f \x01(\x04\x12\x16\n\x0esnapshots_sent\x18\x10 \x01(\x04\x12\x19\n\x11snapshots_waiting\x18\x11 \x01(\r\x12\x1b\n\x13snapshot_bytes_sent\x18\x12 \x01(\x04\x12\x11\n\thandovers\x18\x13 \x01(\x04\x12\x12\n\ndata_bytes\x18\x14 \x01(\x04\x12\x11\n\tmove_rate\x18\x15 \x01(\x01\"O\n\x0cProcessStats\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\r\n\x05\x63pu_s\x18\x02 \x01(\x01\x12\x11\n\trss_bytes\x18\x03 \x01(\x04\x12\x10\n\x08uptime_s\x18\x04 \x01(\x01\x32\x99\x02\n\x05\x41\x64min\x12\x41\n\x06Status\x12\x1a.holdfast.v1.StatusRequest\x1a\x1b.holdfast.v1.StatusResponse\x12>\n\x05Where\x12\x19.holdfast.v1.WhereRequest\x1a\x1a.holdfast.v1.WhereResponse\x12>\n\x05\x44rain\x12\x19.holdfast.v1.DrainRequest\x1a\x1a.holdfast.v1.DrainResponse\x12M\n\nResetShard\x12\x1e.holdfast.v1.ResetShardRequest\x1a\x1f.holdfast.v1.ResetShardResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,25 +34,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSREQUEST']._serialized_start=40
   _globals['_STATUSREQUEST']._serialized_end=55
   _globals['_STATUSRESPONSE']._serialized_start=58
-  _globals['_STATUSRESPONSE']._serialized_end=320
-  _globals['_NODESTATUS']._serialized_start=323
-  _globals['_NODESTATUS']._serialized_end=528
-  _globals['_PROBLEM']._serialized_start=530
-  _globals['_PROBLEM']._serialized_end=566
-  _globals['_GATEWAYSTATUS']._serialized_start=569
-  _globals['_GATEWAYSTATUS']._serialized_end=722
-  _globals['_SHARDSTATUS']._serialized_start=724
-  _globals['_SHARDSTATUS']._serialized_end=816
-  _globals['_WHEREREQUEST']._serialized_start=818
-  _globals['_WHEREREQUEST']._serialized_end=859
-  _globals['_WHERERESPONSE']._serialized_start=861
-  _globals['_WHERERESPONSE']._serialized_end=954
-  _globals['_STATSREQUEST']._serialized_start=956
-  _globals['_STATSREQUEST']._serialized_end=970
-  _globals['_STATSRESPONSE']._serialized_start=973
-  _globals['_STATSRESPONSE']._serialized_end=1227
-  _globals['_PROCESSSTATS']._serialized_start=1229
-  _globals['_PROCESSSTATS']._serialized_end=1308
-  _globals['_ADMIN']._serialized_start=1311
-  _globals['_ADMIN']._serialized_end=1449
+  _globals['_STATUSRESPONSE']._serialized_end=382
+  _globals['_NODESTATUS']._serialized_start=385
+  _globals['_NODESTATUS']._serialized_end=638
+  _globals['_MOVESSTATUS']._serialized_start=640
+  _globals['_MOVESSTATUS']._serialized_end=726
+  _globals['_PROBLEM']._serialized_start=728
+  _globals['_PROBLEM']._serialized_end=764
+  _globals['_GATEWAYSTATUS']._serialized_start=767
+  _globals['_GATEWAYSTATUS']._serialized_end=920
+  _globals['_SHARDSTATUS']._serialized_start=922
+  _globals['_SHARDSTATUS']._serialized_end=1049
+  _globals['_DRAINREQUEST']._serialized_start=1051
+  _globals['_DRAINREQUEST']._serialized_end=1112
+  _globals['_DRAINRESPONSE']._serialized_start=1114
+  _globals['_DRAINRESPONSE']._serialized_end=1218
+  _globals['_RESETSHARDREQUEST']._serialized_start=1220
+  _globals['_RESETSHARDREQUEST']._serialized_end=1276
+  _globals['_RESETSHARDRESPONSE']._serialized_start=1278
+  _globals['_RESETSHARDRESPONSE']._serialized_end=1339
+  _globals['_WHEREREQUEST']._serialized_start=1341
+  _globals['_WHEREREQUEST']._serialized_end=1382
+  _globals['_WHERERESPONSE']._serialized_start=1384
+  _globals['_WHERERESPONSE']._serialized_end=1477
+  _globals['_STATSREQUEST']._serialized_start=1479
+  _globals['_STATSREQUEST']._serialized_end=1493
+  _globals['_STATSRESPONSE']._serialized_start=1496
+  _globals['_STATSRESPONSE']._serialized_end=1970
+  _globals['_PROCESSSTATS']._serialized_start=1972
+  _globals['_PROCESSSTATS']._serialized_end=2051
+  _globals['_ADMIN']._serialized_start=2054
+  _globals['_ADMIN']._serialized_end=2335
 # @@protoc_insertion_point(module_scope)

@@ -11,7 +11,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("cluster", "shards", "replication", "controller", "nodes", "problems", "gateway", "assignments")
+    __slots__ = ("cluster", "shards", "replication", "controller", "nodes", "problems", "gateway", "assignments", "min_in_sync", "moves")
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
     REPLICATION_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,8 @@ class StatusResponse(_message.Message):
     PROBLEMS_FIELD_NUMBER: _ClassVar[int]
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENTS_FIELD_NUMBER: _ClassVar[int]
+    MIN_IN_SYNC_FIELD_NUMBER: _ClassVar[int]
+    MOVES_FIELD_NUMBER: _ClassVar[int]
     cluster: str
     shards: int
     replication: int
@@ -28,10 +30,12 @@ class StatusResponse(_message.Message):
     problems: _containers.RepeatedCompositeFieldContainer[Problem]
     gateway: GatewayStatus
     assignments: _containers.RepeatedCompositeFieldContainer[ShardStatus]
-    def __init__(self, cluster: _Optional[str] = ..., shards: _Optional[int] = ..., replication: _Optional[int] = ..., controller: _Optional[str] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., problems: _Optional[_Iterable[_Union[Problem, _Mapping]]] = ..., gateway: _Optional[_Union[GatewayStatus, _Mapping]] = ..., assignments: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ...) -> None: ...
+    min_in_sync: int
+    moves: MovesStatus
+    def __init__(self, cluster: _Optional[str] = ..., shards: _Optional[int] = ..., replication: _Optional[int] = ..., controller: _Optional[str] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., problems: _Optional[_Iterable[_Union[Problem, _Mapping]]] = ..., gateway: _Optional[_Union[GatewayStatus, _Mapping]] = ..., assignments: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ..., min_in_sync: _Optional[int] = ..., moves: _Optional[_Union[MovesStatus, _Mapping]] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("id", "address", "host", "zone", "weight", "state", "incarnation", "shards_owned", "epoch_max", "stats")
+    __slots__ = ("id", "address", "host", "zone", "weight", "state", "incarnation", "shards_owned", "epoch_max", "stats", "shards_in_sync", "shards_joining")
     ID_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +46,8 @@ class NodeStatus(_message.Message):
     SHARDS_OWNED_FIELD_NUMBER: _ClassVar[int]
     EPOCH_MAX_FIELD_NUMBER: _ClassVar[int]
     STATS_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_IN_SYNC_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_JOINING_FIELD_NUMBER: _ClassVar[int]
     id: str
     address: str
     host: str
@@ -52,7 +58,21 @@ class NodeStatus(_message.Message):
     shards_owned: int
     epoch_max: int
     stats: StatsResponse
-    def __init__(self, id: _Optional[str] = ..., address: _Optional[str] = ..., host: _Optional[str] = ..., zone: _Optional[str] = ..., weight: _Optional[int] = ..., state: _Optional[str] = ..., incarnation: _Optional[int] = ..., shards_owned: _Optional[int] = ..., epoch_max: _Optional[int] = ..., stats: _Optional[_Union[StatsResponse, _Mapping]] = ...) -> None: ...
+    shards_in_sync: int
+    shards_joining: int
+    def __init__(self, id: _Optional[str] = ..., address: _Optional[str] = ..., host: _Optional[str] = ..., zone: _Optional[str] = ..., weight: _Optional[int] = ..., state: _Optional[str] = ..., incarnation: _Optional[int] = ..., shards_owned: _Optional[int] = ..., epoch_max: _Optional[int] = ..., stats: _Optional[_Union[StatsResponse, _Mapping]] = ..., shards_in_sync: _Optional[int] = ..., shards_joining: _Optional[int] = ...) -> None: ...
+
+class MovesStatus(_message.Message):
+    __slots__ = ("joining", "handovers", "leaving", "bytes_sent")
+    JOINING_FIELD_NUMBER: _ClassVar[int]
+    HANDOVERS_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
+    BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    joining: int
+    handovers: int
+    leaving: int
+    bytes_sent: int
+    def __init__(self, joining: _Optional[int] = ..., handovers: _Optional[int] = ..., leaving: _Optional[int] = ..., bytes_sent: _Optional[int] = ...) -> None: ...
 
 class Problem(_message.Message):
     __slots__ = ("what", "why")
@@ -77,18 +97,60 @@ class GatewayStatus(_message.Message):
     def __init__(self, routes_revision: _Optional[int] = ..., etcd_connected: bool = ..., calls_in_flight: _Optional[int] = ..., calls_held: _Optional[int] = ..., process: _Optional[_Union[ProcessStats, _Mapping]] = ...) -> None: ...
 
 class ShardStatus(_message.Message):
-    __slots__ = ("shard", "epoch", "owner", "in_sync", "joining")
+    __slots__ = ("shard", "epoch", "owner", "in_sync", "joining", "handover", "leaving")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     IN_SYNC_FIELD_NUMBER: _ClassVar[int]
     JOINING_FIELD_NUMBER: _ClassVar[int]
+    HANDOVER_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
     shard: int
     epoch: int
     owner: str
     in_sync: _containers.RepeatedScalarFieldContainer[str]
     joining: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., owner: _Optional[str] = ..., in_sync: _Optional[_Iterable[str]] = ..., joining: _Optional[_Iterable[str]] = ...) -> None: ...
+    handover: str
+    leaving: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., owner: _Optional[str] = ..., in_sync: _Optional[_Iterable[str]] = ..., joining: _Optional[_Iterable[str]] = ..., handover: _Optional[str] = ..., leaving: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ("node", "cancel", "dry_run")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    cancel: bool
+    dry_run: bool
+    def __init__(self, node: _Optional[str] = ..., cancel: bool = ..., dry_run: bool = ...) -> None: ...
+
+class DrainResponse(_message.Message):
+    __slots__ = ("owned", "copies", "copies_that_stay", "bytes", "seconds")
+    OWNED_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    COPIES_THAT_STAY_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    owned: int
+    copies: int
+    copies_that_stay: int
+    bytes: int
+    seconds: float
+    def __init__(self, owned: _Optional[int] = ..., copies: _Optional[int] = ..., copies_that_stay: _Optional[int] = ..., bytes: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class ResetShardRequest(_message.Message):
+    __slots__ = ("shard", "confirmation")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    CONFIRMATION_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    confirmation: str
+    def __init__(self, shard: _Optional[int] = ..., confirmation: _Optional[str] = ...) -> None: ...
+
+class ResetShardResponse(_message.Message):
+    __slots__ = ("shard",)
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    shard: ShardStatus
+    def __init__(self, shard: _Optional[_Union[ShardStatus, _Mapping]] = ...) -> None: ...
 
 class WhereRequest(_message.Message):
     __slots__ = ("kind", "key")
@@ -113,7 +175,7 @@ class StatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatsResponse(_message.Message):
-    __slots__ = ("process", "turns", "turns_failed", "entries", "fsyncs", "activations", "evictions", "calls_in_flight", "shards_serving", "cache_bytes", "kinds")
+    __slots__ = ("process", "turns", "turns_failed", "entries", "fsyncs", "activations", "evictions", "calls_in_flight", "shards_serving", "cache_bytes", "kinds", "notice", "copies", "entries_uncommitted", "replica_lag", "snapshots_sent", "snapshots_waiting", "snapshot_bytes_sent", "handovers", "data_bytes", "move_rate")
     PROCESS_FIELD_NUMBER: _ClassVar[int]
     TURNS_FIELD_NUMBER: _ClassVar[int]
     TURNS_FAILED_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +187,16 @@ class StatsResponse(_message.Message):
     SHARDS_SERVING_FIELD_NUMBER: _ClassVar[int]
     CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
     KINDS_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_UNCOMMITTED_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_LAG_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTS_SENT_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTS_WAITING_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    HANDOVERS_FIELD_NUMBER: _ClassVar[int]
+    DATA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MOVE_RATE_FIELD_NUMBER: _ClassVar[int]
     process: ProcessStats
     turns: int
     turns_failed: int
@@ -136,7 +208,17 @@ class StatsResponse(_message.Message):
     shards_serving: int
     cache_bytes: int
     kinds: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, process: _Optional[_Union[ProcessStats, _Mapping]] = ..., turns: _Optional[int] = ..., turns_failed: _Optional[int] = ..., entries: _Optional[int] = ..., fsyncs: _Optional[int] = ..., activations: _Optional[int] = ..., evictions: _Optional[int] = ..., calls_in_flight: _Optional[int] = ..., shards_serving: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., kinds: _Optional[_Iterable[str]] = ...) -> None: ...
+    notice: str
+    copies: int
+    entries_uncommitted: int
+    replica_lag: int
+    snapshots_sent: int
+    snapshots_waiting: int
+    snapshot_bytes_sent: int
+    handovers: int
+    data_bytes: int
+    move_rate: float
+    def __init__(self, process: _Optional[_Union[ProcessStats, _Mapping]] = ..., turns: _Optional[int] = ..., turns_failed: _Optional[int] = ..., entries: _Optional[int] = ..., fsyncs: _Optional[int] = ..., activations: _Optional[int] = ..., evictions: _Optional[int] = ..., calls_in_flight: _Optional[int] = ..., shards_serving: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., kinds: _Optional[_Iterable[str]] = ..., notice: _Optional[str] = ..., copies: _Optional[int] = ..., entries_uncommitted: _Optional[int] = ..., replica_lag: _Optional[int] = ..., snapshots_sent: _Optional[int] = ..., snapshots_waiting: _Optional[int] = ..., snapshot_bytes_sent: _Optional[int] = ..., handovers: _Optional[int] = ..., data_bytes: _Optional[int] = ..., move_rate: _Optional[float] = ...) -> None: ...
 
 class ProcessStats(_message.Message):
     __slots__ = ("pid", "cpu_s", "rss_bytes", "uptime_s")

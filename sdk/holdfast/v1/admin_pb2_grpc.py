@@ -44,6 +44,16 @@ class AdminStub(object):
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.WhereRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_admin__pb2.WhereResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/holdfast.v1.Admin/Drain',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.DrainResponse.FromString,
+                _registered_method=True)
+        self.ResetShard = channel.unary_unary(
+                '/holdfast.v1.Admin/ResetShard',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.ResetShardRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.ResetShardResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -61,6 +71,20 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Have a node give up what it owns and every copy, until that is cancelled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetShard(self, request, context):
+        """Give up on a shard whose every copy is gone: it begins anew, empty.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -73,6 +97,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Where,
                     request_deserializer=holdfast_dot_v1_dot_admin__pb2.WhereRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_admin__pb2.WhereResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.DrainRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.DrainResponse.SerializeToString,
+            ),
+            'ResetShard': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetShard,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.ResetShardRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.ResetShardResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -129,6 +163,60 @@ class Admin(object):
             '/holdfast.v1.Admin/Where',
             holdfast_dot_v1_dot_admin__pb2.WhereRequest.SerializeToString,
             holdfast_dot_v1_dot_admin__pb2.WhereResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Admin/Drain',
+            holdfast_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Admin/ResetShard',
+            holdfast_dot_v1_dot_admin__pb2.ResetShardRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.ResetShardResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -26,17 +26,19 @@ from holdfast.v1 import admin_pb2 as holdfast_dot_v1_dot_admin__pb2
 from holdfast.v1 import objects_pb2 as holdfast_dot_v1_dot_objects__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16holdfast/v1/peer.proto\x12\x0bholdfast.v1\x1a\x17holdfast/v1/admin.proto\x1a\x19holdfast/v1/objects.proto\"/\n\x0bPipeRequest\x12 \n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x11.holdfast.v1.Call\"L\n\x0cPipeResponse\x12#\n\x07replies\x18\x01 \x03(\x0b\x32\x12.holdfast.v1.Reply\x12\x17\n\x0froutes_revision\x18\x02 \x01(\x03\x32\x87\x01\n\x04Peer\x12?\n\x04Pipe\x12\x18.holdfast.v1.PipeRequest\x1a\x19.holdfast.v1.PipeResponse(\x01\x30\x01\x12>\n\x05Stats\x12\x19.holdfast.v1.StatsRequest\x1a\x1a.holdfast.v1.StatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16holdfast/v1/peer.proto\x12\x0bholdfast.v1\x1a\x17holdfast/v1/admin.proto\x1a\x19holdfast/v1/objects.proto\"\x07\n\x05\x46rame\"/\n\x0bPipeRequest\x12 \n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x11.holdfast.v1.Call\"L\n\x0cPipeResponse\x12#\n\x07replies\x18\x01 \x03(\x0b\x32\x12.holdfast.v1.Reply\x12\x17\n\x0froutes_revision\x18\x02 \x01(\x03\x32\xf6\x01\n\x04Peer\x12?\n\x04Pipe\x12\x18.holdfast.v1.PipeRequest\x1a\x19.holdfast.v1.PipeResponse(\x01\x30\x01\x12>\n\x05Stats\x12\x19.holdfast.v1.StatsRequest\x1a\x1a.holdfast.v1.StatsResponse\x12\x37\n\tReplicate\x12\x12.holdfast.v1.Frame\x1a\x12.holdfast.v1.Frame(\x01\x30\x01\x12\x34\n\x08Snapshot\x12\x12.holdfast.v1.Frame\x1a\x12.holdfast.v1.Frame(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'holdfast.v1.peer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PIPEREQUEST']._serialized_start=91
-  _globals['_PIPEREQUEST']._serialized_end=138
-  _globals['_PIPERESPONSE']._serialized_start=140
-  _globals['_PIPERESPONSE']._serialized_end=216
-  _globals['_PEER']._serialized_start=219
-  _globals['_PEER']._serialized_end=354
+  _globals['_FRAME']._serialized_start=91
+  _globals['_FRAME']._serialized_end=98
+  _globals['_PIPEREQUEST']._serialized_start=100
+  _globals['_PIPEREQUEST']._serialized_end=147
+  _globals['_PIPERESPONSE']._serialized_start=149
+  _globals['_PIPERESPONSE']._serialized_end=225
+  _globals['_PEER']._serialized_start=228
+  _globals['_PEER']._serialized_end=474
 # @@protoc_insertion_point(module_scope)

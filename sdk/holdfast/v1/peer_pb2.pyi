@@ -8,6 +8,10 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Frame(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class PipeRequest(_message.Message):
     __slots__ = ("calls",)
     CALLS_FIELD_NUMBER: _ClassVar[int]

@@ -45,6 +45,16 @@ class PeerStub(object):
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.StatsRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_admin__pb2.StatsResponse.FromString,
                 _registered_method=True)
+        self.Replicate = channel.stream_stream(
+                '/holdfast.v1.Peer/Replicate',
+                request_serializer=holdfast_dot_v1_dot_peer__pb2.Frame.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_peer__pb2.Frame.FromString,
+                _registered_method=True)
+        self.Snapshot = channel.stream_unary(
+                '/holdfast.v1.Peer/Snapshot',
+                request_serializer=holdfast_dot_v1_dot_peer__pb2.Frame.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_peer__pb2.Frame.FromString,
+                _registered_method=True)
 
 
 class PeerServicer(object):
@@ -63,6 +73,21 @@ class PeerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Replicate(self, request_iterator, context):
+        """One stream from each node to each other one: frames of replication messages. Only the first answer says anything, that the stream
+        reached whom it was meant for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Snapshot(self, request_iterator, context):
+        """One shard, from its owner to a replica that is too far behind for the log.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +100,16 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Stats,
                     request_deserializer=holdfast_dot_v1_dot_admin__pb2.StatsRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_admin__pb2.StatsResponse.SerializeToString,
+            ),
+            'Replicate': grpc.stream_stream_rpc_method_handler(
+                    servicer.Replicate,
+                    request_deserializer=holdfast_dot_v1_dot_peer__pb2.Frame.FromString,
+                    response_serializer=holdfast_dot_v1_dot_peer__pb2.Frame.SerializeToString,
+            ),
+            'Snapshot': grpc.stream_unary_rpc_method_handler(
+                    servicer.Snapshot,
+                    request_deserializer=holdfast_dot_v1_dot_peer__pb2.Frame.FromString,
+                    response_serializer=holdfast_dot_v1_dot_peer__pb2.Frame.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +166,60 @@ class Peer(object):
             '/holdfast.v1.Peer/Stats',
             holdfast_dot_v1_dot_admin__pb2.StatsRequest.SerializeToString,
             holdfast_dot_v1_dot_admin__pb2.StatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Replicate(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/holdfast.v1.Peer/Replicate',
+            holdfast_dot_v1_dot_peer__pb2.Frame.SerializeToString,
+            holdfast_dot_v1_dot_peer__pb2.Frame.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Snapshot(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/holdfast.v1.Peer/Snapshot',
+            holdfast_dot_v1_dot_peer__pb2.Frame.SerializeToString,
+            holdfast_dot_v1_dot_peer__pb2.Frame.FromString,
             options,
             channel_credentials,
             insecure,

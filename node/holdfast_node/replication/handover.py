@@ -1,0 +1,89 @@
+"""Giving owned shards to another in-sync replica, as the assignment asks: calls are held for a moment, none fails.
+
+For each such shard: no new turn begins (calls are refused as WRONG_OWNER, and gateways hold them), running turns end, or are
+cancelled after `_PATIENCE_S` and run again where the shard goes; then the owner itself swaps the assignment to the next epoch, as
+released, so that the next owner need not wait out any promise. When the swap does not come about the shard is opened again.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from holdfast_cluster.clock import boottime
+from holdfast_cluster.model import View
+
+from holdfast_node.replication.host import Copy, Replicas
+from holdfast_node.shards import Shard
+
+log = logging.getLogger(__name__)
+
+_PATIENCE_S = 5.0
+_GIVE_UP_S = 8.0
+_AGAIN_S = 2.0
+
+
+class Turns(Protocol):
+    """The engine, as far as one shard's turns are concerned."""
+
+    def close_shard(self, shard: Shard) -> None:
+        """Begin no new turns of a shard; those that wait are sent elsewhere."""
+
+    def open_shard(self, shard: Shard) -> None:
+        """Begin turns again."""
+
+    def shard_is_quiet(self, shard: Shard) -> bool:
+        """Whether nothing of a shard runs, or waits to be committed."""
+
+    def cancel_shard(self, shard: Shard) -> None:
+        """Cancel what still runs of a closed shard; it is run again by the next owner."""
+
+
+class Handovers:
+    """Follows the assignments of owned shards; call `tick` about twenty times a second."""
+
+    def __init__(self, replicas: Replicas, turns: Turns) -> None:
+        self._replicas = replicas
+        self._turns = turns
+        self._closed: dict[Copy, tuple[Shard, float]] = {}
+        self._not_before: dict[int, float] = {}
+        self.done = 0
+
+    def tick(self, view: View) -> None:
+        now = boottime()
+        for copy in self._replicas.restless():
+            shard, assignment = copy.shard, copy.replica.assignment
+            if (
+                shard is not None
+                and assignment is not None
+                and assignment.handover in view.members
+                and copy not in self._closed
+                and copy.replica.may_release(now)
+                and self._not_before.get(copy.number, 0.0) <= now
+            ):
+                self._closed[copy] = shard, now
+                self._turns.close_shard(shard)
+        for copy, (shard, since) in list(self._closed.items()):
+            self._go_on(copy, shard, since, view, now)
+
+    def _go_on(self, copy: Copy, shard: Shard, since: float, view: View, now: float) -> None:
+        replica = copy.replica
+        assignment = replica.assignment
+        if copy.shard is not shard:
+            del self._closed[copy]
+            self.done += 1
+            self._not_before.pop(copy.number, None)
+            return
+        to = view.members.get(assignment.handover) if assignment is not None else None
+        if (to is None and not replica.releasing) or now - since > _GIVE_UP_S:
+            if replica.releasing:
+                return  # perhaps it has happened: only etcd can tell
+            log.info("shard %d: it is not handed over now", copy.number)
+            del self._closed[copy]
+            self._not_before[copy.number] = now + _AGAIN_S
+            self._turns.open_shard(shard)
+        elif not self._turns.shard_is_quiet(shard):
+            if now - since > _PATIENCE_S:
+                self._turns.cancel_shard(shard)
+        elif not replica.releasing and to is not None:
+            self._replicas.release(copy.number, to)
