@@ -96,7 +96,8 @@ class _Plan:
     def _form(self, shard: int) -> Assignment:
         in_sync = tuple(name for name in self.view.ring.preference_list(shard, self.copies))
         owner = self.view.members[in_sync[0]]
-        return Assignment(epoch=1, owner=owner.id, incarnation=owner.incarnation, in_sync=in_sync)
+        # Nobody owned it before: there are no promises to wait out.
+        return Assignment(epoch=1, owner=owner.id, incarnation=owner.incarnation, in_sync=in_sync, released=True)
 
     def _fail_over(self, shard: int, now: Assignment) -> Assignment | None:
         owner = self._best(shard, [name for name in now.in_sync if name in self.view.members])
