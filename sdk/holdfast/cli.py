@@ -9,6 +9,7 @@ import click
 from holdfast.ask import call, drain, reset_shard, status, where
 from holdfast.bench import bench
 from holdfast.dev import dev
+from holdfast.verify.command import verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -17,7 +18,7 @@ def main() -> None:
     """Holdfast: durable objects on your own machines."""
 
 
-for _command in (dev, call, where, status, drain, reset_shard, bench):
+for _command in (dev, call, where, status, drain, reset_shard, bench, verify):
     main.add_command(_command)
 for _entry in entry_points(group="holdfast.commands"):
     main.add_command(_entry.load(), _entry.name)

@@ -1,0 +1,1 @@
+"""`holdfast verify`: a cluster under faults, and the proof that it kept its promises. See command.py."""

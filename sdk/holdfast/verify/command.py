@@ -1,0 +1,225 @@
+"""`holdfast verify`: run a cluster, break it in many ways, and check that no promise was."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import uvloop
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from holdfast import codec
+from holdfast.client import connect
+from holdfast.errors import HoldfastError
+from holdfast.local import ClusterFailed
+from holdfast.options import option
+from holdfast.verify.faults import FAULTS, Victims, strike
+from holdfast.verify.picture import Band, draw
+from holdfast.verify.workload import Findings, Made, Workload
+
+_CALM_S = 3.0
+_CALL_TIMEOUT_S = 30.0
+_THINK_S = 0.08
+
+
+@click.command(short_help="Break a cluster on purpose and check that it kept its promises.")
+@option("--duration", default=60.0, help="Seconds for which faults are made, one after the other; the last one is finished.")
+@option("--faults", default=",".join(FAULTS), help="What may go wrong, comma-separated; empty: nothing.")
+@option("--seed", type=int, help="Draws the order of faults, victims and calls. Default: one is drawn and told.")
+@option("--nodes", default=4, type=click.IntRange(1, 10), help="Nodes of the cluster.")
+@option("--replication", type=click.IntRange(2, 7), help="Copies of each shard. Default: 3, or as many as there are nodes.")
+@option("--clients", default=20, type=click.IntRange(1, 200), help="Clients that call, each with a pause between its calls.")
+@option("--target", help="A running cluster's gateway, its nodes with holdfast.verify.app: only call and check, you make faults.")
+@option("--picture", type=click.Path(path_type=Path, dir_okay=False), default=Path("verify.svg"), help="Where the timeline is drawn.")
+@option("--json", "as_json", is_flag=True, default=False, help="Print the report as JSON.")
+def verify(
+    duration: float,
+    faults: str,
+    seed: int | None,
+    nodes: int,
+    replication: int | None,
+    clients: int,
+    target: str | None,
+    picture: Path,
+    as_json: bool,
+) -> None:
+    """Run a cluster under load and faults, then check every reply: nothing acknowledged is lost, nothing happened twice, and there is
+    an order of all calls that explains what each of them answered. Exit status 1 when a promise was broken, 3 when the cluster did
+    not become whole again.
+
+    \b
+    Examples:
+      holdfast verify
+      holdfast verify --duration 600 --faults kill,pause --seed 7
+      holdfast verify --target 127.0.0.1:7400 --duration 30
+    """
+    wanted = [fault for fault in faults.split(",") if fault]
+    if unknown := set(wanted) - set(FAULTS):
+        raise click.ClickException(f"--faults {', '.join(sorted(unknown))}: there are {', '.join(FAULTS)}")
+    if target is not None:
+        wanted = []
+    seed = random.randrange(1_000_000) if seed is None else seed
+    folder = Path(tempfile.mkdtemp(prefix="holdfast-verify-"))
+    run = _Run(duration, wanted, seed, clients, as_json)
+    victims = Victims(folder, nodes, replication or min(nodes, 3)) if target is None else None
+    try:
+        uvloop.run(run.go(victims, target))
+    except* (ClusterFailed, HoldfastError) as group:
+        run.failed = str(group.exceptions[0])
+    picture.write_text(draw(run.made, run.bands, run.seconds, f"holdfast verify, seed {seed}"))
+    run.report(picture)
+    if run.findings.broken or run.failed:
+        kept = folder / "logs"
+        click.echo(f"logs: {kept}", err=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    if run.findings.broken:
+        raise SystemExit(1)
+    if run.failed:
+        raise SystemExit(3)
+
+
+class _Run:
+    def __init__(self, duration: float, faults: list[str], seed: int, clients: int, quiet: bool) -> None:
+        self._duration = duration
+        self._faults = faults
+        self._seed = seed
+        self._clients = clients
+        self._quiet = quiet
+        self._chance = random.Random(seed)
+        self.bands: list[Band] = []
+        self.made: list[Made] = []
+        self.findings = Findings()
+        self.failed = ""
+        self.seconds = 0.0
+
+    async def go(self, victims: Victims | None, target: str | None) -> None:
+        """The whole run; what is known so far stays when it fails."""
+        try:
+            if victims is not None:
+                await victims.start_all()
+                target = victims.gateway
+            assert target is not None
+            async with connect(target, timeout=_CALL_TIMEOUT_S) as client:
+                work = Workload(client, self._clients, _THINK_S, self._seed, f"{self._seed}-{time.time_ns()}")
+                self.made = work.made
+                stop = asyncio.Event()
+                calling = asyncio.create_task(work.run(stop))
+                try:
+                    await asyncio.sleep(_CALM_S)
+                    if victims is None or not self._faults:
+                        await asyncio.sleep(self._duration)
+                    else:
+                        await self._make_faults(victims, work)
+                    await asyncio.sleep(_CALM_S)
+                finally:
+                    stop.set()
+                    await calling
+                    self.seconds = work.now()
+                self.findings = await work.check()
+        finally:
+            if victims is not None:
+                await victims.close()
+
+    async def _make_faults(self, victims: Victims, work: Workload) -> None:
+        until = work.now() + self._duration
+        order: list[str] = []
+        while work.now() < until:
+            if not order:
+                order = [*self._faults]
+                self._chance.shuffle(order)
+            fault = order.pop()
+            began = work.now()
+            what, seconds, mend = await strike(fault, victims, self._chance)
+            band = Band(fault, what, began, began, began)
+            self.bands.append(band)
+            self._say(f"{began:6.1f} s  {fault}: {what}")
+            band.mended = band.ended = began + seconds
+            await asyncio.sleep(seconds)
+            await mend()
+            band.mended = work.now()
+            try:
+                await victims.whole()
+            finally:
+                band.ended = work.now()
+            self._say(f"{band.ended:6.1f} s  whole again")
+            await asyncio.sleep(_CALM_S)
+
+    def _say(self, what: str) -> None:
+        if not self._quiet:
+            click.echo(what)
+
+    def _slowest(self, began: float, ended: float) -> float:
+        """The longest that a call took which was under way in that time."""
+        return max((one.ended - one.began for one in self.made if one.began <= ended and one.ended >= began), default=0.0)
+
+    def report(self, picture: Path) -> None:
+        """Print what came of it."""
+        made, found = self.made, self.findings
+        acknowledged = sum(one.ok is True for one in made)
+        failed = [one for one in made if one.ok is False]
+        unknown = [one for one in made if one.ok is None]
+        latencies = sorted(one.ended - one.began for one in made if one.ok)
+        calm = [one for one in made if not any(b.began <= one.ended and one.began <= b.ended for b in self.bands)]
+        by_fault: dict[str, list[float]] = {}
+        for band in self.bands:
+            by_fault.setdefault(band.fault, []).append(self._slowest(band.began, band.ended))
+        order = "no" if found.not_linearizable else "not decided for all" if found.undecided else "yes"
+        facts = {
+            "seed": self._seed,
+            "seconds": round(self.seconds, 1),
+            "operations": len(made),
+            "acknowledged": acknowledged,
+            "failed": len(failed),
+            "unknown": len(unknown),
+            "lost": found.lost,
+            "doubled": found.doubled,
+            "linearizable": order,
+            "registers_checked": found.registers,
+            "not_linearizable": found.not_linearizable,
+            "p99_ms": round(latencies[int(len(latencies) * 0.99)] * 1e3, 1) if latencies else 0.0,
+            "slowest_without_fault_ms": round(max((one.ended - one.began for one in calm), default=0.0) * 1e3, 1),
+            "faults": {
+                fault: {"times": len(longest), "longest_wait_s": round(max(longest), 2), "waits_s": [round(w, 2) for w in longest]}
+                for fault, longest in by_fault.items()
+            },
+            "errors": sorted({one.error for one in (*failed, *unknown)})[:20],
+            "cluster": self.failed or "whole in the end",
+            "kept_its_promises": not found.broken,
+            "picture": str(picture),
+        }
+        if self._quiet:
+            click.echo(codec.encode_json(facts).decode())
+            return
+        console = Console()
+        if not console.is_terminal:
+            console.width = 120
+        console.print(
+            f"\n{len(made):,} operations in {self.seconds:.0f} s (seed {self._seed}): {acknowledged:,} acknowledged, "
+            f"{len(failed)} failed without effect, {len(unknown)} with an unknown outcome"
+        )
+        console.print(f"lost {len(found.lost)}, doubled {len(found.doubled)}, linearizable: {order} ({found.registers} registers)")
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for title in ("fault", "times", "longest wait of a call"):
+            table.add_column(title, justify="left" if title == "fault" else "right")
+        table.add_row("none", "", f"{facts['slowest_without_fault_ms']} ms")
+        for fault, longest in sorted(by_fault.items()):
+            table.add_row(fault, str(len(longest)), f"{max(longest):.2f} s")
+        console.print(table)
+        for line in (*found.lost, *found.doubled, *found.not_linearizable)[:50]:
+            console.print(f"[red]broken[/red]: {line}")
+        for line in found.undecided[:10]:
+            console.print(f"not decided: {line}")
+        for line in facts["errors"]:  # type: ignore[attr-defined]
+            console.print(f"error: {line}")
+        if self.failed:
+            console.print(f"[red]the cluster[/red]: {self.failed}")
+        console.print(f"timeline: {picture}")
+        console.print("[red]a promise was broken[/red]" if found.broken else "[green]every promise was kept[/green]")

@@ -1,0 +1,214 @@
+"""Faults on a local cluster: each strikes, lasts a while, and is mended; then the cluster has to become whole again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from holdfast.channels import open_channel
+from holdfast.local import ClusterFailed, LocalCluster, free_port
+from holdfast.v1 import admin_pb2
+from holdfast.verify.proxy import FaultProxy
+
+FAULTS = ("kill", "pause", "restart", "partition", "etcd", "drain", "join", "disk")
+APP = "holdfast.verify.app"
+
+_WHOLE_S = 90.0
+_EXIT_S = 20.0
+
+
+class Victims(LocalCluster):
+    """A cluster whose nodes are reached through proxies, so that they can be cut off."""
+
+    def __init__(self, folder: Path, nodes: int, replication: int) -> None:
+        super().__init__(folder)
+        self.replication = replication
+        self.nodes = [f"n{i}" for i in range(1, nodes + 1)]
+        self.gateway_port = free_port()
+        self._formed = nodes
+        self._ports: dict[str, tuple[int, int]] = {}
+        self._data: dict[str, str] = {}
+        self.proxies: dict[str, FaultProxy] = {}
+
+    @property
+    def gateway(self) -> str:
+        return f"127.0.0.1:{self.gateway_port}"
+
+    async def start_all(self) -> None:
+        self.start_etcd()
+        for name in self.nodes:
+            await self.node(name)
+        self.start_gateway("gateway", self.gateway_port)
+        await asyncio.to_thread(self.wait_ready, self.gateway)
+        await self.whole()
+
+    async def node(self, name: str) -> None:
+        """Start a node, on the data it had."""
+        if name not in self._ports:
+            self._ports[name] = free_port(), free_port()
+            proxy = self.proxies[name] = FaultProxy(*self._ports[name])
+            await proxy.start()
+        outside, inside = self._ports[name]
+        self.start_node(
+            name, APP, "--members-min", str(self._formed), "--replication", str(self.replication),
+            "--listen", f"127.0.0.1:{inside}", "--advertise", f"127.0.0.1:{outside}",
+            "--data", str(self.folder / self._data.get(name, name)), "--repair-after", "5",
+        )  # fmt: skip
+
+    def lose_disk(self, name: str) -> None:
+        """The node's directory is gone; what is started in its place is a new node."""
+        shutil.rmtree(self.folder / self._data.get(name, name))
+        self._data[name] = f"{name}-{time.monotonic_ns()}"
+
+    def signal(self, name: str, number: int) -> None:
+        self.processes[name].send_signal(number)
+
+    async def end(self, name: str, number: int) -> None:
+        """End a process and wait until it is gone."""
+        process = self.processes.pop(name)
+        process.send_signal(number)
+        await asyncio.to_thread(process.wait, _EXIT_S)
+
+    async def status(self) -> Any:
+        """What the gateway says of the cluster; None when it says nothing."""
+        channel = open_channel(self.gateway)
+        try:
+            ask = channel.unary_unary(
+                "/holdfast.v1.Admin/Status",
+                request_serializer=admin_pb2.StatusRequest.SerializeToString,
+                response_deserializer=admin_pb2.StatusResponse.FromString,
+            )
+            return await ask(admin_pb2.StatusRequest(), timeout=3)
+        except grpc.aio.AioRpcError:
+            return None
+        finally:
+            await channel.close()
+
+    async def drain_node(self, node: str, cancel: bool) -> None:
+        channel = open_channel(self.gateway)
+        try:
+            ask = channel.unary_unary(
+                "/holdfast.v1.Admin/Drain",
+                request_serializer=admin_pb2.DrainRequest.SerializeToString,
+                response_deserializer=admin_pb2.DrainResponse.FromString,
+            )
+            await ask(admin_pb2.DrainRequest(node=node, cancel=cancel), timeout=5)
+        finally:
+            await channel.close()
+
+    async def until(self, holds: Callable[[Any], bool], what: str) -> None:
+        """Wait until the status is as wanted. Raises ClusterFailed when it does not become so."""
+        deadline = time.monotonic() + _WHOLE_S
+        status = None
+        while time.monotonic() < deadline:
+            if why := self.ended():
+                raise ClusterFailed(why)
+            status = await self.status()
+            if status is not None and holds(status):
+                return
+            await asyncio.sleep(0.25)
+        problems = "; ".join(f"{p.what}: {p.why}" for p in status.problems) if status is not None else "the gateway does not answer"
+        raise ClusterFailed(f"{what} within {_WHOLE_S:.0f} s: {problems}")
+
+    async def whole(self) -> None:
+        """Wait until everybody is there and every copy in sync, with nothing on the move."""
+
+        def holds(status: Any) -> bool:
+            moves = status.moves
+            there = sum(node.state == "active" for node in status.nodes)
+            return there == len(self.nodes) and not status.problems and not (moves.joining or moves.handovers or moves.leaving)
+
+        await self.until(holds, "the cluster did not become whole again")
+
+    async def close(self) -> None:
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+        await asyncio.to_thread(self.stop)
+        for proxy in self.proxies.values():
+            await proxy.close()
+
+
+Mend = Callable[[], Awaitable[None]]
+
+
+async def strike(fault: str, victims: Victims, chance: random.Random) -> tuple[str, float, Mend]:
+    """Begin a fault: what it is in words, how many seconds it is to last, and how it is mended."""
+    name = chance.choice(victims.nodes)
+    match fault:
+        case "kill":
+            await victims.end(name, signal.SIGKILL)
+            return f"{name} killed", 5.0, lambda: victims.node(name)
+        case "pause":
+            victims.signal(name, signal.SIGSTOP)
+
+            async def go_on() -> None:
+                victims.signal(name, signal.SIGCONT)
+
+            return f"{name} stopped for 10 s (SIGSTOP)", 10.0, go_on
+        case "restart":
+
+            async def one_after_the_other() -> None:
+                for each in [*victims.nodes]:
+                    await victims.end(each, signal.SIGTERM)
+                    await victims.node(each)
+                    await victims.whole()
+                await victims.end("gateway", signal.SIGTERM)
+                victims.start_gateway("gateway", victims.gateway_port)
+
+            return "every node, then the gateway, restarted one after the other", 0.0, one_after_the_other
+        case "partition":
+            direction = chance.choice(("inward", "outward"))
+            victims.proxies[name].cut(direction)
+
+            async def mend() -> None:
+                victims.proxies[name].mend()
+
+            return f"nothing goes {direction} through the connections to {name}", 8.0, mend
+        case "etcd":
+            await victims.end("etcd", signal.SIGKILL)
+
+            async def restart() -> None:
+                victims.start_etcd()
+
+            return "etcd killed", 8.0, restart
+        case "drain":
+            node = await _id_of(victims, name)
+            await victims.drain_node(node, cancel=False)
+            stays = len(victims.nodes) - 1 < victims.replication
+
+            async def cancel() -> None:
+                await victims.until(
+                    lambda status: all(not n.shards_owned and (stays or not n.shards_in_sync) for n in status.nodes if n.id == node),
+                    f"{name} was not drained",
+                )
+                await victims.drain_node(node, cancel=True)
+
+            return f"{name} drained", 0.0, cancel
+        case "join":
+            new = f"n{len(victims.nodes) + 1}"
+            victims.nodes.append(new)
+            await victims.node(new)
+
+            async def nothing() -> None:
+                pass
+
+            return f"{new} joined", 0.0, nothing
+        case "disk":
+            await victims.end(name, signal.SIGKILL)
+            victims.lose_disk(name)
+            return f"{name} killed, its disk lost", 5.0, lambda: victims.node(name)
+    raise AssertionError(fault)
+
+
+async def _id_of(victims: Victims, name: str) -> str:
+    status = await victims.status()
+    return str(next(node.id for node in status.nodes if node.id.startswith(f"{name}-") and node.state == "active"))
