@@ -561,6 +561,12 @@ class Node:
         if self.replica.owning and assignment is not None and assignment.handover in self.view.members and not self.operations:
             incarnation = self.view.members[assignment.handover].incarnation
             self.do(r.Release(assignment.handover, incarnation))
+        if assignment is not None and self.replica.cornered(self.clock):
+            others = [name for name in assignment.in_sync if name != self.name and name in self.view.members]
+            if others:
+                to = self.world.random.choice(others)
+                self.world.tell(f"{self.name}: hears nobody, gives the shard to {to}")
+                self.do(r.Abdicate(to, self.view.members[to].incarnation))
 
     def do(self, event: r.Event) -> list[r.Effect]:
         was = self.replica.owning

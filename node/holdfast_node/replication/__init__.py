@@ -1,6 +1,7 @@
 """Replication of shards, as a pure core: its rules are at the head of replica.py, its choices in docs/decisions/0004."""
 
 from holdfast_node.replication.events import (
+    Abdicate,
     Acknowledge,
     Append,
     Appended,
@@ -36,6 +37,7 @@ from holdfast_node.replication.events import (
 from holdfast_node.replication.replica import Disk, Replica
 
 __all__ = [
+    "Abdicate",
     "Acknowledge",
     "Append",
     "Appended",

@@ -34,6 +34,8 @@ class ReplicationSettings:
     replica_timeout_s: float = 2.0
     first_patience_s: float = 0.4
     """How long a new owner waits for a replica's first word before it has it removed: it may be absent as the owner before is."""
+    corner_patience_s: float = 2.0
+    """How much longer an owner waits that would be left with too few copies to write: it may be the one that is cut off."""
     swap_retry_s: float = 1.0
     min_in_sync: int = 2
     """Below it the shard is read-only."""
@@ -91,6 +93,13 @@ class Release(msgspec.Struct, frozen=True, gc=False):
     incarnation: int
 
 
+class Abdicate(msgspec.Struct, frozen=True, gc=False):
+    """Give the shard to another in-sync replica, though it is not heard: this owner is `cornered`, and the other is a member."""
+
+    to: str
+    incarnation: int
+
+
 class Rejoined(msgspec.Struct, frozen=True, gc=False):
     """The node is a member under a new incarnation: what was assigned to the earlier one is not its own any more."""
 
@@ -119,7 +128,9 @@ class Tick(msgspec.Struct, frozen=True, gc=False):
     """Time has passed."""
 
 
-Event = Assigned | Append | Persisted | Received | Swapped | Release | Rejoined | Lost | SnapshotStarted | SnapshotEnded | Tick
+Event = (
+    Assigned | Append | Persisted | Received | Swapped | Release | Abdicate | Rejoined | Lost | SnapshotStarted | SnapshotEnded | Tick
+)
 
 
 # -- messages between nodes

@@ -52,6 +52,9 @@ class Handovers:
     def tick(self, view: View) -> None:
         now = boottime()
         for copy in self._replicas.restless():
+            if copy.replica.cornered(now):
+                self._abdicate(copy, view)
+                continue
             shard, assignment = copy.shard, copy.replica.assignment
             if (
                 shard is not None
@@ -65,6 +68,14 @@ class Handovers:
                 self._turns.close_shard(shard)
         for copy, (shard, since) in list(self._closed.items()):
             self._go_on(copy, shard, since, view, now)
+
+    def _abdicate(self, copy: Copy, view: View) -> None:
+        """Those that this node cannot hear may well hear each other: one of them takes the shard, if they are there."""
+        assert copy.replica.assignment is not None
+        others = [name for name in copy.replica.assignment.in_sync if name != copy.replica.me and name in view.members]
+        if others:
+            log.warning("shard %d: no replica is heard; it is given to %s", copy.number, others[0])
+            self._replicas.abdicate(copy.number, view.members[others[0]])
 
     def _go_on(self, copy: Copy, shard: Shard, since: float, view: View, now: float) -> None:
         replica = copy.replica

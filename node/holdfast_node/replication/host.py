@@ -18,6 +18,7 @@ from holdfast_cluster.model import Assignment, Member, View
 from holdfast_node.commit import Entry, Flusher
 from holdfast_node.replication.disk import CopyStore, Replies, Rows, StoredCopy, encode_changes
 from holdfast_node.replication.events import (
+    Abdicate,
     Append,
     Appended,
     Apply,
@@ -100,6 +101,7 @@ class Replicas:
         self._ticks = 0
         self._restless: set[Copy] = set()  # owned, and not as they should be
         self._hurry_until = 0.0
+        self._unseen = False  # committed changes are staged that no activation knows of
         self._numbers: dict[Copy, int] = {}
         self._touched: set[Copy] = set()
         self._done: list[Entry] = []
@@ -193,8 +195,15 @@ class Replicas:
         self._do(self._copies[number], Release(to.id, to.incarnation))
         self._end()
 
+    def abdicate(self, number: int, to: Member) -> None:
+        """Give up an owned shard, whose replicas this node cannot hear, to one of them."""
+        self._now = boottime()
+        self._do(self._copies[number], Abdicate(to.id, to.incarnation))
+        self._end()
+
     def snapshot_started(self, number: int, to: str) -> Position:
-        """The state is read from now on, for a snapshot to `to`; the position that it is at."""
+        """The store shows the state as of the position returned, now and until the loop goes on: for a snapshot to `to`."""
+        self._flusher.write()
         replica = self._copies[number].replica
         entry = replica._at(replica.applied)
         position = replica.base if entry is None else Position(entry.epoch, entry.seq)
@@ -262,6 +271,7 @@ class Replicas:
     def _apply(self, copy: Copy, effect: Apply) -> None:
         changes: dict[int, tuple[Rows, Replies]] = {}
         waiting = copy.waiting
+        known = len(self._done)
         if waiting:
             shard = waiting[0].shard
             for logged in effect.entries:
@@ -269,6 +279,8 @@ class Replicas:
                     entry = waiting.popleft()
                     changes[logged.seq] = entry.rows, entry.replies
                     self._done.append(entry)
+        if copy.replica.owning and len(self._done) - known < len(effect.entries):
+            self._unseen = True  # an earlier owner's entries
         self._disk.apply(self._flusher.batch, copy.number, copy.replica.epoch, copy.replica.base, effect, changes)
 
     def _end(self) -> None:
@@ -276,6 +288,9 @@ class Replicas:
         if self._numbers:
             numbers, self._numbers = self._numbers, {}
             self._flusher.when_durable(lambda: self._persisted(numbers))
+        if self._unseen:
+            self._unseen = False
+            self._flusher.write()
         done, self._done = self._done, []
         if done:
             self._flusher.when_visible(done)

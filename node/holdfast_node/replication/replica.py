@@ -33,6 +33,7 @@ import msgspec
 from holdfast_cluster.model import Assignment
 
 from holdfast_node.replication.events import (
+    Abdicate,
     Acknowledge,
     Append,
     Appended,
@@ -217,6 +218,9 @@ class Replica:
                 self._swapped(happened, revision, now)
             case Release(to, incarnation):
                 self._release(to, incarnation, now)
+            case Abdicate(to, incarnation):
+                if self.cornered(now):
+                    self._give_to(to, incarnation)
             case Rejoined(incarnation):
                 self.incarnation = incarnation
                 self.owning = False
@@ -571,6 +575,9 @@ class Replica:
             for name in self.assignment.in_sync
             if name != self.me and now - self.peers[name].heard_at > self.settings.replica_timeout_s
         }
+        if len(set(self.assignment.in_sync) - silent) < self.settings.min_in_sync:
+            earliest = now - self.settings.replica_timeout_s - self.settings.corner_patience_s
+            silent = {name for name in silent if self.peers[name].heard_at < earliest}
         leaving = set(self.assignment.leaving) - {self.me}
         if len(set(self.assignment.in_sync) - leaving) >= self.settings.min_in_sync:
             silent |= leaving & set(self.assignment.in_sync)
@@ -622,10 +629,31 @@ class Replica:
         peer = self.peers.get(to)
         alive = peer is not None and now - peer.heard_at < self.settings.replica_timeout_s
         if self.may_release(now) and self._swapping is None and to in self.assignment.in_sync and alive:
+            self._give_to(to, incarnation)
+
+    def cornered(self, now: float) -> bool:
+        """Whether this owner hears too few replicas to go on writing, and could waive promises, since it has served."""
+        if (
+            not self.owning
+            or self.releasing
+            or self._swapping is not None
+            or self.committed < self.first_seq
+            or now < self.wait_until
+        ):
+            return False
+        assert self.assignment is not None
+        oldest = now - self.settings.replica_timeout_s
+        heard = sum(name == self.me or self.peers[name].heard_at >= oldest for name in self.assignment.in_sync)
+        return heard < min(self.settings.min_in_sync, len(self.assignment.in_sync))
+
+    def _give_to(self, to: str, incarnation: int) -> None:
+        """Serve no more, and have etcd make another one the owner."""
+        assert self.assignment is not None
+        if to in self.assignment.in_sync and to != self.me:
             self.releasing = True
             self._swap(
                 msgspec.structs.replace(
-                    self.assignment, epoch=self.epoch + 1, owner=to, incarnation=incarnation, released=True, handover=""
+                    self.assignment, epoch=self.epoch + 1, owner=to, incarnation=incarnation, released=True, handover="", leaving=()
                 )
             )
 

@@ -137,10 +137,10 @@ class SnapshotSender:
         call: Any = channel.stream_unary(SNAPSHOT)(metadata=metadata)
         size = 0
         try:
-            # The iterators and the position in one go: nothing else runs on the loop in between.
+            # The position and the iterators in one go: nothing else runs on the loop in between.
             start, stop = keys.shard_prefix(shard), keys.after(keys.shard_prefix(shard))
-            scans = {family: self._started(family, start, stop) for family in _FAMILIES}
             position = self._replicas.snapshot_started(shard, to)
+            scans = {family: self._store.scan_now(family, start, stop) for family in _FAMILIES}
             await call.write(_encode(Header(shard, epoch, position)))
             for family, rows in scans.items():
                 for chunk, chunk_bytes in _chunks(rows):
@@ -161,10 +161,6 @@ class SnapshotSender:
             call.cancel()
             await channel.close()
         log.info("shard %d: sent %d bytes to %s in %.1f s", shard, size, to, time.monotonic() - began)
-
-    def _started(self, family: str, start: bytes, stop: bytes | None) -> Iterator[tuple[bytes, bytes]]:
-        """The rows as they are now, whatever happens until they are read."""
-        return self._store.scan_now(family, start, stop)
 
 
 def _chunks(rows: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[list[tuple[bytes, bytes]], int]]:

@@ -96,7 +96,7 @@ class Workload:
         value = next(self._values)
         if which < 0.4:
             what: tuple[Any, ...] = ("read",)
-            coroutine = stub.read()
+            coroutine: Any = stub.read()
         elif which < 0.75:
             what = ("write", value)
             coroutine = stub.write(value)
