@@ -226,6 +226,8 @@ class Replica:
                 self.owning = False
                 self.peers = {}
                 self._swapping = None
+                if self.assignment is not None and self._is_mine(self.assignment) and self.assignment.epoch >= self.epoch:
+                    self._begin(self.assignment, now)  # etcd's view was quicker than its answer
             case Lost(node):
                 if (peer := self.peers.get(node)) is not None:
                     patience = self.settings.replica_timeout_s - self.settings.first_patience_s
@@ -406,7 +408,7 @@ class Replica:
         self.assignment, self.revision = assignment, revision
         if assignment.epoch < self.epoch:
             return  # a message has told of a later one
-        mine = assignment.owner == self.me and assignment.incarnation == self.incarnation
+        mine = self._is_mine(assignment)
         if assignment.born > self.last.epoch:
             # Everybody's copies are void. The owner begins so far behind them that no old log can pass for a part of the new one.
             void = self.last != (0, 0)
@@ -426,6 +428,9 @@ class Replica:
             self._know_peers(now)
             self._advance()
 
+    def _is_mine(self, assignment: Assignment) -> bool:
+        return assignment.owner == self.me and assignment.incarnation == self.incarnation
+
     def _begin(self, assignment: Assignment, now: float) -> None:
         """Own the shard under a new epoch: its first entry commits everything before it."""
         self.epoch = assignment.epoch
@@ -441,8 +446,9 @@ class Replica:
         self._counted = frozenset(self.counted())
         self._log(b"")
         self._know_peers(now)
-        for peer in self.peers.values():
-            peer.heard_at = now - self.settings.replica_timeout_s + self.settings.first_patience_s
+        if not assignment.released:
+            for peer in self.peers.values():
+                peer.heard_at = now - self.settings.replica_timeout_s + self.settings.first_patience_s
 
     def may_serve_from(self, assignment: Assignment) -> float:
         """A new owner waits out what it has promised, unless the owner before it gave the shard up itself."""
