@@ -209,6 +209,11 @@ class Etcd:
                         if changes.revision > revision:
                             revision = changes.revision
                             yield changes
+            except _WentBack:
+                log.critical("etcd is at an earlier revision than %d, which was seen: it lost data; listing again", revision)
+                revision = 0
+                self._away(state)
+                await asyncio.sleep(1.0)
             except _Compacted:
                 log.warning("etcd compacted revision %d away; listing again", revision)
                 revision = 0
@@ -231,6 +236,8 @@ class Etcd:
         try:
             await call.write(pb.WatchRequest(create_request=create))
             while (reply := await call.read()) is not grpc.aio.EOF:
+                if reply.header.revision < revision - 1:
+                    raise _WentBack  # it would wait for a future that is our past
                 if reply.compact_revision:
                     raise _Compacted
                 if reply.canceled:
@@ -298,6 +305,10 @@ class Etcd:
 
 
 class _Compacted(Exception):
+    pass
+
+
+class _WentBack(Exception):
     pass
 
 

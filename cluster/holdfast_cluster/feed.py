@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 class ViewFeed:
     """`view` is the newest picture; listeners are called with each one, in order, and must not block or raise.
 
-    With etcd away the view stays as it was; `disconnected_s` says for how long.
+    With etcd away the view stays as it was; `disconnected_s` says for how long. So it does when etcd suddenly knows no cluster, or
+    another one: it was emptied or restored from nothing, and `strange` says so.
     """
 
     def __init__(self, etcd: Etcd, keys: Keys) -> None:
@@ -27,6 +28,7 @@ class ViewFeed:
         self._state = WatchState()
         self._changed = asyncio.Event()
         self.view = View()
+        self.strange = ""
         self.listeners: list[Callable[[View], None]] = []
 
     @property
@@ -38,11 +40,30 @@ class ViewFeed:
         """Follow etcd until cancelled."""
         async with contextlib.aclosing(self._etcd.watch(self._keys.prefix, self._state)) as updates:
             async for update in updates:
-                self.view = apply(self.view, update, self._keys)
+                view = apply(self.view, update, self._keys)
+                if self._is_strange(view, isinstance(update, Listing)):
+                    continue
+                self.view = view
                 for listener in self.listeners:
                     listener(self.view)
                 self._changed.set()
                 self._changed = asyncio.Event()
+
+    def _is_strange(self, view: View, listed: bool) -> bool:
+        if self.strange and not listed:
+            return True
+        known = self.view.settings
+        if known is None or (view.settings is not None and view.settings.id == known.id):
+            self.strange = ""
+            return False
+        if not self.strange:
+            what = "knows no cluster of this name" if view.settings is None else f"describes cluster {view.settings.id}"
+            self.strange = (
+                f"etcd {what} (revision {view.revision}), but this process is of cluster {known.id}: etcd was emptied, or restored "
+                "from nothing. Assignments are not invented: what is known goes on; restore etcd from a backup"
+            )
+            log.critical("%s", self.strange)
+        return True
 
     async def until(self, condition: Callable[[View], bool]) -> View:
         """The first view, from now on, for which `condition` holds."""

@@ -220,6 +220,8 @@ class AdminService(admin_pb2_grpc.AdminServicer):
                 "etcd",
                 f"this gateway's watch has been down for {self._feed.disconnected_s:.0f} s; calls go on with known routes",
             )
+        if self._feed.strange:
+            problem("etcd", self._feed.strange)
         missing = view.settings.shards - len(view.assignments)
         if missing:
             problem(f"{missing} shards", "not assigned yet: the controller waits for enough nodes, or there is none")

@@ -56,7 +56,6 @@ class NodeServer:
         self._config = config
         self._app = app
         self._member: Member | None = None
-        self._strange_since: int | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Join the cluster and serve. Raises StoreError, WrongDirectory, Refused, AddressInUse when it cannot."""
@@ -163,11 +162,9 @@ class NodeServer:
         membership.lost = lost
 
         def follow(view: View) -> None:
-            if view.settings is None or view.settings.id != settings.id:
-                self._say_that_etcd_is_not_ours(view, settings)
-            elif single is not None:
+            if single is not None:
                 single.follow(view, self._member)
-            elif replication is not None:
+            if replication is not None:
                 replication.links.follow(view)
                 replication.replicas.follow(view)
 
@@ -216,18 +213,6 @@ class NodeServer:
             await flusher.close()
             watchdog.stop()
         log.info("stopped")
-
-    def _say_that_etcd_is_not_ours(self, view: View, settings: ClusterSettings) -> None:
-        if self._strange_since is None:
-            self._strange_since = view.revision
-            what = "knows no cluster of this name" if view.settings is None else f"describes cluster {view.settings.id}"
-            log.critical(
-                "etcd %s (revision %d), but this node is of cluster %s: it was emptied, or restored from nothing. "
-                "Assignments are not invented: the node goes on with what it knows; restore etcd from a backup",
-                what,
-                view.revision,
-                settings.id,
-            )
 
     async def _give_up_shards(self, membership: Membership, feed: ViewFeed, until: float) -> None:
         """Have other nodes take over what this one owns, and go on without it, so that its going is not noticed."""

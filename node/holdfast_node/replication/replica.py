@@ -493,6 +493,10 @@ class Replica:
         for name in self._counted:
             peer = self.peers.get(name)
             reached = min(reached, peer.matched if peer is not None else 0)
+        assert self.assignment is not None
+        if len(self.assignment.in_sync) < self.settings.min_in_sync:
+            # What was appended while there were enough copies waits until there are again, and is not told to anybody before.
+            reached = min(reached, max(self.first_seq, self.committed))
         if reached >= self.first_seq:
             self._apply(reached)
 
