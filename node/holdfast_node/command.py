@@ -53,7 +53,7 @@ _SWITCH_INTERVAL_S = 0.0005  # the fsync thread gets the GIL back soon; with 5 m
 @option("--in-flight-max", default=10_000, help="Calls that may be under way on the node.")
 @option("--memory-max-mb", default=0, help="Resident memory above which objects leave memory; 0: no bound.")
 @option("--repair-after", default=30.0, help="Seconds after which copies of a node that vanished are made elsewhere.")
-@option("--move-rate", default=100.0, help="MB/s that the node sends to make copies of shards on other nodes.")
+@option("--move-rate", default=50.0, help="MB/s that the node sends to make copies of shards on other nodes.")
 @option("--replies-window", default=600.0, help="Seconds for which a request may be sent again.")
 @option("--drain-timeout", default=10.0, help="Seconds that running turns get when the node is stopped.")
 @common_options

@@ -36,7 +36,7 @@ class NodeConfig:
     """How many nodes the controller waits for before it assigns a new cluster's shards; None: the cluster's `replication`."""
     repair_after_s: float = 30.0
     """How long this node, as the controller, expects a vanished member back before its copies are made elsewhere."""
-    move_rate: float = 100e6
+    move_rate: float = 50e6
     """Bytes a second that the node sends at most to make copies of shards elsewhere."""
     lease_ttl_s: int = 3
     replies_window_s: float = 600.0

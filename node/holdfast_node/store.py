@@ -118,6 +118,10 @@ class Store:
                 yield rows.key(), rows.value()
                 rows.next()
 
+    def any(self, family: str, start: bytes, end: bytes | None) -> bool:
+        """Whether there is a row in `[start, end)`."""
+        return next(self.scan(family, start, end), None) is not None
+
     def scan_now(self, family: str, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         """The rows of `[start, end)` as they are now, not when the first is asked for. Read it soon: it keeps the store as it was."""
         rows = self._families[family].iter(ReadOptions())

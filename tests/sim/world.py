@@ -456,6 +456,9 @@ class Node:
         self.world.tell(f"{self.name}: crashes, {len(self.staged) - kept} of its writes are lost")
         self.up = False
         self.life += 1
+        for other in self.world.nodes.values():
+            if other is not self and (self.name, other.name) not in self.world.blocked:
+                self.world.at(self.world.random.expovariate(1 / 0.01), lambda node=other: node.deliver(r.Lost(self.name)))  # type: ignore[misc]
         self.paused_until = 0.0
         self._waiting = []
 

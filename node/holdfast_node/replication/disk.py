@@ -134,7 +134,7 @@ class CopyStore:
         files = msgspec.msgpack.decode(effect.install.state, type=SnapshotFiles)
         batch = self._store.batch()
         batch.put("meta", keys.install_key(shard), b"1")
-        self._clear(batch, shard)
+        self._clear(batch, shard, written=True)
         self._store.write(batch)
         self._store.sync()  # files are there for good at once, the deletion before them has to be as well
         for family, paths in (("state", files.state), ("replies", files.replies)):
@@ -147,16 +147,21 @@ class CopyStore:
         batch.delete("meta", keys.install_key(shard))
         self._store.write(batch)
 
+    def has_rows(self, shard: int, family: str) -> bool:
+        """Whether there is data of a shard, of a copy that is assigned or one that was."""
+        return self._store.any(family, keys.shard_prefix(shard), keys.after(keys.shard_prefix(shard)))
+
     def discard(self, state: bytes) -> None:
         """Remove the files of a snapshot that was not installed."""
         files = msgspec.msgpack.decode(state, type=SnapshotFiles)
         for path in (*files.state, *files.replies):
             Path(path).unlink(missing_ok=True)
 
-    def apply(
-        self, batch: Batch, shard: int, epoch: int, base: Position, effect: Apply, changes: dict[int, tuple[Rows, Replies]]
-    ) -> None:
-        """Put committed entries into the state. `changes`: by seq, what is known of them without decoding."""
+    def apply(self, batch: Batch, shard: int, base: Position, effect: Apply, changes: dict[int, tuple[Rows, Replies]]) -> None:
+        """Put committed entries into the state; `base`: where the log begins by now.
+
+        `changes`: by seq, what is known of the entries without decoding.
+        """
         for entry in effect.entries:
             if entry.data:
                 known = changes.get(entry.seq) if changes else None
@@ -165,17 +170,20 @@ class CopyStore:
         if (written := self._written.get(shard)) is not None and written[1] != base:
             batch.put("meta", keys.applied_key(shard), effect.entries[-1].seq.to_bytes(8, "big"))
             batch.delete_range("log", keys.log_key(shard, written[1].seq), keys.log_key(shard, base.seq + 1))
-            self._put_log_state(batch, shard, epoch, base)
+            self._put_log_state(batch, shard, written[0], base)
 
     def _put_log_state(self, batch: Batch, shard: int, epoch: int, base: Position) -> None:
         batch.put("meta", keys.log_state_key(shard), epoch.to_bytes(_EPOCH_BYTES, "big") + keys.encode_position(*base))
         self._written[shard] = epoch, base
 
-    def _clear(self, batch: Batch, shard: int) -> None:
+    def _clear(self, batch: Batch, shard: int, written: bool = False) -> None:
+        """Delete all of a shard. `written`: nothing of it is staged in another batch."""
         start = keys.shard_prefix(shard)
         end = keys.after(start) or start + b"\xff" * 9
         for family in ("state", "replies", "log"):
-            batch.delete_range(family, start, end)
+            # A deletion of nothing would stand in the way of files that are ingested. (What is staged is not seen here.)
+            if not written or self._store.any(family, start, end):
+                batch.delete_range(family, start, end)
         batch.delete("meta", keys.applied_key(shard))
 
     @staticmethod

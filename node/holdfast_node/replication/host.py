@@ -281,7 +281,7 @@ class Replicas:
                     self._done.append(entry)
         if copy.replica.owning and len(self._done) - known < len(effect.entries):
             self._unseen = True  # an earlier owner's entries
-        self._disk.apply(self._flusher.batch, copy.number, copy.replica.epoch, copy.replica.base, effect, changes)
+        self._disk.apply(self._flusher.batch, copy.number, copy.replica.base, effect, changes)
 
     def _end(self) -> None:
         """The end of a round: make its effects visible."""

@@ -203,7 +203,10 @@ class SnapshotReceiver:
                 return  # the sender gave up
             for each in files.values():
                 each.finish()
-            for family in _FAMILIES:  # on a thread, so that the files find little in their way
+            for family in _FAMILIES:
+                if not self._disk.has_rows(header.shard, family):
+                    continue
+                # What the files replace is written out before, on a thread: otherwise it would be while they are taken, on the loop.
                 await asyncio.get_running_loop().run_in_executor(None, self._store.flush, family)
             paths = SnapshotFiles(*([str(path) for path in files[family].files] for family in _FAMILIES))
             snapshot = Snapshot(header.epoch, header.position, _encode(paths), part.sent_at)

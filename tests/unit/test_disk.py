@@ -1,0 +1,134 @@
+"""Copies of shards on a real store: what a start finds is what was put there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from holdfast_node import keys
+from holdfast_node.replication import Apply, LogEntry, Persist, Position, Snapshot
+from holdfast_node.replication.disk import CopyStore, SnapshotFiles, StoredCopy, Until, encode_changes
+from holdfast_node.store import RowFiles, Store
+
+SHARD = 5
+
+
+class Copy:
+    """A store with one copy of shard 5, as the host would drive it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.store = Store(path)
+        self.disk = CopyStore(self.store)
+        self.disk.load()
+
+    def persist(self, effect: Persist) -> None:
+        if effect.install is not None:
+            self.disk.install(SHARD, effect)
+            return
+        batch = self.store.batch()
+        self.disk.persist(batch, SHARD, effect)
+        self.store.write(batch)
+
+    def apply(self, base: Position, trim: int, *entries: LogEntry) -> None:
+        batch = self.store.batch()
+        self.disk.apply(batch, SHARD, base, Apply(entries, trim), {})
+        self.store.write(batch)
+
+    def again(self) -> StoredCopy:
+        """What the next start finds."""
+        self.store.sync()
+        self.store.close()
+        self.store = Store(self.path)
+        self.disk = CopyStore(self.store)
+        return self.disk.load()[SHARD]
+
+    def state(self) -> dict[bytes, bytes]:
+        return dict(self.store.scan("state", keys.shard_prefix(SHARD), keys.shard_prefix(SHARD + 1)))
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Copy:
+    return Copy(tmp_path / "data")
+
+
+def key(name: str) -> bytes:
+    return keys.shard_prefix(SHARD) + name.encode()
+
+
+def put(seq: int, name: str, value: str, epoch: int = 1) -> LogEntry:
+    return LogEntry(epoch, seq, encode_changes([(key(name), value.encode())], [(key("r" + name), b"reply")]))
+
+
+def test_log_epoch_and_state_are_there_after_a_start(copy: Copy) -> None:
+    entries = [put(1, "a", "1"), put(2, "b", "2"), LogEntry(1, 3, encode_changes([(key("a"), None)], []))]
+    copy.persist(Persist(1, 1, None, tuple(entries)))
+    copy.apply(Position(0, 0), 0, *entries[:2])
+    found = copy.again()
+    assert (found.epoch, found.base, found.entries) == (1, (0, 0), entries)
+    assert found.applied == 0  # it is told only when the log is shortened; applying again changes nothing
+    assert copy.state() == {key("a"): b"1", key("b"): b"2"}
+    copy.apply(Position(0, 0), 0, *entries)
+    assert copy.state() == {key("b"): b"2"}
+
+
+def test_a_tail_is_cut_and_a_log_is_shortened(copy: Copy) -> None:
+    entries = tuple(put(n, "k", str(n)) for n in range(1, 7))
+    copy.persist(Persist(1, 1, None, entries))
+    copy.persist(Persist(2, 2, 6, (put(6, "k", "other", 2),)))
+    copy.apply(Position(1, 3), 3, *entries[:5])
+    found = copy.again()
+    assert (found.epoch, found.base, found.applied) == (2, (1, 3), 5)
+    assert found.entries == [*entries[3:5], put(6, "k", "other", 2)]
+
+
+def test_ranges_are_deleted_where_they_stand_among_the_changes(copy: Copy) -> None:
+    changes = encode_changes([(key("a"), Until(key("b"))), (key("a1"), b"new")], [])
+    copy.persist(Persist(1, 1, None, (put(1, "a0", "old"), LogEntry(1, 2, changes))))
+    copy.apply(Position(0, 0), 0, put(1, "a0", "old"), LogEntry(1, 2, changes))
+    assert copy.state() == {key("a1"): b"new"}
+
+
+def snapshot(copy: Copy, **rows: str) -> Snapshot:
+    files = RowFiles(copy.disk.snapshots, "test")
+    for name, value in sorted(rows.items()):
+        files.put(key(name), value.encode())
+    files.finish()
+    state = msgspec.msgpack.encode(SnapshotFiles([str(file) for file in files.files], []))
+    return Snapshot(3, Position(3, 40), state, 0.0)
+
+
+def test_a_snapshot_replaces_everything_and_the_log_goes_on_behind_it(copy: Copy) -> None:
+    copy.persist(Persist(1, 1, None, (put(1, "old", "1"),)))
+    copy.apply(Position(0, 0), 0, put(1, "old", "1"))
+    copy.persist(Persist(2, 3, install=snapshot(copy, a="1", b="2")))
+    copy.persist(Persist(3, 3, None, (put(41, "c", "3", 3),)))
+    found = copy.again()
+    assert (found.epoch, found.base, found.applied, found.entries) == (3, (3, 40), 40, [put(41, "c", "3", 3)])
+    assert copy.state() == {key("a"): b"1", key("b"): b"2"}
+
+
+def test_a_snapshot_that_was_cut_short_leaves_nothing_that_counts(copy: Copy) -> None:
+    copy.persist(Persist(1, 1, None, (put(1, "old", "1"),)))
+    copy.apply(Position(0, 0), 0, put(1, "old", "1"))
+    ingest = copy.store.ingest
+
+    def power_goes(family: str, files: list[Path]) -> None:
+        ingest(family, files)
+        raise KeyboardInterrupt
+
+    copy.store.ingest = power_goes  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        copy.persist(Persist(2, 3, install=snapshot(copy, a="1")))
+    found = copy.again()
+    assert (found.epoch, found.base, found.applied, found.entries) == (1, (0, 0), 0, [])
+    assert copy.state() == {}
+
+
+def test_what_is_dropped_is_gone_but_not_its_epoch(copy: Copy) -> None:
+    copy.persist(Persist(1, 4, None, (put(1, "a", "1", 4),)))
+    copy.apply(Position(0, 0), 0, put(1, "a", "1", 4))
+    copy.persist(Persist(2, 4, wipe=Position(0, 0)))
+    found = copy.again()
+    assert (found.epoch, found.base, found.applied, found.entries, copy.state()) == (4, (0, 0), 0, [], {})
