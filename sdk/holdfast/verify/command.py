@@ -30,7 +30,7 @@ _THINK_S = 0.08
 
 
 @click.command(short_help="Break a cluster on purpose and check that it kept its promises.")
-@option("--duration", default=60.0, help="Seconds for which faults are made, one after the other; the last one is finished.")
+@option("--duration", default=60.0, help="Seconds in which rounds of faults begin; a round, each fault once, is finished.")
 @option("--faults", default=",".join(FAULTS), help="What may go wrong, comma-separated; empty: nothing.")
 @option("--seed", type=int, help="Draws the order of faults, victims and calls. Default: one is drawn and told.")
 @option("--nodes", default=4, type=click.IntRange(1, 10), help="Nodes of the cluster.")
@@ -131,7 +131,7 @@ class _Run:
     async def _make_faults(self, victims: Victims, work: Workload) -> None:
         until = work.now() + self._duration
         order: list[str] = []
-        while work.now() < until:
+        while order or work.now() < until:
             if not order:
                 order = [*self._faults]
                 self._chance.shuffle(order)
