@@ -117,6 +117,7 @@ class Membership:
 
     async def announce(self, state: str) -> None:
         """Tell the cluster that this member's state is another one now. Raises EtcdError when it cannot be told."""
+        self._template = msgspec.structs.replace(self._template, state=state)  # also if it has to join again
         me = self.member
         if me is None:
             return

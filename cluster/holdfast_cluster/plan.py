@@ -135,18 +135,21 @@ class _Plan:
     def _leave(self, shard: int, now: Assignment) -> Assignment | None:
         if now.owner not in self.active:
             to = self._best(shard, [name for name in now.in_sync if name in self.active])
-            if to is not None and now.handover not in self.active:
+            if to is not None and not (now.handover in self.active and now.handover in now.in_sync):
                 return msgspec.structs.replace(now, handover=to.id, leaving=())
             return None
         gone = [name for name in now.in_sync if name in self.stopping and name not in now.leaving]
         left = len(now.in_sync) - len(now.leaving)
-        if gone and left - len(gone) >= self.writable_from:
+        gone = gone[: max(0, left - self.writable_from)]
+        if gone:
             return msgspec.structs.replace(now, leaving=(*now.leaving, *gone))
         return None
 
     def _move(self, shard: int, now: Assignment) -> Assignment | None:
         if now.owner not in self.active:
             return None  # handing over already, or nobody could take it
+        if now.handover and now.handover not in now.in_sync:
+            return msgspec.structs.replace(now, handover="")  # it fell out meanwhile
         wanted = self.ring.preference_list(shard, self.copies)
         started = _is_moving(now)
         if not wanted or (not started and self.moving >= MOVES_MAX):

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXIT_STORE_FAILED = 70
+ENTRY_BYTES = 8 << 20
+"""An entry that has so much is closed: with its last turn it still is less than a frame to a replica may be."""
 _ROUNDS_MAX = 8
 _PATIENCE_S = 0.005
 
@@ -41,7 +43,7 @@ class Entry:
     `turns` get their replies when the entry is committed: those that wrote it, and those that read what it wrote.
     """
 
-    __slots__ = ("abandoned", "applied", "committed", "deletes", "replies", "rows", "seq", "shard", "turns", "waiters")
+    __slots__ = ("abandoned", "applied", "bytes", "committed", "deletes", "replies", "rows", "seq", "shard", "turns", "waiters")
 
     def __init__(self, shard: Shard) -> None:
         self.shard = shard
@@ -49,6 +51,7 @@ class Entry:
         self.rows: Rows = []
         self.deletes = False  # whether `rows` hold anything but puts
         self.replies: Replies = []
+        self.bytes = 0
         self.turns: list[Turn] = []
         self.waiters: list[asyncio.Future[None]] | None = None
         self.applied = False
@@ -145,7 +148,10 @@ class Flusher:
 
     def _flush(self) -> None:
         self._requests = 0
-        self.gather()
+        try:
+            self.gather()
+        except Exception:
+            self._die("a bug in the commit pipeline")
         self.write()
         self._scheduled = False
         if self._waiting:
@@ -167,8 +173,11 @@ class Flusher:
     def _synced(self, waiting: list[Callable[[], None]]) -> None:
         self._syncing = False
         self._scheduled = True  # what the callbacks stage goes with the flush that begins below
-        for done in waiting:
-            done()
+        try:
+            for done in waiting:
+                done()
+        except Exception:
+            self._die("a bug in the commit pipeline")
         if self._requests:
             self._soon(0, _ROUNDS_MAX)
         else:
@@ -204,7 +213,7 @@ class Committer:
     def entry(self, shard: Shard) -> Entry:
         """The entry that a turn of this shard that ends now belongs to."""
         entry = shard.gathering
-        if entry is None:
+        if entry is None or entry.bytes > ENTRY_BYTES:
             entry = shard.gathering = Entry(shard)
             self._gathering.append(entry)
             self._flusher.request()
@@ -232,6 +241,11 @@ class Committer:
                 self._loop.call_later(_PATIENCE_S, self._impatient)
             return
         gathered, self._gathering = self._gathering, []
+        lost = [entry for entry in gathered if not entry.abandoned and not entry.shard.owned]
+        for entry in lost:
+            entry.abandoned = True
+        if lost:
+            self._committed(lost)
         entries = [entry for entry in gathered if not entry.abandoned]
         if not entries:
             return

@@ -57,6 +57,7 @@ log = logging.getLogger(__name__)
 
 _TURNS_IN_A_ROW = 64  # of one object, before the loop gets a chance to do something else
 _NEVER = float("inf")
+_ABANDON_AGAIN_S = 0.5
 _ABANDON_S = 5.0  # how long a turn that was cancelled at its deadline may take to end
 
 
@@ -320,7 +321,17 @@ class Engine:
         self._activations.account(activation)
         activation.turn = None
         gate = entry or activation.uncommitted
-        if gate is None:
+        if gate is not None and entry is None and activation.shard.read_only is not None:
+            # What it saw may wait for long: it must not wait with it, and fill the node.
+            held = Unavailable(
+                f"{activation.name} has a write that waits: {activation.shard.read_only}",
+                definite=turn.calls_made == 0,
+                retryable=True,
+                retry_after_s=1.0,
+            )
+            held.request_id = turn.request_id
+            self._finish(turn, b"", error_to_proto(held))
+        elif gate is None:
             self._finish(turn, turn.result, turn.error)
         else:
             turn.state = COMMITTING
@@ -347,6 +358,7 @@ class Engine:
             assert end is not None
             entry.rows.append((prefix, Until(end)))
         entry.rows += writes
+        entry.bytes += activation.storage.write_bytes + len(turn.result)
         if deletes or cleared:
             entry.deletes = True
         if turn.request_id:
@@ -471,6 +483,11 @@ class Engine:
     def _abandon(self, turn: Turn) -> None:
         """A handler goes on though it was cancelled: its object goes on without it, from storage, and what it still does is void."""
         activation = turn.activation
+        if activation.uncommitted is not None or not activation.storage.settled():
+            # The next activation would read the store, which does not show yet what this one wrote.
+            turn.deadline = self._loop.time() + _ABANDON_AGAIN_S
+            self._deadlines.watch(turn.deadline)
+            return
         log.error(
             "%s.%s was cancelled at its deadline and did not end: it is abandoned",
             activation.name,

@@ -323,6 +323,11 @@ class Storage:
             for key in [key for key, (entry, _) in recent.items() if entry.applied]:
                 self._remember(key, recent.pop(key)[1])
 
+    @property
+    def write_bytes(self) -> int:
+        """The keys and values that the open turn has written."""
+        return self._write_bytes
+
     def settled(self) -> bool:
         """Whether the store shows everything that was written."""
         return self._newest is None or self._newest.applied

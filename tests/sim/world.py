@@ -611,7 +611,7 @@ class Node:
 
         def ended() -> None:
             self.sending.discard(to)
-            self.do(r.SnapshotEnded(to))
+            self.do(r.SnapshotEnded(to, self.world.random.random() < 0.5))
 
         seconds = self.world.random.expovariate(1 / 0.2)
         self.world.at(seconds, lambda: self.when_awake(life, lambda: self.world.send(self, to, snapshot)))

@@ -140,7 +140,11 @@ def test_a_snapshot_on_its_way_keeps_the_log_that_has_to_follow_it() -> None:
         persist_all(replica, replica.handle(r.Append(b"x"), 102.0), 102.0)
         answer(replica, 102.0)
     assert replica.base.seq == 1  # where the snapshot was taken
-    replica.handle(r.SnapshotEnded("d"), 103.0)
+    replica.handle(r.SnapshotEnded("d", True), 103.0)
+    persist_all(replica, replica.handle(r.Append(b"x"), 103.0), 103.0)
+    answer(replica, 103.0)
+    assert replica.base.seq == 1  # it was delivered, but what came since was not
+    answer(replica, 103.0, "d")
     persist_all(replica, replica.handle(r.Append(b"x"), 103.0), 103.0)
     answer(replica, 103.0)
     assert replica.applied - replica.base.seq <= SETTINGS.log_keep_max

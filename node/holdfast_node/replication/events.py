@@ -119,9 +119,10 @@ class SnapshotStarted(msgspec.Struct, frozen=True, gc=False):
 
 
 class SnapshotEnded(msgspec.Struct, frozen=True, gc=False):
-    """The snapshot to this node is delivered, or given up."""
+    """The snapshot to this node is delivered, or given up. A delivered one still needs the log behind it."""
 
     to: str
+    delivered: bool
 
 
 class Tick(msgspec.Struct, frozen=True, gc=False):

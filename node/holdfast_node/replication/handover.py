@@ -2,7 +2,8 @@
 
 For each such shard: no new turn begins (calls are refused as WRONG_OWNER, and gateways hold them), running turns end, or are
 cancelled after `_PATIENCE_S` and run again where the shard goes; then the owner itself swaps the assignment to the next epoch, as
-released, so that the next owner need not wait out any promise. When the swap does not come about the shard is opened again.
+released, so that the next owner need not wait out any promise. From the sending of the swap on the shard is not served here; when it
+does not come about, it is owned anew, once all that was appended is committed.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Handovers:
                 shard is not None
                 and assignment is not None
                 and assignment.handover in view.members
+                and assignment.handover in assignment.in_sync
                 and copy not in self._closed
                 and copy.replica.may_release(now)
                 and self._not_before.get(copy.number, 0.0) <= now
@@ -85,10 +87,9 @@ class Handovers:
             self.done += 1
             self._not_before.pop(copy.number, None)
             return
-        to = view.members.get(assignment.handover) if assignment is not None else None
-        if (to is None and not replica.releasing) or now - since > _GIVE_UP_S:
-            if replica.releasing:
-                return  # perhaps it has happened: only etcd can tell
+        wanted = assignment is not None and assignment.handover in assignment.in_sync
+        to = view.members.get(assignment.handover) if assignment is not None and wanted else None
+        if to is None or now - since > _GIVE_UP_S:
             log.info("shard %d: it is not handed over now", copy.number)
             del self._closed[copy]
             self._not_before[copy.number] = now + _AGAIN_S
@@ -96,5 +97,5 @@ class Handovers:
         elif not self._turns.shard_is_quiet(shard):
             if now - since > _PATIENCE_S:
                 self._turns.cancel_shard(shard)
-        elif not replica.releasing and to is not None:
+        else:
             self._replicas.release(copy.number, to)

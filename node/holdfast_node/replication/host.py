@@ -213,10 +213,10 @@ class Replicas:
         self._end()
         return position
 
-    def snapshot_ended(self, number: int, to: str) -> None:
+    def snapshot_ended(self, number: int, to: str, delivered: bool) -> None:
         """The snapshot is with `to`, or was given up."""
         self._now = boottime()
-        self._do(self._copies[number], SnapshotEnded(to))
+        self._do(self._copies[number], SnapshotEnded(to, delivered))
         self._end()
 
     def snapshot_arrived(self, sender: str, number: int, snapshot: Snapshot) -> None:
@@ -300,20 +300,20 @@ class Replicas:
         touched, self._touched = self._touched, set()
         for copy in touched:
             replica, shard = copy.replica, copy.shard
-            if shard is not None and not (replica.owning and replica.epoch == shard.epoch):
+            if shard is not None and not (replica.owning and replica.epoch == shard.epoch and not replica.releasing):
                 lost.add(shard)
                 copy.shard = shard = None
                 for entry in copy.waiting:
                     entry.abandoned = True
                     done.append(entry)
                 copy.waiting.clear()
-            if replica.owning and shard is not None:
+            elif shard is not None:
                 shard.until = replica.serves_until(self._now)
                 shard.read_only = replica.read_only()
         if lost:
             self._shards.drop(lost)
         for copy in touched:
-            if copy.shard is None and copy.replica.owning:
+            if copy.shard is None and copy.replica.owning and not copy.replica.releasing:
                 self._flusher.write()  # what is applied has to be there to be read
                 shard = copy.shard = Shard(copy.number, copy.replica.epoch, replicated=True)
                 shard.until = copy.replica.serves_until(self._now)

@@ -73,6 +73,7 @@ class Link:
         self._writer = new_writer()
         self.up = False
         self._retired = False
+        self._superseded = False
         self._task = asyncio.create_task(self._run(), name=f"replication to {member.id}")
 
     def send(self, shard: int, message: WireMessage) -> None:
@@ -85,6 +86,11 @@ class Link:
         self._retired = True
         if not self.up:
             self._task.cancel()
+
+    def supersede(self) -> None:
+        """The member is another incarnation now, with a link of its own."""
+        self._superseded = self._retired = True
+        self._task.cancel()
 
     async def close(self) -> None:
         self._task.cancel()
@@ -111,7 +117,8 @@ class Link:
                 if self.up:
                     log.info("replication to %s at %s is down: %s", member.id, member.address, why)
                     self.up = False
-                    self._broke(member.id)
+                    if not self._superseded:
+                        self._broke(member.id)
                 sending.cancel()
                 await asyncio.gather(sending, return_exceptions=True)
                 call.cancel()
@@ -140,7 +147,7 @@ class Links:
                 if not link.up:
                     del self._links[name]
             elif (member.address, member.incarnation) != (link.member.address, link.member.incarnation):
-                self._links.pop(name).retire()
+                self._links.pop(name).supersede()
         for name, member in view.members.items():
             if name != self._node and (name not in self._links or self._links[name]._retired):
                 self._links[name] = Link(self._me, member, self.broke)

@@ -235,8 +235,8 @@ class Replica:
             case SnapshotStarted(to):
                 if (peer := self.peers.get(to)) is not None:
                     peer.holds = self.applied
-            case SnapshotEnded(to):
-                if (peer := self.peers.get(to)) is not None:
+            case SnapshotEnded(to, delivered):
+                if not delivered and (peer := self.peers.get(to)) is not None:
                     peer.holds = None
         out, self._out = self._out, []
         return out
@@ -253,6 +253,8 @@ class Replica:
                 if (peer := self._answered(sender, epoch, sent_at)) is not None:
                     peer.matched = max(peer.matched, matched)
                     peer.next = max(peer.next, matched + 1)
+                    if peer.holds is not None:
+                        peer.holds = None if peer.matched >= self.applied else max(peer.holds, peer.matched)
                     self._promised(peer, sent_at, now)
                     self._advance()
                     if peer.next <= self.last.seq:
@@ -423,7 +425,9 @@ class Replica:
         elif self.owning:
             if self._swapping is not None and revision > self._swapping.swap.revision:
                 self._swapping = None
-                self.releasing = False
+                if self.releasing:  # it did not come about: serve again when all that was appended is committed
+                    self.releasing = False
+                    self.first_seq = self.last.seq
             self._counted = frozenset(self.counted())
             self._know_peers(now)
             self._advance()
@@ -589,7 +593,7 @@ class Replica:
             earliest = now - self.settings.replica_timeout_s - self.settings.corner_patience_s
             silent = {name for name in silent if self.peers[name].heard_at < earliest}
         leaving = set(self.assignment.leaving) - {self.me}
-        if len(set(self.assignment.in_sync) - leaving) >= self.settings.min_in_sync:
+        if len(set(self.assignment.in_sync) - leaving - silent) >= self.settings.min_in_sync:
             silent |= leaving & set(self.assignment.in_sync)
         caught_up = {name for name in self.assignment.joining if name != self.me and self.caught_up(self.peers[name], now)}
         if silent or caught_up:

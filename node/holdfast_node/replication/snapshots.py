@@ -136,6 +136,7 @@ class SnapshotSender:
         metadata = ((TARGET_METADATA, f"{member.id}:{member.incarnation}"), (SENDER_METADATA, self._me()))
         call: Any = channel.stream_unary(SNAPSHOT)(metadata=metadata)
         size = 0
+        delivered = False
         try:
             # The position and the iterators in one go: nothing else runs on the loop in between.
             start, stop = keys.shard_prefix(shard), keys.after(keys.shard_prefix(shard))
@@ -153,11 +154,12 @@ class SnapshotSender:
             await call.write(_encode(End(boottime())))
             await call.done_writing()
             await call
+            delivered = True
             self.sent += 1
         except asyncio.InvalidStateError:  # the stream broke: the call itself says how
             await call
         finally:
-            self._replicas.snapshot_ended(shard, to)
+            self._replicas.snapshot_ended(shard, to, delivered)
             call.cancel()
             await channel.close()
         log.info("shard %d: sent %d bytes to %s in %.1f s", shard, size, to, time.monotonic() - began)
