@@ -13,7 +13,7 @@ from cluster_app import app
 from holdfast import codec
 from holdfast.ids import RequestIds
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_node.commit import Flusher
+from holdfast_node.commit import ENTRY_BYTES, Flusher
 from holdfast_node.engine import Engine, EngineLimits
 from holdfast_node.replies import KeptReplies
 from holdfast_node.shards import FOR_EVER, Shard, Shards
@@ -48,7 +48,7 @@ class Bench:
 
         self.store.sync = gated  # type: ignore[method-assign]
         shards = Shards(lambda shards: None)
-        shard = Shard(0, 1)
+        self.shard = shard = Shard(0, 1)
         shard.until = FOR_EVER
         shards.take(shard)
         self.flusher = Flusher(self.store)
@@ -145,3 +145,28 @@ async def test_nothing_of_the_engine_grows_with_calls_that_ended(bench: Bench) -
     assert 0 < bench.engine.cached_bytes < 5 * limit
     bench.engine.evict(1.0)
     assert (bench.engine.activations, bench.engine.cached_bytes) == (0, 0)
+
+
+async def test_an_entry_that_is_full_is_closed_and_the_next_one_gathers(bench: Bench) -> None:
+    shard = bench.shard
+    first = bench.engine._committer.entry(shard)
+    first.bytes = ENTRY_BYTES + 1
+    second = bench.engine._committer.entry(shard)
+    assert second is not first
+    assert bench.engine._committer.entry(shard) is second
+    await bench.flusher.drain()
+    assert first.committed
+    assert second.committed
+
+
+async def test_a_read_behind_a_write_that_waits_is_refused_while_there_are_too_few_copies(bench: Bench) -> None:
+    bench.may_sync.clear()
+    wrote = bench.call("a", "increment")
+    await asyncio.sleep(0.02)
+    bench.shard.read_only = "1 copies are in sync, writes need 2"
+    read, other, write = bench.call("a", "value"), bench.call("b", "value"), bench.call("b", "increment")
+    refused, value, read_only = await bench.answered(read, other, write)
+    assert (refused.code, value, read_only.code) == (pb.CODE_UNAVAILABLE, 0, pb.CODE_UNAVAILABLE)
+    bench.shard.read_only = None
+    bench.may_sync.set()
+    assert await bench.answered(wrote) == [1]

@@ -185,3 +185,20 @@ def test_when_more_than_a_third_is_away_nothing_moves() -> None:
     joined = replicated(*NODES, assignments=dict(picture.assignments))
     away = {f"x{i}": Member(f"x{i}", "127.0.0.1:9", 1, f"hx{i}") for i in range(3)}
     assert plan(joined, 1, away) == []
+
+
+def test_a_hand_over_to_a_node_that_fell_out_of_sync_is_taken_back() -> None:
+    picture, _ = settle(replicated(*NODES[:3]))
+    now = picture.assignments[0].assignment
+    gone = next(name for name in now.in_sync if name != now.owner)
+    stale = msgspec.structs.replace(now, in_sync=tuple(n for n in now.in_sync if n != gone), joining=(gone,), handover=gone)
+    [back] = [t for t in plan(replicated(*NODES[:3], assignments={0: Versioned(stale, 7)}), 1) if t.shard == 0]
+    assert back.to.handover == ""
+
+
+def test_of_two_that_stop_at_once_one_leaves_the_in_sync_set() -> None:
+    picture, _ = settle(replicated(*NODES[:3]))
+    owner = picture.assignments[0].assignment.owner
+    others = [name for name in "abc" if name != owner]
+    [leave] = [t for t in plan(stopping(picture, *others), 1) if t.shard == 0]
+    assert len(leave.to.leaving) == 1

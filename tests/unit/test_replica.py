@@ -156,3 +156,26 @@ def test_a_node_that_is_assigned_before_it_knows_that_it_is_a_member_takes_the_s
     assert not replica.owning
     replica.handle(r.Rejoined(1), 100.1)
     assert replica.owning
+
+
+def test_silent_replicas_and_those_that_leave_are_counted_together() -> None:
+    replica = owner()
+    replica.handle(r.Assigned(Assignment(1, "a", 1, ("a", "b", "c"), leaving=("c",)), 2), 101.0)
+    answer(replica, 101.0)
+    answer(replica, 103.5, "c")
+    [swap] = effects(replica.handle(r.Tick(), 103.6), r.Swap)
+    assert swap.to.in_sync == ("a", "c")  # b is silent; c would be asked to leave too few
+
+
+def test_a_release_that_did_not_come_about_serves_again_when_everything_appended_is_committed() -> None:
+    replica = owner()
+    out = replica.handle(r.Append(b"x"), 101.0)
+    answer(replica, 101.0, "c")
+    replica.handle(r.Release("b", 1), 101.1)
+    assert replica.releasing
+    replica.handle(r.Assigned(Assignment(1, "a", 1, ("a", "b", "c")), 2), 101.2)
+    assert not replica.releasing
+    assert not replica.serving(101.2)
+    persist_all(replica, out, 101.3)
+    answer(replica, 101.3)
+    assert replica.serving(101.3)
