@@ -164,7 +164,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the confirmation has to be: {wanted}")
         there = [name for name in now.in_sync if name in view.members]
         if there:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{', '.join(there)} has the data: nothing is given up")
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"the data is on {', '.join(there)}: nothing is given up")
         favourites = [name for name in view.ring.preference_list(request.shard, 1) if name in view.members]
         if not favourites:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "there is no node that could own it")

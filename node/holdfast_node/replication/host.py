@@ -147,10 +147,7 @@ class Replicas:
         """A frame came from a node."""
         self._now = boottime()
         for number, message in messages:
-            copy = self._copies.get(number)
-            if copy is None:
-                copy = self._copy(number)
-            self._do(copy, Received(sender, message))
+            self._do(self._copy(number), Received(sender, message))
         self._end()
 
     def append(self, entries: list[Entry]) -> None:
@@ -307,23 +304,20 @@ class Replicas:
                     entry.abandoned = True
                     done.append(entry)
                 copy.waiting.clear()
-            elif shard is not None:
-                shard.until = replica.serves_until(self._now)
-                shard.read_only = replica.read_only()
         if lost:
             self._shards.drop(lost)
         for copy in touched:
             if copy.shard is None and copy.replica.owning and not copy.replica.releasing:
                 self._flusher.write()  # what is applied has to be there to be read
-                shard = copy.shard = Shard(copy.number, copy.replica.epoch, replicated=True)
-                shard.until = copy.replica.serves_until(self._now)
-                shard.read_only = copy.replica.read_only()
-                self._shards.take(shard)
-        for copy in touched:
+                copy.shard = Shard(copy.number, copy.replica.epoch, replicated=True)
+                self._shards.take(copy.shard)
             assignment = copy.replica.assignment
             if copy.shard is None or assignment is None:
                 self._restless.discard(copy)
-            elif copy.shard.until <= self._now or assignment.joining or assignment.leaving or assignment.handover:
+                continue
+            copy.shard.until = copy.replica.serves_until(self._now)
+            copy.shard.read_only = copy.replica.read_only()
+            if copy.shard.until <= self._now or assignment.joining or assignment.leaving or assignment.handover:
                 self._restless.add(copy)
             else:
                 self._restless.discard(copy)
