@@ -149,6 +149,10 @@ class Dispatcher:
             self._stale_since = self._loop.time()
         return self._loop.time() - self._stale_since < _STALE_S
 
+    def reachable(self, kind: str, key: str) -> bool:
+        """Whether calls to an object leave at once, as far as is known."""
+        return bool(self._shards) and self._targets[shard_of(kind, key, self._shards)] is not None
+
     def submit(self, call: pb.Call, origin: Origin) -> None:
         """Send a call; its reply, or an error, goes to `origin` with the id that the call has now."""
         key = call.key

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from holdfast_cluster.etcd import Changes, Etcd, Listing, WatchState
 from holdfast_cluster.etcdpb import etcd_pb2 as pb
-from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Keys, Member, Versioned, View, decode
+from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Keys, Member, Pause, Versioned, View, decode
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
     else:
         rows = ((event.type == pb.Event.PUT, event.kv) for event in update.events)
     settings, controller = view.settings, view.controller
-    members, assignments, drains = dict(view.members), dict(view.assignments), dict(view.drains)
+    members, assignments, drains, pauses = dict(view.members), dict(view.assignments), dict(view.drains), view.pauses
     for there, row in rows:
         key = row.key.decode()
         if key.startswith(keys.shards):
@@ -101,8 +101,13 @@ def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
                 drains[node] = decode(row.value, Drain)
             else:
                 drains.pop(node, None)
+        elif key.startswith(keys.pauses):
+            kind, _, name = key[len(keys.pauses) :].partition("/")
+            pauses = {what: pause for what, pause in pauses.items() if what != (kind, name)}
+            if there:
+                pauses[kind, name] = decode(row.value, Pause)
         elif key == keys.settings:
             settings = decode(row.value, ClusterSettings) if there else None
         elif key == keys.controller:
             controller = row.value.decode() if there else ""
-    return View(update.revision, settings, members, assignments, controller, drains)
+    return View(update.revision, settings, members, assignments, controller, drains, pauses)

@@ -7,6 +7,7 @@ Keys, all below `/holdfast/<cluster>/`, values JSON so that etcdctl shows them:
     incarnations/<node id>   how often the node's data directory was started, kept for ever
     shards/<number>          Assignment
     drains/<node id>         Drain: an operator wants the node to be given up
+    pauses/<kind>/<key>      Pause: an operator has stopped deliveries and alarms to an object, or, without a key, to a kind
     controller               the node id of the controller, under its lease
 """
 
@@ -84,6 +85,14 @@ class Drain(msgspec.Struct, frozen=True):
     by: str = ""
 
 
+class Pause(msgspec.Struct, frozen=True):
+    """Notifications to an object, or a kind, are not delivered, and its alarms do not fire, until it is resumed."""
+
+    at: float
+    """Seconds since 1970."""
+    by: str = ""
+
+
 class Assignment(msgspec.Struct, frozen=True):
     """What is true for a shard. The owner serves only as the incarnation that was assigned: a restart is a new life."""
 
@@ -118,6 +127,8 @@ class View(msgspec.Struct, frozen=True, dict=True):
     assignments: Mapping[int, Versioned] = {}
     controller: str = ""
     drains: Mapping[str, Drain] = {}
+    pauses: Mapping[tuple[str, str], Pause] = {}
+    """By kind and key; an empty key is the whole kind."""
 
     @cached_property
     def ring(self) -> Ring:
@@ -164,6 +175,7 @@ class Keys:
         self.members = self.prefix + "members/"
         self.shards = self.prefix + "shards/"
         self.drains = self.prefix + "drains/"
+        self.pauses = self.prefix + "pauses/"
 
     def member(self, node: str) -> str:
         return self.members + node
@@ -173,6 +185,9 @@ class Keys:
 
     def drain(self, node: str) -> str:
         return self.drains + node
+
+    def pause(self, kind: str, key: str) -> str:
+        return f"{self.pauses}{kind}/{key}"
 
     def shard(self, number: int) -> str:
         return f"{self.shards}{number:05d}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 import zlib
 from collections import deque
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 from holdfast.app import Kind
@@ -14,12 +16,15 @@ from holdfast.storage import Limits, Storage
 
 from holdfast_node import keys
 from holdfast_node.commit import Entry
-from holdfast_node.outgoing import ObjectCalls, Outgoing
+from holdfast_node.delivery.alarms import ObjectAlarms
+from holdfast_node.delivery.deliveries import Deliveries
+from holdfast_node.outgoing import Notifier, ObjectCalls, Outgoing
 from holdfast_node.shards import Shard
 from holdfast_node.store import Store
 from holdfast_node.turn import Turn
 
 _log = logging.getLogger("holdfast.objects")
+_TAKEN_MAX = 256
 
 
 class RowReader:
@@ -48,7 +53,11 @@ class Activation:
     """
 
     __slots__ = (
+        "_alarms",
+        "_deliveries",
         "_outgoing",
+        "_store",
+        "_taken",
         "cached_bytes",
         "checksum",
         "forgotten",
@@ -64,11 +73,17 @@ class Activation:
         "turn",
     )
 
-    def __init__(self, kind: Kind, key: str, shard: Shard, store: Store, limits: Limits, outgoing: Outgoing) -> None:
+    def __init__(
+        self, kind: Kind, key: str, shard: Shard, store: Store, limits: Limits, outgoing: Outgoing, deliveries: Deliveries
+    ) -> None:
         self.kind = kind
         self.key = key
         self.shard = shard
         self._outgoing = outgoing
+        self._deliveries = deliveries
+        self._store = store
+        self._alarms: ObjectAlarms | None = None
+        self._taken: dict[bytes, bytes] | None = None
         self.row_prefix = keys.row_prefix(shard.number, kind.name, key)
         """What the keys of the user's rows begin with in the store."""
         self.storage = Storage(RowReader(store, self.row_prefix), limits)
@@ -100,6 +115,28 @@ class Activation:
         instance.__init__()  # type: ignore[misc]
         return instance
 
+    # -- notifications that it gets
+
+    def took(self, notification: bytes) -> bool:
+        """Whether the object has taken this notification, or a later one of the same sender, before; perhaps not committed yet."""
+        sequence, sender = notification[: keys.SEQUENCE_BYTES], notification[keys.SEQUENCE_BYTES :]
+        last = None if self._taken is None else self._taken.get(sender)
+        if last is None:
+            last = self._store.get("state", keys.mark_key(self.shard.number, self.kind.name, self.key, sender))
+        return last is not None and sequence <= last[: keys.SEQUENCE_BYTES]
+
+    def take(self, notification: bytes) -> tuple[bytes, bytes]:
+        """The running turn takes this notification: the row that says so."""
+        sequence, sender = notification[: keys.SEQUENCE_BYTES], notification[keys.SEQUENCE_BYTES :]
+        taken = self._taken
+        if taken is None:
+            taken = self._taken = {}
+        elif len(taken) >= _TAKEN_MAX and self.uncommitted is None and self.storage.settled():
+            taken.clear()  # the store has them
+        taken[sender] = sequence
+        key = keys.mark_key(self.shard.number, self.kind.name, self.key, sender)
+        return key, sequence + (time.time_ns() // 1_000_000).to_bytes(8, "big")
+
     # -- holdfast.object.Context
 
     @property
@@ -113,6 +150,16 @@ class Activation:
     @property
     def objects(self) -> Objects:
         return ObjectCalls(self, self._outgoing)
+
+    @property
+    def alarms(self) -> ObjectAlarms:
+        alarms = self._alarms
+        if alarms is None:
+            alarms = self._alarms = ObjectAlarms(self, self._store)
+        return alarms
+
+    def notify(self, kind: type | str, key: str, delay: timedelta | None) -> Notifier:
+        return Notifier(self, self._deliveries, kind, key, delay)
 
     @property
     def request(self) -> Turn:

@@ -26,6 +26,7 @@ from holdfast_node.shards import Shard
 from holdfast_node.store import Batch, Store
 
 if TYPE_CHECKING:
+    from holdfast_node.delivery.outbox import Note
     from holdfast_node.turn import Turn
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,21 @@ class Entry:
     `turns` get their replies when the entry is committed: those that wrote it, and those that read what it wrote.
     """
 
-    __slots__ = ("abandoned", "applied", "bytes", "committed", "deletes", "replies", "rows", "seq", "shard", "turns", "waiters")
+    __slots__ = (
+        "abandoned",
+        "applied",
+        "bytes",
+        "committed",
+        "deletes",
+        "dues",
+        "notes",
+        "replies",
+        "rows",
+        "seq",
+        "shard",
+        "turns",
+        "waiters",
+    )
 
     def __init__(self, shard: Shard) -> None:
         self.shard = shard
@@ -54,6 +69,8 @@ class Entry:
         self.bytes = 0
         self.turns: list[Turn] = []
         self.waiters: list[asyncio.Future[None]] | None = None
+        self.notes: list[Note] | None = None  # notifications that leave when it is committed
+        self.dues: list[tuple[bool, int]] | None = None  # when something in it is due: (a delayed notification or an alarm, ms)
         self.applied = False
         self.committed = False
         self.abandoned = False

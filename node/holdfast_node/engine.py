@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,7 +47,11 @@ from holdfast_node import keys
 from holdfast_node.activation import Activation
 from holdfast_node.activations import Activations
 from holdfast_node.commit import Committer, Entry, Flusher
-from holdfast_node.outgoing import Outgoing
+from holdfast_node.delivery.alarms import AlarmChange, Firing, Inside
+from holdfast_node.delivery.deliveries import Deliveries
+from holdfast_node.delivery.outbox import OutboxLimits
+from holdfast_node.delivery.records import KEYED, Letter, Notification, effect_id
+from holdfast_node.outgoing import Notify, Outgoing
 from holdfast_node.replication.disk import Until
 from holdfast_node.replies import KeptReplies, fingerprint
 from holdfast_node.shards import Shard, Shards
@@ -80,6 +85,7 @@ class EngineLimits:
     idle_s: float = 300.0
     """An activation that had no call for this long is evicted."""
     storage: Limits = field(default_factory=Limits)
+    outbox: OutboxLimits = field(default_factory=OutboxLimits)
 
 
 class Engine:
@@ -109,6 +115,7 @@ class Engine:
         self._flusher = flusher
         self._committer = Committer(flusher, self.committed, append)
         flusher.applied = self._applied
+        self.deliveries = Deliveries(app, store, shards, outgoing, self, self._committer.entry, limits.outbox)
         self._activations = Activations()
         self._in_flight: dict[bytes, Turn] = {}
         self._deadlines = Deadlines(self._in_flight, self._expire)
@@ -157,15 +164,20 @@ class Engine:
             if shard.until <= boottime() or (shard.closing and not call.chain):
                 raise WrongOwner(f"shard {shard.number} is not served by this node at the moment", definite=True, retryable=True)
             method = call.method
-            handler = activation.kind.handlers.get(method) or activation.kind.handler(method)
+            handler: Handler | Inside = activation.kind.handlers.get(method) or activation.kind.handler(method)
             attempt = call.attempt
             kept_replies = self._kept
             if attempt or not kept_replies.fresh_from <= request_id < kept_replies.ahead_to or request_id in kept_replies.retried:
-                self._flusher.write()  # what is committed may be staged still
-                kept = kept_replies.find(shard, activation.checksum ^ handler.checksum, call)
-                if kept is not None:
-                    port.reply(call.id, kept, None, shard)
-                    return
+                if call.notification:
+                    if activation.took(call.notification):
+                        handler = _AGAIN  # as a turn of its own, so that its answer waits for what the first one's waits for
+                        call.ClearField("notification")
+                else:
+                    self._flusher.write()  # what is committed may be staged still
+                    kept = kept_replies.find(shard, activation.checksum ^ handler.checksum, call)
+                    if kept is not None:
+                        port.reply(call.id, kept, None, shard)
+                        return
             if activation.turn is not None and call.chain:
                 self._check_chain(call, activation)
             if len(self._in_flight) >= self._limits.in_flight_max:
@@ -174,6 +186,12 @@ class Engine:
             error.request_id = request_id
             port.reply(call.id, b"", error_to_proto(error, call.codec), None)
             return
+        self._enqueue(activation, call, handler, port)
+
+    def _enqueue(self, activation: Activation, call: pb.Call, handler: Handler | Firing | Inside, port: ReplyPort) -> None:
+        """Start a turn, or have it wait for those before it."""
+        request_id = call.request_id
+        shard = activation.shard
         now = self._loop.time()
         activation.last_used = now
         timeout = call.timeout_ms / 1000 or self._limits.turn_timeout_s
@@ -209,7 +227,7 @@ class Engine:
         while len(self._activations) >= self._limits.activations_max:
             if not self._evict_oldest():
                 raise _overloaded(f"{self._limits.activations_max} objects are active and busy on this node")
-        activation = Activation(kind, call.key, shard, self._store, self._limits.storage, self._outgoing)
+        activation = Activation(kind, call.key, shard, self._store, self._limits.storage, self._outgoing, self.deliveries)
         self._activations.add(activation)
         return activation
 
@@ -250,7 +268,7 @@ class Engine:
         activation.storage.begin()
         self.turns += 1
         self._starting = True
-        if activation.instance is None:
+        if activation.instance is None and type(handler) is not Inside:
             turn.run(self._first(turn))
         elif handler.is_async:
             try:
@@ -299,7 +317,7 @@ class Engine:
                         f"a result of {len(turn.result)} bytes, at most {self._limits.result_bytes_max}",
                         definite=turn.calls_made == 0,
                     )
-                if storage.changed():
+                if storage.changed() or turn.call.notification:
                     entry = self._write(turn)
             except Exception as unfit:
                 error = unfit
@@ -361,14 +379,38 @@ class Engine:
         entry.bytes += activation.storage.write_bytes + len(turn.result)
         if deletes or cleared:
             entry.deletes = True
-        if turn.request_id:
+        if activation.storage.beside:
+            self._write_beside(activation, entry)
+        request_id = turn.request_id
+        if request_id[0] != KEYED:
             if turn.attempt:
-                self._kept.note_retried(turn.request_id)
+                self._kept.note_retried(request_id)
             entry.replies.append(
-                (shard.prefix + turn.request_id, fingerprint(activation.checksum ^ turn.handler.checksum, turn.call) + turn.result)
+                (shard.prefix + request_id, fingerprint(activation.checksum ^ turn.handler.checksum, turn.call) + turn.result)
             )
+        elif turn.call.notification:
+            entry.rows.append(activation.take(turn.call.notification))
+        elif type(turn.handler) is Handler:
+            key = self._kept.key(shard, request_id)
+            entry.replies.append((key, fingerprint(activation.checksum ^ turn.handler.checksum, turn.call) + turn.result))
         activation.last_entry = entry
         return entry
+
+    def _write_beside(self, activation: Activation, entry: Entry) -> None:
+        """What a turn did beside its rows: notifications, alarms, a dead letter."""
+        now_ms = time.time_ns() // 1_000_000
+        for what in activation.storage.beside:
+            match what:
+                case Notify():
+                    row = Notification(activation.kind.name, activation.key, what.kind, what.key, what.method, what.arguments, now_ms)
+                    self.deliveries.stage(entry, row, what.delay_ms)
+                case AlarmChange():
+                    entry.rows += activation.alarms.stage(what)
+                    entry.deletes = True
+                    if what.record is not None:
+                        self.deliveries.due_at(entry, what.record.due_ms)
+                case Letter():
+                    self.deliveries.bury_alarm(entry, what)
 
     def _next(self, activation: Activation) -> None:
         """Start the turns that wait for an object, until one of them has to wait itself."""
@@ -389,6 +431,8 @@ class Engine:
     def committed(self, entries: list[Entry]) -> None:
         """These entries are committed, or given up with their shard: answer those who wait for them."""
         for entry in entries:
+            if (entry.notes is not None or entry.dues is not None) and entry.committed:
+                self.deliveries.committed(entry)
             for turn in entry.turns:
                 self._finish(turn, turn.result, turn.error)
                 activation = turn.activation
@@ -521,11 +565,64 @@ class Engine:
             activation.mailbox = None
             if activation.turn is not None:
                 activation.turn.cancel()
+        self.deliveries.drop(shards)
         for shard in shards:
             entry, shard.gathering = shard.gathering, None
             if entry is not None:
                 entry.abandoned = True
                 self.committed([entry])
+
+    # -- alarms; holdfast_node.delivery.deliveries.Turns
+
+    def fire(self, kind: str, key: str, name: str, due_ms: int, request_id: bytes, done: Callable[[pb.Error | None], None]) -> None:
+        """Have an alarm fire, as a turn; `done` gets what came of it, when that is committed."""
+        self._inside(kind, key, request_id, lambda activation: Firing(activation, name, due_ms), done)
+
+    def alarm_failed(self, kind: str, key: str, name: str, due_ms: int, error: pb.Error, done: Callable[[], None]) -> None:
+        """Write down that a firing failed, in a turn of its own: it fires again later, or is a dead letter."""
+
+        def fail(activation: Activation) -> None:
+            final = error.code == pb.CODE_APPLICATION and error.type == "Rejected"
+            record = activation.alarms.fail(name, due_ms, activation.kind.retries.alarm_attempts, final)
+            if record is not None:
+                told = f"{error.type}: {error.message}" if error.type else error.message
+                lost = Notification(
+                    kind, key, kind, key, "on_alarm", record.payload, record.scheduled_ms, record.attempt + 1, error=told
+                )
+                code = pb.Code.Name(error.code).removeprefix("CODE_")
+                activation.storage.do_beside(
+                    Letter(lost, time.time_ns() // 1_000_000, code, told, record, name), len(record.payload) + len(told)
+                )
+                log.error("alarm %r of %s/%s is a dead letter after %d attempts: %s", name, kind, key, record.attempt + 1, told)
+
+        self.run_inside(kind, key, fail, lambda error: done())
+
+    def run_inside(self, kind: str, key: str, what: Callable[[Activation], Any], done: Callable[[pb.Error | None], None]) -> None:
+        """Run `what` as a turn of an object, without an instance of its class; `done` gets its error, when it is committed."""
+        self._inside(kind, key, effect_id(self._ids.next()), lambda activation: Inside("inside", lambda: what(activation)), done)
+
+    def _inside(
+        self,
+        kind: str,
+        key: str,
+        request_id: bytes,
+        handler: Callable[[Activation], Firing | Inside],
+        done: Callable[[pb.Error | None], None],
+    ) -> None:
+        call = pb.Call(kind=kind, key=key, method="on_alarm", request_id=request_id)
+        port = _Told(done)
+        if request_id in self._in_flight:
+            port.reply(0, b"", error_to_proto(_overloaded("it fires already")), None)
+            return
+        try:
+            activation = self._activations.use(kind, key) or self._activate(call)
+            shard = activation.shard
+            if shard.until <= boottime() or shard.closing:
+                raise WrongOwner(f"shard {shard.number} is not served by this node at the moment", definite=True, retryable=True)
+        except HoldfastError as error:
+            port.reply(0, b"", error_to_proto(error), None)
+            return
+        self._enqueue(activation, call, handler(activation), port)
 
     # -- a shard goes to another node; holdfast_node.replication.handover.Turns
 
@@ -643,11 +740,24 @@ class _Nobody:
         pass
 
 
+class _Told:
+    """The port of a turn of Holdfast's own: tells a function."""
+
+    __slots__ = ("_done",)
+
+    def __init__(self, done: Callable[[pb.Error | None], None]) -> None:
+        self._done = done
+
+    def reply(self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None) -> None:
+        self._done(error)
+
+
 def _on_evict(self: object) -> None:
     """Stands in for the handler of an eviction in logs."""
 
 
 _EVICT = Handler("on_evict", _on_evict, "DurableObject")
+_AGAIN = Inside("a notification that was taken before", lambda: None)
 
 
 def _encode(turn: Turn, value: Any) -> bytes:
@@ -663,7 +773,7 @@ def _encode(turn: Turn, value: Any) -> bytes:
         raise TypeError(f"{turn.handler.name}() returned what cannot be sent: {error}{hint}") from None
 
 
-async def _as_coroutine(handler: Handler, instance: Any, call: pb.Call) -> Any:
+async def _as_coroutine(handler: Handler | Firing | Inside, instance: Any, call: pb.Call) -> Any:
     return handler.invoke(instance, call.arguments, call.codec == pb.CODEC_JSON)
 
 

@@ -3,7 +3,9 @@
 Column families and their keys (numbers big-endian, so that byte order is number order):
 
     state     shard u16 | kind 00 01 | key 00 01 | record type u8 | the record's own key     one object is one contiguous range
+              shard u16 | 00 | index u8 | what the index is ordered by               what a shard's owner has to do, see INDEXES
     replies   shard u16 | request id 16 bytes, which begin with the time      what is older than a time is one contiguous range
+              shard u16 | FF | hour u32 | id 16 bytes                         the same for callers' idempotency keys
     log       shard u16 | seq u64
     meta      names of the directory's facts, and 'position', 'log', 'applied', 'install' + shard u16
 
@@ -15,6 +17,23 @@ from __future__ import annotations
 
 ROW = 0x10
 """Record type of a user's row in `self.storage`."""
+
+ALARM = 0x20
+"""Record type of an alarm of the object; its key is the alarm's name."""
+
+# Indexes of a shard. No kind's name begins with 00, so they lie before all objects.
+OUTBOX = 0x01
+"""sequence: a notification that is to be delivered"""
+DELAYED = 0x02
+"""due u64 ms | sequence: one that is to go to the outbox when its time has come"""
+ALARMS = 0x03
+"""due u64 ms | kind 00 01 | key 00 01 | name: nothing; the alarm itself is a record of its object"""
+LETTERS = 0x04
+"""sequence: a dead letter"""
+MARKS = 0x05
+"""receiver's kind 00 01 | key 00 01 | sender: what the receiver took last from this sender"""
+
+SEQUENCE_BYTES = 16
 
 NODE_ID = b"node"
 CLUSTER_ID = b"cluster"
@@ -44,6 +63,56 @@ def split_object(raw: bytes) -> tuple[int, str, str, bytes]:
 def row_prefix(shard: int, kind: str, key: str) -> bytes:
     """What the user's rows of an object begin with; the row's key follows as plain UTF-8."""
     return object_prefix(shard, kind, key) + bytes([ROW])
+
+
+def alarm_prefix(shard: int, kind: str, key: str) -> bytes:
+    """What the alarms of an object begin with; the alarm's name follows as plain UTF-8."""
+    return object_prefix(shard, kind, key) + bytes([ALARM])
+
+
+def index_prefix(shard: int, index: int) -> bytes:
+    """What all rows of one of a shard's indexes begin with."""
+    return shard.to_bytes(_SHARD_BYTES, "big") + bytes([0, index])
+
+
+INDEX_PREFIX_BYTES = _SHARD_BYTES + 2
+
+
+def sequence(epoch: int, number: int) -> bytes:
+    """A place in the order of what a shard sends: grows with the epoch, and within it."""
+    return epoch.to_bytes(8, "big") + number.to_bytes(8, "big")
+
+
+def due_key(shard: int, index: int, due_ms: int, rest: bytes) -> bytes:
+    """A row of an index that is ordered by time."""
+    return index_prefix(shard, index) + due_ms.to_bytes(8, "big") + rest
+
+
+def read_due_key(raw: bytes) -> tuple[int, bytes]:
+    """When a row of such an index is due, and the rest of its key."""
+    return int.from_bytes(raw[INDEX_PREFIX_BYTES : INDEX_PREFIX_BYTES + 8], "big"), raw[INDEX_PREFIX_BYTES + 8 :]
+
+
+def ident(kind: str, key: str) -> bytes:
+    """An object's name as a part of a key."""
+    return _text(kind) + _text(key)
+
+
+def read_ident(raw: bytes) -> tuple[str, str, bytes]:
+    """The kind and key that a part of a key begins with, and the rest."""
+    kind, at = _read_text(raw, 0)
+    key, at = _read_text(raw, at)
+    return kind, key, raw[at:]
+
+
+def mark_key(shard: int, kind: str, key: str, sender: bytes) -> bytes:
+    """Where it is kept what an object took last from a sender (its ident)."""
+    return index_prefix(shard, MARKS) + ident(kind, key) + sender
+
+
+def keyed_reply_key(shard: int, hour: int, request_id: bytes) -> bytes:
+    """Where the reply to a request with an idempotency key is kept; also with the beginning of an id."""
+    return shard.to_bytes(_SHARD_BYTES, "big") + b"\xff" + hour.to_bytes(4, "big") + request_id
 
 
 def reply_key(shard: int, request_id: bytes) -> bytes:

@@ -1,19 +1,23 @@
-"""The calls that turns make to other objects."""
+"""The calls that turns make to other objects, and the notifications that they send."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import dataclass
+from datetime import timedelta
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from holdfast.app import kind_name
-from holdfast.errors import TooLarge, error_from_proto
+from holdfast.errors import InvalidArgument, Overloaded, TooLarge, error_from_proto
 from holdfast.signature import decode_result, encode_arguments, return_type
 from holdfast.v1 import objects_pb2 as pb
+from holdfast_cluster.dispatch import KEY_BYTES_MAX, DispatchLimits
 
 if TYPE_CHECKING:
     from holdfast_node.activation import Activation
+    from holdfast_node.delivery.deliveries import Deliveries
 
 T = TypeVar("T")
 
@@ -21,10 +25,15 @@ CHAIN_MAX = 16
 """How many turns may wait for each other in a chain of calls."""
 
 
+DELAY_MAX = timedelta(days=366)
+_ARGUMENT_BYTES_MAX = DispatchLimits().argument_bytes_max
+
+
 class Outgoing(Protocol):
     """What takes the calls: a dispatcher."""
 
-    def submit(self, call: pb.Call, origin: _Caller) -> None: ...
+    def submit(self, call: pb.Call, origin: Any) -> None: ...
+    def reachable(self, kind: str, key: str) -> bool: ...
 
 
 class ObjectCalls:
@@ -91,6 +100,63 @@ class _Stub:
         caller = _Caller()
         self._outgoing.submit(call, caller)
         return decode_result(await caller.future, returns, self._name, method)
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """A notification that the running turn sends, if it commits."""
+
+    kind: str
+    key: str
+    method: str
+    arguments: bytes
+    delay_ms: int
+
+
+class Notifier:
+    """What `self.notify(kind, key)` returns: every attribute sends one."""
+
+    __slots__ = ("_activation", "_delay_ms", "_deliveries", "_key", "_kind", "_name")
+
+    def __init__(self, activation: Activation, deliveries: Deliveries, kind: type | str, key: str, delay: timedelta | None) -> None:
+        if not isinstance(key, str):
+            raise TypeError(f"an object's key is text, not {type(key).__name__}: {key!r}")
+        if not 0 < len(key.encode()) <= KEY_BYTES_MAX:
+            raise InvalidArgument(f"an object's key has 1 to {KEY_BYTES_MAX} bytes, this one {len(key.encode())}", path="key")
+        if delay is not None and delay > DELAY_MAX:
+            raise ValueError(f"a notification can be delayed by {DELAY_MAX.days} days at most, not by {delay}")
+        self._activation = activation
+        self._deliveries = deliveries
+        self._kind = kind
+        self._name = kind_name(kind)
+        self._key = key
+        self._delay_ms = 0 if delay is None else max(0, round(delay.total_seconds() * 1000))
+
+    def __getattr__(self, method: str) -> Any:
+        if method.startswith("__"):
+            raise AttributeError(method)
+        return_type(self._kind, method)  # tells at once when the class has no such handler
+
+        def send(*positional: Any, **named: Any) -> None:
+            self._send(method, encode_arguments(positional, named))
+
+        return send
+
+    def _send(self, method: str, arguments: bytes) -> None:
+        activation = self._activation
+        storage = activation.storage
+        if len(arguments) > _ARGUMENT_BYTES_MAX:
+            raise TooLarge(f"arguments of {len(arguments)} bytes, at most {_ARGUMENT_BYTES_MAX}", definite=True)
+        sent = sum(type(what) is Notify for what in storage.beside)
+        if self._delay_ms:
+            full = self._deliveries.room_delayed(activation.shard)
+        else:
+            full = self._deliveries.room(activation.shard, (activation.kind.name, activation.key), sent)
+        if full is not None:
+            raise Overloaded(full, definite=True, retryable=True, retry_after_s=1.0)
+        storage.do_beside(
+            Notify(self._name, self._key, method, arguments, self._delay_ms), len(arguments) + len(self._key) + len(method) + 60
+        )
 
 
 class _Caller:

@@ -17,6 +17,7 @@ from holdfast.ids import id_prefix
 from holdfast.v1 import objects_pb2 as pb
 
 from holdfast_node import keys
+from holdfast_node.delivery.records import KEYED
 from holdfast_node.shards import Shard
 from holdfast_node.store import Store
 
@@ -24,6 +25,10 @@ _AHEAD_MAX_MS = 600_000
 _RETRIED_MAX = 100_000
 _FRESH_MS = 2_000
 _FINGERPRINT_BYTES = 4
+_HOUR_MS = 3_600_000
+
+KEYED_HOURS = 24
+"""How long replies to requests with an idempotency key are kept, at least."""
 
 
 class KeptReplies:
@@ -55,6 +60,9 @@ class KeptReplies:
         one from the future: its record would have to be kept for as long.
         """
         request_id, attempt = call.request_id, call.attempt
+        if request_id[0] == KEYED:
+            kept = self._find_keyed(shard, request_id)
+            return None if kept is None else _checked(kept, target, call)
         if request_id >= self.ahead_to:
             raise InvalidArgument(
                 "the request id's time is more than 10 minutes ahead of this node's clock: check the clocks",
@@ -68,11 +76,22 @@ class KeptReplies:
                 f"the request was made more than {self._window_ms // 1000} s ago: whether it took effect is not known any more"
             )
         kept = self._store.get("replies", keys.reply_key(shard.number, request_id))
-        if kept is None:
-            return None
-        if kept[:_FINGERPRINT_BYTES] != fingerprint(target, call):
-            raise InvalidArgument(f"request id {request_id.hex()} was used for another call", path="request_id", definite=True)
-        return kept[_FINGERPRINT_BYTES:]
+        return None if kept is None else _checked(kept, target, call)
+
+    def key(self, shard: Shard, request_id: bytes) -> bytes:
+        """Where the reply to a request is kept."""
+        if request_id[0] == KEYED:
+            return keys.keyed_reply_key(shard.number, _now_ms() // _HOUR_MS, request_id)
+        return shard.prefix + request_id
+
+    def _find_keyed(self, shard: Shard, request_id: bytes) -> bytes | None:
+        """Such an id does not tell its time: it is looked for in each hour of the day."""
+        hour = _now_ms() // _HOUR_MS
+        for back in range(-1, KEYED_HOURS + 1):  # the owner before may have been a little ahead
+            kept = self._store.get("replies", keys.keyed_reply_key(shard.number, hour - back, request_id))
+            if kept is not None:
+                return kept
+        return None
 
     def note_retried(self, request_id: bytes) -> None:
         """This request was run as a retry: should its first attempt arrive later, it must be looked up."""
@@ -84,10 +103,23 @@ class KeptReplies:
     def drop_old(self, shards: Iterable[int]) -> None:
         """Drop the replies of these shards whose window has passed, one range for each. Each copy is cut by its own node's clock."""
         oldest = id_prefix(_now_ms() - self._window_ms)
+        oldest_hour = _now_ms() // _HOUR_MS - KEYED_HOURS
         batch = self._store.batch()
         for shard in shards:
-            batch.delete_range("replies", keys.reply_key(shard, b""), keys.reply_key(shard, oldest))
+            for start, end in (
+                (keys.reply_key(shard, b""), keys.reply_key(shard, oldest)),
+                (keys.keyed_reply_key(shard, 0, b""), keys.keyed_reply_key(shard, oldest_hour, b"")),
+            ):
+                if self._store.any("replies", start, end):  # a deletion of nothing costs every read that passes it
+                    batch.delete_range("replies", start, end)
         self._store.write(batch)
+
+
+def _checked(kept: bytes, target: int, call: pb.Call) -> bytes:
+    if kept[:_FINGERPRINT_BYTES] != fingerprint(target, call):
+        what = "idempotency_key was" if call.request_id[0] == KEYED else f"request id {call.request_id.hex()} was"
+        raise InvalidArgument(f"this {what} used for another call", path="request_id", definite=True)
+    return kept[_FINGERPRINT_BYTES:]
 
 
 def fingerprint(target: int, call: pb.Call) -> bytes:

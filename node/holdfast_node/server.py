@@ -168,6 +168,8 @@ class NodeServer:
                 replication.links.follow(view)
                 replication.replicas.follow(view)
 
+            engine.deliveries.follow(frozenset(view.pauses))
+
         feed.listeners.append(follow)
         self._controller = controller = Controller(
             etcd, keys, feed, membership, settings.id, config.members_min or settings.replication, config.repair_after_s
@@ -244,6 +246,7 @@ class NodeServer:
             cache_bytes=engine.cached_bytes,
             kinds=sorted(self._app.kinds),
             notice=self._controller.notice,
+            **engine.deliveries.counts(),
             **(self._replication.stats() if self._replication is not None else {}),
         )
 
@@ -252,12 +255,13 @@ class NodeServer:
 
     async def _tick(self) -> None:
         """What follows the clock: eviction, dropping old replies."""
-        interval = min(0.2, self._config.lease_ttl_s / 6)
+        interval = 0.1
         memory_max = self._config.memory_max_bytes
         dropped = boottime()
         while True:
             await asyncio.sleep(interval)
             self._engine.tick()
+            self._engine.deliveries.tick()
             if memory_max and rss_bytes() > memory_max:
                 self._engine.evict(0.05)
             if boottime() - dropped > _DROP_REPLIES_S:

@@ -22,6 +22,7 @@ from holdfast.v1 import objects_pb2 as pb
 
 if TYPE_CHECKING:
     from holdfast_node.activation import Activation
+    from holdfast_node.delivery.alarms import Firing, Inside
     from holdfast_node.shards import Shard
 
 _swap_current_task: Callable[[Any, Any], Any]
@@ -91,7 +92,7 @@ class Turn:
         loop: asyncio.AbstractEventLoop,
         activation: Activation,
         call: pb.Call,
-        handler: Handler,
+        handler: Handler | Firing | Inside,
         port: ReplyPort,
         deadline: float,
         ended: Callable[[Turn, Any, BaseException | None], None],

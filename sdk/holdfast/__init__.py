@@ -1,5 +1,6 @@
 """Holdfast: durable objects on your own machines. See docs/writing-objects.md."""
 
+from holdfast.alarms import Alarm
 from holdfast.app import App
 from holdfast.blocking import BlockingClient, connect_blocking
 from holdfast.client import Client, connect
@@ -21,6 +22,7 @@ from holdfast.ids import new_request_id
 from holdfast.object import DurableObject
 
 __all__ = [
+    "Alarm",
     "App",
     "ApplicationError",
     "BlockingClient",

@@ -7,6 +7,8 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar, overload
 
 from holdfast.errors import NotFound
@@ -18,12 +20,35 @@ _KIND_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,127}")
 _OWN = frozenset(dir(DurableObject))
 
 
-class Kind:
-    """A registered class: its `name`, `cls` and `handlers` by method name."""
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How long it is tried to deliver what objects of a kind send, before it becomes a dead letter."""
 
-    def __init__(self, name: str, cls: type[DurableObject]) -> None:
+    notify_attempts: int = 20
+    """Failures of a receiver's handler."""
+    notify_age: timedelta = timedelta(days=1)
+    """Since the first attempt; at most 3 days."""
+    alarm_attempts: int = 10
+    """Failures of `on_alarm` at one firing."""
+
+    def __post_init__(self) -> None:
+        if self.notify_attempts < 1 or self.alarm_attempts < 1:
+            raise ValueError("notify_attempts and alarm_attempts are at least 1")
+        if not timedelta() < self.notify_age <= NOTIFY_AGE_MAX:
+            raise ValueError(f"notify_age is more than nothing and at most {NOTIFY_AGE_MAX}")
+
+
+NOTIFY_AGE_MAX = timedelta(days=3)
+"""Receivers remember longer than that what they were told, so nothing older may be told again."""
+
+
+class Kind:
+    """A registered class: its `name`, `cls`, `retries`, and `handlers` by method name."""
+
+    def __init__(self, name: str, cls: type[DurableObject], retries: Retries | None = None) -> None:
         self.name = name
         self.cls = cls
+        self.retries = retries or Retries()
         self.handlers = {
             method: Handler(method, function, cls.__name__)
             for method, function in inspect.getmembers(cls, inspect.isfunction)
@@ -31,6 +56,7 @@ class Kind:
         }
         self.on_activate = _overridden(cls, "on_activate")
         self.on_evict = _overridden(cls, "on_evict")
+        self.on_alarm = _overridden(cls, "on_alarm")
 
     def handler(self, method: str) -> Handler:
         """The handler of a method. Raises NotFound, which names the nearest ones."""
@@ -49,29 +75,31 @@ class App:
     @overload
     def kind(self, arg: C, /) -> C: ...
     @overload
-    def kind(self, arg: str | None = None, /) -> Callable[[C], C]: ...
-    def kind(self, arg: Any = None, /) -> Any:
+    def kind(self, arg: str | None = None, /, **retries: Any) -> Callable[[C], C]: ...
+    def kind(self, arg: Any = None, /, **retries: Any) -> Any:
         """Register a class: `@app.kind` under its own name, `@app.kind("counter")` under another.
 
+        `retries` are the fields of `Retries`: `@app.kind(notify_attempts=5, notify_age=timedelta(hours=1), alarm_attempts=3)`.
         Raises TypeError or ValueError for what cannot be served: a class that is no DurableObject, a name that is taken
         or malformed (letters, digits and `_.-`, a letter first, up to 128), a handler with hints that are not data.
         """
         if isinstance(arg, type):
-            return self._register(arg.__name__, arg)
+            return self._register(arg.__name__, arg, Retries())
+        limits = Retries(**retries)
 
         def decorate(cls: Any) -> Any:
-            return self._register(arg or cls.__name__, cls)
+            return self._register(arg or cls.__name__, cls, limits)
 
         return decorate
 
-    def _register(self, name: str, cls: type[DurableObject]) -> type[DurableObject]:
+    def _register(self, name: str, cls: type[DurableObject], retries: Retries) -> type[DurableObject]:
         if not (isinstance(cls, type) and issubclass(cls, DurableObject)):
             raise TypeError(f"{cls!r} is not a DurableObject")
         if not _KIND_NAME.fullmatch(name):
             raise ValueError(f"kind name {name!r}: letters, digits and _.-, a letter first, up to 128")
         if name in self.kinds:
             raise ValueError(f"kind {name!r} is registered twice: {self.kinds[name].cls!r} and {cls!r}")
-        self.kinds[name] = Kind(name, cls)
+        self.kinds[name] = Kind(name, cls, retries)
         cls.__holdfast_kind__ = name  # type: ignore[attr-defined]
         return cls
 

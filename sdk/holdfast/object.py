@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from holdfast.alarms import DEFAULT, Alarm, Alarms, Misfire
 from holdfast.storage import Storage
 
 if TYPE_CHECKING:
@@ -57,6 +59,9 @@ class Context(Protocol):
     @property
     def objects(self) -> Objects: ...
     @property
+    def alarms(self) -> Alarms: ...
+    def notify(self, kind: type | str, key: str, delay: timedelta | None) -> Any: ...
+    @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]: ...
     @property
     def request(self) -> Request: ...
@@ -105,6 +110,53 @@ class DurableObject:
     def request(self) -> Request:
         """The request of the running turn."""
         return self._context.request
+
+    def notify(self, kind: type[T] | str, key: str, *, delay: timedelta | None = None) -> Any:
+        """Tell another object something: `self.notify(Portfolio, "p-7").property_changed(change)`.
+
+        It leaves only if this turn commits, and then it certainly arrives: once, in the order in which this object notified that one
+        (a delayed one when its time has come), retried for as long as the receiver fails, at last as a dead letter. Nothing comes
+        back. Raises Overloaded when too much of this object's waits to be delivered, TooLarge for arguments over their limit.
+        """
+        return self._context.notify(kind, key, delay)
+
+    def set_alarm(
+        self,
+        when: datetime | timedelta | None = None,
+        name: str = DEFAULT,
+        payload: Any = None,
+        *,
+        every: timedelta | str | None = None,
+        timezone: str = "UTC",
+        misfire: Misfire = "once",
+    ) -> None:
+        """Have `on_alarm` run at `when` (a datetime with a time zone, or from now); an alarm of that name is replaced.
+
+        It is set only if this turn commits. `every`: repeat it, at a fixed distance or by a cron expression (five fields, in
+        `timezone`); without `when` it fires first when that comes next. `misfire`, when it is later than a minute because the
+        cluster was down: fire "once" for all that was missed, "all" of them one after the other, or "skip" them.
+        Raises TypeError when the class has no `on_alarm`, ValueError for a time that makes no sense, TooLarge for more alarms, a
+        longer name or a larger payload than is allowed.
+        """
+        self._context.alarms.set(when, name, payload, every, timezone, misfire)
+
+    def get_alarm(self, name: str = DEFAULT) -> Alarm | None:
+        """The alarm of this name that is to fire; None when there is none."""
+        return self._context.alarms.get(name)
+
+    def delete_alarm(self, name: str = DEFAULT) -> bool:
+        """Take back an alarm; whether there was one."""
+        return self._context.alarms.delete(name)
+
+    def list_alarms(self) -> list[Alarm]:
+        """All alarms of this object that are to fire, the next one first."""
+        return self._context.alarms.list()
+
+    def on_alarm(self, alarm: Alarm) -> Awaitable[None] | None:
+        """An alarm fires, as a turn: what this writes commits together with the alarm's being done, so its effect happens once.
+
+        A handler that fails is run again, first after 2 s, at last the alarm is a dead letter; `Rejected` makes it one at once.
+        """
 
     def on_activate(self) -> Awaitable[None] | None:
         """Runs at the start of the first turn after activation, as a part of it: load what you want to keep at hand."""

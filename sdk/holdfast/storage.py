@@ -74,6 +74,7 @@ class Storage:
         "_recent_cleared",
         "_write_bytes",
         "_writes",
+        "beside",
         "cached_bytes",
     )
 
@@ -88,6 +89,8 @@ class Storage:
         self._recent_cleared: Applied | None = None
         self._cache: dict[str, bytes | None] = {}
         self.cached_bytes = 0
+        self.beside: list[Any] = []
+        """What the open turn does beside its rows, in order: commits with them, and is undone with them."""
 
     # -- reading
 
@@ -188,11 +191,13 @@ class Storage:
         if self._writes is None:
             raise _outside()
         before = dict(self._writes), self._cleared, self._write_bytes
+        beside = len(self.beside)
         try:
             yield
         except BaseException:
             if self._writes is not None:
                 self._writes, self._cleared, self._write_bytes = before
+                del self.beside[beside:]
             raise
 
     # -- for whoever runs turns
@@ -208,11 +213,25 @@ class Storage:
     def rollback(self) -> None:
         """Close the turn and forget what it wrote."""
         self._writes = None
+        self.beside.clear()
         self._cleared = False
 
     def changed(self) -> bool:
         """Whether the open turn wrote anything."""
-        return bool(self._writes) or self._cleared
+        return bool(self._writes) or self._cleared or bool(self.beside)
+
+    def is_open(self) -> bool:
+        """Whether a turn is open."""
+        return self._writes is not None
+
+    def do_beside(self, what: Any, size: int) -> None:
+        """Note what the open turn does beside its rows; `size` counts as written bytes."""
+        if self._writes is None:
+            raise _outside()
+        self._write_bytes += size
+        if self._write_bytes > self._limits.turn_bytes:
+            raise TooLarge(f"the turn writes more than {self._limits.turn_bytes} bytes", definite=True)
+        self.beside.append(what)
 
     def take(self, prefix: bytes = b"") -> tuple[bool, Writes, bool]:
         """The open turn's writes: whether everything before them was deleted, the rows, `prefix` before their keys, and
@@ -225,6 +244,8 @@ class Storage:
     def close(self, entry: Applied | None) -> None:
         """Close the turn; its writes belong to `entry` (None when it wrote nothing)."""
         writes, self._writes = self._writes, None
+        if self.beside:
+            self.beside.clear()
         if entry is None:
             return
         assert writes is not None

@@ -79,7 +79,7 @@ class CallResponse(_message.Message):
     def __init__(self, json: _Optional[str] = ..., msgpack: _Optional[bytes] = ..., request_id: _Optional[bytes] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("id", "kind", "key", "method", "arguments", "codec", "request_id", "attempt", "timeout_ms", "metadata", "chain")
+    __slots__ = ("id", "kind", "key", "method", "arguments", "codec", "request_id", "attempt", "timeout_ms", "metadata", "chain", "notification")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +98,7 @@ class Call(_message.Message):
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
+    NOTIFICATION_FIELD_NUMBER: _ClassVar[int]
     id: int
     kind: str
     key: str
@@ -109,7 +110,8 @@ class Call(_message.Message):
     timeout_ms: int
     metadata: _containers.ScalarMap[str, str]
     chain: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, id: _Optional[int] = ..., kind: _Optional[str] = ..., key: _Optional[str] = ..., method: _Optional[str] = ..., arguments: _Optional[bytes] = ..., codec: _Optional[_Union[Codec, str]] = ..., request_id: _Optional[bytes] = ..., attempt: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., chain: _Optional[_Iterable[str]] = ...) -> None: ...
+    notification: bytes
+    def __init__(self, id: _Optional[int] = ..., kind: _Optional[str] = ..., key: _Optional[str] = ..., method: _Optional[str] = ..., arguments: _Optional[bytes] = ..., codec: _Optional[_Union[Codec, str]] = ..., request_id: _Optional[bytes] = ..., attempt: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., chain: _Optional[_Iterable[str]] = ..., notification: _Optional[bytes] = ...) -> None: ...
 
 class Reply(_message.Message):
     __slots__ = ("id", "result", "error", "epoch")

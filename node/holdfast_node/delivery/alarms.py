@@ -1,0 +1,242 @@
+"""The alarms of one object: what its turns set and delete, and what a firing does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from holdfast import codec
+from holdfast.alarms import NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, Alarm, Misfire, check_every, next_after
+from holdfast.errors import TooLarge
+
+from holdfast_node import keys
+from holdfast_node.delivery.records import AlarmRecord, decode_alarm, effect_id, encode
+from holdfast_node.store import Store
+
+if TYPE_CHECKING:
+    from holdfast_node.activation import Activation
+
+ALARMS_MAX = 1_000
+"""Alarms of one object."""
+
+MISFIRE_GRACE_MS = 60_000
+"""An alarm that is later than this was missed."""
+
+RETRY_MS = (2_000, 60_000)
+"""How long after its first failure an alarm is fired again, and the longest pause."""
+
+_FAR_MS = 253_370_764_800_000  # the year 9999
+
+
+@dataclass(frozen=True, slots=True)
+class AlarmChange:
+    """What a turn does to one alarm: another record, or none."""
+
+    name: str
+    record: AlarmRecord | None
+
+
+class ObjectAlarms:
+    """Implements `holdfast.alarms.Alarms`. `rows` holds what turns that ended have left; it is read when it is first asked for."""
+
+    __slots__ = ("_activation", "_store", "rows")
+
+    def __init__(self, activation: Activation, store: Store) -> None:
+        self._activation = activation
+        self._store = store
+        prefix = self._prefix
+        self.rows: dict[str, AlarmRecord] = {
+            key[len(prefix) :].decode(): decode_alarm(value) for key, value in store.scan("state", prefix, keys.after(prefix))
+        }
+
+    @property
+    def _prefix(self) -> bytes:
+        activation = self._activation
+        return keys.alarm_prefix(activation.shard.number, activation.kind.name, activation.key)
+
+    def current(self) -> dict[str, AlarmRecord]:
+        """As the running turn sees them. Raises RuntimeError outside of one."""
+        storage = self._activation.storage
+        if not storage.is_open():
+            raise RuntimeError("alarms can be used only while a turn of the object runs")
+        rows = dict(self.rows)
+        for change in storage.beside:
+            if isinstance(change, AlarmChange):
+                if change.record is None:
+                    rows.pop(change.name, None)
+                else:
+                    rows[change.name] = change.record
+        return rows
+
+    def change(self, name: str, record: AlarmRecord | None) -> None:
+        """Change one in the running turn."""
+        self._activation.storage.do_beside(AlarmChange(name, record), len(name) + (len(record.payload) if record else 0) + 40)
+
+    def stage(self, change: AlarmChange) -> list[tuple[bytes, bytes | None]]:
+        """The turn has ended well: take the change over, and what it does to the store."""
+        activation = self._activation
+        shard = activation.shard.number
+        rest = keys.ident(activation.kind.name, activation.key) + change.name.encode()
+        rows: list[tuple[bytes, bytes | None]] = []
+        old = self.rows.pop(change.name, None)
+        if old is not None:
+            rows.append((keys.due_key(shard, keys.ALARMS, old.due_ms, rest), None))
+        new = change.record
+        own = self._prefix + change.name.encode()
+        if new is None:
+            rows.append((own, None))
+        else:
+            self.rows[change.name] = new
+            rows.append((keys.due_key(shard, keys.ALARMS, new.due_ms, rest), b""))
+            rows.append((own, encode(new)))
+        return rows
+
+    # -- holdfast.alarms.Alarms
+
+    def set(
+        self,
+        when: datetime | timedelta | None,
+        name: str,
+        payload: Any,
+        every: timedelta | str | None,
+        timezone: str,
+        misfire: Misfire,
+    ) -> None:
+        activation = self._activation
+        if activation.kind.on_alarm is None:
+            raise TypeError(f"{activation.kind.cls.__name__} has no on_alarm(self, alarm): its alarms would fire in vain")
+        size = len(name.encode())
+        if not 0 < size <= NAME_BYTES_MAX:
+            raise TooLarge(f"an alarm's name of {size} bytes; 1 to {NAME_BYTES_MAX}", definite=True)
+        if misfire not in ("once", "all", "skip"):
+            raise ValueError(f"misfire is {misfire!r}; once, all or skip")
+        raw = codec.encode(payload)
+        if len(raw) > PAYLOAD_BYTES_MAX:
+            raise TooLarge(f"an alarm's payload of {len(raw)} bytes, at most {PAYLOAD_BYTES_MAX}", definite=True)
+        now = _now_ms()
+        repeat = None if every is None else check_every(every, timezone)
+        if when is None:
+            if repeat is None:
+                raise ValueError("set_alarm needs `when`, `every`, or both")
+            due = next_after(repeat, timezone, now, now)
+        elif isinstance(when, timedelta):
+            due = now + max(0, round(when.total_seconds() * 1000))
+        elif when.tzinfo is None:
+            raise ValueError(f"{when!r} has no time zone: datetime.now(UTC) + ... has")
+        else:
+            due = max(0, round(when.timestamp() * 1000))
+        if due is None or due >= _FAR_MS:
+            raise ValueError("the alarm would never fire")
+        current = self.current()
+        if name not in current and len(current) >= ALARMS_MAX:
+            raise TooLarge(f"{activation.name} has {ALARMS_MAX} alarms, as many as an object may have", definite=True)
+        self.change(name, AlarmRecord(due, due, raw, repeat, timezone, misfire))
+
+    def get(self, name: str) -> Alarm | None:
+        record = self.current().get(name)
+        return None if record is None else shown(name, record)
+
+    def delete(self, name: str) -> bool:
+        if name not in self.current():
+            return False
+        self.change(name, None)
+        return True
+
+    def list(self) -> list[Alarm]:
+        return [shown(name, record) for name, record in sorted(self.current().items(), key=lambda item: (item[1].due_ms, item[0]))]
+
+    # -- firing
+
+    def begin(self, name: str, due_ms: int) -> Alarm | None:
+        """In a turn that fires: the alarm is done with this turn, or set to its next time. What the handler gets; None: nothing is to
+        be done, because it was changed meanwhile or is to be skipped.
+        """
+        record = self.current().get(name)
+        if record is None or record.due_ms != due_ms:
+            return None
+        now = _now_ms()
+        self.change(name, following(record, now))
+        missed = not record.attempt and now - record.scheduled_ms > MISFIRE_GRACE_MS
+        return None if missed and record.misfire == "skip" else shown(name, record)
+
+    def fail(self, name: str, due_ms: int, attempts_max: int, final: bool) -> AlarmRecord | None:
+        """In a turn after a firing that failed: fire it again later; or, the alarm returned, give this firing up."""
+        record = self.current().get(name)
+        if record is None or record.due_ms != due_ms:
+            return None
+        now = _now_ms()
+        attempt = record.attempt + 1
+        if final or attempt >= attempts_max:
+            self.change(name, following(record, now))
+            return record
+        pause = min(RETRY_MS[1], RETRY_MS[0] * 2 ** min(attempt - 1, 20))
+        self.change(
+            name,
+            AlarmRecord(now + pause, record.scheduled_ms, record.payload, record.every, record.timezone, record.misfire, attempt),
+        )
+        return None
+
+
+def following(record: AlarmRecord, now_ms: int) -> AlarmRecord | None:
+    """What is left of an alarm that has fired: its next repetition. Pure."""
+    if record.every is None:
+        return None
+    after = record.scheduled_ms if record.misfire == "all" else max(record.scheduled_ms, now_ms)
+    due = next_after(record.every, record.timezone, record.scheduled_ms, after)
+    if due is None:
+        return None
+    return AlarmRecord(due, due, record.payload, record.every, record.timezone, record.misfire)
+
+
+def shown(name: str, record: AlarmRecord) -> Alarm:
+    """An alarm as users see it."""
+    scheduled = datetime.fromtimestamp(record.scheduled_ms / 1000, UTC)
+    return Alarm(name=name, scheduled=scheduled, attempt=record.attempt, raw=record.payload)
+
+
+def firing_id(kind: str, key: str, name: str, scheduled_ms: int) -> bytes:
+    """The request id of a firing, the same in every attempt."""
+    return effect_id(b"alarm", kind.encode(), key.encode(), name.encode(), scheduled_ms.to_bytes(8, "big"))
+
+
+class Inside:
+    """Stands in for a handler: a turn of Holdfast's own, which needs no instance of the user's class."""
+
+    __slots__ = ("checksum", "is_async", "name", "what")
+
+    def __init__(self, name: str, what: Callable[[], Any]) -> None:
+        self.name = name
+        self.what = what
+        self.is_async = False
+        self.checksum = 0
+
+    def invoke(self, instance: Any, payload: bytes, is_json: bool = False) -> Any:
+        return self.what()
+
+
+class Firing:
+    """Stands in for a handler: `on_alarm` of an object, for one alarm."""
+
+    __slots__ = ("_activation", "_due_ms", "_name", "checksum", "is_async", "name")
+
+    def __init__(self, activation: Activation, name: str, due_ms: int) -> None:
+        self._activation = activation
+        self._name = name
+        self._due_ms = due_ms
+        self.name = "on_alarm"
+        self.is_async = True
+        self.checksum = 0
+
+    async def invoke(self, instance: Any, payload: bytes, is_json: bool = False) -> None:
+        alarm = self._activation.alarms.begin(self._name, self._due_ms)
+        if alarm is not None:
+            waits = instance.on_alarm(alarm)
+            if waits is not None:
+                await waits
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,294 @@
+"""Delivering notifications: which one goes next, what becomes of one that failed. Pure: no I/O, no clock.
+
+One queue for each pair of sender and receiver, of which only the head is on its way: that keeps the order. A head is in one of these
+places:
+
+- *fresh*: committed a moment ago, goes at once;
+- *backlog*: found at a take-over, or to be tried again: goes at a bounded rate;
+- *waiting*: for its time (`backoff`, or its receiver cannot be reached);
+- *crowded*: its receiver has as many on their way as it may have;
+- *paused*: an operator has stopped what goes to its receiver;
+- *on its way*, until `answered`.
+
+What is on its way is bounded in all, and for each receiver, so that one that is stuck delays nobody else.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import Any, Protocol
+
+from holdfast_node.delivery.records import Notification
+
+Target = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxLimits:
+    """Bounds of one node's outbox."""
+
+    object_max: int = 1_000
+    """Notifications of one object that wait to be delivered."""
+    node_max: int = 100_000
+    """Of all objects of the node."""
+    node_bytes_max: int = 256 << 20
+    shard_delayed_max: int = 100_000
+    """Delayed ones, of one shard."""
+    letters_max: int = 10_000
+    """Dead letters of one shard; when there are so many, what fails is tried on for ever."""
+    on_way_max: int = 2_048
+    receiver_on_way_max: int = 128
+    backlog_per_s: float = 1_000.0
+    """At which a backlog is delivered, and late alarms fire."""
+    backoff_s: tuple[float, float] = (0.1, 60.0)
+
+
+class Owner(Protocol):
+    """The shard, under one epoch, whose objects send."""
+
+    owned: bool
+
+
+@dataclass(slots=True, eq=False)
+class Note:
+    """A notification in the outbox. `sequence`: its place in what its shard sends; `backlog`: it takes part in the bounded rate."""
+
+    shard: Any
+    sequence: bytes
+    row: Notification
+    backlog: bool = False
+    due: float = 0.0
+    tries: int = 0
+    gone: bool = False
+
+    @property
+    def target(self) -> Target:
+        return self.row.kind, self.row.key
+
+    @property
+    def sender(self) -> Target:
+        return self.row.sender_kind, self.row.sender_key
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt failed. `final`: trying again would not help; `counts`: the receiver's handler itself failed."""
+
+    code: str
+    message: str
+    counts: bool
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    note: Note
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """It is tried again; the row has changed."""
+
+    note: Note
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """It is given up: a dead letter."""
+
+    note: Note
+    failure: Failure
+
+
+class Bucket:
+    """A token bucket: `per_s` tokens a second, at most a tenth of a second's worth (but one) saved up."""
+
+    def __init__(self, per_s: float, now: float) -> None:
+        self._per_s = per_s
+        self._most = max(1.0, per_s / 10)
+        self._tokens = self._most
+        self._at = now
+
+    def take(self, now: float) -> bool:
+        """Take a token, if there is one."""
+        self._tokens = min(self._most, self._tokens + (now - self._at) * self._per_s)
+        self._at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class Outbox:
+    """All notifications of the shards that a node owns. Times are seconds of any clock that does not jump, but for `wall_ms`."""
+
+    def __init__(self, limits: OutboxLimits, chance: random.Random, now: float) -> None:
+        self._limits = limits
+        self._chance = chance
+        self._queues: dict[tuple[Any, Target, Target], deque[Note]] = {}
+        self._of_sender: Counter[tuple[Any, Target]] = Counter()
+        self._fresh: deque[Note] = deque()
+        self._backlog: deque[Note] = deque()
+        self._waiting: list[tuple[float, int, Note]] = []
+        self._crowded: dict[Target, deque[Note]] = {}
+        self._paused: list[Note] = []
+        self._on_way: Counter[Target] = Counter()
+        self._number = 0
+        self.bucket = Bucket(limits.backlog_per_s, now)
+        self.on_way = 0
+        self.depth = 0
+        self.bytes = 0
+        self.delivered = 0
+        self.retries = 0
+
+    def room(self, shard: Any, sender: Target, more: int) -> str | None:
+        """Why an object may not send one more, beside `more` that are not in the outbox yet; None when it may."""
+        if self._of_sender[shard, sender] + more >= self._limits.object_max:
+            return f"{self._limits.object_max} notifications of {sender[0]}/{sender[1]} wait to be delivered"
+        if self.depth + more >= self._limits.node_max or self.bytes > self._limits.node_bytes_max:
+            return f"{self.depth} notifications of {self.bytes} bytes wait to be delivered on this node"
+        return None
+
+    def add(self, notes: Iterable[Note], now: float) -> None:
+        """These are committed; in the order of their sequences."""
+        for note in notes:
+            key = (note.shard, note.sender, note.target)
+            queue = self._queues.get(key)
+            if queue is None:
+                queue = self._queues[key] = deque()
+            queue.append(note)
+            self._of_sender[note.shard, note.sender] += 1
+            self.depth += 1
+            self.bytes += len(note.row.arguments)
+            if len(queue) == 1:
+                self._place(note, now)
+
+    def drop(self, shard: Any) -> None:
+        """The shard is not owned any more: somebody else delivers what it has."""
+        for key in [key for key in self._queues if key[0] is shard]:
+            for note in self._queues.pop(key):
+                self._count_out(note)
+        self._paused = [note for note in self._paused if not note.gone]
+
+    def take(self, now: float, ready: Callable[[Target], bool], paused: Callable[[Target], bool]) -> list[Note]:
+        """Those that go now. `ready`: whether the receiver's node can be reached."""
+        while self._waiting and self._waiting[0][0] <= now:
+            note = heappop(self._waiting)[2]
+            if not note.gone:
+                self._backlog.append(note)
+        out: list[Note] = []
+        limit = self._limits.on_way_max
+        while self.on_way < limit:
+            if self._fresh:
+                note = self._fresh.popleft()
+            elif self._backlog and (self._backlog[0].gone or self.bucket.take(now)):
+                note = self._backlog.popleft()
+            else:
+                break
+            if note.gone:
+                continue
+            target = note.target
+            if paused(target):
+                self._paused.append(note)
+            elif not ready(target):
+                self._wait(note, now + 0.2 + self._chance.random() * 0.3)
+            elif self._on_way[target] >= self._limits.receiver_on_way_max:
+                self._crowded.setdefault(target, deque()).append(note)
+            else:
+                self._on_way[target] += 1
+                self.on_way += 1
+                out.append(note)
+        return out
+
+    def due(self, now: float) -> float | None:
+        """When `take` may have something; None while only an event can bring it about."""
+        if self.on_way >= self._limits.on_way_max:
+            return None
+        if self._fresh:
+            return now
+        if self._backlog:
+            return now + 0.02
+        return self._waiting[0][0] if self._waiting else None
+
+    def resumed(self, paused: Callable[[Target], bool]) -> None:
+        """What is paused has changed."""
+        held, self._paused = self._paused, []
+        for note in held:
+            if not note.gone:
+                (self._paused if paused(note.target) else self._backlog).append(note)
+
+    def answered(
+        self, note: Note, failure: Failure | None, now: float, wall_ms: int, attempts_max: int, age_max_ms: int, may_die: bool
+    ) -> Delivered | Failed | Dead | None:
+        """What becomes of one that was on its way; None when that is not this node's business any more."""
+        target = note.target
+        self.on_way -= 1
+        self._on_way[target] -= 1
+        if not self._on_way[target]:
+            del self._on_way[target]
+        crowd = self._crowded.get(target)
+        while crowd:
+            other = crowd.popleft()
+            if not other.gone:
+                (self._backlog if other.backlog else self._fresh).append(other)
+                break
+        if crowd is not None and not crowd:
+            del self._crowded[target]
+        if note.gone:
+            return None
+        if failure is None:
+            self.delivered += 1
+            self._pop(note, now)
+            return Delivered(note)
+        row = note.row
+        first = not row.first_ms
+        row.first_ms = row.first_ms or wall_ms
+        if failure.counts:
+            row.attempts += 1
+        row.error = failure.message
+        over = row.attempts >= attempts_max or wall_ms - row.first_ms > age_max_ms
+        if (failure.final or over) and may_die:
+            self._pop(note, now)
+            return Dead(note, failure)
+        least, most = self._limits.backoff_s
+        self.retries += 1
+        note.tries += 1
+        note.backlog = True
+        self._wait(note, now + self._chance.uniform(0.5, 1.0) * min(most, least * 2 ** min(note.tries - 1, 20)))
+        return Failed(note) if failure.counts or first else None
+
+    def oldest_ms(self) -> int | None:
+        """When the oldest one was sent."""
+        return min((queue[0].row.created_ms for queue in self._queues.values()), default=None)
+
+    def _place(self, note: Note, now: float) -> None:
+        (self._backlog if note.backlog else self._fresh).append(note)
+
+    def _wait(self, note: Note, until: float) -> None:
+        self._number += 1
+        heappush(self._waiting, (until, self._number, note))
+
+    def _pop(self, note: Note, now: float) -> None:
+        """The head of its queue is done: the next one may go."""
+        key = (note.shard, note.sender, note.target)
+        queue = self._queues[key]
+        assert queue[0] is note
+        queue.popleft()
+        self._count_out(note)
+        if queue:
+            self._place(queue[0], now)
+        else:
+            del self._queues[key]
+
+    def _count_out(self, note: Note) -> None:
+        note.gone = True
+        sender = (note.shard, note.sender)
+        self._of_sender[sender] -= 1
+        if not self._of_sender[sender]:
+            del self._of_sender[sender]
+        self.depth -= 1
+        self.bytes -= len(note.row.arguments)

@@ -1,0 +1,73 @@
+"""What is stored of notifications, alarms and dead letters. msgpack arrays; a later version adds fields at the end, with defaults."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import msgspec
+from holdfast.alarms import Misfire
+
+KEYED = 0xFF
+"""What the request ids of effects begin with that are kept for a day: no time does."""
+
+
+class Notification(msgspec.Struct, array_like=True, gc=False):
+    """One that is to be delivered. Times are Unix time in ms."""
+
+    sender_kind: str
+    sender_key: str
+    kind: str
+    key: str
+    method: str
+    arguments: bytes
+    created_ms: int
+    attempts: int = 0
+    """Failures of the receiver's handler so far."""
+    first_ms: int = 0
+    """The first attempt that was not answered with an OK."""
+    error: str = ""
+    """Of the last one."""
+
+
+class AlarmRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One alarm of an object. Times are Unix time in ms; `due_ms` is later than `scheduled_ms` once it has failed."""
+
+    due_ms: int
+    scheduled_ms: int
+    payload: bytes
+    every: int | str | None = None
+    timezone: str = "UTC"
+    misfire: Misfire = "once"
+    attempt: int = 0
+
+
+class Letter(msgspec.Struct, array_like=True, gc=False):
+    """A dead letter: a notification of `sender`'s that could not be delivered, or an alarm of its own (`method` is `on_alarm`)."""
+
+    notification: Notification
+    died_ms: int
+    code: str
+    error: str
+    alarm: AlarmRecord | None = None
+    alarm_name: str = ""
+
+
+_encode = msgspec.msgpack.Encoder().encode
+decode_notification = msgspec.msgpack.Decoder(Notification).decode
+decode_alarm = msgspec.msgpack.Decoder(AlarmRecord).decode
+decode_letter = msgspec.msgpack.Decoder(Letter).decode
+
+
+def encode(record: Notification | AlarmRecord | Letter) -> bytes:
+    return _encode(record)
+
+
+def effect_id(*parts: bytes) -> bytes:
+    """The request id of an effect that is known by other things than a time, the same in every attempt: calls that its turn makes
+    derive their ids from it, and are remembered for a day.
+    """
+    digest = blake2b(digest_size=15)
+    for part in parts:
+        digest.update(len(part).to_bytes(4, "big"))
+        digest.update(part)
+    return bytes([KEYED]) + digest.digest()
