@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, defaultdict
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from holdfast.channels import open_channel
@@ -15,12 +15,16 @@ from holdfast.v1 import admin_pb2, admin_pb2_grpc
 from holdfast_cluster.dispatch import KEY_BYTES_MAX, Dispatcher
 from holdfast_cluster.etcd import Etcd, EtcdError, at_revision, delete, put
 from holdfast_cluster.feed import ViewFeed
-from holdfast_cluster.model import Assignment, Drain, Keys, View, encode
+from holdfast_cluster.model import Assignment, Drain, Keys, Member, Pause, View, encode
 from holdfast_cluster.ring import shard_of
 
 log = logging.getLogger(__name__)
 
 _STATS_TIMEOUT_S = 1.0
+_LIST_TIMEOUT_S = 20.0
+_PAGE_MAX = 1_000
+
+R = TypeVar("R")
 
 
 class AdminService(admin_pb2_grpc.AdminServicer):
@@ -56,6 +60,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
                 process=process_stats(),
             ),
         )
+        response.paused.extend(_paused(view))
         stats = await self._all_stats(view)
         assignments = [versioned.assignment for versioned in view.assignments.values()]
         response.moves.joining = sum(len(now.joining) for now in assignments)
@@ -181,6 +186,129 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         log.critical("shard %d begins anew, its data is given up; asked for by %s", request.shard, context.peer())
         return admin_pb2.ResetShardResponse(shard=_shard_status(request.shard, fresh))
 
+    async def DeadLetters(self, request: admin_pb2.DeadLettersRequest, context: Any) -> admin_pb2.DeadLettersResponse:
+        """A page of dead letters of all nodes, by shard and age."""
+        view = await self._view(context)
+        response = admin_pb2.DeadLettersResponse()
+        found: list[admin_pb2.DeadLetter] = []
+        for node, answer in (await self._ask_all(view, "DeadLetters", request, admin_pb2.DeadLettersResponse)).items():
+            if answer is None:
+                response.silent.append(node)
+            else:
+                found += answer.letters
+                response.more |= answer.more
+        found.sort(key=lambda letter: letter.place)
+        limit = min(request.limit or _PAGE_MAX, _PAGE_MAX)
+        response.letters.extend(found[:limit])
+        response.more |= len(found) > limit
+        return response
+
+    async def Alarms(self, request: admin_pb2.AlarmsRequest, context: Any) -> admin_pb2.AlarmsResponse:
+        """A page of alarms of all nodes, by shard and time."""
+        view = await self._view(context)
+        response = admin_pb2.AlarmsResponse()
+        found: list[admin_pb2.PendingAlarm] = []
+        for node, answer in (await self._ask_all(view, "Alarms", request, admin_pb2.AlarmsResponse)).items():
+            if answer is None:
+                response.silent.append(node)
+            else:
+                found += answer.alarms
+                response.more |= answer.more
+        found.sort(key=lambda alarm: alarm.place)
+        limit = min(request.limit or _PAGE_MAX, _PAGE_MAX)
+        response.alarms.extend(found[:limit])
+        response.more |= len(found) > limit
+        return response
+
+    async def ChangeDeadLetters(
+        self, request: admin_pb2.ChangeDeadLettersRequest, context: Any
+    ) -> admin_pb2.ChangeDeadLettersResponse:
+        """Replay or drop dead letters where they are."""
+        view = await self._view(context)
+        if bool(request.ids) == request.all:
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, "name dead letters by their ids, or say `all` with what they are to match"
+            )
+        response = admin_pb2.ChangeDeadLettersResponse()
+        log.warning(
+            "%s of dead letters %s, asked for by %s",
+            "replay" if request.replay else "drop",
+            ", ".join(request.ids) or f"to {request.kind}/{request.key} of {request.sender_kind}/{request.sender_key}",
+            context.peer(),
+        )
+        if request.all:
+            answers = await self._ask_all(view, "ChangeDeadLetters", request, admin_pb2.ChangeDeadLettersResponse)
+        else:
+            by_owner: dict[str, list[str]] = defaultdict(list)
+            for text in request.ids:
+                shard = text.partition("-")[0]
+                owner = view.owner_of(int(shard)) if shard.isdecimal() else None
+                if owner is None:
+                    response.refused[text] = (
+                        "no node owns its shard at the moment" if shard.isdecimal() else "it is no dead letter's id"
+                    )
+                else:
+                    by_owner[owner.id].append(text)
+            answers = {}
+            for node, ids in by_owner.items():
+                part = admin_pb2.ChangeDeadLettersRequest(ids=ids, replay=request.replay)
+                answers |= await self._ask_all(view, "ChangeDeadLetters", part, admin_pb2.ChangeDeadLettersResponse, only=node)
+        for node, answer in answers.items():
+            if answer is None:
+                response.refused[node] = "the node did not answer, or not in time: look at the list again"
+            else:
+                response.changed += answer.changed
+                response.refused.update(answer.refused)
+        return response
+
+    async def Pause(self, request: admin_pb2.PauseRequest, context: Any) -> admin_pb2.PauseResponse:
+        """Write down that what goes to a kind or an object waits, or that it goes on. Without a kind: tell what is paused."""
+        view = await self._view(context)
+        if not request.kind:
+            return admin_pb2.PauseResponse(paused=_paused(view))
+        if "/" in request.kind or len(request.key.encode()) > KEY_BYTES_MAX:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"name a kind, and a key of at most {KEY_BYTES_MAX} bytes")
+        key = self._keys.pause(request.kind, request.key)
+        try:
+            if request.resume:
+                await self._etcd.txn([], [delete(key)])
+            else:
+                await self._etcd.txn([], [put(key, encode(Pause(time.time(), context.peer())))])
+        except EtcdError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"etcd: {error}")
+        what = f"{request.kind}/{request.key}" if request.key else f"kind {request.kind}"
+        log.warning("%s of %s, asked for by %s", "resume" if request.resume else "pause", what, context.peer())
+        target = request.kind, request.key
+        paused = [one for one in _paused(view) if (one.kind, one.key) != target]
+        if not request.resume:
+            paused.append(admin_pb2.Paused(kind=request.kind, key=request.key, at=time.time(), by=context.peer()))
+        return admin_pb2.PauseResponse(paused=paused)
+
+    async def _ask_all(self, view: View, method: str, request: Any, answer: type[R], only: str | None = None) -> dict[str, R | None]:
+        """Ask every member, or one; None for those that do not answer."""
+
+        async def ask(member: Member) -> R | None:
+            call = self._channel(member.address).unary_unary(
+                f"/holdfast.v1.Peer/{method}",
+                request_serializer=type(request).SerializeToString,
+                response_deserializer=answer.FromString,  # type: ignore[attr-defined]
+            )
+            try:
+                return await call(request, timeout=_LIST_TIMEOUT_S)  # type: ignore[no-any-return]
+            except grpc.aio.AioRpcError as error:
+                log.warning("%s of %s: %s", method, member.id, error.details())
+                return None
+
+        members = [member for member in view.members.values() if only in (None, member.id)]
+        answers = await asyncio.gather(*(ask(member) for member in members))
+        return {member.id: one for member, one in zip(members, answers, strict=True)}
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = open_channel(address)
+        return channel
+
     async def _view(self, context: Any) -> View:
         if self._feed.view.settings is None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the cluster's routes are not loaded yet")
@@ -188,10 +316,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     async def _all_stats(self, view: View) -> dict[str, admin_pb2.StatsResponse]:
         async def ask(address: str) -> admin_pb2.StatsResponse | None:
-            channel = self._channels.get(address)
-            if channel is None:
-                channel = self._channels[address] = open_channel(address)
-            call = channel.unary_unary(
+            call = self._channel(address).unary_unary(
                 "/holdfast.v1.Peer/Stats",
                 request_serializer=admin_pb2.StatsRequest.SerializeToString,
                 response_deserializer=admin_pb2.StatsResponse.FromString,
@@ -263,6 +388,10 @@ class AdminService(admin_pb2_grpc.AdminServicer):
                     f"node {node} owns them but does not serve them; its log says why",
                 )
         return problems
+
+
+def _paused(view: View) -> list[admin_pb2.Paused]:
+    return [admin_pb2.Paused(kind=kind, key=key, at=pause.at, by=pause.by) for (kind, key), pause in sorted(view.pauses.items())]
 
 
 def _shard_status(shard: int, assignment: Assignment) -> admin_pb2.ShardStatus:

@@ -11,12 +11,15 @@ from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 from holdfast.errors import grpc_status
 from holdfast.frames import FrameWriter, ends
-from holdfast.ids import RequestIds
+from holdfast.ids import RequestIds, idempotent_id
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.dispatch import Dispatcher
 
 BACKLOG_BYTES_MAX = 64 << 20
 """Replies that wait for a client to read them; a session that passes it is ended."""
+
+IDEMPOTENCY_METADATA = "idempotency-key"
+"""Where callers of `Call` may put their key, in place of the field."""
 
 _DRAIN_LOOK_S = 0.02
 _STATUS_MESSAGE_CHARS_MAX = 500  # the message travels twice, percent-encoded in one place
@@ -55,7 +58,20 @@ class ObjectsService:
         timeout_ms = request.timeout_ms
         if remaining is not None:
             timeout_ms = max(1, min(timeout_ms or 1 << 31, int(remaining * 1000)))
-        request_id = request.request_id or self._ids.next()
+        idempotency_key = request.idempotency_key or next(
+            (str(value) for name, value in context.invocation_metadata() or () if name == IDEMPOTENCY_METADATA), ""
+        )
+        request_id = request.request_id
+        if idempotency_key:
+            if request_id:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a call has a request_id or an idempotency_key, not both")
+            try:
+                request_id = idempotent_id(request.kind, request.key, idempotency_key)
+            except ValueError as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        own_id = bool(request_id)
+        if not request_id:
+            request_id = self._ids.next()
         call = pb.Call(
             kind=request.kind,
             key=request.key,
@@ -63,7 +79,7 @@ class ObjectsService:
             arguments=request.json.encode() if is_json else request.msgpack,
             codec=pb.CODEC_JSON if is_json else pb.CODEC_MSGPACK,
             request_id=request_id,
-            attempt=1 if request.request_id else 0,  # the caller's own id: this may well be the second time
+            attempt=1 if own_id else 0,  # the caller's own id: this may well be the second time
             timeout_ms=timeout_ms,
             metadata=request.metadata,
         )
@@ -93,6 +109,8 @@ class ObjectsService:
                     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a frame of calls")
                 session.under_way += len(calls)
                 for call in calls:
+                    if call.notification:  # nodes alone may say so
+                        call.ClearField("notification")
                     submit(call, session)
                 await writer.drained()
             while self.draining and (session.under_way or writer.backlog):

@@ -35,7 +35,7 @@ from holdfast.errors import (
     WrongOwner,
     error_to_proto,
 )
-from holdfast.ids import RequestIds
+from holdfast.ids import KEYED, RequestIds, keyed_id
 from holdfast.signature import Handler
 from holdfast.storage import Limits
 from holdfast.v1 import objects_pb2 as pb
@@ -49,8 +49,9 @@ from holdfast_node.activations import Activations
 from holdfast_node.commit import Committer, Entry, Flusher
 from holdfast_node.delivery.alarms import AlarmChange, Firing, Inside
 from holdfast_node.delivery.deliveries import Deliveries
+from holdfast_node.delivery.letters import LetterGone
 from holdfast_node.delivery.outbox import OutboxLimits
-from holdfast_node.delivery.records import KEYED, Letter, Notification, effect_id
+from holdfast_node.delivery.records import Letter, Notification
 from holdfast_node.outgoing import Notify, Outgoing
 from holdfast_node.replication.disk import Until
 from holdfast_node.replies import KeptReplies, fingerprint
@@ -411,6 +412,9 @@ class Engine:
                         self.deliveries.due_at(entry, what.record.due_ms)
                 case Letter():
                     self.deliveries.bury_alarm(entry, what)
+                case LetterGone(row):
+                    entry.rows.append((row, None))
+                    entry.deletes = True
 
     def _next(self, activation: Activation) -> None:
         """Start the turns that wait for an object, until one of them has to wait itself."""
@@ -599,7 +603,7 @@ class Engine:
 
     def run_inside(self, kind: str, key: str, what: Callable[[Activation], Any], done: Callable[[pb.Error | None], None]) -> None:
         """Run `what` as a turn of an object, without an instance of its class; `done` gets its error, when it is committed."""
-        self._inside(kind, key, effect_id(self._ids.next()), lambda activation: Inside("inside", lambda: what(activation)), done)
+        self._inside(kind, key, keyed_id(self._ids.next()), lambda activation: Inside("inside", lambda: what(activation)), done)
 
     def _inside(
         self,

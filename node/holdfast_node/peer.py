@@ -15,6 +15,7 @@ from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.pipe import TARGET_METADATA, Pipe, PipeEnd
 
+from holdfast_node.delivery.letters import Letters
 from holdfast_node.engine import Engine
 from holdfast_node.liveness import Liveness
 from holdfast_node.replication.links import SENDER_METADATA, Links
@@ -39,6 +40,7 @@ class PeerService:
         stats: Callable[[], admin_pb2.StatsResponse],
         links: Links | None = None,
         snapshots: SnapshotReceiver | None = None,
+        letters: Letters | None = None,
     ) -> None:
         self._engine = engine
         self._liveness = liveness
@@ -47,6 +49,7 @@ class PeerService:
         self._stats = stats
         self._links = links
         self._snapshots = snapshots
+        self._letters = letters
         self.accepting = True
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -57,6 +60,21 @@ class PeerService:
                 "Pipe": grpc.stream_stream_rpc_method_handler(self.pipe),
                 "Replicate": grpc.stream_stream_rpc_method_handler(self.replicate),
                 "Snapshot": grpc.stream_unary_rpc_method_handler(self.snapshot),
+                **{
+                    name: grpc.unary_unary_rpc_method_handler(
+                        method, request_deserializer=takes.FromString, response_serializer=gives.SerializeToString
+                    )
+                    for name, method, takes, gives in (
+                        ("DeadLetters", self.dead_letters, admin_pb2.DeadLettersRequest, admin_pb2.DeadLettersResponse),
+                        (
+                            "ChangeDeadLetters",
+                            self.change_dead_letters,
+                            admin_pb2.ChangeDeadLettersRequest,
+                            admin_pb2.ChangeDeadLettersResponse,
+                        ),
+                        ("Alarms", self.alarms, admin_pb2.AlarmsRequest, admin_pb2.AlarmsResponse),
+                    )
+                },
                 "Stats": grpc.unary_unary_rpc_method_handler(
                     self.stats,
                     request_deserializer=admin_pb2.StatsRequest.FromString,
@@ -67,6 +85,24 @@ class PeerService:
 
     async def stats(self, request: admin_pb2.StatsRequest, context: Any) -> admin_pb2.StatsResponse:
         return self._stats()
+
+    async def dead_letters(self, request: admin_pb2.DeadLettersRequest, context: Any) -> admin_pb2.DeadLettersResponse:
+        assert self._letters is not None
+        return await self._letters.letters(request)
+
+    async def change_dead_letters(
+        self, request: admin_pb2.ChangeDeadLettersRequest, context: Any
+    ) -> admin_pb2.ChangeDeadLettersResponse:
+        assert self._letters is not None
+        try:
+            return await self._letters.change(request)
+        except ValueError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            raise AssertionError from None
+
+    async def alarms(self, request: admin_pb2.AlarmsRequest, context: Any) -> admin_pb2.AlarmsResponse:
+        assert self._letters is not None
+        return await self._letters.alarms(request)
 
     async def pipe(self, _: object, context: Any) -> None:
         """One gateway's, or node's, calls; until it goes away."""

@@ -10,22 +10,23 @@ from __future__ import annotations
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import islice
 
 from holdfast.errors import DeadlineExceeded, InvalidArgument
-from holdfast.ids import id_prefix
+from holdfast.ids import KEYED, id_prefix
 from holdfast.v1 import objects_pb2 as pb
 
 from holdfast_node import keys
-from holdfast_node.delivery.records import KEYED
 from holdfast_node.shards import Shard
-from holdfast_node.store import Store
+from holdfast_node.store import Batch, Store
 
 _AHEAD_MAX_MS = 600_000
 _RETRIED_MAX = 100_000
 _FRESH_MS = 2_000
 _FINGERPRINT_BYTES = 4
 _HOUR_MS = 3_600_000
+_ROWS_FEW = 2_000
 
 KEYED_HOURS = 24
 """How long replies to requests with an idempotency key are kept, at least."""
@@ -38,9 +39,13 @@ class KeptReplies:
     lie between `fresh_from` and `ahead_to` (a first attempt that was long on its way), or when it is in `retried`.
     """
 
-    def __init__(self, store: Store, window_s: float) -> None:
+    def __init__(self, store: Store, window_s: float, clock: Callable[[], int] | None = None) -> None:
+        """`clock`: Unix time in ms."""
         self._store = store
+        self._now_ms = clock or _now_ms
         self._window_ms = int(window_s * 1000)
+        self._dropped: dict[int, tuple[bytes, bytes]] = {}
+        self._dropped_hour = 0
         self.fresh_from = b""
         self.ahead_to = b""
         self.retried: set[bytes] = set()
@@ -49,7 +54,7 @@ class KeptReplies:
 
     def tick(self) -> None:
         """Follow the clock; call it a few times a second."""
-        now = _now_ms()
+        now = self._now_ms()
         self.fresh_from = id_prefix(now - _FRESH_MS)
         self.ahead_to = id_prefix(now + _AHEAD_MAX_MS)
 
@@ -69,7 +74,7 @@ class KeptReplies:
                 path="request_id",
                 definite=not attempt,
             )
-        if request_id < id_prefix(_now_ms() - self._window_ms):
+        if request_id < id_prefix(self._now_ms() - self._window_ms):
             if not attempt:
                 return None
             raise DeadlineExceeded(
@@ -81,12 +86,12 @@ class KeptReplies:
     def key(self, shard: Shard, request_id: bytes) -> bytes:
         """Where the reply to a request is kept."""
         if request_id[0] == KEYED:
-            return keys.keyed_reply_key(shard.number, _now_ms() // _HOUR_MS, request_id)
+            return keys.keyed_reply_key(shard.number, self._now_ms() // _HOUR_MS, request_id)
         return shard.prefix + request_id
 
     def _find_keyed(self, shard: Shard, request_id: bytes) -> bytes | None:
         """Such an id does not tell its time: it is looked for in each hour of the day."""
-        hour = _now_ms() // _HOUR_MS
+        hour = self._now_ms() // _HOUR_MS
         for back in range(-1, KEYED_HOURS + 1):  # the owner before may have been a little ahead
             kept = self._store.get("replies", keys.keyed_reply_key(shard.number, hour - back, request_id))
             if kept is not None:
@@ -101,18 +106,33 @@ class KeptReplies:
             self.retried.discard(self._retried_order.popleft())
 
     def drop_old(self, shards: Iterable[int]) -> None:
-        """Drop the replies of these shards whose window has passed, one range for each. Each copy is cut by its own node's clock."""
-        oldest = id_prefix(_now_ms() - self._window_ms)
-        oldest_hour = _now_ms() // _HOUR_MS - KEYED_HOURS
+        """Drop the replies of these shards whose window has passed. Each copy is cut by its own node's clock."""
+        now = self._now_ms()
+        oldest = id_prefix(now - self._window_ms)
+        oldest_hour = max(0, now // _HOUR_MS - KEYED_HOURS)
+        if oldest_hour != self._dropped_hour:  # a snapshot may have brought older ones since
+            self._dropped_hour = oldest_hour
+            self._dropped.clear()
         batch = self._store.batch()
         for shard in shards:
-            for start, end in (
-                (keys.reply_key(shard, b""), keys.reply_key(shard, oldest)),
-                (keys.keyed_reply_key(shard, 0, b""), keys.keyed_reply_key(shard, oldest_hour, b"")),
-            ):
-                if self._store.any("replies", start, end):  # a deletion of nothing costs every read that passes it
-                    batch.delete_range("replies", start, end)
+            timed, keyed = self._dropped.get(shard) or (keys.reply_key(shard, b""), keys.keyed_reply_key(shard, 0, b""))
+            self._dropped[shard] = (
+                self._drop(batch, timed, keys.reply_key(shard, oldest)),
+                self._drop(batch, keyed, keys.keyed_reply_key(shard, oldest_hour, b"")),
+            )
         self._store.write(batch)
+
+    def _drop(self, batch: Batch, start: bytes, end: bytes) -> bytes:
+        """Delete a range; where the next time begins. Few rows are deleted one by one: RocksDB sorts all ranges that a memtable has
+        had deleted anew for each read after another one, and a read has to pass everything that was deleted at its beginning.
+        """
+        rows = [key for key, _ in islice(self._store.scan("replies", start, end), _ROWS_FEW)]
+        if len(rows) < _ROWS_FEW:
+            for key in rows:
+                batch.delete("replies", key)
+        else:
+            batch.delete_range("replies", start, end)
+        return max(start, end)
 
 
 def _checked(kept: bytes, target: int, call: pb.Call) -> bytes:

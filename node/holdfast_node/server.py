@@ -25,6 +25,7 @@ from holdfast_cluster.model import ClusterSettings, Keys, Member, View
 
 from holdfast_node.commit import Entry, Flusher
 from holdfast_node.config import NodeConfig
+from holdfast_node.delivery.letters import Letters
 from holdfast_node.directory import DataDirectory
 from holdfast_node.engine import Engine
 from holdfast_node.liveness import Liveness, Watchdog
@@ -125,6 +126,7 @@ class NodeServer:
             self.stats,
             None if replication is None else replication.links,
             None if replication is None else replication.receiver,
+            Letters(self._store, shards, engine.deliveries, engine),
         )
         server = grpc.aio.server(options=[*dict([*SERVER_OPTIONS, *CHANNEL_OPTIONS]).items()])
         server.add_generic_rpc_handlers((peer.handlers(),))

@@ -143,6 +143,12 @@ def status(gateway: str, as_json: bool) -> None:
                 f"moving: {moves.joining} copies are being made ({moves.bytes_sent / 1e6:,.0f} MB sent so far), "
                 f"{moves.handovers} shards change their owner, {moves.leaving} copies are about to go"
             )
+        letters = sum(node.stats.dead_letters for node in answer.nodes)
+        waiting = sum(node.stats.outbox for node in answer.nodes)
+        if waiting or letters:
+            console.print(f"notifications: {waiting} wait to be delivered, {letters} dead letters (holdfast deadletters list)")
+        for one in answer.paused:
+            console.print(f"paused: {f'{one.kind}/{one.key}' if one.key else one.kind} (holdfast resume)")
         for problem in answer.problems:
             console.print(f"[red]{problem.what}[/red]: {problem.why}")
         if not answer.problems:
@@ -240,7 +246,7 @@ def _plain(message: Any) -> Any:
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
-def _ask(gateway: str, method: str, request: Any, reply_type: Any) -> Any:
+def _ask(gateway: str, method: str, request: Any, reply_type: Any, timeout_s: float = _TIMEOUT_S) -> Any:
     async def run() -> Any:
         await _reach(gateway)
         channel = open_channel(gateway)
@@ -250,7 +256,7 @@ def _ask(gateway: str, method: str, request: Any, reply_type: Any) -> Any:
                 request_serializer=type(request).SerializeToString,
                 response_deserializer=reply_type.FromString,
             )
-            return await ask(request, timeout=_TIMEOUT_S)
+            return await ask(request, timeout=timeout_s)
         finally:
             await channel.close()
 

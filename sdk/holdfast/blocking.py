@@ -7,19 +7,21 @@ is away is sent again with the same request id, to the next gateway, until its d
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import grpc
 from google.rpc.status_pb2 import Status
 
 from holdfast.app import kind_name
+from holdfast.budget import RATIO, Budgets
 from holdfast.channels import CHANNEL_OPTIONS, check_address
-from holdfast.client import CALL_BYTES_MAX, DEADLINE_SLACK_S, TIMEOUT_S, check_key
-from holdfast.errors import DeadlineExceeded, HoldfastError, InternalError, TooLarge, Unavailable, error_from_proto
-from holdfast.ids import RequestIds
+from holdfast.client import CALL_BYTES_MAX, DEADLINE_SLACK_S, TIMEOUT_S, check_key, retry_pause
+from holdfast.errors import DeadlineExceeded, HoldfastError, InternalError, Overloaded, TooLarge, Unavailable, error_from_proto
+from holdfast.ids import RequestIds, idempotent_id
 from holdfast.signature import decode_result, encode_arguments, return_type
 from holdfast.v1 import objects_pb2 as pb
 
@@ -31,7 +33,7 @@ _BACKOFF_S = (0.05, 1.0)
 class BlockingClient:
     """As `holdfast.Client`, but calls return results instead of awaitables. Safe to use from several threads."""
 
-    def __init__(self, *endpoints: str, timeout: float = TIMEOUT_S) -> None:
+    def __init__(self, *endpoints: str, timeout: float = TIMEOUT_S, retry_budget: float = RATIO) -> None:
         if not endpoints:
             raise ValueError("name at least one gateway, as host:port")
         for endpoint in endpoints:
@@ -47,6 +49,8 @@ class BlockingClient:
         ]
         self._use = random.randrange(len(endpoints))
         self._timeout = timeout
+        self._budgets = Budgets(retry_budget)
+        self._budgets_lock = threading.Lock()
         self._ids = RequestIds()
 
     def __enter__(self) -> BlockingClient:
@@ -68,9 +72,14 @@ class BlockingClient:
         timeout: float | None = None,
         request_id: bytes | None = None,
         metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
     ) -> Any:
         """A stub of one object: `client.get(Counter, "a").increment(by=2)` returns the number. Options as in `Client.get`."""
         check_key(key)
+        if idempotency_key is not None:
+            if request_id is not None:
+                raise ValueError("a call has a request_id or an idempotency_key, not both")
+            request_id = idempotent_id(kind_name(cast(Any, kind)), key, idempotency_key)
         return _BlockingStub(self, kind, key, timeout, request_id, metadata)
 
     def call(
@@ -92,6 +101,9 @@ class BlockingClient:
         if request.ByteSize() > CALL_BYTES_MAX:
             raise TooLarge(f"a call of {request.ByteSize()} bytes, at most {CALL_BYTES_MAX}", definite=True)
         backoff, longest = _BACKOFF_S
+        retries = 0
+        with self._budgets_lock:
+            self._budgets.called(kind)
         while True:
             left = max(deadline - time.monotonic(), 0.001)
             request.timeout_ms = max(1, int(left * 1000))
@@ -102,7 +114,15 @@ class BlockingClient:
             except grpc.RpcError as failed:
                 error = _error(failed, request, self._channels[use][0])
             if not isinstance(error, _GatewayAway):
-                raise error
+                pause = retry_pause(error.retry_after_s, retries)
+                retries += 1
+                if not (error.retryable and isinstance(error, Overloaded | Unavailable)) or time.monotonic() + pause >= deadline:
+                    raise error
+                with self._budgets_lock:
+                    if not self._budgets.take(kind):
+                        raise error
+                time.sleep(pause)
+                continue
             pause = backoff * random.uniform(0.5, 1.0)
             if time.monotonic() + pause >= deadline:
                 raise Unavailable(error.message, retryable=True, request_id=request.request_id)
@@ -143,9 +163,9 @@ class _BlockingStub:
         return decode_result(result, returns, self._name, method)
 
 
-def connect_blocking(*endpoints: str, timeout: float = TIMEOUT_S) -> BlockingClient:
-    """A blocking client: `with holdfast.connect_blocking("localhost:7400") as client: ...`."""
-    return BlockingClient(*endpoints, timeout=timeout)
+def connect_blocking(*endpoints: str, timeout: float = TIMEOUT_S, retry_budget: float = RATIO) -> BlockingClient:
+    """A blocking client: `with holdfast.connect_blocking("localhost:7400") as client: ...`. Options as in `connect`."""
+    return BlockingClient(*endpoints, timeout=timeout, retry_budget=retry_budget)
 
 
 def _error(failed: Any, request: pb.CallRequest, endpoint: str) -> HoldfastError:

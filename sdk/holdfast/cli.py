@@ -8,6 +8,7 @@ import click
 
 from holdfast.ask import call, drain, reset_shard, status, where
 from holdfast.bench import bench
+from holdfast.deliveries import alarms, deadletters, pause, resume
 from holdfast.dev import dev
 from holdfast.verify.command import verify
 
@@ -18,7 +19,7 @@ def main() -> None:
     """Holdfast: durable objects on your own machines."""
 
 
-for _command in (dev, call, where, status, drain, reset_shard, bench, verify):
+for _command in (dev, call, where, status, drain, reset_shard, deadletters, alarms, pause, resume, bench, verify):
     main.add_command(_command)
 for _entry in entry_points(group="holdfast.commands"):
     main.add_command(_entry.load(), _entry.name)

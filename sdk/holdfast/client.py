@@ -1,7 +1,9 @@
 """The asynchronous client: typed stubs over one batched stream, which reconnects and sends again by itself.
 
 A call that was under way when a connection broke is sent again on the next one with the same request id and
-`attempt + 1`, so its effect happens once. A caller sees an error only from the object, from a limit, or at the deadline.
+`attempt + 1`, so its effect happens once. What is refused as OVERLOADED or UNAVAILABLE, and could succeed later, is sent again
+after a pause (full jitter, and what the refusal asks for), while the budget lasts and the deadline allows. A caller sees an error only
+from the object, from a limit, or at the deadline.
 """
 
 from __future__ import annotations
@@ -17,11 +19,12 @@ from typing import Any, TypeVar, cast
 import grpc
 
 from holdfast.app import kind_name
+from holdfast.budget import RATIO, Budgets
 from holdfast.channels import MESSAGE_BYTES_MAX, check_address, open_channel
 from holdfast.deadlines import Deadlines
 from holdfast.errors import DeadlineExceeded, HoldfastError, Overloaded, TooLarge, Unavailable, error_from_proto
 from holdfast.frames import FrameWriter, ends
-from holdfast.ids import RequestIds
+from holdfast.ids import RequestIds, idempotent_id
 from holdfast.signature import decode_result, encode_arguments, return_type
 from holdfast.v1 import objects_pb2 as pb
 
@@ -42,18 +45,22 @@ CALL_BYTES_MAX = MESSAGE_BYTES_MAX - 1024
 """A call with its arguments and metadata; the cluster's own limit for arguments is lower."""
 
 _RECONNECT_BACKOFF_S = (0.05, 1.0)
+_RETRY_BACKOFF_S = (0.05, 2.0)
+_RETRIED = (pb.CODE_OVERLOADED, pb.CODE_UNAVAILABLE)
 
 
 class _Pending:
     """A call that waits for its reply."""
 
-    __slots__ = ("deadline", "future", "message", "sent")
+    __slots__ = ("deadline", "future", "message", "resting", "retries", "sent")
 
     def __init__(self, message: pb.Call, future: asyncio.Future[bytes], deadline: float) -> None:
         self.message = message
         self.future = future
         self.deadline = deadline
         self.sent = False
+        self.resting = False  # it is to be sent again after a pause
+        self.retries = 0
 
 
 class Client:
@@ -62,13 +69,14 @@ class Client:
     One client is enough for a process: it has up to 10,000 calls in flight on one stream.
     """
 
-    def __init__(self, *endpoints: str, timeout: float = TIMEOUT_S) -> None:
+    def __init__(self, *endpoints: str, timeout: float = TIMEOUT_S, retry_budget: float = RATIO) -> None:
         if not endpoints:
             raise ValueError("name at least one gateway, as host:port")
         for endpoint in endpoints:
             check_address(endpoint)
         self._endpoints = list(endpoints)
         self._timeout = timeout
+        self._budgets = Budgets(retry_budget)
         self._ids = RequestIds()
         self._number = 0
         self._pending: dict[int, _Pending] = {}
@@ -107,14 +115,21 @@ class Client:
         timeout: float | None = None,
         request_id: bytes | None = None,
         metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
     ) -> T:
         """A stub of one object: `await client.get(Counter, "a").increment(by=2)`.
 
         With a class the stub is typed as it and results are decoded to the handler's return type; with a name they come in
         plain types. `timeout` in seconds, `metadata` and `request_id` (16 bytes, UUIDv7) hold for the stub's calls; a
-        request id names one effect, so a stub that has one makes one call.
+        request id names one effect, so a stub that has one makes one call. `idempotency_key` (1 to 255 bytes) is the caller's own
+        name for one effect on this object: for 24 hours a call with the same key is answered with the first one's reply, whoever
+        makes it, and refused with InvalidArgument if it calls something else.
         """
         check_key(key)
+        if idempotency_key is not None:
+            if request_id is not None:
+                raise ValueError("a call has a request_id or an idempotency_key, not both")
+            request_id = idempotent_id(kind_name(cast(Any, kind)), key, idempotency_key)
         return cast(T, Stub(self, kind, key, timeout, request_id, metadata))
 
     async def call(
@@ -182,6 +197,7 @@ class Client:
         deadline = loop.time() + timeout + DEADLINE_SLACK_S
         pending = self._pending[number] = _Pending(message, future, deadline)
         self._deadlines.watch(deadline)
+        self._budgets.called(kind)
         if self._writer is not None:
             pending.sent = True
             self._writer.push(message, size)
@@ -225,6 +241,8 @@ class Client:
             if pending.future.done():
                 del self._pending[number]  # nobody waits for it any more
                 continue
+            if pending.resting:
+                continue
             message = pending.message
             if pending.sent:
                 message.attempt += 1
@@ -243,12 +261,32 @@ class Client:
                     result = reply.result
                     if result:
                         done.future.set_result(result)
-                    else:
+                    elif not (reply.error.retryable and reply.error.code in _RETRIED and self._retry(done, reply.error)):
                         done.future.set_exception(error_from_proto(reply.error, done.message.codec))
         finally:
             self._writer = None
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
+
+    def _retry(self, pending: _Pending, error: pb.Error) -> bool:
+        """Send a call again after a pause, if that is worth it; whether it is."""
+        pause = retry_pause(error.retry_after_ms / 1000, pending.retries)
+        if self._loop.time() + pause >= pending.deadline - DEADLINE_SLACK_S or not self._budgets.take(pending.message.kind):
+            return False
+        pending.retries += 1
+        pending.resting = True
+        self._pending[pending.message.id] = pending
+        self._loop.call_later(pause, self._again, pending)
+        return True
+
+    def _again(self, pending: _Pending) -> None:
+        pending.resting = False
+        message = pending.message
+        if message.id not in self._pending or pending.future.done() or self._writer is None:
+            return  # without a connection: the next one takes it along
+        message.attempt += 1
+        message.timeout_ms = max(1, int((pending.deadline - DEADLINE_SLACK_S - self._loop.time()) * 1000))
+        self._writer.push(message, message.ByteSize())
 
     def _expire(self, pending: _Pending) -> None:
         self._pending.pop(pending.message.id, None)
@@ -301,18 +339,25 @@ class Stub:
         return decode_result(result, returns, self._name, method)
 
 
+def retry_pause(asked_s: float, retries: int) -> float:
+    """How long to wait before a retry, in seconds: what the refusal asks for, and full jitter over a doubling backoff."""
+    least, most = _RETRY_BACKOFF_S
+    return asked_s + random.uniform(0, min(most, least * 2 ** min(retries, 10)))
+
+
 def check_key(key: object) -> None:
     """Raises TypeError for a key that is not text."""
     if not isinstance(key, str):
         raise TypeError(f"an object's key is text, not {type(key).__name__}: {key!r}")
 
 
-def connect(*endpoints: str, timeout: float = TIMEOUT_S) -> Client:
+def connect(*endpoints: str, timeout: float = TIMEOUT_S, retry_budget: float = RATIO) -> Client:
     """A client of the cluster behind these gateways (`host:port`); it uses one and goes on to the next when that fails.
 
-    `timeout`: the deadline in seconds of calls that bring none.
+    `timeout`: the deadline in seconds of calls that bring none. `retry_budget`: how many calls the client itself may make again, as a
+    share of all, and of those to the same kind; 0: none.
     """
-    return Client(*endpoints, timeout=timeout)
+    return Client(*endpoints, timeout=timeout, retry_budget=retry_budget)
 
 
 def _pack_calls(calls: list[pb.Call]) -> bytes:

@@ -5,10 +5,17 @@ from __future__ import annotations
 import os
 import struct
 import time
+from hashlib import blake2b
 
 REQUEST_ID_BYTES = 16
 
 _pack = struct.Struct(">QQ").pack
+
+
+KEYED = 0xFF
+"""What the ids begin with that are made of a name instead of a time; no time does. Their replies are kept for a day."""
+
+IDEMPOTENCY_KEY_BYTES_MAX = 255
 
 
 class RequestIds:
@@ -42,6 +49,23 @@ class RequestIds:
 def id_prefix(time_ms: int) -> bytes:
     """What the ids made at this Unix time in ms begin with: ids compare with it as their times do."""
     return max(0, time_ms).to_bytes(6, "big")
+
+
+def keyed_id(*parts: bytes) -> bytes:
+    """The request id of an effect that is known by other things than a time: the same for the same parts."""
+    digest = blake2b(digest_size=REQUEST_ID_BYTES - 1)
+    for part in parts:
+        digest.update(len(part).to_bytes(4, "big"))
+        digest.update(part)
+    return bytes([KEYED]) + digest.digest()
+
+
+def idempotent_id(kind: str, key: str, idempotency_key: str) -> bytes:
+    """The request id of a call to an object under a key of the caller's own. Raises ValueError for a key that is none."""
+    raw = idempotency_key.encode()
+    if not 0 < len(raw) <= IDEMPOTENCY_KEY_BYTES_MAX:
+        raise ValueError(f"an idempotency key has 1 to {IDEMPOTENCY_KEY_BYTES_MAX} bytes, this one {len(raw)}")
+    return keyed_id(b"call", kind.encode(), key.encode(), raw)
 
 
 _ids = RequestIds()

@@ -4,14 +4,14 @@ import asyncio
 import sys
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
 from typing import Any
 from uuid import UUID
 
 import msgspec
-from holdfast import App, DurableObject, Rejected, WrongOwner
+from holdfast import Alarm, App, DurableObject, Rejected, WrongOwner
 
 app = App()
 
@@ -206,3 +206,99 @@ class Tidy(DurableObject):
 
 def a_parcel() -> Parcel:
     return Parcel(UUID(int=7), datetime(2026, 1, 2, tzinfo=UTC), Colour.RED, [Point(1, Decimal("2.50"))], b"\x00\xff")
+
+
+@app.kind(notify_attempts=3, alarm_attempts=2)
+class Sender(DurableObject):
+    """Notifies, and tells nobody of the outcome."""
+
+    def send(self, to: str, count: int = 1, method: str = "take", delay_ms: int = 0) -> None:
+        delay = timedelta(milliseconds=delay_ms) if delay_ms else None
+        place = self.storage.get("place", int, default=0)
+        for i in range(place, place + count):
+            getattr(self.notify(Receiver, to, delay=delay), method)(self.key, i)
+        self.storage.put("place", place + count)
+
+    def send_and_fail(self, to: str) -> None:
+        self.send(to)
+        raise RuntimeError("after notifying")
+
+    def send_some(self, to: str) -> None:
+        self.notify(Receiver, to).take(self.key, 0)
+        try:
+            with self.storage.transaction():
+                self.notify(Receiver, to).take(self.key, 1)
+                raise RuntimeError("only this part is undone")
+        except RuntimeError:
+            pass
+        self.notify(Receiver, to).take(self.key, 2)
+
+    def flood(self, to: str, count: int) -> None:
+        for i in range(count):
+            self.notify(Receiver, to).take(self.key, i)
+
+
+@app.kind(alarm_attempts=2)
+class Receiver(DurableObject):
+    """Keeps what it is told, in the order in which it is told."""
+
+    def take(self, sender: str, number: int) -> None:
+        self._keep(sender, number)
+
+    async def take_slowly(self, sender: str, number: int) -> None:
+        await asyncio.sleep(0.5)
+        self._keep(sender, number)
+
+    def take_if_open(self, sender: str, number: int) -> None:
+        if not self.storage.get("open", bool, default=False):
+            raise RuntimeError("not yet")
+        self._keep(sender, number)
+
+    def open(self) -> None:
+        self.storage.put("open", True)
+
+    def reject(self, sender: str, number: int) -> None:
+        raise Rejected("never", number=number)
+
+    async def took(self) -> list[tuple[str, int]]:
+        return list(self.storage.list("took/", type=tuple[str, int]).values())
+
+    def alarm(self, ms: int, name: str = "default", payload: Any = None, every_ms: int = 0, misfire: str = "once") -> None:
+        every = timedelta(milliseconds=every_ms) if every_ms else None
+        self.set_alarm(timedelta(milliseconds=ms), name, payload, every=every, misfire=misfire)
+
+    def alarm_and_fail(self) -> None:
+        self.set_alarm(timedelta(), "never")
+        raise RuntimeError("no")
+
+    def alarms(self) -> list[str]:
+        return [alarm.name for alarm in self.list_alarms()]
+
+    def stop_alarm(self, name: str) -> bool:
+        return self.delete_alarm(name)
+
+    async def on_alarm(self, alarm: Alarm) -> None:
+        late_ms = (datetime.now(UTC) - alarm.scheduled).total_seconds() * 1000
+        match alarm.payload:
+            case "fail once" if alarm.attempt == 0:
+                self._keep("undone", 0)
+                raise RuntimeError("once")
+            case "fail":
+                raise RuntimeError("always")
+            case "again":
+                self.set_alarm(timedelta(milliseconds=50), alarm.name, "last")
+        self._keep(f"alarm {alarm.name}", int(late_ms))
+
+    def _keep(self, sender: str, number: int) -> None:
+        place = self.storage.get("place", int, default=0)
+        self.storage.put(f"took/{place:08d}", (sender, number))
+        self.storage.put("place", place + 1)
+
+
+@app.kind
+class Plain(DurableObject):
+    def alarm(self) -> None:
+        self.set_alarm(timedelta(seconds=1))
+
+    def notify_wrong(self) -> None:
+        self.notify(Receiver, "x").no_such_method()

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from holdfast import codec
 from holdfast.alarms import NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, Alarm, Misfire, check_every, next_after
 from holdfast.errors import TooLarge
+from holdfast.ids import keyed_id
 
 from holdfast_node import keys
-from holdfast_node.delivery.records import AlarmRecord, decode_alarm, effect_id, encode
+from holdfast_node.delivery.records import AlarmRecord, decode_alarm, encode
 from holdfast_node.store import Store
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ def shown(name: str, record: AlarmRecord) -> Alarm:
 
 def firing_id(kind: str, key: str, name: str, scheduled_ms: int) -> bytes:
     """The request id of a firing, the same in every attempt."""
-    return effect_id(b"alarm", kind.encode(), key.encode(), name.encode(), scheduled_ms.to_bytes(8, "big"))
+    return keyed_id(b"alarm", kind.encode(), key.encode(), name.encode(), scheduled_ms.to_bytes(8, "big"))
 
 
 class Inside:

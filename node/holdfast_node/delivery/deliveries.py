@@ -16,13 +16,14 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from holdfast.app import NOTIFY_AGE_MAX, App, Retries
+from holdfast.ids import keyed_id
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clock import boottime
 
 from holdfast_node import keys
 from holdfast_node.delivery.alarms import firing_id
 from holdfast_node.delivery.outbox import Dead, Delivered, Failed, Failure, Note, Outbox, OutboxLimits, Target
-from holdfast_node.delivery.records import Letter, Notification, decode_alarm, decode_notification, effect_id, encode
+from holdfast_node.delivery.records import Letter, Notification, decode_alarm, decode_notification, encode
 from holdfast_node.shards import Shard, Shards
 from holdfast_node.store import Store
 
@@ -335,7 +336,7 @@ class Deliveries:
                 key=row.key,
                 method=row.method,
                 arguments=row.arguments,
-                request_id=effect_id(b"notify", sender, note.sequence),
+                request_id=keyed_id(b"notify", sender, note.sequence),
                 timeout_ms=DELIVERY_TIMEOUT_MS,
                 notification=note.sequence + sender,
             )

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
-
 import msgspec
 from holdfast.alarms import Misfire
-
-KEYED = 0xFF
-"""What the request ids of effects begin with that are kept for a day: no time does."""
 
 
 class Notification(msgspec.Struct, array_like=True, gc=False):
@@ -60,14 +55,3 @@ decode_letter = msgspec.msgpack.Decoder(Letter).decode
 
 def encode(record: Notification | AlarmRecord | Letter) -> bytes:
     return _encode(record)
-
-
-def effect_id(*parts: bytes) -> bytes:
-    """The request id of an effect that is known by other things than a time, the same in every attempt: calls that its turn makes
-    derive their ids from it, and are remembered for a day.
-    """
-    digest = blake2b(digest_size=15)
-    for part in parts:
-        digest.update(len(part).to_bytes(4, "big"))
-        digest.update(part)
-    return bytes([KEYED]) + digest.digest()

@@ -24,45 +24,71 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17holdfast/v1/admin.proto\x12\x0bholdfast.v1\"\x0f\n\rStatusRequest\"\xc4\x02\n\x0eStatusResponse\x12\x0f\n\x07\x63luster\x18\x01 \x01(\t\x12\x0e\n\x06shards\x18\x02 \x01(\r\x12\x13\n\x0breplication\x18\x03 \x01(\r\x12\x12\n\ncontroller\x18\x04 \x01(\t\x12&\n\x05nodes\x18\x05 \x03(\x0b\x32\x17.holdfast.v1.NodeStatus\x12&\n\x08problems\x18\x06 \x03(\x0b\x32\x14.holdfast.v1.Problem\x12+\n\x07gateway\x18\x07 \x01(\x0b\x32\x1a.holdfast.v1.GatewayStatus\x12-\n\x0b\x61ssignments\x18\x08 \x03(\x0b\x32\x18.holdfast.v1.ShardStatus\x12\x13\n\x0bmin_in_sync\x18\t \x01(\r\x12\'\n\x05moves\x18\n \x01(\x0b\x32\x18.holdfast.v1.MovesStatus\"\xfd\x01\n\nNodeStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0c\n\x04zone\x18\x04 \x01(\t\x12\x0e\n\x06weight\x18\x05 \x01(\r\x12\r\n\x05state\x18\x06 \x01(\t\x12\x13\n\x0bincarnation\x18\x07 \x01(\x04\x12\x14\n\x0cshards_owned\x18\x08 \x01(\r\x12\x11\n\tepoch_max\x18\t \x01(\x04\x12)\n\x05stats\x18\n \x01(\x0b\x32\x1a.holdfast.v1.StatsResponse\x12\x16\n\x0eshards_in_sync\x18\x0b \x01(\r\x12\x16\n\x0eshards_joining\x18\x0c \x01(\r\"V\n\x0bMovesStatus\x12\x0f\n\x07joining\x18\x01 \x01(\r\x12\x11\n\thandovers\x18\x02 \x01(\r\x12\x0f\n\x07leaving\x18\x03 \x01(\r\x12\x12\n\nbytes_sent\x18\x04 \x01(\x04\"$\n\x07Problem\x12\x0c\n\x04what\x18\x01 \x01(\t\x12\x0b\n\x03why\x18\x02 \x01(\t\"\x99\x01\n\rGatewayStatus\x12\x17\n\x0froutes_revision\x18\x01 \x01(\x04\x12\x16\n\x0e\x65tcd_connected\x18\x02 \x01(\x08\x12\x17\n\x0f\x63\x61lls_in_flight\x18\x03 \x01(\r\x12\x12\n\ncalls_held\x18\x04 \x01(\r\x12*\n\x07process\x18\x05 \x01(\x0b\x32\x19.holdfast.v1.ProcessStats\"\x7f\n\x0bShardStatus\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x0f\n\x07in_sync\x18\x04 \x03(\t\x12\x0f\n\x07joining\x18\x05 \x03(\t\x12\x10\n\x08handover\x18\x06 \x01(\t\x12\x0f\n\x07leaving\x18\x07 \x03(\t\"=\n\x0c\x44rainRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ncel\x18\x02 \x01(\x08\x12\x0f\n\x07\x64ry_run\x18\x03 \x01(\x08\"h\n\rDrainResponse\x12\r\n\x05owned\x18\x01 \x01(\r\x12\x0e\n\x06\x63opies\x18\x02 \x01(\r\x12\x18\n\x10\x63opies_that_stay\x18\x03 \x01(\r\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\"8\n\x11ResetShardRequest\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x14\n\x0c\x63onfirmation\x18\x02 \x01(\t\"=\n\x12ResetShardResponse\x12\'\n\x05shard\x18\x01 \x01(\x0b\x32\x18.holdfast.v1.ShardStatus\")\n\x0cWhereRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"]\n\rWhereResponse\x12\'\n\x05shard\x18\x01 \x01(\x0b\x32\x18.holdfast.v1.ShardStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x12\n\npreference\x18\x03 \x03(\t\"\x0e\n\x0cStatsRequest\"\xa5\x05\n\rStatsResponse\x12*\n\x07process\x18\x01 \x01(\x0b\x32\x19.holdfast.v1.ProcessStats\x12\r\n\x05turns\x18\x02 \x01(\x04\x12\x14\n\x0cturns_failed\x18\x03 \x01(\x04\x12\x0f\n\x07\x65ntries\x18\x04 \x01(\x04\x12\x0e\n\x06\x66syncs\x18\x05 \x01(\x04\x12\x13\n\x0b\x61\x63tivations\x18\x06 \x01(\x04\x12\x11\n\tevictions\x18\x07 \x01(\x04\x12\x17\n\x0f\x63\x61lls_in_flight\x18\x08 \x01(\x04\x12\x16\n\x0eshards_serving\x18\t \x01(\r\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\n \x01(\x04\x12\r\n\x05kinds\x18\x0b \x03(\t\x12\x0e\n\x06notice\x18\x0c \x01(\t\x12\x0e\n\x06\x63opies\x18\r \x01(\r\x12\x1b\n\x13\x65ntries_uncommitted\x18\x0e \x01(\x04\x12\x13\n\x0breplica_lag\x18\x0f \x01(\x04\x12\x16\n\x0esnapshots_sent\x18\x10 \x01(\x04\x12\x19\n\x11snapshots_waiting\x18\x11 \x01(\r\x12\x1b\n\x13snapshot_bytes_sent\x18\x12 \x01(\x04\x12\x11\n\thandovers\x18\x13 \x01(\x04\x12\x12\n\ndata_bytes\x18\x14 \x01(\x04\x12\x11\n\tmove_rate\x18\x15 \x01(\x01\x12\x0e\n\x06outbox\x18\x16 \x01(\x04\x12\x18\n\x10outbox_oldest_ms\x18\x17 \x01(\x04\x12\x1f\n\x17notifications_delivered\x18\x18 \x01(\x04\x12\x1c\n\x14notification_retries\x18\x19 \x01(\x04\x12\x1d\n\x15notifications_delayed\x18\x1a \x01(\x04\x12\x14\n\x0c\x64\x65\x61\x64_letters\x18\x1b \x01(\x04\x12\x14\n\x0c\x61larms_fired\x18\x1c \x01(\x04\x12\x15\n\ralarms_failed\x18\x1d \x01(\x04\"O\n\x0cProcessStats\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\r\n\x05\x63pu_s\x18\x02 \x01(\x01\x12\x11\n\trss_bytes\x18\x03 \x01(\x04\x12\x10\n\x08uptime_s\x18\x04 \x01(\x01\x32\x99\x02\n\x05\x41\x64min\x12\x41\n\x06Status\x12\x1a.holdfast.v1.StatusRequest\x1a\x1b.holdfast.v1.StatusResponse\x12>\n\x05Where\x12\x19.holdfast.v1.WhereRequest\x1a\x1a.holdfast.v1.WhereResponse\x12>\n\x05\x44rain\x12\x19.holdfast.v1.DrainRequest\x1a\x1a.holdfast.v1.DrainResponse\x12M\n\nResetShard\x12\x1e.holdfast.v1.ResetShardRequest\x1a\x1f.holdfast.v1.ResetShardResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17holdfast/v1/admin.proto\x12\x0bholdfast.v1\"v\n\x12\x44\x65\x61\x64LettersRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x13\n\x0bsender_kind\x18\x03 \x01(\t\x12\x12\n\nsender_key\x18\x04 \x01(\t\x12\r\n\x05limit\x18\x05 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x06 \x01(\x0c\"]\n\x13\x44\x65\x61\x64LettersResponse\x12(\n\x07letters\x18\x01 \x03(\x0b\x32\x17.holdfast.v1.DeadLetter\x12\x0c\n\x04more\x18\x02 \x01(\x08\x12\x0e\n\x06silent\x18\x03 \x03(\t\"\xf1\x01\n\nDeadLetter\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05place\x18\x02 \x01(\x0c\x12\x13\n\x0bsender_kind\x18\x03 \x01(\t\x12\x12\n\nsender_key\x18\x04 \x01(\t\x12\x0c\n\x04kind\x18\x05 \x01(\t\x12\x0b\n\x03key\x18\x06 \x01(\t\x12\x0e\n\x06method\x18\x07 \x01(\t\x12\x11\n\targuments\x18\x08 \x01(\x0c\x12\r\n\x05\x61larm\x18\t \x01(\t\x12\x10\n\x08\x61ttempts\x18\n \x01(\r\x12\x0c\n\x04\x63ode\x18\x0b \x01(\t\x12\r\n\x05\x65rror\x18\x0c \x01(\t\x12\x12\n\ncreated_ms\x18\r \x01(\x04\x12\x0f\n\x07\x64ied_ms\x18\x0e \x01(\x04\"\x88\x01\n\x18\x43hangeDeadLettersRequest\x12\x0b\n\x03ids\x18\x01 \x03(\t\x12\x0b\n\x03\x61ll\x18\x02 \x01(\x08\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0b\n\x03key\x18\x04 \x01(\t\x12\x13\n\x0bsender_kind\x18\x05 \x01(\t\x12\x12\n\nsender_key\x18\x06 \x01(\t\x12\x0e\n\x06replay\x18\x07 \x01(\x08\"\xa2\x01\n\x19\x43hangeDeadLettersResponse\x12\x0f\n\x07\x63hanged\x18\x01 \x01(\x04\x12\x44\n\x07refused\x18\x02 \x03(\x0b\x32\x33.holdfast.v1.ChangeDeadLettersResponse.RefusedEntry\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"K\n\rAlarmsRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\x0c\"Y\n\x0e\x41larmsResponse\x12)\n\x06\x61larms\x18\x01 \x03(\x0b\x32\x19.holdfast.v1.PendingAlarm\x12\x0c\n\x04more\x18\x02 \x01(\x08\x12\x0e\n\x06silent\x18\x03 \x03(\t\"\x9d\x01\n\x0cPendingAlarm\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06\x64ue_ms\x18\x04 \x01(\x04\x12\x14\n\x0cscheduled_ms\x18\x05 \x01(\x04\x12\r\n\x05\x65very\x18\x06 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12\x0f\n\x07payload\x18\x08 \x01(\x0c\x12\r\n\x05place\x18\t \x01(\x0c\"9\n\x0cPauseRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06resume\x18\x03 \x01(\x08\"4\n\rPauseResponse\x12#\n\x06paused\x18\x01 \x03(\x0b\x32\x13.holdfast.v1.Paused\";\n\x06Paused\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\n\n\x02\x61t\x18\x03 \x01(\x01\x12\n\n\x02\x62y\x18\x04 \x01(\t\"\x0f\n\rStatusRequest\"\xe9\x02\n\x0eStatusResponse\x12\x0f\n\x07\x63luster\x18\x01 \x01(\t\x12\x0e\n\x06shards\x18\x02 \x01(\r\x12\x13\n\x0breplication\x18\x03 \x01(\r\x12\x12\n\ncontroller\x18\x04 \x01(\t\x12&\n\x05nodes\x18\x05 \x03(\x0b\x32\x17.holdfast.v1.NodeStatus\x12&\n\x08problems\x18\x06 \x03(\x0b\x32\x14.holdfast.v1.Problem\x12+\n\x07gateway\x18\x07 \x01(\x0b\x32\x1a.holdfast.v1.GatewayStatus\x12-\n\x0b\x61ssignments\x18\x08 \x03(\x0b\x32\x18.holdfast.v1.ShardStatus\x12\x13\n\x0bmin_in_sync\x18\t \x01(\r\x12\'\n\x05moves\x18\n \x01(\x0b\x32\x18.holdfast.v1.MovesStatus\x12#\n\x06paused\x18\x0b \x03(\x0b\x32\x13.holdfast.v1.Paused\"\xfd\x01\n\nNodeStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0c\n\x04zone\x18\x04 \x01(\t\x12\x0e\n\x06weight\x18\x05 \x01(\r\x12\r\n\x05state\x18\x06 \x01(\t\x12\x13\n\x0bincarnation\x18\x07 \x01(\x04\x12\x14\n\x0cshards_owned\x18\x08 \x01(\r\x12\x11\n\tepoch_max\x18\t \x01(\x04\x12)\n\x05stats\x18\n \x01(\x0b\x32\x1a.holdfast.v1.StatsResponse\x12\x16\n\x0eshards_in_sync\x18\x0b \x01(\r\x12\x16\n\x0eshards_joining\x18\x0c \x01(\r\"V\n\x0bMovesStatus\x12\x0f\n\x07joining\x18\x01 \x01(\r\x12\x11\n\thandovers\x18\x02 \x01(\r\x12\x0f\n\x07leaving\x18\x03 \x01(\r\x12\x12\n\nbytes_sent\x18\x04 \x01(\x04\"$\n\x07Problem\x12\x0c\n\x04what\x18\x01 \x01(\t\x12\x0b\n\x03why\x18\x02 \x01(\t\"\x99\x01\n\rGatewayStatus\x12\x17\n\x0froutes_revision\x18\x01 \x01(\x04\x12\x16\n\x0e\x65tcd_connected\x18\x02 \x01(\x08\x12\x17\n\x0f\x63\x61lls_in_flight\x18\x03 \x01(\r\x12\x12\n\ncalls_held\x18\x04 \x01(\r\x12*\n\x07process\x18\x05 \x01(\x0b\x32\x19.holdfast.v1.ProcessStats\"\x7f\n\x0bShardStatus\x12\r\n\x05shard\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x0f\n\x07in_sync\x18\x04 \x03(\t\x12\x0f\n\x07joining\x18\x05 \x03(\t\x12\x10\n\x08handover\x18\x06 \x01(\t\x12\x0f\n\x07leaving\x18\x07 \x03(\t\"=\n\x0c\x44rainRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ncel\x18\x02 \x01(\x08\x12\x0f\n\x07\x64ry_run\x18\x03 \x01(\x08\"h\n\rDrainResponse\x12\r\n\x05owned\x18\x01 \x01(\r\x12\x0e\n\x06\x63opies\x18\x02 \x01(\r\x12\x18\n\x10\x63opies_that_stay\x18\x03 \x01(\r\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x0f\n\x07seconds\x18\x05 \x01(\x01\"8\n\x11ResetShardRequest\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x14\n\x0c\x63onfirmation\x18\x02 \x01(\t\"=\n\x12ResetShardResponse\x12\'\n\x05shard\x18\x01 \x01(\x0b\x32\x18.holdfast.v1.ShardStatus\")\n\x0cWhereRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"]\n\rWhereResponse\x12\'\n\x05shard\x18\x01 \x01(\x0b\x32\x18.holdfast.v1.ShardStatus\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x12\n\npreference\x18\x03 \x03(\t\"\x0e\n\x0cStatsRequest\"\xa5\x05\n\rStatsResponse\x12*\n\x07process\x18\x01 \x01(\x0b\x32\x19.holdfast.v1.ProcessStats\x12\r\n\x05turns\x18\x02 \x01(\x04\x12\x14\n\x0cturns_failed\x18\x03 \x01(\x04\x12\x0f\n\x07\x65ntries\x18\x04 \x01(\x04\x12\x0e\n\x06\x66syncs\x18\x05 \x01(\x04\x12\x13\n\x0b\x61\x63tivations\x18\x06 \x01(\x04\x12\x11\n\tevictions\x18\x07 \x01(\x04\x12\x17\n\x0f\x63\x61lls_in_flight\x18\x08 \x01(\x04\x12\x16\n\x0eshards_serving\x18\t \x01(\r\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\n \x01(\x04\x12\r\n\x05kinds\x18\x0b \x03(\t\x12\x0e\n\x06notice\x18\x0c \x01(\t\x12\x0e\n\x06\x63opies\x18\r \x01(\r\x12\x1b\n\x13\x65ntries_uncommitted\x18\x0e \x01(\x04\x12\x13\n\x0breplica_lag\x18\x0f \x01(\x04\x12\x16\n\x0esnapshots_sent\x18\x10 \x01(\x04\x12\x19\n\x11snapshots_waiting\x18\x11 \x01(\r\x12\x1b\n\x13snapshot_bytes_sent\x18\x12 \x01(\x04\x12\x11\n\thandovers\x18\x13 \x01(\x04\x12\x12\n\ndata_bytes\x18\x14 \x01(\x04\x12\x11\n\tmove_rate\x18\x15 \x01(\x01\x12\x0e\n\x06outbox\x18\x16 \x01(\x04\x12\x18\n\x10outbox_oldest_ms\x18\x17 \x01(\x04\x12\x1f\n\x17notifications_delivered\x18\x18 \x01(\x04\x12\x1c\n\x14notification_retries\x18\x19 \x01(\x04\x12\x1d\n\x15notifications_delayed\x18\x1a \x01(\x04\x12\x14\n\x0c\x64\x65\x61\x64_letters\x18\x1b \x01(\x04\x12\x14\n\x0c\x61larms_fired\x18\x1c \x01(\x04\x12\x15\n\ralarms_failed\x18\x1d \x01(\x04\"O\n\x0cProcessStats\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\r\n\x05\x63pu_s\x18\x02 \x01(\x01\x12\x11\n\trss_bytes\x18\x03 \x01(\x04\x12\x10\n\x08uptime_s\x18\x04 \x01(\x01\x32\xd2\x04\n\x05\x41\x64min\x12\x41\n\x06Status\x12\x1a.holdfast.v1.StatusRequest\x1a\x1b.holdfast.v1.StatusResponse\x12>\n\x05Where\x12\x19.holdfast.v1.WhereRequest\x1a\x1a.holdfast.v1.WhereResponse\x12>\n\x05\x44rain\x12\x19.holdfast.v1.DrainRequest\x1a\x1a.holdfast.v1.DrainResponse\x12M\n\nResetShard\x12\x1e.holdfast.v1.ResetShardRequest\x1a\x1f.holdfast.v1.ResetShardResponse\x12P\n\x0b\x44\x65\x61\x64Letters\x12\x1f.holdfast.v1.DeadLettersRequest\x1a .holdfast.v1.DeadLettersResponse\x12\x62\n\x11\x43hangeDeadLetters\x12%.holdfast.v1.ChangeDeadLettersRequest\x1a&.holdfast.v1.ChangeDeadLettersResponse\x12\x41\n\x06\x41larms\x12\x1a.holdfast.v1.AlarmsRequest\x1a\x1b.holdfast.v1.AlarmsResponse\x12>\n\x05Pause\x12\x19.holdfast.v1.PauseRequest\x1a\x1a.holdfast.v1.PauseResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'holdfast.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATUSREQUEST']._serialized_start=40
-  _globals['_STATUSREQUEST']._serialized_end=55
-  _globals['_STATUSRESPONSE']._serialized_start=58
-  _globals['_STATUSRESPONSE']._serialized_end=382
-  _globals['_NODESTATUS']._serialized_start=385
-  _globals['_NODESTATUS']._serialized_end=638
-  _globals['_MOVESSTATUS']._serialized_start=640
-  _globals['_MOVESSTATUS']._serialized_end=726
-  _globals['_PROBLEM']._serialized_start=728
-  _globals['_PROBLEM']._serialized_end=764
-  _globals['_GATEWAYSTATUS']._serialized_start=767
-  _globals['_GATEWAYSTATUS']._serialized_end=920
-  _globals['_SHARDSTATUS']._serialized_start=922
-  _globals['_SHARDSTATUS']._serialized_end=1049
-  _globals['_DRAINREQUEST']._serialized_start=1051
-  _globals['_DRAINREQUEST']._serialized_end=1112
-  _globals['_DRAINRESPONSE']._serialized_start=1114
-  _globals['_DRAINRESPONSE']._serialized_end=1218
-  _globals['_RESETSHARDREQUEST']._serialized_start=1220
-  _globals['_RESETSHARDREQUEST']._serialized_end=1276
-  _globals['_RESETSHARDRESPONSE']._serialized_start=1278
-  _globals['_RESETSHARDRESPONSE']._serialized_end=1339
-  _globals['_WHEREREQUEST']._serialized_start=1341
-  _globals['_WHEREREQUEST']._serialized_end=1382
-  _globals['_WHERERESPONSE']._serialized_start=1384
-  _globals['_WHERERESPONSE']._serialized_end=1477
-  _globals['_STATSREQUEST']._serialized_start=1479
-  _globals['_STATSREQUEST']._serialized_end=1493
-  _globals['_STATSRESPONSE']._serialized_start=1496
-  _globals['_STATSRESPONSE']._serialized_end=2173
-  _globals['_PROCESSSTATS']._serialized_start=2175
-  _globals['_PROCESSSTATS']._serialized_end=2254
-  _globals['_ADMIN']._serialized_start=2257
-  _globals['_ADMIN']._serialized_end=2538
+  _globals['_CHANGEDEADLETTERSRESPONSE_REFUSEDENTRY']._loaded_options = None
+  _globals['_CHANGEDEADLETTERSRESPONSE_REFUSEDENTRY']._serialized_options = b'8\001'
+  _globals['_DEADLETTERSREQUEST']._serialized_start=40
+  _globals['_DEADLETTERSREQUEST']._serialized_end=158
+  _globals['_DEADLETTERSRESPONSE']._serialized_start=160
+  _globals['_DEADLETTERSRESPONSE']._serialized_end=253
+  _globals['_DEADLETTER']._serialized_start=256
+  _globals['_DEADLETTER']._serialized_end=497
+  _globals['_CHANGEDEADLETTERSREQUEST']._serialized_start=500
+  _globals['_CHANGEDEADLETTERSREQUEST']._serialized_end=636
+  _globals['_CHANGEDEADLETTERSRESPONSE']._serialized_start=639
+  _globals['_CHANGEDEADLETTERSRESPONSE']._serialized_end=801
+  _globals['_CHANGEDEADLETTERSRESPONSE_REFUSEDENTRY']._serialized_start=755
+  _globals['_CHANGEDEADLETTERSRESPONSE_REFUSEDENTRY']._serialized_end=801
+  _globals['_ALARMSREQUEST']._serialized_start=803
+  _globals['_ALARMSREQUEST']._serialized_end=878
+  _globals['_ALARMSRESPONSE']._serialized_start=880
+  _globals['_ALARMSRESPONSE']._serialized_end=969
+  _globals['_PENDINGALARM']._serialized_start=972
+  _globals['_PENDINGALARM']._serialized_end=1129
+  _globals['_PAUSEREQUEST']._serialized_start=1131
+  _globals['_PAUSEREQUEST']._serialized_end=1188
+  _globals['_PAUSERESPONSE']._serialized_start=1190
+  _globals['_PAUSERESPONSE']._serialized_end=1242
+  _globals['_PAUSED']._serialized_start=1244
+  _globals['_PAUSED']._serialized_end=1303
+  _globals['_STATUSREQUEST']._serialized_start=1305
+  _globals['_STATUSREQUEST']._serialized_end=1320
+  _globals['_STATUSRESPONSE']._serialized_start=1323
+  _globals['_STATUSRESPONSE']._serialized_end=1684
+  _globals['_NODESTATUS']._serialized_start=1687
+  _globals['_NODESTATUS']._serialized_end=1940
+  _globals['_MOVESSTATUS']._serialized_start=1942
+  _globals['_MOVESSTATUS']._serialized_end=2028
+  _globals['_PROBLEM']._serialized_start=2030
+  _globals['_PROBLEM']._serialized_end=2066
+  _globals['_GATEWAYSTATUS']._serialized_start=2069
+  _globals['_GATEWAYSTATUS']._serialized_end=2222
+  _globals['_SHARDSTATUS']._serialized_start=2224
+  _globals['_SHARDSTATUS']._serialized_end=2351
+  _globals['_DRAINREQUEST']._serialized_start=2353
+  _globals['_DRAINREQUEST']._serialized_end=2414
+  _globals['_DRAINRESPONSE']._serialized_start=2416
+  _globals['_DRAINRESPONSE']._serialized_end=2520
+  _globals['_RESETSHARDREQUEST']._serialized_start=2522
+  _globals['_RESETSHARDREQUEST']._serialized_end=2578
+  _globals['_RESETSHARDRESPONSE']._serialized_start=2580
+  _globals['_RESETSHARDRESPONSE']._serialized_end=2641
+  _globals['_WHEREREQUEST']._serialized_start=2643
+  _globals['_WHEREREQUEST']._serialized_end=2684
+  _globals['_WHERERESPONSE']._serialized_start=2686
+  _globals['_WHERERESPONSE']._serialized_end=2779
+  _globals['_STATSREQUEST']._serialized_start=2781
+  _globals['_STATSREQUEST']._serialized_end=2795
+  _globals['_STATSRESPONSE']._serialized_start=2798
+  _globals['_STATSRESPONSE']._serialized_end=3475
+  _globals['_PROCESSSTATS']._serialized_start=3477
+  _globals['_PROCESSSTATS']._serialized_end=3556
+  _globals['_ADMIN']._serialized_start=3559
+  _globals['_ADMIN']._serialized_end=4153
 # @@protoc_insertion_point(module_scope)

@@ -6,12 +6,175 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class DeadLettersRequest(_message.Message):
+    __slots__ = ("kind", "key", "sender_kind", "sender_key", "limit", "after")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    SENDER_KIND_FIELD_NUMBER: _ClassVar[int]
+    SENDER_KEY_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    key: str
+    sender_kind: str
+    sender_key: str
+    limit: int
+    after: bytes
+    def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ..., sender_kind: _Optional[str] = ..., sender_key: _Optional[str] = ..., limit: _Optional[int] = ..., after: _Optional[bytes] = ...) -> None: ...
+
+class DeadLettersResponse(_message.Message):
+    __slots__ = ("letters", "more", "silent")
+    LETTERS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    SILENT_FIELD_NUMBER: _ClassVar[int]
+    letters: _containers.RepeatedCompositeFieldContainer[DeadLetter]
+    more: bool
+    silent: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, letters: _Optional[_Iterable[_Union[DeadLetter, _Mapping]]] = ..., more: bool = ..., silent: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class DeadLetter(_message.Message):
+    __slots__ = ("id", "place", "sender_kind", "sender_key", "kind", "key", "method", "arguments", "alarm", "attempts", "code", "error", "created_ms", "died_ms")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    SENDER_KIND_FIELD_NUMBER: _ClassVar[int]
+    SENDER_KEY_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    ALARM_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    CREATED_MS_FIELD_NUMBER: _ClassVar[int]
+    DIED_MS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    place: bytes
+    sender_kind: str
+    sender_key: str
+    kind: str
+    key: str
+    method: str
+    arguments: bytes
+    alarm: str
+    attempts: int
+    code: str
+    error: str
+    created_ms: int
+    died_ms: int
+    def __init__(self, id: _Optional[str] = ..., place: _Optional[bytes] = ..., sender_kind: _Optional[str] = ..., sender_key: _Optional[str] = ..., kind: _Optional[str] = ..., key: _Optional[str] = ..., method: _Optional[str] = ..., arguments: _Optional[bytes] = ..., alarm: _Optional[str] = ..., attempts: _Optional[int] = ..., code: _Optional[str] = ..., error: _Optional[str] = ..., created_ms: _Optional[int] = ..., died_ms: _Optional[int] = ...) -> None: ...
+
+class ChangeDeadLettersRequest(_message.Message):
+    __slots__ = ("ids", "all", "kind", "key", "sender_kind", "sender_key", "replay")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    ALL_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    SENDER_KIND_FIELD_NUMBER: _ClassVar[int]
+    SENDER_KEY_FIELD_NUMBER: _ClassVar[int]
+    REPLAY_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    all: bool
+    kind: str
+    key: str
+    sender_kind: str
+    sender_key: str
+    replay: bool
+    def __init__(self, ids: _Optional[_Iterable[str]] = ..., all: bool = ..., kind: _Optional[str] = ..., key: _Optional[str] = ..., sender_kind: _Optional[str] = ..., sender_key: _Optional[str] = ..., replay: bool = ...) -> None: ...
+
+class ChangeDeadLettersResponse(_message.Message):
+    __slots__ = ("changed", "refused")
+    class RefusedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    changed: int
+    refused: _containers.ScalarMap[str, str]
+    def __init__(self, changed: _Optional[int] = ..., refused: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class AlarmsRequest(_message.Message):
+    __slots__ = ("kind", "prefix", "limit", "after")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    prefix: str
+    limit: int
+    after: bytes
+    def __init__(self, kind: _Optional[str] = ..., prefix: _Optional[str] = ..., limit: _Optional[int] = ..., after: _Optional[bytes] = ...) -> None: ...
+
+class AlarmsResponse(_message.Message):
+    __slots__ = ("alarms", "more", "silent")
+    ALARMS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    SILENT_FIELD_NUMBER: _ClassVar[int]
+    alarms: _containers.RepeatedCompositeFieldContainer[PendingAlarm]
+    more: bool
+    silent: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, alarms: _Optional[_Iterable[_Union[PendingAlarm, _Mapping]]] = ..., more: bool = ..., silent: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class PendingAlarm(_message.Message):
+    __slots__ = ("kind", "key", "name", "due_ms", "scheduled_ms", "every", "attempt", "payload", "place")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DUE_MS_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULED_MS_FIELD_NUMBER: _ClassVar[int]
+    EVERY_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    key: str
+    name: str
+    due_ms: int
+    scheduled_ms: int
+    every: str
+    attempt: int
+    payload: bytes
+    place: bytes
+    def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ..., name: _Optional[str] = ..., due_ms: _Optional[int] = ..., scheduled_ms: _Optional[int] = ..., every: _Optional[str] = ..., attempt: _Optional[int] = ..., payload: _Optional[bytes] = ..., place: _Optional[bytes] = ...) -> None: ...
+
+class PauseRequest(_message.Message):
+    __slots__ = ("kind", "key", "resume")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    key: str
+    resume: bool
+    def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ..., resume: bool = ...) -> None: ...
+
+class PauseResponse(_message.Message):
+    __slots__ = ("paused",)
+    PAUSED_FIELD_NUMBER: _ClassVar[int]
+    paused: _containers.RepeatedCompositeFieldContainer[Paused]
+    def __init__(self, paused: _Optional[_Iterable[_Union[Paused, _Mapping]]] = ...) -> None: ...
+
+class Paused(_message.Message):
+    __slots__ = ("kind", "key", "at", "by")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    key: str
+    at: float
+    by: str
+    def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ..., at: _Optional[float] = ..., by: _Optional[str] = ...) -> None: ...
+
 class StatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("cluster", "shards", "replication", "controller", "nodes", "problems", "gateway", "assignments", "min_in_sync", "moves")
+    __slots__ = ("cluster", "shards", "replication", "controller", "nodes", "problems", "gateway", "assignments", "min_in_sync", "moves", "paused")
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
     REPLICATION_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +185,7 @@ class StatusResponse(_message.Message):
     ASSIGNMENTS_FIELD_NUMBER: _ClassVar[int]
     MIN_IN_SYNC_FIELD_NUMBER: _ClassVar[int]
     MOVES_FIELD_NUMBER: _ClassVar[int]
+    PAUSED_FIELD_NUMBER: _ClassVar[int]
     cluster: str
     shards: int
     replication: int
@@ -32,7 +196,8 @@ class StatusResponse(_message.Message):
     assignments: _containers.RepeatedCompositeFieldContainer[ShardStatus]
     min_in_sync: int
     moves: MovesStatus
-    def __init__(self, cluster: _Optional[str] = ..., shards: _Optional[int] = ..., replication: _Optional[int] = ..., controller: _Optional[str] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., problems: _Optional[_Iterable[_Union[Problem, _Mapping]]] = ..., gateway: _Optional[_Union[GatewayStatus, _Mapping]] = ..., assignments: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ..., min_in_sync: _Optional[int] = ..., moves: _Optional[_Union[MovesStatus, _Mapping]] = ...) -> None: ...
+    paused: _containers.RepeatedCompositeFieldContainer[Paused]
+    def __init__(self, cluster: _Optional[str] = ..., shards: _Optional[int] = ..., replication: _Optional[int] = ..., controller: _Optional[str] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., problems: _Optional[_Iterable[_Union[Problem, _Mapping]]] = ..., gateway: _Optional[_Union[GatewayStatus, _Mapping]] = ..., assignments: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ..., min_in_sync: _Optional[int] = ..., moves: _Optional[_Union[MovesStatus, _Mapping]] = ..., paused: _Optional[_Iterable[_Union[Paused, _Mapping]]] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
     __slots__ = ("id", "address", "host", "zone", "weight", "state", "incarnation", "shards_owned", "epoch_max", "stats", "shards_in_sync", "shards_joining")

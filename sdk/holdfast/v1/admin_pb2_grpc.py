@@ -54,6 +54,26 @@ class AdminStub(object):
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.ResetShardRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_admin__pb2.ResetShardResponse.FromString,
                 _registered_method=True)
+        self.DeadLetters = channel.unary_unary(
+                '/holdfast.v1.Admin/DeadLetters',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.DeadLettersRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.DeadLettersResponse.FromString,
+                _registered_method=True)
+        self.ChangeDeadLetters = channel.unary_unary(
+                '/holdfast.v1.Admin/ChangeDeadLetters',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.ChangeDeadLettersRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.ChangeDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.Alarms = channel.unary_unary(
+                '/holdfast.v1.Admin/Alarms',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.AlarmsRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.AlarmsResponse.FromString,
+                _registered_method=True)
+        self.Pause = channel.unary_unary(
+                '/holdfast.v1.Admin/Pause',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.PauseRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.PauseResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -85,6 +105,34 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeadLetters(self, request, context):
+        """Notifications and alarms that could not be delivered, a page at a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeDeadLetters(self, request, context):
+        """Send dead letters again, as new notifications, or drop them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Alarms(self, request, context):
+        """Alarms that are to fire, a page at a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pause(self, request, context):
+        """Stop, or go on with, notifications and alarms to a kind or an object. Calls still pass.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -107,6 +155,26 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ResetShard,
                     request_deserializer=holdfast_dot_v1_dot_admin__pb2.ResetShardRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_admin__pb2.ResetShardResponse.SerializeToString,
+            ),
+            'DeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeadLetters,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.DeadLettersRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.DeadLettersResponse.SerializeToString,
+            ),
+            'ChangeDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeDeadLetters,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.ChangeDeadLettersRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.ChangeDeadLettersResponse.SerializeToString,
+            ),
+            'Alarms': grpc.unary_unary_rpc_method_handler(
+                    servicer.Alarms,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.AlarmsRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.AlarmsResponse.SerializeToString,
+            ),
+            'Pause': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pause,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.PauseRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.PauseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -217,6 +285,114 @@ class Admin(object):
             '/holdfast.v1.Admin/ResetShard',
             holdfast_dot_v1_dot_admin__pb2.ResetShardRequest.SerializeToString,
             holdfast_dot_v1_dot_admin__pb2.ResetShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Admin/DeadLetters',
+            holdfast_dot_v1_dot_admin__pb2.DeadLettersRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.DeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Admin/ChangeDeadLetters',
+            holdfast_dot_v1_dot_admin__pb2.ChangeDeadLettersRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.ChangeDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Alarms(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Admin/Alarms',
+            holdfast_dot_v1_dot_admin__pb2.AlarmsRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.AlarmsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pause(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Admin/Pause',
+            holdfast_dot_v1_dot_admin__pb2.PauseRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.PauseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,7 +40,7 @@ CODE_TOO_LARGE: Code
 CODE_INTERNAL: Code
 
 class CallRequest(_message.Message):
-    __slots__ = ("kind", "key", "method", "json", "msgpack", "request_id", "metadata", "timeout_ms")
+    __slots__ = ("kind", "key", "method", "json", "msgpack", "request_id", "metadata", "idempotency_key", "timeout_ms")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,7 @@ class CallRequest(_message.Message):
     MSGPACK_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     kind: str
     key: str
@@ -63,8 +64,9 @@ class CallRequest(_message.Message):
     msgpack: bytes
     request_id: bytes
     metadata: _containers.ScalarMap[str, str]
+    idempotency_key: str
     timeout_ms: int
-    def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ..., method: _Optional[str] = ..., json: _Optional[str] = ..., msgpack: _Optional[bytes] = ..., request_id: _Optional[bytes] = ..., metadata: _Optional[_Mapping[str, str]] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
+    def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ..., method: _Optional[str] = ..., json: _Optional[str] = ..., msgpack: _Optional[bytes] = ..., request_id: _Optional[bytes] = ..., metadata: _Optional[_Mapping[str, str]] = ..., idempotency_key: _Optional[str] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
 
 class CallResponse(_message.Message):
     __slots__ = ("json", "msgpack", "request_id", "epoch")

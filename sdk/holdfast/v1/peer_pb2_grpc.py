@@ -45,6 +45,21 @@ class PeerStub(object):
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.StatsRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_admin__pb2.StatsResponse.FromString,
                 _registered_method=True)
+        self.DeadLetters = channel.unary_unary(
+                '/holdfast.v1.Peer/DeadLetters',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.DeadLettersRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.DeadLettersResponse.FromString,
+                _registered_method=True)
+        self.ChangeDeadLetters = channel.unary_unary(
+                '/holdfast.v1.Peer/ChangeDeadLetters',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.ChangeDeadLettersRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.ChangeDeadLettersResponse.FromString,
+                _registered_method=True)
+        self.Alarms = channel.unary_unary(
+                '/holdfast.v1.Peer/Alarms',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.AlarmsRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.AlarmsResponse.FromString,
+                _registered_method=True)
         self.Replicate = channel.stream_stream(
                 '/holdfast.v1.Peer/Replicate',
                 request_serializer=holdfast_dot_v1_dot_peer__pb2.Frame.SerializeToString,
@@ -68,6 +83,25 @@ class PeerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Stats(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeadLetters(self, request, context):
+        """What Admin says, of the shards that this node owns.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeDeadLetters(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Alarms(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,6 +134,21 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Stats,
                     request_deserializer=holdfast_dot_v1_dot_admin__pb2.StatsRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_admin__pb2.StatsResponse.SerializeToString,
+            ),
+            'DeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeadLetters,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.DeadLettersRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.DeadLettersResponse.SerializeToString,
+            ),
+            'ChangeDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeDeadLetters,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.ChangeDeadLettersRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.ChangeDeadLettersResponse.SerializeToString,
+            ),
+            'Alarms': grpc.unary_unary_rpc_method_handler(
+                    servicer.Alarms,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.AlarmsRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.AlarmsResponse.SerializeToString,
             ),
             'Replicate': grpc.stream_stream_rpc_method_handler(
                     servicer.Replicate,
@@ -166,6 +215,87 @@ class Peer(object):
             '/holdfast.v1.Peer/Stats',
             holdfast_dot_v1_dot_admin__pb2.StatsRequest.SerializeToString,
             holdfast_dot_v1_dot_admin__pb2.StatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Peer/DeadLetters',
+            holdfast_dot_v1_dot_admin__pb2.DeadLettersRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.DeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Peer/ChangeDeadLetters',
+            holdfast_dot_v1_dot_admin__pb2.ChangeDeadLettersRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.ChangeDeadLettersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Alarms(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Peer/Alarms',
+            holdfast_dot_v1_dot_admin__pb2.AlarmsRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.AlarmsResponse.FromString,
             options,
             channel_credentials,
             insecure,

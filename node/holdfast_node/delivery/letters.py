@@ -1,0 +1,239 @@
+"""What operators see and do: dead letters and alarms of the shards that this node owns."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+from holdfast.v1 import admin_pb2, objects_pb2
+from holdfast_cluster.clock import boottime
+
+from holdfast_node import keys
+from holdfast_node.delivery.deliveries import Deliveries
+from holdfast_node.delivery.outbox import Note
+from holdfast_node.delivery.records import Letter, decode_alarm, decode_letter, encode
+from holdfast_node.shards import Shard, Shards
+from holdfast_node.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from holdfast_node.activation import Activation
+
+PAGE_MAX = 1_000
+_LOOK_MAX = 500  # rows between two chances for the loop to do something else
+
+
+class Inside(Protocol):
+    """The engine, as far as it runs something as a turn of an object."""
+
+    def run_inside(
+        self, kind: str, key: str, what: Callable[[Activation], Any], done: Callable[[objects_pb2.Error | None], None]
+    ) -> None: ...
+
+
+class Occupied(Exception):
+    """The object has another alarm of that name."""
+
+
+class Letters:
+    """Lists, replays and drops dead letters, and lists alarms. Rows have their places in the order of (shard, key)."""
+
+    def __init__(self, store: Store, shards: Shards, deliveries: Deliveries, inside: Inside) -> None:
+        self._store = store
+        self._shards = shards
+        self._deliveries = deliveries
+        self._inside = inside
+
+    async def letters(self, request: admin_pb2.DeadLettersRequest) -> admin_pb2.DeadLettersResponse:
+        """A page of dead letters behind `request.after`."""
+        response = admin_pb2.DeadLettersResponse()
+        limit = min(request.limit or PAGE_MAX, PAGE_MAX)
+        async for place, value in self._scan(keys.LETTERS, request.after):
+            letter = decode_letter(value)
+            if not _matches(letter, request):
+                continue
+            if len(response.letters) >= limit:
+                response.more = True
+                break
+            response.letters.append(_shown(place, letter))
+        return response
+
+    async def alarms(self, request: admin_pb2.AlarmsRequest) -> admin_pb2.AlarmsResponse:
+        """A page of alarms that are to fire, behind `request.after`."""
+        response = admin_pb2.AlarmsResponse()
+        limit = min(request.limit or PAGE_MAX, PAGE_MAX)
+        async for place, _ in self._scan(keys.ALARMS, request.after):
+            shard = int.from_bytes(place[:2], "big")
+            due, rest = keys.read_due_key(place[:2] + b"\0\0" + place[2:])
+            kind, key, name = keys.read_ident(rest)
+            if (request.kind and kind != request.kind) or not key.startswith(request.prefix):
+                continue
+            if len(response.alarms) >= limit:
+                response.more = True
+                break
+            raw = self._store.get("state", keys.alarm_prefix(shard, kind, key) + name)
+            if raw is None:
+                continue
+            record = decode_alarm(raw)
+            response.alarms.append(
+                admin_pb2.PendingAlarm(
+                    kind=kind,
+                    key=key,
+                    name=name.decode(),
+                    due_ms=due,
+                    scheduled_ms=record.scheduled_ms,
+                    every=str(record.every) if isinstance(record.every, str) else f"{record.every} ms" if record.every else "",
+                    attempt=record.attempt,
+                    payload=record.payload,
+                    place=place,
+                )
+            )
+        return response
+
+    async def change(self, request: admin_pb2.ChangeDeadLettersRequest) -> admin_pb2.ChangeDeadLettersResponse:
+        """Replay or drop dead letters: those that are named, or all that match. Returns when that is committed."""
+        response = admin_pb2.ChangeDeadLettersResponse()
+        waits = []
+        places = [read_id(text) for text in request.ids]
+        if request.all:
+            filters = admin_pb2.DeadLettersRequest(
+                kind=request.kind, key=request.key, sender_kind=request.sender_kind, sender_key=request.sender_key
+            )
+            places += [place async for place, value in self._scan(keys.LETTERS, b"") if _matches(decode_letter(value), filters)]
+        for i, place in enumerate(places):
+            shard = self._shards.get(int.from_bytes(place[:2], "big"))
+            if shard is None or shard.until <= boottime():
+                response.refused[letter_id(place)] = "its shard is not served by this node at the moment"
+                continue
+            if shard.closing or shard.read_only is not None:
+                response.refused[letter_id(place)] = shard.read_only or "its shard is about to be handed over"
+                continue
+            row = keys.index_prefix(shard.number, keys.LETTERS) + place[2:]
+            raw = self._store.get("state", row)
+            if raw is None:
+                response.refused[letter_id(place)] = "there is no such dead letter"
+                continue
+            waits.append((place, self._change(shard, row, decode_letter(raw), request.replay)))
+            if i % 100 == 99:
+                await asyncio.sleep(0)
+        for place, wait in waits:
+            try:
+                await wait
+                response.changed += 1
+            except Exception as error:
+                response.refused[letter_id(place)] = str(error)
+        return response
+
+    def _change(self, shard: Shard, row: bytes, letter: Letter, replay: bool) -> asyncio.Future[None]:
+        """Start it; the future is done when it is committed."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        notification = letter.notification
+        if replay and letter.alarm is not None:
+            record = msgspec.structs.replace(letter.alarm, due_ms=time.time_ns() // 1_000_000, attempt=0)
+
+            def set_again(activation: Activation) -> None:
+                if letter.alarm_name in activation.alarms.current():
+                    raise Occupied(f"{activation.name} has another alarm {letter.alarm_name!r} by now")
+                activation.alarms.change(letter.alarm_name, msgspec.structs.replace(record, every=None))
+                activation.storage.do_beside(LetterGone(row), len(row))
+
+            def told(error: objects_pb2.Error | None) -> None:
+                if error is None:
+                    self._deliveries.letters_changed(shard, -1)
+                if not done.done():
+                    if error is None:
+                        done.set_result(None)
+                    else:
+                        done.set_exception(RuntimeError(error.message))
+
+            self._inside.run_inside(notification.kind, notification.key, set_again, told)
+            return done
+        rows: list[tuple[bytes, bytes | None]] = [(row, None)]
+        notes = []
+        if replay:
+            again = msgspec.structs.replace(notification, attempts=0, first_ms=0, error="", created_ms=time.time_ns() // 1_000_000)
+            note = Note(shard, self._deliveries.next_sequence(shard), again, backlog=True)
+            rows.append((keys.index_prefix(shard.number, keys.OUTBOX) + note.sequence, encode(again)))
+            notes.append(note)
+        self._deliveries.letters_changed(shard, -1)
+        entry = self._deliveries.write(shard, rows, notes)
+
+        async def settled() -> None:
+            await entry.settled()
+            if not entry.committed:
+                raise RuntimeError("its shard went to another node meanwhile; try it again")
+
+        return asyncio.ensure_future(settled())
+
+    async def _scan(self, index: int, after: bytes) -> AsyncIterator[tuple[bytes, bytes]]:
+        """The rows of an index of all shards that are served, by place: the shard's number and the rest of the key."""
+        looked = 0
+        for shard in sorted(self._shards.serving(boottime()), key=lambda shard: shard.number):
+            prefix = keys.index_prefix(shard.number, index)
+            first = after[2:] if after and int.from_bytes(after[:2], "big") == shard.number else b""
+            if after and shard.number < int.from_bytes(after[:2], "big"):
+                continue
+            start = prefix + first + b"\0" if first else prefix
+            for key, value in self._store.scan("state", start, keys.after(prefix)):
+                looked += 1
+                if looked % _LOOK_MAX == 0:
+                    await asyncio.sleep(0)
+                yield shard.prefix + key[keys.INDEX_PREFIX_BYTES :], value
+
+
+class LetterGone(msgspec.Struct, frozen=True):
+    """A turn takes a dead letter away: the row."""
+
+    row: bytes
+
+
+def letter_id(place: bytes) -> str:
+    """How operators name a dead letter: shard, epoch and number."""
+    return f"{int.from_bytes(place[:2], 'big')}-{int.from_bytes(place[2:10], 'big')}-{int.from_bytes(place[10:18], 'big')}"
+
+
+def read_id(text: str) -> bytes:
+    """The inverse of `letter_id`. Raises ValueError."""
+    try:
+        shard, epoch, number = (int(part) for part in text.split("-"))
+        return keys.shard_prefix(shard) + keys.sequence(epoch, number)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{text!r} is not the id of a dead letter: it has the form SHARD-EPOCH-NUMBER") from None
+
+
+def _matches(letter: Letter, request: admin_pb2.DeadLettersRequest) -> bool:
+    row = letter.notification
+    return all(
+        not wanted or wanted == is_
+        for wanted, is_ in (
+            (request.kind, row.kind),
+            (request.key, row.key),
+            (request.sender_kind, row.sender_kind),
+            (request.sender_key, row.sender_key),
+        )
+    )
+
+
+def _shown(place: bytes, letter: Letter) -> admin_pb2.DeadLetter:
+    row = letter.notification
+    return admin_pb2.DeadLetter(
+        id=letter_id(place),
+        place=place,
+        sender_kind=row.sender_kind,
+        sender_key=row.sender_key,
+        kind=row.kind,
+        key=row.key,
+        method=row.method,
+        arguments=row.arguments,
+        alarm=letter.alarm_name,
+        attempts=row.attempts,
+        code=letter.code,
+        error=letter.error,
+        created_ms=row.created_ms,
+        died_ms=letter.died_ms,
+    )

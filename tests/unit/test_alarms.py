@@ -1,0 +1,53 @@
+"""When a repeated alarm is due next."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from holdfast.alarms import check_every, next_after
+from holdfast_node.delivery.alarms import following
+from holdfast_node.delivery.records import AlarmRecord
+
+
+def ms(text: str) -> int:
+    return round(datetime.fromisoformat(text).astimezone(UTC).timestamp() * 1000)
+
+
+def test_a_fixed_distance_is_counted_from_when_it_was_due() -> None:
+    assert next_after(1000, "UTC", 5000, 5000) == 6000
+    assert next_after(1000, "UTC", 5000, 5999) == 6000
+    assert next_after(1000, "UTC", 5000, 6000) == 7000
+    assert next_after(1000, "UTC", 5000, 0) == 6000
+
+
+def test_a_cron_expression_is_in_its_time_zone_over_the_change_of_the_clocks() -> None:
+    before = ms("2026-03-28T08:00:00+00:00")  # 9 o'clock in Berlin; the next night the clocks go forward
+    assert next_after("0 9 * * *", "Europe/Berlin", before, before) == ms("2026-03-29T07:00:00+00:00")
+    assert next_after("0 9 * * *", "UTC", before, before) == ms("2026-03-28T09:00:00+00:00")
+
+
+@pytest.mark.parametrize(
+    ("every", "timezone", "what"),
+    [
+        (timedelta(milliseconds=99), "UTC", "too often"),
+        (timedelta(), "UTC", "too often"),
+        ("every day", "UTC", "not a cron expression"),
+        ("99 * * * *", "UTC", "not a cron expression"),
+        ("0 9 * * *", "Atlantis/Capital", "no time zone"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(every: timedelta | str, timezone: str, what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        check_every(every, timezone)
+
+
+@pytest.mark.parametrize(("misfire", "due"), [("once", 11_000), ("skip", 11_000), ("all", 2_000)])
+def test_what_was_missed_is_made_up_for_as_asked(misfire: str, due: int) -> None:
+    record = AlarmRecord(1_000, 1_000, b"\xc0", every=1_000, misfire=misfire, attempt=2)  # type: ignore[arg-type]
+    after = following(record, now_ms=10_500)
+    assert after == AlarmRecord(due, due, b"\xc0", every=1_000, misfire=misfire)  # type: ignore[arg-type]
+
+
+def test_one_that_is_not_repeated_is_done() -> None:
+    assert following(AlarmRecord(1, 1, b"\xc0"), 5) is None

@@ -1,0 +1,182 @@
+"""The outbox: what goes when, what becomes of what failed."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from holdfast_node.delivery.outbox import Dead, Delivered, Failed, Failure, Note, Outbox, OutboxLimits
+from holdfast_node.delivery.records import Notification
+
+LIMITS = OutboxLimits(
+    object_max=5, node_max=20, on_way_max=6, receiver_on_way_max=2, backlog_per_s=10, backoff_s=(0.1, 60.0), letters_max=10
+)
+OOPS = Failure("APPLICATION", "oops", counts=True)
+AWAY = Failure("UNAVAILABLE", "away", counts=False)
+REJECTED = Failure("APPLICATION", "Rejected: no", counts=True, final=True)
+DAY_MS = 86_400_000
+
+
+@dataclass(eq=False)
+class AShard:
+    owned: bool = True
+
+
+SHARD = AShard()
+
+
+def note(sender: str, receiver: str, number: int, shard: AShard = SHARD, backlog: bool = False) -> Note:
+    return Note(shard, number.to_bytes(16, "big"), Notification("S", sender, "R", receiver, "m", b"x" * 10, 0), backlog)
+
+
+def outbox(limits: OutboxLimits = LIMITS) -> Outbox:
+    return Outbox(limits, random.Random(1), 0.0)
+
+
+def go(box: Outbox, now: float = 0.0, paused: set[str] | None = None, away: set[str] | None = None) -> list[Note]:
+    return box.take(now, lambda target: target[1] not in (away or ()), lambda target: target[1] in (paused or ()))
+
+
+def answer(box: Outbox, one: Note, failure: Failure | None = None, now: float = 0.0, wall_ms: int = 1000, may_die: bool = True):  # type: ignore[no-untyped-def]
+    return box.answered(one, failure, now, wall_ms, attempts_max=3, age_max_ms=DAY_MS, may_die=may_die)
+
+
+def test_of_each_pair_one_is_on_its_way_and_the_next_follows_its_answer() -> None:
+    box = outbox()
+    first, second, other = note("a", "x", 1), note("a", "x", 2), note("a", "y", 3)
+    box.add([first, second, other], 0.0)
+    assert go(box) == [first, other]
+    assert go(box) == []
+    assert answer(box, first) == Delivered(first)
+    assert go(box) == [second]
+    answer(box, second)
+    answer(box, other)
+    assert (box.depth, box.bytes, box.on_way, box.delivered) == (0, 0, 0, 3)
+
+
+def test_one_that_failed_is_tried_again_later_and_those_behind_it_wait() -> None:
+    box = outbox()
+    first, second = note("a", "x", 1), note("a", "x", 2)
+    box.add([first, second], 0.0)
+    go(box)
+    assert answer(box, first, OOPS) == Failed(first)
+    assert (first.row.attempts, first.row.first_ms, first.row.error) == (1, 1000, "oops")
+    assert go(box, 0.04) == []
+    assert go(box, 0.11) == [first]
+    answer(box, first, None, 0.11)
+    assert go(box, 0.12) == [second]
+
+
+def test_pauses_double_up_to_the_longest() -> None:
+    box = outbox()
+    one = note("a", "x", 1)
+    box.add([one], 0.0)
+    now = 0.0
+    pauses = []
+    for _ in range(14):
+        while not go(box, now):
+            now += 0.01
+        answer(box, one, AWAY, now)
+        due = box.due(now)
+        assert due is not None
+        pauses.append(due - now)
+    for i, pause in enumerate(pauses):
+        longest = min(60.0, 0.1 * 2**i)
+        assert longest / 2 <= pause <= longest
+
+
+def test_it_dies_after_its_attempts_by_its_age_and_when_it_is_rejected_at_once() -> None:
+    box = outbox()
+    one, two, three = note("a", "x", 1), note("a", "y", 2), note("a", "z", 3)
+    box.add([one, two, three], 0.0)
+    go(box)
+    assert answer(box, three, REJECTED) == Dead(three, REJECTED)
+    assert answer(box, two, AWAY) == Failed(two)  # its first failure is kept, for the sake of its age
+    now = 1.0
+    assert go(box, now) == [two]
+    assert answer(box, two, AWAY, now, wall_ms=1000 + DAY_MS + 1) == Dead(two, AWAY)
+    for i in range(3):
+        outcome = answer(box, one, OOPS, now)
+        assert outcome == (Failed(one) if i < 2 else Dead(one, OOPS))
+        now += 1.0
+        go(box, now)
+    assert box.depth == 0
+
+
+def test_what_is_away_does_not_count_as_an_attempt_and_is_written_once() -> None:
+    box = outbox()
+    one = note("a", "x", 1)
+    box.add([one], 0.0)
+    now = 0.0
+    outcomes = []
+    for _ in range(5):
+        while not go(box, now):
+            now += 0.05
+        outcomes.append(answer(box, one, AWAY, now))
+    assert outcomes == [Failed(one), None, None, None, None]
+    assert one.row.attempts == 0
+
+
+def test_where_there_are_too_many_dead_letters_nothing_dies() -> None:
+    box = outbox()
+    one = note("a", "x", 1)
+    box.add([one], 0.0)
+    go(box)
+    assert answer(box, one, REJECTED, may_die=False) == Failed(one)
+    assert box.depth == 1
+
+
+def test_a_receiver_that_is_stuck_has_a_few_on_their_way_and_delays_nobody_else() -> None:
+    box = outbox()
+    stuck = [note(f"s{i}", "stuck", i) for i in range(10)]
+    box.add([*stuck, note("a", "x", 20)], 0.0)
+    gone = go(box)
+    assert [one.row.key for one in gone] == ["stuck", "stuck", "x"]
+    answer(box, gone[0])
+    assert go(box) == [stuck[2]]
+
+
+def test_what_cannot_be_reached_waits_and_what_is_paused_until_it_is_resumed() -> None:
+    box = outbox()
+    away, held = note("a", "away", 1), note("a", "held", 2)
+    box.add([away, held], 0.0)
+    assert go(box, 0.0, paused={"held"}, away={"away"}) == []
+    assert go(box, 0.6, paused={"held"}) == [away]
+    box.resumed(lambda target: True)
+    assert go(box, 100.0, paused={"held"}) == []
+    box.resumed(lambda target: False)
+    assert go(box, 101.0) == [held]
+
+
+def test_a_backlog_goes_at_its_rate_and_what_is_fresh_before_it() -> None:
+    box = outbox()
+    box.add([note(f"s{i}", f"r{i}", i, backlog=True) for i in range(6)], 0.0)
+    fresh = note("a", "x", 99)
+    box.add([fresh], 0.0)
+    gone = go(box, 0.0)
+    assert gone[0] is fresh
+    assert len(gone) == 2
+    for one in gone:
+        answer(box, one)
+    assert len(go(box, 0.3)) <= 3
+
+
+def test_it_is_bounded_for_each_object_and_in_all() -> None:
+    box = outbox()
+    box.add([note("a", f"r{i}", i) for i in range(3)], 0.0)
+    assert box.room(SHARD, ("S", "a"), 1) is None
+    assert "5 notifications of S/a" in (box.room(SHARD, ("S", "a"), 2) or "")
+    box.add([note(f"s{i}", "x", 10 + i) for i in range(17)], 0.0)
+    assert "on this node" in (box.room(SHARD, ("S", "new"), 0) or "")
+
+
+def test_a_shard_that_goes_takes_its_notifications_along() -> None:
+    box = outbox()
+    other = AShard()
+    mine, theirs = note("a", "x", 1), note("a", "x", 2, other)
+    box.add([mine, theirs], 0.0)
+    assert len(go(box)) == 2
+    box.drop(other)
+    assert answer(box, theirs) is None
+    assert answer(box, mine) == Delivered(mine)
+    assert (box.depth, box.on_way) == (0, 0)
