@@ -2,8 +2,8 @@
 
 A call that was under way when a connection broke is sent again on the next one with the same request id and
 `attempt + 1`, so its effect happens once. What is refused as OVERLOADED or UNAVAILABLE, and could succeed later, is sent again
-after a pause (full jitter, and what the refusal asks for), while the budget lasts and the deadline allows. A caller sees an error only
-from the object, from a limit, or at the deadline.
+after a pause (full jitter, and what the refusal asks for), while the budget lasts and the deadline allows. A caller sees an error
+only from the object, from a limit, or at the deadline.
 """
 
 from __future__ import annotations

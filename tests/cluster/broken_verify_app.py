@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from holdfast import App, DurableObject
+from holdfast import Alarm, App, DurableObject
+from holdfast.verify.app import Account as GoodAccount
+from holdfast.verify.app import Clock as GoodClock
 from holdfast.verify.app import Journal as GoodJournal
+from holdfast.verify.app import Station as GoodStation
 
 app = App()
 
@@ -56,3 +59,32 @@ class Journal(GoodJournal):
         if place % 10 == 9:
             await super().append(element)
         return place
+
+
+@app.kind("holdfast.verify.station")
+class Station(GoodStation):
+    """Every tenth hop of a token is made twice."""
+
+    async def arrive(self, token: str, hop: int, ring: list[str]) -> None:
+        await super().arrive(token, hop, ring)
+        if hop == 9:
+            self._pass_on(token, hop, ring)
+
+
+@app.kind("holdfast.verify.account")
+class Account(GoodAccount):
+    """Some of the money gets lost on its way."""
+
+    async def send(self, to: str, amount: int) -> None:
+        await super().send(to, amount)
+        await self.deposit(-1)
+
+
+@app.kind("holdfast.verify.clock")
+class Clock(GoodClock):
+    """Every fifth alarm is written down twice."""
+
+    def on_alarm(self, alarm: Alarm) -> None:
+        super().on_alarm(alarm)
+        if self.storage.get("length", int, default=0) == 5:
+            super().on_alarm(alarm)

@@ -62,6 +62,7 @@ def test_every_promise_is_kept_under_every_fault(tmp_path: Path) -> None:
     assert (report["lost"], report["doubled"], report["linearizable"]) == ([], [], "yes")
     assert len(report["faults"]) == 8
     assert report["acknowledged"] > 2_000
+    assert min(report["token_hops"], report["transfers"], report["alarms"]) > 100
     assert (report["failed"], report["unknown"]) == (0, 0), report["errors"]  # callers see latency, not errors
     assert picture.read_text().startswith("<svg")
 
@@ -75,6 +76,9 @@ def test_verify_fails_when_a_promise_is_broken(cluster: Processes, tmp_path: Pat
     assert done.returncode == 1, report
     assert report["lost"]
     assert report["doubled"]
+    broken = " ".join([*report["lost"], *report["doubled"]])
+    for what in ("token ", "all accounts together", "clock ", "counter ", "journal "):
+        assert what in broken, report
     assert report["linearizable"] == "no"
     refused = run("verify", "--faults", "kill,flood")
     assert (refused.returncode, "there are kill, pause" in refused.stderr) == (1, True)

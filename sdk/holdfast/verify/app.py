@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from holdfast import App, DurableObject
+from datetime import timedelta
+
+from holdfast import Alarm, App, DurableObject
 
 app = App()
 
@@ -52,3 +54,75 @@ class Journal(DurableObject):
     async def elements(self, start: int = 0, limit: int = 1000) -> list[str]:
         """The elements from a place on."""
         return list(self.storage.list("e", start=f"e{start:08d}", limit=limit).values())
+
+
+@app.kind("holdfast.verify.station")
+class Station(DurableObject):
+    """One of a ring of objects that pass tokens on, each hop by a notification. Once it is told to halt, it keeps what comes."""
+
+    async def arrive(self, token: str, hop: int, ring: list[str]) -> None:
+        place = self.storage.get("length", int, default=0)
+        self.storage.put(f"hop/{place:08d}", (token, hop))
+        self.storage.put("length", place + 1)
+        if self.storage.get("halted", bool, default=False):
+            self.storage.put(f"token/{token}", hop)
+        else:
+            self._pass_on(token, hop, ring)
+
+    def _pass_on(self, token: str, hop: int, ring: list[str]) -> None:
+        then = ring[(ring.index(self.key) + 1) % len(ring)]
+        # Every other hop also waits for its time.
+        self.notify(Station, then, delay=timedelta(milliseconds=100) if hop % 2 else None).arrive(token, hop + 1, ring)
+
+    async def halt(self) -> None:
+        self.storage.put("halted", True)
+
+    async def tokens(self) -> dict[str, int]:
+        """The tokens that it has kept, and at which hop they came."""
+        return {key.removeprefix("token/"): hop for key, hop in self.storage.list("token/", type=int).items()}
+
+    async def hops(self, start: int = 0, limit: int = 1000) -> list[tuple[str, int]]:
+        """What has come by, from a place on."""
+        return list(self.storage.list("hop/", start=f"hop/{start:08d}", limit=limit, type=tuple[str, int]).values())
+
+
+@app.kind("holdfast.verify.account")
+class Account(DurableObject):
+    """Money, which may be owed."""
+
+    async def deposit(self, amount: int) -> None:
+        self.storage.put("balance", self.storage.get("balance", int, default=0) + amount)
+
+    async def transfer(self, to: str, amount: int) -> None:
+        """Give some to another account, by a call."""
+        await self.deposit(-amount)
+        await self.objects.get(Account, to).deposit(amount)
+
+    async def send(self, to: str, amount: int) -> None:
+        """Give some to another account, by a notification."""
+        await self.deposit(-amount)
+        self.notify(Account, to).deposit(amount)
+
+    async def balance(self) -> int:
+        return self.storage.get("balance", int, default=0)
+
+
+@app.kind("holdfast.verify.clock")
+class Clock(DurableObject):
+    """Writes down each time at which its alarm was due."""
+
+    async def start(self, every_ms: int) -> None:
+        if not self.list_alarms() and not self.storage.get("length", int, default=0):
+            self.set_alarm(every=timedelta(milliseconds=every_ms), misfire="all")
+
+    async def stop(self) -> None:
+        self.delete_alarm()
+
+    def on_alarm(self, alarm: Alarm) -> None:
+        place = self.storage.get("length", int, default=0)
+        self.storage.put(f"t{place:08d}", round(alarm.scheduled.timestamp() * 1000))
+        self.storage.put("length", place + 1)
+
+    async def times(self, start: int = 0, limit: int = 1000) -> list[int]:
+        """When it was due, in Unix time in ms, from a place on."""
+        return list(self.storage.list("t", start=f"t{start:08d}", limit=limit, type=int).values())

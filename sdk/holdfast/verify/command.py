@@ -184,6 +184,9 @@ class _Run:
             "linearizable": order,
             "registers_checked": found.registers,
             "not_linearizable": found.not_linearizable,
+            "token_hops": found.hops,
+            "transfers": found.transfers,
+            "alarms": found.alarms,
             "p99_ms": round(latencies[int(len(latencies) * 0.99)] * 1e3, 1) if latencies else 0.0,
             "slowest_without_fault_ms": round(max((one.ended - one.began for one in calm), default=0.0) * 1e3, 1),
             "faults": {
@@ -206,6 +209,12 @@ class _Run:
             f"{len(failed)} failed without effect, {len(unknown)} with an unknown outcome"
         )
         console.print(f"lost {len(found.lost)}, doubled {len(found.doubled)}, linearizable: {order} ({found.registers} registers)")
+        console.print(
+            f"{found.hops:,} hops of tokens by notification, {found.transfers:,} transfers by call and by notification, "
+            f"{found.alarms:,} alarms: each once"
+            if not found.broken
+            else f"{found.hops:,} hops of tokens, {found.transfers:,} transfers, {found.alarms:,} alarms were checked"
+        )
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for title in ("fault", "times", "longest wait of a call"):
             table.add_column(title, justify="left" if title == "fault" else "right")

@@ -8,17 +8,28 @@ import random
 import time
 from collections import Counter as Tally
 from collections import defaultdict
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from holdfast.client import Client
 from holdfast.errors import HoldfastError
-from holdfast.verify.app import Counter, Journal, Register
+from holdfast.ids import new_request_id
+from holdfast.verify.app import Account, Clock, Counter, Journal, Register, Station
 from holdfast.verify.linearizability import NEVER, Call, linearizable, register
+
+T = TypeVar("T")
 
 _REGISTERS = 8
 _COUNTERS = 12
 _JOURNALS = 12
+_STATIONS = 7
+_TOKENS = 5
+_ACCOUNTS = 10
+_CLOCKS = 6
+_EVERY_MS = 400
+_SETTLE_S = 60.0
 _GENERATION_S = 15.0  # registers are new ones after that: a history that is short is checked quickly
 _PAGE = 1000
 
@@ -42,6 +53,9 @@ class Findings:
     not_linearizable: list[str] = field(default_factory=list)
     undecided: list[str] = field(default_factory=list)
     registers: int = 0
+    hops: int = 0
+    transfers: int = 0
+    alarms: int = 0
 
     @property
     def broken(self) -> bool:
@@ -66,12 +80,21 @@ class Workload:
         self._registers: dict[str, list[Call]] = defaultdict(list)
         self._increments: dict[str, list[tuple[bool | None, int]]] = defaultdict(list)
         self._appends: dict[str, dict[str, bool | None]] = defaultdict(dict)
+        self._stations = [f"{run_id}-{i}" for i in range(_STATIONS)]
+        self._accounts = [f"{run_id}-{i}" for i in range(_ACCOUNTS)]
+        self._clocks = [f"{run_id}-{i}" for i in range(_CLOCKS)]
+        self._transfers = 0
 
     def now(self) -> float:
         return time.monotonic() - self._zero
 
     async def run(self, stop: asyncio.Event) -> None:
         """Call until `stop` is set; calls under way are waited for."""
+        for i in range(_TOKENS):
+            station = self._client.get(Station, self._stations[i], request_id=new_request_id())
+            await _insist(partial(station.arrive, f"token {i}", 0, self._stations))
+        for key in self._clocks:
+            await _insist(partial(self._client.get(Clock, key).start, _EVERY_MS))
         async with asyncio.TaskGroup() as group:
             for i in range(self._clients):
                 group.create_task(self._work(i, random.Random(self._random.random()), stop))
@@ -79,7 +102,9 @@ class Workload:
     async def _work(self, i: int, chance: random.Random, stop: asyncio.Event) -> None:
         while not stop.is_set():
             kind = chance.random()
-            if kind < 0.5:
+            if kind < 0.15:
+                await self._transfer(chance)
+            elif kind < 0.5:
                 # Each register has the calls of a few clients only.
                 await self._register(
                     f"{self._run}-{int(self.now() / _GENERATION_S)}-{(i + chance.randrange(2)) % _REGISTERS}", chance
@@ -120,6 +145,16 @@ class Workload:
         _, _, ok, _ = await self._make(self._client.get(Journal, key).append(element))
         self._appends[key][element] = ok
 
+    async def _transfer(self, chance: random.Random) -> None:
+        """Give money away, and ask again with the same request id until that is answered: half-done it may not stay."""
+        giver, taker = sorted(chance.sample(self._accounts, 2))  # calls in a circle would wait for each other
+        stub = self._client.get(Account, giver, request_id=new_request_id())
+        amount = chance.choice((-1, 1)) * chance.randrange(1, 100)
+        method = stub.send if chance.random() < 0.5 else stub.transfer
+        self._transfers += 1
+        while (await self._make(method(taker, amount)))[2] is not True:
+            await asyncio.sleep(0.2)
+
     async def _make(self, coroutine: Any) -> tuple[float, float, bool | None, Any]:
         began = self.now()
         try:
@@ -135,7 +170,10 @@ class Workload:
 
     async def check(self) -> Findings:
         """Compare what is there now with what was answered. Call it when the cluster is whole again."""
-        found = Findings(registers=len(self._registers))
+        found = Findings(registers=len(self._registers), transfers=self._transfers)
+        await self._check_tokens(found)
+        await self._check_accounts(found)
+        await self._check_alarms(found)
         for key, increments in self._increments.items():
             value = await self._client.get(Counter, key).value()
             acknowledged = sum(ok is True for ok, _ in increments)
@@ -162,3 +200,83 @@ class Workload:
             elif order is None:
                 found.undecided.append(f"register {key}: {len(calls)} calls, too many at once to decide")
         return found
+
+    async def _check_tokens(self, found: Findings) -> None:
+        """Each token has made each of its hops once, and rests at one station."""
+        stubs = [self._client.get(Station, key) for key in self._stations]
+        for stub in stubs:
+            await _insist(stub.halt)
+
+        async def resting() -> list[tuple[str, int]]:
+            return [item for stub in stubs for item in (await stub.tokens()).items()]
+
+        kept = await _settled(resting, lambda kept: len(kept) >= _TOKENS)
+        await asyncio.sleep(1.0)
+        kept = await resting()
+        hops: Tally[tuple[str, int]] = Tally()
+        for stub in stubs:
+            there: list[tuple[str, int]] = []
+            while page := await stub.hops(len(there), _PAGE):
+                there += page
+            hops.update(there)
+        found.hops = sum(hops.values())
+        found.doubled += [f"{token} made hop {hop} {times} times" for (token, hop), times in hops.items() if times > 1]
+        for i in range(_TOKENS):
+            token = f"token {i}"
+            rests = [hop for name, hop in kept if name == token]
+            made = sorted(hop for name, hop in hops if name == token)
+            if not rests:
+                found.lost.append(f"{token} is gone: it was last seen at hop {made[-1] if made else 'none'}")
+            elif len(rests) > 1:
+                found.doubled.append(f"{token} rests at {len(rests)} stations")
+            elif made != list(range(rests[0] + 1)):
+                found.lost.append(f"{token} rests at hop {rests[0]}, but only {len(made)} of its hops are known")
+
+    async def _check_accounts(self, found: Findings) -> None:
+        """What one account gave another has got."""
+
+        async def total() -> int:
+            return sum([await self._client.get(Account, key).balance() for key in self._accounts])
+
+        left = await _settled(total, lambda left: left == 0)
+        if left:
+            (found.doubled if left > 0 else found.lost).append(
+                f"all accounts together have {left}, after {self._transfers} transfers"
+            )
+
+    async def _check_alarms(self, found: Findings) -> None:
+        """Each time that an alarm was due is there once."""
+        for key in self._clocks:
+            stub = self._client.get(Clock, key)
+            await _insist(stub.stop)
+            times: list[int] = []
+            while page := await stub.times(len(times), _PAGE):
+                times += page
+            found.alarms += len(times)
+            found.doubled += [f"clock {key} was rung {n} times for {at}" for at, n in Tally(times).items() if n > 1]
+            for one, next_one in itertools.pairwise(sorted(set(times))):
+                if next_one - one != _EVERY_MS:
+                    found.lost.append(f"clock {key} was not rung between {one} and {next_one}, every {_EVERY_MS} ms")
+
+
+async def _insist(call: Callable[[], Awaitable[Any]]) -> None:
+    """Call until it is answered."""
+    deadline = time.monotonic() + _SETTLE_S
+    while True:
+        try:
+            await call()
+            return
+        except HoldfastError:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.2)
+
+
+async def _settled(ask: Callable[[], Awaitable[T]], wanted: Callable[[T], bool]) -> T:
+    """Ask until the answer is what is wanted, for a while: what was sent may still be on its way."""
+    deadline = time.monotonic() + _SETTLE_S
+    while True:
+        answer = await ask()
+        if wanted(answer) or time.monotonic() > deadline:
+            return answer
+        await asyncio.sleep(0.2)
