@@ -168,7 +168,12 @@ class Engine:
             handler: Handler | Inside = activation.kind.handlers.get(method) or activation.kind.handler(method)
             attempt = call.attempt
             kept_replies = self._kept
-            if attempt or not kept_replies.fresh_from <= request_id < kept_replies.ahead_to or request_id in kept_replies.retried:
+            if (
+                attempt
+                or not kept_replies.fresh_from <= request_id < kept_replies.ahead_to
+                or request_id < shard.fresh_from
+                or request_id in kept_replies.retried
+            ):
                 if call.notification:
                     if activation.took(call.notification):
                         handler = _AGAIN  # as a turn of its own, so that its answer waits for what the first one's waits for

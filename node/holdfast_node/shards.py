@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from holdfast.ids import id_prefix
 
 from holdfast_node import keys
 
@@ -12,16 +15,19 @@ if TYPE_CHECKING:
 
 FOR_EVER = float("inf")
 
+CLOCKS_APART_MS = 2_000
+"""How far the clocks of those who make request ids may be ahead of the nodes'."""
+
 
 class Shard:
     """One shard under one epoch of ours. It is `owned` until it is not, and never again after.
 
     `until`: while the clock (`boottime`) is below it, the node may answer for the shard: 0 when it may not at the moment.
     `closing`: it is about to be handed over, so no turn begins. `read_only`: why turns may not write at the moment. `replicated`:
-    whether entries go to a log that others copy.
+    whether entries go to a log that others copy. `fresh_from`: a request whose id is older may have been run by an owner before.
     """
 
-    __slots__ = ("closing", "epoch", "gathering", "number", "owned", "prefix", "read_only", "replicated", "until")
+    __slots__ = ("closing", "epoch", "fresh_from", "gathering", "number", "owned", "prefix", "read_only", "replicated", "until")
 
     def __init__(self, number: int, epoch: int, replicated: bool = False) -> None:
         self.number = number
@@ -33,6 +39,7 @@ class Shard:
         self.closing = False
         self.read_only: str | None = None
         self.gathering: Entry | None = None
+        self.fresh_from = id_prefix(time.time_ns() // 1_000_000 + CLOCKS_APART_MS)
 
 
 class Shards:

@@ -36,7 +36,9 @@ _WARM_UP_S = 0.5
 _ECHO = "/holdfast.bench/Echo"
 _WORKLOADS = ("increment", "read")
 _METHODS = {"increment": "increment", "read": "value"}
-_ROWS = ("echo/grpc", "increment/session", "increment/call", "read/session", "read/call")
+_ROWS = ("echo/grpc", "increment/session", "increment/call", "read/session", "read/call", "notify/spread", "notify/one")
+_NOTIFY_TURN = 10  # notifications of one turn
+_NOTIFY_WAITING_MAX = 5_000
 _Once = Callable[[str], Awaitable[Any]]
 
 
@@ -63,7 +65,8 @@ class Row(msgspec.Struct):
 @option("--only", default="", help="Rows to measure, as workload/transport, comma-separated. Default: all.")
 @option("--json", "as_json", is_flag=True, default=False, help="Print one JSON object.")
 def bench(target: str | None, copies: str, objects: int, seconds: float, in_flight: str, only: str, as_json: bool) -> None:
-    """Measure durable increments and reads, through Session and Call, beside a bare gRPC echo.
+    """Measure durable increments and reads, through Session and Call, beside a bare gRPC echo; and notifications delivered, from all
+    objects to all (notify/spread), and from all to one (notify/one).
 
     \b
     Examples:
@@ -195,9 +198,58 @@ async def _measure(
                 await row(workload, "session", in_flight, copies, _by_session(client, workload))
             for in_flight in levels:
                 await row(workload, "call", in_flight, copies, _by_call(unary, workload))
+        for transport, receivers in (("spread", keys), ("one", ["receiver"])):
+            if not wanted or f"notify/{transport}" in wanted:
+                rows.append(await _notify(client, status, transport, keys, receivers, copies, max(levels), seconds))
     await echo_channel.close()
     await channel.close()
     return rows
+
+
+async def _notify(
+    client: Client, status: Any, transport: str, senders: list[str], receivers: list[str], copies: int, in_flight: int, seconds: float
+) -> Row:
+    """Notifications delivered a second: turns that send ten each, as many as keep the outboxes from filling up. No latencies."""
+    walk = itertools.cycle(range(len(senders)))
+    end = time.perf_counter() + _WARM_UP_S + seconds
+    waiting = 0
+
+    async def worker() -> None:
+        while time.perf_counter() < end:
+            if waiting > _NOTIFY_WAITING_MAX:
+                await asyncio.sleep(0.01)
+                continue
+            i = next(walk)
+            to = [receivers[(i * 7 + j * 379) % len(receivers)] for j in range(_NOTIFY_TURN)]
+            try:
+                await client.get(BenchCounter, senders[i]).notify_many(to)
+            except HoldfastError as error:
+                if error.code != "OVERLOADED":
+                    raise
+                await asyncio.sleep(0.02)
+
+    async def look() -> Any:
+        nonlocal waiting
+        answer = await status(admin_pb2.StatusRequest())
+        waiting = sum(node.stats.outbox for node in answer.nodes)
+        return answer
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(in_flight, 64)):
+            group.create_task(worker())
+        await asyncio.sleep(_WARM_UP_S)
+        before, began, client_s = await look(), time.perf_counter(), process_stats().cpu_s
+        while time.perf_counter() < end:
+            await asyncio.sleep(0.1)
+            after, ended = await look(), time.perf_counter()
+        client_s = process_stats().cpu_s - client_s
+    cpu = {"client": round(client_s, 2), "gateway": round(after.gateway.process.cpu_s - before.gateway.process.cpu_s, 2)}
+    for now, then in zip(after.nodes, before.nodes, strict=True):
+        cpu[now.id.rpartition("-")[0]] = round(now.stats.process.cpu_s - then.stats.process.cpu_s, 2)
+    counted = [sum(node.stats.notifications_delivered for node in answer.nodes) for answer in (before, after)]
+    fsyncs = [sum(node.stats.fsyncs for node in answer.nodes) for answer in (before, after)]
+    rate = round((counted[1] - counted[0]) / (ended - began))
+    return Row("notify", transport, min(in_flight, 64), copies, rate, 0.0, 0.0, fsyncs[1] - fsyncs[0], cpu)
 
 
 async def _run(once: _Once, keys: list[str], in_flight: int, seconds: float) -> tuple[list[float], float]:

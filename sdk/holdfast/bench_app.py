@@ -20,3 +20,12 @@ class BenchCounter(DurableObject):
     async def value(self) -> int:
         """The count."""
         return self.storage.get("n", int, default=0)
+
+    async def notify_many(self, receivers: list[str]) -> None:
+        """Notify each of these once."""
+        for receiver in receivers:
+            self.notify(BenchCounter, receiver).notified()
+
+    async def notified(self) -> None:
+        """Count a notification, durably."""
+        self.storage.put("notified", self.storage.get("notified", int, default=0) + 1)

@@ -1,0 +1,121 @@
+"""Engines that each break one rule of what happens exactly once. The simulator has to catch every one of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from holdfast.v1 import objects_pb2 as pb
+from holdfast_node import keys
+from holdfast_node.activation import Activation
+from holdfast_node.delivery.alarms import Firing, following, shown
+from holdfast_node.delivery.deliveries import Deliveries, _now_ms
+from holdfast_node.delivery.outbox import Note
+from holdfast_node.engine import Engine
+
+
+class KeepsMarksOutsideTheEntry(Engine):
+    """What was taken from whom is written a little after the effect, in an entry of its own."""
+
+    def _write(self, turn: Any) -> Any:
+        marked = turn.call.notification
+        if not marked:
+            return super()._write(turn)
+        activation: Activation = turn.activation
+        row = activation.take(marked)
+        taken = activation._taken
+        assert taken is not None
+        taken.pop(marked[keys.SEQUENCE_BYTES :])
+        turn.call.ClearField("notification")
+        entry = super()._write(turn)
+
+        def later() -> None:
+            if activation.shard.owned and not activation.shard.closing:
+                taken[marked[keys.SEQUENCE_BYTES :]] = marked[: keys.SEQUENCE_BYTES]
+                self.deliveries.write(activation.shard, [row])
+
+        asyncio.get_running_loop().call_later(0.05, later)
+        return entry
+
+
+class _DropsWhatItSends(Deliveries):
+    def _pump(self) -> None:
+        take = self.outbox.take
+
+        def and_drop(*given: Any) -> list[Note]:
+            notes = take(*given)
+            for note in notes:
+                if self._may_write(note.shard):
+                    self.write(note.shard, [(keys.index_prefix(note.shard.number, keys.OUTBOX) + note.sequence, None)])
+            return notes
+
+        self.outbox.take = and_drop  # type: ignore[method-assign]
+        try:
+            super()._pump()
+        finally:
+            self.outbox.take = take  # type: ignore[method-assign]
+
+
+class DropsNotificationsBeforeTheReceiverCommitted(Engine):
+    """Takes a notification out of the outbox as it is sent."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.deliveries.__class__ = _DropsWhatItSends
+
+
+class DoesNotJoinRequestsInFlight(Engine):
+    """Runs a request again that comes again while it is under way."""
+
+    def deliver(self, call: pb.Call, port: Any) -> None:
+        self._in_flight.pop(call.request_id, None)
+        super().deliver(call, port)
+
+
+class DeletesAlarmsBeforeTheirEffect(Engine):
+    """Sets an alarm to its next time, and when that is committed has it fire."""
+
+    def fire(self, kind: str, key: str, name: str, due_ms: int, request_id: bytes, done: Callable[[pb.Error | None], None]) -> None:
+        fired: list[Any] = []
+
+        def go_on(activation: Activation) -> None:
+            record = activation.alarms.current().get(name)
+            if record is not None and record.due_ms == due_ms:
+                activation.alarms.change(name, following(record, _now_ms()))
+                fired.append(record)
+
+        def then(error: pb.Error | None) -> None:
+            if error is not None or not fired:
+                done(error)
+            else:
+                self._inside(kind, key, request_id, lambda activation: _Late(activation, name, fired[0]), done)
+
+        self.run_inside(kind, key, go_on, then)
+
+
+class _Late(Firing):
+    def __init__(self, activation: Activation, name: str, record: Any) -> None:
+        super().__init__(activation, name, record.due_ms)
+        self.record = record
+
+    async def invoke(self, instance: Any, payload: bytes, is_json: bool = False) -> None:
+        instance.on_alarm(shown(self._name, self.record))
+
+
+class TrustsFirstAttempts(Engine):
+    """Takes every first attempt that is not old for one that nobody has run, also one made before it owned the shard."""
+
+    def deliver(self, call: pb.Call, port: Any) -> None:
+        for shard in self._shards.owned():
+            shard.fresh_from = b""
+        super().deliver(call, port)
+
+
+BUGS: dict[str, type[Engine]] = {
+    "dedup record outside the entry": KeepsMarksOutsideTheEntry,
+    "outbox record dropped before the receiver committed": DropsNotificationsBeforeTheReceiverCommitted,
+    "in-flight join missing": DoesNotJoinRequestsInFlight,
+    "alarm deleted before its effect committed": DeletesAlarmsBeforeTheirEffect,
+    "first attempts trusted after a fail-over": TrustsFirstAttempts,
+}

@@ -1,0 +1,55 @@
+"""Worlds of calls, notifications and alarms, on the production engine: each effect once, whatever fails. See effects.py."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+
+import pytest
+from holdfast_node.engine import Engine
+
+from .effect_bugs import BUGS
+from .effects import Broken, live
+
+SEEDS = int(os.environ.get("SEEDS", "1000"))
+PARTS = 4
+BUG_SEEDS_MAX = 2_000
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.timeout(3600 * 24)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_effect_happens_once_in_every_world(part: int) -> None:
+    worlds = [live(seed) for seed in range(part, SEEDS, PARTS)]
+    assert sum(world.hops for world in worlds) > 50 * len(worlds)  # they work, too
+    assert sum(world.transfers for world in worlds) > 50 * len(worlds)
+    assert sum(world.alarms for world in worlds) > 50 * len(worlds)
+
+
+def test_a_seed_is_one_story() -> None:
+    one, two = live(7), live(7)
+    assert (one.hops, one.transfers, one.alarms) == (two.hops, two.transfers, two.alarms)
+    assert one.chance.random() == two.chance.random()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("bug", BUGS)
+def test_every_planted_bug_is_caught(bug: str) -> None:
+    caught = next((str(error) for seed in range(BUG_SEEDS_MAX) if (error := broken_in(seed, BUGS[bug]))), None)
+    assert caught is not None, f"not caught in {BUG_SEEDS_MAX} worlds"
+    assert any(rule in caught for rule in ("once", "constant", "in order")), caught
+
+
+def broken_in(seed: int, engine: type[Engine]) -> Broken | None:
+    try:
+        live(seed, engine)
+    except Broken as broken:
+        return broken
+    return None
