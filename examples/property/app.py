@@ -1,13 +1,13 @@
-"""Real estate: properties that are edited, portfolios that add them up, sessions of people who look at them."""
+"""Real estate: properties that are edited, portfolios that add them up, people's sessions, and viewings that are due."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any
 
 import msgspec
-from holdfast import App, DurableObject, Rejected
+from holdfast import Alarm, App, DurableObject, Rejected
 
 app = App()
 
@@ -44,9 +44,9 @@ class Snapshot(msgspec.Struct):
     last_modified: datetime | None = None
 
 
-@app.kind
+@app.kind(notify_attempts=4)
 class Property(DurableObject):
-    """One property; its key is its number. It tells its portfolio of every new price."""
+    """One property; its key is its number. It notifies its portfolio, and the properties that it is compared with, of new prices."""
 
     async def update(self, change: Change, portfolio: str = "") -> Snapshot:
         """Apply one change. A bad one is Rejected and changes nothing."""
@@ -65,8 +65,28 @@ class Property(DurableObject):
         self.storage.put("snapshot", now)
         self.storage.put(f"history/{now.revision:09d}", Revision(now.revision, change, now.last_modified))
         if portfolio:
-            await self.objects.get(Portfolio, portfolio).property_changed(self.key, now.price)
+            self.notify(Portfolio, portfolio).property_changed(self.key, now.price)
+        if change.type is ChangeType.PRICE_UPDATE:
+            for other in self.storage.get("related", list[str], default=[]):
+                self.notify(Property, other).notify_related_change(self.key, now.price)
         return now
+
+    async def relate(self, others: list[str]) -> None:
+        """Tell these properties of every new price from now on; at most 50."""
+        if len(others) > 50 or self.key in others:
+            raise Rejected("a property has up to 50 others that it is compared with", related=len(others))
+        self.storage.put("related", others)
+
+    async def notify_related_change(self, other: str, price: int) -> None:
+        """Another property has a new price. A draft cannot be compared: that fails, is tried again, and ends as a dead letter."""
+        if (await self.snapshot()).status == "draft":
+            raise RuntimeError(f"{self.key} is a draft: there is nothing to compare {other} with")
+        self.storage.put(f"compared/{other}", price)
+
+    async def compared(self) -> dict[str, int]:
+        """The prices of the properties that told this one."""
+        rows = self.storage.list("compared/", type=int)
+        return {key.removeprefix("compared/"): price for key, price in rows.items()}
 
     async def import_feed(self, lines: list[dict[str, Any]]) -> int:
         """Apply a broker's feed, all of it or nothing: a line that cannot be read fails the turn and undoes the lines before it."""
@@ -96,6 +116,11 @@ class Metrics(msgspec.Struct):
 @app.kind
 class Portfolio(DurableObject):
     """The sum of its properties, kept current as they change."""
+
+    async def add(self, property: str) -> Metrics:
+        """Take up a property with the price that it has now: asks it, and waits for its answer."""
+        now = await self.objects.get(Property, property).snapshot()
+        return await self.property_changed(property, now.price)
 
     async def property_changed(self, property: str, price: int) -> Metrics:
         metrics = self.storage.get("metrics", Metrics, default=Metrics())
@@ -134,3 +159,37 @@ class PropertySession(DurableObject):
         self.storage.put("state", state)
         self._state = state
         return state
+
+    async def viewing_is_near(self, property: str, at: datetime) -> None:
+        """A viewing reminds this person."""
+        reminders = [*self.storage.get("reminders", list, default=[]), {"property": property, "at": at}]
+        self.storage.put("reminders", reminders[-50:])
+
+    async def reminders(self) -> list[dict[str, Any]]:
+        return self.storage.get("reminders", list[dict[str, Any]], default=[])
+
+
+@app.kind
+class Viewing(DurableObject):
+    """An appointment to view a property. It reminds the visitor in time, and is over when nobody has said that it took place."""
+
+    async def arrange(self, property: str, session: str, at: datetime, remind_s: float = 3600) -> None:
+        if at <= datetime.now(UTC):
+            raise Rejected("a viewing is in the future", at=at.isoformat())
+        self.storage.put_many({"property": property, "session": session, "at": at, "status": "arranged"})
+        self.set_alarm(at - timedelta(seconds=remind_s), "remind")
+        self.set_alarm(at + timedelta(seconds=remind_s), "over")
+
+    async def took_place(self) -> None:
+        self.storage.put("status", "took place")
+        self.delete_alarm("over")
+
+    async def status(self) -> str:
+        return self.storage.get("status", str, default="none")
+
+    async def on_alarm(self, alarm: Alarm) -> None:
+        if alarm.name == "remind":
+            at = self.storage.get("at", datetime)
+            self.notify(PropertySession, self.storage.get("session", str)).viewing_is_near(self.storage.get("property", str), at)
+        else:
+            self.storage.put("status", "nobody came")

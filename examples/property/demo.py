@@ -8,11 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import holdfast
 
-from examples.property.app import Change, ChangeType, Portfolio, Property, PropertySession
+from examples.property.app import Change, ChangeType, Portfolio, Property, PropertySession, Viewing
 from examples.property.coalescing import coalesce
 
 APP = Path(__file__).parent / "app.py"
@@ -25,6 +26,9 @@ async def show(gateway: str) -> None:
             now = await client.get(Property, key).update(Change(ChangeType.PRICE_UPDATE, price), portfolio="north")
             print(f"  Property/{key} revision {now.revision}: {now.price:,} euros")
         metrics = await client.get(Portfolio, "north").metrics()
+        while metrics.value != 750_000:  # it is told by notifications: soon
+            await asyncio.sleep(0.01)
+            metrics = await client.get(Portfolio, "north").metrics()
         print(f"  Portfolio/north: {metrics.properties} properties, {metrics.value:,} euros")
         print("\nA bad change is rejected and changes nothing:")
         try:
@@ -43,6 +47,12 @@ async def show(gateway: str) -> None:
         print("\nMany updates at once share few fsyncs:")
         updates, fsyncs = await coalesce(gateway, properties=100, each=20)
         print(f"  {updates:,} durable updates, {fsyncs:,} fsyncs")
+        print("\nA viewing reminds its visitor by an alarm:")
+        viewing = client.get(Viewing, "v-1")
+        await viewing.arrange("p-1", "s-1", datetime.now(UTC) + timedelta(hours=1), remind_s=3599.8)
+        while not (reminders := await client.get(PropertySession, "s-1").reminders()):
+            await asyncio.sleep(0.05)
+        print(f"  PropertySession/s-1 is reminded of {reminders[-1]['property']}")
         print("\nA session remembers what was viewed:")
         session = client.get(PropertySession, "s-1")
         try:

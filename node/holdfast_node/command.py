@@ -18,6 +18,7 @@ from holdfast.options import common_options, explicit_settings, option
 from holdfast_cluster.membership import Refused
 
 from holdfast_node.config import NodeConfig
+from holdfast_node.delivery.outbox import OutboxLimits
 from holdfast_node.directory import WrongDirectory
 from holdfast_node.engine import EngineLimits
 from holdfast_node.server import NodeServer
@@ -54,6 +55,7 @@ _SWITCH_INTERVAL_S = 0.0005  # the fsync thread gets the GIL back soon; with 5 m
 @option("--memory-max-mb", default=0, help="Resident memory above which objects leave memory; 0: no bound.")
 @option("--repair-after", default=30.0, help="Seconds after which copies of a node that vanished are made elsewhere.")
 @option("--move-rate", default=50.0, help="MB/s that the node sends to make copies of shards on other nodes.")
+@option("--backlog-rate", default=1000.0, help="Notifications and late alarms a second that the node delivers of what has waited.")
 @option("--replies-window", default=600.0, help="Seconds for which a request may be sent again.")
 @option("--drain-timeout", default=10.0, help="Seconds that running turns get when the node is stopped.")
 @common_options
@@ -77,6 +79,7 @@ def node(
     memory_max_mb: int,
     repair_after: float,
     move_rate: float,
+    backlog_rate: float,
     replies_window: float,
     drain_timeout: float,
     etcd_endpoints: str,
@@ -124,6 +127,7 @@ def node(
             turn_timeout_s=turn_timeout,
             activations_max=activations_max,
             idle_s=idle,
+            outbox=OutboxLimits(backlog_per_s=backlog_rate),
         ),
     )
     logs.configure(name or "node", log_level, log_format)

@@ -57,6 +57,8 @@ class NodeConfig:
             raise ValueError(f"weight is {self.weight}; 1 to 100")
         if self.move_rate < 1e5:
             raise ValueError(f"move-rate is {self.move_rate / 1e6}; at least 0.1 MB/s")
+        if self.limits.outbox.backlog_per_s < 1:
+            raise ValueError(f"backlog-rate is {self.limits.outbox.backlog_per_s}; at least 1 a second")
         if self.members_min is not None and self.members_min < 1:
             raise ValueError(f"members-min is {self.members_min}; at least 1")
         if self.replies_window_s < 60:

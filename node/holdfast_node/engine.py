@@ -323,7 +323,7 @@ class Engine:
                         f"a result of {len(turn.result)} bytes, at most {self._limits.result_bytes_max}",
                         definite=turn.calls_made == 0,
                     )
-                if storage.changed() or turn.call.notification:
+                if storage.changed() or (turn.request_id[0] == KEYED and turn.call.notification):
                     entry = self._write(turn)
             except Exception as unfit:
                 error = unfit

@@ -33,6 +33,7 @@ from holdfast.v1 import admin_pb2
 from holdfast.v1 import objects_pb2 as pb
 
 _WARM_UP_S = 0.5
+_SETTLE_S = 2.0  # for so long after it took a shard a node looks up each request that somebody else may have run
 _ECHO = "/holdfast.bench/Echo"
 _WORKLOADS = ("increment", "read")
 _METHODS = {"increment": "increment", "read": "value"}
@@ -123,6 +124,7 @@ def _bench(target: str | None, copies: int, objects: int, seconds: float, levels
                 cluster.start_node(f"n{i}", "holdfast.bench_app", "--members-min", str(copies), "--replication", str(copies))
             cluster.start_gateway("gateway", int(gateway.rpartition(":")[2]))
             cluster.wait_ready(gateway)
+            time.sleep(_SETTLE_S)
         return uvloop.run(_measure(gateway, f"127.0.0.1:{echo_port}", copies, objects, seconds, levels, wanted))
     finally:
         cluster.stop()

@@ -5,7 +5,7 @@ Each call puts a part of a token into the budget, each retry takes a whole one (
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 RATIO = 0.1
 """Retries, as a share of calls."""
@@ -18,18 +18,17 @@ _TARGETS_MAX = 1_000
 class Budget:
     """Tokens for retries: `ratio` of one for each call, at most 100, and 10 at the beginning (none, if `ratio` is 0)."""
 
-    __slots__ = ("_ratio", "_tokens")
+    __slots__ = ("_counted", "_ratio", "_tokens")
 
     def __init__(self, ratio: float) -> None:
         self._ratio = ratio
         self._tokens = _FIRST if ratio else 0.0
+        self._counted = 0
 
-    def called(self) -> None:
-        """A call was made."""
-        self._tokens = min(_MOST, self._tokens + self._ratio)
-
-    def has(self) -> bool:
-        """Whether a retry is in it."""
+    def has(self, calls: int) -> bool:
+        """Whether a retry is in it, after so many calls."""
+        self._tokens = min(_MOST, self._tokens + self._ratio * (calls - self._counted))
+        self._counted = calls
         return self._tokens >= 1
 
     def take(self) -> None:
@@ -46,21 +45,23 @@ class Budgets:
         self._ratio = ratio
         self._all = Budget(ratio)
         self._targets: OrderedDict[str, Budget] = OrderedDict()
+        self._calls: Counter[str] = Counter()
+        self._calls_of_all = 0
 
     def called(self, target: str) -> None:
-        """A call was made to a target."""
-        self._all.called()
+        """A call was made to a target. On the path of every call: tokens are counted when one is to be taken."""
+        self._calls[target] += 1
+        self._calls_of_all += 1
+
+    def take(self, target: str) -> bool:
+        """Take a retry from both budgets, if both have one."""
+        calls = self._calls[target]
         budget = self._targets.get(target)
         if budget is None:
             budget = self._targets[target] = Budget(self._ratio)
             if len(self._targets) > _TARGETS_MAX:
-                self._targets.popitem(last=False)
-        budget.called()
-
-    def take(self, target: str) -> bool:
-        """Take a retry from both budgets, if both have one."""
-        budget = self._targets.get(target)
-        if budget is None or not budget.has() or not self._all.has():
+                self._calls.pop(self._targets.popitem(last=False)[0], None)
+        if not calls or not budget.has(calls) or not self._all.has(self._calls_of_all):
             return False
         budget.take()
         self._all.take()

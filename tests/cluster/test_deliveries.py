@@ -239,8 +239,11 @@ async def test_what_is_owed_survives_the_death_of_the_node(processes: Processes)
         processes.kill("n1")
         assert processes.ask("resume", "Receiver")[0] == 0
         await asyncio.sleep(2.0)
-        processes.node("n1", "--members-min", "1")
+        processes.node("n1", "--members-min", "1", "--backlog-rate", "50")
+        took = await until(receiver.took, lambda took: len(took) >= 5, 30)
+        began = time.monotonic()
         took = await until(receiver.took, lambda took: len(took) >= 51 + 6, 30)
+        assert time.monotonic() - began > 0.5  # some fifty that had waited, at 50 a second
         for misfire in ("once", "all"):
             await receiver.stop_alarm(misfire)
         took = await receiver.took()

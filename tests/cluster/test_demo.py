@@ -14,4 +14,5 @@ def test_the_demo_tells_what_happened_and_ends() -> None:
     assert "Portfolio/north: 2 properties, 750,000 euros" in done.stdout
     assert "Rejected: not a valid STATUS_CHANGE: 'haunted'" in done.stdout
     assert "history 3" not in done.stdout
+    assert "PropertySession/s-1 is reminded of p-1" in done.stdout
     assert "PropertySession/s-1: {'user': 'ada', 'viewed': ['p-1']}" in done.stdout

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +16,7 @@ import holdfast
 import pytest
 from holdfast import testing
 
-from examples.property.app import STATUSES, Change, ChangeType, Portfolio, Property, PropertySession
+from examples.property.app import STATUSES, Change, ChangeType, Portfolio, Property, PropertySession, Viewing
 from examples.property.coalescing import coalesce
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +38,14 @@ def gateway(folder: Path) -> Iterator[str]:
 async def example(gateway: str) -> AsyncIterator[holdfast.Client]:
     async with holdfast.connect(gateway) as connected:
         yield connected
+
+
+async def until(ask: Any, wanted: Any, timeout_s: float = 15) -> Any:
+    """Ask until the answer is what is wanted."""
+    deadline = time.monotonic() + timeout_s
+    while not wanted(answer := await ask()) and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+    return answer
 
 
 def node_stats(gateway: str) -> Any:
@@ -96,8 +106,48 @@ async def test_history_comes_in_pages(example: holdfast.Client) -> None:
 async def test_a_portfolio_follows_the_prices_of_its_properties(example: holdfast.Client) -> None:
     for key, price in (("a", 100), ("b", 50), ("a", 80)):
         await example.get(Property, f"follow-{key}").update(Change(PRICE, price), portfolio="follow")
-    metrics = await example.get(Portfolio, "follow").metrics()
+    portfolio = example.get(Portfolio, "follow")
+    metrics = await until(portfolio.metrics, lambda metrics: metrics.value == 130)
     assert (metrics.properties, metrics.value) == (2, 130)
+    await example.get(Property, "follow-c").update(Change(PRICE, 7))
+    assert (await portfolio.add("follow-c")).value == 137
+
+
+async def test_a_related_property_that_is_a_draft_ends_in_the_dead_letters_and_is_told_by_a_replay(
+    example: holdfast.Client, gateway: str
+) -> None:
+    def ask(*arguments: str) -> Any:
+        command = (sys.executable, "-m", "holdfast", *arguments, "--gateway", gateway, "--json")
+        return json.loads(subprocess.run(command, capture_output=True, text=True, timeout=30).stdout)
+
+    async def dead() -> Any:
+        return ask("deadletters", "list", "--to", "Property/draft")["letters"]
+
+    teller, draft = example.get(Property, "teller"), example.get(Property, "draft")
+    with pytest.raises(holdfast.Rejected):
+        await teller.relate(["teller"])
+    await teller.relate(["draft"])
+    await teller.update(Change(PRICE, 100))
+    (letter,) = await until(dead, lambda found: bool(found))
+    assert (letter["attempts"], letter["method"]) == (4, "notify_related_change")
+    assert await draft.compared() == {}
+    await draft.update(Change(STATUS, "listed"))
+    assert ask("deadletters", "replay", letter["id"])["changed"] == "1"
+    assert await until(draft.compared, {"teller": 100}.__eq__) == {"teller": 100}
+
+
+async def test_a_viewing_reminds_its_visitor_and_is_over_when_nobody_came(example: holdfast.Client) -> None:
+    viewing, missed = example.get(Viewing, "v"), example.get(Viewing, "missed")
+    with pytest.raises(holdfast.Rejected, match="in the future"):
+        await viewing.arrange("house", "visitor", datetime.now(UTC))
+    at = datetime.now(UTC) + timedelta(seconds=0.6)
+    await viewing.arrange("house", "visitor", at, remind_s=0.4)
+    await viewing.took_place()
+    await missed.arrange("house", "visitor", at, remind_s=0.4)
+    reminders = await until(example.get(PropertySession, "visitor").reminders, lambda there: len(there) == 2)
+    assert [reminder["property"] for reminder in reminders] == ["house", "house"]
+    assert await until(missed.status, "nobody came".__eq__) == "nobody came"
+    assert await viewing.status() == "took place"
 
 
 async def test_a_feed_that_fails_half_way_is_undone_counted_and_logged_with_its_request_id(
