@@ -191,13 +191,18 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         view = await self._view(context)
         response = admin_pb2.DeadLettersResponse()
         found: list[admin_pb2.DeadLetter] = []
+        ends: list[bytes] = []
         for node, answer in (await self._ask_all(view, "DeadLetters", request, admin_pb2.DeadLettersResponse)).items():
             if answer is None:
                 response.silent.append(node)
             else:
                 found += answer.letters
                 response.more |= answer.more
-        found.sort(key=lambda letter: letter.place)
+                if answer.more:  # behind its last one there are others, which come before what other nodes have further on
+                    ends.append(answer.letters[-1].place)
+        found = sorted(
+            (letter for letter in found if letter.place <= min(ends, default=letter.place)), key=lambda letter: letter.place
+        )
         limit = min(request.limit or _PAGE_MAX, _PAGE_MAX)
         response.letters.extend(found[:limit])
         response.more |= len(found) > limit
@@ -208,13 +213,16 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         view = await self._view(context)
         response = admin_pb2.AlarmsResponse()
         found: list[admin_pb2.PendingAlarm] = []
+        ends: list[bytes] = []
         for node, answer in (await self._ask_all(view, "Alarms", request, admin_pb2.AlarmsResponse)).items():
             if answer is None:
                 response.silent.append(node)
             else:
                 found += answer.alarms
                 response.more |= answer.more
-        found.sort(key=lambda alarm: alarm.place)
+                if answer.more:
+                    ends.append(answer.alarms[-1].place)
+        found = sorted((alarm for alarm in found if alarm.place <= min(ends, default=alarm.place)), key=lambda alarm: alarm.place)
         limit = min(request.limit or _PAGE_MAX, _PAGE_MAX)
         response.alarms.extend(found[:limit])
         response.more |= len(found) > limit

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from holdfast import codec
+from holdfast.alarms import Alarm
 from holdfast.app import App
 from holdfast.deadlines import Deadlines
 from holdfast.errors import (
@@ -28,6 +29,7 @@ from holdfast.errors import (
     HoldfastError,
     InternalError,
     InvalidArgument,
+    NotFound,
     Overloaded,
     Rejected,
     TooLarge,
@@ -47,11 +49,10 @@ from holdfast_node import keys
 from holdfast_node.activation import Activation
 from holdfast_node.activations import Activations
 from holdfast_node.commit import Committer, Entry, Flusher
-from holdfast_node.delivery.alarms import AlarmChange, Firing, Inside
+from holdfast_node.delivery.alarms import AlarmChange, Firing, Inside, LetterChange, shown
 from holdfast_node.delivery.deliveries import Deliveries
-from holdfast_node.delivery.letters import LetterGone
 from holdfast_node.delivery.outbox import OutboxLimits
-from holdfast_node.delivery.records import Letter, Notification
+from holdfast_node.delivery.records import AlarmRecord, Letter, Notification, encode
 from holdfast_node.outgoing import Notify, Outgoing
 from holdfast_node.replication.disk import Until
 from holdfast_node.replies import KeptReplies, fingerprint
@@ -116,7 +117,7 @@ class Engine:
         self._flusher = flusher
         self._committer = Committer(flusher, self.committed, append)
         flusher.applied = self._applied
-        self.deliveries = Deliveries(app, store, shards, outgoing, self, self._committer.entry, limits.outbox)
+        self.deliveries = Deliveries(app, store, shards, outgoing, self, self._committer.entry, flusher.write, limits.outbox)
         self._activations = Activations()
         self._in_flight: dict[bytes, Turn] = {}
         self._deadlines = Deadlines(self._in_flight, self._expire)
@@ -404,22 +405,21 @@ class Engine:
 
     def _write_beside(self, activation: Activation, entry: Entry) -> None:
         """What a turn did beside its rows: notifications, alarms, a dead letter."""
-        now_ms = time.time_ns() // 1_000_000
         for what in activation.storage.beside:
             match what:
                 case Notify():
-                    row = Notification(activation.kind.name, activation.key, what.kind, what.key, what.method, what.arguments, now_ms)
-                    self.deliveries.stage(entry, row, what.delay_ms)
+                    self.deliveries.stage(entry, what)
                 case AlarmChange():
                     entry.rows += activation.alarms.stage(what)
                     entry.deletes = True
                     if what.record is not None:
                         self.deliveries.due_at(entry, what.record.due_ms)
-                case Letter():
-                    self.deliveries.bury_alarm(entry, what)
-                case LetterGone(row):
-                    entry.rows.append((row, None))
-                    entry.deletes = True
+                case LetterChange(raw, gone):
+                    if raw:
+                        self.deliveries.bury_alarm(entry, raw)
+                    if gone:
+                        entry.rows.append((gone, None))
+                        entry.deletes = True
 
     def _next(self, activation: Activation) -> None:
         """Start the turns that wait for an object, until one of them has to wait itself."""
@@ -557,6 +557,9 @@ class Engine:
             if queued.state == QUEUED:
                 self._in_flight.pop(queued.request_id, None)
                 queued.state = DONE
+                if type(queued.handler) is not Handler:  # Holdfast's own, bound to this activation: whoever wanted it asks again
+                    queued.port.reply(queued.number, b"", error_to_proto(_moved(activation.shard.number)), None)
+                    continue
                 self.deliver(queued.call, queued.port)
                 for port, number in queued.also or ():
                     again = pb.Call()
@@ -583,25 +586,65 @@ class Engine:
 
     # -- alarms; holdfast_node.delivery.deliveries.Turns
 
-    def fire(self, kind: str, key: str, name: str, due_ms: int, request_id: bytes, done: Callable[[pb.Error | None], None]) -> None:
-        """Have an alarm fire, as a turn; `done` gets what came of it, when that is committed."""
-        self._inside(kind, key, request_id, lambda activation: Firing(activation, name, due_ms), done)
+    def fire(
+        self, kind: str, key: str, name: str, due_ms: int, request_id: bytes, done: Callable[[pb.Error | None, bool], None]
+    ) -> None:
+        """Have an alarm fire, as a turn; `done` gets what came of it, when that is committed, and whether the handler ran at all."""
+        self._fire(kind, key, request_id, lambda activation: activation.alarms.begin(name, due_ms), done)
+
+    def fire_letter(
+        self,
+        kind: str,
+        key: str,
+        name: str,
+        record: AlarmRecord,
+        row: bytes,
+        request_id: bytes,
+        done: Callable[[pb.Error | None, bool], None],
+    ) -> None:
+        """Have the alarm of a dead letter fire once more: the letter (at `row`) is gone if that goes well."""
+
+        def begin(activation: Activation) -> Alarm:
+            activation.storage.do_beside(LetterChange(gone=row), len(row))
+            return shown(name, record)
+
+        self._fire(kind, key, request_id, begin, done)
+
+    def _fire(
+        self,
+        kind: str,
+        key: str,
+        request_id: bytes,
+        begin: Callable[[Activation], Alarm | None],
+        done: Callable[[pb.Error | None, bool], None],
+    ) -> None:
+        firing: Firing | None = None
+
+        def handler(activation: Activation) -> Firing:
+            nonlocal firing
+            if activation.kind.on_alarm is None:
+                raise NotFound(f"{activation.kind.name} has no on_alarm", definite=True)
+            firing = Firing(activation, lambda: begin(activation))
+            return firing
+
+        self._inside(kind, key, request_id, handler, lambda error: done(error, firing is not None and firing.ran))
 
     def alarm_failed(self, kind: str, key: str, name: str, due_ms: int, error: pb.Error, done: Callable[[], None]) -> None:
         """Write down that a firing failed, in a turn of its own: it fires again later, or is a dead letter."""
 
         def fail(activation: Activation) -> None:
-            final = error.code == pb.CODE_APPLICATION and error.type == "Rejected"
-            record = activation.alarms.fail(name, due_ms, activation.kind.retries.alarm_attempts, final)
+            full = self.deliveries.letters_full(activation.shard)
+            final = error.code == pb.CODE_APPLICATION and error.type == "Rejected" and not full
+            attempts_max = 1 << 30 if full else activation.kind.retries.alarm_attempts
+            record = activation.alarms.fail(name, due_ms, attempts_max, final)
             if record is not None:
                 told = f"{error.type}: {error.message}" if error.type else error.message
                 lost = Notification(
                     kind, key, kind, key, "on_alarm", record.payload, record.scheduled_ms, record.attempt + 1, error=told
                 )
                 code = pb.Code.Name(error.code).removeprefix("CODE_")
-                activation.storage.do_beside(
-                    Letter(lost, time.time_ns() // 1_000_000, code, told, record, name), len(record.payload) + len(told)
-                )
+                raw = encode(Letter(lost, time.time_ns() // 1_000_000, code, told, record, name))
+                activation.storage.do_beside(LetterChange(raw), len(raw))
                 log.error("alarm %r of %s/%s is a dead letter after %d attempts: %s", name, kind, key, record.attempt + 1, told)
 
         self.run_inside(kind, key, fail, lambda error: done())
@@ -628,10 +671,11 @@ class Engine:
             shard = activation.shard
             if shard.until <= boottime() or shard.closing:
                 raise WrongOwner(f"shard {shard.number} is not served by this node at the moment", definite=True, retryable=True)
+            bound = handler(activation)
         except HoldfastError as error:
             port.reply(0, b"", error_to_proto(error), None)
             return
-        self._enqueue(activation, call, handler(activation), port)
+        self._enqueue(activation, call, bound, port)
 
     # -- a shard goes to another node; holdfast_node.replication.handover.Turns
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +15,8 @@ from holdfast.errors import InvalidArgument, Overloaded, TooLarge, error_from_pr
 from holdfast.signature import decode_result, encode_arguments, return_type
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.dispatch import KEY_BYTES_MAX, DispatchLimits
+
+from holdfast_node.delivery.records import Notification, encode
 
 if TYPE_CHECKING:
     from holdfast_node.activation import Activation
@@ -104,12 +107,10 @@ class _Stub:
 
 @dataclass(frozen=True, slots=True)
 class Notify:
-    """A notification that the running turn sends, if it commits."""
+    """A notification that the running turn sends, if it commits. `raw`: the row as it is stored."""
 
-    kind: str
-    key: str
-    method: str
-    arguments: bytes
+    row: Notification
+    raw: bytes
     delay_ms: int
 
 
@@ -154,9 +155,10 @@ class Notifier:
             full = self._deliveries.room(activation.shard, (activation.kind.name, activation.key), sent)
         if full is not None:
             raise Overloaded(full, definite=True, retryable=True, retry_after_s=1.0)
-        storage.do_beside(
-            Notify(self._name, self._key, method, arguments, self._delay_ms), len(arguments) + len(self._key) + len(method) + 60
-        )
+        now_ms = time.time_ns() // 1_000_000
+        row = Notification(activation.kind.name, activation.key, self._name, self._key, method, arguments, now_ms)
+        raw = encode(row)  # what cannot be stored is found out here: what a turn did is staged without fail
+        storage.do_beside(Notify(row, raw, self._delay_ms), len(raw) + 60)
 
 
 class _Caller:

@@ -63,12 +63,18 @@ class Alarms(Protocol):
     def list(self) -> list[Alarm]: ...
 
 
-def check_every(every: timedelta | str, timezone: str) -> int | str:
-    """A repetition as it is stored: ms, or a cron expression. Raises ValueError for one that makes no sense."""
+def check_timezone(timezone: str) -> None:
+    """Raises ValueError for a name that no time zone has."""
     try:
+        if not isinstance(timezone, str):
+            raise ValueError(timezone)
         ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError(f"no time zone {timezone!r}") from None
+        raise ValueError(f"no time zone {timezone!r}; it is named by a text such as 'Europe/Berlin'") from None
+
+
+def check_every(every: timedelta | str) -> int | str:
+    """A repetition as it is stored: ms, or a cron expression. Raises ValueError for one that makes no sense."""
     if isinstance(every, timedelta):
         if every < EVERY_MIN:
             raise ValueError(f"every {every} is too often: at least {EVERY_MIN}")

@@ -69,17 +69,18 @@ def list_letters(to: str, sender: str, limit: int, gateway: str, as_json: bool) 
 @_gateway
 def show(letter_id: str, gateway: str) -> None:
     """Show the dead letter ID, its payload included, as JSON."""
-    after = b""
-    while True:
-        answer = _ask(gateway, "DeadLetters", admin_pb2.DeadLettersRequest(after=after), admin_pb2.DeadLettersResponse)
-        for letter in answer.letters:
-            if letter.id == letter_id:
-                click.echo(msgspec.json.format(codec.encode_json(_shown(letter)), indent=2).decode())
-                return
-        if not answer.more or not answer.letters:
-            _say_silent(answer.silent)
-            raise click.ClickException(f"there is no dead letter {letter_id}")
-        after = answer.letters[-1].place
+    try:
+        shard, epoch, number = (int(part) for part in letter_id.split("-"))
+        place = shard.to_bytes(2, "big") + epoch.to_bytes(8, "big") + number.to_bytes(8, "big")
+    except (ValueError, OverflowError):
+        raise click.ClickException(f"{letter_id!r} is not the id of a dead letter: it has the form SHARD-EPOCH-NUMBER") from None
+    before = max(0, int.from_bytes(place, "big") - 1).to_bytes(len(place), "big")
+    request = admin_pb2.DeadLettersRequest(after=before, limit=1)
+    answer = _ask(gateway, "DeadLetters", request, admin_pb2.DeadLettersResponse, _CHANGE_TIMEOUT_S)
+    if not answer.letters or answer.letters[0].id != letter_id:
+        _say_silent(answer.silent)
+        raise click.ClickException(f"there is no dead letter {letter_id}")
+    click.echo(msgspec.json.format(codec.encode_json(_shown(answer.letters[0])), indent=2).decode())
 
 
 def _changing(name: str, replay: bool, help_text: str, short: str) -> click.Command:
@@ -233,7 +234,13 @@ def _shown(letter: admin_pb2.DeadLetter) -> dict[str, Any]:
 
 
 def _payload(raw: bytes) -> Any:
-    return codec.decode(raw) if raw else None
+    """In plain types; as text, when JSON has nothing like it."""
+    payload = codec.decode(raw) if raw else None
+    try:
+        codec.encode_json(payload)
+    except (TypeError, ValueError):
+        return repr(payload)
+    return payload
 
 
 def _ago(ms: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from holdfast import Alarm, App, DurableObject, Rejected, WrongOwner
+from holdfast import Alarm, App, DurableObject, Overloaded, Rejected, WrongOwner
 
 app = App()
 
@@ -271,6 +271,14 @@ class Receiver(DurableObject):
         self.set_alarm(timedelta(), "never")
         raise RuntimeError("no")
 
+    def alarm_in_no_time_zone(self) -> None:
+        self._keep("undone", 0)
+        self.notify(Receiver, "x").take("undone", 1)
+        self.set_alarm(timedelta(hours=1), timezone=UTC)  # type: ignore[arg-type]
+
+    def alarm_at(self, second: int) -> None:
+        self.set_alarm(datetime.fromtimestamp(second, UTC))
+
     def alarms(self) -> list[str]:
         return [alarm.name for alarm in self.list_alarms()]
 
@@ -285,6 +293,8 @@ class Receiver(DurableObject):
                 raise RuntimeError("once")
             case "fail":
                 raise RuntimeError("always")
+            case "overloaded":
+                raise Overloaded("somebody else is", retryable=True)
             case "again":
                 self.set_alarm(timedelta(milliseconds=50), alarm.name, "last")
         self._keep(f"alarm {alarm.name}", int(late_ms))
@@ -299,6 +309,14 @@ class Receiver(DurableObject):
 class Plain(DurableObject):
     def alarm(self) -> None:
         self.set_alarm(timedelta(seconds=1))
+
+    def value(self) -> int:
+        return self.storage.get("n", int, default=0)
+
+    def notify_nobody(self) -> None:
+        self.storage.put("n", 1)
+        self.notify(Receiver, "x").take("plain", 1)
+        self.notify("\ud800", "x").take("plain", 1)
 
     def notify_wrong(self) -> None:
         self.notify(Receiver, "x").no_such_method()

@@ -71,7 +71,7 @@ def test_verify_fails_when_a_promise_is_broken(cluster: Processes, tmp_path: Pat
     cluster.start_all(nodes=3, app=str(Path(__file__).parent / "broken_verify_app.py"))
     cluster.wait_ready(cluster.gateway)
     picture = str(tmp_path / "v.svg")
-    done = run("verify", "--target", cluster.gateway, "--duration", "4", "--json", "--picture", picture)
+    done = run("verify", "--target", cluster.gateway, "--duration", "4", "--json", "--picture", picture, timeout=150)
     report = json.loads(done.stdout)
     assert done.returncode == 1, report
     assert report["lost"]

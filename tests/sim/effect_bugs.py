@@ -9,7 +9,7 @@ from typing import Any
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_node import keys
 from holdfast_node.activation import Activation
-from holdfast_node.delivery.alarms import Firing, following, shown
+from holdfast_node.delivery.alarms import following, shown
 from holdfast_node.delivery.deliveries import Deliveries, _now_ms
 from holdfast_node.delivery.outbox import Note
 from holdfast_node.engine import Engine
@@ -76,7 +76,9 @@ class DoesNotJoinRequestsInFlight(Engine):
 class DeletesAlarmsBeforeTheirEffect(Engine):
     """Sets an alarm to its next time, and when that is committed has it fire."""
 
-    def fire(self, kind: str, key: str, name: str, due_ms: int, request_id: bytes, done: Callable[[pb.Error | None], None]) -> None:
+    def fire(
+        self, kind: str, key: str, name: str, due_ms: int, request_id: bytes, done: Callable[[pb.Error | None, bool], None]
+    ) -> None:
         fired: list[Any] = []
 
         def go_on(activation: Activation) -> None:
@@ -87,20 +89,11 @@ class DeletesAlarmsBeforeTheirEffect(Engine):
 
         def then(error: pb.Error | None) -> None:
             if error is not None or not fired:
-                done(error)
+                done(error, False)
             else:
-                self._inside(kind, key, request_id, lambda activation: _Late(activation, name, fired[0]), done)
+                self._fire(kind, key, request_id, lambda activation: shown(name, fired[0]), done)
 
         self.run_inside(kind, key, go_on, then)
-
-
-class _Late(Firing):
-    def __init__(self, activation: Activation, name: str, record: Any) -> None:
-        super().__init__(activation, name, record.due_ms)
-        self.record = record
-
-    async def invoke(self, instance: Any, payload: bytes, is_json: bool = False) -> None:
-        instance.on_alarm(shown(self._name, self.record))
 
 
 class TrustsFirstAttempts(Engine):

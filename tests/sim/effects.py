@@ -180,7 +180,6 @@ class SimNode:
 
     def _tick(self) -> None:
         if self.up:
-            self.flusher.write()
             self.engine.tick()
             self.engine.deliveries.tick()
             asyncio.get_running_loop().call_later(0.1, self._tick)

@@ -12,7 +12,7 @@ from holdfast_node.engine import Engine
 from .effect_bugs import BUGS
 from .effects import Broken, live
 
-SEEDS = int(os.environ.get("SEEDS", "1000"))
+SEEDS = int(os.environ.get("SEEDS", "400"))
 PARTS = 4
 BUG_SEEDS_MAX = 2_000
 

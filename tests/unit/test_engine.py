@@ -13,7 +13,10 @@ from cluster_app import app
 from holdfast import codec
 from holdfast.ids import RequestIds
 from holdfast.v1 import objects_pb2 as pb
+from holdfast_node import keys
 from holdfast_node.commit import ENTRY_BYTES, Flusher
+from holdfast_node.delivery.alarms import firing_id
+from holdfast_node.delivery.records import decode_alarm
 from holdfast_node.engine import Engine, EngineLimits
 from holdfast_node.replies import KeptReplies
 from holdfast_node.shards import FOR_EVER, Shard, Shards
@@ -57,12 +60,14 @@ class Bench:
         self.port = Port()
         self.numbers = iter(range(1, 1000))
 
-    def call(self, key: str, method: str, *arguments: Any, request_id: bytes | None = None, attempt: int = 0) -> int:
+    def call(
+        self, key: str, method: str, *arguments: Any, request_id: bytes | None = None, attempt: int = 0, kind: str = "Counter"
+    ) -> int:
         number = next(self.numbers)
         self.engine.deliver(
             pb.Call(
                 id=number,
-                kind="Counter",
+                kind=kind,
                 key=key,
                 method=method,
                 arguments=codec.encode(arguments),
@@ -170,3 +175,42 @@ async def test_a_read_behind_a_write_that_waits_is_refused_while_there_are_too_f
     bench.shard.read_only = None
     bench.may_sync.set()
     assert await bench.answered(wrote) == [1]
+
+
+async def test_what_cannot_be_stored_fails_the_turn_and_nothing_of_it_is_kept(bench: Bench) -> None:
+    for kind, method in (("Receiver", "alarm_in_no_time_zone"), ("Plain", "notify_nobody")):
+        (error,) = await bench.answered(bench.call("bad", method, kind=kind))
+        assert error.type in ("ValueError", "UnicodeEncodeError"), error
+    assert await bench.answered(bench.call("bad", "value", kind="Plain")) == [0]
+    bench.flusher.write()
+    assert list(bench.store.scan("state", b"", None)) == []
+    assert bench.engine.deliveries.outbox.depth == 0
+
+
+async def test_a_row_that_cannot_be_read_stops_its_shard_and_not_the_node(bench: Bench) -> None:
+    batch = bench.store.batch()
+    batch.put("state", keys.due_key(0, keys.ALARMS, 5, keys.ident("Receiver", "r") + b"x"), b"")
+    batch.put("state", keys.alarm_prefix(0, "Receiver", "r") + b"x", b"no alarm")
+    bench.store.write(batch)
+    bench.engine.deliveries.tick()
+    assert await bench.answered(bench.call("a", "increment")) == [1]
+
+
+async def test_an_alarm_set_again_for_the_same_time_is_another_one(bench: Bench) -> None:
+    found = set()
+    for _ in range(3):
+        await bench.answered(bench.call("r", "alarm_at", 1_900_000_000, kind="Receiver"))
+        bench.flusher.write()
+        (raw,) = [value for _, value in bench.store.scan("state", keys.alarm_prefix(0, "Receiver", "r"), None)]
+        found.add(firing_id("Receiver", "r", "default", decode_alarm(raw)))
+    assert len(found) == 3
+
+
+async def test_an_alarm_that_is_refused_elsewhere_backs_off_and_dies_like_any_other(bench: Bench) -> None:
+    await bench.answered(bench.call("r", "alarm", 0, "busy", "overloaded", kind="Receiver"))
+    deadline = asyncio.get_running_loop().time() + 10
+    while not bench.engine.deliveries.letters and asyncio.get_running_loop().time() < deadline:
+        bench.engine.deliveries.tick()
+        await asyncio.sleep(0.02)
+    assert bench.engine.deliveries.letters == 1
+    assert bench.engine.deliveries.alarms_failed == 2

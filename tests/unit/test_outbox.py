@@ -180,3 +180,47 @@ def test_a_shard_that_goes_takes_its_notifications_along() -> None:
     assert answer(box, theirs) is None
     assert answer(box, mine) == Delivered(mine)
     assert (box.depth, box.on_way) == (0, 0)
+
+
+def test_what_cannot_be_reached_takes_nothing_of_the_rate_of_others() -> None:
+    box = outbox()
+    limits = OutboxLimits(backlog_per_s=10)
+    box = Outbox(limits, random.Random(1), 0.0)
+    box.add([note(f"s{i}", "away", i, backlog=True) for i in range(500)], 0.0)
+    now = 0.0
+    for _ in range(50):
+        assert go(box, now, away={"away"}) == []
+        now += 0.05
+    healthy = note("a", "x", 999, backlog=True)
+    box.add([healthy], now)
+    assert healthy in go(box, now + 0.2, away={"away"})
+
+
+def test_what_is_tried_again_leaves_room_for_what_is_new() -> None:
+    box = outbox(OutboxLimits(on_way_max=6, backlog_per_s=1000))
+    box.add([note(f"s{i}", f"stuck{i}", i, backlog=True) for i in range(10)], 0.0)
+    assert len(go(box)) == 3
+    fresh = note("a", "x", 99)
+    box.add([fresh], 0.0)
+    assert go(box) == [fresh]
+
+
+def test_those_that_wait_for_a_crowded_receiver_go_on_after_a_pause_and_the_loss_of_a_shard() -> None:
+    box = outbox()
+    other = AShard()
+    away = [note(f"s{i}", "x", i, other) for i in range(3)]
+    here = [note(f"t{i}", "x", 10 + i) for i in range(3)]
+    box.add([*away, *here], 0.0)
+    first, second = go(box)
+    answer(box, first)
+    go(box, 0.0, paused={"x"})
+    box.drop(other)
+    answer(box, second)
+    box.resumed(lambda target: False)
+    gone: list[Note] = []
+    for step in range(1, 50):
+        for one in go(box, step / 10):
+            gone.append(one)
+            answer(box, one, None, step / 10)
+    assert sorted(one.sequence for one in gone) == [one.sequence for one in here]
+    assert (box.depth, box.on_way) == (0, 0)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from holdfast import codec
-from holdfast.alarms import NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, Alarm, Misfire, check_every, next_after
+from holdfast.alarms import NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, Alarm, Misfire, check_every, check_timezone, next_after
 from holdfast.errors import TooLarge
 from holdfast.ids import keyed_id
 
@@ -34,10 +36,19 @@ _FAR_MS = 253_370_764_800_000  # the year 9999
 
 @dataclass(frozen=True, slots=True)
 class AlarmChange:
-    """What a turn does to one alarm: another record, or none."""
+    """What a turn does to one alarm: another record, or none. `raw`: the record as it is stored."""
 
     name: str
     record: AlarmRecord | None
+    raw: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class LetterChange:
+    """What a turn does to one dead letter of its object's shard: a new one, as it is stored, or the row of one that goes."""
+
+    raw: bytes = b""
+    gone: bytes = b""
 
 
 class ObjectAlarms:
@@ -73,8 +84,11 @@ class ObjectAlarms:
         return rows
 
     def change(self, name: str, record: AlarmRecord | None) -> None:
-        """Change one in the running turn."""
-        self._activation.storage.do_beside(AlarmChange(name, record), len(name) + (len(record.payload) if record else 0) + 40)
+        """Change one in the running turn. What cannot be stored is found out here: what a turn did is staged without fail."""
+        raw = b"" if record is None else encode(record)
+        if raw:
+            decode_alarm(raw)
+        self._activation.storage.do_beside(AlarmChange(name, record, raw), len(name) + len(raw) + 40)
 
     def stage(self, change: AlarmChange) -> list[tuple[bytes, bytes | None]]:
         """The turn has ended well: take the change over, and what it does to the store."""
@@ -92,7 +106,7 @@ class ObjectAlarms:
         else:
             self.rows[change.name] = new
             rows.append((keys.due_key(shard, keys.ALARMS, new.due_ms, rest), b""))
-            rows.append((own, encode(new)))
+            rows.append((own, change.raw))
         return rows
 
     # -- holdfast.alarms.Alarms
@@ -118,7 +132,8 @@ class ObjectAlarms:
         if len(raw) > PAYLOAD_BYTES_MAX:
             raise TooLarge(f"an alarm's payload of {len(raw)} bytes, at most {PAYLOAD_BYTES_MAX}", definite=True)
         now = _now_ms()
-        repeat = None if every is None else check_every(every, timezone)
+        check_timezone(timezone)
+        repeat = None if every is None else check_every(every)
         if when is None:
             if repeat is None:
                 raise ValueError("set_alarm needs `when`, `every`, or both")
@@ -134,7 +149,7 @@ class ObjectAlarms:
         current = self.current()
         if name not in current and len(current) >= ALARMS_MAX:
             raise TooLarge(f"{activation.name} has {ALARMS_MAX} alarms, as many as an object may have", definite=True)
-        self.change(name, AlarmRecord(due, due, raw, repeat, timezone, misfire))
+        self.change(name, AlarmRecord(due, due, raw, repeat, timezone, misfire, 0, os.urandom(8)))
 
     def get(self, name: str) -> Alarm | None:
         record = self.current().get(name)
@@ -174,10 +189,7 @@ class ObjectAlarms:
             self.change(name, following(record, now))
             return record
         pause = min(RETRY_MS[1], RETRY_MS[0] * 2 ** min(attempt - 1, 20))
-        self.change(
-            name,
-            AlarmRecord(now + pause, record.scheduled_ms, record.payload, record.every, record.timezone, record.misfire, attempt),
-        )
+        self.change(name, msgspec.structs.replace(record, due_ms=now + pause, attempt=attempt))
         return None
 
 
@@ -189,7 +201,7 @@ def following(record: AlarmRecord, now_ms: int) -> AlarmRecord | None:
     due = next_after(record.every, record.timezone, record.scheduled_ms, after)
     if due is None:
         return None
-    return AlarmRecord(due, due, record.payload, record.every, record.timezone, record.misfire)
+    return msgspec.structs.replace(record, due_ms=due, scheduled_ms=due, attempt=0)
 
 
 def shown(name: str, record: AlarmRecord) -> Alarm:
@@ -198,9 +210,9 @@ def shown(name: str, record: AlarmRecord) -> Alarm:
     return Alarm(name=name, scheduled=scheduled, attempt=record.attempt, raw=record.payload)
 
 
-def firing_id(kind: str, key: str, name: str, scheduled_ms: int) -> bytes:
+def firing_id(kind: str, key: str, name: str, record: AlarmRecord) -> bytes:
     """The request id of a firing, the same in every attempt."""
-    return keyed_id(b"alarm", kind.encode(), key.encode(), name.encode(), scheduled_ms.to_bytes(8, "big"))
+    return keyed_id(b"alarm", kind.encode(), key.encode(), name.encode(), record.scheduled_ms.to_bytes(8, "big"), record.nonce)
 
 
 class Inside:
@@ -221,18 +233,20 @@ class Inside:
 class Firing:
     """Stands in for a handler: `on_alarm` of an object, for one alarm."""
 
-    __slots__ = ("_activation", "_due_ms", "_name", "checksum", "is_async", "name")
+    __slots__ = ("_activation", "_begin", "checksum", "is_async", "name", "ran")
 
-    def __init__(self, activation: Activation, name: str, due_ms: int) -> None:
+    def __init__(self, activation: Activation, begin: Callable[[], Alarm | None]) -> None:
+        """`begin` is called in the turn: what the handler gets, or None when there is nothing to be done."""
         self._activation = activation
-        self._name = name
-        self._due_ms = due_ms
+        self._begin = begin
+        self.ran = False
         self.name = "on_alarm"
         self.is_async = True
         self.checksum = 0
 
     async def invoke(self, instance: Any, payload: bytes, is_json: bool = False) -> None:
-        alarm = self._activation.alarms.begin(self._name, self._due_ms)
+        self.ran = True
+        alarm = self._begin()
         if alarm is not None:
             waits = instance.on_alarm(alarm)
             if waits is not None:

@@ -22,13 +22,14 @@ from holdfast_cluster.clock import boottime
 
 from holdfast_node import keys
 from holdfast_node.delivery.alarms import firing_id
-from holdfast_node.delivery.outbox import Dead, Delivered, Failed, Failure, Note, Outbox, OutboxLimits, Target
-from holdfast_node.delivery.records import Letter, Notification, decode_alarm, decode_notification, encode
+from holdfast_node.delivery.outbox import Bucket, Dead, Delivered, Failed, Failure, Note, Outbox, OutboxLimits, Target
+from holdfast_node.delivery.records import Letter, decode_alarm, decode_notification, encode
 from holdfast_node.shards import Shard, Shards
 from holdfast_node.store import Store
 
 if TYPE_CHECKING:
     from holdfast_node.commit import Entry
+    from holdfast_node.outgoing import Notify
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,10 @@ _LATE_MS = 5_000  # an alarm that is so late is a part of a backlog
 _SCAN_MAX = 2_000
 _SWEEP_MAX = 200
 _AGAIN_S = 0.5
+_BROKEN_S = 10.0
+_HELD_PAUSE_S = 5.0
+_MOVE_BYTES = 1 << 20
+_SAFE_AGE_MS = int((MARKS_KEPT - timedelta(days=1)).total_seconds() * 1000)
 _NEVER = 1 << 62
 _NO_RETRY_COUNT = frozenset((pb.CODE_UNAVAILABLE, pb.CODE_OVERLOADED, pb.CODE_WRONG_OWNER))
 
@@ -58,8 +63,10 @@ class Router(Protocol):
 class Turns(Protocol):
     """The engine, as far as alarms need it."""
 
-    def fire(self, kind: str, key: str, name: str, due_ms: int, request_id: bytes, done: Callable[[pb.Error | None], None]) -> None:
-        """Have an alarm fire; `done` gets what came of it."""
+    def fire(
+        self, kind: str, key: str, name: str, due_ms: int, request_id: bytes, done: Callable[[pb.Error | None, bool], None]
+    ) -> None:
+        """Have an alarm fire; `done` gets what came of it, and whether the handler ran at all."""
 
     def alarm_failed(self, kind: str, key: str, name: str, due_ms: int, error: pb.Error, done: Callable[[], None]) -> None:
         """Write down that a firing failed."""
@@ -75,7 +82,8 @@ class _Duties:
     delayed_due: int = _NEVER
     delayed: int = 0
     letters: int = 0
-    owed: list[tuple[bytes, bytes | None]] = field(default_factory=list)
+    alarm_pause: float = 0.0
+    owed: dict[bytes, bytes | None] = field(default_factory=dict)
     """Writes that the shard could not take at the moment."""
 
 
@@ -90,15 +98,21 @@ class Deliveries:
         router: Router,
         turns: Turns,
         entry: Callable[[Shard], Entry],
+        show: Callable[[], None],
         limits: OutboxLimits,
     ) -> None:
-        """`entry`: the entry that is gathering for a shard."""
+        """`entry`: the entry that is gathering for a shard. `show`: has the store show all that is committed."""
         self._app = app
         self._store = store
         self._shards = shards
         self._router = router
         self._turns = turns
         self._entry = entry
+        self.show = show
+        self._late = Bucket(limits.backlog_per_s, asyncio.get_running_loop().time())
+        self._looked = 0
+        self._first = 0
+        self._failing: dict[Shard, float] = {}
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self.outbox = Outbox(limits, random.Random(), boottime())
@@ -130,18 +144,22 @@ class Deliveries:
             return f"{self._limits.shard_delayed_max} delayed notifications wait in shard {shard.number}"
         return None
 
-    def stage(self, entry: Entry, row: Notification, delay_ms: int) -> None:
+    def letters_full(self, shard: Shard) -> bool:
+        """Whether a shard has as many dead letters as it may have: then nothing dies, and is tried on."""
+        return self._known(shard).letters >= self._limits.letters_max
+
+    def stage(self, entry: Entry, what: Notify) -> None:
         """Put a notification into the entry of the turn that sends it."""
-        shard = entry.shard
+        shard, row, delay_ms = entry.shard, what.row, what.delay_ms
         self._known(shard)  # what the outbox had before is read before it has this
         sequence = self.next_sequence(shard)
         if delay_ms > 0:
             due = row.created_ms + delay_ms
-            entry.rows.append((keys.due_key(shard.number, keys.DELAYED, due, sequence), encode(row)))
+            entry.rows.append((keys.due_key(shard.number, keys.DELAYED, due, sequence), what.raw))
             self._known(shard).delayed += 1
             self.due_at(entry, due, delayed=True)
         else:
-            entry.rows.append((keys.index_prefix(shard.number, keys.OUTBOX) + sequence, encode(row)))
+            entry.rows.append((keys.index_prefix(shard.number, keys.OUTBOX) + sequence, what.raw))
             if entry.notes is None:
                 entry.notes = []
             entry.notes.append(Note(shard, sequence, row))
@@ -200,6 +218,7 @@ class Deliveries:
     def drop(self, shards: set[Shard]) -> None:
         """These are not owned any more."""
         for shard in shards:
+            self._failing.pop(shard, None)
             if self._duties.pop(shard, None) is not None:
                 self.outbox.drop(shard)
 
@@ -209,7 +228,7 @@ class Deliveries:
             self._paused = paused
             self.outbox.resumed(self.paused)
             for duties in self._duties.values():
-                duties.alarm_not_before = 0.0
+                duties.alarm_not_before = duties.alarm_pause = 0.0
             self._pump_soon()
 
     def paused(self, target: Target) -> bool:
@@ -219,21 +238,38 @@ class Deliveries:
     # -- time passes
 
     def tick(self) -> None:
-        """Take up shards that serve by now, move and fire what is due."""
+        """Take up shards that serve by now, move and fire what is due. What is wrong with one shard does not stop the others."""
         now, wall = boottime(), _now_ms()
-        for shard in self._shards.serving(now):
-            duties = self._known(shard)
-            if not self._may_write(shard):
+        self.show()  # what is committed may be staged still: an index that is read has to be complete
+        self._looked = 0
+        shards = sorted(self._shards.serving(now), key=lambda shard: shard.number)
+        first = self._first % len(shards) if shards else 0
+        for i, shard in enumerate((*shards[first:], *shards[:first])):
+            if self._failing.get(shard, 0.0) > now:
                 continue
-            if duties.owed:
-                owed, duties.owed = duties.owed, []
-                self.write(shard, owed)
-            if duties.delayed_due <= wall:
-                self._move_delayed(shard, duties, wall)
-            if duties.alarm_due <= wall and duties.alarm_not_before <= self._loop.time():
-                self._fire_due(shard, duties, wall)
+            try:
+                self._do_duties(shard, wall)
+            except Exception:
+                log.exception("shard %d: its notifications and alarms cannot be read; tried again in %.0f s", shard.number, _BROKEN_S)
+                self._failing[shard] = now + _BROKEN_S
+            if self._looked >= _SCAN_MAX:
+                self._first = first + i + 1
+                break
         self._sweep_marks(wall)
         self._pump()
+
+    def _do_duties(self, shard: Shard, wall: int) -> None:
+        duties = self._known(shard)
+        if not self._may_write(shard):
+            return
+        if duties.owed:
+            owed, duties.owed = duties.owed, {}
+            for key, value in owed.items():  # one by one: an entry that is full is closed
+                self.write(shard, [(key, value)])
+        if duties.delayed_due <= wall:
+            self._move_delayed(shard, duties, wall)
+        if duties.alarm_due <= wall and duties.alarm_not_before <= self._loop.time():
+            self._fire_due(shard, duties, wall)
 
     @staticmethod
     def _may_write(shard: Shard) -> bool:
@@ -244,9 +280,11 @@ class Deliveries:
         prefix = keys.index_prefix(shard.number, keys.DELAYED)
         rows: list[tuple[bytes, bytes | None]] = []
         notes: list[Note] = []
+        size = 0
         for key, value in self._store.scan("state", prefix, keys.after(prefix)):
+            self._looked += 1
             due, _ = keys.read_due_key(key)
-            if due > wall or len(notes) >= _SCAN_MAX:
+            if due > wall or size > _MOVE_BYTES or self._looked > _SCAN_MAX:
                 duties.delayed_due = due
                 break
             if key in self._moving:
@@ -255,49 +293,56 @@ class Deliveries:
             note = Note(shard, self.next_sequence(shard), decode_notification(value))
             rows += [(key, None), (keys.index_prefix(shard.number, keys.OUTBOX) + note.sequence, value)]
             notes.append(note)
+            size += len(value)
         else:
             duties.delayed_due = _NEVER
         if notes:
             duties.delayed -= len(notes)
             moved = [key for key, value in rows if value is None]
             entry = self.write(shard, rows, notes)
-            self._when_settled(entry, lambda: self._moving.difference_update(moved))
+            self.when_shown(entry, lambda: self._moving.difference_update(moved))
 
     def _fire_due(self, shard: Shard, duties: _Duties, wall: int) -> None:
         prefix = keys.index_prefix(shard.number, keys.ALARMS)
         end = keys.due_key(shard.number, keys.ALARMS, wall + 1, b"")
         start = max(prefix, duties.alarm_cursor)
-        looked = 0
-        held = 0
+        from_the_start = not duties.alarm_cursor
+        now = self._loop.time()
+        looked = held = 0
         for key, _ in self._store.scan("state", start, end):
-            looked += 1
             due, rest = keys.read_due_key(key)
-            if looked > _SCAN_MAX or len(self._firing) >= FIRING_MAX:
+            if self._looked >= _SCAN_MAX or len(self._firing) >= FIRING_MAX:
                 duties.alarm_cursor = key  # go on here
                 return
-            kind, name_of, raw = keys.read_ident(rest)
+            looked += 1
+            self._looked += 1
             if key in self._firing:
                 continue
+            kind, name_of, raw = keys.read_ident(rest)
             if kind not in self._app.kinds or self.paused((kind, name_of)):
                 held += 1
                 continue
-            if wall - due > _LATE_MS and not self.outbox.bucket.take(self._loop.time()):
+            if wall - due > _LATE_MS and not self._late.take(now):
                 duties.alarm_cursor = key
                 return
             self._fire(shard, key, kind, name_of, raw.decode(), due)
         duties.alarm_cursor = b""
-        if held:
-            duties.alarm_not_before = self._loop.time() + _AGAIN_S
+        if held and held == looked:  # nothing but what an operator holds back: look less and less often
+            duties.alarm_pause = min(_HELD_PAUSE_S, duties.alarm_pause * 2 or _AGAIN_S)
+            duties.alarm_not_before = now + duties.alarm_pause
+        elif looked or not from_the_start:
+            duties.alarm_pause = 0.0
+            duties.alarm_not_before = now + 0.05  # what fires now is still in the index
         else:
             following = next(iter(self._store.scan("state", end, keys.after(prefix))), None)
-            if looked:
-                duties.alarm_not_before = self._loop.time() + 0.05  # what fires now is still in the index
-            else:
-                duties.alarm_due = _NEVER if following is None else keys.read_due_key(following[0])[0]
+            duties.alarm_due = _NEVER if following is None else keys.read_due_key(following[0])[0]
 
     def _fire(self, shard: Shard, index_key: bytes, kind: str, key: str, name: str, due: int) -> None:
         raw = self._store.get("state", keys.alarm_prefix(shard.number, kind, key) + name.encode())
-        scheduled = decode_alarm(raw).scheduled_ms if raw is not None else due
+        if raw is None:
+            log.error("shard %d: an alarm %r of %s/%s is indexed and not there", shard.number, name, kind, key)
+            self.write(shard, [(index_key, None)])
+            return
         self._firing.add(index_key)
 
         def release() -> None:
@@ -306,17 +351,17 @@ class Deliveries:
         def written() -> None:
             self._loop.call_later(0.05, release)
 
-        def done(error: pb.Error | None) -> None:
+        def done(error: pb.Error | None, ran: bool) -> None:
             if error is None:
                 self.alarms_fired += 1
-                release()
-            elif error.code in _NO_RETRY_COUNT:
+                written()
+            elif not ran or error.code == pb.CODE_WRONG_OWNER:  # it was not the handler that failed
                 self._loop.call_later(2 * _AGAIN_S, release)
             else:
                 self.alarms_failed += 1
                 self._turns.alarm_failed(kind, key, name, due, error, written)
 
-        self._turns.fire(kind, key, name, due, firing_id(kind, key, name, scheduled), done)
+        self._turns.fire(kind, key, name, due, firing_id(kind, key, name, decode_alarm(raw)), done)
 
     # -- delivering
 
@@ -330,6 +375,11 @@ class Deliveries:
         now = self._loop.time()
         for note in self.outbox.take(now, self._ready, self.paused):
             row = note.row
+            if row.first_ms and _now_ms() - row.first_ms > _SAFE_AGE_MS:
+                # It was tried, its receiver was paused for days since, and has perhaps forgotten by now that it took it.
+                why = "it was tried before a pause of days: whether it took effect is not known any more"
+                self._loop.call_soon(self._answered, note, Failure("DEADLINE", why, counts=False, final=True))
+                continue
             sender = keys.ident(row.sender_kind, row.sender_key)
             call = pb.Call(
                 kind=row.kind,
@@ -354,7 +404,9 @@ class Deliveries:
 
     def answered(self, note: Note, error: pb.Error | None) -> None:
         """The receiver, or whatever is on the way to it, has answered."""
-        failure = None if error is None else _failure(error)
+        self._answered(note, None if error is None else _failure(error))
+
+    def _answered(self, note: Note, failure: Failure | None) -> None:
         shard: Shard = note.shard
         kind = self._app.kinds.get(note.row.sender_kind)
         retries = kind.retries if kind is not None else Retries()
@@ -394,11 +446,11 @@ class Deliveries:
             why.message,
         )
 
-    def bury_alarm(self, entry: Entry, letter: Letter) -> None:
+    def bury_alarm(self, entry: Entry, raw: bytes) -> None:
         """Put the dead letter of an alarm into the entry of the turn that gives it up."""
         self._known(entry.shard).letters += 1
         key = keys.index_prefix(entry.shard.number, keys.LETTERS) + self.next_sequence(entry.shard)
-        entry.rows.append((key, encode(letter)))
+        entry.rows.append((key, raw))
 
     # -- writing
 
@@ -416,14 +468,20 @@ class Deliveries:
         if self._may_write(shard):
             self.write(shard, rows)
         else:
-            duties.owed += rows
+            duties.owed.update(rows)
 
-    def _when_settled(self, entry: Entry, done: Callable[[], None]) -> None:
+    def when_shown(self, entry: Entry, done: Callable[[], None]) -> None:
+        """Call `done` when the entry is settled and the store shows it."""
         waiter = self._loop.create_future()
         if entry.waiters is None:
             entry.waiters = []
         entry.waiters.append(waiter)
-        waiter.add_done_callback(lambda _: self._loop.call_later(0.2, done))  # by then the store shows it
+
+        def settled(_: object) -> None:
+            self.show()
+            done()
+
+        waiter.add_done_callback(settled)
 
     def _sweep_marks(self, wall: int) -> None:
         """Forget what was taken long ago, a few rows at a time."""

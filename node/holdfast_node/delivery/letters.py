@@ -4,68 +4,71 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
 
 import msgspec
 from holdfast.v1 import admin_pb2, objects_pb2
 from holdfast_cluster.clock import boottime
 
 from holdfast_node import keys
+from holdfast_node.delivery.alarms import firing_id
 from holdfast_node.delivery.deliveries import Deliveries
 from holdfast_node.delivery.outbox import Note
-from holdfast_node.delivery.records import Letter, decode_alarm, decode_letter, encode
+from holdfast_node.delivery.records import AlarmRecord, Letter, decode_alarm, decode_letter, encode
 from holdfast_node.shards import Shard, Shards
 from holdfast_node.store import Store
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-    from holdfast_node.activation import Activation
-
 PAGE_MAX = 1_000
+_PAGE_BYTES = 2 << 20
 _LOOK_MAX = 500  # rows between two chances for the loop to do something else
 
 
-class Inside(Protocol):
-    """The engine, as far as it runs something as a turn of an object."""
+class Alarms(Protocol):
+    """The engine, as far as it fires the alarm of a dead letter."""
 
-    def run_inside(
-        self, kind: str, key: str, what: Callable[[Activation], Any], done: Callable[[objects_pb2.Error | None], None]
+    def fire_letter(
+        self,
+        kind: str,
+        key: str,
+        name: str,
+        record: AlarmRecord,
+        row: bytes,
+        request_id: bytes,
+        done: Callable[[objects_pb2.Error | None, bool], None],
     ) -> None: ...
-
-
-class Occupied(Exception):
-    """The object has another alarm of that name."""
 
 
 class Letters:
     """Lists, replays and drops dead letters, and lists alarms. Rows have their places in the order of (shard, key)."""
 
-    def __init__(self, store: Store, shards: Shards, deliveries: Deliveries, inside: Inside) -> None:
+    def __init__(self, store: Store, shards: Shards, deliveries: Deliveries, alarms: Alarms) -> None:
         self._store = store
         self._shards = shards
         self._deliveries = deliveries
-        self._inside = inside
+        self._alarms = alarms
+        self._changing: set[bytes] = set()
 
     async def letters(self, request: admin_pb2.DeadLettersRequest) -> admin_pb2.DeadLettersResponse:
         """A page of dead letters behind `request.after`."""
         response = admin_pb2.DeadLettersResponse()
+        size = 0
         limit = min(request.limit or PAGE_MAX, PAGE_MAX)
         async for place, value in self._scan(keys.LETTERS, request.after):
             letter = decode_letter(value)
             if not _matches(letter, request):
                 continue
-            if len(response.letters) >= limit:
+            if len(response.letters) >= limit or size > _PAGE_BYTES:
                 response.more = True
                 break
+            size += len(value)
             response.letters.append(_shown(place, letter))
         return response
 
     async def alarms(self, request: admin_pb2.AlarmsRequest) -> admin_pb2.AlarmsResponse:
         """A page of alarms that are to fire, behind `request.after`."""
         response = admin_pb2.AlarmsResponse()
+        size = 0
         limit = min(request.limit or PAGE_MAX, PAGE_MAX)
         async for place, _ in self._scan(keys.ALARMS, request.after):
             shard = int.from_bytes(place[:2], "big")
@@ -73,12 +76,13 @@ class Letters:
             kind, key, name = keys.read_ident(rest)
             if (request.kind and kind != request.kind) or not key.startswith(request.prefix):
                 continue
-            if len(response.alarms) >= limit:
+            if len(response.alarms) >= limit or size > _PAGE_BYTES:
                 response.more = True
                 break
             raw = self._store.get("state", keys.alarm_prefix(shard, kind, key) + name)
             if raw is None:
                 continue
+            size += len(raw) + len(place)
             record = decode_alarm(raw)
             response.alarms.append(
                 admin_pb2.PendingAlarm(
@@ -99,7 +103,13 @@ class Letters:
         """Replay or drop dead letters: those that are named, or all that match. Returns when that is committed."""
         response = admin_pb2.ChangeDeadLettersResponse()
         waits = []
-        places = [read_id(text) for text in request.ids]
+        places = []
+        for text in request.ids:
+            try:
+                places.append(read_id(text))
+            except ValueError as error:
+                response.refused[text] = str(error)
+        self._deliveries.show()
         if request.all:
             filters = admin_pb2.DeadLettersRequest(
                 kind=request.kind, key=request.key, sender_kind=request.sender_kind, sender_key=request.sender_key
@@ -118,6 +128,10 @@ class Letters:
             if raw is None:
                 response.refused[letter_id(place)] = "there is no such dead letter"
                 continue
+            if row in self._changing:
+                response.refused[letter_id(place)] = "it is being replayed or dropped already"
+                continue
+            self._changing.add(row)
             waits.append((place, self._change(shard, row, decode_letter(raw), request.replay)))
             if i % 100 == 99:
                 await asyncio.sleep(0)
@@ -134,24 +148,20 @@ class Letters:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         notification = letter.notification
         if replay and letter.alarm is not None:
-            record = msgspec.structs.replace(letter.alarm, due_ms=time.time_ns() // 1_000_000, attempt=0)
 
-            def set_again(activation: Activation) -> None:
-                if letter.alarm_name in activation.alarms.current():
-                    raise Occupied(f"{activation.name} has another alarm {letter.alarm_name!r} by now")
-                activation.alarms.change(letter.alarm_name, msgspec.structs.replace(record, every=None))
-                activation.storage.do_beside(LetterGone(row), len(row))
-
-            def told(error: objects_pb2.Error | None) -> None:
+            def told(error: objects_pb2.Error | None, ran: bool) -> None:
                 if error is None:
                     self._deliveries.letters_changed(shard, -1)
+                    self._deliveries.show()
+                self._changing.discard(row)
                 if not done.done():
                     if error is None:
                         done.set_result(None)
                     else:
-                        done.set_exception(RuntimeError(error.message))
+                        done.set_exception(RuntimeError(f"it failed again: {error.type} {error.message}"))
 
-            self._inside.run_inside(notification.kind, notification.key, set_again, told)
+            request_id = firing_id(notification.kind, notification.key, letter.alarm_name, letter.alarm)
+            self._alarms.fire_letter(notification.kind, notification.key, letter.alarm_name, letter.alarm, row, request_id, told)
             return done
         rows: list[tuple[bytes, bytes | None]] = [(row, None)]
         notes = []
@@ -163,16 +173,22 @@ class Letters:
         self._deliveries.letters_changed(shard, -1)
         entry = self._deliveries.write(shard, rows, notes)
 
-        async def settled() -> None:
-            await entry.settled()
-            if not entry.committed:
-                raise RuntimeError("its shard went to another node meanwhile; try it again")
+        def settled() -> None:
+            self._changing.discard(row)
+            if done.done():
+                return
+            if entry.committed:
+                done.set_result(None)
+            else:
+                done.set_exception(RuntimeError("its shard went to another node meanwhile; try it again"))
 
-        return asyncio.ensure_future(settled())
+        self._deliveries.when_shown(entry, settled)
+        return done
 
     async def _scan(self, index: int, after: bytes) -> AsyncIterator[tuple[bytes, bytes]]:
         """The rows of an index of all shards that are served, by place: the shard's number and the rest of the key."""
         looked = 0
+        self._deliveries.show()
         for shard in sorted(self._shards.serving(boottime()), key=lambda shard: shard.number):
             prefix = keys.index_prefix(shard.number, index)
             first = after[2:] if after and int.from_bytes(after[:2], "big") == shard.number else b""
@@ -184,12 +200,6 @@ class Letters:
                 if looked % _LOOK_MAX == 0:
                     await asyncio.sleep(0)
                 yield shard.prefix + key[keys.INDEX_PREFIX_BYTES :], value
-
-
-class LetterGone(msgspec.Struct, frozen=True):
-    """A turn takes a dead letter away: the row."""
-
-    row: bytes
 
 
 def letter_id(place: bytes) -> str:

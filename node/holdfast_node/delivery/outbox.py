@@ -10,7 +10,8 @@ places:
 - *paused*: an operator has stopped what goes to its receiver;
 - *on its way*, until `answered`.
 
-What is on its way is bounded in all, and for each receiver, so that one that is stuck delays nobody else.
+What is on its way is bounded in all, for each receiver, and to a half for what is tried again, so that those that are stuck delay
+nobody else. (As many receivers as there may be deliveries on their way, all stuck at their first one, could: until it times out.)
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from typing import Any, Protocol
 from holdfast_node.delivery.records import Notification
 
 Target = tuple[str, str]
+
+_LOOK_MAX = 2_000  # notes that one `take` looks at
+_UNREACHABLE_S = ((0.2, 0.5), (0.5, 1.5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,8 @@ class Note:
     due: float = 0.0
     tries: int = 0
     gone: bool = False
+    again: bool = False  # it is on its way as a part of a backlog
+    unreached: bool = False
 
     @property
     def target(self) -> Target:
@@ -140,6 +146,7 @@ class Outbox:
         self._number = 0
         self.bucket = Bucket(limits.backlog_per_s, now)
         self.on_way = 0
+        self._again_on_way = 0
         self.depth = 0
         self.bytes = 0
         self.delivered = 0
@@ -173,6 +180,7 @@ class Outbox:
             for note in self._queues.pop(key):
                 self._count_out(note)
         self._paused = [note for note in self._paused if not note.gone]
+        self._uncrowd()
 
     def take(self, now: float, ready: Callable[[Target], bool], paused: Callable[[Target], bool]) -> list[Note]:
         """Those that go now. `ready`: whether the receiver's node can be reached."""
@@ -181,12 +189,15 @@ class Outbox:
             if not note.gone:
                 self._backlog.append(note)
         out: list[Note] = []
-        limit = self._limits.on_way_max
-        while self.on_way < limit:
+        for _ in range(_LOOK_MAX):
+            if self.on_way >= self._limits.on_way_max:
+                break
             if self._fresh:
                 note = self._fresh.popleft()
-            elif self._backlog and (self._backlog[0].gone or self.bucket.take(now)):
+                backlog = False
+            elif self._backlog and self._again_on_way < self._limits.on_way_max // 2:
                 note = self._backlog.popleft()
+                backlog = True
             else:
                 break
             if note.gone:
@@ -195,13 +206,21 @@ class Outbox:
             if paused(target):
                 self._paused.append(note)
             elif not ready(target):
-                self._wait(note, now + 0.2 + self._chance.random() * 0.3)
+                self._wait(note, now + self._chance.uniform(*_UNREACHABLE_S[note.unreached]))
+                note.unreached = True
             elif self._on_way[target] >= self._limits.receiver_on_way_max:
                 self._crowded.setdefault(target, deque()).append(note)
+            elif backlog and not self.bucket.take(now):
+                self._backlog.appendleft(note)
+                break
             else:
+                note.unreached = False
+                note.again = backlog
+                self._again_on_way += backlog
                 self._on_way[target] += 1
                 self.on_way += 1
                 out.append(note)
+        self._uncrowd()
         return out
 
     def due(self, now: float) -> float | None:
@@ -210,7 +229,7 @@ class Outbox:
             return None
         if self._fresh:
             return now
-        if self._backlog:
+        if self._backlog and self._again_on_way < self._limits.on_way_max // 2:
             return now + 0.02
         return self._waiting[0][0] if self._waiting else None
 
@@ -227,17 +246,12 @@ class Outbox:
         """What becomes of one that was on its way; None when that is not this node's business any more."""
         target = note.target
         self.on_way -= 1
+        self._again_on_way -= note.again
         self._on_way[target] -= 1
         if not self._on_way[target]:
             del self._on_way[target]
-        crowd = self._crowded.get(target)
-        while crowd:
-            other = crowd.popleft()
-            if not other.gone:
-                (self._backlog if other.backlog else self._fresh).append(other)
-                break
-        if crowd is not None and not crowd:
-            del self._crowded[target]
+        if target in self._crowded:
+            self._let_in(target, 1)
         if note.gone:
             return None
         if failure is None:
@@ -260,6 +274,22 @@ class Outbox:
         note.backlog = True
         self._wait(note, now + self._chance.uniform(0.5, 1.0) * min(most, least * 2 ** min(note.tries - 1, 20)))
         return Failed(note) if failure.counts or first else None
+
+    def _let_in(self, target: Target, most: int) -> None:
+        """Let some of those go on that wait because their receiver has so many on their way."""
+        crowd = self._crowded[target]
+        while crowd and most:
+            note = crowd.popleft()
+            if not note.gone:
+                most -= 1
+                (self._backlog if note.backlog else self._fresh).append(note)
+        if not crowd:
+            del self._crowded[target]
+
+    def _uncrowd(self) -> None:
+        """A receiver that has nothing on its way any more has no answer that would let others go on."""
+        for target in [target for target in self._crowded if not self._on_way[target]]:
+            self._let_in(target, self._limits.receiver_on_way_max)
 
     def oldest_ms(self) -> int | None:
         """When the oldest one was sent."""

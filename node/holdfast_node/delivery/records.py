@@ -34,6 +34,8 @@ class AlarmRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
     timezone: str = "UTC"
     misfire: Misfire = "once"
     attempt: int = 0
+    nonce: bytes = b""
+    """Made when it was set: tells it apart from another one for the same time."""
 
 
 class Letter(msgspec.Struct, array_like=True, gc=False):

@@ -29,7 +29,8 @@ _TOKENS = 5
 _ACCOUNTS = 10
 _CLOCKS = 6
 _EVERY_MS = 400
-_SETTLE_S = 60.0
+_SETTLE_S = 120.0
+_STILL_S = 20.0  # longer than what waits after such a run pauses between two attempts
 _GENERATION_S = 15.0  # registers are new ones after that: a history that is short is checked quickly
 _PAGE = 1000
 
@@ -273,10 +274,14 @@ async def _insist(call: Callable[[], Awaitable[Any]]) -> None:
 
 
 async def _settled(ask: Callable[[], Awaitable[T]], wanted: Callable[[T], bool]) -> T:
-    """Ask until the answer is what is wanted, for a while: what was sent may still be on its way."""
-    deadline = time.monotonic() + _SETTLE_S
+    """Ask until the answer is what is wanted, or has not changed for a while: what was sent may still be on its way."""
+    changed = began = time.monotonic()
+    before = None
     while True:
         answer = await ask()
-        if wanted(answer) or time.monotonic() > deadline:
+        now = time.monotonic()
+        if answer != before:
+            before, changed = answer, now
+        if wanted(answer) or now > began + _SETTLE_S or now > changed + _STILL_S:
             return answer
         await asyncio.sleep(0.2)
