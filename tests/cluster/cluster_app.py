@@ -305,6 +305,19 @@ class Receiver(DurableObject):
         self.storage.put("place", place + 1)
 
 
+_refusals: dict[str, int] = {}
+
+
+@app.kind
+class Busy(DurableObject):
+    def refuse(self, times: int) -> int:
+        """Refuse so many times, and then tell how often that was; not stored, for a turn that fails stores nothing."""
+        if _refusals.setdefault(self.key, 0) < times:
+            _refusals[self.key] += 1
+            raise Overloaded("not now", retryable=True, retry_after_s=0.02)
+        return _refusals[self.key]
+
+
 @app.kind
 class Plain(DurableObject):
     def alarm(self) -> None:

@@ -255,3 +255,22 @@ async def test_what_is_owed_survives_the_death_of_the_node(processes: Processes)
         missed = {misfire: sum(who == f"alarm {misfire}" and late > 600 for who, late in took) for misfire in ("once", "all")}
         assert missed["once"] <= 1
         assert missed["all"] >= 3
+
+
+async def test_clients_send_again_what_is_refused_for_now_within_their_budget_and_their_deadline(
+    client: Any, shared: Processes
+) -> None:
+    assert await client.get("Busy", "a").refuse(3) == 3
+    with holdfast.connect_blocking(shared.gateway) as blocking:
+        assert await asyncio.to_thread(blocking.get("Busy", "b").refuse, 3) == 3
+    async with holdfast.connect(shared.gateway, retry_budget=0) as impatient:
+        with pytest.raises(holdfast.Overloaded):
+            await impatient.get("Busy", "c").refuse(1)
+    async with holdfast.connect(shared.gateway) as fresh:
+        with pytest.raises(holdfast.Overloaded):
+            await fresh.get("Busy", "d").refuse(1_000)
+        assert await client.get("Busy", "d").refuse(0) == 11  # the call, and ten retries
+        began = time.monotonic()
+        with pytest.raises(holdfast.Overloaded):
+            await client.get("Busy", "e", timeout=0.2).refuse(1_000)
+        assert time.monotonic() - began < 0.5

@@ -10,6 +10,7 @@ from typing import Any
 from conftest import BENCH_APP
 from holdfast_cluster.ring import shard_of
 from holdfast_node import keys
+from holdfast_node.delivery.records import AlarmRecord, encode
 from holdfast_node.store import Store
 
 IDLE = 100_000
@@ -61,6 +62,40 @@ async def test_a_node_with_a_million_stored_objects_starts_in_5_s_and_needs_no_m
         full = int(processes.stats()["process"]["rss_bytes"])
         assert await client.get("holdfast.bench", f"o{STORED - 1}").value() == 4096
     assert full - empty < 40 << 20, f"{(full - empty) >> 20} MiB"  # 42 bytes an object would be too much
+
+
+def store_alarms(data: Path, shards: int, due_ms: int) -> None:
+    """Write pending alarms, one for each of many objects, straight into a store that no node has open."""
+    store = Store(data)
+    for start in range(0, STORED, 10_000):
+        batch = store.batch()
+        for i in range(start, start + 10_000):
+            key = f"o{i}"
+            shard = shard_of("Receiver", key, shards)
+            record = AlarmRecord(due_ms + i, due_ms + i, b"\xc0")
+            batch.put("state", keys.alarm_prefix(shard, "Receiver", key) + b"default", encode(record))
+            batch.put("state", keys.due_key(shard, keys.ALARMS, due_ms + i, keys.ident("Receiver", key) + b"default"), b"")
+        store.write(batch)
+    store.sync()
+    store.close()
+
+
+async def test_a_million_pending_alarms_need_no_memory_and_delay_none_that_is_due(processes: Any) -> None:
+    processes.start_all()
+    async with processes.connect() as client:
+        assert await client.get("Receiver", "r").took() == []
+        empty = int(processes.stats()["process"]["rss_bytes"])
+        processes.kill("n1", 15)
+        store_alarms(processes.folder / "n1", 256, time.time_ns() // 1_000_000 + 3_600_000)
+        processes.node("n1")
+        await client.get("Receiver", "r").alarm(300)
+        await asyncio.sleep(1.5)
+        ((who, late_ms),) = await client.get("Receiver", "r").took()
+        assert (who, 0 <= late_ms < 1000) == ("alarm default", True), late_ms
+        full = int(processes.stats()["process"]["rss_bytes"])
+        _, listed = processes.ask("alarms", "Receiver", "o99999", "--limit", "5")
+        assert len(listed["alarms"]) == 5
+    assert full - empty < 60 << 20, f"{(full - empty) >> 20} MiB"  # 63 bytes an alarm would be too much
 
 
 async def test_an_object_with_thousands_of_keys_stays_within_its_cache_limit(processes: Any) -> None:
