@@ -33,13 +33,14 @@ check: .venv/dev proto-fresh
 	$(BIN)/pytest tests/unit tests/property
 
 test: .venv/dev
-	$(BIN)/pytest tests
+	$(BIN)/pytest tests/cluster --durations 10
+	$(BIN)/pytest -n auto tests/sim tests/unit tests/property --durations 5
 
 bench: .venv/dev
 	$(BIN)/holdfast bench $(BENCH)
 
 sim: .venv/dev
-	SEEDS=$(or $(SEEDS),10000) $(BIN)/pytest tests/sim
+	SEEDS=$(or $(SEEDS),10000) $(BIN)/pytest -n auto tests/sim
 
 define generate
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(1)/sdk --pyi_out=$(1)/sdk --grpc_python_out=$(1)/sdk $(PROTOS)
