@@ -178,7 +178,10 @@ class Engine:
                 if call.notification:
                     if activation.took(call.notification):
                         handler = _AGAIN  # as a turn of its own, so that its answer waits for what the first one's waits for
-                        call.ClearField("notification")
+                        again = pb.Call()  # the sender, on this very node perhaps, still has the other one
+                        again.CopyFrom(call)
+                        again.ClearField("notification")
+                        call = again
                 else:
                     self._flusher.write()  # what is committed may be staged still
                     kept = kept_replies.find(shard, activation.checksum ^ handler.checksum, call)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from cluster_app import app
 from holdfast import codec
-from holdfast.ids import RequestIds
+from holdfast.ids import RequestIds, keyed_id
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_node import keys
 from holdfast_node.commit import ENTRY_BYTES, Flusher
@@ -214,3 +214,31 @@ async def test_an_alarm_that_is_refused_elsewhere_backs_off_and_dies_like_any_ot
         await asyncio.sleep(0.02)
     assert bench.engine.deliveries.letters == 1
     assert bench.engine.deliveries.alarms_failed == 2
+
+
+async def test_a_notification_that_comes_again_takes_effect_once_and_stays_what_it_is(bench: Bench) -> None:
+    def told(number: int, epoch: int, count: int) -> pb.Call:
+        sequence = keys.sequence(epoch, count)
+        return pb.Call(
+            id=number,
+            kind="Receiver",
+            key="r",
+            method="take",
+            arguments=codec.encode(("s", count)),
+            request_id=keyed_id(sequence),
+            notification=sequence + keys.ident("Sender", "s"),
+        )
+
+    call = told(500, 1, 7)
+    bench.engine.deliver(call, bench.port)
+    await bench.answered(500)
+    for number, again in ((501, told(501, 1, 7)), (502, told(502, 1, 3))):  # the same, and an older one
+        bench.engine.deliver(again, bench.port)
+        await bench.answered(number)
+        assert again.notification  # a node's own dispatcher may have to send this very object again
+    bench.engine.evict(1.0)
+    assert bench.engine.activations == 0
+    bench.engine.deliver(told(503, 1, 7), bench.port)
+    bench.engine.deliver(told(504, 2, 1), bench.port)
+    await bench.answered(503, 504)
+    assert await bench.answered(bench.call("r", "took", kind="Receiver")) == [[["s", 7], ["s", 1]]]
