@@ -287,6 +287,12 @@ class _Sending:
             self._finish(pb.Reply(error=error_to_proto(Unavailable("nobody answered in time", retryable=True))))
             return
         chance = self._world.chance
+        owner = self._world.truths[shard_of(self._call.kind, self._call.key, SHARDS)].owner
+        if owner is not None and owner is self._node:
+            # As the node's pipe to itself: the very object that is sent again, perhaps elsewhere, when no answer comes.
+            self._loop.call_soon(owner.engine.deliver, self._call, _Port(self, owner))
+            self._loop.call_later(0.3 + chance.random() * 0.3, self._again)
+            return
         for _ in range(2 if chance.random() < self._world.doubled else 1):  # a stream doubles nothing, but who sends may
             raw = self._call.SerializeToString()
             self._call.attempt += 1
@@ -294,6 +300,10 @@ class _Sending:
                 delay = chance.expovariate(1 / 0.003) + (chance.random() * 2 if chance.random() < self._world.late else 0.0)
                 self._loop.call_later(delay, self._arrive, raw)
         self._loop.call_later(0.3 + chance.random() * 0.3, self._send)
+
+    def _again(self) -> None:
+        self._call.attempt += 1
+        self._send()
 
     def _arrive(self, raw: bytes) -> None:
         call = pb.Call.FromString(raw)
