@@ -30,7 +30,7 @@ _ACCOUNTS = 10
 _CLOCKS = 6
 _EVERY_MS = 400
 _SETTLE_S = 120.0
-_STILL_S = 20.0  # longer than what waits after such a run pauses between two attempts
+_STILL_S = 15.0  # longer than what waits after such a run pauses between two attempts
 _GENERATION_S = 15.0  # registers are new ones after that: a history that is short is checked quickly
 _PAGE = 1000
 
