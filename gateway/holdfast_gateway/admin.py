@@ -188,45 +188,19 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     async def DeadLetters(self, request: admin_pb2.DeadLettersRequest, context: Any) -> admin_pb2.DeadLettersResponse:
         """A page of dead letters of all nodes, by shard and age."""
-        view = await self._view(context)
-        response = admin_pb2.DeadLettersResponse()
-        found: list[admin_pb2.DeadLetter] = []
-        ends: list[bytes] = []
-        for node, answer in (await self._ask_all(view, "DeadLetters", request, admin_pb2.DeadLettersResponse)).items():
-            if answer is None:
-                response.silent.append(node)
-            else:
-                found += answer.letters
-                response.more |= answer.more
-                if answer.more:  # behind its last one there are others, which come before what other nodes have further on
-                    ends.append(answer.letters[-1].place)
-        found = sorted(
-            (letter for letter in found if letter.place <= min(ends, default=letter.place)), key=lambda letter: letter.place
-        )
-        limit = min(request.limit or _PAGE_MAX, _PAGE_MAX)
-        response.letters.extend(found[:limit])
-        response.more |= len(found) > limit
-        return response
+        answers = await self._ask_all(await self._view(context), "DeadLetters", request, admin_pb2.DeadLettersResponse)
+        pages = [(answer.letters, answer.more) for answer in answers.values() if answer is not None]
+        letters, more = _merged(pages, request.limit)
+        silent = [node for node, answer in answers.items() if answer is None]
+        return admin_pb2.DeadLettersResponse(letters=letters, more=more, silent=silent)
 
     async def Alarms(self, request: admin_pb2.AlarmsRequest, context: Any) -> admin_pb2.AlarmsResponse:
         """A page of alarms of all nodes, by shard and time."""
-        view = await self._view(context)
-        response = admin_pb2.AlarmsResponse()
-        found: list[admin_pb2.PendingAlarm] = []
-        ends: list[bytes] = []
-        for node, answer in (await self._ask_all(view, "Alarms", request, admin_pb2.AlarmsResponse)).items():
-            if answer is None:
-                response.silent.append(node)
-            else:
-                found += answer.alarms
-                response.more |= answer.more
-                if answer.more:
-                    ends.append(answer.alarms[-1].place)
-        found = sorted((alarm for alarm in found if alarm.place <= min(ends, default=alarm.place)), key=lambda alarm: alarm.place)
-        limit = min(request.limit or _PAGE_MAX, _PAGE_MAX)
-        response.alarms.extend(found[:limit])
-        response.more |= len(found) > limit
-        return response
+        answers = await self._ask_all(await self._view(context), "Alarms", request, admin_pb2.AlarmsResponse)
+        pages = [(answer.alarms, answer.more) for answer in answers.values() if answer is not None]
+        alarms, more = _merged(pages, request.limit)
+        silent = [node for node, answer in answers.items() if answer is None]
+        return admin_pb2.AlarmsResponse(alarms=alarms, more=more, silent=silent)
 
     async def ChangeDeadLetters(
         self, request: admin_pb2.ChangeDeadLettersRequest, context: Any
@@ -396,6 +370,15 @@ class AdminService(admin_pb2_grpc.AdminServicer):
                     f"node {node} owns them but does not serve them; its log says why",
                 )
         return problems
+
+
+def _merged(pages: list[tuple[Any, bool]], limit: int) -> tuple[list[Any], bool]:
+    """One page of the pages of several nodes, each in the order of places, and whether there is more behind it."""
+    # Behind the last one of a page that has more there are others, which come before what other nodes have further on.
+    until = min((rows[-1].place for rows, more in pages if more), default=None)
+    found = sorted((row for rows, _ in pages for row in rows if until is None or row.place <= until), key=lambda row: row.place)
+    limit = min(limit or _PAGE_MAX, _PAGE_MAX)
+    return found[:limit], until is not None or len(found) > limit
 
 
 def _paused(view: View) -> list[admin_pb2.Paused]:

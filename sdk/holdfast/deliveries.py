@@ -11,6 +11,7 @@ from rich.table import Table
 
 from holdfast import codec
 from holdfast.ask import _ask, _console, _gateway, _json, _plain
+from holdfast.ids import letter_place
 from holdfast.options import option
 from holdfast.v1 import admin_pb2
 
@@ -70,10 +71,9 @@ def list_letters(to: str, sender: str, limit: int, gateway: str, as_json: bool) 
 def show(letter_id: str, gateway: str) -> None:
     """Show the dead letter ID, its payload included, as JSON."""
     try:
-        shard, epoch, number = (int(part) for part in letter_id.split("-"))
-        place = shard.to_bytes(2, "big") + epoch.to_bytes(8, "big") + number.to_bytes(8, "big")
-    except (ValueError, OverflowError):
-        raise click.ClickException(f"{letter_id!r} is not the id of a dead letter: it has the form SHARD-EPOCH-NUMBER") from None
+        place = letter_place(letter_id)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
     before = max(0, int.from_bytes(place, "big") - 1).to_bytes(len(place), "big")
     request = admin_pb2.DeadLettersRequest(after=before, limit=1)
     answer = _ask(gateway, "DeadLetters", request, admin_pb2.DeadLettersResponse, _CHANGE_TIMEOUT_S)
@@ -94,11 +94,7 @@ def _changing(name: str, replay: bool, help_text: str, short: str) -> click.Comm
     def change(ids: tuple[str, ...], all_: bool, to: str, sender: str, gateway: str, as_json: bool) -> None:
         if bool(ids) == all_ or (not all_ and (to or sender)):
             raise click.ClickException("name dead letters by their ids, or say --all (with --to and --of, if you like)")
-        kind, _, key = to.partition("/")
-        sender_kind, _, sender_key = sender.partition("/")
-        request = admin_pb2.ChangeDeadLettersRequest(
-            ids=ids, all=all_, kind=kind, key=key, sender_kind=sender_kind, sender_key=sender_key, replay=replay
-        )
+        request = admin_pb2.ChangeDeadLettersRequest(ids=ids, all=all_, replay=replay, **_filters(to, sender))
         answer = _ask(gateway, "ChangeDeadLetters", request, admin_pb2.ChangeDeadLettersResponse, _CHANGE_TIMEOUT_S)
         if as_json:
             click.echo(codec.encode_json(_plain(answer)).decode())
@@ -209,11 +205,15 @@ def _pause(request: admin_pb2.PauseRequest, gateway: str, as_json: bool) -> None
 
 
 def _letters(gateway: str, to: str, sender: str, limit: int) -> admin_pb2.DeadLettersResponse:
-    kind, _, key = to.partition("/")
-    sender_kind, _, sender_key = sender.partition("/")
-    request = admin_pb2.DeadLettersRequest(kind=kind, key=key, sender_kind=sender_kind, sender_key=sender_key, limit=limit)
+    request = admin_pb2.DeadLettersRequest(limit=limit, **_filters(to, sender))
     answer: admin_pb2.DeadLettersResponse = _ask(gateway, "DeadLetters", request, admin_pb2.DeadLettersResponse, _CHANGE_TIMEOUT_S)
     return answer
+
+
+def _filters(to: str, sender: str) -> dict[str, Any]:
+    kind, _, key = to.partition("/")
+    sender_kind, _, sender_key = sender.partition("/")
+    return {"kind": kind, "key": key, "sender_kind": sender_kind, "sender_key": sender_key}
 
 
 def _shown(letter: admin_pb2.DeadLetter) -> dict[str, Any]:

@@ -68,6 +68,20 @@ def idempotent_id(kind: str, key: str, idempotency_key: str) -> bytes:
     return keyed_id(b"call", kind.encode(), key.encode(), raw)
 
 
+def letter_id(place: bytes) -> str:
+    """How operators name a dead letter: shard, epoch and number, which make its place (2, 8 and 8 bytes) among all of them."""
+    return f"{int.from_bytes(place[:2], 'big')}-{int.from_bytes(place[2:10], 'big')}-{int.from_bytes(place[10:18], 'big')}"
+
+
+def letter_place(text: str) -> bytes:
+    """The inverse of `letter_id`. Raises ValueError."""
+    try:
+        shard, epoch, number = (int(part) for part in text.split("-"))
+        return shard.to_bytes(2, "big") + epoch.to_bytes(8, "big") + number.to_bytes(8, "big")
+    except (ValueError, OverflowError):
+        raise ValueError(f"{text!r} is not the id of a dead letter: it has the form SHARD-EPOCH-NUMBER") from None
+
+
 _ids = RequestIds()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from threading import Event
@@ -12,11 +13,14 @@ import pytest
 from cluster_app import app
 from holdfast import codec
 from holdfast.ids import RequestIds, keyed_id
+from holdfast.v1 import admin_pb2
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_node import keys
 from holdfast_node.commit import ENTRY_BYTES, Flusher
 from holdfast_node.delivery.alarms import firing_id
-from holdfast_node.delivery.records import decode_alarm
+from holdfast_node.delivery.letters import Letters
+from holdfast_node.delivery.outbox import Failure, Note
+from holdfast_node.delivery.records import Letter, Notification, decode_alarm, decode_notification, encode
 from holdfast_node.engine import Engine, EngineLimits
 from holdfast_node.replies import KeptReplies
 from holdfast_node.shards import FOR_EVER, Shard, Shards
@@ -242,3 +246,90 @@ async def test_a_notification_that_comes_again_takes_effect_once_and_stays_what_
     bench.engine.deliver(told(504, 2, 1), bench.port)
     await bench.answered(503, 504)
     assert await bench.answered(bench.call("r", "took", kind="Receiver")) == [[["s", 7], ["s", 1]]]
+
+
+async def test_a_machine_that_slept_does_not_hold_its_backlog_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("holdfast_node.delivery.deliveries.boottime", lambda: asyncio.get_running_loop().time() + 10_000)
+    bench = Bench(tmp_path / "store")  # CLOCK_BOOTTIME is ahead of the loop's clock by as long as the machine slept
+    assert bench.engine.deliveries.outbox.bucket.take(asyncio.get_running_loop().time())
+    await bench.engine.close()
+    await bench.flusher.close()
+    bench.store.close()
+
+
+def a_notification(size: int) -> Notification:
+    return Notification("Sender", "s", "Receiver", "r", "take", b"x" * size, 1)
+
+
+async def test_delayed_notifications_that_are_due_together_are_moved_in_pieces(bench: Bench) -> None:
+    batch = bench.store.batch()
+    for i in range(10):
+        batch.put("state", keys.due_key(0, keys.DELAYED, 5, keys.sequence(1, i)), encode(a_notification(400_000)))
+    bench.store.write(batch)
+    deliveries = bench.engine.deliveries
+    deliveries._router = Nowhere()
+    moved = [0]
+    for _ in range(20):
+        deliveries.tick()
+        await bench.flusher.drain()
+        await asyncio.sleep(0.01)
+        moved.append(sum(1 for _ in bench.store.scan("state", keys.index_prefix(0, keys.OUTBOX), keys.index_prefix(0, keys.DELAYED))))
+        if deliveries.outbox.depth == 10:
+            break
+    assert deliveries.outbox.depth == 10
+    assert deliveries.counts()["notifications_delayed"] == 0
+    at_once = [later - earlier for earlier, later in itertools.pairwise(moved)]
+    assert max(at_once) <= 3, at_once  # 1 MiB, and the one that passes it
+
+
+class Nowhere:
+    """A router that reaches nobody."""
+
+    def reachable(self, kind: str, key: str) -> bool:
+        return False
+
+    def submit(self, call: pb.Call, origin: Any) -> None:
+        raise AssertionError("nothing can be reached")
+
+
+async def test_what_a_read_only_shard_owes_does_not_grow_with_the_attempts(bench: Bench) -> None:
+    deliveries = bench.engine.deliveries
+    deliveries._router = Nowhere()
+    note = Note(bench.shard, deliveries.next_sequence(bench.shard), a_notification(1000))
+    duties = deliveries._known(bench.shard)
+    deliveries.outbox.add([note])
+    bench.shard.read_only = "too few copies"
+    now = 0.0
+    for _ in range(50):
+        while not deliveries.outbox.take(now, lambda target: True, lambda target: False):
+            now += 1.0
+        deliveries._answered(note, Failure("APPLICATION", "no", counts=True))
+    assert len(duties.owed) == 1
+    assert deliveries.letters == 0  # nothing dies that could not be written down
+    bench.shard.read_only = None
+    deliveries.tick()
+    await bench.flusher.drain()
+    ((_, raw),) = bench.store.scan("state", keys.index_prefix(0, keys.OUTBOX), keys.index_prefix(0, keys.DELAYED))
+    assert decode_notification(raw).attempts == 50
+
+
+async def test_a_page_of_dead_letters_ends_before_it_is_too_large_for_a_message(bench: Bench) -> None:
+    batch = bench.store.batch()
+    for i in range(300):
+        letter = Letter(a_notification(30_000), 1, "APPLICATION", "no")
+        batch.put("state", keys.index_prefix(0, keys.LETTERS) + keys.sequence(1, i), encode(letter))
+    bench.store.write(batch)
+    letters = Letters(bench.store, bench.engine._shards, bench.engine.deliveries, bench.engine)
+    found: list[str] = []
+    after = b""
+    pages = 0
+    while True:
+        page = await letters.letters(admin_pb2.DeadLettersRequest(after=after))
+        assert page.ByteSize() < 4 << 20
+        found += [letter.id for letter in page.letters]
+        pages += 1
+        if not page.more:
+            break
+        after = page.letters[-1].place
+    assert found == [f"0-1-{i}" for i in range(300)]
+    assert pages > 1

@@ -44,7 +44,7 @@ def answer(box: Outbox, one: Note, failure: Failure | None = None, now: float = 
 def test_of_each_pair_one_is_on_its_way_and_the_next_follows_its_answer() -> None:
     box = outbox()
     first, second, other = note("a", "x", 1), note("a", "x", 2), note("a", "y", 3)
-    box.add([first, second, other], 0.0)
+    box.add([first, second, other])
     assert go(box) == [first, other]
     assert go(box) == []
     assert answer(box, first) == Delivered(first)
@@ -57,7 +57,7 @@ def test_of_each_pair_one_is_on_its_way_and_the_next_follows_its_answer() -> Non
 def test_one_that_failed_is_tried_again_later_and_those_behind_it_wait() -> None:
     box = outbox()
     first, second = note("a", "x", 1), note("a", "x", 2)
-    box.add([first, second], 0.0)
+    box.add([first, second])
     go(box)
     assert answer(box, first, OOPS) == Failed(first)
     assert (first.row.attempts, first.row.first_ms, first.row.error) == (1, 1000, "oops")
@@ -70,7 +70,7 @@ def test_one_that_failed_is_tried_again_later_and_those_behind_it_wait() -> None
 def test_pauses_double_up_to_the_longest() -> None:
     box = outbox()
     one = note("a", "x", 1)
-    box.add([one], 0.0)
+    box.add([one])
     now = 0.0
     pauses = []
     for _ in range(14):
@@ -88,7 +88,7 @@ def test_pauses_double_up_to_the_longest() -> None:
 def test_it_dies_after_its_attempts_by_its_age_and_when_it_is_rejected_at_once() -> None:
     box = outbox()
     one, two, three = note("a", "x", 1), note("a", "y", 2), note("a", "z", 3)
-    box.add([one, two, three], 0.0)
+    box.add([one, two, three])
     go(box)
     assert answer(box, three, REJECTED) == Dead(three, REJECTED)
     assert answer(box, two, AWAY) == Failed(two)  # its first failure is kept, for the sake of its age
@@ -106,7 +106,7 @@ def test_it_dies_after_its_attempts_by_its_age_and_when_it_is_rejected_at_once()
 def test_what_is_away_does_not_count_as_an_attempt_and_is_written_once() -> None:
     box = outbox()
     one = note("a", "x", 1)
-    box.add([one], 0.0)
+    box.add([one])
     now = 0.0
     outcomes = []
     for _ in range(5):
@@ -120,7 +120,7 @@ def test_what_is_away_does_not_count_as_an_attempt_and_is_written_once() -> None
 def test_where_there_are_too_many_dead_letters_nothing_dies() -> None:
     box = outbox()
     one = note("a", "x", 1)
-    box.add([one], 0.0)
+    box.add([one])
     go(box)
     assert answer(box, one, REJECTED, may_die=False) == Failed(one)
     assert box.depth == 1
@@ -129,7 +129,7 @@ def test_where_there_are_too_many_dead_letters_nothing_dies() -> None:
 def test_a_receiver_that_is_stuck_has_a_few_on_their_way_and_delays_nobody_else() -> None:
     box = outbox()
     stuck = [note(f"s{i}", "stuck", i) for i in range(10)]
-    box.add([*stuck, note("a", "x", 20)], 0.0)
+    box.add([*stuck, note("a", "x", 20)])
     gone = go(box)
     assert [one.row.key for one in gone] == ["stuck", "stuck", "x"]
     answer(box, gone[0])
@@ -139,7 +139,7 @@ def test_a_receiver_that_is_stuck_has_a_few_on_their_way_and_delays_nobody_else(
 def test_what_cannot_be_reached_waits_and_what_is_paused_until_it_is_resumed() -> None:
     box = outbox()
     away, held = note("a", "away", 1), note("a", "held", 2)
-    box.add([away, held], 0.0)
+    box.add([away, held])
     assert go(box, 0.0, paused={"held"}, away={"away"}) == []
     assert go(box, 0.6, paused={"held"}) == [away]
     box.resumed(lambda target: True)
@@ -150,9 +150,9 @@ def test_what_cannot_be_reached_waits_and_what_is_paused_until_it_is_resumed() -
 
 def test_a_backlog_goes_at_its_rate_and_what_is_fresh_before_it() -> None:
     box = outbox()
-    box.add([note(f"s{i}", f"r{i}", i, backlog=True) for i in range(6)], 0.0)
+    box.add([note(f"s{i}", f"r{i}", i, backlog=True) for i in range(6)])
     fresh = note("a", "x", 99)
-    box.add([fresh], 0.0)
+    box.add([fresh])
     gone = go(box, 0.0)
     assert gone[0] is fresh
     assert len(gone) == 2
@@ -163,10 +163,10 @@ def test_a_backlog_goes_at_its_rate_and_what_is_fresh_before_it() -> None:
 
 def test_it_is_bounded_for_each_object_and_in_all() -> None:
     box = outbox()
-    box.add([note("a", f"r{i}", i) for i in range(3)], 0.0)
+    box.add([note("a", f"r{i}", i) for i in range(3)])
     assert box.room(SHARD, ("S", "a"), 1) is None
     assert "5 notifications of S/a" in (box.room(SHARD, ("S", "a"), 2) or "")
-    box.add([note(f"s{i}", "x", 10 + i) for i in range(17)], 0.0)
+    box.add([note(f"s{i}", "x", 10 + i) for i in range(17)])
     assert "on this node" in (box.room(SHARD, ("S", "new"), 0) or "")
 
 
@@ -174,9 +174,9 @@ def test_a_shard_that_goes_takes_its_notifications_along() -> None:
     box = outbox()
     other = AShard()
     mine, theirs = note("a", "x", 1), note("a", "x", 2, other)
-    box.add([mine, theirs], 0.0)
+    box.add([mine, theirs])
     assert len(go(box)) == 2
-    box.drop(other)
+    box.drop({other})
     assert answer(box, theirs) is None
     assert answer(box, mine) == Delivered(mine)
     assert (box.depth, box.on_way) == (0, 0)
@@ -186,22 +186,22 @@ def test_what_cannot_be_reached_takes_nothing_of_the_rate_of_others() -> None:
     box = outbox()
     limits = OutboxLimits(backlog_per_s=10)
     box = Outbox(limits, random.Random(1), 0.0)
-    box.add([note(f"s{i}", "away", i, backlog=True) for i in range(500)], 0.0)
+    box.add([note(f"s{i}", "away", i, backlog=True) for i in range(500)])
     now = 0.0
     for _ in range(50):
         assert go(box, now, away={"away"}) == []
         now += 0.05
     healthy = note("a", "x", 999, backlog=True)
-    box.add([healthy], now)
+    box.add([healthy])
     assert healthy in go(box, now + 0.2, away={"away"})
 
 
 def test_what_is_tried_again_leaves_room_for_what_is_new() -> None:
     box = outbox(OutboxLimits(on_way_max=6, backlog_per_s=1000))
-    box.add([note(f"s{i}", f"stuck{i}", i, backlog=True) for i in range(10)], 0.0)
+    box.add([note(f"s{i}", f"stuck{i}", i, backlog=True) for i in range(10)])
     assert len(go(box)) == 3
     fresh = note("a", "x", 99)
-    box.add([fresh], 0.0)
+    box.add([fresh])
     assert go(box) == [fresh]
 
 
@@ -210,11 +210,11 @@ def test_those_that_wait_for_a_crowded_receiver_go_on_after_a_pause_and_the_loss
     other = AShard()
     away = [note(f"s{i}", "x", i, other) for i in range(3)]
     here = [note(f"t{i}", "x", 10 + i) for i in range(3)]
-    box.add([*away, *here], 0.0)
+    box.add([*away, *here])
     first, second = go(box)
     answer(box, first)
     go(box, 0.0, paused={"x"})
-    box.drop(other)
+    box.drop({other})
     answer(box, second)
     box.resumed(lambda target: False)
     gone: list[Note] = []

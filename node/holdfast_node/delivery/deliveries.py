@@ -50,7 +50,7 @@ _HELD_PAUSE_S = 5.0
 _MOVE_BYTES = 1 << 20
 _SAFE_AGE_MS = int((MARKS_KEPT - timedelta(days=1)).total_seconds() * 1000)
 _NEVER = 1 << 62
-_NO_RETRY_COUNT = frozenset((pb.CODE_UNAVAILABLE, pb.CODE_OVERLOADED, pb.CODE_WRONG_OWNER))
+_NOT_COUNTED = frozenset((pb.CODE_UNAVAILABLE, pb.CODE_OVERLOADED, pb.CODE_WRONG_OWNER))
 
 
 class Router(Protocol):
@@ -102,6 +102,7 @@ class Deliveries:
         limits: OutboxLimits,
     ) -> None:
         """`entry`: the entry that is gathering for a shard. `show`: has the store show all that is committed."""
+        self._loop = asyncio.get_running_loop()
         self._app = app
         self._store = store
         self._shards = shards
@@ -109,13 +110,12 @@ class Deliveries:
         self._turns = turns
         self._entry = entry
         self.show = show
-        self._late = Bucket(limits.backlog_per_s, asyncio.get_running_loop().time())
+        self._late = Bucket(limits.backlog_per_s, self._loop.time())
         self._looked = 0
         self._first = 0
         self._failing: dict[Shard, float] = {}
         self._limits = limits
-        self._loop = asyncio.get_running_loop()
-        self.outbox = Outbox(limits, random.Random(), boottime())
+        self.outbox = Outbox(limits, random.Random(), self._loop.time())
         self._duties: dict[Shard, _Duties] = {}
         self._number = 0
         self._pumping = False
@@ -181,7 +181,7 @@ class Deliveries:
             else:
                 duties.alarm_due = min(duties.alarm_due, due)
         if entry.notes:
-            self.outbox.add(entry.notes, self._loop.time())
+            self.outbox.add(entry.notes)
             self._pump_soon()
 
     # -- shards come and go
@@ -201,7 +201,7 @@ class Deliveries:
         ]
         if outbox:
             log.info("shard %d: %d notifications are to be delivered", number, len(outbox))
-            self.outbox.add(outbox, self._loop.time())
+            self.outbox.add(outbox)
             self._pump_soon()
         for key, _ in self._rows(number, keys.DELAYED):
             duties.delayed += 1
@@ -219,8 +219,8 @@ class Deliveries:
         """These are not owned any more."""
         for shard in shards:
             self._failing.pop(shard, None)
-            if self._duties.pop(shard, None) is not None:
-                self.outbox.drop(shard)
+            self._duties.pop(shard, None)
+        self.outbox.drop(shards)
 
     def follow(self, paused: frozenset[tuple[str, str]]) -> None:
         """Operators have paused these: kinds (with an empty key) and objects."""
@@ -550,7 +550,7 @@ def _failure(error: pb.Error) -> Failure:
     code = pb.Code.Name(error.code).removeprefix("CODE_")
     if error.code == pb.CODE_APPLICATION:
         return Failure(code, f"{error.type}: {error.message}", counts=True, final=error.type == "Rejected")
-    return Failure(code, error.message, counts=error.code not in _NO_RETRY_COUNT)
+    return Failure(code, error.message, counts=error.code not in _NOT_COUNTED)
 
 
 def _now_ms() -> int:

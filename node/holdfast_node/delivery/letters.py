@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 import msgspec
+from holdfast.ids import letter_id, letter_place
 from holdfast.v1 import admin_pb2, objects_pb2
 from holdfast_cluster.clock import boottime
 
@@ -106,7 +107,7 @@ class Letters:
         places = []
         for text in request.ids:
             try:
-                places.append(read_id(text))
+                places.append(letter_place(text))
             except ValueError as error:
                 response.refused[text] = str(error)
         self._deliveries.show()
@@ -200,20 +201,6 @@ class Letters:
                 if looked % _LOOK_MAX == 0:
                     await asyncio.sleep(0)
                 yield shard.prefix + key[keys.INDEX_PREFIX_BYTES :], value
-
-
-def letter_id(place: bytes) -> str:
-    """How operators name a dead letter: shard, epoch and number."""
-    return f"{int.from_bytes(place[:2], 'big')}-{int.from_bytes(place[2:10], 'big')}-{int.from_bytes(place[10:18], 'big')}"
-
-
-def read_id(text: str) -> bytes:
-    """The inverse of `letter_id`. Raises ValueError."""
-    try:
-        shard, epoch, number = (int(part) for part in text.split("-"))
-        return keys.shard_prefix(shard) + keys.sequence(epoch, number)
-    except (ValueError, OverflowError):
-        raise ValueError(f"{text!r} is not the id of a dead letter: it has the form SHARD-EPOCH-NUMBER") from None
 
 
 def _matches(letter: Letter, request: admin_pb2.DeadLettersRequest) -> bool:

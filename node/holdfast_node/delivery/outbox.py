@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import Any, Protocol
+from typing import Any
 
 from holdfast_node.delivery.records import Notification
 
@@ -51,21 +51,14 @@ class OutboxLimits:
     backoff_s: tuple[float, float] = (0.1, 60.0)
 
 
-class Owner(Protocol):
-    """The shard, under one epoch, whose objects send."""
-
-    owned: bool
-
-
 @dataclass(slots=True, eq=False)
 class Note:
-    """A notification in the outbox. `sequence`: its place in what its shard sends; `backlog`: it takes part in the bounded rate."""
+    """A notification in the outbox of `shard`. `sequence`: its place in what that sends; `backlog`: it goes at the bounded rate."""
 
     shard: Any
     sequence: bytes
     row: Notification
     backlog: bool = False
-    due: float = 0.0
     tries: int = 0
     gone: bool = False
     again: bool = False  # it is on its way as a part of a backlog
@@ -160,7 +153,7 @@ class Outbox:
             return f"{self.depth} notifications of {self.bytes} bytes wait to be delivered on this node"
         return None
 
-    def add(self, notes: Iterable[Note], now: float) -> None:
+    def add(self, notes: Iterable[Note]) -> None:
         """These are committed; in the order of their sequences."""
         for note in notes:
             key = (note.shard, note.sender, note.target)
@@ -172,11 +165,11 @@ class Outbox:
             self.depth += 1
             self.bytes += len(note.row.arguments)
             if len(queue) == 1:
-                self._place(note, now)
+                self._place(note)
 
-    def drop(self, shard: Any) -> None:
-        """The shard is not owned any more: somebody else delivers what it has."""
-        for key in [key for key in self._queues if key[0] is shard]:
+    def drop(self, shards: Collection[Any]) -> None:
+        """These shards are not owned any more: somebody else delivers what they have."""
+        for key in [key for key in self._queues if key[0] in shards]:
             for note in self._queues.pop(key):
                 self._count_out(note)
         self._paused = [note for note in self._paused if not note.gone]
@@ -256,7 +249,7 @@ class Outbox:
             return None
         if failure is None:
             self.delivered += 1
-            self._pop(note, now)
+            self._pop(note)
             return Delivered(note)
         row = note.row
         first = not row.first_ms
@@ -266,7 +259,7 @@ class Outbox:
         row.error = failure.message
         over = row.attempts >= attempts_max or wall_ms - row.first_ms > age_max_ms
         if (failure.final or over) and may_die:
-            self._pop(note, now)
+            self._pop(note)
             return Dead(note, failure)
         least, most = self._limits.backoff_s
         self.retries += 1
@@ -282,7 +275,7 @@ class Outbox:
             note = crowd.popleft()
             if not note.gone:
                 most -= 1
-                (self._backlog if note.backlog else self._fresh).append(note)
+                self._place(note)
         if not crowd:
             del self._crowded[target]
 
@@ -295,14 +288,14 @@ class Outbox:
         """When the oldest one was sent."""
         return min((queue[0].row.created_ms for queue in self._queues.values()), default=None)
 
-    def _place(self, note: Note, now: float) -> None:
+    def _place(self, note: Note) -> None:
         (self._backlog if note.backlog else self._fresh).append(note)
 
     def _wait(self, note: Note, until: float) -> None:
         self._number += 1
         heappush(self._waiting, (until, self._number, note))
 
-    def _pop(self, note: Note, now: float) -> None:
+    def _pop(self, note: Note) -> None:
         """The head of its queue is done: the next one may go."""
         key = (note.shard, note.sender, note.target)
         queue = self._queues[key]
@@ -310,7 +303,7 @@ class Outbox:
         queue.popleft()
         self._count_out(note)
         if queue:
-            self._place(queue[0], now)
+            self._place(queue[0])
         else:
             del self._queues[key]
 
