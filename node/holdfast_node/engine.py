@@ -12,14 +12,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from holdfast import codec
-from holdfast.alarms import Alarm
 from holdfast.app import App
 from holdfast.deadlines import Deadlines
 from holdfast.errors import (
@@ -29,7 +27,6 @@ from holdfast.errors import (
     HoldfastError,
     InternalError,
     InvalidArgument,
-    NotFound,
     Overloaded,
     Rejected,
     TooLarge,
@@ -37,7 +34,7 @@ from holdfast.errors import (
     WrongOwner,
     error_to_proto,
 )
-from holdfast.ids import KEYED, RequestIds, keyed_id
+from holdfast.ids import KEYED, RequestIds
 from holdfast.signature import Handler
 from holdfast.storage import Limits
 from holdfast.v1 import objects_pb2 as pb
@@ -49,10 +46,9 @@ from holdfast_node import keys
 from holdfast_node.activation import Activation
 from holdfast_node.activations import Activations
 from holdfast_node.commit import Committer, Entry, Flusher
-from holdfast_node.delivery.alarms import AlarmChange, Firing, Inside, LetterChange, shown
+from holdfast_node.delivery.alarms import AlarmChange, Firing, Inside, LetterChange
 from holdfast_node.delivery.deliveries import Deliveries
 from holdfast_node.delivery.outbox import OutboxLimits
-from holdfast_node.delivery.records import AlarmRecord, Letter, Notification, encode
 from holdfast_node.outgoing import Notify, Outgoing
 from holdfast_node.replication.disk import Until
 from holdfast_node.replies import KeptReplies, fingerprint
@@ -380,6 +376,8 @@ class Engine:
             )
         prefix = activation.row_prefix
         cleared, writes, deletes = activation.storage.take(prefix)
+        if activation.storage.beside:
+            self.deliveries.prepare(shard)
         entry = self._committer.entry(shard)
         if cleared:
             end = keys.after(prefix)
@@ -587,76 +585,9 @@ class Engine:
                 entry.abandoned = True
                 self.committed([entry])
 
-    # -- alarms; holdfast_node.delivery.deliveries.Turns
+    # -- Holdfast's own turns; holdfast_node.delivery.firing.Turns
 
-    def fire(
-        self, kind: str, key: str, name: str, due_ms: int, request_id: bytes, done: Callable[[pb.Error | None, bool], None]
-    ) -> None:
-        """Have an alarm fire, as a turn; `done` gets what came of it, when that is committed, and whether the handler ran at all."""
-        self._fire(kind, key, request_id, lambda activation: activation.alarms.begin(name, due_ms), done)
-
-    def fire_letter(
-        self,
-        kind: str,
-        key: str,
-        name: str,
-        record: AlarmRecord,
-        row: bytes,
-        request_id: bytes,
-        done: Callable[[pb.Error | None, bool], None],
-    ) -> None:
-        """Have the alarm of a dead letter fire once more: the letter (at `row`) is gone if that goes well."""
-
-        def begin(activation: Activation) -> Alarm:
-            activation.storage.do_beside(LetterChange(gone=row), len(row))
-            return shown(name, record)
-
-        self._fire(kind, key, request_id, begin, done)
-
-    def _fire(
-        self,
-        kind: str,
-        key: str,
-        request_id: bytes,
-        begin: Callable[[Activation], Alarm | None],
-        done: Callable[[pb.Error | None, bool], None],
-    ) -> None:
-        firing: Firing | None = None
-
-        def handler(activation: Activation) -> Firing:
-            nonlocal firing
-            if activation.kind.on_alarm is None:
-                raise NotFound(f"{activation.kind.name} has no on_alarm", definite=True)
-            firing = Firing(activation, lambda: begin(activation))
-            return firing
-
-        self._inside(kind, key, request_id, handler, lambda error: done(error, firing is not None and firing.ran))
-
-    def alarm_failed(self, kind: str, key: str, name: str, due_ms: int, error: pb.Error, done: Callable[[], None]) -> None:
-        """Write down that a firing failed, in a turn of its own: it fires again later, or is a dead letter."""
-
-        def fail(activation: Activation) -> None:
-            full = self.deliveries.letters_full(activation.shard)
-            final = error.code == pb.CODE_APPLICATION and error.type == "Rejected" and not full
-            attempts_max = 1 << 30 if full else activation.kind.retries.alarm_attempts
-            record = activation.alarms.fail(name, due_ms, attempts_max, final)
-            if record is not None:
-                told = f"{error.type}: {error.message}" if error.type else error.message
-                lost = Notification(
-                    kind, key, kind, key, "on_alarm", record.payload, record.scheduled_ms, record.attempt + 1, error=told
-                )
-                code = pb.Code.Name(error.code).removeprefix("CODE_")
-                raw = encode(Letter(lost, time.time_ns() // 1_000_000, code, told, record, name))
-                activation.storage.do_beside(LetterChange(raw), len(raw))
-                log.error("alarm %r of %s/%s is a dead letter after %d attempts: %s", name, kind, key, record.attempt + 1, told)
-
-        self.run_inside(kind, key, fail, lambda error: done())
-
-    def run_inside(self, kind: str, key: str, what: Callable[[Activation], Any], done: Callable[[pb.Error | None], None]) -> None:
-        """Run `what` as a turn of an object, without an instance of its class; `done` gets its error, when it is committed."""
-        self._inside(kind, key, keyed_id(self._ids.next()), lambda activation: Inside("inside", lambda: what(activation)), done)
-
-    def _inside(
+    def run_inside(
         self,
         kind: str,
         key: str,
@@ -664,6 +595,10 @@ class Engine:
         handler: Callable[[Activation], Firing | Inside],
         done: Callable[[pb.Error | None], None],
     ) -> None:
+        """Run a turn of Holdfast's own on an object; `done` gets its error, or None, when it is committed.
+
+        `handler` makes what stands in for its handler; a HoldfastError that it raises is the turn's.
+        """
         call = pb.Call(kind=kind, key=key, method="on_alarm", request_id=request_id)
         port = _Told(done)
         if request_id in self._in_flight:

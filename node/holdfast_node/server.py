@@ -126,7 +126,7 @@ class NodeServer:
             self.stats,
             None if replication is None else replication.links,
             None if replication is None else replication.receiver,
-            Letters(self._store, shards, engine.deliveries, engine),
+            Letters(self._store, shards, engine.deliveries),
         )
         server = grpc.aio.server(options=[*dict([*SERVER_OPTIONS, *CHANNEL_OPTIONS]).items()])
         server.add_generic_rpc_handlers((peer.handlers(),))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
+from holdfast.ids import keyed_id
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_node import keys
 from holdfast_node.activation import Activation
-from holdfast_node.delivery.alarms import following, shown
+from holdfast_node.delivery.alarms import Inside, following, shown
 from holdfast_node.delivery.deliveries import Deliveries, _now_ms
+from holdfast_node.delivery.firing import AlarmClock, Fired
 from holdfast_node.delivery.outbox import Note
 from holdfast_node.engine import Engine
 
@@ -73,12 +74,8 @@ class DoesNotJoinRequestsInFlight(Engine):
         super().deliver(call, port)
 
 
-class DeletesAlarmsBeforeTheirEffect(Engine):
-    """Sets an alarm to its next time, and when that is committed has it fire."""
-
-    def fire(
-        self, kind: str, key: str, name: str, due_ms: int, request_id: bytes, done: Callable[[pb.Error | None, bool], None]
-    ) -> None:
+class _FiresFromMemory(AlarmClock):
+    def fire(self, kind: str, key: str, name: str, due_ms: int, request_id: bytes, done: Fired) -> None:
         fired: list[Any] = []
 
         def go_on(activation: Activation) -> None:
@@ -93,7 +90,16 @@ class DeletesAlarmsBeforeTheirEffect(Engine):
             else:
                 self._fire(kind, key, request_id, lambda activation: shown(name, fired[0]), done)
 
-        self.run_inside(kind, key, go_on, then)
+        first_id = keyed_id(self._ids.next())
+        self._turns.run_inside(kind, key, first_id, lambda activation: Inside("go on", lambda: go_on(activation)), then)
+
+
+class DeletesAlarmsBeforeTheirEffect(Engine):
+    """Sets an alarm to its next time, and when that is committed has it fire."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.deliveries.alarms.__class__ = _FiresFromMemory
 
 
 class TrustsFirstAttempts(Engine):

@@ -200,6 +200,19 @@ async def test_a_row_that_cannot_be_read_stops_its_shard_and_not_the_node(bench:
     assert await bench.answered(bench.call("a", "increment")) == [1]
 
 
+async def test_an_outbox_that_cannot_be_read_gets_nothing_more_and_stops_nothing_else(bench: Bench) -> None:
+    batch = bench.store.batch()
+    batch.put("state", keys.index_prefix(0, keys.OUTBOX) + keys.sequence(1, 1), b"no notification")
+    bench.store.write(batch)
+    bench.engine.deliveries.tick()
+    for method in ("alarm", "alarm_at"):
+        (error,) = await bench.answered(bench.call("r", method, 1_900_000_000, kind="Receiver"))
+        assert error.type == "ValidationError" or error.type == "DecodeError", error
+    assert await bench.answered(bench.call("a", "increment")) == [1]
+    bench.flusher.write()
+    assert not list(bench.store.scan("state", keys.alarm_prefix(0, "Receiver", "r"), keys.alarm_prefix(0, "Receiver", "s")))
+
+
 async def test_an_alarm_set_again_for_the_same_time_is_another_one(bench: Bench) -> None:
     found = set()
     for _ in range(3):
@@ -217,7 +230,7 @@ async def test_an_alarm_that_is_refused_elsewhere_backs_off_and_dies_like_any_ot
         bench.engine.deliveries.tick()
         await asyncio.sleep(0.02)
     assert bench.engine.deliveries.letters == 1
-    assert bench.engine.deliveries.alarms_failed == 2
+    assert bench.engine.deliveries.alarms.failed == 2
 
 
 async def test_a_notification_that_comes_again_takes_effect_once_and_stays_what_it_is(bench: Bench) -> None:
@@ -319,7 +332,7 @@ async def test_a_page_of_dead_letters_ends_before_it_is_too_large_for_a_message(
         letter = Letter(a_notification(30_000), 1, "APPLICATION", "no")
         batch.put("state", keys.index_prefix(0, keys.LETTERS) + keys.sequence(1, i), encode(letter))
     bench.store.write(batch)
-    letters = Letters(bench.store, bench.engine._shards, bench.engine.deliveries, bench.engine)
+    letters = Letters(bench.store, bench.engine._shards, bench.engine.deliveries)
     found: list[str] = []
     after = b""
     pages = 0

@@ -233,11 +233,10 @@ class Inside:
 class Firing:
     """Stands in for a handler: `on_alarm` of an object, for one alarm."""
 
-    __slots__ = ("_activation", "_begin", "checksum", "is_async", "name", "ran")
+    __slots__ = ("_begin", "checksum", "is_async", "name", "ran")
 
-    def __init__(self, activation: Activation, begin: Callable[[], Alarm | None]) -> None:
+    def __init__(self, begin: Callable[[], Alarm | None]) -> None:
         """`begin` is called in the turn: what the handler gets, or None when there is nothing to be done."""
-        self._activation = activation
         self._begin = begin
         self.ran = False
         self.name = "on_alarm"

@@ -1,7 +1,6 @@
 """The shell of delivering: reads what owned shards have to send and to fire, hands it on, and writes what became of it.
 
-Everything that it writes goes into the shard's entries, beside what turns write, so it is committed in the same order. What it
-holds in memory is the outbox, and of each shard when the next alarm is due; alarms themselves stay in the store until they are.
+Everything that it writes goes into the shard's entries, beside what turns write, so it is committed in the same order.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clock import boottime
 
 from holdfast_node import keys
-from holdfast_node.delivery.alarms import firing_id
-from holdfast_node.delivery.outbox import Bucket, Dead, Delivered, Failed, Failure, Note, Outbox, OutboxLimits, Target
-from holdfast_node.delivery.records import Letter, decode_alarm, decode_notification, encode
+from holdfast_node.delivery.firing import NEVER, AlarmClock, Look, Turns
+from holdfast_node.delivery.outbox import Dead, Delivered, Failed, Failure, Note, Outbox, OutboxLimits, Target
+from holdfast_node.delivery.records import Letter, decode_notification, encode
 from holdfast_node.shards import Shard, Shards
 from holdfast_node.store import Store
 
@@ -38,18 +37,11 @@ MARKS_KEPT = timedelta(days=7)
 """How long a receiver remembers what it was told last by a sender that tells it nothing more."""
 assert MARKS_KEPT > 2 * NOTIFY_AGE_MAX
 
-FIRING_MAX = 256
-"""Alarms of a node that fire at once."""
-
-_LATE_MS = 5_000  # an alarm that is so late is a part of a backlog
 _SCAN_MAX = 2_000
 _SWEEP_MAX = 200
-_AGAIN_S = 0.5
 _BROKEN_S = 10.0
-_HELD_PAUSE_S = 5.0
 _MOVE_BYTES = 1 << 20
 _SAFE_AGE_MS = int((MARKS_KEPT - timedelta(days=1)).total_seconds() * 1000)
-_NEVER = 1 << 62
 _NOT_COUNTED = frozenset((pb.CODE_UNAVAILABLE, pb.CODE_OVERLOADED, pb.CODE_WRONG_OWNER))
 
 
@@ -60,29 +52,13 @@ class Router(Protocol):
     def reachable(self, kind: str, key: str) -> bool: ...
 
 
-class Turns(Protocol):
-    """The engine, as far as alarms need it."""
-
-    def fire(
-        self, kind: str, key: str, name: str, due_ms: int, request_id: bytes, done: Callable[[pb.Error | None, bool], None]
-    ) -> None:
-        """Have an alarm fire; `done` gets what came of it, and whether the handler ran at all."""
-
-    def alarm_failed(self, kind: str, key: str, name: str, due_ms: int, error: pb.Error, done: Callable[[], None]) -> None:
-        """Write down that a firing failed."""
-
-
 @dataclass(slots=True)
 class _Duties:
     """What a shard has to do. Times are Unix time in ms."""
 
-    alarm_due: int = _NEVER
-    alarm_cursor: bytes = b""
-    alarm_not_before: float = 0.0
-    delayed_due: int = _NEVER
+    delayed_due: int = NEVER
     delayed: int = 0
     letters: int = 0
-    alarm_pause: float = 0.0
     owed: dict[bytes, bytes | None] = field(default_factory=dict)
     """Writes that the shard could not take at the moment."""
 
@@ -107,11 +83,8 @@ class Deliveries:
         self._store = store
         self._shards = shards
         self._router = router
-        self._turns = turns
         self._entry = entry
         self.show = show
-        self._late = Bucket(limits.backlog_per_s, self._loop.time())
-        self._looked = 0
         self._first = 0
         self._failing: dict[Shard, float] = {}
         self._limits = limits
@@ -121,11 +94,9 @@ class Deliveries:
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
         self._moving: set[bytes] = set()
-        self._firing: set[bytes] = set()
         self._paused: frozenset[tuple[str, str]] = frozenset()
         self._sweep: tuple[int, bytes] = (0, b"")
-        self.alarms_fired = 0
-        self.alarms_failed = 0
+        self.alarms = AlarmClock(app, store, turns, self, limits.backlog_per_s)
 
     # -- what turns do
 
@@ -148,10 +119,13 @@ class Deliveries:
         """Whether a shard has as many dead letters as it may have: then nothing dies, and is tried on."""
         return self._known(shard).letters >= self._limits.letters_max
 
+    def prepare(self, shard: Shard) -> None:
+        """Read what a shard has to send before it gets more. Raises what is wrong with that: staging afterwards cannot fail."""
+        self._known(shard)
+
     def stage(self, entry: Entry, what: Notify) -> None:
         """Put a notification into the entry of the turn that sends it."""
         shard, row, delay_ms = entry.shard, what.row, what.delay_ms
-        self._known(shard)  # what the outbox had before is read before it has this
         sequence = self.next_sequence(shard)
         if delay_ms > 0:
             due = row.created_ms + delay_ms
@@ -179,7 +153,7 @@ class Deliveries:
             if delayed:
                 duties.delayed_due = min(duties.delayed_due, due)
             else:
-                duties.alarm_due = min(duties.alarm_due, due)
+                self.alarms.due_at(entry.shard, due)
         if entry.notes:
             self.outbox.add(entry.notes)
             self._pump_soon()
@@ -189,8 +163,9 @@ class Deliveries:
     def _known(self, shard: Shard) -> _Duties:
         duties = self._duties.get(shard)
         if duties is None:
-            duties = self._duties[shard] = _Duties()
+            duties = _Duties()
             self._load(shard, duties)
+            self._duties[shard] = duties
         return duties
 
     def _load(self, shard: Shard, duties: _Duties) -> None:
@@ -199,17 +174,15 @@ class Deliveries:
             Note(shard, key[keys.INDEX_PREFIX_BYTES :], decode_notification(value), backlog=True)
             for key, value in self._rows(number, keys.OUTBOX)
         ]
-        if outbox:
-            log.info("shard %d: %d notifications are to be delivered", number, len(outbox))
-            self.outbox.add(outbox)
-            self._pump_soon()
         for key, _ in self._rows(number, keys.DELAYED):
             duties.delayed += 1
             duties.delayed_due = min(duties.delayed_due, keys.read_due_key(key)[0])
         duties.letters = sum(1 for _ in self._rows(number, keys.LETTERS))
-        for key, _ in self._rows(number, keys.ALARMS):
-            duties.alarm_due = keys.read_due_key(key)[0]
-            break
+        self.alarms.load(shard)
+        if outbox:
+            log.info("shard %d: %d notifications are to be delivered", number, len(outbox))
+            self.outbox.add(outbox)
+            self._pump_soon()
 
     def _rows(self, shard: int, index: int) -> Iterable[tuple[bytes, bytes]]:
         prefix = keys.index_prefix(shard, index)
@@ -220,6 +193,7 @@ class Deliveries:
         for shard in shards:
             self._failing.pop(shard, None)
             self._duties.pop(shard, None)
+            self.alarms.drop(shard)
         self.outbox.drop(shards)
 
     def follow(self, paused: frozenset[tuple[str, str]]) -> None:
@@ -227,8 +201,7 @@ class Deliveries:
         if paused != self._paused:
             self._paused = paused
             self.outbox.resumed(self.paused)
-            for duties in self._duties.values():
-                duties.alarm_not_before = duties.alarm_pause = 0.0
+            self.alarms.resumed()
             self._pump_soon()
 
     def paused(self, target: Target) -> bool:
@@ -241,24 +214,24 @@ class Deliveries:
         """Take up shards that serve by now, move and fire what is due. What is wrong with one shard does not stop the others."""
         now, wall = boottime(), _now_ms()
         self.show()  # what is committed may be staged still: an index that is read has to be complete
-        self._looked = 0
+        look = Look(_SCAN_MAX)
         shards = sorted(self._shards.serving(now), key=lambda shard: shard.number)
         first = self._first % len(shards) if shards else 0
         for i, shard in enumerate((*shards[first:], *shards[:first])):
             if self._failing.get(shard, 0.0) > now:
                 continue
             try:
-                self._do_duties(shard, wall)
+                self._do_duties(shard, wall, look)
             except Exception:
                 log.exception("shard %d: its notifications and alarms cannot be read; tried again in %.0f s", shard.number, _BROKEN_S)
                 self._failing[shard] = now + _BROKEN_S
-            if self._looked >= _SCAN_MAX:
+            if not look.left:
                 self._first = first + i + 1
                 break
         self._sweep_marks(wall)
         self._pump()
 
-    def _do_duties(self, shard: Shard, wall: int) -> None:
+    def _do_duties(self, shard: Shard, wall: int, look: Look) -> None:
         duties = self._known(shard)
         if not self._may_write(shard):
             return
@@ -267,26 +240,25 @@ class Deliveries:
             for key, value in owed.items():  # one by one: an entry that is full is closed
                 self.write(shard, [(key, value)])
         if duties.delayed_due <= wall:
-            self._move_delayed(shard, duties, wall)
-        if duties.alarm_due <= wall and duties.alarm_not_before <= self._loop.time():
-            self._fire_due(shard, duties, wall)
+            self._move_delayed(shard, duties, wall, look)
+        self.alarms.fire_due(shard, wall, look)
 
     @staticmethod
     def _may_write(shard: Shard) -> bool:
         return shard.owned and not shard.closing and shard.read_only is None
 
-    def _move_delayed(self, shard: Shard, duties: _Duties, wall: int) -> None:
+    def _move_delayed(self, shard: Shard, duties: _Duties, wall: int, look: Look) -> None:
         """Put delayed notifications whose time has come into the outbox, behind what is there."""
         prefix = keys.index_prefix(shard.number, keys.DELAYED)
         rows: list[tuple[bytes, bytes | None]] = []
         notes: list[Note] = []
         size = 0
         for key, value in self._store.scan("state", prefix, keys.after(prefix)):
-            self._looked += 1
             due, _ = keys.read_due_key(key)
-            if due > wall or size > _MOVE_BYTES or self._looked > _SCAN_MAX:
+            if due > wall or size > _MOVE_BYTES or not look.left:
                 duties.delayed_due = due
                 break
+            look.left -= 1
             if key in self._moving:
                 continue
             self._moving.add(key)
@@ -295,73 +267,12 @@ class Deliveries:
             notes.append(note)
             size += len(value)
         else:
-            duties.delayed_due = _NEVER
+            duties.delayed_due = NEVER
         if notes:
             duties.delayed -= len(notes)
             moved = [key for key, value in rows if value is None]
             entry = self.write(shard, rows, notes)
             self.when_shown(entry, lambda: self._moving.difference_update(moved))
-
-    def _fire_due(self, shard: Shard, duties: _Duties, wall: int) -> None:
-        prefix = keys.index_prefix(shard.number, keys.ALARMS)
-        end = keys.due_key(shard.number, keys.ALARMS, wall + 1, b"")
-        start = max(prefix, duties.alarm_cursor)
-        from_the_start = not duties.alarm_cursor
-        now = self._loop.time()
-        looked = held = 0
-        for key, _ in self._store.scan("state", start, end):
-            due, rest = keys.read_due_key(key)
-            if self._looked >= _SCAN_MAX or len(self._firing) >= FIRING_MAX:
-                duties.alarm_cursor = key  # go on here
-                return
-            looked += 1
-            self._looked += 1
-            if key in self._firing:
-                continue
-            kind, name_of, raw = keys.read_ident(rest)
-            if kind not in self._app.kinds or self.paused((kind, name_of)):
-                held += 1
-                continue
-            if wall - due > _LATE_MS and not self._late.take(now):
-                duties.alarm_cursor = key
-                return
-            self._fire(shard, key, kind, name_of, raw.decode(), due)
-        duties.alarm_cursor = b""
-        if held and held == looked:  # nothing but what an operator holds back: look less and less often
-            duties.alarm_pause = min(_HELD_PAUSE_S, duties.alarm_pause * 2 or _AGAIN_S)
-            duties.alarm_not_before = now + duties.alarm_pause
-        elif looked or not from_the_start:
-            duties.alarm_pause = 0.0
-            duties.alarm_not_before = now + 0.05  # what fires now is still in the index
-        else:
-            following = next(iter(self._store.scan("state", end, keys.after(prefix))), None)
-            duties.alarm_due = _NEVER if following is None else keys.read_due_key(following[0])[0]
-
-    def _fire(self, shard: Shard, index_key: bytes, kind: str, key: str, name: str, due: int) -> None:
-        raw = self._store.get("state", keys.alarm_prefix(shard.number, kind, key) + name.encode())
-        if raw is None:
-            log.error("shard %d: an alarm %r of %s/%s is indexed and not there", shard.number, name, kind, key)
-            self.write(shard, [(index_key, None)])
-            return
-        self._firing.add(index_key)
-
-        def release() -> None:
-            self._firing.discard(index_key)
-
-        def written() -> None:
-            self._loop.call_later(0.05, release)
-
-        def done(error: pb.Error | None, ran: bool) -> None:
-            if error is None:
-                self.alarms_fired += 1
-                written()
-            elif not ran or error.code == pb.CODE_WRONG_OWNER:  # it was not the handler that failed
-                self._loop.call_later(2 * _AGAIN_S, release)
-            else:
-                self.alarms_failed += 1
-                self._turns.alarm_failed(kind, key, name, due, error, written)
-
-        self._turns.fire(kind, key, name, due, firing_id(kind, key, name, decode_alarm(raw)), done)
 
     # -- delivering
 
@@ -528,8 +439,8 @@ class Deliveries:
             "notification_retries": self.outbox.retries,
             "notifications_delayed": sum(duties.delayed for duties in self._duties.values()),
             "dead_letters": self.letters,
-            "alarms_fired": self.alarms_fired,
-            "alarms_failed": self.alarms_failed,
+            "alarms_fired": self.alarms.fired,
+            "alarms_failed": self.alarms.failed,
         }
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Protocol
+from collections.abc import AsyncIterator
 
 import msgspec
 from holdfast.ids import letter_id, letter_place
@@ -13,10 +12,9 @@ from holdfast.v1 import admin_pb2, objects_pb2
 from holdfast_cluster.clock import boottime
 
 from holdfast_node import keys
-from holdfast_node.delivery.alarms import firing_id
 from holdfast_node.delivery.deliveries import Deliveries
 from holdfast_node.delivery.outbox import Note
-from holdfast_node.delivery.records import AlarmRecord, Letter, decode_alarm, decode_letter, encode
+from holdfast_node.delivery.records import Letter, decode_alarm, decode_letter, encode
 from holdfast_node.shards import Shard, Shards
 from holdfast_node.store import Store
 
@@ -25,29 +23,13 @@ _PAGE_BYTES = 2 << 20
 _LOOK_MAX = 500  # rows between two chances for the loop to do something else
 
 
-class Alarms(Protocol):
-    """The engine, as far as it fires the alarm of a dead letter."""
-
-    def fire_letter(
-        self,
-        kind: str,
-        key: str,
-        name: str,
-        record: AlarmRecord,
-        row: bytes,
-        request_id: bytes,
-        done: Callable[[objects_pb2.Error | None, bool], None],
-    ) -> None: ...
-
-
 class Letters:
     """Lists, replays and drops dead letters, and lists alarms. Rows have their places in the order of (shard, key)."""
 
-    def __init__(self, store: Store, shards: Shards, deliveries: Deliveries, alarms: Alarms) -> None:
+    def __init__(self, store: Store, shards: Shards, deliveries: Deliveries) -> None:
         self._store = store
         self._shards = shards
         self._deliveries = deliveries
-        self._alarms = alarms
         self._changing: set[bytes] = set()
 
     async def letters(self, request: admin_pb2.DeadLettersRequest) -> admin_pb2.DeadLettersResponse:
@@ -161,8 +143,7 @@ class Letters:
                     else:
                         done.set_exception(RuntimeError(f"it failed again: {error.type} {error.message}"))
 
-            request_id = firing_id(notification.kind, notification.key, letter.alarm_name, letter.alarm)
-            self._alarms.fire_letter(notification.kind, notification.key, letter.alarm_name, letter.alarm, row, request_id, told)
+            self._deliveries.alarms.fire_letter(notification.kind, notification.key, letter.alarm_name, letter.alarm, row, told)
             return done
         rows: list[tuple[bytes, bytes | None]] = [(row, None)]
         notes = []

@@ -1,0 +1,237 @@
+"""Firing alarms: which are due, and what becomes of one that failed. In memory is only when each shard's next one is due.
+
+Alarms lie in an index by time; `fire_due` looks at those that are due and has each fire as a turn of its object, in which it is
+deleted or set to its next time (`alarms.py`). A failure is written down by another turn of the same object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from holdfast.alarms import Alarm
+from holdfast.app import App
+from holdfast.errors import NotFound
+from holdfast.ids import RequestIds, keyed_id
+from holdfast.v1 import objects_pb2 as pb
+
+from holdfast_node import keys
+from holdfast_node.delivery.alarms import Firing, Inside, LetterChange, firing_id, shown
+from holdfast_node.delivery.outbox import Bucket, Target
+from holdfast_node.delivery.records import AlarmRecord, Letter, Notification, decode_alarm, encode
+from holdfast_node.shards import Shard
+from holdfast_node.store import Store
+
+if TYPE_CHECKING:
+    from holdfast_node.activation import Activation
+
+log = logging.getLogger(__name__)
+
+FIRING_MAX = 256
+"""Alarms of a node that fire at once."""
+
+NEVER = 1 << 62
+
+_LATE_MS = 5_000  # an alarm that is so late is a part of a backlog
+_AGAIN_S = 1.0
+_SOON_S = 0.05
+_HELD_PAUSE_S = (0.5, 5.0)
+_FOR_EVER = 1 << 30
+
+Fired = Callable[[pb.Error | None, bool], None]
+"""Gets what came of a firing when that is committed, and whether the handler ran at all."""
+
+
+@dataclass(slots=True)
+class Look:
+    """How many rows of the indexes may still be looked at before the loop gets a chance to do something else."""
+
+    left: int
+
+
+class Turns(Protocol):
+    """The engine, as far as alarms need it."""
+
+    def run_inside(
+        self,
+        kind: str,
+        key: str,
+        request_id: bytes,
+        handler: Callable[[Activation], Firing | Inside],
+        done: Callable[[pb.Error | None], None],
+    ) -> None:
+        """Run a turn of Holdfast's own on an object; `done` gets its error, or None, when it is committed."""
+
+
+class Room(Protocol):
+    """The shell around it."""
+
+    def paused(self, target: Target) -> bool: ...
+    def letters_full(self, shard: Shard) -> bool: ...
+    def write(self, shard: Shard, rows: list[tuple[bytes, bytes | None]]) -> Any: ...
+
+
+@dataclass(slots=True)
+class _Next:
+    """When a shard is looked at next: `due` is its first alarm's Unix time in ms, `not_before` a time of the loop's clock."""
+
+    due: int = NEVER
+    not_before: float = 0.0
+    pause: float = 0.0
+    cursor: bytes = b""
+
+
+class AlarmClock:
+    """The alarms of the shards that a node owns."""
+
+    def __init__(self, app: App, store: Store, turns: Turns, room: Room, late_per_s: float) -> None:
+        self._app = app
+        self._store = store
+        self._turns = turns
+        self._room = room
+        self._loop = asyncio.get_running_loop()
+        self._late = Bucket(late_per_s, self._loop.time())
+        self._ids = RequestIds()
+        self._next: dict[Shard, _Next] = {}
+        self._firing: set[bytes] = set()
+        self.fired = 0
+        self.failed = 0
+
+    def load(self, shard: Shard) -> None:
+        """The shard is owned: find its first alarm."""
+        prefix = keys.index_prefix(shard.number, keys.ALARMS)
+        first = next(iter(self._store.scan("state", prefix, keys.after(prefix))), None)
+        self._next[shard] = _Next(NEVER if first is None else keys.read_due_key(first[0])[0])
+
+    def drop(self, shard: Shard) -> None:
+        """It is not owned any more."""
+        self._next.pop(shard, None)
+
+    def due_at(self, shard: Shard, due_ms: int) -> None:
+        """An alarm is set to this time."""
+        following = self._next[shard]
+        following.due = min(following.due, due_ms)
+
+    def resumed(self) -> None:
+        """What is paused has changed."""
+        for following in self._next.values():
+            following.not_before = following.pause = 0.0
+
+    def fire_due(self, shard: Shard, wall: int, look: Look) -> None:
+        """Have what is due at Unix time `wall` (ms) fire."""
+        coming = self._next[shard]
+        now = self._loop.time()
+        if coming.due > wall or coming.not_before > now:
+            return
+        prefix = keys.index_prefix(shard.number, keys.ALARMS)
+        end = keys.due_key(shard.number, keys.ALARMS, wall + 1, b"")
+        whole = not coming.cursor
+        looked = held = 0
+        for key, _ in self._store.scan("state", max(prefix, coming.cursor), end):
+            due, rest = keys.read_due_key(key)
+            if not look.left or len(self._firing) >= FIRING_MAX:
+                coming.cursor = key  # go on here
+                return
+            looked += 1
+            look.left -= 1
+            if key in self._firing:
+                continue
+            kind, name_of, raw = keys.read_ident(rest)
+            if kind not in self._app.kinds or self._room.paused((kind, name_of)):
+                held += 1
+                continue
+            if wall - due > _LATE_MS and not self._late.take(now):
+                coming.cursor = key
+                return
+            self._fire_indexed(shard, key, kind, name_of, raw.decode(), due)
+        coming.cursor = b""
+        if held and held == looked:  # nothing but what an operator holds back: look less and less often
+            least, most = _HELD_PAUSE_S
+            coming.pause = min(most, coming.pause * 2 or least)
+            coming.not_before = now + coming.pause
+        elif looked or not whole:
+            coming.pause = 0.0
+            coming.not_before = now + _SOON_S  # what fires now is still in the index
+        else:
+            following = next(iter(self._store.scan("state", end, keys.after(prefix))), None)
+            coming.due = NEVER if following is None else keys.read_due_key(following[0])[0]
+
+    def _fire_indexed(self, shard: Shard, index_key: bytes, kind: str, key: str, name: str, due: int) -> None:
+        raw = self._store.get("state", keys.alarm_prefix(shard.number, kind, key) + name.encode())
+        if raw is None:
+            log.error("shard %d: an alarm %r of %s/%s is indexed and not there", shard.number, name, kind, key)
+            self._room.write(shard, [(index_key, None)])
+            return
+        self._firing.add(index_key)
+
+        def release() -> None:
+            self._firing.discard(index_key)
+
+        def written() -> None:
+            self._loop.call_later(_SOON_S, release)
+
+        def done(error: pb.Error | None, ran: bool) -> None:
+            if error is None:
+                self.fired += 1
+                written()
+            elif not ran or error.code == pb.CODE_WRONG_OWNER:  # it was not the handler that failed
+                self._loop.call_later(_AGAIN_S, release)
+            else:
+                self.failed += 1
+                self._write_down(kind, key, name, due, error, written)
+
+        self.fire(kind, key, name, due, firing_id(kind, key, name, decode_alarm(raw)), done)
+
+    # -- turns
+
+    def fire(self, kind: str, key: str, name: str, due_ms: int, request_id: bytes, done: Fired) -> None:
+        """Have an alarm fire, if it is still there and due then."""
+        self._fire(kind, key, request_id, lambda activation: activation.alarms.begin(name, due_ms), done)
+
+    def fire_letter(self, kind: str, key: str, name: str, record: AlarmRecord, row: bytes, done: Fired) -> None:
+        """Have the alarm of a dead letter fire once more: the letter (at `row`) is gone if that goes well."""
+
+        def begin(activation: Activation) -> Alarm:
+            activation.storage.do_beside(LetterChange(gone=row), len(row))
+            return shown(name, record)
+
+        self._fire(kind, key, firing_id(kind, key, name, record), begin, done)
+
+    def _fire(self, kind: str, key: str, request_id: bytes, begin: Callable[[Activation], Alarm | None], done: Fired) -> None:
+        firing: Firing | None = None
+
+        def handler(activation: Activation) -> Firing:
+            nonlocal firing
+            if activation.kind.on_alarm is None:
+                raise NotFound(f"{activation.kind.name} has no on_alarm", definite=True)
+            firing = Firing(lambda: begin(activation))
+            return firing
+
+        self._turns.run_inside(kind, key, request_id, handler, lambda error: done(error, firing is not None and firing.ran))
+
+    def _write_down(self, kind: str, key: str, name: str, due_ms: int, error: pb.Error, done: Callable[[], None]) -> None:
+        """A firing failed: it fires again later, or is a dead letter."""
+
+        def fail(activation: Activation) -> None:
+            full = self._room.letters_full(activation.shard)
+            final = error.code == pb.CODE_APPLICATION and error.type == "Rejected" and not full
+            attempts_max = _FOR_EVER if full else activation.kind.retries.alarm_attempts
+            record = activation.alarms.fail(name, due_ms, attempts_max, final)
+            if record is not None:
+                told = f"{error.type}: {error.message}" if error.type else error.message
+                lost = Notification(
+                    kind, key, kind, key, "on_alarm", record.payload, record.scheduled_ms, record.attempt + 1, error=told
+                )
+                code = pb.Code.Name(error.code).removeprefix("CODE_")
+                raw = encode(Letter(lost, time.time_ns() // 1_000_000, code, told, record, name))
+                activation.storage.do_beside(LetterChange(raw), len(raw))
+                log.error("alarm %r of %s/%s is a dead letter after %d attempts: %s", name, kind, key, record.attempt + 1, told)
+
+        request_id = keyed_id(self._ids.next())
+        self._turns.run_inside(
+            kind, key, request_id, lambda activation: Inside("alarm failed", lambda: fail(activation)), lambda _: done()
+        )
