@@ -250,6 +250,10 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             return admin_pb2.PauseResponse(paused=_paused(view))
         if "/" in request.kind or len(request.key.encode()) > KEY_BYTES_MAX:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"name a kind, and a key of at most {KEY_BYTES_MAX} bytes")
+        if not request.resume:
+            kinds = {kind for answer in (await self._all_stats(view)).values() for kind in answer.kinds}
+            if kinds and request.kind not in kinds:
+                await context.abort(grpc.StatusCode.NOT_FOUND, f"no kind {request.kind!r}; there are {', '.join(sorted(kinds))}")
         key = self._keys.pause(request.kind, request.key)
         try:
             if request.resume:

@@ -131,6 +131,9 @@ async def test_pause_stops_deliveries_and_alarms_but_no_calls(client: Any, share
     code, out, _ = command(shared, "pause", "Receiver", "quiet")
     assert code == 0
     assert "paused: Receiver/quiet" in out
+    code, _, err = command(shared, "pause", "Reciever")
+    assert code == 1
+    assert "no kind 'Reciever'; there are" in err
     await asyncio.sleep(0.3)
     stub = client.get(Receiver, "quiet")
     await client.get(Sender, "s").send("quiet", 2)
