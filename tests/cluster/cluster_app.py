@@ -276,6 +276,33 @@ class Receiver(DurableObject):
         self.notify(Receiver, "x").take("undone", 1)
         self.set_alarm(timedelta(hours=1), timezone=UTC)  # type: ignore[arg-type]
 
+    def alarm_by_cron(self, expression: str, timezone: str) -> None:
+        self.set_alarm(every=expression, timezone=timezone)
+
+    def beyond_a_limit(self, how: str) -> None:
+        match how:
+            case "long name":
+                self.set_alarm(timedelta(1), "n" * 257)
+            case "large payload":
+                self.set_alarm(timedelta(1), payload=b"x" * (64 << 10))
+            case "too many":
+                for i in range(1001):
+                    self.set_alarm(timedelta(1), str(i))
+            case "no time zone":
+                self.set_alarm(datetime(2040, 1, 1))
+            case "never":
+                self.set_alarm()
+            case "year 9999":
+                self.set_alarm(datetime(9999, 12, 31, tzinfo=UTC))
+            case "misfire":
+                self.set_alarm(timedelta(1), misfire="twice")  # type: ignore[arg-type]
+            case "delay":
+                self.notify(Receiver, "x", delay=timedelta(days=367)).take("x", 1)
+            case "notify key":
+                self.notify(Receiver, "").take("x", 1)
+            case "arguments":
+                self.notify(Receiver, "x").take("x" * (4 << 20), 1)
+
     def alarm_at(self, second: int) -> None:
         self.set_alarm(datetime.fromtimestamp(second, UTC))
 
