@@ -257,7 +257,7 @@ class Dispatcher:
 
     def _open_pipes(self, view: View) -> None:
         here = self._local[0] if self._local is not None else None
-        wanted = {(m.id, m.address, m.incarnation): m for m in view.members.values() if m.id != here}
+        wanted = {(m.id, m.streams, m.incarnation): m for m in view.members.values() if m.id != here}
         for identity, member in wanted.items():
             if identity not in self._pipes:
                 self._pipes[identity] = RemotePipe(self, member)
@@ -277,7 +277,7 @@ class Dispatcher:
             return None
         if self._local is not None and owner.id == self._local[0]:
             return self._local[1]
-        remote = self._pipes.get((owner.id, owner.address, owner.incarnation))
+        remote = self._pipes.get((owner.id, owner.streams, owner.incarnation))
         return remote if remote is not None and remote.up else None
 
     # -- holding

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from holdfast_cluster.etcd import Changes, Etcd, Listing, WatchState
 from holdfast_cluster.etcdpb import etcd_pb2 as pb
-from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Keys, Member, Pause, Versioned, View, decode
+from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Heat, Keys, Member, Pause, Versioned, View, decode
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,13 @@ def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
     else:
         rows = ((event.type == pb.Event.PUT, event.kv) for event in update.events)
     settings, controller = view.settings, view.controller
-    members, assignments, drains, pauses = dict(view.members), dict(view.assignments), dict(view.drains), view.pauses
+    members, assignments, drains, heat, pauses = (
+        dict(view.members),
+        dict(view.assignments),
+        dict(view.drains),
+        dict(view.heat),
+        view.pauses,
+    )
     for there, row in rows:
         key = row.key.decode()
         if key.startswith(keys.shards):
@@ -101,6 +107,12 @@ def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
                 drains[node] = decode(row.value, Drain)
             else:
                 drains.pop(node, None)
+        elif key.startswith(keys.heats):
+            node = key[len(keys.heats) :]
+            if there:
+                heat[node] = decode(row.value, Heat)
+            else:
+                heat.pop(node, None)
         elif key.startswith(keys.pauses):
             kind, _, name = key[len(keys.pauses) :].partition("/")
             pauses = {what: pause for what, pause in pauses.items() if what != (kind, name)}
@@ -110,4 +122,4 @@ def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
             settings = decode(row.value, ClusterSettings) if there else None
         elif key == keys.controller:
             controller = row.value.decode() if there else ""
-    return View(update.revision, settings, members, assignments, controller, drains, pauses)
+    return View(update.revision, settings, members, assignments, controller, drains, pauses, heat)

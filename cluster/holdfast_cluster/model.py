@@ -7,6 +7,7 @@ Keys, all below `/holdfast/<cluster>/`, values JSON so that etcdctl shows them:
     incarnations/<node id>   how often the node's data directory was started, kept for ever
     shards/<number>          Assignment
     drains/<node id>         Drain: an operator wants the node to be given up
+    heat/<node id>           Heat: how busy the shards are that the node owns, under its lease
     pauses/<kind>/<key>      Pause: an operator has stopped deliveries and alarms to an object, or, without a key, to a kind
     controller               the node id of the controller, under its lease
 """
@@ -73,6 +74,8 @@ class Member(msgspec.Struct, frozen=True):
     host: str
     zone: str = ""
     weight: int = 1
+    streams: str = ""
+    """The address for streams (holdfast_cluster.streams); `address` is that for gRPC."""
     state: str = "active"
     """`active`, or `stopping`: it will be away for a moment, so it wants to own nothing; its copies stay."""
 
@@ -91,6 +94,13 @@ class Pause(msgspec.Struct, frozen=True):
     at: float
     """Seconds since 1970."""
     by: str = ""
+
+
+class Heat(msgspec.Struct, frozen=True):
+    """What a node says now and then of the shards that it owns."""
+
+    turns_per_s: Mapping[int, float]
+    """By shard, the busiest ones; the others are quiet."""
 
 
 class Assignment(msgspec.Struct, frozen=True):
@@ -129,6 +139,8 @@ class View(msgspec.Struct, frozen=True, dict=True):
     drains: Mapping[str, Drain] = {}
     pauses: Mapping[tuple[str, str], Pause] = {}
     """By kind and key; an empty key is the whole kind."""
+    heat: Mapping[str, Heat] = {}
+    """By node."""
 
     @cached_property
     def ring(self) -> Ring:
@@ -148,6 +160,12 @@ class View(msgspec.Struct, frozen=True, dict=True):
         if member is None:
             return "absent"
         return "draining" if node in self.drains else member.state
+
+    def heat_of(self, shard: int) -> float:
+        """Turns a second, as its owner said last; 0 for a quiet shard, and for one that nothing is known of."""
+        versioned = self.assignments.get(shard)
+        heat = self.heat.get(versioned.assignment.owner) if versioned is not None else None
+        return heat.turns_per_s.get(shard, 0.0) if heat is not None else 0.0
 
     def owner_of(self, shard: int) -> Member | None:
         """The member that may serve the shard now: its owner, present, in the incarnation that was assigned."""
@@ -176,6 +194,7 @@ class Keys:
         self.shards = self.prefix + "shards/"
         self.drains = self.prefix + "drains/"
         self.pauses = self.prefix + "pauses/"
+        self.heats = self.prefix + "heat/"
 
     def member(self, node: str) -> str:
         return self.members + node
@@ -185,6 +204,9 @@ class Keys:
 
     def drain(self, node: str) -> str:
         return self.drains + node
+
+    def heat(self, node: str) -> str:
+        return self.heats + node
 
     def pause(self, kind: str, key: str) -> str:
         return f"{self.pauses}{kind}/{key}"

@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from typing import Any, Protocol
+from typing import Protocol
 
-import grpc
-from holdfast.channels import open_channel
-from holdfast.frames import FrameWriter, ends
+from holdfast.frames import FrameWriter
 from holdfast.v1 import objects_pb2 as pb
 from holdfast.v1 import peer_pb2
 
 from holdfast_cluster.model import Member
+from holdfast_cluster.streams import Stream, StreamRefused, open_stream
 
 log = logging.getLogger(__name__)
 
-TARGET_METADATA = "holdfast-target"
-"""Who a pipe is meant for, as `node id:incarnation`; another process at that address refuses it."""
+PIPE = "pipe"
+"""The service of nodes that takes calls; see holdfast_cluster.streams."""
 
 _BACKOFF_S = (0.05, 1.0)
 
@@ -69,40 +68,39 @@ class RemotePipe:
 
     async def _run(self) -> None:
         backoff, longest = _BACKOFF_S
+        member = self._member
         while not self._retired:
-            channel = open_channel(self._member.address)
-            target = f"{self._member.id}:{self._member.incarnation}"
-            call: Any = channel.stream_stream("/holdfast.v1.Peer/Pipe")(metadata=((TARGET_METADATA, target),))
-            self._writer = FrameWriter(_pack, _size)
-            sending = asyncio.create_task(self._writer.run(call.write))
-            sending.add_done_callback(ends(call))
-            why = "the node ended it"
+            stream: Stream | None = None
+            sending: asyncio.Task[None] | None = None
             try:
-                while (frame := await call.read()) is not grpc.aio.EOF:
-                    response = peer_pb2.PipeResponse.FromString(frame)
-                    if not self.up:
-                        self.up = True
-                        backoff = _BACKOFF_S[0]
-                        self._end.on_pipe_up(self)
-                    self._end.on_revision(response.routes_revision)
-                    for reply in response.replies:
-                        self._end.on_reply(self, reply)
-            except grpc.aio.AioRpcError as error:
-                why = f"{error.code().name}: {error.details()}"
-            except Exception as error:  # whatever it was, a new connection is the answer
-                log.exception("pipe to %s", self._member.id)
-                why = repr(error)
+                stream = await open_stream(member.streams, PIPE, f"{member.id}:{member.incarnation}", self._received)
+                self._writer = FrameWriter(_pack, _size)
+                sending = stream.send_from(self._writer)
+                self.up = True
+                backoff = _BACKOFF_S[0]
+                self._end.on_pipe_up(self)
+                why = await stream.wait()
+            except (OSError, StreamRefused, ValueError) as error:
+                why = str(error)
             finally:
                 if self.up:
-                    log.info("pipe to %s at %s is down: %s", self._member.id, self._member.address, why)
+                    log.info("pipe to %s at %s is down: %s", member.id, member.streams, why)
                     self.up = False
                     self._end.on_pipe_down(self)
-                sending.cancel()
-                await asyncio.gather(sending, return_exceptions=True)
-                call.cancel()
-                await channel.close()
+                if stream is not None:
+                    stream.abort("the pipe is closed")
+                if sending is not None:
+                    sending.cancel()
+                    await asyncio.gather(sending, return_exceptions=True)
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
             backoff = min(backoff * 2, longest)
+
+    def _received(self, frame: bytes) -> None:
+        response = peer_pb2.PipeResponse.FromString(frame)
+        self._end.on_revision(response.routes_revision)
+        on_reply = self._end.on_reply
+        for reply in response.replies:
+            on_reply(self, reply)
 
 
 def _pack(calls: list[pb.Call]) -> bytes:

@@ -11,7 +11,8 @@ Rules, for each shard, the first that applies:
 - leave: a member that stops or drains owns nothing if anybody in sync can take over, at once and for all of its shards; one that
   stops is taken out of the in-sync sets as well, so that nobody waits for it, as long as enough others are in sync to write.
 - move, a few shards at a time: what the ring wants and is not there joins; then the owner is asked to hand over to the ring's
-  favourite; then what the ring does not want is asked to leave. Never fewer copies on the way than before.
+  favourite; then what the ring does not want is asked to leave. Never fewer copies on the way than before. Quiet shards begin,
+  the busiest come last: by then most of the load that makes a hand-over costly has other places to go.
 
 Members that are away for a moment (`expected`, or stopping) keep their place on the ring: a restart moves no data. When more than a
 third is away nothing moves at all, whatever the reason is; fail-over and repair go on.
@@ -73,6 +74,7 @@ class _Plan:
 
     def transitions(self) -> list[Transition]:
         out = []
+        movable = []
         for shard in range(self.shards):
             versioned = self.view.assignments.get(shard)
             if versioned is None:
@@ -88,9 +90,14 @@ class _Plan:
                 if to is None and self.copies > 1:  # moving the only copy needs what is not built yet
                     to, why = self._leave(shard, now), "leave"
                     if to is None and self.calm:
-                        to, why = self._move(shard, now), "move"
+                        movable.append(shard)
             if to is not None:
                 out.append(Transition(shard, versioned.revision, to, why))
+        for shard in sorted(movable, key=self._turn_to_move):
+            versioned = self.view.assignments[shard]
+            to = self._move(shard, versioned.assignment)
+            if to is not None:
+                out.append(Transition(shard, versioned.revision, to, "move"))
         return out
 
     def _form(self, shard: int) -> Assignment:
@@ -144,6 +151,10 @@ class _Plan:
         if gone:
             return msgspec.structs.replace(now, leaving=(*now.leaving, *gone))
         return None
+
+    def _turn_to_move(self, shard: int) -> tuple[bool, float]:
+        """Those with a copy too many are under way, and end first; then the quiet ones."""
+        return len(self.view.assignments[shard].assignment.in_sync) <= self.copies, self.view.heat_of(shard)
 
     def _move(self, shard: int, now: Assignment) -> Assignment | None:
         if now.owner not in self.active:

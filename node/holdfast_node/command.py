@@ -37,8 +37,10 @@ _SWITCH_INTERVAL_S = 0.0005  # the fsync thread gets the GIL back soon; with 5 m
     help="The data directory: this makes the node.",
 )
 @option("--name", help="First part of the node's id, fixed at the directory's first start.")
-@option("--listen", default="127.0.0.1:7401", help="Address for gateways and other nodes.")
+@option("--listen", default="127.0.0.1:7401", help="Address for gRPC: health, snapshots, what operators ask.")
 @option("--advertise", help="The address under which others reach it, if that is another one.")
+@option("--stream-listen", help="Address for streams: calls and replication. Default: any free port of the host of --listen.")
+@option("--stream-advertise", help="The address under which others reach that. Default: the host of --advertise, the listening port.")
 @option("--host", default="", help="Label of the machine, to keep copies apart. Default: the host name.")
 @option("--zone", default="", help="Label of the zone, to keep copies apart.")
 @option("--weight", default=1, help="Share of the shards, relative to the other nodes.")
@@ -65,6 +67,8 @@ def node(
     name: str | None,
     listen: str,
     advertise: str | None,
+    stream_listen: str | None,
+    stream_advertise: str | None,
     host: str,
     zone: str,
     weight: int,
@@ -96,11 +100,18 @@ def node(
     \b
     Examples:
       holdfast node shop/app.py --data /var/lib/holdfast --etcd-endpoints etcd-0:2379,etcd-1:2379
-      holdfast node shop.app --data ./data --workers 8 --listen 0.0.0.0:7401 --advertise 10.0.0.5:7401
+      holdfast node shop.app --data ./data --workers 8 --listen 0.0.0.0:7401 --stream-listen 0.0.0.0:7501 --advertise 10.0.0.5:7401
     """
     if workers > 1:
         raise SystemExit(
-            _supervise(sys.argv[1:], workers, data, listen, advertise, name, members_min or max(workers, replication or 3))
+            _supervise(
+                sys.argv[1:],
+                workers,
+                data,
+                {"listen": listen, "advertise": advertise, "stream-listen": stream_listen, "stream-advertise": stream_advertise},
+                name,
+                members_min or max(workers, replication or 3),
+            )
         )
     config = NodeConfig(
         app=app,
@@ -110,6 +121,8 @@ def node(
         name=name,
         listen=listen,
         advertise=advertise,
+        stream_listen=stream_listen,
+        stream_advertise=stream_advertise,
         host=host,
         zone=zone,
         weight=weight,
@@ -147,7 +160,7 @@ async def _run(config: NodeConfig) -> None:
 
 
 def _supervise(
-    arguments: list[str], workers: int, data: Path, listen: str, advertise: str | None, name: str | None, members_min: int
+    arguments: list[str], workers: int, data: Path, addresses: dict[str, str | None], name: str | None, members_min: int
 ) -> int:
     """Run `workers` nodes as processes of their own; start again one that ends by itself; end all on a signal."""
     stopping = False
@@ -161,21 +174,11 @@ def _supervise(
             process.terminate()
 
     def start(i: int) -> None:
-        host, _, port = listen.rpartition(":")
-        own = [
-            "--workers",
-            "1",
-            "--members-min",
-            str(members_min),
-            "--data",
-            str(data / str(i)),
-            "--listen",
-            f"{host}:{int(port) + i if int(port) else 0}",
-        ]
-        own += ["--name", f"{name or 'node'}-{i}"]
-        if advertise:
-            their_host, _, their_port = advertise.rpartition(":")
-            own += ["--advertise", f"{their_host}:{int(their_port) + i}"]
+        own = ["--workers", "1", "--members-min", str(members_min), "--data", str(data / str(i)), "--name", f"{name or 'node'}-{i}"]
+        for flag, address in addresses.items():
+            if address:
+                host, _, port = address.rpartition(":")
+                own += [f"--{flag}", f"{host}:{int(port) + i if int(port) else 0}"]
         processes[i] = subprocess.Popen([sys.executable, "-m", "holdfast", *arguments, *own])
 
     signal.signal(signal.SIGTERM, stop)

@@ -26,6 +26,10 @@ class NodeConfig:
     listen: str = "127.0.0.1:7401"
     advertise: str | None = None
     """Where others reach this node; the listening address when it is None."""
+    stream_listen: str | None = None
+    """Where calls and replication come in; any free port of the host of `listen` when it is None."""
+    stream_advertise: str | None = None
+    """Where others reach that; the host of `advertise` and the listening port when it is None."""
     host: str = ""
     """The machine, for keeping copies apart; the system's host name when empty."""
     zone: str = ""

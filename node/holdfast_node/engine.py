@@ -273,6 +273,7 @@ class Engine:
         activation.turn = turn
         activation.storage.begin()
         self.turns += 1
+        activation.shard.turns += 1
         self._starting = True
         if activation.instance is None and type(handler) is not Inside:
             turn.run(self._first(turn))

@@ -1,4 +1,4 @@
-"""The node's gRPC service: pipes that bring calls, replication from and to other nodes, and statistics."""
+"""What a node serves: streams of calls and of replication messages, and by gRPC snapshots, statistics and what operators ask."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 from holdfast.errors import WrongOwner, error_to_proto
-from holdfast.frames import FrameWriter, ends
+from holdfast.frames import BACKLOG_BYTES_MAX, FrameWriter
 from holdfast.v1 import admin_pb2, peer_pb2
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clock import boottime
-from holdfast_cluster.pipe import TARGET_METADATA, Pipe, PipeEnd
+from holdfast_cluster.pipe import PIPE, Pipe, PipeEnd
+from holdfast_cluster.streams import Hello, Service, Stream, StreamRefused
 
 from holdfast_node.delivery.letters import Letters
 from holdfast_node.engine import Engine
 from holdfast_node.liveness import Liveness
-from holdfast_node.replication.links import SENDER_METADATA, Links
-from holdfast_node.replication.snapshots import SnapshotReceiver
+from holdfast_node.replication.links import REPLICATE, Links
+from holdfast_node.replication.snapshots import SENDER_METADATA, TARGET_METADATA, SnapshotReceiver
 from holdfast_node.shards import Shard
 
 _ENVELOPE_BYTES = 50
@@ -29,7 +30,7 @@ _NOT_SERVING = error_to_proto(WrongOwner("this node serves nothing at the moment
 
 
 class PeerService:
-    """Serves `holdfast.v1.Peer`. `accepting` is cleared when the node drains."""
+    """Serves streams and `holdfast.v1.Peer`. `accepting` is cleared when the node drains."""
 
     def __init__(
         self,
@@ -53,12 +54,10 @@ class PeerService:
         self.accepting = True
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """What to register with the server. The pipe takes and gives bytes: frames are decoded here, once."""
+        """What to register with the gRPC server."""
         return grpc.method_handlers_generic_handler(
             "holdfast.v1.Peer",
             {
-                "Pipe": grpc.stream_stream_rpc_method_handler(self.pipe),
-                "Replicate": grpc.stream_stream_rpc_method_handler(self.replicate),
                 "Snapshot": grpc.stream_unary_rpc_method_handler(self.snapshot),
                 **{
                     name: grpc.unary_unary_rpc_method_handler(
@@ -83,6 +82,10 @@ class PeerService:
             },
         )
 
+    def services(self) -> dict[str, Service]:
+        """What to serve as streams."""
+        return {PIPE: self.pipe, REPLICATE: self.replicate}
+
     async def stats(self, request: admin_pb2.StatsRequest, context: Any) -> admin_pb2.StatsResponse:
         return self._stats()
 
@@ -104,38 +107,44 @@ class PeerService:
         assert self._letters is not None
         return await self._letters.alarms(request)
 
-    async def pipe(self, _: object, context: Any) -> None:
+    def pipe(self, hello: Hello, stream: Stream) -> Callable[[bytes], None]:
         """One gateway's, or node's, calls; until it goes away."""
-        await self._check_target(context)
-        await context.write(peer_pb2.PipeResponse(routes_revision=self._revision()).SerializeToString())
+        self._check_target(hello.target)
         port = _PipePort(self._pack)
-        sending = asyncio.create_task(port.writer.run(context.write))
-        sending.add_done_callback(ends(asyncio.current_task()))
+        asyncio.get_running_loop().call_soon(stream.answer, self._pack([]))  # how new our routes are
+        sending = stream.send_from(port.writer)
         deliver = self._engine.deliver
-        try:
-            while (frame := await context.read()) is not grpc.aio.EOF:
-                calls = _calls(frame)
-                if calls is None:
-                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a frame of calls")
-                if self.accepting and self._liveness.ok():
-                    for call in calls:
-                        deliver(call, port)
-                else:
-                    for call in calls:
-                        port.reply(call.id, b"", _NOT_SERVING, None)
-                await port.writer.drained()
-        except asyncio.CancelledError:
-            pass  # as in a gateway's session
-        finally:
+
+        def ended(_: object) -> None:
             port.closed = True
             sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
 
-    async def replicate(self, _: object, context: Any) -> None:
-        """One node's replication messages, and our answers; until it goes away."""
-        sender = await self._sender(context)
-        assert self._links is not None
-        await self._links.serve(sender, context)
+        def received(frame: bytes) -> None:
+            calls = _calls(frame)
+            if calls is None:
+                stream.abort("not a frame of calls")
+                return
+            if self.accepting and self._liveness.ok():
+                for call in calls:
+                    deliver(call, port)
+            else:
+                for call in calls:
+                    port.reply(call.id, b"", _NOT_SERVING, None)
+            if port.writer.backlog > BACKLOG_BYTES_MAX:
+                stream.pause_reading_while(port.writer.drained())
+
+        stream.ended.add_done_callback(ended)
+        return received
+
+    def replicate(self, hello: Hello, stream: Stream) -> Callable[[bytes], None]:
+        """One node's replication messages; until it goes away."""
+        self._check_target(hello.target)
+        sender = hello.sender.rpartition(":")[0]
+        if not sender:
+            raise StreamRefused("replication says which node it comes from")
+        if self._links is None:
+            raise StreamRefused("the cluster keeps single copies")
+        return self._links.receiver(sender, stream)
 
     async def snapshot(self, _: object, context: Any) -> bytes:
         """One shard from its owner."""
@@ -146,7 +155,10 @@ class PeerService:
 
     async def _sender(self, context: Any) -> str:
         """The node that a stream comes from, when it is meant for this one."""
-        await self._check_target(context)
+        try:
+            self._check_target(dict(context.invocation_metadata()).get(TARGET_METADATA, ""))
+        except StreamRefused as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         sender = dict(context.invocation_metadata()).get(SENDER_METADATA, "").rpartition(":")[0]
         if not sender:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"no {SENDER_METADATA} in the metadata")
@@ -154,10 +166,9 @@ class PeerService:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the cluster keeps single copies")
         return str(sender)
 
-    async def _check_target(self, context: Any) -> None:
-        target = dict(context.invocation_metadata()).get(TARGET_METADATA, "")
+    def _check_target(self, target: str) -> None:
         if target != self._identity():
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"meant for {target}, but this is {self._identity()}")
+            raise StreamRefused(f"meant for {target[:200]}, but this is {self._identity()}")
 
     def _pack(self, replies: list[_Reply]) -> bytes:
         """A frame of replies. Whether this node may still speak is asked here, as they leave."""

@@ -12,7 +12,7 @@ import grpc
 import msgspec
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from holdfast.app import App
-from holdfast.channels import SERVER_OPTIONS, bind
+from holdfast.channels import SERVER_OPTIONS, AddressInUse, bind
 from holdfast.processes import Stopped, process_stats, rss_bytes, unless_stopped
 from holdfast.v1 import admin_pb2
 from holdfast_cluster.clock import boottime
@@ -22,7 +22,9 @@ from holdfast_cluster.etcd import Etcd, EtcdError
 from holdfast_cluster.feed import ViewFeed
 from holdfast_cluster.membership import Membership, agree_on_settings
 from holdfast_cluster.model import ClusterSettings, Keys, Member, View
+from holdfast_cluster.streams import StreamServer
 
+from holdfast_node import heat
 from holdfast_node.commit import Entry, Flusher
 from holdfast_node.config import NodeConfig
 from holdfast_node.delivery.letters import Letters
@@ -34,8 +36,8 @@ from holdfast_node.replication import ReplicationSettings
 from holdfast_node.replication.disk import CopyStore
 from holdfast_node.replication.handover import Handovers
 from holdfast_node.replication.host import Replicas
-from holdfast_node.replication.links import CHANNEL_OPTIONS, Links
-from holdfast_node.replication.snapshots import SnapshotReceiver, SnapshotSender
+from holdfast_node.replication.links import Links
+from holdfast_node.replication.snapshots import CHANNEL_OPTIONS, SnapshotReceiver, SnapshotSender
 from holdfast_node.replication.swaps import EtcdSwaps
 from holdfast_node.replies import KeptReplies
 from holdfast_node.shards import Shard, Shards
@@ -134,11 +136,19 @@ class NodeServer:
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
         port = bind(server, config.listen)
         await server.start()
-        address = config.advertise or f"{config.listen.rpartition(':')[0]}:{port}"
+        streams = StreamServer(peer.services())
+        host = config.listen.rpartition(":")[0]
+        try:
+            stream_port = await streams.listen(config.stream_listen or f"{host}:0")
+        except AddressInUse:
+            await server.stop(None)
+            raise
+        address = config.advertise or f"{host}:{port}"
+        stream_address = config.stream_advertise or f"{address.rpartition(':')[0]}:{stream_port}"
         membership = Membership(
             etcd,
             keys,
-            Member(node_id, address, 0, config.host or socket.gethostname(), config.zone, config.weight),
+            Member(node_id, address, 0, config.host or socket.gethostname(), config.zone, config.weight, stream_address),
             directory,
             settings.id,
             config.lease_ttl_s,
@@ -190,6 +200,7 @@ class NodeServer:
                 ]
                 if replication is not None:
                     tasks.append(group.create_task(replication.run(), name="replication"))
+                    tasks.append(group.create_task(heat.tell(heat.Thermometer(shards), etcd, keys, membership), name="heat"))
                 try:
                     await unless_stopped(stop, membership.join())
                 except Stopped:
@@ -210,6 +221,7 @@ class NodeServer:
         finally:
             await membership.leave()
             await server.stop(_STOP_GRACE_S)
+            await streams.close()
             await dispatcher.close()
             if replication is not None:
                 await replication.links.close()

@@ -25,9 +25,22 @@ class Shard:
     `until`: while the clock (`boottime`) is below it, the node may answer for the shard: 0 when it may not at the moment.
     `closing`: it is about to be handed over, so no turn begins. `read_only`: why turns may not write at the moment. `replicated`:
     whether entries go to a log that others copy. `fresh_from`: a request whose id is older may have been run by an owner before.
+    `turns`: how many began.
     """
 
-    __slots__ = ("closing", "epoch", "fresh_from", "gathering", "number", "owned", "prefix", "read_only", "replicated", "until")
+    __slots__ = (
+        "closing",
+        "epoch",
+        "fresh_from",
+        "gathering",
+        "number",
+        "owned",
+        "prefix",
+        "read_only",
+        "replicated",
+        "turns",
+        "until",
+    )
 
     def __init__(self, number: int, epoch: int, replicated: bool = False) -> None:
         self.number = number
@@ -38,6 +51,7 @@ class Shard:
         self.until = 0.0
         self.closing = False
         self.read_only: str | None = None
+        self.turns = 0
         self.gathering: Entry | None = None
         self.fresh_from = id_prefix(time.time_ns() // 1_000_000 + CLOCKS_APART_MS)
 

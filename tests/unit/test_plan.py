@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import msgspec
-from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Member, Versioned, View
+from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Heat, Member, Versioned, View
 from holdfast_cluster.plan import MOVES_MAX, Transition, plan
 
 SETTINGS = ClusterSettings(shards=8, replication=1, id="c")
@@ -202,3 +202,34 @@ def test_of_two_that_stop_at_once_one_leaves_the_in_sync_set() -> None:
     others = [name for name in "abc" if name != owner]
     [leave] = [t for t in plan(stopping(picture, *others), 1) if t.shard == 0]
     assert len(leave.to.leaving) == 1
+
+
+def test_quiet_shards_move_first_and_the_busiest_last() -> None:
+    many = msgspec.structs.replace(THREE, shards=64)
+    formed = plan(view(*NODES[:3], settings=many), 3)
+    picture = view(*NODES[:4], assignments={t.shard: Versioned(t.to, 5) for t in formed}, settings=many)
+
+    def first_to_move(turns_per_s: dict[int, float]) -> list[int]:
+        heat = {node.id: Heat(turns_per_s) for node in NODES[:3]}
+        return [t.shard for t in plan(msgspec.structs.replace(picture, heat=heat), 1) if t.why == "move"]
+
+    low = first_to_move({shard: float(shard) for shard in range(64)})
+    high = first_to_move({shard: float(64 - shard) for shard in range(64)})
+    assert len(low) == len(high) == MOVES_MAX
+    assert low == sorted(low)
+    assert high == sorted(high, reverse=True)
+    assert max(low) < min(high)
+    told_by_another = {"e": Heat(dict.fromkeys(low, 1.0))}  # who does not own them
+    assert [t.shard for t in plan(msgspec.structs.replace(picture, heat=told_by_another), 1) if t.why == "move"] == low
+
+
+def test_a_busy_shard_that_moves_already_goes_on_moving() -> None:
+    picture, _ = settle(replicated(*NODES[:3]))
+    picture = replicated(*NODES[:4], assignments=dict(picture.assignments))
+    [one, *_] = [t for t in plan(picture, 1) if t.why == "move"]
+    now = one.to  # its copy is made by now
+    there = msgspec.structs.replace(now, in_sync=(*now.in_sync, *now.joining), joining=())
+    assignments = {**picture.assignments, one.shard: Versioned(there, 99)}
+    busy = {now.owner: Heat({one.shard: 1000.0})}
+    after = msgspec.structs.replace(picture, assignments=assignments, heat=busy)
+    assert one.shard in [t.shard for t in plan(after, 1)]

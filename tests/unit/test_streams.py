@@ -1,99 +1,299 @@
-"""Batching of a stream, and deadlines with one timer."""
+"""Streams of frames: what arrives, what is refused, what ends them."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import random
+from collections.abc import Callable
 
-from holdfast import frames
-from holdfast.deadlines import Deadlines
+import msgspec
+import pytest
+import uvloop
+from holdfast.channels import AddressInUse
+from holdfast.frames import FrameWriter
+from holdfast_cluster import streams
+from holdfast_cluster.streams import PROTOCOL, Hello, Stream, StreamRefused, StreamServer, open_stream
 
-
-async def written(messages: list[bytes], in_flight: int | None = None) -> list[list[bytes]]:
-    """The frames in which messages that are pushed at once leave."""
-    out: list[list[bytes]] = []
-    frame: list[bytes] = []
-
-    def pack(queue: list[bytes]) -> bytes:
-        nonlocal frame
-        frame = list(queue)
-        return b""
-
-    async def write(_: bytes) -> None:
-        out.append(frame)
-        await asyncio.sleep(0)
-
-    writer = frames.FrameWriter(pack, len, None if in_flight is None else lambda: in_flight)
-    task = asyncio.create_task(writer.run(write))
-    await asyncio.sleep(0)
-    for message in messages:
-        writer.push(message, len(message))
-    while sum(map(len, out)) < len(messages):
-        await asyncio.sleep(0)
-    await asyncio.wait_for(writer.drained(), 1)
-    task.cancel()
-    return out
+ME = "n-1:7"
 
 
-async def test_all_that_waits_leaves_in_one_frame_in_order() -> None:
-    messages = [bytes([i]) for i in range(40)]
-    assert await written(messages) == [messages]
+class Echo:
+    """Serves "echo"; keeps what it got and every stream."""
+
+    def __init__(self) -> None:
+        self.got: list[bytes] = []
+        self.streams: list[Stream] = []
+        self.hellos: list[Hello] = []
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def __call__(self, hello: Hello, stream: Stream) -> Callable[[bytes], None]:
+        if hello.target != ME:
+            raise StreamRefused(f"meant for {hello.target}")
+        self.hellos.append(hello)
+        self.streams.append(stream)
+
+        def received(frame: bytes) -> None:
+            if frame == b"poison":
+                raise RuntimeError("poison")
+            self.got.append(frame)
+            self.tasks.append(asyncio.create_task(stream.write(frame)))
+
+        return received
 
 
-async def test_frames_are_cut_by_number_and_by_bytes() -> None:
-    messages = [b"x"] * 300
-    assert [len(frame) for frame in await written(messages)] == [128, 128, 44]
-    large = [b"x" * 400_000] * 5
-    assert [len(frame) for frame in await written(large)] == [2, 2, 1]
-    assert [len(frame) for frame in await written([b"x" * (3 << 20)] * 2)] == [1, 1]
+def run(test: Callable[[Echo, str], object]) -> None:
+    """Run `test(echo, address)` beside a server, on the loop that nodes use."""
+
+    async def main() -> None:
+        echo = Echo()
+        server = StreamServer({"echo": echo})
+        port = await server.listen("127.0.0.1:0")
+        try:
+            await test(echo, f"127.0.0.1:{port}")  # type: ignore[misc]
+        finally:
+            await server.close()
+            await asyncio.gather(*echo.tasks, return_exceptions=True)
+
+    uvloop.run(main())
 
 
-async def test_a_queue_that_is_all_there_is_leaves_in_halves() -> None:
-    messages = [b"x"] * 64
-    assert [len(frame) for frame in await written(messages, in_flight=64)] == [32, 32]
-    assert [len(frame) for frame in await written(messages, in_flight=500)] == [64]
-    assert [len(frame) for frame in await written([b"x"] * 20, in_flight=20)] == [20]
+async def raw(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, _, port = address.rpartition(":")
+    return await asyncio.open_connection(host, int(port))
 
 
-async def test_a_producer_waits_while_too_much_is_queued() -> None:
-    blocked = asyncio.Event()
-
-    async def write(_: bytes) -> None:
-        await blocked.wait()
-
-    writer: frames.FrameWriter[bytes] = frames.FrameWriter(lambda queue: b"", len)
-    task = asyncio.create_task(writer.run(write))
-    for _ in range(20):
-        writer.push(b"x" * (1 << 20), 1 << 20)
-    waiting = asyncio.create_task(writer.drained())
-    await asyncio.sleep(0.02)
-    assert not waiting.done()
-    blocked.set()
-    await asyncio.wait_for(waiting, 1)
-    task.cancel()
+def framed(payload: bytes) -> bytes:
+    return len(payload).to_bytes(4, "little") + payload
 
 
-@dataclass
-class Waiting:
-    deadline: float
+HELLO = framed(msgspec.msgpack.encode(Hello(PROTOCOL, "echo", ME)))
 
 
-async def test_deadlines_fire_in_time_and_once() -> None:
-    loop = asyncio.get_running_loop()
-    pending: dict[int, Waiting] = {}
-    fired: list[int] = []
+async def answer(reader: asyncio.StreamReader) -> list[str]:
+    size = int.from_bytes(await reader.readexactly(4), "little")
+    return msgspec.msgpack.decode(await reader.readexactly(size), type=list[str])
 
-    def expire(entry: Waiting) -> None:
-        number = next(n for n, e in pending.items() if e is entry)
-        del pending[number]
-        fired.append(number)
 
-    deadlines = Deadlines(pending, expire)
-    for number, seconds in ((1, 0.10), (2, 0.02), (3, 60.0), (4, 0.05)):
-        pending[number] = Waiting(loop.time() + seconds)
-        deadlines.watch(pending[number].deadline)
-    del pending[4]  # it ended in time
-    await asyncio.sleep(0.25)
-    assert fired == [2, 1]
-    assert list(pending) == [3]
-    deadlines.close()
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def test_frames_of_every_size_arrive_whole_and_in_order() -> None:
+    async def test(echo: Echo, address: str) -> None:
+        back: list[bytes] = []
+        stream = await open_stream(address, "echo", ME, back.append, "n-2:3")
+        rng = random.Random(5)
+        sizes = [1, 2, 3, 65_531, 65_532, 65_533, 65_536, 131_072, 1_000_000, 5] + [rng.randrange(1, 3000) for _ in range(500)]
+        frames = [rng.randbytes(size) for size in sizes]
+        for frame in frames:
+            await stream.write(frame)
+        await until(lambda: len(back) == len(frames))
+        assert echo.got == frames
+        assert back == frames
+        assert echo.hellos == [Hello(PROTOCOL, "echo", ME, "n-2:3")]
+        stream.close("done")
+        assert await stream.wait() == "done"
+        with pytest.raises(ConnectionResetError):
+            await stream.write(b"late")
+
+    run(test)
+
+
+def test_bytes_may_come_one_by_one() -> None:
+    async def test(echo: Echo, address: str) -> None:
+        reader, writer = await raw(address)
+        for byte in HELLO + framed(b"hello") + framed(b"") + framed(b"again"):
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0)
+        assert await answer(reader) == [""]
+        assert await reader.readexactly(18) == framed(b"hello") + framed(b"again")
+        writer.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("first", "why"),
+    [
+        (framed(msgspec.msgpack.encode(Hello(PROTOCOL, "echo", "other:1"))), "meant for other:1"),
+        (framed(msgspec.msgpack.encode(Hello(PROTOCOL, "nothing", ME))), "no service nothing"),
+        (framed(msgspec.msgpack.encode(Hello("holdfast-stream/9", "echo", ME))), "this is holdfast-stream/1, not holdfast-stream/9"),
+        (framed(b"GET / HTTP/1.1"), "this is holdfast-stream/1; the first frame says who speaks"),
+    ],
+)
+def test_who_is_not_meant_is_told_and_closed(first: bytes, why: str) -> None:
+    async def test(echo: Echo, address: str) -> None:
+        reader, writer = await raw(address)
+        writer.write(first + framed(b"not for you"))
+        assert await answer(reader) == [why]
+        assert await reader.read() == b""
+        assert not echo.got
+        writer.close()
+
+    run(test)
+
+
+def test_the_side_that_connects_hears_why_it_is_refused() -> None:
+    async def test(echo: Echo, address: str) -> None:
+        with pytest.raises(StreamRefused, match="meant for other:1"):
+            await open_stream(address, "echo", "other:1", lambda frame: None)
+        with pytest.raises(ConnectionRefusedError):
+            await open_stream("127.0.0.1:1", "echo", ME, lambda frame: None)
+        with pytest.raises(ValueError, match="no address"):
+            await open_stream("nowhere", "echo", ME, lambda frame: None)
+
+    run(test)
+
+
+def test_an_http_server_in_its_place_is_no_node() -> None:
+    async def main() -> None:
+        async def http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            writer.close()
+
+        server = await asyncio.start_server(http, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(ConnectionResetError, match=r"a frame of \d+ bytes; at most 4096"):
+            await open_stream(f"127.0.0.1:{port}", "echo", ME, lambda frame: None)
+        server.close()
+
+    uvloop.run(main())
+
+
+def test_a_first_frame_that_is_too_long_ends_the_connection_before_it_is_read() -> None:
+    async def test(echo: Echo, address: str) -> None:
+        reader, writer = await raw(address)
+        writer.write((5000).to_bytes(4, "little"))
+        assert await reader.read() == b""
+        writer.close()
+
+    run(test)
+
+
+def test_a_frame_that_is_too_long_ends_the_stream_and_takes_no_memory() -> None:
+    async def test(echo: Echo, address: str) -> None:
+        reader, writer = await raw(address)
+        writer.write(HELLO)
+        assert await answer(reader) == [""]
+        writer.write((0xFFFF_FFFF).to_bytes(4, "little"))
+        assert await reader.read() == b""
+        assert await echo.streams[0].wait() == "a frame of 4294967295 bytes; at most 67108864"
+        writer.close()
+
+    run(test)
+
+
+def test_a_frame_that_cannot_be_worked_on_ends_its_stream_and_no_other() -> None:
+    async def test(echo: Echo, address: str) -> None:
+        back: list[bytes] = []
+        one = await open_stream(address, "echo", ME, back.append)
+        two = await open_stream(address, "echo", ME, back.append)
+        await one.write(b"poison")
+        await one.wait()
+        await two.write(b"well")
+        await until(lambda: back == [b"well"])
+        two.close("done")
+
+    run(test)
+
+
+def test_who_does_not_say_who_it_is_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_GREETING_S", 0.2)
+    monkeypatch.setattr(streams, "_UNGREETED_MAX", 3)
+
+    async def test(echo: Echo, address: str) -> None:
+        silent = [await raw(address) for _ in range(3)]
+        reader, writer = await raw(address)  # one too many
+        assert await asyncio.wait_for(reader.read(), 0.19) == b""
+        writer.close()
+        for reader, writer in silent:
+            assert await reader.read() == b""
+            writer.close()
+        stream = await open_stream(address, "echo", ME, lambda frame: None)
+        stream.close("done")
+
+    run(test)
+
+
+def test_a_peer_that_falls_silent_is_given_up_and_one_that_is_idle_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_BEAT_S", 0.05)
+    monkeypatch.setattr(streams, "_SILENCE_S", 0.4)
+
+    async def test(echo: Echo, address: str) -> None:
+        idle = await open_stream(address, "echo", ME, lambda frame: None)
+        _, frozen = await raw(address)
+        frozen.write(HELLO)
+        await until(lambda: len(echo.streams) == 2)
+        assert await echo.streams[1].wait() == "nothing was heard for 0 s"
+        await asyncio.sleep(0.6)
+        assert not idle.ended.done()
+        assert not echo.streams[0].ended.done()
+        idle.close("done")
+        frozen.close()
+
+    run(test)
+
+
+def test_a_reader_that_does_not_read_stops_the_writer() -> None:
+    async def test(echo: Echo, address: str) -> None:
+        _, slow = await raw(address)
+        slow.write(HELLO)
+        await until(lambda: echo.streams)
+        writer: FrameWriter[bytes] = FrameWriter(b"".join, len)
+        sending = echo.streams[0].send_from(writer)
+        for _ in range(200):
+            writer.push(b"x" * 1_000_000, 1_000_000)
+        await asyncio.sleep(0.3)
+        assert writer.backlog > 150_000_000  # it waits with us, where it is counted, and not in the connection
+        slow.close()
+        await echo.streams[0].wait()
+        await until(sending.done)
+
+    run(test)
+
+
+def test_who_is_busy_reads_no_more_until_it_is_done() -> None:
+    async def test(echo: Echo, address: str) -> None:
+        stream = await open_stream(address, "echo", ME, lambda frame: None)
+        done = asyncio.Event()
+
+        async def busy() -> None:
+            await done.wait()
+
+        await stream.write(b"first")
+        await until(lambda: echo.got)
+        echo.streams[0].pause_reading_while(busy())
+        echo.streams[0].pause_reading_while(busy())  # once is enough
+        await stream.write(b"second")
+        await asyncio.sleep(0.1)
+        assert echo.got == [b"first"]
+        done.set()
+        await until(lambda: echo.got == [b"first", b"second"])
+        stream.close("done")
+
+    run(test)
+
+
+def test_a_writer_that_fails_ends_its_stream() -> None:
+    async def test(echo: Echo, address: str) -> None:
+        def pack(frames: list[bytes]) -> bytes:
+            raise RuntimeError("cannot be packed")
+
+        stream = await open_stream(address, "echo", ME, lambda frame: None)
+        writer: FrameWriter[bytes] = FrameWriter(pack, len)
+        stream.send_from(writer)
+        writer.push(b"x", 1)
+        assert await stream.wait() == "cannot be packed"
+
+    run(test)
+
+
+def test_an_address_that_is_taken_is_refused() -> None:
+    async def test(echo: Echo, address: str) -> None:
+        with pytest.raises(AddressInUse, match="cannot listen at"):
+            await StreamServer({}).listen(address)
+
+    run(test)

@@ -49,6 +49,8 @@ from holdfast_node.shards import Shard, Shards
 
 log = logging.getLogger(__name__)
 
+_TICKS_ROUND = 10
+
 
 class Swaps(Protocol):
     """Asks etcd to swap assignments; the answers come back to `Replicas.swapped`."""
@@ -106,8 +108,9 @@ class Replicas:
         self._touched: set[Copy] = set()
         self._done: list[Entry] = []
         self._copies: dict[int, Copy] = {}
+        self._in_turn: list[set[Copy]] = [set() for _ in range(_TICKS_ROUND)]
         for number, stored in copies.load().items():
-            self._copies[number] = self._new(number, stored)
+            self._new(number, stored)
 
     def copies(self) -> Iterable[Copy]:
         return self._copies.values()
@@ -180,9 +183,9 @@ class Replicas:
         self._now = boottime()
         self._ticks += 1
         hurry = self._now < self._hurry_until
-        for copy in list(self._copies.values()):
-            if hurry or (copy.number + self._ticks) % 10 == 0 or copy in self._restless:
-                self._do(copy, Tick())
+        due = self._copies.values() if hurry else self._restless | self._in_turn[self._ticks % _TICKS_ROUND]
+        for copy in list(due):
+            self._do(copy, Tick())
         self._end()
         self._flusher.write()
 
@@ -229,12 +232,15 @@ class Replicas:
     # -- one round
 
     def _new(self, number: int, stored: StoredCopy) -> Copy:
-        return Copy(number, Replica.start(self._node, self._incarnation, self._settings, stored, self._now))
+        copy = Copy(number, Replica.start(self._node, self._incarnation, self._settings, stored, self._now))
+        self._copies[number] = copy
+        self._in_turn[number % _TICKS_ROUND].add(copy)
+        return copy
 
     def _copy(self, number: int) -> Copy:
         copy = self._copies.get(number)
         if copy is None:
-            copy = self._copies[number] = self._new(number, StoredCopy())
+            copy = self._new(number, StoredCopy())
         return copy
 
     def _do(self, copy: Copy, event: Event, entry: Entry | None = None) -> None:

@@ -2,7 +2,7 @@
 
 Each node opens one stream to every other member, for all that it has to say to it: entries and heartbeats of shards that it owns, and
 acknowledgements for those of the other. Nothing comes back on a stream, so that both leave in one frame, and a frame carries the
-messages of many shards: a message of gRPC costs far more than what is in it. Messages may be lost when a stream breaks; the core
+messages of many shards: a frame costs far more than a message in it. Messages may be lost when a stream breaks; the core
 sends again what was not acknowledged.
 
 A frame is msgpack: `[[shard, message], ...]`, a message the array of its type's fields, led by the type's tag. Fields that a later
@@ -15,27 +15,18 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
-from typing import Any
 
-import grpc
 import msgspec
-from holdfast.channels import open_channel
-from holdfast.frames import FrameWriter, ends
+from holdfast.frames import FrameWriter
 from holdfast_cluster.model import Member, View
-from holdfast_cluster.pipe import TARGET_METADATA
+from holdfast_cluster.streams import Stream, StreamRefused, open_stream
 
 from holdfast_node.replication.events import Message, Replicate, WireMessage
 
 log = logging.getLogger(__name__)
 
-SENDER_METADATA = "holdfast-sender"
-MESSAGE_BYTES_MAX = 64 << 20
-"""The largest frame: one entry of the largest turn that gathered with others. Batches are cut far below."""
-CHANNEL_OPTIONS = [
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-]
-REPLICATE = "/holdfast.v1.Peer/Replicate"
+REPLICATE = "replicate"
+"""The service of nodes that takes these streams; see holdfast_cluster.streams."""
 
 _BACKLOG_BYTES_MAX = 64 << 20
 _BACKOFF_S = (0.05, 1.0)
@@ -100,29 +91,29 @@ class Link:
         backoff, longest = _BACKOFF_S
         member = self.member
         while not self._retired:
-            channel = open_channel(member.address, CHANNEL_OPTIONS)
-            metadata = ((TARGET_METADATA, f"{member.id}:{member.incarnation}"), (SENDER_METADATA, self._me()))
-            call: Any = channel.stream_stream(REPLICATE)(metadata=metadata)
-            self._writer = new_writer()
-            sending = asyncio.create_task(self._writer.run(call.write))
-            sending.add_done_callback(ends(call))
-            why = "it ended the stream"
+            stream: Stream | None = None
+            sending: asyncio.Task[None] | None = None
             try:
-                while await call.read() is not grpc.aio.EOF:  # the first word tells that it is whom we meant; no other comes
-                    self.up = True
-                    backoff = _BACKOFF_S[0]
-            except grpc.aio.AioRpcError as error:
-                why = f"{error.code().name}: {(error.details() or '')[:_EXPLAINED]}"
+                target = f"{member.id}:{member.incarnation}"
+                stream = await open_stream(member.streams, REPLICATE, target, lambda frame: None, self._me())
+                self._writer = new_writer()
+                sending = stream.send_from(self._writer)
+                self.up = True
+                backoff = _BACKOFF_S[0]
+                why = await stream.wait()
+            except (OSError, StreamRefused, ValueError) as error:
+                why = str(error)
             finally:
                 if self.up:
-                    log.info("replication to %s at %s is down: %s", member.id, member.address, why)
+                    log.info("replication to %s at %s is down: %s", member.id, member.streams, why[:_EXPLAINED])
                     self.up = False
                     if not self._superseded:
                         self._broke(member.id)
-                sending.cancel()
-                await asyncio.gather(sending, return_exceptions=True)
-                call.cancel()
-                await channel.close()
+                if stream is not None:
+                    stream.abort("the link is closed")
+                if sending is not None:
+                    sending.cancel()
+                    await asyncio.gather(sending, return_exceptions=True)
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
             backoff = min(backoff * 2, longest)
 
@@ -146,7 +137,7 @@ class Links:
                 link.retire()
                 if not link.up:
                     del self._links[name]
-            elif (member.address, member.incarnation) != (link.member.address, link.member.incarnation):
+            elif (member.streams, member.incarnation) != (link.member.streams, link.member.incarnation):
                 self._links.pop(name).supersede()
         for name, member in view.members.items():
             if name != self._node and (name not in self._links or self._links[name]._retired):
@@ -162,18 +153,18 @@ class Links:
         link = self._links.get(node)
         return link.member if link is not None and link.up else None
 
-    async def serve(self, sender: str, context: Any) -> None:
-        """One node's stream, until it ends."""
-        await context.write(b"")  # tells the other side that it is connected to whom it meant
-        try:
-            while (frame := await context.read()) is not grpc.aio.EOF:
-                try:
-                    messages = unpack(frame)
-                except msgspec.DecodeError as error:
-                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"not a frame of replication messages: {error}")
-                self._received(sender, messages)
-        except asyncio.CancelledError:
-            pass  # as in a gateway's session
+    def receiver(self, sender: str, stream: Stream) -> Callable[[bytes], None]:
+        """What takes the frames of one node's stream."""
+
+        def received(frame: bytes) -> None:
+            try:
+                messages = unpack(frame)
+            except msgspec.DecodeError as error:
+                stream.abort(f"not a frame of replication messages: {error}")
+                return
+            self._received(sender, messages)
+
+        return received
 
     async def close(self) -> None:
         await asyncio.gather(*(link.close() for link in self._links.values()))

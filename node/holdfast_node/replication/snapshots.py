@@ -21,18 +21,22 @@ import grpc
 import msgspec
 from holdfast.channels import open_channel
 from holdfast_cluster.clock import boottime
-from holdfast_cluster.pipe import TARGET_METADATA
+from holdfast_cluster.streams import FRAME_BYTES_MAX
 
 from holdfast_node import keys
 from holdfast_node.replication.disk import CopyStore, SnapshotFiles
 from holdfast_node.replication.events import Position, Snapshot
 from holdfast_node.replication.host import Replicas
-from holdfast_node.replication.links import CHANNEL_OPTIONS, SENDER_METADATA, Links
+from holdfast_node.replication.links import Links
 from holdfast_node.store import RowFiles, Store
 
 log = logging.getLogger(__name__)
 
 SNAPSHOT = "/holdfast.v1.Peer/Snapshot"
+TARGET_METADATA = "holdfast-target"
+"""Whom a snapshot is meant for, as `node id:incarnation`; another process at that address refuses it."""
+SENDER_METADATA = "holdfast-sender"
+CHANNEL_OPTIONS = [("grpc.max_receive_message_length", FRAME_BYTES_MAX), ("grpc.max_send_message_length", FRAME_BYTES_MAX)]
 _CHUNK_BYTES = 256 << 10
 _AT_A_TIME = 2
 _FAMILIES = ("state", "replies")

@@ -35,11 +35,6 @@ class PeerStub(object):
         Args:
             channel: A grpc.Channel.
         """
-        self.Pipe = channel.stream_stream(
-                '/holdfast.v1.Peer/Pipe',
-                request_serializer=holdfast_dot_v1_dot_peer__pb2.PipeRequest.SerializeToString,
-                response_deserializer=holdfast_dot_v1_dot_peer__pb2.PipeResponse.FromString,
-                _registered_method=True)
         self.Stats = channel.unary_unary(
                 '/holdfast.v1.Peer/Stats',
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.StatsRequest.SerializeToString,
@@ -60,11 +55,6 @@ class PeerStub(object):
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.AlarmsRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_admin__pb2.AlarmsResponse.FromString,
                 _registered_method=True)
-        self.Replicate = channel.stream_stream(
-                '/holdfast.v1.Peer/Replicate',
-                request_serializer=holdfast_dot_v1_dot_peer__pb2.Frame.SerializeToString,
-                response_deserializer=holdfast_dot_v1_dot_peer__pb2.Frame.FromString,
-                _registered_method=True)
         self.Snapshot = channel.stream_unary(
                 '/holdfast.v1.Peer/Snapshot',
                 request_serializer=holdfast_dot_v1_dot_peer__pb2.Frame.SerializeToString,
@@ -74,13 +64,6 @@ class PeerStub(object):
 
 class PeerServicer(object):
     """Missing associated documentation comment in .proto file."""
-
-    def Pipe(self, request_iterator, context):
-        """One stream from each gateway (or node, for the calls that turns make) to each node.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
 
     def Stats(self, request, context):
         """Missing associated documentation comment in .proto file."""
@@ -107,14 +90,6 @@ class PeerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Replicate(self, request_iterator, context):
-        """One stream from each node to each other one: frames of replication messages. Only the first answer says anything, that the stream
-        reached whom it was meant for.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def Snapshot(self, request_iterator, context):
         """One shard, from its owner to a replica that is too far behind for the log.
         """
@@ -125,11 +100,6 @@ class PeerServicer(object):
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Pipe': grpc.stream_stream_rpc_method_handler(
-                    servicer.Pipe,
-                    request_deserializer=holdfast_dot_v1_dot_peer__pb2.PipeRequest.FromString,
-                    response_serializer=holdfast_dot_v1_dot_peer__pb2.PipeResponse.SerializeToString,
-            ),
             'Stats': grpc.unary_unary_rpc_method_handler(
                     servicer.Stats,
                     request_deserializer=holdfast_dot_v1_dot_admin__pb2.StatsRequest.FromString,
@@ -150,11 +120,6 @@ def add_PeerServicer_to_server(servicer, server):
                     request_deserializer=holdfast_dot_v1_dot_admin__pb2.AlarmsRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_admin__pb2.AlarmsResponse.SerializeToString,
             ),
-            'Replicate': grpc.stream_stream_rpc_method_handler(
-                    servicer.Replicate,
-                    request_deserializer=holdfast_dot_v1_dot_peer__pb2.Frame.FromString,
-                    response_serializer=holdfast_dot_v1_dot_peer__pb2.Frame.SerializeToString,
-            ),
             'Snapshot': grpc.stream_unary_rpc_method_handler(
                     servicer.Snapshot,
                     request_deserializer=holdfast_dot_v1_dot_peer__pb2.Frame.FromString,
@@ -170,33 +135,6 @@ def add_PeerServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Peer(object):
     """Missing associated documentation comment in .proto file."""
-
-    @staticmethod
-    def Pipe(request_iterator,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.stream_stream(
-            request_iterator,
-            target,
-            '/holdfast.v1.Peer/Pipe',
-            holdfast_dot_v1_dot_peer__pb2.PipeRequest.SerializeToString,
-            holdfast_dot_v1_dot_peer__pb2.PipeResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
 
     @staticmethod
     def Stats(request,
@@ -296,33 +234,6 @@ class Peer(object):
             '/holdfast.v1.Peer/Alarms',
             holdfast_dot_v1_dot_admin__pb2.AlarmsRequest.SerializeToString,
             holdfast_dot_v1_dot_admin__pb2.AlarmsResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Replicate(request_iterator,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.stream_stream(
-            request_iterator,
-            target,
-            '/holdfast.v1.Peer/Replicate',
-            holdfast_dot_v1_dot_peer__pb2.Frame.SerializeToString,
-            holdfast_dot_v1_dot_peer__pb2.Frame.FromString,
             options,
             channel_credentials,
             insecure,

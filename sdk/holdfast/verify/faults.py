@@ -34,7 +34,7 @@ class Victims(LocalCluster):
         self.nodes = [f"n{i}" for i in range(1, nodes + 1)]
         self.gateway_port = free_port()
         self._formed = nodes
-        self._ports: dict[str, tuple[int, int]] = {}
+        self._ports: dict[str, tuple[int, int, int, int]] = {}
         self._data: dict[str, str] = {}
         self.proxies: dict[str, FaultProxy] = {}
 
@@ -53,13 +53,15 @@ class Victims(LocalCluster):
     async def node(self, name: str) -> None:
         """Start a node, on the data it had."""
         if name not in self._ports:
-            self._ports[name] = free_port(), free_port()
-            proxy = self.proxies[name] = FaultProxy(*self._ports[name])
+            self._ports[name] = free_port(), free_port(), free_port(), free_port()
+            outside, inside, streams_outside, streams_inside = self._ports[name]
+            proxy = self.proxies[name] = FaultProxy({outside: inside, streams_outside: streams_inside})
             await proxy.start()
-        outside, inside = self._ports[name]
+        outside, inside, streams_outside, streams_inside = self._ports[name]
         self.start_node(
             name, APP, "--members-min", str(self._formed), "--replication", str(self.replication),
             "--listen", f"127.0.0.1:{inside}", "--advertise", f"127.0.0.1:{outside}",
+            "--stream-listen", f"127.0.0.1:{streams_inside}", "--stream-advertise", f"127.0.0.1:{streams_outside}",
             "--data", str(self.folder / self._data.get(name, name)), "--repair-after", "5",
         )  # fmt: skip
 

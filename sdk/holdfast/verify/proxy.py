@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 
 
 class FaultProxy:
-    """Listens at a port of 127.0.0.1 and connects to another. `inward` and `outward` say whether bytes pass in that direction."""
+    """Listens at ports of 127.0.0.1 and connects each to another. `inward` and `outward` say whether bytes pass in that direction."""
 
-    def __init__(self, port: int, target: int) -> None:
-        self._port = port
-        self._target = target
-        self._server: asyncio.Server | None = None
+    def __init__(self, ports: dict[int, int]) -> None:
+        self._ports = ports
+        self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._passes = {"inward": asyncio.Event(), "outward": asyncio.Event()}
         self.mend()
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
+        for port, target in self._ports.items():
+            self._servers.append(await asyncio.start_server(partial(self._accept, target), "127.0.0.1", port))
 
     def cut(self, direction: str) -> None:
         """Pass nothing on in this direction, `inward` (to the target) or `outward`."""
@@ -30,18 +31,18 @@ class FaultProxy:
             event.set()
 
     async def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _accept(self, target: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
         try:
-            there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._target)
+            there_reader, there_writer = await asyncio.open_connection("127.0.0.1", target)
         except OSError:
             writer.close()
             self._tasks.discard(task)

@@ -1,0 +1,353 @@
+"""Streams of frames over TCP, for what the processes of a cluster say to each other many thousand times a second.
+
+A message of grpc.aio costs about 70 us of CPU on each side, whatever is in it; here it is 20 (docs/decisions/0006). Only pipes and
+replication use these streams; whatever is rare, and all that clients speak, is gRPC.
+
+On the wire a frame is its length, 4 bytes little-endian, and that many bytes. The first frame of a connection is a `Hello` from the
+side that opened it, the second the other's `_Answer`, both msgpack; what comes after belongs to the service that was named. An empty
+frame says that the sender is alive. Fields that a later version adds to the two come last and have defaults, so that neighbouring
+versions understand each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, cast
+
+import msgspec
+from holdfast.channels import AddressInUse, check_address
+from holdfast.frames import FrameWriter
+
+from holdfast_cluster.clock import boottime
+
+log = logging.getLogger(__name__)
+
+PROTOCOL = "holdfast-stream/1"
+FRAME_BYTES_MAX = 64 << 20
+"""The largest frame: one entry of the largest turn that gathered with others. Batches are cut far below."""
+
+_HELLO_BYTES_MAX = 4096
+_GREETING_S = 5.0
+"""How long the two first frames may take."""
+_UNGREETED_MAX = 256
+"""Connections that have not said who they are; more are closed at once."""
+_BEAT_S = 1.0
+_SILENCE_S = 5.0
+"""A peer that says nothing for so long is gone, or as good as gone."""
+_HEAD = 4
+_BUFFER_BYTES = 64 << 10
+
+
+class Hello(msgspec.Struct, array_like=True):
+    """Who opens a stream, to whom, and for which service. `target` and `sender` are `node id:incarnation`; a gateway has none."""
+
+    protocol: str
+    service: str
+    target: str
+    sender: str = ""
+
+
+class _Answer(msgspec.Struct, array_like=True):
+    refused: str = ""
+    """Why the stream is not served; empty when it is."""
+
+
+class StreamRefused(Exception):
+    """The other side does not serve the stream; the message is what it said."""
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_hello = msgspec.msgpack.Decoder(Hello).decode
+_decode_answer = msgspec.msgpack.Decoder(_Answer).decode
+
+
+class Stream(asyncio.BufferedProtocol):
+    """One connection. `received` gets each frame, on the loop; an exception that it raises ends the stream.
+
+    `ended` is resolved with the reason when the connection is over, by whichever side.
+    """
+
+    def __init__(self, received: Callable[[bytes], None], frame_bytes_max: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.received = received
+        self.frame_bytes_max = frame_bytes_max
+        self.ended: asyncio.Future[str] = self._loop.create_future()
+        self.peer = ""
+        self._why = ""
+        self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray(_BUFFER_BYTES)
+        self._start = 0  # what of the buffer is received and not handed on lies between the two
+        self._end = 0
+        self._room: asyncio.Future[None] | None = None
+        self._heard_at = self._beat_at = boottime()
+        self._said = True
+        self._beat: asyncio.TimerHandle | None = None
+        self._busy: asyncio.Task[None] | None = None
+
+    async def write(self, frame: bytes) -> None:
+        """Send a frame. Waits while the connection takes no more. Raises ConnectionResetError when it is over."""
+        while self._room is not None:
+            await asyncio.shield(self._room)
+        if self.ended.done() or self._why:
+            raise ConnectionResetError(self._why or "the connection is closed")
+        assert self._transport is not None
+        self._said = True
+        self._transport.writelines((len(frame).to_bytes(_HEAD, "little"), frame))
+
+    def send_from(self, writer: FrameWriter[Any]) -> asyncio.Task[None]:
+        """A task that sends the writer's frames; when it fails the stream ends. Whoever began it cancels it."""
+        task = asyncio.create_task(writer.run(self.write), name=f"frames to {self.peer}")
+
+        def done(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                if not isinstance(error, ConnectionResetError):
+                    log.error("frames to %s", self.peer, exc_info=error)
+                self.abort(str(error))
+
+        task.add_done_callback(done)
+        return task
+
+    async def wait(self) -> str:
+        """Wait until the stream is over; why it is."""
+        return await asyncio.shield(self.ended)
+
+    def answer(self, frame: bytes) -> None:
+        """Send a frame without waiting for room: one of the first two."""
+        assert self._transport is not None
+        self._transport.write(len(frame).to_bytes(_HEAD, "little") + frame)
+
+    def close(self, why: str) -> None:
+        """End the stream, after what was written has left."""
+        if not self.ended.done():
+            self._why = self._why or why
+            if self._transport is not None:
+                self._transport.close()
+
+    def abort(self, why: str) -> None:
+        """End the stream at once."""
+        if not self.ended.done():
+            self._why = self._why or why
+            if self._transport is not None:
+                self._transport.abort()
+
+    def pause_reading_while(self, busy: Coroutine[Any, Any, None]) -> None:
+        """Receive no more until this has returned; what was read already is still handed on."""
+        if self._busy is None and self._transport is not None and not self.ended.done():
+            self._transport.pause_reading()
+            self._busy = asyncio.create_task(busy)
+            self._busy.add_done_callback(self._resume_reading)
+        else:
+            busy.close()
+
+    def _resume_reading(self, _: object) -> None:
+        self._busy = None
+        self._heard_at = boottime()
+        if self._transport is not None and not self.ended.done():
+            self._transport.resume_reading()
+
+    # -- asyncio.BufferedProtocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if self._why:
+            self._transport.abort()  # given up before it began
+            return
+        self.peer = ":".join(str(part) for part in (transport.get_extra_info("peername") or ("?",))[:2])
+        self._beat = self._loop.call_later(_BEAT_S, self._on_beat)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._beat is not None:
+            self._beat.cancel()
+        if self._busy is not None:
+            self._busy.cancel()
+        self._why = self._why or (str(exc) if exc is not None else "it was closed by the other side")
+        self.resume_writing()
+        if not self.ended.done():
+            self.ended.set_result(self._why)
+
+    def pause_writing(self) -> None:
+        if self._room is None:
+            self._room = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        room, self._room = self._room, None
+        if room is not None and not room.done():
+            room.set_result(None)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return memoryview(self._buffer)[self._end :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._heard_at = boottime()
+        buffer, start = self._buffer, self._start
+        self._end = end = self._end + nbytes
+        while end - start >= _HEAD:
+            size = int.from_bytes(buffer[start : start + _HEAD], "little")
+            if size > self.frame_bytes_max:
+                self._start = self._end = 0
+                self.abort(f"a frame of {size} bytes; at most {self.frame_bytes_max}")
+                return
+            if end - start - _HEAD < size:
+                if start + _HEAD + size > len(buffer):
+                    self._make_room(start, size)
+                    return
+                break
+            start += _HEAD
+            if size:
+                frame = bytes(memoryview(buffer)[start : start + size])
+                start += size
+                try:
+                    self.received(frame)
+                except Exception:
+                    log.exception("a frame from %s", self.peer)
+                    self._start = self._end = 0
+                    self.abort("a frame could not be worked on")
+                    return
+                if self._why:
+                    self._start = self._end = 0
+                    return
+        if start == end:
+            self._start = self._end = 0
+            if len(buffer) > 4 * _BUFFER_BYTES:
+                self._buffer = bytearray(_BUFFER_BYTES)
+        elif len(buffer) - end < _HEAD:
+            self._make_room(start, 0)
+        else:
+            self._start = start
+
+    def _make_room(self, start: int, size: int) -> None:
+        """Move what is there to the beginning of a buffer that has room for a frame of this size."""
+        rest = self._buffer[start : self._end]
+        self._buffer = bytearray(max(_BUFFER_BYTES, _HEAD + size))
+        self._buffer[: len(rest)] = rest
+        self._start, self._end = 0, len(rest)
+
+    def _on_beat(self) -> None:
+        assert self._transport is not None
+        now = boottime()
+        if now - self._beat_at > 2 * _BEAT_S:
+            self._heard_at = now  # this process was asleep; what came meanwhile is not read yet
+        self._beat_at = now
+        if now - self._heard_at > _SILENCE_S and self._busy is None:
+            self.abort(f"nothing was heard for {_SILENCE_S:.0f} s")
+            return
+        if not self._said and self._room is None:
+            self._transport.write(bytes(_HEAD))
+        self._said = False
+        self._beat = self._loop.call_later(_BEAT_S, self._on_beat)
+
+
+async def open_stream(address: str, service: str, target: str, received: Callable[[bytes], None], sender: str = "") -> Stream:
+    """Connect to a service of the node `target` (`id:incarnation`), which answers that it is meant.
+
+    Raises OSError when nobody can be reached there, StreamRefused when whoever is there does not serve it, ValueError for what is
+    no address.
+    """
+    check_address(address)
+    host, _, port = address.rpartition(":")
+    loop = asyncio.get_running_loop()
+    answered: asyncio.Future[None] = loop.create_future()
+
+    def answer(frame: bytes) -> None:
+        try:
+            refused = _decode_answer(frame).refused
+        except msgspec.DecodeError:
+            refused = "it does not speak this protocol"
+        if refused:
+            answered.set_exception(StreamRefused(refused))
+            stream.close("it was refused")
+        else:
+            stream.received = received
+            stream.frame_bytes_max = FRAME_BYTES_MAX
+            answered.set_result(None)
+
+    def lost(ended: asyncio.Future[str]) -> None:
+        if not answered.done():
+            answered.set_exception(ConnectionResetError(ended.result()))
+
+    async with asyncio.timeout(_GREETING_S):
+        _, stream = await loop.create_connection(lambda: Stream(answer, _HELLO_BYTES_MAX), host, int(port))
+        stream.ended.add_done_callback(lost)
+        try:
+            stream.answer(_encode(Hello(PROTOCOL, service, target, sender)))
+            await answered
+        except BaseException:
+            stream.abort("it was given up")
+            if answered.done() and not answered.cancelled():
+                answered.exception()
+            raise
+    return stream
+
+
+Service = Callable[[Hello, Stream], Callable[[bytes], None]]
+"""Takes a new stream, and returns what its frames go to. Raises StreamRefused. It may not write before it returns."""
+
+
+class StreamServer:
+    """Accepts streams for the services that were given by name."""
+
+    def __init__(self, services: dict[str, Service]) -> None:
+        self._services = services
+        self._ungreeted: set[Stream] = set()
+        self._streams: set[Stream] = set()
+        self._server: asyncio.Server
+
+    async def listen(self, address: str) -> int:
+        """Listen at `host:port` (port 0: any free one); the port. Raises AddressInUse."""
+        check_address(address)
+        host, _, port = address.rpartition(":")
+        try:
+            self._server = await asyncio.get_running_loop().create_server(self._new, host, int(port), backlog=1024)
+        except OSError as error:
+            raise AddressInUse(f"cannot listen at {address} for streams: {error}") from None
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """Listen no longer, and end every stream."""
+        self._server.close()
+        streams = [*self._ungreeted, *self._streams]
+        for stream in streams:
+            stream.abort("this side stops")
+        await asyncio.gather(*(stream.ended for stream in streams))
+
+    def _new(self) -> Stream:
+        stream = Stream(lambda frame: self._greet(stream, too_late, frame), _HELLO_BYTES_MAX)
+        loop = asyncio.get_running_loop()
+        if len(self._ungreeted) < _UNGREETED_MAX:
+            too_late = loop.call_later(_GREETING_S, stream.abort, f"it did not say who it is within {_GREETING_S:.0f} s")
+        else:
+            too_late = loop.call_later(0.0, stream.abort, "too many connections that have not said who they are")
+        self._ungreeted.add(stream)
+
+        def forget(_: object) -> None:
+            too_late.cancel()
+            self._ungreeted.discard(stream)
+            self._streams.discard(stream)
+
+        stream.ended.add_done_callback(forget)
+        return stream
+
+    def _greet(self, stream: Stream, too_late: asyncio.TimerHandle, frame: bytes) -> None:
+        too_late.cancel()
+        self._ungreeted.discard(stream)
+        self._streams.add(stream)
+        refused = ""
+        try:
+            hello = _decode_hello(frame)
+            if hello.protocol != PROTOCOL:
+                refused = f"this is {PROTOCOL}, not {hello.protocol[:40]}"
+            elif (service := self._services.get(hello.service)) is None:
+                refused = f"no service {hello.service[:40]}"
+            else:
+                stream.received = service(hello, stream)
+                stream.frame_bytes_max = FRAME_BYTES_MAX
+        except msgspec.DecodeError:
+            refused = f"this is {PROTOCOL}; the first frame says who speaks"
+        except StreamRefused as error:
+            refused = str(error)
+        stream.answer(_encode(_Answer(refused)))
+        if refused:
+            log.info("a stream from %s is refused: %s", stream.peer, refused)
+            stream.close(refused)
