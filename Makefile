@@ -4,7 +4,7 @@ BIN := .venv/bin
 PROTOS := $(wildcard proto/holdfast/v1/*.proto)
 ETCD_PROTO := proto/holdfast_cluster/etcdpb/etcd.proto
 
-.PHONY: help run demo test check bench sim proto proto-fresh clean
+.PHONY: help run demo test check tools bench sim proto proto-fresh clean
 help:
 	@echo "make run    start the property example on a local cluster; it stays up until Ctrl-C"
 	@echo "make demo   the same, but ends by itself"
@@ -30,13 +30,20 @@ check: .venv/dev proto-fresh
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python deploy/grafana/build.py --check
 	$(BIN)/pytest tests/unit tests/property
 
-test: .venv/dev
+test: .venv/dev tools
 	@# Real processes mostly wait: the simulators run meanwhile, with what they leave.
 	@nice -n 19 $(BIN)/pytest tests/sim tests/unit tests/property --durations 5 > .venv/sim.log 2>&1 & sim=$$!; \
 	$(BIN)/pytest tests/cluster --durations 10; cluster=$$?; \
 	wait $$sim; sim=$$?; cat .venv/sim.log; exit $$((cluster + sim))
+
+tools:
+	@# A real Prometheus for the tests that ask for one; where it cannot be installed they say that they are skipped.
+	@command -v promtool > /dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
+	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends prometheus; } > /dev/null 2>&1 || \
+	echo "prometheus could not be installed"
 
 bench: .venv/dev
 	$(BIN)/holdfast bench $(BENCH)

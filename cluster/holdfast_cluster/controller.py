@@ -11,7 +11,7 @@ from holdfast_cluster.etcd import TXN_OPS_MAX, Etcd, EtcdError, at_revision, put
 from holdfast_cluster.feed import ViewFeed
 from holdfast_cluster.membership import Membership
 from holdfast_cluster.model import Keys, Member, View, encode
-from holdfast_cluster.plan import Transition, plan, too_many_away
+from holdfast_cluster.plan import REASONS, Transition, plan, too_many_away
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,16 @@ class Controller:
         self._repair_after_s = repair_after_s
         self._seen: dict[str, tuple[Member, float]] = {}  # kept by every node, so that whoever becomes the controller knows
         self._done: object = None
+        self.transitions: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
+        """Swaps of assignments that this node has made, by reason."""
         self.notice = ""
         """What the controller wants operators to know; empty on every other node, and when all is well."""
+
+    @property
+    def is_acting(self) -> bool:
+        """Whether this node is the controller, as far as it knows."""
+        me = self._membership.member
+        return me is not None and self._feed.view.controller == me.id
 
     async def run(self) -> None:
         """Stand for election whenever there is no controller, and act while being it. Ends by cancellation."""
@@ -123,7 +131,10 @@ class Controller:
         )
 
     async def _swap(self, batch: list[Transition]) -> int:
-        return await self._etcd.txn(
+        done = await self._etcd.txn(
             [at_revision(self._keys.shard(one.shard), one.revision) for one in batch],
             [put(self._keys.shard(one.shard), encode(one.to)) for one in batch],
         )
+        if done:
+            self.transitions.update(one.why for one in batch)
+        return done

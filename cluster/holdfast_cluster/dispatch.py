@@ -16,7 +16,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Protocol
 
 from holdfast.deadlines import Deadlines
@@ -30,6 +32,7 @@ from holdfast.errors import (
     error_to_proto,
 )
 from holdfast.ids import REQUEST_ID_BYTES
+from holdfast.metrics import Histogram
 from holdfast.v1 import objects_pb2 as pb
 
 from holdfast_cluster.feed import ViewFeed
@@ -76,7 +79,7 @@ class Origin(Protocol):
 class Pending:
     """A call on its way. `unknown`: an attempt was sent whose outcome nobody heard."""
 
-    __slots__ = ("call", "deadline", "late", "origin", "origin_id", "pipe", "shard", "size", "unknown")
+    __slots__ = ("call", "deadline", "late", "origin", "origin_id", "pipe", "shard", "size", "submitted", "unknown")
 
     def __init__(self, call: pb.Call, origin: Origin, shard: int, deadline: float, size: int) -> None:
         self.size = size
@@ -88,6 +91,7 @@ class Pending:
         self.pipe: Pipe | None = None
         self.unknown = False
         self.late = False
+        self.submitted = perf_counter()
 
 
 class _Held:
@@ -121,6 +125,12 @@ class Dispatcher:
         self._epochs: list[int] = []
         self._pipes: dict[tuple[str, str, int], RemotePipe] = {}
         self._ticking = False
+        self.seconds = Histogram()
+        """From `submit` to the answer."""
+        self._failed: Counter[int] = Counter()
+        self._refused: Counter[int] = Counter()  # at once, by `submit`
+        self.sent_again = 0
+        """Attempts beyond the first."""
         self._heard_revision = 0
         self._stale_since: float | None = None
         feed.listeners.append(self._on_view)
@@ -134,6 +144,25 @@ class Dispatcher:
     def held(self) -> int:
         """Calls that wait for their shard to be served."""
         return self._held_count
+
+    @property
+    def pipes_up(self) -> int:
+        """Nodes to which there is a connection."""
+        return sum(pipe.up for pipe in self._pipes.values())
+
+    @property
+    def stale_s(self) -> float:
+        """For how long nodes have worked with newer routes than these."""
+        self.ready()
+        return 0.0 if self._stale_since is None else self._loop.time() - self._stale_since
+
+    def codes(self) -> Counter[int]:
+        """Calls answered, by code; CODE_UNSPECIFIED is success."""
+        codes = Counter(dict.fromkeys(pb.Code.values(), 0))
+        codes.update(self._failed)
+        codes[pb.CODE_UNSPECIFIED] = self.seconds.count - self._failed.total()
+        codes.update(self._refused)
+        return codes
 
     def ready(self) -> bool:
         """Whether the routes are fresh: loaded, and not known to lag behind what nodes work with.
@@ -166,7 +195,9 @@ class Dispatcher:
             or len(call.request_id) != REQUEST_ID_BYTES
         ) and (error := self._refusal(call)) is not None:
             error.request_id = call.request_id
-            origin.push(pb.Reply(id=call.id, error=error_to_proto(error)), _ENVELOPE_BYTES)
+            told = error_to_proto(error)
+            self._refused[told.code] += 1
+            origin.push(pb.Reply(id=call.id, error=told), _ENVELOPE_BYTES)
             return
         shard = shard_of(call.kind, key, self._shards)
         deadline = self._loop.time() + (call.timeout_ms / 1000 or self._limits.timeout_s)
@@ -212,6 +243,9 @@ class Dispatcher:
         if pending.pipe is None:
             self._unhold(pending)
         self._drop(reply.id, pending)
+        self.seconds.observe(perf_counter() - pending.submitted)
+        if not result:
+            self._failed[reply.error.code] += 1
         reply.id = pending.origin_id
         pending.origin.push(reply, len(result) + _ENVELOPE_BYTES if result else reply.ByteSize())
 
@@ -340,6 +374,7 @@ class Dispatcher:
         for pending in calls:
             call = pending.call
             call.attempt += 1
+            self.sent_again += 1
             call.timeout_ms = max(1, int((pending.deadline - now) * 1000))
             pending.pipe = pipe
             pipe.send(call, pending.size)
@@ -400,4 +435,7 @@ class Dispatcher:
 
     def _fail(self, pending: Pending, error: HoldfastError) -> None:
         error.request_id = pending.call.request_id
-        pending.origin.push(pb.Reply(id=pending.origin_id, error=error_to_proto(error)), _ENVELOPE_BYTES)
+        told = error_to_proto(error)
+        self.seconds.observe(perf_counter() - pending.submitted)
+        self._failed[told.code] += 1
+        pending.origin.push(pb.Reply(id=pending.origin_id, error=told), _ENVELOPE_BYTES)

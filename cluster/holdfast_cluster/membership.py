@@ -98,6 +98,11 @@ class Membership:
         """The lease that the member's keys hang on."""
         return self._lease.id
 
+    @property
+    def lease_expires_at(self) -> float:
+        """When that lease has ended at the latest, on this membership's clock."""
+        return self._lease.expires_at
+
     async def join(self) -> None:
         """Register under a new incarnation; waits while etcd is away. Raises Refused for a directory that is behind."""
         for attempt in itertools.count():

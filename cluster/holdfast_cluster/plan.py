@@ -27,6 +27,9 @@ import msgspec
 
 from holdfast_cluster.model import Assignment, Member, View
 
+REASONS = ("formation", "fail-over", "restart", "repair", "leave", "move")
+"""Why an assignment changes: `Transition.why`."""
+
 MOVES_MAX = 4
 """Shards that move at a time."""
 

@@ -36,6 +36,7 @@ def gateway(
     replication: int | None,
     min_in_sync: int | None,
     points: int | None,
+    metrics_port: int | None,
     log_level: str,
     log_format: str,
 ) -> None:
@@ -51,6 +52,7 @@ def gateway(
         listen=listen,
         settings=explicit_settings(shards=shards, replication=replication, min_in_sync=min_in_sync, points=points),
         reflection=reflection,
+        metrics_port=metrics_port,
         drain_timeout_s=drain_timeout,
         dispatch=DispatchLimits(in_flight_max=in_flight_max, held_max=held_max),
     )

@@ -18,6 +18,8 @@ class GatewayConfig:
     """The cluster settings that were given explicitly: they must agree with the cluster's."""
     reflection: bool = False
     """Serve gRPC server reflection: for development, it tells everybody the API."""
+    metrics_port: int | None = None
+    """Where the page for Prometheus is, at the host of `listen`; 0: any free port; None: there is none."""
     drain_timeout_s: float = 10.0
     """How long calls under way may take when the gateway is stopped."""
     dispatch: DispatchLimits = field(default_factory=DispatchLimits)

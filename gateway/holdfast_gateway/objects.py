@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import grpc
@@ -32,6 +33,10 @@ class ObjectsService:
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
         self._ids = RequestIds()
+        self.sessions = 0
+        """Clients' sessions that are open."""
+        self.refused: Counter[str] = Counter({"draining": 0, "malformed": 0})
+        """Calls and sessions that were not let in, by reason."""
         self.draining = False
         """Set when the gateway stops: sessions end when their calls have, and no new call is taken."""
 
@@ -52,6 +57,7 @@ class ObjectsService:
     async def call(self, request: pb.CallRequest, context: Any) -> pb.CallResponse:
         """One call of any gRPC client. Its gRPC deadline is the call's."""
         if self.draining:
+            self.refused["draining"] += 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this gateway stops")
         is_json = request.WhichOneof("arguments") == "json"
         remaining = context.time_remaining()
@@ -99,13 +105,15 @@ class ObjectsService:
         sending = asyncio.create_task(writer.run(context.write))
         sending.add_done_callback(ends(asyncio.current_task()))
         submit = self._dispatcher.submit
-        await context.send_initial_metadata(())  # tells the client that it is connected
+        self.sessions += 1
         try:
+            await context.send_initial_metadata(())  # tells the client that it is connected
             while (frame := await context.read()) is not grpc.aio.EOF:
                 if self.draining:
                     break  # what was just read is not begun: the client sends it again, elsewhere
                 calls = _calls(frame)
                 if calls is None:
+                    self.refused["malformed"] += 1
                     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a frame of calls")
                 session.under_way += len(calls)
                 for call in calls:
@@ -118,6 +126,7 @@ class ObjectsService:
         except asyncio.CancelledError:
             pass  # the client went away, or the gateway stops: gRPC itself logs a cancelled handler as an error
         finally:
+            self.sessions -= 1
             self._dispatcher.forget(session)
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)

@@ -10,6 +10,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from holdfast.channels import SERVER_OPTIONS, bind
+from holdfast.metrics import Histogram, MetricsPage, measure_lag
 from holdfast.processes import Stopped, unless_stopped
 from holdfast.v1 import admin_pb2_grpc
 from holdfast_cluster.dispatch import Dispatcher
@@ -20,6 +21,7 @@ from holdfast_cluster.model import Keys
 
 from holdfast_gateway.admin import AdminService
 from holdfast_gateway.config import GatewayConfig
+from holdfast_gateway.metrics import GatewayMetrics
 from holdfast_gateway.objects import ObjectsService
 
 log = logging.getLogger(__name__)
@@ -63,14 +65,21 @@ class GatewayServer:
         if config.reflection:
             names = ("holdfast.v1.Objects", "holdfast.v1.Admin", health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
+        loop_lag = Histogram()
+        page: MetricsPage | None = None
         gc.collect()
         gc.freeze()  # what start-up made stays; the collector need not walk it again
         gc.set_threshold(50_000, 20, 50)
         try:
+            if config.metrics_port is not None:
+                metrics = GatewayMetrics(objects, dispatcher, feed, loop_lag)
+                page = MetricsPage(f"{config.listen.rpartition(':')[0]}:{config.metrics_port}", metrics.collect)
+                log.info("metrics at port %d", page.port)
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(feed.run(), name="view feed"),
                     group.create_task(_readiness(dispatcher, healthy), name="readiness"),
+                    group.create_task(measure_lag(loop_lag), name="loop lag"),
                 ]
                 await feed.until(lambda view: view.settings is not None or stop.is_set())
                 await server.start()
@@ -90,6 +99,8 @@ class GatewayServer:
             await server.stop(0.2)
             await dispatcher.close()
             await admin.close()
+            if page is not None:
+                await asyncio.to_thread(page.close)
         log.info("stopped")
 
 

@@ -20,6 +20,7 @@ from holdfast_node.delivery.alarms import ObjectAlarms
 from holdfast_node.delivery.deliveries import Deliveries
 from holdfast_node.outgoing import Notifier, ObjectCalls, Outgoing
 from holdfast_node.shards import Shard
+from holdfast_node.stats import KindStats
 from holdfast_node.store import Store
 from holdfast_node.turn import Turn
 
@@ -69,13 +70,23 @@ class Activation:
         "mailbox",
         "row_prefix",
         "shard",
+        "stats",
         "storage",
         "turn",
     )
 
     def __init__(
-        self, kind: Kind, key: str, shard: Shard, store: Store, limits: Limits, outgoing: Outgoing, deliveries: Deliveries
+        self,
+        kind: Kind,
+        key: str,
+        shard: Shard,
+        store: Store,
+        limits: Limits,
+        outgoing: Outgoing,
+        deliveries: Deliveries,
+        stats: KindStats,
     ) -> None:
+        self.stats = stats
         self.kind = kind
         self.key = key
         self.shard = shard

@@ -47,6 +47,10 @@ class Activations:
     def of_shards(self, shards: set[Shard]) -> list[Activation]:
         return [activation for activation in self._by_ident.values() if activation.shard in shards]
 
+    def kinds(self) -> Iterator[str]:
+        """The kind of each."""
+        return (kind for kind, _ in self._by_ident)
+
     def oldest(self) -> Activation | None:
         """The least recently used one."""
         return next(iter(self._by_ident.values()), None)

@@ -92,6 +92,7 @@ def node(
     replication: int | None,
     min_in_sync: int | None,
     points: int | None,
+    metrics_port: int | None,
     log_level: str,
     log_format: str,
 ) -> None:
@@ -109,6 +110,7 @@ def node(
                 workers,
                 data,
                 {"listen": listen, "advertise": advertise, "stream-listen": stream_listen, "stream-advertise": stream_advertise},
+                metrics_port,
                 name,
                 members_min or max(workers, replication or 3),
             )
@@ -123,6 +125,7 @@ def node(
         advertise=advertise,
         stream_listen=stream_listen,
         stream_advertise=stream_advertise,
+        metrics_port=metrics_port,
         host=host,
         zone=zone,
         weight=weight,
@@ -160,7 +163,13 @@ async def _run(config: NodeConfig) -> None:
 
 
 def _supervise(
-    arguments: list[str], workers: int, data: Path, addresses: dict[str, str | None], name: str | None, members_min: int
+    arguments: list[str],
+    workers: int,
+    data: Path,
+    addresses: dict[str, str | None],
+    metrics_port: int | None,
+    name: str | None,
+    members_min: int,
 ) -> int:
     """Run `workers` nodes as processes of their own; start again one that ends by itself; end all on a signal."""
     stopping = False
@@ -179,6 +188,8 @@ def _supervise(
             if address:
                 host, _, port = address.rpartition(":")
                 own += [f"--{flag}", f"{host}:{int(port) + i if int(port) else 0}"]
+        if metrics_port:
+            own += ["--metrics-port", str(metrics_port + i)]
         processes[i] = subprocess.Popen([sys.executable, "-m", "holdfast", *arguments, *own])
 
     signal.signal(signal.SIGTERM, stop)

@@ -19,7 +19,10 @@ import os
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Thread
+from time import perf_counter
 from typing import TYPE_CHECKING
+
+from holdfast.metrics import Histogram
 
 from holdfast_node.replication.disk import Replies, Rows, stage_changes
 from holdfast_node.shards import Shard
@@ -47,6 +50,7 @@ class Entry:
     __slots__ = (
         "abandoned",
         "applied",
+        "began",
         "bytes",
         "committed",
         "deletes",
@@ -63,6 +67,7 @@ class Entry:
     def __init__(self, shard: Shard) -> None:
         self.shard = shard
         self.seq = 0
+        self.began = perf_counter()
         self.rows: Rows = []
         self.deletes = False  # whether `rows` hold anything but puts
         self.replies: Replies = []
@@ -102,6 +107,7 @@ class Flusher:
         self._to_sync: SimpleQueue[list[Callable[[], None]] | None] = SimpleQueue()
         self._thread = Thread(target=self._sync, name="fsync", daemon=True)
         self._thread.start()
+        self.sync_seconds = Histogram()  # observed on that thread only
         self._batch: Batch | None = None
         self._visible: list[Entry] = []
         self._waiting: list[Callable[[], None]] = []
@@ -182,7 +188,9 @@ class Flusher:
         """The thread: one fsync for each list of waiters."""
         while (waiting := self._to_sync.get()) is not None:
             try:
+                began = perf_counter()
                 self._store.sync()
+                self.sync_seconds.observe(perf_counter() - began)
             except Exception:
                 self._die("fsync failed")
             self._loop.call_soon_threadsafe(self._synced, waiting)
@@ -225,6 +233,9 @@ class Committer:
         self._outstanding = 0
         self._patient = False  # an end of the patience is set
         self.entries = 0
+        self.entry_bytes = 0
+        self.commit_seconds = Histogram()
+        """From the first write of an entry to its commit."""
         flusher.gather = self._gather
 
     def entry(self, shard: Shard) -> Entry:
@@ -269,6 +280,7 @@ class Committer:
         self.entries += len(entries)
         for entry in entries:
             entry.shard.gathering = None
+            self.entry_bytes += entry.bytes
         if entries[0].shard.replicated:
             self._outstanding += len(entries)
             self._append(entries)

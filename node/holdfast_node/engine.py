@@ -13,8 +13,9 @@ import asyncio
 import inspect
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 from holdfast import codec
@@ -49,10 +50,12 @@ from holdfast_node.commit import Committer, Entry, Flusher
 from holdfast_node.delivery.alarms import AlarmChange, Firing, Inside, LetterChange
 from holdfast_node.delivery.deliveries import Deliveries
 from holdfast_node.delivery.outbox import OutboxLimits
+from holdfast_node.hottest import SAMPLE, Hottest
 from holdfast_node.outgoing import Notify, Outgoing
 from holdfast_node.replication.disk import Until
 from holdfast_node.replies import KeptReplies, fingerprint
 from holdfast_node.shards import Shard, Shards
+from holdfast_node.stats import KindStats
 from holdfast_node.store import Store
 from holdfast_node.turn import COMMITTING, DONE, ON_ACTIVATE_CALLS, QUEUED, RUNNING, ReplyPort, Turn
 
@@ -122,7 +125,13 @@ class Engine:
         self._starting = False
         self.turns = 0
         self.turns_failed = 0
+        self.activations_created = 0
         self.evictions = 0
+        self.stats: dict[str, KindStats] = {name: KindStats() for name in app.kinds}
+        for name, kind in app.kinds.items():
+            for method in kind.handlers:
+                _ = self.stats[name][method]  # shown as zero before the first call, so that rates begin there
+        self.hottest = Hottest(self._loop.time())
 
     @property
     def settled(self) -> Callable[[list[Entry]], None]:
@@ -136,6 +145,18 @@ class Engine:
     @property
     def in_flight(self) -> int:
         return len(self._in_flight)
+
+    @property
+    def limits(self) -> EngineLimits:
+        return self._limits
+
+    @property
+    def committer(self) -> Committer:
+        return self._committer
+
+    def active_kinds(self) -> Iterator[str]:
+        """The kind of each object in memory."""
+        return self._activations.kinds()
 
     @property
     def entries(self) -> int:
@@ -190,7 +211,11 @@ class Engine:
                 raise _overloaded(f"{self._limits.in_flight_max} calls are in flight on this node")
         except HoldfastError as error:
             error.request_id = request_id
-            port.reply(call.id, b"", error_to_proto(error, call.codec), None)
+            told = error_to_proto(error, call.codec)
+            if (stats := self.stats.get(call.kind)) is not None and call.method in stats:
+                refused = stats[call.method].refused
+                refused[told.code] = refused.get(told.code, 0) + 1
+            port.reply(call.id, b"", told, None)
             return
         self._enqueue(activation, call, handler, port)
 
@@ -233,8 +258,11 @@ class Engine:
         while len(self._activations) >= self._limits.activations_max:
             if not self._evict_oldest():
                 raise _overloaded(f"{self._limits.activations_max} objects are active and busy on this node")
-        activation = Activation(kind, call.key, shard, self._store, self._limits.storage, self._outgoing, self.deliveries)
+        activation = Activation(
+            kind, call.key, shard, self._store, self._limits.storage, self._outgoing, self.deliveries, self.stats[kind.name]
+        )
         self._activations.add(activation)
+        self.activations_created += 1
         return activation
 
     def _check_chain(self, call: pb.Call, activation: Activation) -> None:
@@ -274,6 +302,8 @@ class Engine:
         activation.storage.begin()
         self.turns += 1
         activation.shard.turns += 1
+        if not self.turns % SAMPLE:
+            self.hottest.note((activation.kind.name, activation.key))
         self._starting = True
         if activation.instance is None and type(handler) is not Inside:
             turn.run(self._first(turn))
@@ -308,6 +338,7 @@ class Engine:
         activation = turn.activation
         storage = activation.storage
         entry: Entry | None = None
+        turn.ended_at = perf_counter()
         if not activation.shard.owned:
             # The shard went away under it: nothing of it may be kept, and somebody else will run it.
             storage.rollback()
@@ -431,6 +462,7 @@ class Engine:
                 break
             turn = mailbox.popleft()
             if turn.state == QUEUED:
+                turn.began = perf_counter()
                 self._start(turn, self._loop.time())
         else:
             self._loop.call_soon(self._next, activation)
@@ -441,7 +473,10 @@ class Engine:
 
     def committed(self, entries: list[Entry]) -> None:
         """These entries are committed, or given up with their shard: answer those who wait for them."""
+        now = perf_counter()
         for entry in entries:
+            if entry.committed:
+                self._committer.commit_seconds.observe(now - entry.began)
             if (entry.notes is not None or entry.dues is not None) and entry.committed:
                 self.deliveries.committed(entry)
             for turn in entry.turns:
@@ -470,12 +505,13 @@ class Engine:
         self._activations.account(activation)
 
     def _finish(self, turn: Turn, result: bytes, error: pb.Error | None) -> None:
-        turn.state = DONE
         self._in_flight.pop(turn.request_id, None)
         shard = turn.activation.shard
         if not shard.owned and error is None:
             # Committed or not, this node may no longer speak for the shard; the next attempt finds the kept reply.
             result, error = b"", error_to_proto(_moved(shard.number))
+        turn.activation.stats[turn.handler.name].ended(turn.arrived, turn.began, turn.ended_at, perf_counter(), error)
+        turn.state = DONE
         turn.port.reply(turn.number, result, error, shard)
         for port, number in turn.also or ():
             port.reply(number, result, error, shard)

@@ -13,6 +13,7 @@ import msgspec
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from holdfast.app import App
 from holdfast.channels import SERVER_OPTIONS, AddressInUse, bind
+from holdfast.metrics import Histogram, MetricsPage, measure_lag
 from holdfast.processes import Stopped, process_stats, rss_bytes, unless_stopped
 from holdfast.v1 import admin_pb2
 from holdfast_cluster.clock import boottime
@@ -31,6 +32,7 @@ from holdfast_node.delivery.letters import Letters
 from holdfast_node.directory import DataDirectory
 from holdfast_node.engine import Engine
 from holdfast_node.liveness import Liveness, Watchdog
+from holdfast_node.metrics import NodeMetrics
 from holdfast_node.peer import LocalPipe, PeerService
 from holdfast_node.replication import ReplicationSettings
 from holdfast_node.replication.disk import CopyStore
@@ -186,16 +188,36 @@ class NodeServer:
         self._controller = controller = Controller(
             etcd, keys, feed, membership, settings.id, config.members_min or settings.replication, config.repair_after_s
         )
+        loop_lag = Histogram()
+        page: MetricsPage | None = None
         watchdog = Watchdog(liveness)
         watchdog.start()
         gc.collect()
         gc.freeze()  # what start-up made stays; the collector need not walk it again
         gc.set_threshold(50_000, 20, 50)
         try:
+            if config.metrics_port is not None:
+                metrics = NodeMetrics(
+                    engine,
+                    engine.committer,
+                    flusher,
+                    self._store,
+                    shards,
+                    replication,
+                    controller,
+                    membership,
+                    dispatcher,
+                    feed,
+                    loop_lag,
+                    config.memory_max_bytes,
+                )
+                page = MetricsPage(f"{host}:{config.metrics_port}", metrics.collect)
+                log.info("metrics at port %d", page.port)
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(feed.run(), name="view feed"),
                     group.create_task(self._tick(), name="ticker"),
+                    group.create_task(measure_lag(loop_lag), name="loop lag"),
                     group.create_task(controller.run(), name="controller"),
                 ]
                 if replication is not None:
@@ -220,6 +242,8 @@ class NodeServer:
                     task.cancel()
         finally:
             await membership.leave()
+            if page is not None:
+                await asyncio.to_thread(page.close)
             await server.stop(_STOP_GRACE_S)
             await streams.close()
             await dispatcher.close()
@@ -275,6 +299,7 @@ class NodeServer:
         while True:
             await asyncio.sleep(interval)
             self._engine.tick()
+            self._engine.hottest.tick(asyncio.get_running_loop().time())
             self._engine.deliveries.tick()
             if memory_max and rss_bytes() > memory_max:
                 self._engine.evict(0.05)

@@ -62,6 +62,8 @@ class Shards:
     def __init__(self, dropped: Callable[[set[Shard]], None]) -> None:
         self._dropped = dropped
         self._owned: dict[int, Shard] = {}
+        self.taken = 0
+        """How often a shard was taken under a new epoch."""
 
     def get(self, number: int) -> Shard | None:
         """The shard if this node owns it; whether it may answer for it now is told by `until`."""
@@ -78,6 +80,7 @@ class Shards:
         """Own a shard under a new epoch."""
         assert shard.number not in self._owned
         self._owned[shard.number] = shard
+        self.taken += 1
 
     def drop(self, shards: set[Shard]) -> None:
         """Own these no longer."""

@@ -7,7 +7,9 @@ costs much); `sync` is the one call that belongs on a thread. What was written i
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from rocksdict import (
@@ -27,6 +29,37 @@ FAMILIES = ("state", "replies", "log", "meta")
 _WAL_BYTES_MAX = 128 << 20  # what a start has to replay at most
 _BLOCK_CACHE_BYTES = 64 << 20
 _WRITE_BUFFER_BYTES = 32 << 20
+
+
+_SUMMED = {
+    "files_bytes": "rocksdb.total-sst-files-size",
+    "memtable_bytes": "rocksdb.cur-size-all-mem-tables",
+    "compaction_pending_bytes": "rocksdb.estimate-pending-compaction-bytes",
+    "keys": "rocksdb.estimate-num-keys",
+}
+_WHOLE = {
+    "block_cache_bytes": "rocksdb.block-cache-usage",  # one cache for all families
+    "compactions_running": "rocksdb.num-running-compactions",
+    "writes_stopped": "rocksdb.is-write-stopped",
+    "write_rate_limit": "rocksdb.actual-delayed-write-rate",
+}
+
+
+@dataclass(frozen=True)
+class StoreProperties:
+    """Bytes, but for what is named otherwise. `write_rate_limit`: bytes a second to which writes are slowed; 0: they are not."""
+
+    files_bytes: int
+    memtable_bytes: int
+    compaction_pending_bytes: int
+    keys: int
+    block_cache_bytes: int
+    compactions_running: int
+    writes_stopped: int
+    write_rate_limit: int
+    level0_files: int
+    disk_free_bytes: int
+    disk_size_bytes: int
 
 
 class StoreError(Exception):
@@ -153,6 +186,16 @@ class Store:
             for what in ("rocksdb.estimate-live-data-size", "rocksdb.cur-size-all-mem-tables"):
                 size += int(self._families[name].property_value(what) or 0)
         return size
+
+    def properties(self) -> StoreProperties:
+        """What RocksDB tells of itself, all families together."""
+        total = {
+            name: sum(int(family.property_value(what) or 0) for family in self._families.values()) for name, what in _SUMMED.items()
+        }
+        level0 = max(int(family.property_value("rocksdb.num-files-at-level0") or 0) for family in self._families.values())
+        whole = {name: int(self._db.property_value(what) or 0) for name, what in _WHOLE.items()}
+        disk = shutil.disk_usage(self.path)
+        return StoreProperties(level0_files=level0, disk_free_bytes=disk.free, disk_size_bytes=disk.total, **total, **whole)
 
     def ingest(self, family: str, files: list[Path]) -> None:
         """Take the rows of files that `RowFiles` wrote; the files are moved. Durable when this returns."""

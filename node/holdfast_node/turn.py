@@ -15,6 +15,7 @@ import asyncio.tasks
 import sys
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from holdfast.signature import Handler
@@ -70,12 +71,15 @@ class Turn:
         "_must_cancel",
         "activation",
         "also",
+        "arrived",
         "attempt",
+        "began",
         "call",
         "call_number",
         "calls_made",
         "deadline",
         "ended",
+        "ended_at",
         "error",
         "expired",
         "handler",
@@ -114,6 +118,8 @@ class Turn:
         self.call_number = 0
         self.result = b""
         self.error: pb.Error | None = None
+        self.arrived = self.began = perf_counter()
+        self.ended_at = 0.0
         self._coroutine: Coroutine[Any, Any, Any] | None = None
         self._context: Context | None = None
         self._fut_waiter: asyncio.Future[Any] | None = None

@@ -6,6 +6,7 @@ import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -21,8 +22,13 @@ from holdfast.options import option
 @option("--replication", type=click.IntRange(1, 7), help="Copies of each shard. Default: 3, or as many as there are nodes.")
 @option("--gateways", default=1, type=click.IntRange(1, 20), help="Gateways to run, at PORT and the ports after it.")
 @option("--port", default=7400, type=click.IntRange(1, 65_515), help="The first gateway's port.")
+@option(
+    "--metrics-port",
+    type=click.IntRange(1, 65_515),
+    help="Pages for Prometheus: the gateways' at this port and those after it, then the nodes'. Default: none.",
+)
 @option("--data", type=click.Path(path_type=Path, file_okay=False), help="Where data stays. Default: a temporary folder.")
-def dev(app: str, nodes: int, replication: int | None, gateways: int, port: int, data: Path | None) -> None:
+def dev(app: str, nodes: int, replication: int | None, gateways: int, port: int, metrics_port: int | None, data: Path | None) -> None:
     """Run etcd, nodes and gateways for APP on loopback until Ctrl-C, which ends every process that was started.
 
     \b
@@ -48,10 +54,11 @@ def dev(app: str, nodes: int, replication: int | None, gateways: int, port: int,
     cluster = LocalCluster(folder)
     try:
         cluster.start_etcd()
-        for i in range(1, nodes + 1):
-            cluster.start_node(f"n{i}", app, "--members-min", str(nodes), "--replication", str(copies))
+        pages = iter(() if metrics_port is None else range(metrics_port, metrics_port + gateways + nodes))
         for i in range(gateways):
-            cluster.start_gateway(f"gateway{i + 1}", port + i)
+            cluster.start_gateway(f"gateway{i + 1}", port + i, *_page(pages))
+        for i in range(1, nodes + 1):
+            cluster.start_node(f"n{i}", app, "--members-min", str(nodes), "--replication", str(copies), *_page(pages))
         deadline = time.monotonic() + READY_S
         while not stopping and not cluster.ready(f"127.0.0.1:{port}"):
             if time.monotonic() > deadline:
@@ -70,6 +77,11 @@ def dev(app: str, nodes: int, replication: int | None, gateways: int, port: int,
         cluster.stop()
         if data is None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _page(ports: Iterator[int]) -> tuple[str, ...]:
+    port = next(ports, None)
+    return () if port is None else ("--metrics-port", str(port))
 
 
 def _nodes_of(data: Path) -> int:

@@ -18,6 +18,14 @@ import msgspec
 from holdfast.v1 import objects_pb2 as pb
 
 
+def code_name(code: int) -> str:
+    """The name of a code on the wire as errors show it; `OK` for none. One that this version does not know is its number."""
+    if code == pb.CODE_UNSPECIFIED:
+        return "OK"
+    known = pb.Code.DESCRIPTOR.values_by_number.get(code)
+    return str(code) if known is None else known.name.removeprefix("CODE_")
+
+
 class HoldfastError(Exception):
     """Base of every error that Holdfast raises at a caller."""
 

@@ -16,7 +16,7 @@ def option(name: str, *rest: Any, **attributes: Any) -> Callable[[Any], Any]:
 
 
 def common_options(command: Any) -> Any:
-    """What nodes and gateways share: which etcd, which cluster, the cluster's settings, logging."""
+    """What nodes and gateways share: which etcd, which cluster, the cluster's settings, logging, metrics."""
     for add in reversed(
         [
             option(
@@ -40,6 +40,11 @@ def common_options(command: Any) -> Any:
                 "--points",
                 type=int,
                 help="Ring points per unit of weight, 128 at formation; must be what the cluster was formed with.",
+            ),
+            option(
+                "--metrics-port",
+                type=click.IntRange(0, 65_535),
+                help="Port of the page for Prometheus, at the host of --listen; 0: any free one. Default: no page.",
             ),
             option(
                 "--log-level",

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Coroutine
+from importlib import metadata
 from typing import Any, TypeVar
 
 import psutil
@@ -27,6 +28,11 @@ def process_stats() -> admin_pb2.ProcessStats:
         rss_bytes=_process.memory_info().rss,
         uptime_s=time.monotonic() - _started,
     )
+
+
+def version() -> str:
+    """The version of Holdfast that is installed."""
+    return metadata.version("holdfast")
 
 
 def rss_bytes() -> int:

@@ -54,7 +54,9 @@ class Processes(LocalCluster):
         return self.log(name).read_text()
 
     def exit_code(self, name: str, timeout_s: float = 30) -> int:
-        return self.processes.pop(name).wait(timeout_s)
+        code = self.processes[name].wait(timeout_s)
+        del self.processes[name]  # only now: one that does not end is to be stopped with the others
+        return code
 
     def connect(self, timeout: float = 40) -> holdfast.Client:
         return holdfast.connect(self.gateway, timeout=timeout)

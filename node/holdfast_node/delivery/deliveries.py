@@ -15,11 +15,13 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from holdfast.app import NOTIFY_AGE_MAX, App, Retries
+from holdfast.errors import code_name
 from holdfast.ids import keyed_id
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clock import boottime
 
 from holdfast_node import keys
+from holdfast_node.delivery.census import AlarmCensus
 from holdfast_node.delivery.firing import NEVER, AlarmClock, Look, Turns
 from holdfast_node.delivery.outbox import Dead, Delivered, Failed, Failure, Note, Outbox, OutboxLimits, Target
 from holdfast_node.delivery.records import Letter, decode_notification, encode
@@ -97,6 +99,7 @@ class Deliveries:
         self._paused: frozenset[tuple[str, str]] = frozenset()
         self._sweep: tuple[int, bytes] = (0, b"")
         self.alarms = AlarmClock(app, store, turns, self, limits.backlog_per_s)
+        self.census = AlarmCensus(store, shards)
 
     # -- what turns do
 
@@ -229,6 +232,7 @@ class Deliveries:
                 self._first = first + i + 1
                 break
         self._sweep_marks(wall)
+        self.census.tick(wall)
         self._pump()
 
     def _do_duties(self, shard: Shard, wall: int, look: Look) -> None:
@@ -458,7 +462,7 @@ class _Answer:
 
 
 def _failure(error: pb.Error) -> Failure:
-    code = pb.Code.Name(error.code).removeprefix("CODE_")
+    code = code_name(error.code)
     if error.code == pb.CODE_APPLICATION:
         return Failure(code, f"{error.type}: {error.message}", counts=True, final=error.type == "Rejected")
     return Failure(code, error.message, counts=error.code not in _NOT_COUNTED)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from holdfast.alarms import Alarm
 from holdfast.app import App
-from holdfast.errors import NotFound
+from holdfast.errors import NotFound, code_name
 from holdfast.ids import RequestIds, keyed_id
 from holdfast.v1 import objects_pb2 as pb
 
@@ -226,7 +226,7 @@ class AlarmClock:
                 lost = Notification(
                     kind, key, kind, key, "on_alarm", record.payload, record.scheduled_ms, record.attempt + 1, error=told
                 )
-                code = pb.Code.Name(error.code).removeprefix("CODE_")
+                code = code_name(error.code)
                 raw = encode(Letter(lost, time.time_ns() // 1_000_000, code, told, record, name))
                 activation.storage.do_beside(LetterChange(raw), len(raw))
                 log.error("alarm %r of %s/%s is a dead letter after %d attempts: %s", name, kind, key, record.attempt + 1, told)

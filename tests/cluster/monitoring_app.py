@@ -1,0 +1,54 @@
+"""Does a little of everything that metrics and traces tell of."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import holdfast
+from holdfast import App, DurableObject
+
+app = App()
+
+
+@app.kind("Shop", notify_attempts=1)
+class Shop(DurableObject):
+    async def sell(self, n: int) -> int:
+        sold = (self.storage.get("sold") or 0) + n
+        self.storage.put("sold", sold)
+        self.notify("Ledger", self.key).booked(n)
+        return sold
+
+    async def think(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    def sold(self) -> int:
+        return self.storage.get("sold") or 0
+
+    def fail(self) -> None:
+        self.storage.put("sold", -1)
+        raise RuntimeError("out of tea")
+
+    async def send_nonsense(self) -> None:
+        self.notify("Ledger", self.key).refused()
+
+    def remind(self, seconds: float) -> None:
+        self.set_alarm(timedelta(seconds=seconds), "reminder")
+
+    def on_alarm(self, alarm: holdfast.Alarm) -> None:
+        self.storage.put("reminded", True)
+
+    async def audit(self) -> int:
+        return await self.objects.get("Ledger", self.key).total()
+
+
+@app.kind("Ledger")
+class Ledger(DurableObject):
+    def booked(self, n: int) -> None:
+        self.storage.put("total", (self.storage.get("total") or 0) + n)
+
+    def refused(self) -> None:
+        raise holdfast.Rejected("never")
+
+    def total(self) -> int:
+        return self.storage.get("total") or 0

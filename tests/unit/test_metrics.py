@@ -1,0 +1,151 @@
+"""What is counted, and how it is shown."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from holdfast.errors import code_name
+from holdfast.metrics import Histogram, MetricsPage, counter, gauge, histogram, measure_lag
+from holdfast.v1 import objects_pb2 as pb
+from holdfast_node import keys
+from holdfast_node.delivery import census
+from holdfast_node.delivery.census import AlarmCensus
+from holdfast_node.hottest import HALVE_S, SAMPLE, SIZE, Hottest
+from holdfast_node.shards import Shard, Shards
+from holdfast_node.stats import KindStats
+from holdfast_node.store import Store
+from prometheus_client.core import Metric
+
+
+def test_a_histogram_counts_a_value_at_the_first_bound_that_holds_it() -> None:
+    seen = Histogram((0.1, 1.0))
+    for value in (0.0, 0.1, 0.10001, 1.0, 7.0):
+        seen.observe(value)
+    assert seen.buckets() == [("0.1", 2), ("1.0", 4), ("+Inf", 5)]
+    assert (seen.count, seen.total) == (5, pytest.approx(8.20001))
+
+
+def test_calls_are_counted_by_how_they_ended() -> None:
+    stats = KindStats()["m"]
+    failed = pb.Error(code=pb.CODE_APPLICATION)
+    at = 100.0
+    stats.ended(at, at, 100.2, 100.3, None)
+    stats.ended(at, 100.5, 101.0, 101.0, failed)  # waited for half a second
+    stats.ended(at, at, 0.0, 130.0, pb.Error(code=pb.CODE_DEADLINE))  # had no turn
+    stats.refused[pb.CODE_OVERLOADED] = 4
+    assert {code_name(code): n for code, n in stats.codes().items()} == {
+        "OK": 1, "APPLICATION": 1, "DEADLINE": 1, "OVERLOADED": 4,
+    }  # fmt: skip
+    assert (stats.total.count, stats.turn.count, stats.queue.count) == (3, 2, 1)
+    assert stats.total.total == pytest.approx(31.3)
+    assert stats.turn.total == pytest.approx(0.7)
+    assert stats.queue.total == pytest.approx(0.5)
+
+
+def test_a_code_of_a_later_version_has_its_number_for_a_name() -> None:
+    assert code_name(pb.CODE_UNSPECIFIED) == "OK"
+    assert code_name(pb.CODE_WRONG_OWNER) == "WRONG_OWNER"
+    assert code_name(4711) == "4711"
+
+
+async def test_a_page_shows_what_the_loop_has_counted_and_takes_no_other_port() -> None:
+    calls = Histogram((1.0,))
+    calls.observe(0.5)
+    loop_thread = threading.get_ident()
+
+    def collect() -> Iterator[Metric]:
+        assert threading.get_ident() == loop_thread
+        yield counter("x_calls", "Calls.", [(("a", "OK"), 3)], ("kind", "code"))
+        yield gauge("x_alive", "Alive.", 2)
+        yield histogram("x_seconds", "Seconds.", [(("a",), calls)], ("kind",))
+
+    page = MetricsPage("127.0.0.1:0", collect)
+    try:
+        url = f"http://127.0.0.1:{page.port}/metrics"
+        text = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=5).read().decode())
+        for line in (
+            'x_calls_total{code="OK",kind="a"} 3.0',
+            "x_alive 2.0",
+            'x_seconds_bucket{kind="a",le="+Inf"} 1.0',
+            'x_seconds_sum{kind="a"} 0.5',
+            "# TYPE x_seconds histogram",
+        ):
+            assert line in text, text
+        assert "process_resident_memory_bytes" in text
+    finally:
+        await asyncio.to_thread(page.close)
+    with pytest.raises(urllib.error.URLError):
+        await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=5))
+
+
+async def test_the_loop_s_lag_is_what_a_blocked_loop_costs() -> None:
+    lag = Histogram((0.05, 0.15, 10.0))
+    task = asyncio.create_task(measure_lag(lag, 0.01))
+    await asyncio.sleep(0.05)
+    threading.Event().wait(0.3)
+    await asyncio.sleep(0.05)
+    task.cancel()
+    assert lag.counts[2] == 1
+    assert lag.counts[0] >= 2
+
+
+def test_the_hottest_objects_are_found_among_very_many() -> None:
+    rng = random.Random(3)
+    hottest = Hottest(0.0)
+    wanted = Counter({("K", f"hot{i}"): 4000 // (i + 1) for i in range(5)})
+    turns = [ident for ident, n in wanted.items() for _ in range(n)] + [("K", f"cold{i}") for i in range(20_000)]
+    rng.shuffle(turns)
+    for ident in turns:
+        hottest.note(ident)
+    top = hottest.top(5, 10.0)
+    assert {ident for ident, _ in top} == set(wanted)
+    for ident, rate in top:
+        assert wanted[ident] <= rate * 10 / SAMPLE <= wanted[ident] + 20_000 / SIZE * 2  # never too few, and not many too many
+    assert len(hottest.top(1000, 10.0)) == SIZE
+
+
+def test_what_was_hot_long_ago_is_forgotten_and_rates_are_right_at_any_time() -> None:
+    hottest = Hottest(0.0)
+    now = 0.0
+    for _ in range(40):  # ten a second, for 200 s
+        now += 5.0
+        for _ in range(50):
+            hottest.note(("K", "steady"))
+        hottest.tick(now)
+        [(_, rate)] = hottest.top(9, now)
+        assert rate == pytest.approx(10 * SAMPLE, rel=0.01)
+    for _ in range(20):
+        now += HALVE_S
+        hottest.tick(now)
+    assert hottest.top(9, now) == []
+
+
+def test_alarms_are_counted_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(census, "ROWS", 10)
+    store = Store(tmp_path)
+    shards = Shards(lambda dropped: None)
+    now = 1_000_000
+    batch = store.batch()
+    for number in range(4):
+        shards.take(Shard(number, 1))
+        for i in range(number * 13):
+            batch.put("state", keys.due_key(number, keys.ALARMS, now - 5_000 + 1_000 * i, i.to_bytes(8, "big")), b"x")
+    batch.put("state", keys.due_key(9, keys.ALARMS, 1, b"not of ours"), b"x")
+    store.write(batch)
+    counting = AlarmCensus(store, shards)
+    steps = 0
+    while counting.pending == 0:
+        counting.tick(now)
+        steps += 1
+        assert steps < 100
+    assert steps > 6
+    assert (counting.pending, counting.late) == (78, 3 * 4)
+    store.close()
