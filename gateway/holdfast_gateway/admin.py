@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections import Counter, defaultdict
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
-from holdfast.channels import open_channel
 from holdfast.processes import process_stats
 from holdfast.v1 import admin_pb2, admin_pb2_grpc
 from holdfast_cluster.dispatch import KEY_BYTES_MAX, Dispatcher
 from holdfast_cluster.etcd import Etcd, EtcdError, at_revision, delete, put
 from holdfast_cluster.feed import ViewFeed
-from holdfast_cluster.model import Assignment, Drain, Keys, Member, Pause, View, encode
+from holdfast_cluster.model import Assignment, Drain, Keys, Pause, View, encode
 from holdfast_cluster.ring import shard_of
+
+from holdfast_gateway.inspection import ObjectAdmin, shard_status
+from holdfast_gateway.nodes import Nodes
 
 log = logging.getLogger(__name__)
 
-_STATS_TIMEOUT_S = 1.0
-_LIST_TIMEOUT_S = 20.0
 _PAGE_MAX = 1_000
 
-R = TypeVar("R")
 
-
-class AdminService(admin_pb2_grpc.AdminServicer):
+class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
     """Serves `holdfast.v1.Admin`."""
 
     def __init__(self, feed: ViewFeed, dispatcher: Dispatcher, etcd: Etcd, keys: Keys, cluster: str) -> None:
@@ -36,11 +33,10 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         self._keys = keys
         self._dispatcher = dispatcher
         self._cluster = cluster
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._nodes = Nodes(feed)
 
     async def close(self) -> None:
-        for channel in self._channels.values():
-            await channel.close()
+        await self._nodes.close()
 
     async def Status(self, request: admin_pb2.StatusRequest, context: Any) -> admin_pb2.StatusResponse:
         """The whole cluster, as this gateway sees it."""
@@ -61,7 +57,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             ),
         )
         response.paused.extend(_paused(view))
-        stats = await self._all_stats(view)
+        stats = await self._nodes.stats(view)
         assignments = [versioned.assignment for versioned in view.assignments.values()]
         response.moves.joining = sum(len(now.joining) for now in assignments)
         response.moves.handovers = sum(bool(now.handover) for now in assignments)
@@ -91,7 +87,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             response.nodes.append(status)
         response.problems.extend(self._problems(view, stats, owned))
         for shard in sorted(view.assignments):
-            response.assignments.append(_shard_status(shard, view.assignments[shard].assignment))
+            response.assignments.append(shard_status(shard, view.assignments[shard].assignment))
         return response
 
     async def Where(self, request: admin_pb2.WhereRequest, context: Any) -> admin_pb2.WhereResponse:
@@ -106,7 +102,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         response.shard.shard = shard
         versioned = view.assignments.get(shard)
         if versioned is not None:
-            response.shard.CopyFrom(_shard_status(shard, versioned.assignment))
+            response.shard.CopyFrom(shard_status(shard, versioned.assignment))
         owner = view.owner_of(shard)
         if owner is not None:
             response.address = owner.address
@@ -133,7 +129,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             copies=len(here) if placeable else 0,
             copies_that_stay=0 if placeable else len(here),
         )
-        stats = await self._all_stats(view)
+        stats = await self._nodes.stats(view)
         if placeable and node in stats:
             response.bytes = stats[node].data_bytes
             rates = [answer.move_rate for name, answer in stats.items() if answer.move_rate]
@@ -145,10 +141,10 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             if request.cancel:
                 await self._etcd.txn([], [delete(key)])
             else:
-                await self._etcd.txn([], [put(key, encode(Drain(time.time(), context.peer())))])
+                await self._etcd.txn([], [put(key, encode(Drain(time.time(), self.asked_by(context))))])
         except EtcdError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"etcd: {error}")
-        log.warning("%s of node %s, asked for by %s", "end of the drain" if request.cancel else "drain", node, context.peer())
+        log.warning("%s of node %s, asked for by %s", "end of the drain" if request.cancel else "drain", node, self.asked_by(context))
         return response
 
     async def ResetShard(self, request: admin_pb2.ResetShardRequest, context: Any) -> admin_pb2.ResetShardResponse:
@@ -183,12 +179,12 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"etcd: {error}; look at the status before you try again")
         if not done:
             await context.abort(grpc.StatusCode.ABORTED, "the assignment has changed meanwhile; look at the status")
-        log.critical("shard %d begins anew, its data is given up; asked for by %s", request.shard, context.peer())
-        return admin_pb2.ResetShardResponse(shard=_shard_status(request.shard, fresh))
+        log.critical("shard %d begins anew, its data is given up; asked for by %s", request.shard, self.asked_by(context))
+        return admin_pb2.ResetShardResponse(shard=shard_status(request.shard, fresh))
 
     async def DeadLetters(self, request: admin_pb2.DeadLettersRequest, context: Any) -> admin_pb2.DeadLettersResponse:
         """A page of dead letters of all nodes, by shard and age."""
-        answers = await self._ask_all(await self._view(context), "DeadLetters", request, admin_pb2.DeadLettersResponse)
+        answers = await self._nodes.ask_all(await self._view(context), "DeadLetters", request, admin_pb2.DeadLettersResponse)
         pages = [(answer.letters, answer.more) for answer in answers.values() if answer is not None]
         letters, more = _merged(pages, request.limit)
         silent = [node for node, answer in answers.items() if answer is None]
@@ -196,7 +192,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     async def Alarms(self, request: admin_pb2.AlarmsRequest, context: Any) -> admin_pb2.AlarmsResponse:
         """A page of alarms of all nodes, by shard and time."""
-        answers = await self._ask_all(await self._view(context), "Alarms", request, admin_pb2.AlarmsResponse)
+        answers = await self._nodes.ask_all(await self._view(context), "Alarms", request, admin_pb2.AlarmsResponse)
         pages = [(answer.alarms, answer.more) for answer in answers.values() if answer is not None]
         alarms, more = _merged(pages, request.limit)
         silent = [node for node, answer in answers.items() if answer is None]
@@ -216,10 +212,12 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             "%s of dead letters %s, asked for by %s",
             "replay" if request.replay else "drop",
             ", ".join(request.ids) or f"to {request.kind}/{request.key} of {request.sender_kind}/{request.sender_key}",
-            context.peer(),
+            self.asked_by(context),
         )
         if request.all:
-            answers = await self._ask_all(view, "ChangeDeadLetters", request, admin_pb2.ChangeDeadLettersResponse)
+            answers = await self._nodes.ask_all(
+                view, "ChangeDeadLetters", request, admin_pb2.ChangeDeadLettersResponse, asked_by=self.asked_by(context)
+            )
         else:
             by_owner: dict[str, list[str]] = defaultdict(list)
             for text in request.ids:
@@ -234,7 +232,9 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             answers = {}
             for node, ids in by_owner.items():
                 part = admin_pb2.ChangeDeadLettersRequest(ids=ids, replay=request.replay)
-                answers |= await self._ask_all(view, "ChangeDeadLetters", part, admin_pb2.ChangeDeadLettersResponse, only=node)
+                answers |= await self._nodes.ask_all(
+                    view, "ChangeDeadLetters", part, admin_pb2.ChangeDeadLettersResponse, node, self.asked_by(context)
+                )
         for node, answer in answers.items():
             if answer is None:
                 response.refused[node] = "the node did not answer, or not in time: look at the list again"
@@ -251,7 +251,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         if "/" in request.kind or len(request.key.encode()) > KEY_BYTES_MAX:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"name a kind, and a key of at most {KEY_BYTES_MAX} bytes")
         if not request.resume:
-            kinds = {kind for answer in (await self._all_stats(view)).values() for kind in answer.kinds}
+            kinds = {kind for answer in (await self._nodes.stats(view)).values() for kind in answer.kinds}
             if kinds and request.kind not in kinds:
                 await context.abort(grpc.StatusCode.NOT_FOUND, f"no kind {request.kind!r}; there are {', '.join(sorted(kinds))}")
         key = self._keys.pause(request.kind, request.key)
@@ -259,65 +259,16 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             if request.resume:
                 await self._etcd.txn([], [delete(key)])
             else:
-                await self._etcd.txn([], [put(key, encode(Pause(time.time(), context.peer())))])
+                await self._etcd.txn([], [put(key, encode(Pause(time.time(), self.asked_by(context))))])
         except EtcdError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"etcd: {error}")
         what = f"{request.kind}/{request.key}" if request.key else f"kind {request.kind}"
-        log.warning("%s of %s, asked for by %s", "resume" if request.resume else "pause", what, context.peer())
+        log.warning("%s of %s, asked for by %s", "resume" if request.resume else "pause", what, self.asked_by(context))
         target = request.kind, request.key
         paused = [one for one in _paused(view) if (one.kind, one.key) != target]
         if not request.resume:
-            paused.append(admin_pb2.Paused(kind=request.kind, key=request.key, at=time.time(), by=context.peer()))
+            paused.append(admin_pb2.Paused(kind=request.kind, key=request.key, at=time.time(), by=self.asked_by(context)))
         return admin_pb2.PauseResponse(paused=paused)
-
-    async def _ask_all(self, view: View, method: str, request: Any, answer: type[R], only: str | None = None) -> dict[str, R | None]:
-        """Ask every member, or one; None for those that do not answer."""
-
-        async def ask(member: Member) -> R | None:
-            call = self._channel(member.address).unary_unary(
-                f"/holdfast.v1.Peer/{method}",
-                request_serializer=type(request).SerializeToString,
-                response_deserializer=answer.FromString,  # type: ignore[attr-defined]
-            )
-            try:
-                return await call(request, timeout=_LIST_TIMEOUT_S)  # type: ignore[no-any-return]
-            except grpc.aio.AioRpcError as error:
-                log.warning("%s of %s: %s", method, member.id, error.details())
-                return None
-
-        members = [member for member in view.members.values() if only in (None, member.id)]
-        answers = await asyncio.gather(*(ask(member) for member in members))
-        return {member.id: one for member, one in zip(members, answers, strict=True)}
-
-    def _channel(self, address: str) -> grpc.aio.Channel:
-        channel = self._channels.get(address)
-        if channel is None:
-            channel = self._channels[address] = open_channel(address)
-        return channel
-
-    async def _view(self, context: Any) -> View:
-        if self._feed.view.settings is None:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the cluster's routes are not loaded yet")
-        return self._feed.view
-
-    async def _all_stats(self, view: View) -> dict[str, admin_pb2.StatsResponse]:
-        async def ask(address: str) -> admin_pb2.StatsResponse | None:
-            call = self._channel(address).unary_unary(
-                "/holdfast.v1.Peer/Stats",
-                request_serializer=admin_pb2.StatsRequest.SerializeToString,
-                response_deserializer=admin_pb2.StatsResponse.FromString,
-            )
-            try:
-                return await call(admin_pb2.StatsRequest(), timeout=_STATS_TIMEOUT_S)
-            except grpc.aio.AioRpcError:
-                return None
-
-        members = list(view.members.values())
-        for address in set(self._channels) - {member.address for member in members}:
-            if (channel := self._channels.pop(address, None)) is not None:
-                await channel.close()
-        answers = await asyncio.gather(*(ask(member.address) for member in members))
-        return {member.id: answer for member, answer in zip(members, answers, strict=True) if answer is not None}
 
     def _problems(self, view: View, stats: dict[str, admin_pb2.StatsResponse], owned: Counter[str]) -> list[admin_pb2.Problem]:
         assert view.settings is not None
@@ -387,15 +338,3 @@ def _merged(pages: list[tuple[Any, bool]], limit: int) -> tuple[list[Any], bool]
 
 def _paused(view: View) -> list[admin_pb2.Paused]:
     return [admin_pb2.Paused(kind=kind, key=key, at=pause.at, by=pause.by) for (kind, key), pause in sorted(view.pauses.items())]
-
-
-def _shard_status(shard: int, assignment: Assignment) -> admin_pb2.ShardStatus:
-    return admin_pb2.ShardStatus(
-        shard=shard,
-        epoch=assignment.epoch,
-        owner=assignment.owner,
-        in_sync=assignment.in_sync,
-        joining=assignment.joining,
-        handover=assignment.handover,
-        leaving=assignment.leaving,
-    )

@@ -8,7 +8,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from holdfast.app import Kind
 from holdfast.object import DurableObject, Objects
@@ -47,6 +47,16 @@ class RowReader:
             yield key[skip:], value
 
 
+class LastError(NamedTuple):
+    """What went wrong last with an object, since it came into memory."""
+
+    code: str
+    message: str
+    method: str
+    at_ms: int
+    request_id: bytes
+
+
 class Activation:
     """One active object. `turn` is the one that runs; `last_entry` the newest entry that a turn of this epoch wrote to.
 
@@ -66,6 +76,7 @@ class Activation:
         "key",
         "kind",
         "last_entry",
+        "last_error",
         "last_used",
         "mailbox",
         "row_prefix",
@@ -103,6 +114,7 @@ class Activation:
         self.mailbox: deque[Turn] | None = None
         self.last_entry: Entry | None = None
         self.last_used = 0.0
+        self.last_error: LastError | None = None
         self.cached_bytes = 0
         self.checksum = zlib.crc32(self.name.encode())
         self.forgotten = False
@@ -117,6 +129,10 @@ class Activation:
         """The newest entry of this object while it is not committed: nothing that saw its writes may leave before it."""
         entry = self.last_entry
         return None if entry is None or entry.committed else entry
+
+    def at_rest(self) -> bool:
+        """Whether it has no turn, no waiting call and no writes that the store does not show yet."""
+        return self.turn is None and not self.mailbox and self.uncommitted is None and self.storage.settled()
 
     def make_instance(self) -> DurableObject:
         """A new instance of the user's class, with its context in place before its `__init__` runs."""

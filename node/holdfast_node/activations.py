@@ -27,6 +27,10 @@ class Activations:
             self._by_ident.move_to_end(ident)
         return activation
 
+    def get(self, kind: str, key: str) -> Activation | None:
+        """The object's activation, without using it."""
+        return self._by_ident.get((kind, key))
+
     def add(self, activation: Activation) -> None:
         self._by_ident[activation.kind.name, activation.key] = activation
 
@@ -61,5 +65,5 @@ class Activations:
         Do not change it meanwhile.
         """
         for activation in self._by_ident.values():
-            if activation.turn is None and not activation.mailbox and activation.uncommitted is None and activation.storage.settled():
+            if activation.at_rest():
                 yield activation

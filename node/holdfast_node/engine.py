@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -44,11 +45,11 @@ from holdfast_cluster.dispatch import KEY_BYTES_MAX
 from holdfast_cluster.ring import shard_of
 
 from holdfast_node import keys
-from holdfast_node.activation import Activation
+from holdfast_node.activation import Activation, LastError
 from holdfast_node.activations import Activations
 from holdfast_node.commit import Committer, Entry, Flusher
 from holdfast_node.delivery.alarms import AlarmChange, Firing, Inside, LetterChange
-from holdfast_node.delivery.deliveries import Deliveries
+from holdfast_node.delivery.deliveries import Deliveries, Forget
 from holdfast_node.delivery.outbox import OutboxLimits
 from holdfast_node.hottest import SAMPLE, Hottest
 from holdfast_node.outgoing import Notify, Outgoing
@@ -447,6 +448,8 @@ class Engine:
                     entry.deletes = True
                     if what.record is not None:
                         self.deliveries.due_at(entry, what.record.due_ms)
+                case Forget(delayed):
+                    self.deliveries.forget(entry, (activation.kind.name, activation.key), delayed)
                 case LetterChange(raw, gone):
                     if raw:
                         self.deliveries.bury_alarm(entry, raw)
@@ -538,6 +541,9 @@ class Engine:
             failed = ApplicationError(str(error), type=type(error).__name__, definite=definite)
         failed.request_id = turn.request_id
         self.turns_failed += 1
+        turn.activation.last_error = LastError(
+            failed.code, failed.message, turn.handler.name, time.time_ns() // 1_000_000, turn.request_id
+        )
         if not isinstance(error, Rejected | InvalidArgument):
             log.error(
                 "%s.%s failed: %s",
@@ -695,6 +701,29 @@ class Engine:
         for _ in range(min(10_000, int(len(self._activations) * share) + 1)):
             if not self._evict_oldest():
                 break
+
+    def find(self, kind: str, key: str) -> Activation | None:
+        """The activation of an object, if it is in memory."""
+        return self._activations.get(kind, key)
+
+    async def evict_object(self, kind: str, key: str) -> bool:
+        """Take an object out of memory when it is at rest; whether it was there. Raises Overloaded while it is busy."""
+        until = self._loop.time() + self._limits.turn_timeout_s
+        activation = self._activations.get(kind, key)
+        if activation is None:
+            return False
+        while not activation.forgotten:
+            if activation.at_rest():
+                if activation.kind.on_evict is not None and activation.instance is not None:
+                    self._run_on_evict(activation)
+                    continue
+                self._activations.forget(activation)
+                self.evictions += 1
+            elif self._loop.time() > until:
+                raise _overloaded(f"{activation.name} is busy: it did not come to rest for {self._limits.turn_timeout_s:.0f} s")
+            else:
+                await asyncio.sleep(0.01)
+        return True
 
     def _evict_oldest(self, unused_since: float = _NEVER) -> bool:
         """Evict the least recently used activation that is at rest, or have it run its `on_evict`; False when there is none.

@@ -53,6 +53,13 @@ def object_prefix(shard: int, kind: str, key: str) -> bytes:
     return shard_prefix(shard) + _text(kind) + _text(key)
 
 
+def objects_from(shard: int, kind: str, prefix: str) -> bytes:
+    """What all records of a kind's objects begin with whose keys begin with a prefix; without a kind, where all objects begin."""
+    if not kind:
+        return shard_prefix(shard) + b"\x01"  # behind the indexes
+    return shard_prefix(shard) + _text(kind) + prefix.encode().replace(b"\0", b"\0\xff")
+
+
 def split_object(raw: bytes) -> tuple[int, str, str, bytes]:
     """The shard, kind and key of a key in `state`, and the rest: record type and the record's own key."""
     kind, at = _read_text(raw, _SHARD_BYTES)

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
+from google.protobuf import message_factory
 from google.protobuf.message import DecodeError
-from holdfast.errors import WrongOwner, error_to_proto
+from holdfast.errors import HoldfastError, WrongOwner, error_to_proto, grpc_status
 from holdfast.frames import BACKLOG_BYTES_MAX, FrameWriter
-from holdfast.v1 import admin_pb2, peer_pb2
 from holdfast.v1 import objects_pb2 as pb
+from holdfast.v1 import peer_pb2
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.pipe import PIPE, Pipe, PipeEnd
 from holdfast_cluster.streams import Hello, Service, Stream, StreamRefused
 
-from holdfast_node.delivery.letters import Letters
 from holdfast_node.engine import Engine
 from holdfast_node.liveness import Liveness
 from holdfast_node.replication.links import REPLICATE, Links
 from holdfast_node.replication.snapshots import SENDER_METADATA, TARGET_METADATA, SnapshotReceiver
 from holdfast_node.shards import Shard
 
+log = logging.getLogger(__name__)
+
+ASKED_BY_METADATA = "holdfast-asked-by"
+"""Who wants a change, as the gateway that passes it on knows."""
+_SHOWN_CHARS = 300
 _ENVELOPE_BYTES = 50
 _Reply = tuple[int, bytes, "pb.Error | None", Shard | None]
 
@@ -38,19 +44,18 @@ class PeerService:
         liveness: Liveness,
         identity: Callable[[], str],
         revision: Callable[[], int],
-        stats: Callable[[], admin_pb2.StatsResponse],
+        answers: Mapping[str, Callable[[Any], Awaitable[Any]]],
         links: Links | None = None,
         snapshots: SnapshotReceiver | None = None,
-        letters: Letters | None = None,
     ) -> None:
+        """`answers`: by name of a unary method of the service, what answers it."""
         self._engine = engine
         self._liveness = liveness
         self._identity = identity
         self._revision = revision
-        self._stats = stats
+        self._answers = answers
         self._links = links
         self._snapshots = snapshots
-        self._letters = letters
         self.accepting = True
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -59,53 +64,13 @@ class PeerService:
             "holdfast.v1.Peer",
             {
                 "Snapshot": grpc.stream_unary_rpc_method_handler(self.snapshot),
-                **{
-                    name: grpc.unary_unary_rpc_method_handler(
-                        method, request_deserializer=takes.FromString, response_serializer=gives.SerializeToString
-                    )
-                    for name, method, takes, gives in (
-                        ("DeadLetters", self.dead_letters, admin_pb2.DeadLettersRequest, admin_pb2.DeadLettersResponse),
-                        (
-                            "ChangeDeadLetters",
-                            self.change_dead_letters,
-                            admin_pb2.ChangeDeadLettersRequest,
-                            admin_pb2.ChangeDeadLettersResponse,
-                        ),
-                        ("Alarms", self.alarms, admin_pb2.AlarmsRequest, admin_pb2.AlarmsResponse),
-                    )
-                },
-                "Stats": grpc.unary_unary_rpc_method_handler(
-                    self.stats,
-                    request_deserializer=admin_pb2.StatsRequest.FromString,
-                    response_serializer=admin_pb2.StatsResponse.SerializeToString,
-                ),
+                **{name: _unary(name, answer) for name, answer in self._answers.items()},
             },
         )
 
     def services(self) -> dict[str, Service]:
         """What to serve as streams."""
         return {PIPE: self.pipe, REPLICATE: self.replicate}
-
-    async def stats(self, request: admin_pb2.StatsRequest, context: Any) -> admin_pb2.StatsResponse:
-        return self._stats()
-
-    async def dead_letters(self, request: admin_pb2.DeadLettersRequest, context: Any) -> admin_pb2.DeadLettersResponse:
-        assert self._letters is not None
-        return await self._letters.letters(request)
-
-    async def change_dead_letters(
-        self, request: admin_pb2.ChangeDeadLettersRequest, context: Any
-    ) -> admin_pb2.ChangeDeadLettersResponse:
-        assert self._letters is not None
-        try:
-            return await self._letters.change(request)
-        except ValueError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-            raise AssertionError from None
-
-    async def alarms(self, request: admin_pb2.AlarmsRequest, context: Any) -> admin_pb2.AlarmsResponse:
-        assert self._letters is not None
-        return await self._letters.alarms(request)
 
     def pipe(self, hello: Hello, stream: Stream) -> Callable[[bytes], None]:
         """One gateway's, or node's, calls; until it goes away."""
@@ -189,6 +154,26 @@ class PeerService:
             for number, _, _, _ in replies:
                 add(id=number, error=_NOT_SERVING)
         return response.SerializeToString()
+
+
+def _unary(name: str, answer: Callable[[Any], Awaitable[Any]]) -> Any:
+    """A unary method of the service: its errors become gRPC's by the table of errors, ValueError INVALID_ARGUMENT."""
+    method = peer_pb2.DESCRIPTOR.services_by_name["Peer"].methods_by_name[name]
+    takes, gives = message_factory.GetMessageClass(method.input_type), message_factory.GetMessageClass(method.output_type)
+
+    async def serve(request: Any, context: Any) -> Any:
+        if by := dict(context.invocation_metadata() or ()).get(ASKED_BY_METADATA):
+            log.warning("%s, asked for by %s: %s", name, by, str(request).replace("\n", " ")[:_SHOWN_CHARS])
+        try:
+            return await answer(request)
+        except HoldfastError as error:
+            await context.abort(grpc_status(error_to_proto(error).code), error.message)
+        except ValueError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+
+    return grpc.unary_unary_rpc_method_handler(
+        serve, request_deserializer=takes.FromString, response_serializer=gives.SerializeToString
+    )
 
 
 def _calls(frame: bytes) -> Any:

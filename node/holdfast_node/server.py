@@ -31,6 +31,7 @@ from holdfast_node.config import NodeConfig
 from holdfast_node.delivery.letters import Letters
 from holdfast_node.directory import DataDirectory
 from holdfast_node.engine import Engine
+from holdfast_node.inspection import Inspection
 from holdfast_node.liveness import Liveness, Watchdog
 from holdfast_node.metrics import NodeMetrics
 from holdfast_node.peer import LocalPipe, PeerService
@@ -39,6 +40,7 @@ from holdfast_node.replication.disk import CopyStore
 from holdfast_node.replication.handover import Handovers
 from holdfast_node.replication.host import Replicas
 from holdfast_node.replication.links import Links
+from holdfast_node.replication.replica import Replica
 from holdfast_node.replication.snapshots import CHANNEL_OPTIONS, SnapshotReceiver, SnapshotSender
 from holdfast_node.replication.swaps import EtcdSwaps
 from holdfast_node.replies import KeptReplies
@@ -122,15 +124,28 @@ class NodeServer:
         if replication is not None:
             replication.connect(engine, feed)
         local.connect(engine, dispatcher)
+        inspection = Inspection(
+            self._store,
+            shards,
+            engine,
+            settings.shards,
+            flusher.write,
+            _no_replica if replication is None else replication.replica,
+            lambda: node_id,
+            self.stats,
+        )
+
+        async def stats(request: admin_pb2.StatsRequest) -> admin_pb2.StatsResponse:
+            return self.stats()
+
         peer = PeerService(
             engine,
             liveness,
             identity,
             lambda: feed.view.revision,
-            self.stats,
+            {"Stats": stats, **Letters(self._store, shards, engine.deliveries).answers(), **inspection.answers()},
             None if replication is None else replication.links,
             None if replication is None else replication.receiver,
-            Letters(self._store, shards, engine.deliveries),
         )
         server = grpc.aio.server(options=[*dict([*SERVER_OPTIONS, *CHANNEL_OPTIONS]).items()])
         server.add_generic_rpc_handlers((peer.handlers(),))
@@ -356,6 +371,11 @@ class Replication:
         self.handovers = Handovers(self.replicas, engine)
         self._feed = feed
 
+    def replica(self, shard: int) -> Replica | None:
+        """The core of one shard's copy here."""
+        copy = self.replicas.get(shard)
+        return None if copy is None else copy.replica
+
     def stats(self) -> dict[str, int]:
         """For `StatsResponse`."""
         copies = list(self.replicas.copies())
@@ -384,6 +404,10 @@ class Replication:
             await asyncio.sleep(_REPLICATION_TICK_S)
             self.replicas.tick()
             self.handovers.tick(self._feed.view)
+
+
+def _no_replica(shard: int) -> None:
+    return None
 
 
 def _no_replicas(entries: list[Entry]) -> None:

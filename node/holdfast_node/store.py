@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rocksdict import (
     BlockBasedOptions,
@@ -91,6 +92,18 @@ class Batch:
         self.raw.delete_range(start, end, self._handles[family])
 
 
+class Cursor:
+    """Finds the first key at or behind another."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+
+    def seek(self, key: bytes) -> bytes | None:
+        rows = self._rows
+        rows.seek(key)
+        return rows.key() if rows.valid() else None
+
+
 class Store:
     """An open RocksDB. Raises StoreError from `open` when it is in use, corrupted or not readable."""
 
@@ -166,6 +179,10 @@ class Store:
                 rows.next()
 
         return read()
+
+    def cursor(self, family: str) -> Cursor:
+        """Finds keys in what is there now. Read it soon: it keeps the store as it was."""
+        return Cursor(self._families[family].iter(ReadOptions()))
 
     def batch(self) -> Batch:
         return Batch(self._handles)

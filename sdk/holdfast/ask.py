@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from queue import Queue
+from threading import Thread
 from typing import Any
 
 import click
@@ -264,3 +267,38 @@ def _ask(gateway: str, method: str, request: Any, reply_type: Any, timeout_s: fl
         return asyncio.run(run())
     except grpc.aio.AioRpcError as error:
         raise click.ClickException(f"gateway {gateway}: {error.code().name}: {error.details()}") from None
+
+
+def _ask_stream(gateway: str, method: str, request: Any, reply_type: Any) -> Iterator[Any]:
+    """What a gateway answers bit by bit, for as long as it takes."""
+    replies: Queue[Any] = Queue()
+
+    async def run() -> None:
+        await _reach(gateway)
+        channel = open_channel(gateway)
+        try:
+            ask = channel.unary_stream(
+                f"/holdfast.v1.Admin/{method}",
+                request_serializer=type(request).SerializeToString,
+                response_deserializer=reply_type.FromString,
+            )
+            async for reply in ask(request):
+                replies.put(reply)
+        finally:
+            await channel.close()
+
+    def work() -> None:
+        try:
+            asyncio.run(run())
+        except BaseException as error:
+            replies.put(error)
+        else:
+            replies.put(None)
+
+    Thread(target=work, daemon=True).start()
+    while (reply := replies.get()) is not None:
+        if isinstance(reply, grpc.aio.AioRpcError):
+            raise click.ClickException(f"gateway {gateway}: {reply.code().name}: {reply.details()}") from None
+        if isinstance(reply, BaseException):
+            raise reply
+        yield reply

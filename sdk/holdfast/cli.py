@@ -10,6 +10,7 @@ from holdfast.ask import call, drain, reset_shard, status, where
 from holdfast.bench import bench
 from holdfast.deliveries import alarms, deadletters, pause, resume
 from holdfast.dev import dev
+from holdfast.inspection import explain, objects, top
 from holdfast.verify.command import verify
 
 
@@ -19,7 +20,8 @@ def main() -> None:
     """Holdfast: durable objects on your own machines."""
 
 
-for _command in (dev, call, where, status, drain, reset_shard, deadletters, alarms, pause, resume, bench, verify):
+_COMMANDS = dev, call, where, status, explain, top, objects, drain, reset_shard, deadletters, alarms, pause, resume, bench, verify
+for _command in _COMMANDS:
     main.add_command(_command)
 for _entry in entry_points(group="holdfast.commands"):
     main.add_command(_entry.load(), _entry.name)

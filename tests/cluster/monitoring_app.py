@@ -38,6 +38,13 @@ class Shop(DurableObject):
     def on_alarm(self, alarm: holdfast.Alarm) -> None:
         self.storage.put("reminded", True)
 
+    def notify_later(self, seconds: float) -> None:
+        self.notify("Ledger", self.key, delay=timedelta(seconds=seconds)).booked(1000)
+
+    def put_many(self, rows: int) -> None:
+        for i in range(rows):
+            self.storage.put(f"row{i:05}", i)
+
     async def audit(self) -> int:
         return await self.objects.get("Ledger", self.key).total()
 

@@ -220,10 +220,11 @@ class Inside:
 
     __slots__ = ("checksum", "is_async", "name", "what")
 
-    def __init__(self, name: str, what: Callable[[], Any]) -> None:
+    def __init__(self, name: str, what: Callable[[], Any], is_async: bool = False) -> None:
+        """`what` is called in the turn; with `is_async` it gives a coroutine."""
         self.name = name
         self.what = what
-        self.is_async = False
+        self.is_async = is_async
         self.checksum = 0
 
     def invoke(self, instance: Any, payload: bytes, is_json: bool = False) -> Any:

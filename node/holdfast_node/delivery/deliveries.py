@@ -9,13 +9,13 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from holdfast.app import NOTIFY_AGE_MAX, App, Retries
-from holdfast.errors import code_name
+from holdfast.errors import Unavailable, code_name
 from holdfast.ids import keyed_id
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clock import boottime
@@ -63,6 +63,13 @@ class _Duties:
     letters: int = 0
     owed: dict[bytes, bytes | None] = field(default_factory=dict)
     """Writes that the shard could not take at the moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """What a turn does beside its rows: nothing that its object has sent is to be delivered. `delayed`: the rows of those delayed."""
+
+    delayed: list[bytes]
 
 
 class Deliveries:
@@ -140,6 +147,28 @@ class Deliveries:
             if entry.notes is None:
                 entry.notes = []
             entry.notes.append(Note(shard, sequence, row))
+
+    def delayed_of(self, shard: Shard, sender: Target) -> Iterator[bytes]:
+        """The rows of an object's delayed notifications. Raises Unavailable while one of them is on its way to the outbox."""
+        for key, value in self._rows(shard.number, keys.DELAYED):
+            row = decode_notification(value)
+            if (row.sender_kind, row.sender_key) == sender:
+                if key in self._moving:
+                    raise Unavailable("a notification of it is about to leave", definite=True, retryable=True, retry_after_s=0.1)
+                yield key
+
+    def forget(self, entry: Entry, sender: Target, delayed: list[bytes]) -> None:
+        """Put into the entry that what an object has sent, and that is not delivered, is not to be delivered."""
+        duties = self._known(entry.shard)
+        prefix = keys.index_prefix(entry.shard.number, keys.OUTBOX)
+        gone = [prefix + note.sequence for note in self.outbox.forget(entry.shard, sender)] + delayed
+        for key in gone:
+            duties.owed.pop(key, None)
+            entry.rows.append((key, None))
+            entry.deletes = True
+        duties.delayed -= len(delayed)
+        self._moving.update(delayed)  # no tick moves them before the entry is there
+        self.when_shown(entry, lambda: self._moving.difference_update(delayed))
 
     def due_at(self, entry: Entry, due_ms: int, delayed: bool = False) -> None:
         """Something is due when this entry is committed, and it is that time."""

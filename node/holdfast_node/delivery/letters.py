@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import msgspec
 from holdfast.ids import letter_id, letter_place
@@ -31,6 +32,10 @@ class Letters:
         self._shards = shards
         self._deliveries = deliveries
         self._changing: set[bytes] = set()
+
+    def answers(self) -> dict[str, Callable[[Any], Awaitable[Any]]]:
+        """The methods of the Peer service by name."""
+        return {"DeadLetters": self.letters, "ChangeDeadLetters": self.change, "Alarms": self.alarms}
 
     async def letters(self, request: admin_pb2.DeadLettersRequest) -> admin_pb2.DeadLettersResponse:
         """A page of dead letters behind `request.after`."""

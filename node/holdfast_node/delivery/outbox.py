@@ -175,6 +175,23 @@ class Outbox:
         self._paused = [note for note in self._paused if not note.gone]
         self._uncrowd()
 
+    def of(self, shard: Any, sender: Target) -> list[Note]:
+        """What an object's notifications are that wait or are on their way, in no order."""
+        if not self._of_sender[shard, sender]:
+            return []
+        return [note for key, queue in self._queues.items() if key[0] is shard and key[1] == sender for note in queue]
+
+    def forget(self, shard: Any, sender: Target) -> list[Note]:
+        """Drop what an object has sent, and that is not delivered; what was dropped. What is on its way may still arrive."""
+        gone = []
+        for key in [key for key in self._queues if key[0] is shard and key[1] == sender]:
+            for note in self._queues.pop(key):
+                self._count_out(note)
+                gone.append(note)
+        self._paused = [note for note in self._paused if not note.gone]
+        self._uncrowd()
+        return gone
+
     def take(self, now: float, ready: Callable[[Target], bool], paused: Callable[[Target], bool]) -> list[Note]:
         """Those that go now. `ready`: whether the receiver's node can be reached."""
         while self._waiting and self._waiting[0][0] <= now:

@@ -6,6 +6,339 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ListObjectsRequest(_message.Message):
+    __slots__ = ("kind", "prefix", "after", "limit")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    prefix: str
+    after: str
+    limit: int
+    def __init__(self, kind: _Optional[str] = ..., prefix: _Optional[str] = ..., after: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class ListObjectsResponse(_message.Message):
+    __slots__ = ("keys", "more", "silent", "unserved", "served")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    SILENT_FIELD_NUMBER: _ClassVar[int]
+    UNSERVED_FIELD_NUMBER: _ClassVar[int]
+    SERVED_FIELD_NUMBER: _ClassVar[int]
+    keys: _containers.RepeatedScalarFieldContainer[str]
+    more: bool
+    silent: _containers.RepeatedScalarFieldContainer[str]
+    unserved: _containers.RepeatedScalarFieldContainer[int]
+    served: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, keys: _Optional[_Iterable[str]] = ..., more: bool = ..., silent: _Optional[_Iterable[str]] = ..., unserved: _Optional[_Iterable[int]] = ..., served: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class CountObjectsRequest(_message.Message):
+    __slots__ = ("kind", "prefix")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    prefix: str
+    def __init__(self, kind: _Optional[str] = ..., prefix: _Optional[str] = ...) -> None: ...
+
+class CountObjectsResponse(_message.Message):
+    __slots__ = ("objects", "silent", "unserved", "served")
+    class ObjectsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    SILENT_FIELD_NUMBER: _ClassVar[int]
+    UNSERVED_FIELD_NUMBER: _ClassVar[int]
+    SERVED_FIELD_NUMBER: _ClassVar[int]
+    objects: _containers.ScalarMap[str, int]
+    silent: _containers.RepeatedScalarFieldContainer[str]
+    unserved: _containers.RepeatedScalarFieldContainer[int]
+    served: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, objects: _Optional[_Mapping[str, int]] = ..., silent: _Optional[_Iterable[str]] = ..., unserved: _Optional[_Iterable[int]] = ..., served: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ShowObjectRequest(_message.Message):
+    __slots__ = ("kind", "key", "prefix", "after", "limit")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    key: str
+    prefix: str
+    after: str
+    limit: int
+    def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ..., prefix: _Optional[str] = ..., after: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class ShowObjectResponse(_message.Message):
+    __slots__ = ("rows", "more")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    rows: _containers.RepeatedCompositeFieldContainer[StoredRow]
+    more: bool
+    def __init__(self, rows: _Optional[_Iterable[_Union[StoredRow, _Mapping]]] = ..., more: bool = ...) -> None: ...
+
+class StoredRow(_message.Message):
+    __slots__ = ("key", "value")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    value: bytes
+    def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("kind", "key")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    key: str
+    def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("shard", "address", "unserved", "copies", "paused", "active", "idle_s", "cache_bytes", "waiting", "running", "running_s", "running_request_id", "committing", "last_error", "rows", "bytes", "rows_more", "alarms", "next_alarm_ms", "outbox", "outbox_oldest_ms", "outbox_error", "read_only")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    UNSERVED_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    PAUSED_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    IDLE_S_FIELD_NUMBER: _ClassVar[int]
+    CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_S_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    COMMITTING_FIELD_NUMBER: _ClassVar[int]
+    LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    ROWS_MORE_FIELD_NUMBER: _ClassVar[int]
+    ALARMS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_ALARM_MS_FIELD_NUMBER: _ClassVar[int]
+    OUTBOX_FIELD_NUMBER: _ClassVar[int]
+    OUTBOX_OLDEST_MS_FIELD_NUMBER: _ClassVar[int]
+    OUTBOX_ERROR_FIELD_NUMBER: _ClassVar[int]
+    READ_ONLY_FIELD_NUMBER: _ClassVar[int]
+    shard: ShardStatus
+    address: str
+    unserved: str
+    copies: _containers.RepeatedCompositeFieldContainer[CopyStatus]
+    paused: bool
+    active: bool
+    idle_s: float
+    cache_bytes: int
+    waiting: int
+    running: str
+    running_s: float
+    running_request_id: bytes
+    committing: bool
+    last_error: LastError
+    rows: int
+    bytes: int
+    rows_more: bool
+    alarms: int
+    next_alarm_ms: int
+    outbox: int
+    outbox_oldest_ms: int
+    outbox_error: str
+    read_only: str
+    def __init__(self, shard: _Optional[_Union[ShardStatus, _Mapping]] = ..., address: _Optional[str] = ..., unserved: _Optional[str] = ..., copies: _Optional[_Iterable[_Union[CopyStatus, _Mapping]]] = ..., paused: bool = ..., active: bool = ..., idle_s: _Optional[float] = ..., cache_bytes: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[str] = ..., running_s: _Optional[float] = ..., running_request_id: _Optional[bytes] = ..., committing: bool = ..., last_error: _Optional[_Union[LastError, _Mapping]] = ..., rows: _Optional[int] = ..., bytes: _Optional[int] = ..., rows_more: bool = ..., alarms: _Optional[int] = ..., next_alarm_ms: _Optional[int] = ..., outbox: _Optional[int] = ..., outbox_oldest_ms: _Optional[int] = ..., outbox_error: _Optional[str] = ..., read_only: _Optional[str] = ...) -> None: ...
+
+class CopyStatus(_message.Message):
+    __slots__ = ("node", "in_sync", "owner", "present", "behind", "heard_s")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    IN_SYNC_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    PRESENT_FIELD_NUMBER: _ClassVar[int]
+    BEHIND_FIELD_NUMBER: _ClassVar[int]
+    HEARD_S_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    in_sync: bool
+    owner: bool
+    present: bool
+    behind: int
+    heard_s: float
+    def __init__(self, node: _Optional[str] = ..., in_sync: bool = ..., owner: bool = ..., present: bool = ..., behind: _Optional[int] = ..., heard_s: _Optional[float] = ...) -> None: ...
+
+class LastError(_message.Message):
+    __slots__ = ("code", "message", "method", "at_ms", "request_id")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    AT_MS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    message: str
+    method: str
+    at_ms: int
+    request_id: bytes
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., method: _Optional[str] = ..., at_ms: _Optional[int] = ..., request_id: _Optional[bytes] = ...) -> None: ...
+
+class TopRequest(_message.Message):
+    __slots__ = ("limit",)
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    limit: int
+    def __init__(self, limit: _Optional[int] = ...) -> None: ...
+
+class TopResponse(_message.Message):
+    __slots__ = ("nodes", "objects", "shards")
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedCompositeFieldContainer[NodeTop]
+    objects: _containers.RepeatedCompositeFieldContainer[TopObject]
+    shards: _containers.RepeatedCompositeFieldContainer[TopShard]
+    def __init__(self, nodes: _Optional[_Iterable[_Union[NodeTop, _Mapping]]] = ..., objects: _Optional[_Iterable[_Union[TopObject, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[TopShard, _Mapping]]] = ...) -> None: ...
+
+class NodeTop(_message.Message):
+    __slots__ = ("id", "stats", "shards_owned", "kinds")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    STATS_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_OWNED_FIELD_NUMBER: _ClassVar[int]
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    stats: StatsResponse
+    shards_owned: int
+    kinds: _containers.RepeatedCompositeFieldContainer[TopKind]
+    def __init__(self, id: _Optional[str] = ..., stats: _Optional[_Union[StatsResponse, _Mapping]] = ..., shards_owned: _Optional[int] = ..., kinds: _Optional[_Iterable[_Union[TopKind, _Mapping]]] = ...) -> None: ...
+
+class TopKind(_message.Message):
+    __slots__ = ("kind", "calls", "failed", "call_s", "turn_s", "active")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    CALL_S_FIELD_NUMBER: _ClassVar[int]
+    TURN_S_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    calls: int
+    failed: int
+    call_s: float
+    turn_s: float
+    active: int
+    def __init__(self, kind: _Optional[str] = ..., calls: _Optional[int] = ..., failed: _Optional[int] = ..., call_s: _Optional[float] = ..., turn_s: _Optional[float] = ..., active: _Optional[int] = ...) -> None: ...
+
+class TopObject(_message.Message):
+    __slots__ = ("kind", "key", "turns_per_s", "node")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    TURNS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    key: str
+    turns_per_s: float
+    node: str
+    def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ..., turns_per_s: _Optional[float] = ..., node: _Optional[str] = ...) -> None: ...
+
+class TopShard(_message.Message):
+    __slots__ = ("shard", "turns_per_s", "owner")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    TURNS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    turns_per_s: float
+    owner: str
+    def __init__(self, shard: _Optional[int] = ..., turns_per_s: _Optional[float] = ..., owner: _Optional[str] = ...) -> None: ...
+
+class NodeTopResponse(_message.Message):
+    __slots__ = ("node", "objects")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    OBJECTS_FIELD_NUMBER: _ClassVar[int]
+    node: NodeTop
+    objects: _containers.RepeatedCompositeFieldContainer[TopObject]
+    def __init__(self, node: _Optional[_Union[NodeTop, _Mapping]] = ..., objects: _Optional[_Iterable[_Union[TopObject, _Mapping]]] = ...) -> None: ...
+
+class EvictObjectRequest(_message.Message):
+    __slots__ = ("kind", "key")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    key: str
+    def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ...) -> None: ...
+
+class EvictObjectResponse(_message.Message):
+    __slots__ = ("was_active",)
+    WAS_ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    was_active: bool
+    def __init__(self, was_active: bool = ...) -> None: ...
+
+class DeleteObjectRequest(_message.Message):
+    __slots__ = ("kind", "key")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    key: str
+    def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ...) -> None: ...
+
+class DeleteObjectResponse(_message.Message):
+    __slots__ = ("existed",)
+    EXISTED_FIELD_NUMBER: _ClassVar[int]
+    existed: bool
+    def __init__(self, existed: bool = ...) -> None: ...
+
+class DeleteObjectsRequest(_message.Message):
+    __slots__ = ("kind", "prefix", "all", "dry_run")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    ALL_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    prefix: str
+    all: bool
+    dry_run: bool
+    def __init__(self, kind: _Optional[str] = ..., prefix: _Optional[str] = ..., all: bool = ..., dry_run: bool = ...) -> None: ...
+
+class DeleteObjectsProgress(_message.Message):
+    __slots__ = ("matched", "deleted", "failed", "failures", "done", "silent", "unserved")
+    class FailedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    MATCHED_FIELD_NUMBER: _ClassVar[int]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    SILENT_FIELD_NUMBER: _ClassVar[int]
+    UNSERVED_FIELD_NUMBER: _ClassVar[int]
+    matched: int
+    deleted: int
+    failed: _containers.ScalarMap[str, str]
+    failures: int
+    done: bool
+    silent: _containers.RepeatedScalarFieldContainer[str]
+    unserved: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, matched: _Optional[int] = ..., deleted: _Optional[int] = ..., failed: _Optional[_Mapping[str, str]] = ..., failures: _Optional[int] = ..., done: bool = ..., silent: _Optional[_Iterable[str]] = ..., unserved: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class DeleteTheseRequest(_message.Message):
+    __slots__ = ("kind", "keys")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    keys: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, kind: _Optional[str] = ..., keys: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class DeleteTheseResponse(_message.Message):
+    __slots__ = ("deleted", "failed")
+    class FailedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    deleted: int
+    failed: _containers.ScalarMap[str, str]
+    def __init__(self, deleted: _Optional[int] = ..., failed: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
 class DeadLettersRequest(_message.Message):
     __slots__ = ("kind", "key", "sender_kind", "sender_key", "limit", "after")
     KIND_FIELD_NUMBER: _ClassVar[int]

@@ -74,6 +74,46 @@ class AdminStub(object):
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.PauseRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_admin__pb2.PauseResponse.FromString,
                 _registered_method=True)
+        self.ListObjects = channel.unary_unary(
+                '/holdfast.v1.Admin/ListObjects',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.ListObjectsRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.ListObjectsResponse.FromString,
+                _registered_method=True)
+        self.CountObjects = channel.unary_unary(
+                '/holdfast.v1.Admin/CountObjects',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.CountObjectsRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.CountObjectsResponse.FromString,
+                _registered_method=True)
+        self.ShowObject = channel.unary_unary(
+                '/holdfast.v1.Admin/ShowObject',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.ShowObjectRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.ShowObjectResponse.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/holdfast.v1.Admin/Explain',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.ExplainResponse.FromString,
+                _registered_method=True)
+        self.Top = channel.unary_unary(
+                '/holdfast.v1.Admin/Top',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.TopRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.TopResponse.FromString,
+                _registered_method=True)
+        self.EvictObject = channel.unary_unary(
+                '/holdfast.v1.Admin/EvictObject',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.EvictObjectRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.EvictObjectResponse.FromString,
+                _registered_method=True)
+        self.DeleteObject = channel.unary_unary(
+                '/holdfast.v1.Admin/DeleteObject',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.DeleteObjectRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.DeleteObjectResponse.FromString,
+                _registered_method=True)
+        self.DeleteObjects = channel.unary_stream(
+                '/holdfast.v1.Admin/DeleteObjects',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.DeleteObjectsRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.DeleteObjectsProgress.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
@@ -133,6 +173,61 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListObjects(self, request, context):
+        """Objects that have stored something, whether they are in memory or not, by key, a page at a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountObjects(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShowObject(self, request, context):
+        """What an object has stored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """What an object is doing, where, and how its shard is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Top(self, request, context):
+        """What is busy.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EvictObject(self, request, context):
+        """Take an object out of memory; its next call brings it back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteObject(self, request, context):
+        """Delete what an object has stored, its alarms, and its notifications that wait, in one commit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteObjects(self, request, context):
+        """The same for all objects of a kind whose keys begin with a prefix, one after the other, telling how far it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -175,6 +270,46 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Pause,
                     request_deserializer=holdfast_dot_v1_dot_admin__pb2.PauseRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_admin__pb2.PauseResponse.SerializeToString,
+            ),
+            'ListObjects': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListObjects,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.ListObjectsRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.ListObjectsResponse.SerializeToString,
+            ),
+            'CountObjects': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountObjects,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.CountObjectsRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.CountObjectsResponse.SerializeToString,
+            ),
+            'ShowObject': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShowObject,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.ShowObjectRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.ShowObjectResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.ExplainRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.ExplainResponse.SerializeToString,
+            ),
+            'Top': grpc.unary_unary_rpc_method_handler(
+                    servicer.Top,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.TopRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.TopResponse.SerializeToString,
+            ),
+            'EvictObject': grpc.unary_unary_rpc_method_handler(
+                    servicer.EvictObject,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.EvictObjectRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.EvictObjectResponse.SerializeToString,
+            ),
+            'DeleteObject': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteObject,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.DeleteObjectRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.DeleteObjectResponse.SerializeToString,
+            ),
+            'DeleteObjects': grpc.unary_stream_rpc_method_handler(
+                    servicer.DeleteObjects,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.DeleteObjectsRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.DeleteObjectsProgress.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -393,6 +528,222 @@ class Admin(object):
             '/holdfast.v1.Admin/Pause',
             holdfast_dot_v1_dot_admin__pb2.PauseRequest.SerializeToString,
             holdfast_dot_v1_dot_admin__pb2.PauseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListObjects(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Admin/ListObjects',
+            holdfast_dot_v1_dot_admin__pb2.ListObjectsRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.ListObjectsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountObjects(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Admin/CountObjects',
+            holdfast_dot_v1_dot_admin__pb2.CountObjectsRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.CountObjectsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShowObject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Admin/ShowObject',
+            holdfast_dot_v1_dot_admin__pb2.ShowObjectRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.ShowObjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Admin/Explain',
+            holdfast_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Top(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Admin/Top',
+            holdfast_dot_v1_dot_admin__pb2.TopRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.TopResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EvictObject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Admin/EvictObject',
+            holdfast_dot_v1_dot_admin__pb2.EvictObjectRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.EvictObjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteObject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Admin/DeleteObject',
+            holdfast_dot_v1_dot_admin__pb2.DeleteObjectRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.DeleteObjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteObjects(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/holdfast.v1.Admin/DeleteObjects',
+            holdfast_dot_v1_dot_admin__pb2.DeleteObjectsRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.DeleteObjectsProgress.FromString,
             options,
             channel_credentials,
             insecure,

@@ -26,7 +26,7 @@ from holdfast.v1 import admin_pb2 as holdfast_dot_v1_dot_admin__pb2
 from holdfast.v1 import objects_pb2 as holdfast_dot_v1_dot_objects__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16holdfast/v1/peer.proto\x12\x0bholdfast.v1\x1a\x17holdfast/v1/admin.proto\x1a\x19holdfast/v1/objects.proto\"\x07\n\x05\x46rame\"/\n\x0bPipeRequest\x12 \n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x11.holdfast.v1.Call\"L\n\x0cPipeResponse\x12#\n\x07replies\x18\x01 \x03(\x0b\x32\x12.holdfast.v1.Reply\x12\x17\n\x0froutes_revision\x18\x02 \x01(\x03\x32\xf5\x02\n\x04Peer\x12>\n\x05Stats\x12\x19.holdfast.v1.StatsRequest\x1a\x1a.holdfast.v1.StatsResponse\x12P\n\x0b\x44\x65\x61\x64Letters\x12\x1f.holdfast.v1.DeadLettersRequest\x1a .holdfast.v1.DeadLettersResponse\x12\x62\n\x11\x43hangeDeadLetters\x12%.holdfast.v1.ChangeDeadLettersRequest\x1a&.holdfast.v1.ChangeDeadLettersResponse\x12\x41\n\x06\x41larms\x12\x1a.holdfast.v1.AlarmsRequest\x1a\x1b.holdfast.v1.AlarmsResponse\x12\x34\n\x08Snapshot\x12\x12.holdfast.v1.Frame\x1a\x12.holdfast.v1.Frame(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16holdfast/v1/peer.proto\x12\x0bholdfast.v1\x1a\x17holdfast/v1/admin.proto\x1a\x19holdfast/v1/objects.proto\"\x07\n\x05\x46rame\"/\n\x0bPipeRequest\x12 \n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x11.holdfast.v1.Call\"L\n\x0cPipeResponse\x12#\n\x07replies\x18\x01 \x03(\x0b\x32\x12.holdfast.v1.Reply\x12\x17\n\x0froutes_revision\x18\x02 \x01(\x03\x32\x93\x07\n\x04Peer\x12>\n\x05Stats\x12\x19.holdfast.v1.StatsRequest\x1a\x1a.holdfast.v1.StatsResponse\x12P\n\x0b\x44\x65\x61\x64Letters\x12\x1f.holdfast.v1.DeadLettersRequest\x1a .holdfast.v1.DeadLettersResponse\x12\x62\n\x11\x43hangeDeadLetters\x12%.holdfast.v1.ChangeDeadLettersRequest\x1a&.holdfast.v1.ChangeDeadLettersResponse\x12\x41\n\x06\x41larms\x12\x1a.holdfast.v1.AlarmsRequest\x1a\x1b.holdfast.v1.AlarmsResponse\x12P\n\x0bListObjects\x12\x1f.holdfast.v1.ListObjectsRequest\x1a .holdfast.v1.ListObjectsResponse\x12S\n\x0c\x43ountObjects\x12 .holdfast.v1.CountObjectsRequest\x1a!.holdfast.v1.CountObjectsResponse\x12M\n\nShowObject\x12\x1e.holdfast.v1.ShowObjectRequest\x1a\x1f.holdfast.v1.ShowObjectResponse\x12\x44\n\x07\x45xplain\x12\x1b.holdfast.v1.ExplainRequest\x1a\x1c.holdfast.v1.ExplainResponse\x12<\n\x03Top\x12\x17.holdfast.v1.TopRequest\x1a\x1c.holdfast.v1.NodeTopResponse\x12P\n\x0b\x45victObject\x12\x1f.holdfast.v1.EvictObjectRequest\x1a .holdfast.v1.EvictObjectResponse\x12P\n\x0b\x44\x65leteThese\x12\x1f.holdfast.v1.DeleteTheseRequest\x1a .holdfast.v1.DeleteTheseResponse\x12\x34\n\x08Snapshot\x12\x12.holdfast.v1.Frame\x1a\x12.holdfast.v1.Frame(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,5 +40,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PIPERESPONSE']._serialized_start=149
   _globals['_PIPERESPONSE']._serialized_end=225
   _globals['_PEER']._serialized_start=228
-  _globals['_PEER']._serialized_end=601
+  _globals['_PEER']._serialized_end=1143
 # @@protoc_insertion_point(module_scope)

@@ -55,6 +55,41 @@ class PeerStub(object):
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.AlarmsRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_admin__pb2.AlarmsResponse.FromString,
                 _registered_method=True)
+        self.ListObjects = channel.unary_unary(
+                '/holdfast.v1.Peer/ListObjects',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.ListObjectsRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.ListObjectsResponse.FromString,
+                _registered_method=True)
+        self.CountObjects = channel.unary_unary(
+                '/holdfast.v1.Peer/CountObjects',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.CountObjectsRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.CountObjectsResponse.FromString,
+                _registered_method=True)
+        self.ShowObject = channel.unary_unary(
+                '/holdfast.v1.Peer/ShowObject',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.ShowObjectRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.ShowObjectResponse.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/holdfast.v1.Peer/Explain',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.ExplainResponse.FromString,
+                _registered_method=True)
+        self.Top = channel.unary_unary(
+                '/holdfast.v1.Peer/Top',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.TopRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.NodeTopResponse.FromString,
+                _registered_method=True)
+        self.EvictObject = channel.unary_unary(
+                '/holdfast.v1.Peer/EvictObject',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.EvictObjectRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.EvictObjectResponse.FromString,
+                _registered_method=True)
+        self.DeleteThese = channel.unary_unary(
+                '/holdfast.v1.Peer/DeleteThese',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.DeleteTheseRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.DeleteTheseResponse.FromString,
+                _registered_method=True)
         self.Snapshot = channel.stream_unary(
                 '/holdfast.v1.Peer/Snapshot',
                 request_serializer=holdfast_dot_v1_dot_peer__pb2.Frame.SerializeToString,
@@ -90,6 +125,48 @@ class PeerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListObjects(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountObjects(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShowObject(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Top(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EvictObject(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteThese(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Snapshot(self, request_iterator, context):
         """One shard, from its owner to a replica that is too far behind for the log.
         """
@@ -119,6 +196,41 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Alarms,
                     request_deserializer=holdfast_dot_v1_dot_admin__pb2.AlarmsRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_admin__pb2.AlarmsResponse.SerializeToString,
+            ),
+            'ListObjects': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListObjects,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.ListObjectsRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.ListObjectsResponse.SerializeToString,
+            ),
+            'CountObjects': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountObjects,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.CountObjectsRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.CountObjectsResponse.SerializeToString,
+            ),
+            'ShowObject': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShowObject,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.ShowObjectRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.ShowObjectResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.ExplainRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.ExplainResponse.SerializeToString,
+            ),
+            'Top': grpc.unary_unary_rpc_method_handler(
+                    servicer.Top,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.TopRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.NodeTopResponse.SerializeToString,
+            ),
+            'EvictObject': grpc.unary_unary_rpc_method_handler(
+                    servicer.EvictObject,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.EvictObjectRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.EvictObjectResponse.SerializeToString,
+            ),
+            'DeleteThese': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteThese,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.DeleteTheseRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.DeleteTheseResponse.SerializeToString,
             ),
             'Snapshot': grpc.stream_unary_rpc_method_handler(
                     servicer.Snapshot,
@@ -234,6 +346,195 @@ class Peer(object):
             '/holdfast.v1.Peer/Alarms',
             holdfast_dot_v1_dot_admin__pb2.AlarmsRequest.SerializeToString,
             holdfast_dot_v1_dot_admin__pb2.AlarmsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListObjects(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Peer/ListObjects',
+            holdfast_dot_v1_dot_admin__pb2.ListObjectsRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.ListObjectsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountObjects(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Peer/CountObjects',
+            holdfast_dot_v1_dot_admin__pb2.CountObjectsRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.CountObjectsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShowObject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Peer/ShowObject',
+            holdfast_dot_v1_dot_admin__pb2.ShowObjectRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.ShowObjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Peer/Explain',
+            holdfast_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Top(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Peer/Top',
+            holdfast_dot_v1_dot_admin__pb2.TopRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.NodeTopResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EvictObject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Peer/EvictObject',
+            holdfast_dot_v1_dot_admin__pb2.EvictObjectRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.EvictObjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteThese(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Peer/DeleteThese',
+            holdfast_dot_v1_dot_admin__pb2.DeleteTheseRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.DeleteTheseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,103 @@
+"""Asking nodes what operators ask a gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, TypeVar
+
+import grpc
+from holdfast.channels import open_channel
+from holdfast.v1 import admin_pb2
+from holdfast_cluster.feed import ViewFeed
+from holdfast_cluster.model import Member, View
+from holdfast_cluster.ring import shard_of
+
+log = logging.getLogger(__name__)
+
+ASKED_BY_METADATA = "holdfast-asked-by"
+"""Who wants a change, for the node's log."""
+TIMEOUT_S = 20.0
+_STATS_TIMEOUT_S = 1.0
+_OWNER_PATIENCE_S = 5.0
+_OWNER_RETRY_S = 0.1
+
+R = TypeVar("R")
+
+
+class Nodes:
+    """The members' Peer services, by the newest view."""
+
+    def __init__(self, feed: ViewFeed) -> None:
+        self._feed = feed
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def close(self) -> None:
+        for channel in self._channels.values():
+            await channel.close()
+
+    async def ask(self, member: Member, method: str, request: Any, answer: type[R], timeout: float, asked_by: str = "") -> R:
+        """Ask one. Raises AioRpcError."""
+        call: Any = self._channel(member.address).unary_unary(
+            f"/holdfast.v1.Peer/{method}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=answer.FromString,  # type: ignore[attr-defined]
+        )
+        return await call(request, timeout=timeout, metadata=((ASKED_BY_METADATA, asked_by),) if asked_by else None)  # type: ignore[no-any-return]
+
+    async def ask_all(
+        self, view: View, method: str, request: Any, answer: type[R], only: str | None = None, asked_by: str = ""
+    ) -> dict[str, R | None]:
+        """Ask every member, or one; None for those that do not answer."""
+
+        async def ask(member: Member) -> R | None:
+            try:
+                return await self.ask(member, method, request, answer, TIMEOUT_S, asked_by)
+            except grpc.aio.AioRpcError as error:
+                log.warning("%s of %s: %s", method, member.id, error.details())
+                return None
+
+        members = [member for member in view.members.values() if only in (None, member.id)]
+        answers = await asyncio.gather(*(ask(member) for member in members))
+        return {member.id: one for member, one in zip(members, answers, strict=True)}
+
+    async def ask_owner(self, context: Any, kind: str, key: str, method: str, request: Any, answer: type[R], asked_by: str = "") -> R:
+        """Ask the owner of an object; for a while also the next one, when the shard moves. Aborts with what it says."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _OWNER_PATIENCE_S
+        while True:
+            view = self._feed.view
+            assert view.settings is not None
+            shard = shard_of(kind, key, view.settings.shards)
+            owner = view.owner_of(shard)
+            try:
+                if owner is not None:
+                    return await self.ask(owner, method, request, answer, TIMEOUT_S, asked_by)
+                code, why = grpc.StatusCode.UNAVAILABLE, f"shard {shard} has no owner at the moment"
+            except grpc.aio.AioRpcError as error:
+                code, why = error.code(), error.details() or ""
+            if code != grpc.StatusCode.UNAVAILABLE or loop.time() > until:
+                await context.abort(code, why)
+            await asyncio.sleep(_OWNER_RETRY_S)
+
+    async def stats(self, view: View) -> dict[str, admin_pb2.StatsResponse]:
+        """What the members count, of those that answer within a second."""
+
+        async def ask(member: Member) -> admin_pb2.StatsResponse | None:
+            try:
+                return await self.ask(member, "Stats", admin_pb2.StatsRequest(), admin_pb2.StatsResponse, _STATS_TIMEOUT_S)
+            except grpc.aio.AioRpcError:
+                return None
+
+        members = list(view.members.values())
+        for address in set(self._channels) - {member.address for member in members}:
+            if (channel := self._channels.pop(address, None)) is not None:
+                await channel.close()
+        answers = await asyncio.gather(*(ask(member) for member in members))
+        return {member.id: answer for member, answer in zip(members, answers, strict=True) if answer is not None}
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = open_channel(address)
+        return channel
