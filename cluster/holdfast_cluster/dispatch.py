@@ -33,6 +33,7 @@ from holdfast.errors import (
 )
 from holdfast.ids import REQUEST_ID_BYTES
 from holdfast.metrics import Histogram
+from holdfast.tls import Certificates
 from holdfast.v1 import objects_pb2 as pb
 
 from holdfast_cluster.feed import ViewFeed
@@ -108,8 +109,15 @@ class _Held:
 class Dispatcher:
     """Sends calls by the views of `feed`. `local`: the pipe to this process's own node, when it is one."""
 
-    def __init__(self, feed: ViewFeed, limits: DispatchLimits, local: tuple[str, Pipe] | None = None) -> None:
+    def __init__(
+        self,
+        feed: ViewFeed,
+        limits: DispatchLimits,
+        local: tuple[str, Pipe] | None = None,
+        certificates: Certificates | None = None,
+    ) -> None:
         self._feed = feed
+        self._certificates = certificates
         self._limits = limits
         self._local = local
         self._loop = asyncio.get_running_loop()
@@ -294,7 +302,7 @@ class Dispatcher:
         wanted = {(m.id, m.streams, m.incarnation): m for m in view.members.values() if m.id != here}
         for identity, member in wanted.items():
             if identity not in self._pipes:
-                self._pipes[identity] = RemotePipe(self, member)
+                self._pipes[identity] = RemotePipe(self, member, self._certificates)
         for identity in [identity for identity in self._pipes if identity not in wanted]:
             self._pipes.pop(identity).retire()
 

@@ -63,12 +63,25 @@ class EtcdTLS:
     cert: Path | None = None
     key: Path | None = None
 
+    def version(self) -> object:
+        """Another value when a file has changed."""
+        return tuple(file and (file.stat().st_mtime_ns, file.stat().st_ino) for file in (self.ca, self.cert, self.key))
+
     def credentials(self) -> grpc.ChannelCredentials:
         return grpc.ssl_channel_credentials(
             self.ca.read_bytes(),
             self.key.read_bytes() if self.key else None,
             self.cert.read_bytes() if self.cert else None,
         )
+
+
+def etcd_tls(ca: Path | None, cert: Path | None, key: Path | None) -> EtcdTLS | None:
+    """What options say; None when they say nothing. Raises ValueError when that is half of it."""
+    if ca is None and cert is None and key is None:
+        return None
+    if ca is None or (cert is None) != (key is None):
+        raise ValueError("TLS to etcd needs --etcd-ca, and --etcd-cert and --etcd-key both or neither")
+    return EtcdTLS(ca, cert, key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +134,7 @@ class Etcd:
             raise ValueError("etcd needs at least one endpoint")
         self._timeout_s = timeout_s
         self._tls = tls
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels: dict[tuple[str, object], grpc.aio.Channel] = {}
         self._at = random.randrange(len(self.endpoints))
 
     @property
@@ -294,13 +307,14 @@ class Etcd:
         return EtcdError(what)
 
     def _channel(self) -> grpc.aio.Channel:
-        channel = self._channels.get(self.endpoint)
+        key = self.endpoint, None if self._tls is None else self._tls.version()
+        channel = self._channels.get(key)
         if channel is None:
             if self._tls is not None:
                 channel = grpc.aio.secure_channel(self.endpoint, self._tls.credentials(), options=_OPTIONS)
             else:
                 channel = grpc.aio.insecure_channel(self.endpoint, options=_OPTIONS)
-            self._channels[self.endpoint] = channel
+            self._channels[key] = channel  # one of older files stays for what goes on on it
         return channel
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from holdfast.metrics import counter, gauge
+from holdfast.tls import Certificates
 from prometheus_client.core import Metric
 
 from holdfast_cluster.dispatch import Dispatcher
@@ -25,6 +26,14 @@ def feed_metrics(feed: ViewFeed) -> Iterator[Metric]:
     yield gauge("holdfast_routes_revision", "The etcd revision of the routes that the process works with.", view.revision)
     yield gauge("holdfast_shards", "Shards of the cluster.", view.settings.shards if view.settings is not None else 0)
     yield gauge("holdfast_members", "Members of the cluster, as far as the process knows.", len(view.members))
+
+
+def certificate_metrics(certificates: Certificates | None) -> Iterator[Metric]:
+    """How long the process's certificate lasts."""
+    expires = float("inf") if certificates is None else certificates.expires_in_s
+    yield gauge(
+        "holdfast_certificate_expires_seconds", "Until the process's certificate is valid no longer; without TLS never.", expires
+    )
 
 
 def dispatcher_metrics(dispatcher: Dispatcher) -> Iterator[Metric]:

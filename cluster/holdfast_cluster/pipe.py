@@ -8,6 +8,7 @@ import random
 from typing import Protocol
 
 from holdfast.frames import FrameWriter
+from holdfast.tls import Certificates
 from holdfast.v1 import objects_pb2 as pb
 from holdfast.v1 import peer_pb2
 
@@ -44,9 +45,10 @@ class RemotePipe:
     `up` only once the node has answered: an address that accepts connections is not yet the node that was meant.
     """
 
-    def __init__(self, end: PipeEnd, member: Member) -> None:
+    def __init__(self, end: PipeEnd, member: Member, certificates: Certificates | None = None) -> None:
         self._end = end
         self._member = member
+        self._certificates = certificates
         self._retired = False
         self._writer: FrameWriter[pb.Call] = FrameWriter(_pack, _size)
         self.up = False
@@ -73,7 +75,8 @@ class RemotePipe:
             stream: Stream | None = None
             sending: asyncio.Task[None] | None = None
             try:
-                stream = await open_stream(member.streams, PIPE, f"{member.id}:{member.incarnation}", self._received)
+                target = f"{member.id}:{member.incarnation}"
+                stream = await open_stream(member.streams, PIPE, target, self._received, certificates=self._certificates)
                 self._writer = FrameWriter(_pack, _size)
                 sending = stream.send_from(self._writer)
                 self.up = True

@@ -19,6 +19,7 @@ from typing import Any, cast
 import msgspec
 from holdfast.channels import AddressInUse, check_address
 from holdfast.frames import FrameWriter
+from holdfast.tls import Certificates, names_of_transport
 
 from holdfast_cluster.clock import boottime
 
@@ -75,6 +76,8 @@ class Stream(asyncio.BufferedProtocol):
         self.frame_bytes_max = frame_bytes_max
         self.ended: asyncio.Future[str] = self._loop.create_future()
         self.peer = ""
+        self.names: list[str] = []
+        """The DNS names of the certificate that the other side has shown."""
         self._why = ""
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray(_BUFFER_BYTES)
@@ -154,6 +157,7 @@ class Stream(asyncio.BufferedProtocol):
         if self._why:
             self._transport.abort()  # given up before it began
             return
+        self.names = names_of_transport(transport)
         self.peer = ":".join(str(part) for part in (transport.get_extra_info("peername") or ("?",))[:2])
         self._beat = self._loop.call_later(_BEAT_S, self._on_beat)
 
@@ -239,7 +243,14 @@ class Stream(asyncio.BufferedProtocol):
         self._beat = self._loop.call_later(_BEAT_S, self._on_beat)
 
 
-async def open_stream(address: str, service: str, target: str, received: Callable[[bytes], None], sender: str = "") -> Stream:
+async def open_stream(
+    address: str,
+    service: str,
+    target: str,
+    received: Callable[[bytes], None],
+    sender: str = "",
+    certificates: Certificates | None = None,
+) -> Stream:
     """Connect to a service of the node `target` (`id:incarnation`), which answers that it is meant.
 
     Raises OSError when nobody can be reached there, StreamRefused when whoever is there does not serve it, ValueError for what is
@@ -268,7 +279,13 @@ async def open_stream(address: str, service: str, target: str, received: Callabl
             answered.set_exception(ConnectionResetError(ended.result()))
 
     async with asyncio.timeout(_GREETING_S):
-        _, stream = await loop.create_connection(lambda: Stream(answer, _HELLO_BYTES_MAX), host, int(port))
+        _, stream = await loop.create_connection(
+            lambda: Stream(answer, _HELLO_BYTES_MAX),
+            host,
+            int(port),
+            ssl=None if certificates is None else certificates.client_context,
+            server_hostname=None if certificates is None else certificates.name,
+        )
         stream.ended.add_done_callback(lost)
         try:
             stream.answer(_encode(Hello(PROTOCOL, service, target, sender)))
@@ -286,10 +303,11 @@ Service = Callable[[Hello, Stream], Callable[[bytes], None]]
 
 
 class StreamServer:
-    """Accepts streams for the services that were given by name."""
+    """Accepts streams for the services that were given by name; with `certificates`, from processes of the cluster only."""
 
-    def __init__(self, services: dict[str, Service]) -> None:
+    def __init__(self, services: dict[str, Service], certificates: Certificates | None = None) -> None:
         self._services = services
+        self._certificates = certificates
         self._ungreeted: set[Stream] = set()
         self._streams: set[Stream] = set()
         self._server: asyncio.Server
@@ -299,7 +317,14 @@ class StreamServer:
         check_address(address)
         host, _, port = address.rpartition(":")
         try:
-            self._server = await asyncio.get_running_loop().create_server(self._new, host, int(port), backlog=1024)
+            self._server = await asyncio.get_running_loop().create_server(
+                self._new,
+                host,
+                int(port),
+                backlog=1024,
+                ssl=None if self._certificates is None else self._certificates.server_context,
+                ssl_handshake_timeout=None if self._certificates is None else _GREETING_S,
+            )
         except OSError as error:
             raise AddressInUse(f"cannot listen at {address} for streams: {error}") from None
         return int(self._server.sockets[0].getsockname()[1])
@@ -335,6 +360,8 @@ class StreamServer:
         self._streams.add(stream)
         refused = ""
         try:
+            if self._certificates is not None and not self._certificates.is_process(stream.names):
+                raise StreamRefused(f"its certificate is not one of this cluster's processes: {', '.join(stream.names) or 'no name'}")
             hello = _decode_hello(frame)
             if hello.protocol != PROTOCOL:
                 refused = f"this is {PROTOCOL}, not {hello.protocol[:40]}"

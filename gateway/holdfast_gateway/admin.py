@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 import grpc
+from google.protobuf import message_factory
 from holdfast.processes import process_stats
 from holdfast.v1 import admin_pb2, admin_pb2_grpc
 from holdfast_cluster.dispatch import KEY_BYTES_MAX, Dispatcher
@@ -16,7 +17,8 @@ from holdfast_cluster.feed import ViewFeed
 from holdfast_cluster.model import Assignment, Drain, Keys, Pause, View, encode
 from holdfast_cluster.ring import shard_of
 
-from holdfast_gateway.inspection import ObjectAdmin, shard_status
+from holdfast_gateway.door import Door, permit
+from holdfast_gateway.inspection import ObjectAdmin, asked_by, shard_status
 from holdfast_gateway.nodes import Nodes
 
 log = logging.getLogger(__name__)
@@ -27,13 +29,26 @@ _PAGE_MAX = 1_000
 class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
     """Serves `holdfast.v1.Admin`."""
 
-    def __init__(self, feed: ViewFeed, dispatcher: Dispatcher, etcd: Etcd, keys: Keys, cluster: str) -> None:
+    def __init__(
+        self,
+        feed: ViewFeed,
+        dispatcher: Dispatcher,
+        etcd: Etcd,
+        keys: Keys,
+        cluster: str,
+        nodes: Nodes,
+        door: Door | None,
+        refused: Counter[str],
+    ) -> None:
+        """`refused` counts who was not let in, by reason."""
         self._feed = feed
+        self._door = door
+        self._refused = refused
         self._etcd = etcd
         self._keys = keys
         self._dispatcher = dispatcher
         self._cluster = cluster
-        self._nodes = Nodes(feed)
+        self._nodes = nodes
 
     async def close(self) -> None:
         await self._nodes.close()
@@ -338,3 +353,51 @@ def _merged(pages: list[tuple[Any, bool]], limit: int) -> tuple[list[Any], bool]
 
 def _paused(view: View) -> list[admin_pb2.Paused]:
     return [admin_pb2.Paused(kind=kind, key=key, at=pause.at, by=pause.by) for (kind, key), pause in sorted(view.pauses.items())]
+
+
+CHANGES = frozenset({"ResetShard", "ChangeDeadLetters", "EvictObject", "DeleteObject"})
+"""Methods that change something, whatever they are asked."""
+
+
+def _is_change(method: str, request: Any) -> bool:
+    match method:
+        case "Drain":
+            return not request.dry_run
+        case "Pause":
+            return bool(request.kind)
+        case "DeleteObjects":
+            return not request.dry_run
+    return method in CHANGES
+
+
+def guarded(admin: AdminService) -> grpc.GenericRpcHandler:
+    """What to register with the server: the service, each method of which asks who calls before it does anything."""
+    handlers = {}
+    for method in admin_pb2.DESCRIPTOR.services_by_name["Admin"].methods:
+        behavior = getattr(admin, method.name)
+        types = [message_factory.GetMessageClass(kind) for kind in (method.input_type, method.output_type)]
+        make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
+        guard = _guarded_stream if method.server_streaming else _guarded
+        handlers[method.name] = make(
+            guard(admin, method.name, behavior),
+            request_deserializer=types[0].FromString,
+            response_serializer=types[1].SerializeToString,
+        )
+    return grpc.method_handlers_generic_handler("holdfast.v1.Admin", handlers)
+
+
+def _guarded(admin: AdminService, name: str, behavior: Any) -> Any:
+    async def serve(request: Any, context: Any) -> Any:
+        asked_by.set(await permit(admin._door, context, _is_change(name, request), admin._refused))
+        return await behavior(request, context)
+
+    return serve
+
+
+def _guarded_stream(admin: AdminService, name: str, behavior: Any) -> Any:
+    async def serve(request: Any, context: Any) -> Any:
+        asked_by.set(await permit(admin._door, context, _is_change(name, request), admin._refused))
+        async for answer in behavior(request, context):
+            yield answer
+
+    return serve

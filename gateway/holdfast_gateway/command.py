@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from pathlib import Path
 
 import click
 import uvloop
 from holdfast import logs
 from holdfast.channels import AddressInUse
-from holdfast.options import common_options, explicit_settings, option
+from holdfast.options import certificates, common_options, explicit_settings, option
 from holdfast_cluster.dispatch import DispatchLimits
+from holdfast_cluster.etcd import etcd_tls
 from holdfast_cluster.membership import Refused
 
+from holdfast_gateway.access import AccessError
 from holdfast_gateway.config import GatewayConfig
 from holdfast_gateway.server import GatewayServer
 
@@ -22,6 +25,16 @@ from holdfast_gateway.server import GatewayServer
 @option("--reflection/--no-reflection", default=False, help="Serve gRPC server reflection.")
 @option("--in-flight-max", default=10_000, help="Calls that may be under way.")
 @option("--held-max", default=10_000, help="Calls that may wait for shards that are not served.")
+@option(
+    "--client-ca",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="CA of clients' certificates: each client has to show one.",
+)
+@option(
+    "--access",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="File that says who may call what (docs/security.md); followed when it changes. Default: everybody may everything.",
+)
 @option("--drain-timeout", default=10.0, help="Seconds that calls get when the gateway is stopped.")
 @common_options
 def gateway(
@@ -29,8 +42,19 @@ def gateway(
     reflection: bool,
     in_flight_max: int,
     held_max: int,
+    client_ca: Path | None,
+    access: Path | None,
     drain_timeout: float,
     etcd_endpoints: str,
+    etcd_ca: Path | None,
+    etcd_cert: Path | None,
+    etcd_key: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_ca: Path | None,
+    tls_name: str | None,
+    insecure: bool,
+    health_port: int | None,
     cluster: str,
     shards: int | None,
     replication: int | None,
@@ -46,20 +70,28 @@ def gateway(
     Example:
       holdfast gateway --listen 0.0.0.0:7400 --etcd-endpoints etcd-0:2379,etcd-1:2379
     """
-    config = GatewayConfig(
-        etcd_endpoints=tuple(etcd_endpoints.split(",")),
-        cluster=cluster,
-        listen=listen,
-        settings=explicit_settings(shards=shards, replication=replication, min_in_sync=min_in_sync, points=points),
-        reflection=reflection,
-        metrics_port=metrics_port,
-        drain_timeout_s=drain_timeout,
-        dispatch=DispatchLimits(in_flight_max=in_flight_max, held_max=held_max),
-    )
+    try:
+        config = GatewayConfig(
+            etcd_endpoints=tuple(etcd_endpoints.split(",")),
+            etcd_tls=etcd_tls(etcd_ca, etcd_cert, etcd_key),
+            insecure=insecure,
+            health_port=health_port,
+            cluster=cluster,
+            listen=listen,
+            settings=explicit_settings(shards=shards, replication=replication, min_in_sync=min_in_sync, points=points),
+            reflection=reflection,
+            metrics_port=metrics_port,
+            certificates=certificates(cluster, tls_cert, tls_key, tls_ca, tls_name, client_ca),
+            access=access,
+            drain_timeout_s=drain_timeout,
+            dispatch=DispatchLimits(in_flight_max=in_flight_max, held_max=held_max),
+        )
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
     logs.configure("gateway", log_level, log_format)
     try:
         uvloop.run(_run(config))
-    except* (Refused, AddressInUse, ValueError) as group:
+    except* (Refused, AddressInUse, AccessError, ValueError) as group:
         raise click.ClickException("; ".join(str(error) for error in group.exceptions)) from None
 
 

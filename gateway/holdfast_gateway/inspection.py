@@ -7,6 +7,7 @@ import heapq
 import logging
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import grpc
@@ -26,6 +27,9 @@ TOP = 20
 _DELETE_PAGE = 200
 _WHOLE_PATIENCE_S = 3.0
 _WHOLE_RETRY_S = 0.1
+asked_by: ContextVar[str] = ContextVar("asked_by", default="")
+"""Who makes the request that is being answered, for logs."""
+
 R = TypeVar("R")
 _COUNT_NONE = admin_pb2.CountObjectsResponse()
 
@@ -236,7 +240,7 @@ class ObjectAdmin:
 
     def asked_by(self, context: Any) -> str:
         """Who makes a request, for logs."""
-        return str(context.peer())
+        return str(asked_by.get() or context.peer())
 
 
 def shard_status(shard: int, assignment: Any) -> admin_pb2.ShardStatus:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from holdfast.errors import code_name
 from holdfast.metrics import Histogram, counter, gauge, histogram
 from holdfast.processes import version
+from holdfast.tls import Certificates
 from holdfast_cluster.dispatch import Dispatcher
 from holdfast_cluster.feed import ViewFeed
-from holdfast_cluster.metrics import dispatcher_metrics, feed_metrics
+from holdfast_cluster.metrics import certificate_metrics, dispatcher_metrics, feed_metrics
 from prometheus_client.core import Metric
 
+from holdfast_gateway.access import AccessFile
 from holdfast_gateway.objects import ObjectsService
 
 
@@ -24,6 +26,8 @@ class GatewayMetrics:
     dispatcher: Dispatcher
     feed: ViewFeed
     loop_lag: Histogram
+    certificates: Certificates | None
+    access: AccessFile | None
 
     def collect(self) -> Iterator[Metric]:
         dispatcher, objects = self.dispatcher, self.objects
@@ -37,5 +41,12 @@ class GatewayMetrics:
         yield counter("holdfast_gateway_refused", "Calls and sessions that were not let in.", refused, ("reason",))
         yield gauge("holdfast_gateway_ready", "1 while the gateway's routes are fresh.", dispatcher.ready())
         yield histogram("holdfast_loop_lag_seconds", "How late the event loop wakes up a task that slept.", self.loop_lag)
+        failing = self.access is not None and self.access.failing
+        yield gauge(
+            "holdfast_gateway_access_file_wrong",
+            "1 while the access file is wrong, and an old reading is in force.",
+            failing,
+        )
+        yield from certificate_metrics(self.certificates)
         yield from feed_metrics(self.feed)
         yield from dispatcher_metrics(dispatcher)

@@ -7,7 +7,8 @@ import logging
 from typing import Any, TypeVar
 
 import grpc
-from holdfast.channels import open_channel
+from holdfast.channels import open_process_channel
+from holdfast.tls import Certificates
 from holdfast.v1 import admin_pb2
 from holdfast_cluster.feed import ViewFeed
 from holdfast_cluster.model import Member, View
@@ -28,9 +29,11 @@ R = TypeVar("R")
 class Nodes:
     """The members' Peer services, by the newest view."""
 
-    def __init__(self, feed: ViewFeed) -> None:
+    def __init__(self, feed: ViewFeed, certificates: Certificates | None = None) -> None:
         self._feed = feed
+        self._certificates = certificates
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._version = 0
 
     async def close(self) -> None:
         for channel in self._channels.values():
@@ -90,7 +93,11 @@ class Nodes:
                 return None
 
         members = list(view.members.values())
-        for address in set(self._channels) - {member.address for member in members}:
+        gone = set(self._channels) - {member.address for member in members}
+        if self._certificates is not None and self._certificates.version != self._version:
+            self._version = self._certificates.version
+            gone = set(self._channels)  # what is connected may be so under a certificate that ends
+        for address in gone:
             if (channel := self._channels.pop(address, None)) is not None:
                 await channel.close()
         answers = await asyncio.gather(*(ask(member) for member in members))
@@ -99,5 +106,5 @@ class Nodes:
     def _channel(self, address: str) -> grpc.aio.Channel:
         channel = self._channels.get(address)
         if channel is None:
-            channel = self._channels[address] = open_channel(address)
+            channel = self._channels[address] = open_process_channel(address, self._certificates)
         return channel

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections import Counter
 from typing import Any
 
@@ -10,12 +12,19 @@ import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
-from holdfast.errors import grpc_status
+from holdfast.errors import HoldfastError, Overloaded, PermissionDenied, Unauthenticated, error_to_proto, grpc_status
 from holdfast.frames import FrameWriter, ends
 from holdfast.ids import RequestIds, idempotent_id
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.dispatch import Dispatcher
 
+from holdfast_gateway.access import Refused
+from holdfast_gateway.door import Door, Guest
+
+log = logging.getLogger(__name__)
+
+REASONS = ("draining", "malformed", "unauthenticated", "permission_denied", "limit")
+"""Why a call, or a session, is not let in."""
 BACKLOG_BYTES_MAX = 64 << 20
 """Replies that wait for a client to read them; a session that passes it is ended."""
 
@@ -30,12 +39,14 @@ _STATUS_DATA_BYTES_MAX = 2_000
 class ObjectsService:
     """Serves `holdfast.v1.Objects`."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    def __init__(self, dispatcher: Dispatcher, door: Door | None = None) -> None:
+        """`door`: who may call what; None: everybody may everything."""
         self._dispatcher = dispatcher
+        self._door = door
         self._ids = RequestIds()
         self.sessions = 0
         """Clients' sessions that are open."""
-        self.refused: Counter[str] = Counter({"draining": 0, "malformed": 0})
+        self.refused: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
         """Calls and sessions that were not let in, by reason."""
         self.draining = False
         """Set when the gateway stops: sessions end when their calls have, and no new call is taken."""
@@ -59,6 +70,7 @@ class ObjectsService:
         if self.draining:
             self.refused["draining"] += 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this gateway stops")
+        guest = None if self._door is None else await self._guest(context)
         is_json = request.WhichOneof("arguments") == "json"
         remaining = context.time_remaining()
         timeout_ms = request.timeout_ms
@@ -90,8 +102,14 @@ class ObjectsService:
             metadata=request.metadata,
         )
         waiting = _Waiting()
+        if guest is not None and (refused := self._refusal(guest, call)) is not None:
+            await _abort(context, refused)
         self._dispatcher.submit(call, waiting)
-        reply = await waiting.future
+        try:
+            reply = await waiting.future
+        finally:
+            if guest is not None:
+                guest.done(1)
         if not reply.result:
             await _abort(context, reply.error)
         if is_json:
@@ -100,7 +118,8 @@ class ObjectsService:
 
     async def session(self, _: object, context: Any) -> None:
         """One client's calls, until it goes away or the gateway stops."""
-        session = _Session(asyncio.current_task())
+        guest = None if self._door is None else await self._guest(context)
+        session = _Session(asyncio.current_task(), guest)
         writer = session.writer
         sending = asyncio.create_task(writer.run(context.write))
         sending.add_done_callback(ends(asyncio.current_task()))
@@ -115,10 +134,19 @@ class ObjectsService:
                 if calls is None:
                     self.refused["malformed"] += 1
                     await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a frame of calls")
+                if guest is not None and (gone := guest.look(time.time())) is not None:
+                    self.refused["unauthenticated"] += 1
+                    await context.abort(grpc.StatusCode.UNAUTHENTICATED, gone)
                 session.under_way += len(calls)
                 for call in calls:
                     if call.notification:  # nodes alone may say so
                         call.ClearField("notification")
+                    if guest is None:
+                        if call.caller:
+                            call.ClearField("caller")
+                    elif (refused := self._refusal(guest, call)) is not None:
+                        session.refuse(pb.Reply(id=call.id, error=refused))
+                        continue
                     submit(call, session)
                 await writer.drained()
             while self.draining and (session.under_way or writer.backlog):
@@ -128,16 +156,46 @@ class ObjectsService:
         finally:
             self.sessions -= 1
             self._dispatcher.forget(session)
+            if guest is not None:
+                guest.done(session.under_way)
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
+
+    async def _guest(self, context: Any) -> Guest:
+        """Who calls. Ends the call when that is not known."""
+        assert self._door is not None
+        try:
+            return self._door.let_in(context)
+        except Refused as refused:
+            self.refused["unauthenticated"] += 1
+            log.info("unauthenticated: %s, from %s", refused, context.peer())
+            await _abort(context, error_to_proto(Unauthenticated(str(refused), definite=True)))
+            raise AssertionError from None
+
+    def _refusal(self, guest: Guest, call: pb.Call) -> pb.Error | None:
+        """Why a call is not taken from this guest; None when it is, and is made out to it."""
+        error: HoldfastError
+        if not guest.may(call.kind, call.method):
+            self.refused["permission_denied"] += 1
+            error = PermissionDenied(f"{guest.subject} may not call {call.kind[:100]}.{call.method[:100]}", definite=True)
+            log.info("permission denied: %s, from %s", error.message, guest.peer)
+        elif (over := guest.take(call)) is not None:
+            self.refused["limit"] += 1
+            error = Overloaded(over[0], definite=True, retryable=True, retry_after_s=over[1])
+        else:
+            call.caller = guest.caller
+            return None
+        error.request_id = call.request_id
+        return error_to_proto(error)
 
 
 class _Session:
     """Where the replies of a session go. Implements `holdfast_cluster.dispatch.Origin`."""
 
-    __slots__ = ("_push", "_task", "under_way", "writer")
+    __slots__ = ("_guest", "_push", "_task", "under_way", "writer")
 
-    def __init__(self, task: asyncio.Task[Any] | None) -> None:
+    def __init__(self, task: asyncio.Task[Any] | None, guest: Guest | None = None) -> None:
+        self._guest = guest
         self.writer: FrameWriter[pb.Reply] = FrameWriter(_pack, pb.Reply.ByteSize)
         self._push = self.writer.push
         self._task = task
@@ -145,9 +203,16 @@ class _Session:
 
     def push(self, reply: pb.Reply, size: int) -> None:
         self.under_way -= 1
+        if self._guest is not None:
+            self._guest.done(1)
         self._push(reply, size)
         if self.writer.backlog > BACKLOG_BYTES_MAX and self._task is not None:
             self._task.cancel()  # it calls and does not read: what it asked for may not fill the gateway
+
+    def refuse(self, reply: pb.Reply) -> None:
+        """Answer a call that was not sent on."""
+        self.under_way -= 1
+        self._push(reply, reply.ByteSize())
 
 
 def _calls(frame: bytes) -> Any:

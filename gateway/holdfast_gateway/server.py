@@ -10,18 +10,21 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from holdfast.channels import SERVER_OPTIONS, bind
+from holdfast.health import LIVE, HealthPort
 from holdfast.metrics import Histogram, MetricsPage, measure_lag
 from holdfast.processes import Stopped, unless_stopped
-from holdfast.v1 import admin_pb2_grpc
 from holdfast_cluster.dispatch import Dispatcher
 from holdfast_cluster.etcd import Etcd
 from holdfast_cluster.feed import ViewFeed
 from holdfast_cluster.membership import agree_on_settings
 from holdfast_cluster.model import Keys
 
-from holdfast_gateway.admin import AdminService
+from holdfast_gateway.access import AccessFile
+from holdfast_gateway.admin import AdminService, guarded
 from holdfast_gateway.config import GatewayConfig
+from holdfast_gateway.door import Door
 from holdfast_gateway.metrics import GatewayMetrics
+from holdfast_gateway.nodes import Nodes
 from holdfast_gateway.objects import ObjectsService
 
 log = logging.getLogger(__name__)
@@ -38,30 +41,40 @@ class GatewayServer:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set. Raises AddressInUse, or Refused when the settings given are not the cluster's."""
         config = self._config
-        etcd = Etcd(config.etcd_endpoints)
+        config.validate()
+        access = None if config.access is None else AccessFile(config.access)
+        certificates = config.certificates
+        etcd = Etcd(config.etcd_endpoints, tls=config.etcd_tls)
         keys = Keys(config.cluster)
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        port = bind(server, config.listen)  # before anything waits: a port that is taken is told at once
+        credentials = None if certificates is None else certificates.server_credentials(for_clients=True)
+        port = bind(server, config.listen, credentials)  # before anything waits: a port that is taken is told at once
         try:
             await unless_stopped(stop, agree_on_settings(etcd, keys, None, config.settings))
-            await self._serve(stop, etcd, keys, server, port)
+            await self._serve(stop, etcd, keys, server, port, access)
         except Stopped:
             log.info("stopped before the cluster was there")
         finally:
             await server.stop(None)
             await etcd.close()
 
-    async def _serve(self, stop: asyncio.Event, etcd: Etcd, keys: Keys, server: grpc.aio.Server, port: int) -> None:
+    async def _serve(
+        self, stop: asyncio.Event, etcd: Etcd, keys: Keys, server: grpc.aio.Server, port: int, access: AccessFile | None
+    ) -> None:
         config = self._config
         feed = ViewFeed(etcd, keys)
-        dispatcher = Dispatcher(feed, config.dispatch)
-        admin = AdminService(feed, dispatcher, etcd, keys, config.cluster)
-        objects = ObjectsService(dispatcher)
-        server.add_generic_rpc_handlers((objects.handlers(),))
-        admin_pb2_grpc.add_AdminServicer_to_server(admin, server)
+        certificates = config.certificates
+        dispatcher = Dispatcher(feed, config.dispatch, certificates=certificates)
+        door = None if access is None else Door(access)
+        objects = ObjectsService(dispatcher, door)
+        nodes = Nodes(feed, certificates)
+        admin = AdminService(feed, dispatcher, etcd, keys, config.cluster, nodes, door, objects.refused)
+        server.add_generic_rpc_handlers((objects.handlers(), guarded(admin)))
         healthy = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
         await healthy.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        await healthy.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
+        probes = HealthPort(healthy)
         if config.reflection:
             names = ("holdfast.v1.Objects", "holdfast.v1.Admin", health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
@@ -72,14 +85,18 @@ class GatewayServer:
         gc.set_threshold(50_000, 20, 50)
         try:
             if config.metrics_port is not None:
-                metrics = GatewayMetrics(objects, dispatcher, feed, loop_lag)
+                metrics = GatewayMetrics(objects, dispatcher, feed, loop_lag, certificates, access)
                 page = MetricsPage(f"{config.listen.rpartition(':')[0]}:{config.metrics_port}", metrics.collect)
                 log.info("metrics at port %d", page.port)
+            if config.health_port is not None:
+                log.info("health at port %d", await probes.listen(f"{config.listen.rpartition(':')[0]}:{config.health_port}"))
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(feed.run(), name="view feed"),
                     group.create_task(_readiness(dispatcher, healthy), name="readiness"),
                     group.create_task(measure_lag(loop_lag), name="loop lag"),
+                    *([] if certificates is None else [group.create_task(certificates.watch(), name="certificates")]),
+                    *([] if access is None else [group.create_task(access.watch(), name="access")]),
                 ]
                 await feed.until(lambda view: view.settings is not None or stop.is_set())
                 await server.start()
@@ -97,6 +114,7 @@ class GatewayServer:
                     task.cancel()
         finally:
             await server.stop(0.2)
+            await probes.close()
             await dispatcher.close()
             await admin.close()
             if page is not None:

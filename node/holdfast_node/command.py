@@ -14,7 +14,8 @@ import uvloop
 from holdfast import logs
 from holdfast.channels import AddressInUse
 from holdfast.loading import AppError, load_app
-from holdfast.options import common_options, explicit_settings, option
+from holdfast.options import certificates, common_options, explicit_settings, option
+from holdfast_cluster.etcd import etcd_tls
 from holdfast_cluster.membership import Refused
 
 from holdfast_node.config import NodeConfig
@@ -87,6 +88,15 @@ def node(
     replies_window: float,
     drain_timeout: float,
     etcd_endpoints: str,
+    etcd_ca: Path | None,
+    etcd_cert: Path | None,
+    etcd_key: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_ca: Path | None,
+    tls_name: str | None,
+    insecure: bool,
+    health_port: int | None,
     cluster: str,
     shards: int | None,
     replication: int | None,
@@ -110,42 +120,49 @@ def node(
                 workers,
                 data,
                 {"listen": listen, "advertise": advertise, "stream-listen": stream_listen, "stream-advertise": stream_advertise},
-                metrics_port,
+                {"metrics-port": metrics_port, "health-port": health_port},
                 name,
                 members_min or max(workers, replication or 3),
             )
         )
-    config = NodeConfig(
-        app=app,
-        data=data,
-        etcd_endpoints=tuple(etcd_endpoints.split(",")),
-        cluster=cluster,
-        name=name,
-        listen=listen,
-        advertise=advertise,
-        stream_listen=stream_listen,
-        stream_advertise=stream_advertise,
-        metrics_port=metrics_port,
-        host=host,
-        zone=zone,
-        weight=weight,
-        settings=explicit_settings(shards=shards, replication=replication, min_in_sync=min_in_sync, points=points),
-        members_min=members_min,
-        lease_ttl_s=lease_ttl,
-        replies_window_s=replies_window,
-        repair_after_s=repair_after,
-        move_rate=move_rate * 1e6,
-        drain_timeout_s=drain_timeout,
-        memory_max_bytes=memory_max_mb << 20,
-        limits=EngineLimits(
-            in_flight_max=in_flight_max,
-            mailbox_max=mailbox_max,
-            turn_timeout_s=turn_timeout,
-            activations_max=activations_max,
-            idle_s=idle,
-            outbox=OutboxLimits(backlog_per_s=backlog_rate),
-        ),
-    )
+    try:
+        config = NodeConfig(
+            app=app,
+            data=data,
+            etcd_endpoints=tuple(etcd_endpoints.split(",")),
+            etcd_tls=etcd_tls(etcd_ca, etcd_cert, etcd_key),
+            insecure=insecure,
+            health_port=health_port,
+            cluster=cluster,
+            name=name,
+            listen=listen,
+            advertise=advertise,
+            stream_listen=stream_listen,
+            stream_advertise=stream_advertise,
+            metrics_port=metrics_port,
+            certificates=certificates(cluster, tls_cert, tls_key, tls_ca, tls_name),
+            host=host,
+            zone=zone,
+            weight=weight,
+            settings=explicit_settings(shards=shards, replication=replication, min_in_sync=min_in_sync, points=points),
+            members_min=members_min,
+            lease_ttl_s=lease_ttl,
+            replies_window_s=replies_window,
+            repair_after_s=repair_after,
+            move_rate=move_rate * 1e6,
+            drain_timeout_s=drain_timeout,
+            memory_max_bytes=memory_max_mb << 20,
+            limits=EngineLimits(
+                in_flight_max=in_flight_max,
+                mailbox_max=mailbox_max,
+                turn_timeout_s=turn_timeout,
+                activations_max=activations_max,
+                idle_s=idle,
+                outbox=OutboxLimits(backlog_per_s=backlog_rate),
+            ),
+        )
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
     logs.configure(name or "node", log_level, log_format)
     try:
         uvloop.run(_run(config))
@@ -167,7 +184,7 @@ def _supervise(
     workers: int,
     data: Path,
     addresses: dict[str, str | None],
-    metrics_port: int | None,
+    ports: dict[str, int | None],
     name: str | None,
     members_min: int,
 ) -> int:
@@ -188,8 +205,9 @@ def _supervise(
             if address:
                 host, _, port = address.rpartition(":")
                 own += [f"--{flag}", f"{host}:{int(port) + i if int(port) else 0}"]
-        if metrics_port:
-            own += ["--metrics-port", str(metrics_port + i)]
+        for flag, number in ports.items():
+            if number:
+                own += [f"--{flag}", str(number + i)]
         processes[i] = subprocess.Popen([sys.executable, "-m", "holdfast", *arguments, *own])
 
     signal.signal(signal.SIGTERM, stop)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from holdfast.tls import Certificates, check_exposed
 from holdfast_cluster.dispatch import DispatchLimits
+from holdfast_cluster.etcd import EtcdTLS
 from holdfast_cluster.model import NODE_ID
 
 from holdfast_node.engine import EngineLimits
@@ -20,6 +22,13 @@ class NodeConfig:
     data: Path
     """The data directory; it makes the node: its id lives there."""
     etcd_endpoints: tuple[str, ...]
+    etcd_tls: EtcdTLS | None = None
+    certificates: Certificates | None = None
+    """TLS between the processes of the cluster; None: nothing is encrypted."""
+    insecure: bool = False
+    """Whether it may listen beyond loopback without that."""
+    health_port: int | None = None
+    """Serves health checks without TLS at the host of `listen`; 0: any free port; None: there is none."""
     cluster: str = "default"
     name: str | None = None
     """The first part of the node's id, fixed at the directory's first start."""
@@ -55,6 +64,8 @@ class NodeConfig:
 
     def validate(self) -> None:
         """Raises ValueError naming what is out of its range."""
+        for address in (self.listen, *([self.stream_listen] if self.stream_listen else [])):
+            check_exposed(address, self.certificates is not None, self.insecure)
         if self.name is not None and not NODE_ID.fullmatch(self.name):
             raise ValueError(f"node name {self.name!r}: letters, digits and _.-, up to 128")
         if not 2 <= self.lease_ttl_s <= 600:

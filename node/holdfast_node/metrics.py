@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from holdfast.errors import code_name
 from holdfast.metrics import Histogram, counter, gauge, histogram
 from holdfast.processes import version
+from holdfast.tls import Certificates
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.controller import Controller
 from holdfast_cluster.dispatch import Dispatcher
 from holdfast_cluster.feed import ViewFeed
 from holdfast_cluster.membership import Membership
-from holdfast_cluster.metrics import dispatcher_metrics, feed_metrics
+from holdfast_cluster.metrics import certificate_metrics, dispatcher_metrics, feed_metrics
 from prometheus_client.core import Metric
 
 from holdfast_node.commit import Committer, Flusher
@@ -44,6 +45,7 @@ class NodeMetrics:
     feed: ViewFeed
     loop_lag: Histogram
     memory_max_bytes: int
+    certificates: Certificates | None
 
     def collect(self) -> Iterator[Metric]:
         me = self.membership.member
@@ -60,6 +62,7 @@ class NodeMetrics:
             "Until the node's lease ends if it is not renewed; 0 while it has none.",
             max(0.0, self.membership.lease_expires_at - boottime()) if me is not None else 0.0,
         )
+        yield from certificate_metrics(self.certificates)
         yield from feed_metrics(self.feed)
         yield from dispatcher_metrics(self.dispatcher)
 

@@ -99,6 +99,7 @@ class _Stub:
             timeout_ms=max(1, int(remaining * 1000)),
             metadata=turn.call.metadata,
             chain=chain,
+            caller=f"object:{activation.name}",
         )
         caller = _Caller()
         self._outgoing.submit(call, caller)

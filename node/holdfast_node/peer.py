@@ -12,6 +12,7 @@ from google.protobuf import message_factory
 from google.protobuf.message import DecodeError
 from holdfast.errors import HoldfastError, WrongOwner, error_to_proto, grpc_status
 from holdfast.frames import BACKLOG_BYTES_MAX, FrameWriter
+from holdfast.tls import Certificates, names_of
 from holdfast.v1 import objects_pb2 as pb
 from holdfast.v1 import peer_pb2
 from holdfast_cluster.clock import boottime
@@ -47,6 +48,7 @@ class PeerService:
         answers: Mapping[str, Callable[[Any], Awaitable[Any]]],
         links: Links | None = None,
         snapshots: SnapshotReceiver | None = None,
+        certificates: Certificates | None = None,
     ) -> None:
         """`answers`: by name of a unary method of the service, what answers it."""
         self._engine = engine
@@ -56,6 +58,7 @@ class PeerService:
         self._answers = answers
         self._links = links
         self._snapshots = snapshots
+        self._certificates = certificates
         self.accepting = True
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -64,7 +67,7 @@ class PeerService:
             "holdfast.v1.Peer",
             {
                 "Snapshot": grpc.stream_unary_rpc_method_handler(self.snapshot),
-                **{name: _unary(name, answer) for name, answer in self._answers.items()},
+                **{name: _unary(name, answer, self._check_process) for name, answer in self._answers.items()},
             },
         )
 
@@ -113,10 +116,18 @@ class PeerService:
 
     async def snapshot(self, _: object, context: Any) -> bytes:
         """One shard from its owner."""
+        await self._check_process(context)
         sender = await self._sender(context)
         assert self._snapshots is not None
         await self._snapshots.serve(sender, context)
         return b""
+
+    async def _check_process(self, context: Any) -> None:
+        """With TLS: only processes of the cluster may ask."""
+        if self._certificates is not None and not self._certificates.is_process(names_of(context)):
+            shown = ", ".join(names_of(context)) or "no name"
+            log.warning("a certificate of %s is refused, from %s", shown, context.peer())
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "this certificate is not one of the cluster's processes")
 
     async def _sender(self, context: Any) -> str:
         """The node that a stream comes from, when it is meant for this one."""
@@ -156,12 +167,13 @@ class PeerService:
         return response.SerializeToString()
 
 
-def _unary(name: str, answer: Callable[[Any], Awaitable[Any]]) -> Any:
+def _unary(name: str, answer: Callable[[Any], Awaitable[Any]], check: Callable[[Any], Awaitable[None]]) -> Any:
     """A unary method of the service: its errors become gRPC's by the table of errors, ValueError INVALID_ARGUMENT."""
     method = peer_pb2.DESCRIPTOR.services_by_name["Peer"].methods_by_name[name]
     takes, gives = message_factory.GetMessageClass(method.input_type), message_factory.GetMessageClass(method.output_type)
 
     async def serve(request: Any, context: Any) -> Any:
+        await check(context)
         if by := dict(context.invocation_metadata() or ()).get(ASKED_BY_METADATA):
             log.warning("%s, asked for by %s: %s", name, by, str(request).replace("\n", " ")[:_SHOWN_CHARS])
         try:

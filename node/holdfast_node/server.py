@@ -13,8 +13,10 @@ import msgspec
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from holdfast.app import App
 from holdfast.channels import SERVER_OPTIONS, AddressInUse, bind
+from holdfast.health import LIVE, HealthPort
 from holdfast.metrics import Histogram, MetricsPage, measure_lag
 from holdfast.processes import Stopped, process_stats, rss_bytes, unless_stopped
+from holdfast.tls import Certificates
 from holdfast.v1 import admin_pb2
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.controller import Controller
@@ -53,6 +55,7 @@ log = logging.getLogger(__name__)
 _DROP_REPLIES_S = 60.0
 _STOP_GRACE_S = 0.5
 _REPLICATION_TICK_S = 0.05
+_READINESS_S = 0.25
 
 
 class NodeServer:
@@ -70,7 +73,7 @@ class NodeServer:
         self._store = Store(config.data)
         directory = DataDirectory(self._store)
         node_id = directory.node_id(config.name)
-        etcd = Etcd(config.etcd_endpoints)
+        etcd = Etcd(config.etcd_endpoints, tls=config.etcd_tls)
         keys = Keys(config.cluster)
         try:
             wanted = msgspec.structs.replace(ClusterSettings(), **config.settings)
@@ -98,7 +101,8 @@ class NodeServer:
         liveness = Liveness(config.lease_ttl_s, enabled=not replicated)
         self._kept = KeptReplies(self._store, config.replies_window_s)
         local = LocalPipe(liveness)
-        dispatcher = Dispatcher(feed, config.dispatch, (node_id, local))
+        certificates = config.certificates
+        dispatcher = Dispatcher(feed, config.dispatch, (node_id, local), certificates)
         self._shards = shards = Shards(self._drop_shards)
         flusher = Flusher(self._store)
 
@@ -106,7 +110,7 @@ class NodeServer:
             return f"{node_id}:{self._member.incarnation if self._member else 0}"
 
         self._replication = replication = (
-            Replication(node_id, identity, self._store, flusher, shards, settings, etcd, keys, config.move_rate)
+            Replication(node_id, identity, self._store, flusher, shards, settings, etcd, keys, config.move_rate, certificates)
             if replicated
             else None
         )
@@ -146,14 +150,18 @@ class NodeServer:
             {"Stats": stats, **Letters(self._store, shards, engine.deliveries).answers(), **inspection.answers()},
             None if replication is None else replication.links,
             None if replication is None else replication.receiver,
+            certificates,
         )
         server = grpc.aio.server(options=[*dict([*SERVER_OPTIONS, *CHANNEL_OPTIONS]).items()])
         server.add_generic_rpc_handlers((peer.handlers(),))
         healthy = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-        port = bind(server, config.listen)
+        await healthy.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        await healthy.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
+        probes = HealthPort(healthy)
+        port = bind(server, config.listen, None if certificates is None else certificates.server_credentials())
         await server.start()
-        streams = StreamServer(peer.services())
+        streams = StreamServer(peer.services(), certificates)
         host = config.listen.rpartition(":")[0]
         try:
             stream_port = await streams.listen(config.stream_listen or f"{host}:0")
@@ -225,14 +233,18 @@ class NodeServer:
                     feed,
                     loop_lag,
                     config.memory_max_bytes,
+                    certificates,
                 )
                 page = MetricsPage(f"{host}:{config.metrics_port}", metrics.collect)
                 log.info("metrics at port %d", page.port)
+            if config.health_port is not None:
+                log.info("health at port %d", await probes.listen(f"{host}:{config.health_port}"))
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(feed.run(), name="view feed"),
                     group.create_task(self._tick(), name="ticker"),
                     group.create_task(measure_lag(loop_lag), name="loop lag"),
+                    *([] if certificates is None else [group.create_task(certificates.watch(), name="certificates")]),
                     group.create_task(controller.run(), name="controller"),
                 ]
                 if replication is not None:
@@ -243,10 +255,12 @@ class NodeServer:
                 except Stopped:
                     pass
                 tasks.append(group.create_task(membership.run(), name="membership"))
-                await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
+                tasks.append(group.create_task(_readiness(membership, healthy), name="readiness"))
                 log.info("node %s serves at %s", node_id, address)
                 await stop.wait()
+                tasks.pop().cancel()
                 await healthy.enter_graceful_shutdown()
+                await healthy.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
                 drain_until = boottime() + config.drain_timeout_s
                 if replication is not None:
                     await self._give_up_shards(membership, feed, drain_until)
@@ -261,6 +275,7 @@ class NodeServer:
                 await asyncio.to_thread(page.close)
             await server.stop(_STOP_GRACE_S)
             await streams.close()
+            await probes.close()
             await dispatcher.close()
             if replication is not None:
                 await replication.links.close()
@@ -327,6 +342,15 @@ class NodeServer:
                 )
 
 
+async def _readiness(membership: Membership, healthy: health.aio.HealthServicer) -> None:
+    """Say SERVING while the node is a member."""
+    while True:
+        ready = membership.member is not None
+        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        await healthy.set("", status)
+        await asyncio.sleep(_READINESS_S)
+
+
 def _others_could_take_over(view: View, node: str) -> bool:
     """Whether there is a shard that this node owns, or is in sync for, and that does not need it."""
     active = {name for name in view.members if view.state_of(name) == "active"}
@@ -355,13 +379,14 @@ class Replication:
         etcd: Etcd,
         keys: Keys,
         move_rate: float,
+        certificates: Certificates | None,
     ) -> None:
         self._store = store
         disk = CopyStore(store)
         self.replicas = Replicas(node_id, disk, flusher, shards, ReplicationSettings(min_in_sync=settings.writable_from))
-        self.links = self.replicas.links = Links(node_id, identity, self.replicas.received)
+        self.links = self.replicas.links = Links(node_id, identity, self.replicas.received, certificates)
         self.swaps = self.replicas.swaps = EtcdSwaps(etcd, keys, self.replicas.swapped)
-        self.sender = self.replicas.snapshots = SnapshotSender(store, self.replicas, self.links, identity, move_rate)
+        self.sender = self.replicas.snapshots = SnapshotSender(store, self.replicas, self.links, identity, move_rate, certificates)
         self.receiver = SnapshotReceiver(store, disk, self.replicas)
 
     def connect(self, engine: Engine, feed: ViewFeed) -> None:

@@ -228,5 +228,9 @@ class Turn:
         return dict(self.call.metadata)
 
     @property
+    def caller(self) -> str:
+        return self.call.caller
+
+    @property
     def remaining_s(self) -> float:
         return max(0.0, self.deadline - self.loop.time())

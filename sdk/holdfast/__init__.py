@@ -13,15 +13,19 @@ from holdfast.errors import (
     InvalidArgument,
     NotFound,
     Overloaded,
+    PermissionDenied,
     Rejected,
     TooLarge,
+    Unauthenticated,
     Unavailable,
     WrongOwner,
 )
 from holdfast.ids import new_request_id
 from holdfast.object import DurableObject
+from holdfast.tls import TLS
 
 __all__ = [
+    "TLS",
     "Alarm",
     "App",
     "ApplicationError",
@@ -35,8 +39,10 @@ __all__ = [
     "InvalidArgument",
     "NotFound",
     "Overloaded",
+    "PermissionDenied",
     "Rejected",
     "TooLarge",
+    "Unauthenticated",
     "Unavailable",
     "WrongOwner",
     "connect",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from queue import Queue
 from threading import Thread
 from typing import Any
@@ -17,14 +18,59 @@ from rich.console import Console
 from rich.table import Table
 
 from holdfast import codec
-from holdfast.channels import open_channel
+from holdfast.channels import open_client_channel
 from holdfast.client import connect
 from holdfast.errors import ApplicationError, HoldfastError
 from holdfast.options import option
+from holdfast.tls import TLS, authorization
 from holdfast.v1 import admin_pb2
 from holdfast.v1 import objects_pb2 as pb
 
-_gateway = option("--gateway", default="127.0.0.1:7400", help="A gateway of the cluster, host:port.")
+_FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
+_SHOWN = "holdfast.shown"  # where a command's context keeps what it shows to gateways
+
+
+def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    assert parameter.name is not None
+    context.meta.setdefault(_SHOWN, {})[parameter.name] = value
+
+
+def _gateway(command: Any) -> Any:
+    """The options of every command that asks a gateway: which one, and what to show to it. The command gets `gateway`."""
+    for add in (
+        option("--token-file", type=_FILE, callback=_keep, expose_value=False, help="File with the bearer token to show."),
+        option("--client-key", type=_FILE, callback=_keep, expose_value=False, help="Its key."),
+        option("--client-cert", type=_FILE, callback=_keep, expose_value=False, help="Certificate to show to the gateway."),
+        option(
+            "--server-name", callback=_keep, expose_value=False, help="Name in the gateway's certificate, if it is not its address."
+        ),
+        option(
+            "--gateway-ca", type=_FILE, callback=_keep, expose_value=False, help="CA of the gateway's certificate: connect with TLS."
+        ),
+        option("--gateway", default="127.0.0.1:7400", help="A gateway of the cluster, host:port."),
+    ):
+        command = add(command)
+    return command
+
+
+def shown() -> tuple[TLS | None, str | None]:
+    """The TLS and the token that the running command's options name, for `holdfast.connect`. Raises ClickException."""
+    options: dict[str, Any] = click.get_current_context().meta.get(_SHOWN, {})
+    ca, cert, key = (options.get(name) for name in ("gateway_ca", "client_cert", "client_key"))
+    file: Path | None = options.get("token_file")
+    token = None if file is None else file.read_text().strip()
+    if ca is None:
+        if cert is not None or key is not None:
+            raise click.ClickException("--client-cert and --client-key need --gateway-ca")
+        return None, token
+    tls = TLS(ca, cert, key, options.get("server_name"))
+    try:
+        tls.credentials()
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    return tls, token
+
+
 _json = option("--json", "as_json", is_flag=True, default=False, help="Print JSON.")
 _TIMEOUT_S = 5.0
 _REACH_S = 3.0
@@ -47,9 +93,11 @@ def call(kind: str, key: str, method: str, arguments: str, timeout: float, gatew
       holdfast call Counter a value
     """
 
+    tls, token = shown()
+
     async def run() -> bytes:
-        await _reach(gateway)
-        async with connect(gateway) as client:
+        await _reach(gateway, tls)
+        async with connect(gateway, tls=tls, token=token) as client:
             return await client.call(kind, key, method, arguments.encode(), timeout=timeout, codec=pb.CODEC_JSON)
 
     try:
@@ -222,16 +270,18 @@ def reset_shard(shard: int, confirm: str | None, gateway: str, as_json: bool) ->
         click.echo(f"shard {shard} begins anew on {answer.shard.owner} under epoch {answer.shard.epoch}")
 
 
-async def _reach(gateway: str) -> None:
+async def _reach(gateway: str, tls: TLS | None) -> None:
     """Find out soon whether there is a gateway at all."""
     try:
-        channel = open_channel(gateway)
+        channel = open_client_channel(gateway, tls)
     except ValueError as error:
         raise click.ClickException(f"--gateway: {error}") from None
     try:
         await asyncio.wait_for(channel.channel_ready(), _REACH_S)
     except TimeoutError:
         hint = "start one with `holdfast dev APP`, or name another with --gateway"
+        if tls is not None:
+            hint += "; or its certificate is not one of --gateway-ca for this address, or it asks for one of yours"
         raise click.ClickException(f"no gateway at {gateway}: {hint}") from None
     finally:
         await channel.close()
@@ -250,16 +300,18 @@ def _plain(message: Any) -> Any:
 
 
 def _ask(gateway: str, method: str, request: Any, reply_type: Any, timeout_s: float = _TIMEOUT_S) -> Any:
+    tls, token = shown()
+
     async def run() -> Any:
-        await _reach(gateway)
-        channel = open_channel(gateway)
+        await _reach(gateway, tls)
+        channel = open_client_channel(gateway, tls)
         try:
             ask = channel.unary_unary(
                 f"/holdfast.v1.Admin/{method}",
                 request_serializer=type(request).SerializeToString,
                 response_deserializer=reply_type.FromString,
             )
-            return await ask(request, timeout=timeout_s)
+            return await ask(request, timeout=timeout_s, metadata=authorization(token))
         finally:
             await channel.close()
 
@@ -272,17 +324,18 @@ def _ask(gateway: str, method: str, request: Any, reply_type: Any, timeout_s: fl
 def _ask_stream(gateway: str, method: str, request: Any, reply_type: Any) -> Iterator[Any]:
     """What a gateway answers bit by bit, for as long as it takes."""
     replies: Queue[Any] = Queue()
+    tls, token = shown()
 
     async def run() -> None:
-        await _reach(gateway)
-        channel = open_channel(gateway)
+        await _reach(gateway, tls)
+        channel = open_client_channel(gateway, tls)
         try:
             ask = channel.unary_stream(
                 f"/holdfast.v1.Admin/{method}",
                 request_serializer=type(request).SerializeToString,
                 response_deserializer=reply_type.FromString,
             )
-            async for reply in ask(request):
+            async for reply in ask(request, metadata=authorization(token)):
                 replies.put(reply)
         finally:
             await channel.close()

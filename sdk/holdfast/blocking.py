@@ -23,6 +23,7 @@ from holdfast.client import CALL_BYTES_MAX, DEADLINE_SLACK_S, TIMEOUT_S, check_k
 from holdfast.errors import DeadlineExceeded, HoldfastError, InternalError, Overloaded, TooLarge, Unavailable, error_from_proto
 from holdfast.ids import RequestIds, idempotent_id
 from holdfast.signature import decode_result, encode_arguments, return_type
+from holdfast.tls import TLS, Token, authorization
 from holdfast.v1 import objects_pb2 as pb
 
 T = TypeVar("T")
@@ -33,12 +34,20 @@ _BACKOFF_S = (0.05, 1.0)
 class BlockingClient:
     """As `holdfast.Client`, but calls return results instead of awaitables. Safe to use from several threads."""
 
-    def __init__(self, *endpoints: str, timeout: float = TIMEOUT_S, retry_budget: float = RATIO) -> None:
+    def __init__(
+        self,
+        *endpoints: str,
+        timeout: float = TIMEOUT_S,
+        retry_budget: float = RATIO,
+        tls: TLS | None = None,
+        token: Token | None = None,
+    ) -> None:
         if not endpoints:
             raise ValueError("name at least one gateway, as host:port")
         for endpoint in endpoints:
             check_address(endpoint)
-        self._channels = [(endpoint, grpc.insecure_channel(endpoint, options=CHANNEL_OPTIONS)) for endpoint in endpoints]
+        self._token = token
+        self._channels = [(endpoint, _open(endpoint, tls)) for endpoint in endpoints]
         self._calls = [
             channel.unary_unary(
                 "/holdfast.v1.Objects/Call",
@@ -109,7 +118,9 @@ class BlockingClient:
             request.timeout_ms = max(1, int(left * 1000))
             use = self._use
             try:
-                reply: pb.CallResponse = self._calls[use](request, timeout=left + DEADLINE_SLACK_S)
+                reply: pb.CallResponse = self._calls[use](
+                    request, timeout=left + DEADLINE_SLACK_S, metadata=authorization(self._token)
+                )
                 return reply.msgpack
             except grpc.RpcError as failed:
                 error = _error(failed, request, self._channels[use][0])
@@ -129,6 +140,12 @@ class BlockingClient:
             self._use = (use + 1) % len(self._calls)
             time.sleep(pause)
             backoff = min(backoff * 2, longest)
+
+
+def _open(endpoint: str, tls: TLS | None) -> grpc.Channel:
+    if tls is None:
+        return grpc.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
+    return grpc.secure_channel(endpoint, tls.credentials(), options=[*CHANNEL_OPTIONS, *tls.options()])
 
 
 class _GatewayAway(HoldfastError):
@@ -163,9 +180,15 @@ class _BlockingStub:
         return decode_result(result, returns, self._name, method)
 
 
-def connect_blocking(*endpoints: str, timeout: float = TIMEOUT_S, retry_budget: float = RATIO) -> BlockingClient:
+def connect_blocking(
+    *endpoints: str,
+    timeout: float = TIMEOUT_S,
+    retry_budget: float = RATIO,
+    tls: TLS | None = None,
+    token: Token | None = None,
+) -> BlockingClient:
     """A blocking client: `with holdfast.connect_blocking("localhost:7400") as client: ...`. Options as in `connect`."""
-    return BlockingClient(*endpoints, timeout=timeout, retry_budget=retry_budget)
+    return BlockingClient(*endpoints, timeout=timeout, retry_budget=retry_budget, tls=tls, token=token)
 
 
 def _error(failed: Any, request: pb.CallRequest, endpoint: str) -> HoldfastError:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import grpc
 
+from holdfast.tls import TLS, Certificates
+
 MESSAGE_BYTES_MAX = 8 << 20
 """The largest message on any stream: one call of the largest size, with its envelope. Batches are cut far below."""
 
@@ -38,10 +40,32 @@ SERVER_OPTIONS: list[tuple[str, int]] = [
 ]
 
 
-def open_channel(address: str, options: Sequence[tuple[str, int]] = ()) -> grpc.aio.Channel:
-    """A channel to `host:port`; `options` in place of ours. Whoever opens it closes it. Raises ValueError for what is no address."""
+def open_channel(
+    address: str, options: Sequence[tuple[str, int | str]] = (), credentials: grpc.ChannelCredentials | None = None
+) -> grpc.aio.Channel:
+    """A channel to `host:port`, with TLS when there are credentials; `options` in place of ours. Whoever opens it closes it.
+
+    Raises ValueError for what is no address.
+    """
     check_address(address)
-    return grpc.aio.insecure_channel(address, options=[*dict([*CHANNEL_OPTIONS, *options]).items()])
+    merged = [*dict([*CHANNEL_OPTIONS, *options]).items()]
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=merged)
+    return grpc.aio.secure_channel(address, credentials, options=merged)
+
+
+def open_client_channel(address: str, tls: TLS | None) -> grpc.aio.Channel:
+    """A client's channel to a gateway."""
+    return open_channel(address) if tls is None else open_channel(address, tls.options(), tls.credentials())
+
+
+def open_process_channel(
+    address: str, certificates: Certificates | None, options: Sequence[tuple[str, int | str]] = ()
+) -> grpc.aio.Channel:
+    """A channel from one process of a cluster to another."""
+    if certificates is None:
+        return open_channel(address, options)
+    return open_channel(address, [*options, *certificates.channel_options()], certificates.channel_credentials())
 
 
 class AddressInUse(Exception):
@@ -55,14 +79,14 @@ def check_address(address: str) -> None:
         raise ValueError(f"{address!r} is no address: write host:port")
 
 
-def bind(server: grpc.aio.Server, address: str) -> int:
+def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
     """Listen at `host:port` (port 0: any free one); the port. Raises AddressInUse."""
     try:
         check_address(address)
     except ValueError as error:
         raise AddressInUse(f"cannot listen: {error}") from None
     try:
-        port = server.add_insecure_port(address)
+        port = server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise AddressInUse(f"cannot listen at {address}: is the port in use? ({error})") from None
     if port == 0:

@@ -11,6 +11,7 @@ from holdfast.bench import bench
 from holdfast.deliveries import alarms, deadletters, pause, resume
 from holdfast.dev import dev
 from holdfast.inspection import explain, objects, top
+from holdfast.tokens import token
 from holdfast.verify.command import verify
 
 
@@ -20,7 +21,24 @@ def main() -> None:
     """Holdfast: durable objects on your own machines."""
 
 
-_COMMANDS = dev, call, where, status, explain, top, objects, drain, reset_shard, deadletters, alarms, pause, resume, bench, verify
+_COMMANDS = (
+    dev,
+    call,
+    where,
+    status,
+    explain,
+    top,
+    objects,
+    drain,
+    reset_shard,
+    deadletters,
+    alarms,
+    pause,
+    resume,
+    bench,
+    verify,
+    token,
+)
 for _command in _COMMANDS:
     main.add_command(_command)
 for _entry in entry_points(group="holdfast.commands"):

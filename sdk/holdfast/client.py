@@ -20,12 +20,13 @@ import grpc
 
 from holdfast.app import kind_name
 from holdfast.budget import RATIO, Budgets
-from holdfast.channels import MESSAGE_BYTES_MAX, check_address, open_channel
+from holdfast.channels import MESSAGE_BYTES_MAX, check_address, open_client_channel
 from holdfast.deadlines import Deadlines
-from holdfast.errors import DeadlineExceeded, HoldfastError, Overloaded, TooLarge, Unavailable, error_from_proto
+from holdfast.errors import DeadlineExceeded, HoldfastError, Overloaded, TooLarge, Unauthenticated, Unavailable, error_from_proto
 from holdfast.frames import FrameWriter, ends
 from holdfast.ids import RequestIds, idempotent_id
 from holdfast.signature import decode_result, encode_arguments, return_type
+from holdfast.tls import TLS, Token, authorization
 from holdfast.v1 import objects_pb2 as pb
 
 T = TypeVar("T")
@@ -69,12 +70,23 @@ class Client:
     One client is enough for a process: it has up to 10,000 calls in flight on one stream.
     """
 
-    def __init__(self, *endpoints: str, timeout: float = TIMEOUT_S, retry_budget: float = RATIO) -> None:
+    def __init__(
+        self,
+        *endpoints: str,
+        timeout: float = TIMEOUT_S,
+        retry_budget: float = RATIO,
+        tls: TLS | None = None,
+        token: Token | None = None,
+    ) -> None:
         if not endpoints:
             raise ValueError("name at least one gateway, as host:port")
         for endpoint in endpoints:
             check_address(endpoint)
         self._endpoints = list(endpoints)
+        if tls is not None:
+            tls.credentials()  # what is wrong with it is told now
+        self._tls = tls
+        self._token = token
         self._timeout = timeout
         self._budgets = Budgets(retry_budget)
         self._ids = RequestIds()
@@ -210,25 +222,39 @@ class Client:
         start = random.randrange(len(self._endpoints))
         for turn in itertools.count(start):
             endpoint = self._endpoints[turn % len(self._endpoints)]
-            channel = open_channel(endpoint)
-            call: Any = channel.stream_stream("/holdfast.v1.Objects/Session")()
             began = self._loop.time()
+            channel: grpc.aio.Channel | None = None
+            call: Any = None
             try:
+                channel = open_client_channel(endpoint, self._tls)
+                call = channel.stream_stream("/holdfast.v1.Objects/Session")(metadata=authorization(self._token))
                 await self._session(call)
                 self._last_error = f"{endpoint}: the gateway ended the session"
             except grpc.aio.AioRpcError as error:
                 self._last_error = f"{endpoint}: {error.details()}"
+                if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                    self._refused(error.details() or "")
             except Exception as error:  # whatever it was, a new connection is the answer
                 log.exception("session with %s", endpoint)
                 self._last_error = f"{endpoint}: {error!r}"
             finally:
                 self._writer = None
-                call.cancel()
-                await channel.close()
+                if call is not None:
+                    call.cancel()
+                if channel is not None:
+                    await channel.close()
             if self._loop.time() - began > longest:
                 backoff = _RECONNECT_BACKOFF_S[0]
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
             backoff = min(backoff * 2, longest)
+
+    def _refused(self, why: str) -> None:
+        """The gateway does not know who this is: waiting would not help those who wait. A later token may."""
+        for number, pending in list(self._pending.items()):
+            del self._pending[number]
+            if not pending.future.done():
+                error = Unauthenticated(why, definite=not pending.sent, request_id=pending.message.request_id)
+                pending.future.set_exception(error)
 
     async def _session(self, call: Any) -> None:
         await call.initial_metadata()  # the gateway's word that it is there; what is sent from now on may have arrived
@@ -351,13 +377,20 @@ def check_key(key: object) -> None:
         raise TypeError(f"an object's key is text, not {type(key).__name__}: {key!r}")
 
 
-def connect(*endpoints: str, timeout: float = TIMEOUT_S, retry_budget: float = RATIO) -> Client:
+def connect(
+    *endpoints: str,
+    timeout: float = TIMEOUT_S,
+    retry_budget: float = RATIO,
+    tls: TLS | None = None,
+    token: Token | None = None,
+) -> Client:
     """A client of the cluster behind these gateways (`host:port`); it uses one and goes on to the next when that fails.
 
     `timeout`: the deadline in seconds of calls that bring none. `retry_budget`: how many calls the client itself may make again, as a
-    share of all, and of those to the same kind; 0: none.
+    share of all, and of those to the same kind; 0: none. `tls`: connect with TLS. `token`: the bearer token to show, or a function
+    that gives it for each connection. Raises OSError or ValueError when the files of `tls` cannot be used.
     """
-    return Client(*endpoints, timeout=timeout, retry_budget=retry_budget)
+    return Client(*endpoints, timeout=timeout, retry_budget=retry_budget, tls=tls, token=token)
 
 
 def _pack_calls(calls: list[pb.Call]) -> bytes:

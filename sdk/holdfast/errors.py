@@ -125,6 +125,18 @@ class TooLarge(HoldfastError):
     code = "TOO_LARGE"
 
 
+class Unauthenticated(HoldfastError):
+    """The gateway does not know who calls: no token, or one that is unknown or has expired; or no certificate."""
+
+    code = "UNAUTHENTICATED"
+
+
+class PermissionDenied(HoldfastError):
+    """The gateway's policy does not let this subject make the call."""
+
+    code = "PERMISSION_DENIED"
+
+
 class InternalError(HoldfastError):
     """A fault of Holdfast's own; the request id finds it in the log."""
 
@@ -148,6 +160,8 @@ CODES: dict[str, tuple[pb.Code, grpc.StatusCode, type[HoldfastError]]] = {
     "DEADLINE": (pb.CODE_DEADLINE, grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineExceeded),
     "DEADLOCK": (pb.CODE_DEADLOCK, grpc.StatusCode.ABORTED, Deadlock),
     "TOO_LARGE": (pb.CODE_TOO_LARGE, grpc.StatusCode.OUT_OF_RANGE, TooLarge),
+    "UNAUTHENTICATED": (pb.CODE_UNAUTHENTICATED, grpc.StatusCode.UNAUTHENTICATED, Unauthenticated),
+    "PERMISSION_DENIED": (pb.CODE_PERMISSION_DENIED, grpc.StatusCode.PERMISSION_DENIED, PermissionDenied),
     "INTERNAL": (pb.CODE_INTERNAL, grpc.StatusCode.INTERNAL, InternalError),
 }
 _BY_NUMBER = {number: name for name, (number, _, _) in CODES.items()}

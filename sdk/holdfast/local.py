@@ -63,15 +63,15 @@ class LocalCluster:
             self._log_from[name] = log.tell()
             self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
-    def start_etcd(self) -> None:
+    def start_etcd(self, *options: str, scheme: str = "http") -> None:
         """Start etcd, on the data it had."""
         data = self.folder / "etcd"
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        client, peer = (f"http://127.0.0.1:{port}" for port in self._etcd_ports)
+        client, peer = f"{scheme}://127.0.0.1:{self._etcd_ports[0]}", f"http://127.0.0.1:{self._etcd_ports[1]}"
         self.start(
             "etcd", find_etcd(), "--name", "dev", "--data-dir", str(data), "--log-level", "warn",
             "--listen-client-urls", client, "--advertise-client-urls", client,
-            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"dev={peer}",
+            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"dev={peer}", *options,
         )  # fmt: skip
 
     def start_node(self, name: str, app: str, *options: str) -> None:

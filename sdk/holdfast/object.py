@@ -32,6 +32,10 @@ class Request(Protocol):
         """What the caller sent along."""
 
     @property
+    def caller(self) -> str:
+        """Who made it; see `DurableObject.caller`."""
+
+    @property
     def remaining_s(self) -> float:
         """Seconds until the turn is cancelled and rolled back."""
 
@@ -95,6 +99,13 @@ class DurableObject:
     def epoch(self) -> int:
         """The epoch of the shard: pass it to outside systems as a fencing token."""
         return self._context.epoch
+
+    @property
+    def caller(self) -> str:
+        """Who made the request of the running turn: the subject that the gateway has found out (a token's, a certificate's), empty
+        where gateways ask nobody who they are; `object:Kind/key` when another object calls or notifies; empty for an alarm.
+        """
+        return self._context.request.caller
 
     @property
     def objects(self) -> Objects:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
+
+from holdfast.tls import CertificateError, Certificates
+
+_file = click.Path(path_type=Path, dir_okay=False, exists=True)
 
 
 def option(name: str, *rest: Any, **attributes: Any) -> Callable[[Any], Any]:
@@ -23,6 +28,19 @@ def common_options(command: Any) -> Any:
                 "--etcd-endpoints",
                 default="127.0.0.1:2379",
                 help="etcd's client addresses, host:port, comma-separated.",
+            ),
+            option("--etcd-ca", type=_file, help="CA of etcd's certificates; with it etcd is asked with TLS."),
+            option("--etcd-cert", type=_file, help="Certificate to show to etcd."),
+            option("--etcd-key", type=_file, help="Its key."),
+            option("--tls-cert", type=_file, help="This process's certificate, PEM; followed when it changes. See docs/security.md."),
+            option("--tls-key", type=_file, help="Its key."),
+            option("--tls-ca", type=_file, help="CA of the certificates of the cluster's processes."),
+            option("--tls-name", help="The DNS name that all of those have. Default: CLUSTER.holdfast."),
+            option("--insecure", is_flag=True, default=False, help="Listen beyond loopback although nothing is encrypted."),
+            option(
+                "--health-port",
+                type=click.IntRange(0, 65_535),
+                help="Port, at the host of --listen, that serves health checks only, without TLS: for probes. Default: none.",
             ),
             option("--cluster", default="default", help="The cluster's name; several can share an etcd."),
             option("--shards", type=int, help="Number of shards, 256 at formation; must be what the cluster was formed with."),
@@ -62,6 +80,22 @@ def common_options(command: Any) -> Any:
     ):
         command = add(command)
     return command
+
+
+def certificates(
+    cluster: str, cert: Path | None, key: Path | None, ca: Path | None, name: str | None, client_ca: Path | None = None
+) -> Certificates | None:
+    """What the options say of TLS; None when they do not. Raises ClickException when that is half of it, or wrong."""
+    if cert is None and key is None and ca is None:
+        if client_ca is not None:
+            raise click.ClickException("--client-ca needs --tls-cert, --tls-key and --tls-ca")
+        return None
+    if cert is None or key is None or ca is None:
+        raise click.ClickException("TLS needs all of --tls-cert, --tls-key and --tls-ca")
+    try:
+        return Certificates(cert, key, ca, name or f"{cluster}.holdfast", client_ca)
+    except CertificateError as error:
+        raise click.ClickException(str(error)) from None
 
 
 def explicit_settings(**given: int | None) -> dict[str, int]:

@@ -45,6 +45,12 @@ class Shop(DurableObject):
         for i in range(rows):
             self.storage.put(f"row{i:05}", i)
 
+    def who(self) -> str:
+        return self.caller
+
+    async def who_told(self) -> str:
+        return await self.objects.get("Ledger", self.key).who()
+
     async def audit(self) -> int:
         return await self.objects.get("Ledger", self.key).total()
 
@@ -56,6 +62,9 @@ class Ledger(DurableObject):
 
     def refused(self) -> None:
         raise holdfast.Rejected("never")
+
+    def who(self) -> str:
+        return self.caller
 
     def total(self) -> int:
         return self.storage.get("total") or 0

@@ -332,6 +332,7 @@ class Deliveries:
                 arguments=row.arguments,
                 request_id=keyed_id(b"notify", sender, note.sequence),
                 timeout_ms=DELIVERY_TIMEOUT_MS,
+                caller=f"object:{row.sender_kind}/{row.sender_key}",
                 notification=note.sequence + sender,
             )
             self._router.submit(call, _Answer(self, note))

@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import msgspec
 from holdfast.frames import FrameWriter
+from holdfast.tls import Certificates
 from holdfast_cluster.model import Member, View
 from holdfast_cluster.streams import Stream, StreamRefused, open_stream
 
@@ -57,7 +58,10 @@ def new_writer() -> FrameWriter[_Numbered]:
 class Link:
     """The stream to one member; it connects again by itself until it is retired or closed."""
 
-    def __init__(self, me: Callable[[], str], member: Member, broke: Callable[[str], None]) -> None:
+    def __init__(
+        self, me: Callable[[], str], member: Member, broke: Callable[[str], None], certificates: Certificates | None
+    ) -> None:
+        self._certificates = certificates
         self._me = me
         self._broke = broke
         self.member = member
@@ -95,7 +99,7 @@ class Link:
             sending: asyncio.Task[None] | None = None
             try:
                 target = f"{member.id}:{member.incarnation}"
-                stream = await open_stream(member.streams, REPLICATE, target, lambda frame: None, self._me())
+                stream = await open_stream(member.streams, REPLICATE, target, lambda frame: None, self._me(), self._certificates)
                 self._writer = new_writer()
                 sending = stream.send_from(self._writer)
                 self.up = True
@@ -121,8 +125,15 @@ class Link:
 class Links:
     """The links to all other members, by the newest view, and the streams of theirs."""
 
-    def __init__(self, node: str, me: Callable[[], str], received: Callable[[str, list[_Numbered]], None]) -> None:
+    def __init__(
+        self,
+        node: str,
+        me: Callable[[], str],
+        received: Callable[[str, list[_Numbered]], None],
+        certificates: Certificates | None = None,
+    ) -> None:
         self._node = node
+        self._certificates = certificates
         self._me = me
         self._received = received
         self.broke: Callable[[str], None] = lambda node: None
@@ -141,7 +152,7 @@ class Links:
                 self._links.pop(name).supersede()
         for name, member in view.members.items():
             if name != self._node and (name not in self._links or self._links[name]._retired):
-                self._links[name] = Link(self._me, member, self.broke)
+                self._links[name] = Link(self._me, member, self.broke, self._certificates)
 
     def send(self, to: str, shard: int, message: WireMessage) -> None:
         """Say something to a node."""

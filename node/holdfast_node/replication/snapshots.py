@@ -19,7 +19,8 @@ from typing import Any
 
 import grpc
 import msgspec
-from holdfast.channels import open_channel
+from holdfast.channels import open_process_channel
+from holdfast.tls import Certificates
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.streams import FRAME_BYTES_MAX
 
@@ -36,7 +37,10 @@ SNAPSHOT = "/holdfast.v1.Peer/Snapshot"
 TARGET_METADATA = "holdfast-target"
 """Whom a snapshot is meant for, as `node id:incarnation`; another process at that address refuses it."""
 SENDER_METADATA = "holdfast-sender"
-CHANNEL_OPTIONS = [("grpc.max_receive_message_length", FRAME_BYTES_MAX), ("grpc.max_send_message_length", FRAME_BYTES_MAX)]
+CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
+    ("grpc.max_receive_message_length", FRAME_BYTES_MAX),
+    ("grpc.max_send_message_length", FRAME_BYTES_MAX),
+]
 _CHUNK_BYTES = 256 << 10
 _AT_A_TIME = 2
 _FAMILIES = ("state", "replies")
@@ -86,7 +90,10 @@ class Throttle:
 class SnapshotSender:
     """Implements `holdfast_node.replication.host.Snapshots`. `rate`: bytes a second that this node sends at most."""
 
-    def __init__(self, store: Store, replicas: Replicas, links: Links, me: Any, rate: float) -> None:
+    def __init__(
+        self, store: Store, replicas: Replicas, links: Links, me: Any, rate: float, certificates: Certificates | None = None
+    ) -> None:
+        self._certificates = certificates
         self._store = store
         self._replicas = replicas
         self._links = links
@@ -136,7 +143,7 @@ class SnapshotSender:
         if copy is None or not copy.replica.owning or copy.replica.epoch != epoch or member is None or to not in copy.replica.peers:
             return
         began = time.monotonic()
-        channel = open_channel(member.address, CHANNEL_OPTIONS)
+        channel = open_process_channel(member.address, self._certificates, CHANNEL_OPTIONS)
         metadata = ((TARGET_METADATA, f"{member.id}:{member.incarnation}"), (SENDER_METADATA, self._me()))
         call: Any = channel.stream_unary(SNAPSHOT)(metadata=metadata)
         size = 0

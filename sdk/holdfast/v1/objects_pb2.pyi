@@ -25,6 +25,8 @@ class Code(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CODE_DEADLOCK: _ClassVar[Code]
     CODE_TOO_LARGE: _ClassVar[Code]
     CODE_INTERNAL: _ClassVar[Code]
+    CODE_UNAUTHENTICATED: _ClassVar[Code]
+    CODE_PERMISSION_DENIED: _ClassVar[Code]
 CODEC_MSGPACK: Codec
 CODEC_JSON: Codec
 CODE_UNSPECIFIED: Code
@@ -38,6 +40,8 @@ CODE_DEADLINE: Code
 CODE_DEADLOCK: Code
 CODE_TOO_LARGE: Code
 CODE_INTERNAL: Code
+CODE_UNAUTHENTICATED: Code
+CODE_PERMISSION_DENIED: Code
 
 class CallRequest(_message.Message):
     __slots__ = ("kind", "key", "method", "json", "msgpack", "request_id", "metadata", "idempotency_key", "timeout_ms")
@@ -81,7 +85,7 @@ class CallResponse(_message.Message):
     def __init__(self, json: _Optional[str] = ..., msgpack: _Optional[bytes] = ..., request_id: _Optional[bytes] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("id", "kind", "key", "method", "arguments", "codec", "request_id", "attempt", "timeout_ms", "metadata", "chain", "notification")
+    __slots__ = ("id", "kind", "key", "method", "arguments", "codec", "request_id", "attempt", "timeout_ms", "metadata", "chain", "caller", "notification")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +104,7 @@ class Call(_message.Message):
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     CHAIN_FIELD_NUMBER: _ClassVar[int]
+    CALLER_FIELD_NUMBER: _ClassVar[int]
     NOTIFICATION_FIELD_NUMBER: _ClassVar[int]
     id: int
     kind: str
@@ -112,8 +117,9 @@ class Call(_message.Message):
     timeout_ms: int
     metadata: _containers.ScalarMap[str, str]
     chain: _containers.RepeatedScalarFieldContainer[str]
+    caller: str
     notification: bytes
-    def __init__(self, id: _Optional[int] = ..., kind: _Optional[str] = ..., key: _Optional[str] = ..., method: _Optional[str] = ..., arguments: _Optional[bytes] = ..., codec: _Optional[_Union[Codec, str]] = ..., request_id: _Optional[bytes] = ..., attempt: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., chain: _Optional[_Iterable[str]] = ..., notification: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., kind: _Optional[str] = ..., key: _Optional[str] = ..., method: _Optional[str] = ..., arguments: _Optional[bytes] = ..., codec: _Optional[_Union[Codec, str]] = ..., request_id: _Optional[bytes] = ..., attempt: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., chain: _Optional[_Iterable[str]] = ..., caller: _Optional[str] = ..., notification: _Optional[bytes] = ...) -> None: ...
 
 class Reply(_message.Message):
     __slots__ = ("id", "result", "error", "epoch")

@@ -1,0 +1,33 @@
+"""Health for probes: `grpc.health.v1` on a port of its own, without TLS, which probes of Kubernetes do not speak.
+
+The service "" says whether calls should come (readiness), LIVE that the process runs (liveness): only the first depends on etcd.
+"""
+
+from __future__ import annotations
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+
+from holdfast.channels import SERVER_OPTIONS, bind
+
+LIVE = "live"
+
+
+class HealthPort:
+    """Serves what `servicer` says, and nothing else."""
+
+    def __init__(self, servicer: health.aio.HealthServicer) -> None:
+        self._servicer = servicer
+        self._server: grpc.aio.Server | None = None
+
+    async def listen(self, address: str) -> int:
+        """Listen at `host:port` (port 0: any free one); the port. Raises AddressInUse."""
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, self._server)
+        port = bind(self._server, address)
+        await self._server.start()
+        return port
+
+    async def close(self) -> None:
+        if self._server is not None:
+            await self._server.stop(None)

@@ -1,0 +1,214 @@
+"""TLS: the certificates of clients, and of processes, whose files may change while they run.
+
+Every process of a cluster has one certificate, for what it serves and for what it connects to. Between processes both sides show one
+(mutual TLS), signed by the cluster's CA and made out to the cluster's *TLS name*: a DNS name among the certificate's alternative
+names that all processes share and nobody else has. Addresses play no part in that, so pods may come and go under any. A client's
+certificate, even one of the same CA, does not have that name, and so does not open a node's ports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import ssl
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from cryptography import x509
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 2.0
+"""How often the files are looked at."""
+EXPIRES_SOON_S = 7 * 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class TLS:
+    """What a client needs for TLS: `ca` to trust (None: the system's), `cert` and `key` where the gateway asks for a certificate.
+
+    `server_name`: the name that the gateway's certificate has to have, when it is not the address that is connected to.
+    """
+
+    ca: str | Path | None = None
+    cert: str | Path | None = None
+    key: str | Path | None = None
+    server_name: str | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """For a channel. Reads the files; raises OSError when one cannot be read, ValueError for half a pair."""
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("a certificate needs its key, and a key its certificate")
+        return grpc.ssl_channel_credentials(
+            *(None if file is None else Path(file).read_bytes() for file in (self.ca, self.key, self.cert))
+        )
+
+    def options(self) -> list[tuple[str, str]]:
+        """For the same channel."""
+        return [] if self.server_name is None else [("grpc.ssl_target_name_override", self.server_name)]
+
+
+Token = str | Callable[[], str]
+"""A bearer token, or what gives the one to show now: called for each connection (each call of a blocking client), on the loop or the
+calling thread, so it should be quick."""
+
+
+def authorization(token: Token | None) -> tuple[tuple[str, str], ...] | None:
+    """The metadata that show a token."""
+    if token is None:
+        return None
+    return (("authorization", f"Bearer {token() if callable(token) else token}"),)
+
+
+class CertificateError(Exception):
+    """Files that are no certificate, key or CA, or do not belong together; the message names them."""
+
+
+class Certificates:
+    """A process's certificate, key and cluster CA, and for a gateway the CA of its clients. `watch` follows changes of the files."""
+
+    def __init__(self, cert: Path, key: Path, ca: Path, name: str, client_ca: Path | None = None) -> None:
+        """`name`: the cluster's TLS name. Raises CertificateError."""
+        self.name = name
+        self._cert, self._key, self._ca, self._client_ca = cert, key, ca, client_ca
+        self.version = 0
+        """Grows with each change that was taken over."""
+        self.server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        """For streams that others open; demands a certificate of the cluster's CA."""
+        self.client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        """For streams to others."""
+        self.server_context.verify_mode = ssl.CERT_REQUIRED
+        for context in (self.server_context, self.client_context):
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
+        self._seen: tuple[object, ...] = ()
+        self._seen = self._look()
+        self._load()
+        if name not in self.names:
+            raise CertificateError(f"{cert} is made out to {', '.join(self.names) or 'no name'}; the cluster's TLS name is {name}")
+
+    @property
+    def expires_in_s(self) -> float:
+        """Seconds until the certificate is valid no longer."""
+        return self._not_after - time.time()
+
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        """For a gRPC channel to another process, with `channel_options`. Of the files as they were last."""
+        return grpc.ssl_channel_credentials(self._ca_pem, self._key_pem, self._cert_pem)
+
+    def channel_options(self) -> list[tuple[str, str]]:
+        return [("grpc.ssl_target_name_override", self.name)]
+
+    def server_credentials(self, for_clients: bool = False) -> grpc.ServerCredentials:
+        """For a gRPC server, always of the newest files. It demands a certificate of the cluster's CA; `for_clients`: one of the
+        clients' CA if there is such a CA, else none.
+        """
+
+        def current() -> grpc.ServerCertificateConfiguration:
+            ca = self._client_ca_pem if for_clients else self._ca_pem
+            return grpc.ssl_server_certificate_configuration([(self._key_pem, self._cert_pem)], ca)
+
+        demanded = not for_clients or self._client_ca is not None
+        return grpc.dynamic_ssl_server_credentials(current(), current, demanded)
+
+    async def watch(self) -> None:
+        """Take over changed files, until cancelled. Files that do not fit together are left alone, and said to be wrong."""
+        complained: object = None
+        soon = False
+        while True:
+            await asyncio.sleep(LOOK_S)
+            seen = self._look()
+            if seen != self._seen:
+                try:
+                    self._load()
+                except CertificateError as error:
+                    if complained != seen:
+                        log.error("certificates: %s; the old ones stay in use", error)
+                        complained = seen
+                else:
+                    self._seen = seen
+                    log.info("certificates: taken over, valid for %.1f days", self.expires_in_s / 86_400)
+            if (self.expires_in_s < EXPIRES_SOON_S) != soon:
+                soon = not soon
+                if soon:
+                    log.warning("certificates: %s is valid for %.1f days only", self._cert, self.expires_in_s / 86_400)
+
+    def _look(self) -> tuple[object, ...]:
+        seen: list[object] = []
+        for file in (self._cert, self._key, self._ca, self._client_ca):
+            try:
+                stat = None if file is None else file.stat()
+            except OSError:
+                stat = None
+            seen.append(stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino))
+        return tuple(seen)
+
+    def _load(self) -> None:
+        try:
+            cert, key, ca = self._cert.read_bytes(), self._key.read_bytes(), self._ca.read_bytes()
+            client_ca = None if self._client_ca is None else self._client_ca.read_bytes()
+            for authority in (ca, client_ca):
+                if authority is not None:
+                    x509.load_pem_x509_certificates(authority)
+            certificate = x509.load_pem_x509_certificate(cert)
+            trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            trial.load_cert_chain(self._cert, self._key)
+            for context in (self.server_context, self.client_context):
+                context.load_cert_chain(self._cert, self._key)
+                context.load_verify_locations(self._ca)  # beside what was trusted before: until the next start
+        except (OSError, ValueError) as error:
+            raise CertificateError(f"{self._cert}, {self._key}, {self._ca}: {error}") from None
+        self._cert_pem, self._key_pem, self._ca_pem, self._client_ca_pem = cert, key, ca, client_ca
+        self._not_after = certificate.not_valid_after_utc.timestamp()
+        self.names = _dns_names(certificate)
+        self.version += 1
+
+    # -- who the other side is
+
+    def is_process(self, names: Iterable[str]) -> bool:
+        """Whether a certificate of these names is one of this cluster's processes."""
+        return self.name in names
+
+
+def names_of(context: Any) -> list[str]:
+    """The alternative names of the certificate that a gRPC caller has shown."""
+    names: Iterable[bytes] = context.auth_context().get("x509_subject_alternative_name", ())
+    return [name.decode(errors="replace") for name in names]
+
+
+def names_of_transport(transport: asyncio.BaseTransport) -> list[str]:
+    """The DNS names of the certificate that the other side of a connection has shown."""
+    certificate: Mapping[str, Any] = transport.get_extra_info("peercert") or {}
+    return [name for kind, name in certificate.get("subjectAltName", ()) if kind == "DNS"]
+
+
+def _dns_names(certificate: x509.Certificate) -> list[str]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return list(names.get_values_for_type(x509.DNSName))
+
+
+class Exposed(ValueError):
+    """A process would be reachable from other machines, with nothing encrypted and nobody asked who they are."""
+
+
+def check_exposed(address: str, encrypted: bool, insecure: bool) -> None:
+    """Raises Exposed for an address beyond loopback, unless that is encrypted, or meant."""
+    host = address.rpartition(":")[0].strip("[]")
+    if encrypted or insecure or host == "localhost":
+        return
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise Exposed(
+            f"{address} can be reached from other machines, and nothing would be encrypted: give --tls-cert, --tls-key and --tls-ca, "
+            "or say --insecure"
+        )

@@ -1,0 +1,341 @@
+"""Who is let in, and what they may: the access file."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from holdfast_gateway import access
+from holdfast_gateway.access import ANONYMOUS, Access, AccessError, AccessFile, Identity, Refused, SubjectLimits, Uses
+
+NOW = time.time()
+
+
+def _base64(raw: bytes) -> bytes:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=")
+
+
+def sha(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def parse(text: str, folder: Path = Path()) -> Access:
+    return Access.parse(text.encode(), folder)
+
+
+POLICY = f"""
+[tokens]
+billing = ["{sha("b-1")}", "{sha("b-2")}"]
+"team/a" = ["{sha("team")}"]
+
+[[allow]]
+subjects = ["billing"]
+kinds = ["Invoice", "Report*"]
+methods = ["*"]
+
+[[allow]]
+subjects = ["team/*"]
+kinds = ["Invoice"]
+methods = ["get", "list_*"]
+
+[[allow]]
+subjects = ["anonymous"]
+kinds = ["Public"]
+methods = ["read"]
+
+[[admin]]
+subjects = ["billing"]
+may = "read"
+
+[[admin]]
+subjects = ["ops"]
+may = "change"
+"""
+
+
+def test_tokens_name_subjects_and_old_ones_work_beside_new_ones() -> None:
+    rules = parse(POLICY)
+    for token, subject in (("b-1", "billing"), ("b-2", "billing"), ("team", "team/a")):
+        assert rules.identify(f"Bearer {token}", "", (), NOW) == Identity(subject)
+    assert rules.identify(f"bearer  {'b-1'}", "", (), NOW).subject == "billing"
+    assert rules.identify(None, "", (), NOW).subject == ANONYMOUS
+
+
+@pytest.mark.parametrize(
+    ("authorization", "why"),
+    [
+        ("b-1", "has to be: Bearer"),
+        ("Basic b-1", "has to be: Bearer"),
+        ("Bearer ", "has to be: Bearer"),
+        ("Bearer b-3", "not known"),
+        ("", "Bearer"),
+    ],
+)
+def test_what_is_shown_and_wrong_is_refused_and_not_taken_for_nothing(authorization: str, why: str) -> None:
+    with pytest.raises(Refused, match=why) as refused:
+        parse(POLICY).identify(authorization, "", (), NOW)
+    assert "b-3" not in str(refused.value)
+
+
+def test_rules_say_who_may_call_what_and_nothing_else_is_allowed() -> None:
+    may = parse(POLICY).may_call
+    assert may("billing", "Invoice", "anything")
+    assert may("billing", "Reports", "x")
+    assert not may("billing", "Public", "read")
+    assert may("team/a", "Invoice", "list_open")
+    assert not may("team/a", "Invoice", "delete")
+    assert not may("team", "Invoice", "get")
+    assert not may("stranger", "Invoice", "get")
+
+
+def test_no_pattern_matches_the_anonymous() -> None:
+    everything = '[[allow]]\nsubjects = ["*"]\nkinds = ["*"]\nmethods = ["*"]\n'
+    rules = parse(everything + '[[admin]]\nsubjects = ["*"]\nmay = "change"\n[limits."*"]\nin_flight = 1')
+    assert rules.may_call("somebody", "K", "m")
+    assert not rules.may_call(ANONYMOUS, "K", "m")
+    assert not rules.may_admin(ANONYMOUS, change=False)
+    assert rules.limits_of(ANONYMOUS) is None
+    assert parse(POLICY).may_call(ANONYMOUS, "Public", "read")
+
+
+def test_operators_may_look_or_change() -> None:
+    rules = parse(POLICY)
+    assert rules.may_admin("billing", change=False)
+    assert not rules.may_admin("billing", change=True)
+    assert rules.may_admin("ops", change=True)
+    assert rules.may_admin("ops", change=False)
+    assert not rules.may_admin("team/a", change=False)
+
+
+def test_certificates_name_subjects_by_common_name_or_dns_name() -> None:
+    by_name = parse('[certificates]\nsubject = "common-name"')
+    assert by_name.identify(None, "shop", ("shop.example",), NOW).subject == "shop"
+    assert by_name.identify(None, "", ("shop.example",), NOW).subject == ANONYMOUS
+    assert parse('[certificates]\nsubject = "dns"').identify(None, "shop", ("shop.example",), NOW).subject == "shop.example"
+    assert parse("").identify(None, "shop", ("shop.example",), NOW).subject == ANONYMOUS
+    for name in ("object:Shop/a", ANONYMOUS):
+        assert by_name.identify(None, name, (), NOW).subject == ANONYMOUS
+    both = parse(POLICY + '[certificates]\nsubject = "common-name"')
+    assert both.identify("Bearer b-1", "shop", (), NOW).subject == "billing"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[tokens]\nx = ['abc']", "tokens.x: abc... is not a SHA-256"),
+        (f"[tokens]\nanonymous = ['{'0' * 64}']", "it is taken"),
+        (f"[tokens]\n'object:K/a' = ['{'0' * 64}']", "it is taken"),
+        (f"[tokens]\na = ['{'0' * 64}']\nb = ['{'0' * 64}']", "have the same one"),
+        ("[[allow]]\nsubjects = ['a']\nkinds = ['K']", "missing required field `methods`"),
+        ("[[allow]]\nsubjects = ['a']\nkinds = ['K']\nmethods = ['*']\nmay = 'x'", "unknown field `may`"),
+        ("[[admin]]\nsubjects = ['a']\nmay = 'everything'", "Invalid enum value"),
+        ("[limits.a]\nin_flight = 0", "limits.a.in_flight is 0; more than 0"),
+        ("[limits.a]\ncalls = 1", "unknown field `calls`"),
+        ("[jwt]\njwks = 'nowhere.json'\nissuer = 'i'\naudience = 'a'", "nowhere.json"),
+        ("tokens = [", "Invalid"),
+    ],
+)
+def test_a_file_that_is_wrong_says_where(text: str, why: str) -> None:
+    with pytest.raises(AccessError) as wrong:
+        parse(text)
+    assert why in str(wrong.value)
+
+
+# -- JWT
+
+ISSUER, AUDIENCE = "https://id.example/", "holdfast"
+
+
+class Issuer:
+    """Makes tokens, and the JWKS file of its keys."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rsa = rsa.generate_private_key(65537, 2048)
+        self.ec = ec.generate_private_key(ec.SECP256R1())
+        self.publish()
+
+    def publish(self) -> None:
+        keys = []
+        for kid, key, algorithm in (("r", self.rsa, jwt.algorithms.RSAAlgorithm), ("e", self.ec, jwt.algorithms.ECAlgorithm)):
+            one = algorithm.to_jwk(key.public_key(), as_dict=True)  # type: ignore[attr-defined]
+            keys.append({**one, "kid": kid, "alg": "RS256" if kid == "r" else "ES256"})
+        (self.folder / "jwks.json").write_text(json.dumps({"keys": keys}))
+
+    def token(self, key: Any = None, algorithm: str = "RS256", kid: str | None = "r", **claims: Any) -> str:
+        all_claims = {"sub": "alice", "iss": ISSUER, "aud": AUDIENCE, "exp": NOW + 600, **claims}
+        return jwt.encode(
+            {name: value for name, value in all_claims.items() if value is not None},
+            key or self.rsa, algorithm=algorithm, headers={} if kid is None else {"kid": kid},
+        )  # fmt: skip
+
+    def rules(self) -> Access:
+        return parse(f'[jwt]\njwks = "jwks.json"\nissuer = "{ISSUER}"\naudience = "{AUDIENCE}"', self.folder)
+
+
+@pytest.fixture
+def issuer(tmp_path: Path) -> Issuer:
+    return Issuer(tmp_path)
+
+
+def test_a_token_that_verifies_names_its_subject_until_it_expires(issuer: Issuer) -> None:
+    rules = issuer.rules()
+    for token in (issuer.token(), issuer.token(issuer.ec, "ES256", "e"), issuer.token(kid=None)):
+        known = rules.identify(f"Bearer {token}", "", (), NOW)
+        assert known.subject == "alice"
+        assert known.until == pytest.approx(NOW + 600, abs=10)
+        with pytest.raises(Refused, match="expired"):
+            rules.identify(f"Bearer {token}", "", (), NOW + 700)
+
+
+@pytest.mark.parametrize(
+    ("claims", "why"),
+    [
+        ({"exp": NOW - 60}, "expired"),
+        ({"exp": None}, "exp"),
+        ({"iss": "https://evil.example/"}, "issuer"),
+        ({"aud": "other"}, "Audience"),
+        ({"aud": None}, "aud"),
+        ({"sub": None}, "sub"),
+        ({"sub": ""}, "names no subject"),
+        ({"sub": "object:Shop/a"}, "names no subject"),
+        ({"nbf": NOW + 300}, "not yet valid"),
+        ({"kid": "unknown"}, "signed by a key"),
+    ],
+)
+def test_a_token_that_is_not_for_us_is_refused(issuer: Issuer, claims: dict[str, Any], why: str) -> None:
+    token = issuer.token(**claims)
+    with pytest.raises(Refused, match=f"(?i){why}") as refused:
+        issuer.rules().identify(f"Bearer {token}", "", (), NOW)
+    assert token not in str(refused.value)
+
+
+def test_forged_tokens_are_refused(issuer: Issuer) -> None:
+    rules = issuer.rules()
+    public = issuer.rsa.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    claims = {"sub": "alice", "iss": ISSUER, "aud": AUDIENCE, "exp": NOW + 600}
+    hs256 = b".".join(_base64(json.dumps(part).encode()) for part in ({"alg": "HS256", "kid": "r"}, claims))
+    confused = (hs256 + b"." + _base64(hmac.digest(public, hs256, "sha256"))).decode()  # the public key for a secret
+    head, body, _ = issuer.token().split(".")
+    forged = [
+        issuer.token(rsa.generate_private_key(65537, 2048)),
+        issuer.token(ec.generate_private_key(ec.SECP256R1()), "ES256", "e"),
+        issuer.token(issuer.ec, "ES256", "r"),  # the right key under another's name
+        confused,
+        jwt.encode(claims, "", algorithm="none", headers={"kid": "r"}),
+        f"{head}.{body}.",
+        "a.b.c",
+        "..",
+    ]
+    for token in forged:
+        with pytest.raises(Refused):
+            rules.identify(f"Bearer {token}", "", (), NOW)
+
+
+async def test_changed_files_are_taken_over_and_wrong_ones_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, issuer: Issuer
+) -> None:
+    monkeypatch.setattr(access, "LOOK_S", 0.02)
+    path = tmp_path / "access.toml"
+
+    def write(extra: str) -> None:
+        path.write_text(f'[jwt]\njwks = "jwks.json"\nissuer = "{ISSUER}"\naudience = "{AUDIENCE}"\n{extra}')
+
+    write("")
+    file = AccessFile(path)
+    task = asyncio.create_task(file.watch())
+
+    async def version(wanted: int) -> None:
+        async with asyncio.timeout(5):
+            while file.version != wanted:
+                await asyncio.sleep(0.01)
+
+    try:
+        assert not file.access.may_call("alice", "K", "m")
+        await asyncio.sleep(0.1)
+        write('[[allow]]\nsubjects = ["alice"]\nkinds = ["K"]\nmethods = ["m"]')
+        await version(2)
+        assert file.access.may_call("alice", "K", "m")
+        write("[[allow")
+        async with asyncio.timeout(5):
+            while not file.failing:
+                await asyncio.sleep(0.01)
+        assert file.access.may_call("alice", "K", "m")
+        write('[[allow]]\nsubjects = ["bob"]\nkinds = ["K"]\nmethods = ["m"]')
+        await version(3)
+        assert not file.failing
+        assert not file.access.may_call("alice", "K", "m")
+        old = issuer.token()
+        issuer.rsa = rsa.generate_private_key(65537, 2048)
+        issuer.publish()
+        await version(4)
+        assert file.access.identify(f"Bearer {issuer.token()}", "", (), NOW).subject == "alice"
+        with pytest.raises(Refused):
+            file.access.identify(f"Bearer {old}", "", (), NOW)
+    finally:
+        task.cancel()
+
+
+# -- limits
+
+
+def test_calls_a_second_are_bounded_and_saved_up_for_a_second() -> None:
+    now = 100.0
+    use = Uses(lambda: now).of("a", SubjectLimits(calls_per_s=10))
+    assert use is not None
+    assert sum(use.take(1) is None for _ in range(50)) == 10
+    refused = use.take(1)
+    assert refused is not None
+    why, wait = refused
+    assert why == "10 calls a second of this subject"
+    assert 0 < wait <= 0.1
+    now += wait + 1e-6
+    assert use.take(1) is None
+    assert use.take(1) is not None
+    now += 60
+    assert sum(use.take(1) is None for _ in range(50)) == 10
+
+
+def test_less_than_one_call_a_second_is_possible() -> None:
+    now = 0.0
+    use = Uses(lambda: now).of("a", SubjectLimits(calls_per_s=0.5))
+    assert use is not None
+    taken = 0
+    for _ in range(100):
+        now += 0.1
+        taken += use.take(1) is None
+    assert taken in (5, 6)
+
+
+def test_calls_in_flight_and_bytes_are_bounded_for_all_sessions_of_a_subject() -> None:
+    now = 0.0
+    uses = Uses(lambda: now)
+    limits = SubjectLimits(in_flight=3, bytes_per_s=1000)
+    one, two = uses.of("a", limits), uses.of("a", limits)
+    assert one is two is not None
+    assert [one.take(10) is None for _ in range(4)] == [True, True, True, False]
+    one.in_flight -= 3
+    assert one.take(5000) is None  # larger than a second's worth: it passes, and is paid for
+    refused = one.take(1)
+    assert refused is not None
+    assert "bytes a second" in refused[0]
+    now += 3.9
+    assert one.take(1) is not None
+    now += 0.2
+    assert one.take(1) is None
+    assert uses.of("b", None) is None
+
+
+def test_limits_are_a_subject_s_own_or_those_of_a_pattern() -> None:
+    rules = parse("[limits.a]\nin_flight = 1\n[limits.'team/*']\nin_flight = 2\n[limits.'*']\nin_flight = 3")
+    assert [rules.limits_of(subject).in_flight for subject in ("a", "team/x", "other")] == [1, 2, 3]  # type: ignore[union-attr]
