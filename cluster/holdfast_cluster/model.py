@@ -25,6 +25,7 @@ from holdfast_cluster.ring import HASH_VERSION, Ring, RingNode
 
 S = TypeVar("S", bound=msgspec.Struct)
 
+SHARDS_MAX = 65_536
 CLUSTER_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?")
 NODE_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,126}[A-Za-z0-9])?")
 
@@ -45,7 +46,7 @@ class ClusterSettings(msgspec.Struct, frozen=True):
     def validate(self) -> None:
         """Raises ValueError naming the setting that is out of its range."""
         for name, low, high in (
-            ("shards", 1, 65_536),
+            ("shards", 1, SHARDS_MAX),
             ("replication", 1, 7),
             ("points", 1, 4096),
             ("min_in_sync", 0, self.replication),

@@ -38,6 +38,7 @@ _BEAT_S = 1.0
 _SILENCE_S = 5.0
 """A peer that says nothing for so long is gone, or as good as gone."""
 _HEAD = 4
+_FIRST_BUFFER_BYTES = 1024  # a connection that says nothing costs little
 _BUFFER_BYTES = 64 << 10
 
 
@@ -80,7 +81,7 @@ class Stream(asyncio.BufferedProtocol):
         """The DNS names of the certificate that the other side has shown."""
         self._why = ""
         self._transport: asyncio.Transport | None = None
-        self._buffer = bytearray(_BUFFER_BYTES)
+        self._buffer = bytearray(_FIRST_BUFFER_BYTES)
         self._start = 0  # what of the buffer is received and not handed on lies between the two
         self._end = 0
         self._room: asyncio.Future[None] | None = None
@@ -168,6 +169,8 @@ class Stream(asyncio.BufferedProtocol):
             self._busy.cancel()
         self._why = self._why or (str(exc) if exc is not None else "it was closed by the other side")
         self.resume_writing()
+        self._buffer = bytearray()
+        self.received = _nothing  # what it leads to may lead back here, and would be kept until the collector comes
         if not self.ended.done():
             self.ended.set_result(self._why)
 
@@ -214,7 +217,7 @@ class Stream(asyncio.BufferedProtocol):
                     return
         if start == end:
             self._start = self._end = 0
-            if len(buffer) > 4 * _BUFFER_BYTES:
+            if not _BUFFER_BYTES <= len(buffer) <= 4 * _BUFFER_BYTES:
                 self._buffer = bytearray(_BUFFER_BYTES)
         elif len(buffer) - end < _HEAD:
             self._make_room(start, 0)
@@ -241,6 +244,10 @@ class Stream(asyncio.BufferedProtocol):
             self._transport.write(bytes(_HEAD))
         self._said = False
         self._beat = self._loop.call_later(_BEAT_S, self._on_beat)
+
+
+def _nothing(frame: bytes) -> None:
+    """Where frames of a connection that is over go."""
 
 
 async def open_stream(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import time
 from collections.abc import Coroutine
 from importlib import metadata
@@ -14,6 +15,8 @@ import psutil
 from holdfast.v1 import admin_pb2
 
 T = TypeVar("T")
+
+FILES_WANTED = 65_536
 
 _started = time.monotonic()
 _process = psutil.Process()
@@ -33,6 +36,14 @@ def process_stats() -> admin_pb2.ProcessStats:
 def version() -> str:
     """The version of Holdfast that is installed."""
     return metadata.version("holdfast")
+
+
+def raise_file_limit() -> None:
+    """Have as many connections open as the system lets this process have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES_WANTED if hard == resource.RLIM_INFINITY else min(hard, FILES_WANTED)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def rss_bytes() -> int:

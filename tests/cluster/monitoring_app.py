@@ -45,6 +45,12 @@ class Shop(DurableObject):
         for i in range(rows):
             self.storage.put(f"row{i:05}", i)
 
+    def store_large(self, size: int) -> None:
+        self.storage.put("large", "x" * size)
+
+    def large(self) -> str:
+        return str(self.storage.get("large"))
+
     def who(self) -> str:
         return self.caller
 

@@ -322,10 +322,11 @@ def streams_of(secured: Secured, node: str) -> str:
     """Where a node takes streams."""
     process, key = secured.files / "process.pem", secured.files / "process-key.pem"
     found = subprocess.run(
-        ["etcdctl", "--endpoints", f"https://{secured.etcd}", "--cacert", str(secured.ca.file), "--cert", str(process), "--key", str(key),
+        ["etcdctl", "--endpoints", f"https://{secured.etcd}",
+         "--cacert", str(secured.ca.file), "--cert", str(process), "--key", str(key),
          "get", "--prefix", "--print-value-only", f"/holdfast/default/members/{node}"],
-        capture_output=True, text=True, env={**os.environ, "ETCDCTL_API": "3", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-        check=True,
+        capture_output=True, text=True, check=True,
+        env={**os.environ, "ETCDCTL_API": "3", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
     )  # fmt: skip
     return str(json.loads(found.stdout.splitlines()[0])["streams"])
 
@@ -433,7 +434,8 @@ async def fingerprint(secured: Secured, address: str) -> str:
 async def test_clients_may_have_to_show_certificates(secured: Secured) -> None:
     port = free_port()
     secured.start_gateway(
-        "mutual", port, *secured.tls(), "--access", str(secured.access), "--client-ca", str(secured.clients_ca.file), "--health-port", "0",
+        "mutual", port, *secured.tls(), "--access", str(secured.access),
+        "--client-ca", str(secured.clients_ca.file), "--health-port", "0",
     )  # fmt: skip
     try:
         shop = secured.clients_ca.sign("shop-client", common_name="cert-shop")

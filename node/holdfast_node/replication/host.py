@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from holdfast_cluster.clock import boottime
-from holdfast_cluster.model import Assignment, Member, View
+from holdfast_cluster.model import SHARDS_MAX, Assignment, Member, View
 
 from holdfast_node.commit import Entry, Flusher
 from holdfast_node.replication.disk import CopyStore, Replies, Rows, StoredCopy, encode_changes
@@ -240,6 +240,8 @@ class Replicas:
     def _copy(self, number: int) -> Copy:
         copy = self._copies.get(number)
         if copy is None:
+            if not 0 <= number < SHARDS_MAX:
+                raise ValueError(f"no shard has the number {number}")
             copy = self._new(number, StoredCopy())
         return copy
 
