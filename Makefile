@@ -34,9 +34,9 @@ check: .venv/dev proto-fresh
 	$(BIN)/pytest tests/unit tests/property
 
 test: .venv/dev tools
-	@# Real processes mostly wait: the simulators run meanwhile, with what they leave.
+	@# Real processes mostly wait: two files of them run at a time, and the simulators with what they leave.
 	@nice -n 19 $(BIN)/pytest tests/sim tests/unit tests/property --durations 5 > .venv/sim.log 2>&1 & sim=$$!; \
-	$(BIN)/pytest tests/cluster --durations 10; cluster=$$?; \
+	$(BIN)/pytest tests/cluster -n 2 --dist loadfile --no-loadscope-reorder --durations 10; cluster=$$?; \
 	wait $$sim; sim=$$?; cat .venv/sim.log; exit $$((cluster + sim))
 
 tools:
