@@ -12,6 +12,7 @@ from holdfast import logs
 from holdfast.channels import AddressInUse
 from holdfast.options import certificates, common_options, explicit_settings, option
 from holdfast.processes import raise_file_limit
+from holdfast.tracing import TracingMissing
 from holdfast_cluster.dispatch import DispatchLimits
 from holdfast_cluster.etcd import etcd_tls
 from holdfast_cluster.membership import Refused
@@ -62,6 +63,7 @@ def gateway(
     min_in_sync: int | None,
     points: int | None,
     metrics_port: int | None,
+    trace: float,
     log_level: str,
     log_format: str,
 ) -> None:
@@ -82,6 +84,7 @@ def gateway(
             settings=explicit_settings(shards=shards, replication=replication, min_in_sync=min_in_sync, points=points),
             reflection=reflection,
             metrics_port=metrics_port,
+            trace=trace,
             certificates=certificates(cluster, tls_cert, tls_key, tls_ca, tls_name, client_ca),
             access=access,
             drain_timeout_s=drain_timeout,
@@ -93,7 +96,7 @@ def gateway(
     logs.configure("gateway", log_level, log_format)
     try:
         uvloop.run(_run(config))
-    except* (Refused, AddressInUse, AccessError, ValueError) as group:
+    except* (Refused, AddressInUse, AccessError, ValueError, TracingMissing) as group:
         raise click.ClickException("; ".join(str(error) for error in group.exceptions)) from None
 
 

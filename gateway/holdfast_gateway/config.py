@@ -30,6 +30,8 @@ class GatewayConfig:
     """The cluster settings that were given explicitly: they must agree with the cluster's."""
     reflection: bool = False
     """Serve gRPC server reflection: for development, it tells everybody the API."""
+    trace: float = 0.0
+    """The share of traces that begin here which is sampled; 0: no spans at all."""
     metrics_port: int | None = None
     """Where the page for Prometheus is, at the host of `listen`; 0: any free port; None: there is none."""
     drain_timeout_s: float = 10.0

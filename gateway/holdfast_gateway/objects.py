@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -15,11 +15,15 @@ from google.rpc.status_pb2 import Status
 from holdfast.errors import HoldfastError, Overloaded, PermissionDenied, Unauthenticated, error_to_proto, grpc_status
 from holdfast.frames import FrameWriter, ends
 from holdfast.ids import RequestIds, idempotent_id
+from holdfast.tracing import TRACEPARENT, Tracing
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.dispatch import Dispatcher
 
 from holdfast_gateway.access import Refused
 from holdfast_gateway.door import Door, Guest
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +43,9 @@ _STATUS_DATA_BYTES_MAX = 2_000
 class ObjectsService:
     """Serves `holdfast.v1.Objects`."""
 
-    def __init__(self, dispatcher: Dispatcher, door: Door | None = None) -> None:
+    def __init__(self, dispatcher: Dispatcher, door: Door | None = None, tracing: Tracing | None = None) -> None:
         """`door`: who may call what; None: everybody may everything."""
+        self._tracing = tracing
         self._dispatcher = dispatcher
         self._door = door
         self._ids = RequestIds()
@@ -104,9 +109,17 @@ class ObjectsService:
         waiting = _Waiting()
         if guest is not None and (refused := self._refusal(guest, call)) is not None:
             await _abort(context, refused)
+        span = None
+        if self._tracing is not None:
+            brought = next((str(value) for name, value in context.invocation_metadata() or () if name == TRACEPARENT), "")
+            if brought and TRACEPARENT not in call.metadata:
+                call.metadata[TRACEPARENT] = brought
+            span = begin_span(self._tracing, call)
         self._dispatcher.submit(call, waiting)
         try:
             reply = await waiting.future
+            if span is not None and self._tracing is not None:
+                self._tracing.ended(span, None if reply.result else reply.error)
         finally:
             if guest is not None:
                 guest.done(1)
@@ -119,7 +132,7 @@ class ObjectsService:
     async def session(self, _: object, context: Any) -> None:
         """One client's calls, until it goes away or the gateway stops."""
         guest = None if self._door is None else await self._guest(context)
-        session = _Session(asyncio.current_task(), guest)
+        session = _Session(asyncio.current_task(), guest, self._tracing)
         writer = session.writer
         sending = asyncio.create_task(writer.run(context.write))
         sending.add_done_callback(ends(asyncio.current_task()))
@@ -147,6 +160,8 @@ class ObjectsService:
                     elif (refused := self._refusal(guest, call)) is not None:
                         session.refuse(pb.Reply(id=call.id, error=refused))
                         continue
+                    if session.spans is not None:
+                        session.trace(call)
                     submit(call, session)
                 await writer.drained()
             while self.draining and (session.under_way or writer.backlog):
@@ -189,13 +204,22 @@ class ObjectsService:
         return error_to_proto(error)
 
 
+def begin_span(tracing: Tracing, call: pb.Call) -> Span | None:
+    """The gateway's span of a call, with which a trace may begin."""
+    from opentelemetry.trace import SpanKind
+
+    return tracing.began(call, SpanKind.SERVER, "gateway", root=True)
+
+
 class _Session:
     """Where the replies of a session go. Implements `holdfast_cluster.dispatch.Origin`."""
 
-    __slots__ = ("_guest", "_push", "_task", "under_way", "writer")
+    __slots__ = ("_guest", "_push", "_task", "_tracing", "spans", "under_way", "writer")
 
-    def __init__(self, task: asyncio.Task[Any] | None, guest: Guest | None = None) -> None:
+    def __init__(self, task: asyncio.Task[Any] | None, guest: Guest | None = None, tracing: Tracing | None = None) -> None:
         self._guest = guest
+        self._tracing = tracing
+        self.spans: dict[int, Span] | None = None if tracing is None else {}  # by the client's number of the call
         self.writer: FrameWriter[pb.Reply] = FrameWriter(_pack, pb.Reply.ByteSize)
         self._push = self.writer.push
         self._task = task
@@ -205,7 +229,17 @@ class _Session:
         self.under_way -= 1
         if self._guest is not None:
             self._guest.done(1)
+        if self.spans is not None and (span := self.spans.pop(reply.id, None)) is not None:
+            assert self._tracing is not None
+            self._tracing.ended(span, None if reply.result else reply.error)
         self._push(reply, size)
+
+    def trace(self, call: pb.Call) -> None:
+        """Begin the span of a call, if its trace is sampled."""
+        assert self._tracing is not None
+        assert self.spans is not None
+        if (span := begin_span(self._tracing, call)) is not None:
+            self.spans[call.id] = span
         if self.writer.backlog > BACKLOG_BYTES_MAX and self._task is not None:
             self._task.cancel()  # it calls and does not read: what it asked for may not fill the gateway
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import socket
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -13,6 +14,7 @@ from holdfast.channels import SERVER_OPTIONS, bind
 from holdfast.health import LIVE, HealthPort
 from holdfast.metrics import Histogram, MetricsPage, measure_lag
 from holdfast.processes import Stopped, unless_stopped
+from holdfast.tracing import start as trace_process
 from holdfast_cluster.dispatch import Dispatcher
 from holdfast_cluster.etcd import Etcd
 from holdfast_cluster.feed import ViewFeed
@@ -66,7 +68,8 @@ class GatewayServer:
         certificates = config.certificates
         dispatcher = Dispatcher(feed, config.dispatch, certificates=certificates)
         door = None if access is None else Door(access)
-        objects = ObjectsService(dispatcher, door)
+        tracing = None if not config.trace else trace_process("holdfast-gateway", f"{socket.gethostname()}:{port}", config.trace)
+        objects = ObjectsService(dispatcher, door, tracing)
         nodes = Nodes(feed, certificates)
         admin = AdminService(feed, dispatcher, etcd, keys, config.cluster, nodes, door, objects.refused)
         server.add_generic_rpc_handlers((objects.handlers(), guarded(admin)))
@@ -119,6 +122,8 @@ class GatewayServer:
             await admin.close()
             if page is not None:
                 await asyncio.to_thread(page.close)
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
         log.info("stopped")
 
 

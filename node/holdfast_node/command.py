@@ -16,6 +16,7 @@ from holdfast.channels import AddressInUse
 from holdfast.loading import AppError, load_app
 from holdfast.options import certificates, common_options, explicit_settings, option
 from holdfast.processes import raise_file_limit
+from holdfast.tracing import TracingMissing
 from holdfast_cluster.etcd import etcd_tls
 from holdfast_cluster.membership import Refused
 
@@ -104,6 +105,7 @@ def node(
     min_in_sync: int | None,
     points: int | None,
     metrics_port: int | None,
+    trace: float,
     log_level: str,
     log_format: str,
 ) -> None:
@@ -141,6 +143,7 @@ def node(
             stream_listen=stream_listen,
             stream_advertise=stream_advertise,
             metrics_port=metrics_port,
+            trace=trace,
             certificates=certificates(cluster, tls_cert, tls_key, tls_ca, tls_name),
             host=host,
             zone=zone,
@@ -168,7 +171,7 @@ def node(
     logs.configure(name or "node", log_level, log_format)
     try:
         uvloop.run(_run(config))
-    except* (AppError, StoreError, WrongDirectory, Refused, AddressInUse, ValueError) as group:
+    except* (AppError, StoreError, WrongDirectory, Refused, AddressInUse, ValueError, TracingMissing) as group:
         raise click.ClickException("; ".join(str(error) for error in group.exceptions)) from None
 
 

@@ -39,6 +39,8 @@ class NodeConfig:
     """Where calls and replication come in; any free port of the host of `listen` when it is None."""
     stream_advertise: str | None = None
     """Where others reach that; the host of `advertise` and the listening port when it is None."""
+    trace: float = 0.0
+    """The share of traces that begin here which is sampled; 0: no spans at all."""
     metrics_port: int | None = None
     """Where the page for Prometheus is, at the host of `listen`; 0: any free port; None: there is none."""
     host: str = ""

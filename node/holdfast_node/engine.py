@@ -39,6 +39,7 @@ from holdfast.errors import (
 from holdfast.ids import KEYED, RequestIds
 from holdfast.signature import Handler
 from holdfast.storage import Limits
+from holdfast.tracing import Tracing
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.dispatch import KEY_BYTES_MAX
@@ -56,6 +57,7 @@ from holdfast_node.outgoing import Notify, Outgoing
 from holdfast_node.replication.disk import Until
 from holdfast_node.replies import KeptReplies, fingerprint
 from holdfast_node.shards import Shard, Shards
+from holdfast_node.spans import TurnSpan
 from holdfast_node.stats import KindStats
 from holdfast_node.store import Store
 from holdfast_node.turn import COMMITTING, DONE, ON_ACTIVATE_CALLS, QUEUED, RUNNING, ReplyPort, Turn
@@ -104,6 +106,7 @@ class Engine:
         outgoing: Outgoing,
         limits: EngineLimits,
         append: Callable[[list[Entry]], None],
+        tracing: Tracing | None = None,
     ) -> None:
         """`append` takes the entries of shards that have replicas; they come back to `settled`."""
         self._app = app
@@ -112,6 +115,7 @@ class Engine:
         self._shards = shards
         self._kept = kept
         self._outgoing = outgoing
+        self._tracing = tracing
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._flusher = flusher
@@ -229,6 +233,8 @@ class Engine:
         timeout = call.timeout_ms / 1000 or self._limits.turn_timeout_s
         deadline = now + min(timeout, self._limits.queue_timeout_max_s)
         turn = Turn(self._loop, activation, call, handler, port, deadline, self._ended)
+        if self._tracing is not None:
+            turn.span = TurnSpan.of(self._tracing, turn)
         if activation.turn is None and not activation.mailbox:
             self._in_flight[request_id] = turn
             self._start(turn, now)
@@ -514,6 +520,8 @@ class Engine:
             # Committed or not, this node may no longer speak for the shard; the next attempt finds the kept reply.
             result, error = b"", error_to_proto(_moved(shard.number))
         turn.activation.stats[turn.handler.name].ended(turn.arrived, turn.began, turn.ended_at, perf_counter(), error)
+        if turn.span is not None:
+            turn.span.ended(turn, error)
         turn.state = DONE
         turn.port.reply(turn.number, result, error, shard)
         for port, number in turn.also or ():

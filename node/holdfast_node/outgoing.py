@@ -97,7 +97,7 @@ class _Stub:
             request_id=derived_id(turn.request_id, number, self._name, self._key, method, arguments),
             attempt=turn.attempt,
             timeout_ms=max(1, int(remaining * 1000)),
-            metadata=turn.call.metadata,
+            metadata=turn.call.metadata,  # with the turn's span, when it has one
             chain=chain,
             caller=f"object:{activation.name}",
         )
@@ -158,6 +158,8 @@ class Notifier:
             raise Overloaded(full, definite=True, retryable=True, retry_after_s=1.0)
         now_ms = time.time_ns() // 1_000_000
         row = Notification(activation.kind.name, activation.key, self._name, self._key, method, arguments, now_ms)
+        if activation.turn is not None and activation.turn.span is not None:
+            row.trace = activation.turn.span.header()
         raw = encode(row)  # what cannot be stored is found out here: what a turn did is staged without fail
         storage.do_beside(Notify(row, raw, self._delay_ms), len(raw) + 60)
 

@@ -17,6 +17,7 @@ from holdfast.health import LIVE, HealthPort
 from holdfast.metrics import Histogram, MetricsPage, measure_lag
 from holdfast.processes import Stopped, process_stats, rss_bytes, unless_stopped
 from holdfast.tls import Certificates
+from holdfast.tracing import start as trace_process
 from holdfast.v1 import admin_pb2
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.controller import Controller
@@ -114,6 +115,7 @@ class NodeServer:
             if replicated
             else None
         )
+        tracing = None if not config.trace else trace_process("holdfast-node", node_id, config.trace)
         self._engine = engine = Engine(
             self._app,
             self._store,
@@ -124,6 +126,7 @@ class NodeServer:
             dispatcher,
             config.limits,
             _no_replicas if replication is None else replication.replicas.append,
+            tracing,
         )
         if replication is not None:
             replication.connect(engine, feed)
@@ -282,6 +285,8 @@ class NodeServer:
             await engine.close()
             await flusher.close()
             watchdog.stop()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
         log.info("stopped")
 
     async def _give_up_shards(self, membership: Membership, feed: ViewFeed, until: float) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from holdfast_node.activation import Activation
     from holdfast_node.delivery.alarms import Firing, Inside
     from holdfast_node.shards import Shard
+    from holdfast_node.spans import TurnSpan
 
 _swap_current_task: Callable[[Any, Any], Any]
 if sys.version_info >= (3, 12):
@@ -88,6 +89,7 @@ class Turn:
         "port",
         "request_id",
         "result",
+        "span",
         "state",
     )
 
@@ -120,6 +122,7 @@ class Turn:
         self.error: pb.Error | None = None
         self.arrived = self.began = perf_counter()
         self.ended_at = 0.0
+        self.span: TurnSpan | None = None
         self._coroutine: Coroutine[Any, Any, Any] | None = None
         self._context: Context | None = None
         self._fut_waiter: asyncio.Future[Any] | None = None
@@ -131,6 +134,8 @@ class Turn:
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Take the first step of the handler; it may well be the last."""
         self._context = copy_context()
+        if self.span is not None:
+            self._context.run(self.span.enter)
         self._coroutine = coroutine
         self._step(None)
 
@@ -216,6 +221,11 @@ class Turn:
 
     def add_done_callback(self, *_: Any, **__: Any) -> None:
         raise RuntimeError("a turn ends with its handler; it has no callbacks")
+
+    @property
+    def waited_for_commit(self) -> bool:
+        """While it is answered: whether its reply waited for an entry."""
+        return self.state == COMMITTING
 
     # -- what self.request shows
 

@@ -24,6 +24,7 @@ from holdfast.errors import DeadlineExceeded, HoldfastError, InternalError, Over
 from holdfast.ids import RequestIds, idempotent_id
 from holdfast.signature import decode_result, encode_arguments, return_type
 from holdfast.tls import TLS, Token, authorization
+from holdfast.tracing import ClientTracing, of_application
 from holdfast.v1 import objects_pb2 as pb
 
 T = TypeVar("T")
@@ -41,12 +42,14 @@ class BlockingClient:
         retry_budget: float = RATIO,
         tls: TLS | None = None,
         token: Token | None = None,
+        tracing: bool = False,
     ) -> None:
         if not endpoints:
             raise ValueError("name at least one gateway, as host:port")
         for endpoint in endpoints:
             check_address(endpoint)
         self._token = token
+        self._tracing = ClientTracing(of_application()) if tracing else None
         self._channels = [(endpoint, _open(endpoint, tls)) for endpoint in endpoints]
         self._calls = [
             channel.unary_unary(
@@ -109,6 +112,19 @@ class BlockingClient:
         )
         if request.ByteSize() > CALL_BYTES_MAX:
             raise TooLarge(f"a call of {request.ByteSize()} bytes, at most {CALL_BYTES_MAX}", definite=True)
+        if self._tracing is None:
+            return self._send(request, deadline)
+        span = self._tracing.began(kind, key, method, request.metadata)
+        try:
+            result = self._send(request, deadline)
+        except BaseException as error:
+            self._tracing.ended(span, error)
+            raise
+        self._tracing.ended(span, None)
+        return result
+
+    def _send(self, request: pb.CallRequest, deadline: float) -> bytes:
+        kind = request.kind
         backoff, longest = _BACKOFF_S
         retries = 0
         with self._budgets_lock:
@@ -186,9 +202,10 @@ def connect_blocking(
     retry_budget: float = RATIO,
     tls: TLS | None = None,
     token: Token | None = None,
+    tracing: bool = False,
 ) -> BlockingClient:
     """A blocking client: `with holdfast.connect_blocking("localhost:7400") as client: ...`. Options as in `connect`."""
-    return BlockingClient(*endpoints, timeout=timeout, retry_budget=retry_budget, tls=tls, token=token)
+    return BlockingClient(*endpoints, timeout=timeout, retry_budget=retry_budget, tls=tls, token=token, tracing=tracing)
 
 
 def _error(failed: Any, request: pb.CallRequest, endpoint: str) -> HoldfastError:

@@ -14,7 +14,7 @@ import logging
 import random
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
 
@@ -27,7 +27,11 @@ from holdfast.frames import FrameWriter, ends
 from holdfast.ids import RequestIds, idempotent_id
 from holdfast.signature import decode_result, encode_arguments, return_type
 from holdfast.tls import TLS, Token, authorization
+from holdfast.tracing import ClientTracing, of_application
 from holdfast.v1 import objects_pb2 as pb
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 T = TypeVar("T")
 
@@ -77,6 +81,7 @@ class Client:
         retry_budget: float = RATIO,
         tls: TLS | None = None,
         token: Token | None = None,
+        tracing: bool = False,
     ) -> None:
         if not endpoints:
             raise ValueError("name at least one gateway, as host:port")
@@ -87,6 +92,7 @@ class Client:
             tls.credentials()  # what is wrong with it is told now
         self._tls = tls
         self._token = token
+        self._tracing = ClientTracing(of_application()) if tracing else None
         self._timeout = timeout
         self._budgets = Budgets(retry_budget)
         self._ids = RequestIds()
@@ -201,12 +207,15 @@ class Client:
             message.codec = codec
         if metadata:
             message.metadata.update(metadata)
+        span = None if self._tracing is None else self._tracing.began(kind, key, method, message.metadata)
         size = message.ByteSize()
         if size > CALL_BYTES_MAX:  # gRPC would end the stream, and every other call on it
             raise TooLarge(f"a call of {size} bytes, at most {CALL_BYTES_MAX}", definite=True)
         loop = self._loop
         future: asyncio.Future[bytes] = loop.create_future()
         deadline = loop.time() + timeout + DEADLINE_SLACK_S
+        if span is not None:
+            future.add_done_callback(partial(self._traced, span))
         pending = self._pending[number] = _Pending(message, future, deadline)
         self._deadlines.watch(deadline)
         self._budgets.called(kind)
@@ -214,6 +223,10 @@ class Client:
             pending.sent = True
             self._writer.push(message, size)
         return future
+
+    def _traced(self, span: Span, done: asyncio.Future[bytes]) -> None:
+        assert self._tracing is not None
+        self._tracing.ended(span, asyncio.CancelledError() if done.cancelled() else done.exception())
 
     # -- the stream
 
@@ -383,14 +396,16 @@ def connect(
     retry_budget: float = RATIO,
     tls: TLS | None = None,
     token: Token | None = None,
+    tracing: bool = False,
 ) -> Client:
     """A client of the cluster behind these gateways (`host:port`); it uses one and goes on to the next when that fails.
 
     `timeout`: the deadline in seconds of calls that bring none. `retry_budget`: how many calls the client itself may make again, as a
     share of all, and of those to the same kind; 0: none. `tls`: connect with TLS. `token`: the bearer token to show, or a function
-    that gives it for each connection. Raises OSError or ValueError when the files of `tls` cannot be used.
+    that gives it for each connection. Raises OSError or ValueError when the files of `tls` cannot be used. `tracing`: make
+    OpenTelemetry spans of calls, with the program's own provider, and have the cluster go on with them (docs/tracing.md).
     """
-    return Client(*endpoints, timeout=timeout, retry_budget=retry_budget, tls=tls, token=token)
+    return Client(*endpoints, timeout=timeout, retry_budget=retry_budget, tls=tls, token=token, tracing=tracing)
 
 
 def _pack_calls(calls: list[pb.Call]) -> bytes:

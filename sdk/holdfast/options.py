@@ -65,6 +65,12 @@ def common_options(command: Any) -> Any:
                 help="Port of the page for Prometheus, at the host of --listen; 0: any free one. Default: no page.",
             ),
             option(
+                "--trace",
+                default=0.0,
+                type=click.FloatRange(0.0, 1.0),
+                help="Share of the traces that begin here to send to OpenTelemetry; those that callers begin are followed. 0: off.",
+            ),
+            option(
                 "--log-level",
                 default="info",
                 type=click.Choice(["debug", "info", "warning", "error"]),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -12,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from holdfast import tracing
 from holdfast.errors import code_name
 from holdfast.metrics import Histogram, MetricsPage, counter, gauge, histogram, measure_lag
 from holdfast.v1 import objects_pb2 as pb
@@ -149,3 +152,18 @@ def test_alarms_are_counted_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.
     assert steps > 6
     assert (counting.pending, counting.late) == (78, 3 * 4)
     store.close()
+
+
+def test_without_the_extra_tracing_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "opentelemetry"] + ["opentelemetry"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(tracing.TracingMissing, match="pip install 'holdfast\\[otel\\]'"):
+        tracing.start("holdfast-node", "n1", 1.0)
+    with pytest.raises(tracing.TracingMissing, match="tracing=True needs the extra"):
+        tracing.of_application()
+
+
+def test_a_process_that_does_not_trace_imports_nothing_of_it() -> None:
+    command = "import sys, holdfast.cli, holdfast_node.server, holdfast_gateway.server; print([m for m in sys.modules if 'opentelemetry' in m])"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

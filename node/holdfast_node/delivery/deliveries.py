@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from holdfast.app import NOTIFY_AGE_MAX, App, Retries
 from holdfast.errors import Unavailable, code_name
 from holdfast.ids import keyed_id
+from holdfast.tracing import TRACEPARENT
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clock import boottime
 
@@ -335,6 +336,8 @@ class Deliveries:
                 caller=f"object:{row.sender_kind}/{row.sender_key}",
                 notification=note.sequence + sender,
             )
+            if row.trace:
+                call.metadata[TRACEPARENT] = row.trace
             self._router.submit(call, _Answer(self, note))
         due = self.outbox.due(now)
         if due is not None and self._timer is None:

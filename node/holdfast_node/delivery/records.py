@@ -22,6 +22,8 @@ class Notification(msgspec.Struct, array_like=True, gc=False):
     """The first attempt that was not answered with an OK."""
     error: str = ""
     """Of the last one."""
+    trace: str = ""
+    """The `traceparent` of the turn that sent it, when that was traced."""
 
 
 class AlarmRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
