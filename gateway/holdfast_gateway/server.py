@@ -107,7 +107,7 @@ class GatewayServer:
                 await stop.wait()
                 tasks[1].cancel()
                 objects.draining = True
-                await healthy.enter_graceful_shutdown()
+                await healthy.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
                 log.info("stopping: finishing %d calls", dispatcher.in_flight)
                 loop = asyncio.get_running_loop()
                 until = loop.time() + config.drain_timeout_s

@@ -262,8 +262,7 @@ class NodeServer:
                 log.info("node %s serves at %s", node_id, address)
                 await stop.wait()
                 tasks.pop().cancel()
-                await healthy.enter_graceful_shutdown()
-                await healthy.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
+                await healthy.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
                 drain_until = boottime() + config.drain_timeout_s
                 if replication is not None:
                     await self._give_up_shards(membership, feed, drain_until)
