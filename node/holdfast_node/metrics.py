@@ -89,9 +89,8 @@ class NodeMetrics:
         yield counter("holdfast_turns_failed", "Turns whose handler failed.", engine.turns_failed)
         yield counter("holdfast_activations_created", "Objects taken into memory.", engine.activations_created)
         yield counter("holdfast_evictions", "Objects that left memory for rest or for room.", engine.evictions)
-        alive = Counter({(kind,): 0 for kind in engine.stats})
-        alive.update((kind,) for kind in engine.active_kinds())
-        yield gauge("holdfast_activations", "Objects in memory.", alive.items(), ("kind",))
+        alive = Counter(engine.active_kinds())
+        yield gauge("holdfast_activations", "Objects in memory.", [((kind,), alive[kind]) for kind in engine.stats], ("kind",))
         yield gauge("holdfast_activations_limit", "Objects that may be in memory.", engine.limits.activations_max)
         yield gauge("holdfast_cache_bytes", "What the objects' caches take.", engine.cached_bytes)
         yield gauge(
