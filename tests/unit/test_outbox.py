@@ -224,3 +224,49 @@ def test_those_that_wait_for_a_crowded_receiver_go_on_after_a_pause_and_the_loss
             answer(box, one, None, step / 10)
     assert sorted(one.sequence for one in gone) == [one.sequence for one in here]
     assert (box.depth, box.on_way) == (0, 0)
+
+
+# -- what an object has sent is forgotten
+
+
+def test_what_is_forgotten_does_not_go_and_makes_room_and_others_go_on() -> None:
+    box = outbox()
+    on_way, behind, paused, waiting = note("a", "x", 1), note("a", "x", 2), note("a", "p", 3), note("a", "w", 4)
+    crowd = [note("b", "x", 5), note("c", "x", 6)]  # two at a time for one receiver
+    box.add([on_way, behind, paused, waiting, *crowd])
+    assert go(box, paused={"p"}) == [on_way, waiting, crowd[0]]
+    answer(box, waiting, OOPS)
+    assert {one.sequence for one in box.of(SHARD, ("S", "a"))} == {one.sequence for one in (on_way, behind, paused, waiting)}
+    assert set(map(id, box.forget(SHARD, ("S", "a")))) == set(map(id, (on_way, behind, paused, waiting)))
+    assert box.of(SHARD, ("S", "a")) == []
+    assert box.forget(SHARD, ("S", "a")) == []
+    assert (box.depth, box.bytes, box.on_way) == (2, 20, 2)
+    assert box.room(SHARD, ("S", "a"), 4) is None
+    assert answer(box, on_way) is None  # it may have arrived; nothing follows from that here
+    assert answer(box, crowd[0]) == Delivered(crowd[0])
+    assert go(box) == [crowd[1]]
+    box.resumed(lambda target: False)
+    answer(box, crowd[1])
+    assert go(box, now=1000.0) == []
+    assert (box.depth, box.on_way) == (0, 0)
+
+
+def test_what_others_and_other_shards_have_sent_is_not_forgotten() -> None:
+    box = outbox()
+    elsewhere = AShard()
+    mine, namesake, other = note("a", "x", 1), note("a", "y", 1, elsewhere), note("b", "z", 2)
+    box.add([mine, namesake, other])
+    assert box.forget(SHARD, ("S", "a")) == [mine]
+    assert go(box) == [namesake, other]
+
+
+def test_what_is_sent_again_after_it_was_forgotten_goes() -> None:
+    box = outbox()
+    before, after = note("a", "x", 1), note("a", "x", 2)
+    box.add([before])
+    assert go(box) == [before]
+    box.forget(SHARD, ("S", "a"))
+    box.add([after])
+    assert go(box) == [after]
+    assert answer(box, before, OOPS) is None
+    assert answer(box, after) == Delivered(after)
