@@ -108,12 +108,23 @@ class Certificates:
         clients' CA if there is such a CA, else none.
         """
 
+        given = self.version
+
         def current() -> grpc.ServerCertificateConfiguration:
             ca = self._client_ca_pem if for_clients else self._ca_pem
             return grpc.ssl_server_certificate_configuration([(self._key_pem, self._cert_pem)], ca)
 
+        def changed() -> grpc.ServerCertificateConfiguration | None:
+            # Asked at every handshake. None, for no change, is not only cheaper: gRPC replaces what handshakes under way on its other
+            # threads use, without a lock, and a process that was given something new each time died of it now and then.
+            nonlocal given
+            if given == self.version:
+                return None
+            given = self.version
+            return current()
+
         demanded = not for_clients or self._client_ca is not None
-        return grpc.dynamic_ssl_server_credentials(current(), current, demanded)
+        return grpc.dynamic_ssl_server_credentials(current(), changed, demanded)
 
     async def watch(self) -> None:
         """Take over changed files, until cancelled. Files that do not fit together are left alone, and said to be wrong."""

@@ -431,6 +431,23 @@ async def fingerprint(secured: Secured, address: str) -> str:
     return hashlib.sha256(shown).hexdigest()
 
 
+async def test_many_handshakes_at_once_harm_nobody(secured: Secured) -> None:
+    """gRPC's server died of them while it was given its certificates anew for each."""
+    context = ssl.create_default_context(cafile=str(secured.ca.file))
+    context.load_cert_chain(*secured.ca.sign("many", NAME))
+    context.set_alpn_protocols(["h2"])
+
+    async def shake(address: str) -> None:
+        host, _, port = address.rpartition(":")
+        _, writer = await asyncio.open_connection(host, int(port), ssl=context, server_hostname=NAME)
+        writer.close()
+
+    for address in (secured.gateway, secured.member()["address"]):
+        for _ in range(25):
+            await asyncio.gather(*(shake(address) for _ in range(20)))
+    assert all(process.poll() is None for process in secured.processes.values())
+
+
 async def test_clients_may_have_to_show_certificates(secured: Secured) -> None:
     port = free_port()
     secured.start_gateway(
