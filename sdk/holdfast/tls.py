@@ -124,7 +124,7 @@ class Certificates:
             return current()
 
         demanded = not for_clients or self._client_ca is not None
-        return grpc.dynamic_ssl_server_credentials(current(), changed, demanded)
+        return grpc.dynamic_ssl_server_credentials(current(), changed, demanded)  # type: ignore[arg-type]
 
     async def watch(self) -> None:
         """Take over changed files, until cancelled. Files that do not fit together are left alone, and said to be wrong."""
