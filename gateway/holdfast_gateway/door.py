@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -34,6 +35,23 @@ class Door:
             shown = context.auth_context().get("x509_common_name", ())
             common_name = next((name.decode(errors="replace") for name in shown), "")
         return Guest(self.file, self._uses, metadata.get("authorization"), common_name, names, context.peer())
+
+
+class Few:
+    """Lets so many through in each second: what is logged of what anybody can cause."""
+
+    def __init__(self, per_s: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_s = per_s
+        self._clock = clock
+        self._second = -1
+        self._passed = 0
+
+    def allow(self) -> bool:
+        second = int(self._clock())
+        if second != self._second:
+            self._second, self._passed = second, 0
+        self._passed += 1
+        return self._passed <= self._per_s
 
 
 class Guest:

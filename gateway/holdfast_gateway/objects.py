@@ -20,7 +20,7 @@ from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.dispatch import Dispatcher
 
 from holdfast_gateway.access import Refused
-from holdfast_gateway.door import Door, Guest
+from holdfast_gateway.door import Door, Few, Guest
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 REASONS = ("draining", "malformed", "unauthenticated", "permission_denied", "limit")
 """Why a call, or a session, is not let in."""
+
+LOGGED_PER_S = 10
+"""Refusals that are logged a second; all are counted."""
 BACKLOG_BYTES_MAX = 64 << 20
 """Replies that wait for a client to read them; a session that passes it is ended."""
 
@@ -49,6 +52,7 @@ class ObjectsService:
         self._dispatcher = dispatcher
         self._door = door
         self._ids = RequestIds()
+        self._few = Few(LOGGED_PER_S)
         self.sessions = 0
         """Clients' sessions that are open."""
         self.refused: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
@@ -109,14 +113,14 @@ class ObjectsService:
         waiting = _Waiting()
         if guest is not None and (refused := self._refusal(guest, call)) is not None:
             await _abort(context, refused)
-        span = None
-        if self._tracing is not None:
-            brought = next((str(value) for name, value in context.invocation_metadata() or () if name == TRACEPARENT), "")
-            if brought and TRACEPARENT not in call.metadata:
-                call.metadata[TRACEPARENT] = brought
-            span = begin_span(self._tracing, call)
-        self._dispatcher.submit(call, waiting)
         try:
+            span = None
+            if self._tracing is not None:
+                brought = next((str(value) for name, value in context.invocation_metadata() or () if name == TRACEPARENT), "")
+                if brought and TRACEPARENT not in call.metadata:
+                    call.metadata[TRACEPARENT] = brought
+                span = begin_span(self._tracing, call)
+            self._dispatcher.submit(call, waiting)
             reply = await waiting.future
             if span is not None and self._tracing is not None:
                 self._tracing.ended(span, None if reply.result else reply.error)
@@ -152,8 +156,9 @@ class ObjectsService:
                     await context.abort(grpc.StatusCode.UNAUTHENTICATED, gone)
                 session.under_way += len(calls)
                 for call in calls:
-                    if call.notification:  # nodes alone may say so
+                    if call.notification or call.chain:  # nodes alone may say so
                         call.ClearField("notification")
+                        call.ClearField("chain")
                     if guest is None:
                         if call.caller:
                             call.ClearField("caller")
@@ -183,7 +188,8 @@ class ObjectsService:
             return self._door.let_in(context)
         except Refused as refused:
             self.refused["unauthenticated"] += 1
-            log.info("unauthenticated: %s, from %s", refused, context.peer())
+            if self._few.allow():
+                log.info("unauthenticated: %s, from %s", refused, context.peer())
             await _abort(context, error_to_proto(Unauthenticated(str(refused), definite=True)))
             raise AssertionError from None
 
@@ -193,7 +199,8 @@ class ObjectsService:
         if not guest.may(call.kind, call.method):
             self.refused["permission_denied"] += 1
             error = PermissionDenied(f"{guest.subject} may not call {call.kind[:100]}.{call.method[:100]}", definite=True)
-            log.info("permission denied: %s, from %s", error.message, guest.peer)
+            if self._few.allow():
+                log.info("permission denied: %s, from %s", error.message, guest.peer)
         elif (over := guest.take(call)) is not None:
             self.refused["limit"] += 1
             error = Overloaded(over[0], definite=True, retryable=True, retry_after_s=over[1])

@@ -155,7 +155,9 @@ async def test_who_is_known_calls_with_tls_on_every_link_and_the_handler_sees_wh
 async def test_a_client_cannot_say_that_it_is_somebody_else(secured: Secured) -> None:
     channel = open_channel(secured.gateway, credentials=holdfast.TLS(secured.ca.file).credentials())
     session: Any = channel.stream_stream("/holdfast.v1.Objects/Session")(metadata=(("authorization", f"Bearer {TOKENS['shop']}"),))
-    call = pb.Call(id=1, kind="Shop", key="a", method="who", request_id=holdfast.new_request_id(), caller="object:Ledger/a")
+    call = pb.Call(
+        id=1, kind="Shop", key="a", method="who", request_id=holdfast.new_request_id(), caller="object:Ledger/a", chain=["Shop/a"]
+    )
     await session.write(pb.SessionRequest(calls=[call]).SerializeToString())
     reply = pb.SessionResponse.FromString(await session.read()).replies[0]
     assert reply.result == b"\xa4shop"

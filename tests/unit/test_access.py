@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from holdfast_gateway import access
 from holdfast_gateway.access import ANONYMOUS, Access, AccessError, AccessFile, Identity, Refused, SubjectLimits, Uses
+from holdfast_gateway.door import Few
 
 NOW = time.time()
 
@@ -339,3 +340,11 @@ def test_calls_in_flight_and_bytes_are_bounded_for_all_sessions_of_a_subject() -
 def test_limits_are_a_subject_s_own_or_those_of_a_pattern() -> None:
     rules = parse("[limits.a]\nin_flight = 1\n[limits.'team/*']\nin_flight = 2\n[limits.'*']\nin_flight = 3")
     assert [rules.limits_of(subject).in_flight for subject in ("a", "team/x", "other")] == [1, 2, 3]  # type: ignore[union-attr]
+
+
+def test_only_a_few_refusals_a_second_are_logged() -> None:
+    now = 7.2
+    few = Few(3, lambda: now)
+    assert [few.allow() for _ in range(5)] == [True, True, True, False, False]
+    now = 8.0
+    assert few.allow()
