@@ -137,7 +137,7 @@ class Stream(asyncio.BufferedProtocol):
                 self._transport.abort()
 
     def pause_reading_while(self, busy: Coroutine[Any, Any, None]) -> None:
-        """Receive no more until this has returned; what was read already is still handed on."""
+        """Hand on no more frames until this has returned."""
         if self._busy is None and self._transport is not None and not self.ended.done():
             self._transport.pause_reading()
             self._busy = asyncio.create_task(busy)
@@ -148,16 +148,23 @@ class Stream(asyncio.BufferedProtocol):
     def _resume_reading(self, _: object) -> None:
         self._busy = None
         self._heard_at = boottime()
-        if self._transport is not None and not self.ended.done():
+        if self._transport is None or self.ended.done() or self._why:
+            return
+        self.buffer_updated(0)
+        if self._busy is None and not self._why:
             self._transport.resume_reading()
 
     # -- asyncio.BufferedProtocol
+
+    made: Callable[[], None] = staticmethod(lambda: None)
+    """Called when the connection is there: with TLS after the handshake, before which nobody is told of it."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         if self._why:
             self._transport.abort()  # given up before it began
             return
+        self.made()
         self.names = names_of_transport(transport)
         self.peer = ":".join(str(part) for part in (transport.get_extra_info("peername") or ("?",))[:2])
         self._beat = self._loop.call_later(_BEAT_S, self._on_beat)
@@ -191,16 +198,19 @@ class Stream(asyncio.BufferedProtocol):
         buffer, start = self._buffer, self._start
         self._end = end = self._end + nbytes
         while end - start >= _HEAD:
+            if self._busy is not None:  # the rest waits here until it is done
+                self._make_room(start, 0)
+                return
             size = int.from_bytes(buffer[start : start + _HEAD], "little")
             if size > self.frame_bytes_max:
                 self._start = self._end = 0
                 self.abort(f"a frame of {size} bytes; at most {self.frame_bytes_max}")
                 return
             if end - start - _HEAD < size:
+                self._start = start
                 if start + _HEAD + size > len(buffer):
                     self._make_room(start, size)
-                    return
-                break
+                return
             start += _HEAD
             if size:
                 frame = bytes(memoryview(buffer)[start : start + size])
@@ -227,7 +237,7 @@ class Stream(asyncio.BufferedProtocol):
     def _make_room(self, start: int, size: int) -> None:
         """Move what is there to the beginning of a buffer that has room for a frame of this size."""
         rest = self._buffer[start : self._end]
-        self._buffer = bytearray(max(_BUFFER_BYTES, _HEAD + size))
+        self._buffer = bytearray(max(_BUFFER_BYTES, _HEAD + size, len(rest) + _FIRST_BUFFER_BYTES))
         self._buffer[: len(rest)] = rest
         self._start, self._end = 0, len(rest)
 
@@ -345,12 +355,18 @@ class StreamServer:
         await asyncio.gather(*(stream.ended for stream in streams))
 
     def _new(self) -> Stream:
-        stream = Stream(lambda frame: self._greet(stream, too_late, frame), _HELLO_BYTES_MAX)
+        stream = Stream(lambda frame: None, _HELLO_BYTES_MAX)
+        stream.made = lambda: self._made(stream)  # a connection whose handshake fails is never heard of again
+        return stream
+
+    def _made(self, stream: Stream) -> None:
+        stream.made = lambda: None
         loop = asyncio.get_running_loop()
         if len(self._ungreeted) < _UNGREETED_MAX:
             too_late = loop.call_later(_GREETING_S, stream.abort, f"it did not say who it is within {_GREETING_S:.0f} s")
         else:
             too_late = loop.call_later(0.0, stream.abort, "too many connections that have not said who they are")
+        stream.received = lambda frame: self._greet(stream, too_late, frame)
         self._ungreeted.add(stream)
 
         def forget(_: object) -> None:
@@ -359,7 +375,6 @@ class StreamServer:
             self._streams.discard(stream)
 
         stream.ended.add_done_callback(forget)
-        return stream
 
     def _greet(self, stream: Stream, too_late: asyncio.TimerHandle, frame: bytes) -> None:
         too_late.cancel()

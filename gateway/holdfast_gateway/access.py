@@ -123,7 +123,7 @@ class Access:
                     raise AccessError(f"tokens: {subject} and {tokens[digest]} have the same one")
         for name, limits in file.limits.items():
             for what in ("calls_per_s", "in_flight", "bytes_per_s"):
-                if (bound := getattr(limits, what)) is not None and bound <= 0:
+                if (bound := getattr(limits, what)) is not None and not bound > 0:
                     raise AccessError(f"limits.{name}.{what} is {bound}; more than 0")
         keys = [] if file.jwt is None else _read_jwks(folder / file.jwt.jwks)
         return cls(file, tokens, keys)
@@ -233,8 +233,11 @@ def _like(patterns: Sequence[str], text: str) -> bool:
 
 def _read_jwks(path: Path) -> list[jwt.PyJWK]:
     try:
-        keys = jwt.PyJWKSet.from_dict(json.loads(path.read_bytes())).keys
-    except (OSError, ValueError, jwt.PyJWTError) as error:
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
+        keys = jwt.PyJWKSet.from_dict(found).keys
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, jwt.PyJWTError) as error:
         raise AccessError(f"jwt.jwks {path}: {error}") from None
     usable = [key for key in keys if key.algorithm_name in _ALGORITHMS]
     if not usable:
@@ -254,14 +257,15 @@ class AccessFile:
         self._read()
 
     def _read(self) -> None:
-        seen = self._look()
-        try:
-            access = Access.parse(self._path.read_bytes(), self._path.parent)
-        except OSError as error:
-            raise AccessError(str(error)) from None
-        except AccessError as error:
-            raise AccessError(f"{self._path}: {error}") from None
-        self.access = access
+        seen: object = None
+        while (before := self._look()) != seen:  # once more when a file has changed meanwhile, or another JWKS file is named now
+            seen = before
+            try:
+                self.access = Access.parse(self._path.read_bytes(), self._path.parent)
+            except OSError as error:
+                raise AccessError(str(error)) from None
+            except AccessError as error:
+                raise AccessError(f"{self._path}: {error}") from None
         self._seen = seen
         self.version += 1
 
@@ -281,7 +285,7 @@ class AccessFile:
 
     async def watch(self) -> None:
         """Take over changes, until cancelled. A file that is wrong is said to be, and the old rules stay."""
-        tried = self._seen = self._look()
+        tried: object = None
         while True:
             await asyncio.sleep(LOOK_S)
             seen = self._look()
@@ -295,7 +299,7 @@ class AccessFile:
                 log.error("access: %s; the old rules stay in force", error)
             else:
                 self.failing = False
-                self._seen = tried = self._look()
+                tried = None
                 log.warning("access: %s is in force as it is now", self._path)
 
 
@@ -330,7 +334,7 @@ class Use:
         self.in_flight = 0
         self._clock = clock
         self._at: float = clock()
-        self._calls = limits.calls_per_s or 0.0
+        self._calls = max(limits.calls_per_s or 0.0, 1.0)
         self._bytes = limits.bytes_per_s or 0.0
 
     def take(self, size: int) -> tuple[str, float] | None:

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import grpc
+from holdfast.errors import CODES
 from holdfast.v1 import admin_pb2
 from holdfast_cluster.dispatch import KEY_BYTES_MAX
 from holdfast_cluster.feed import ViewFeed
@@ -27,6 +28,9 @@ TOP = 20
 _DELETE_PAGE = 200
 _WHOLE_PATIENCE_S = 3.0
 _WHOLE_RETRY_S = 0.1
+_DELETE_TRIES = 30
+_PASSING = frozenset(("WRONG_OWNER", "UNAVAILABLE"))
+"""Why a deletion fails while its shard moves: it is tried again for some seconds."""
 asked_by: ContextVar[str] = ContextVar("asked_by", default="")
 """Who makes the request that is being answered, for logs."""
 
@@ -69,6 +73,8 @@ class ObjectAdmin:
     async def CountObjects(self, request: admin_pb2.CountObjectsRequest, context: Any) -> admin_pb2.CountObjectsResponse:
         """How many objects there are, by kind."""
         await self._view(context)
+        if request.prefix and not request.kind:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a prefix needs the kind whose keys begin so")
         answers, unserved = await self._ask_whole("CountObjects", request, admin_pb2.CountObjectsResponse)
         counts: Counter[str] = Counter()
         for answer in answers.values():
@@ -142,11 +148,17 @@ class ObjectAdmin:
         await self._check_object(request, context)
         log.warning("deletion of %s/%s, asked for by %s", request.kind, request.key, self.asked_by(context))
         these = admin_pb2.DeleteTheseRequest(kind=request.kind, keys=[request.key])
-        answer = await self._nodes.ask_owner(
-            context, request.kind, request.key, "DeleteThese", these, admin_pb2.DeleteTheseResponse, self.asked_by(context)
-        )
-        if request.key in answer.failed:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, answer.failed[request.key])
+        for left in range(_DELETE_TRIES, 0, -1):
+            answer = await self._nodes.ask_owner(
+                context, request.kind, request.key, "DeleteThese", these, admin_pb2.DeleteTheseResponse, self.asked_by(context)
+            )
+            why = answer.failed.get(request.key, "")
+            code = why.partition(":")[0]
+            if code not in _PASSING or left == 1:
+                break
+            await asyncio.sleep(_WHOLE_RETRY_S)
+        if why:
+            await context.abort(CODES[code][1] if code in CODES else grpc.StatusCode.INTERNAL, why)
         return admin_pb2.DeleteObjectResponse(existed=bool(answer.deleted))
 
     async def DeleteObjects(
@@ -186,7 +198,9 @@ class ObjectAdmin:
         if not request.dry_run:
             log.warning("deletion of %s: %d deleted, %d failed", what, progress.deleted, progress.failures)
 
-    async def _delete_page(self, view: View, kind: str, keys: list[str], by: str) -> tuple[int, dict[str, str]]:
+    async def _delete_page(
+        self, view: View, kind: str, keys: list[str], by: str, tries: int = _DELETE_TRIES
+    ) -> tuple[int, dict[str, str]]:
         """Delete these where they are; how many, and why others could not be."""
         assert view.settings is not None
         by_owner: dict[str, list[str]] = defaultdict(list)
@@ -194,7 +208,7 @@ class ObjectAdmin:
         for key in keys:
             owner = view.owner_of(shard_of(kind, key, view.settings.shards))
             if owner is None:
-                failed[key] = "its shard has no owner at the moment"
+                failed[key] = "UNAVAILABLE: its shard has no owner at the moment"
             else:
                 by_owner[owner.id].append(key)
 
@@ -208,6 +222,11 @@ class ObjectAdmin:
             return int(answer.deleted)
 
         deleted = sum(await asyncio.gather(*(delete(node, those) for node, those in by_owner.items())))
+        again = [key for key, why in failed.items() if why.partition(":")[0] in _PASSING]
+        if again and tries > 1:
+            await asyncio.sleep(_WHOLE_RETRY_S)
+            more, still = await self._delete_page(self._feed.view, kind, again, by, tries - 1)
+            return deleted + more, {**{key: why for key, why in failed.items() if key not in again}, **still}
         return deleted, failed
 
     async def _ask_whole(self, method: str, request: Any, answer: type[R]) -> tuple[dict[str, R | None], list[int]]:

@@ -34,8 +34,11 @@ class Nodes:
         self._certificates = certificates
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._version = 0
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
+        for task in self._closing:
+            task.cancel()
         for channel in self._channels.values():
             await channel.close()
 
@@ -93,17 +96,23 @@ class Nodes:
                 return None
 
         members = list(view.members.values())
-        gone = set(self._channels) - {member.address for member in members}
-        if self._certificates is not None and self._certificates.version != self._version:
-            self._version = self._certificates.version
-            gone = set(self._channels)  # what is connected may be so under a certificate that ends
-        for address in gone:
-            if (channel := self._channels.pop(address, None)) is not None:
-                await channel.close()
+        for address in set(self._channels) - {member.address for member in members}:
+            self._retire(address)
         answers = await asyncio.gather(*(ask(member) for member in members))
         return {member.id: answer for member, answer in zip(members, answers, strict=True) if answer is not None}
 
+    def _retire(self, address: str) -> None:
+        """Use a channel no more; what goes on on it may end."""
+        channel = self._channels.pop(address)
+        task = asyncio.create_task(channel.close(TIMEOUT_S))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
     def _channel(self, address: str) -> grpc.aio.Channel:
+        if self._certificates is not None and self._certificates.version != self._version:
+            self._version = self._certificates.version
+            for each in list(self._channels):  # they are connected under a certificate that ends
+                self._retire(each)
         channel = self._channels.get(address)
         if channel is None:
             channel = self._channels[address] = open_process_channel(address, self._certificates)

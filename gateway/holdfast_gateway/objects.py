@@ -110,23 +110,19 @@ class ObjectsService:
             timeout_ms=timeout_ms,
             metadata=request.metadata,
         )
-        waiting = _Waiting()
+        waiting = _Waiting(guest)
         if guest is not None and (refused := self._refusal(guest, call)) is not None:
             await _abort(context, refused)
-        try:
-            span = None
-            if self._tracing is not None:
-                brought = next((str(value) for name, value in context.invocation_metadata() or () if name == TRACEPARENT), "")
-                if brought and TRACEPARENT not in call.metadata:
-                    call.metadata[TRACEPARENT] = brought
-                span = begin_span(self._tracing, call)
-            self._dispatcher.submit(call, waiting)
-            reply = await waiting.future
-            if span is not None and self._tracing is not None:
-                self._tracing.ended(span, None if reply.result else reply.error)
-        finally:
-            if guest is not None:
-                guest.done(1)
+        span = None
+        if self._tracing is not None:
+            brought = next((str(value) for name, value in context.invocation_metadata() or () if name == TRACEPARENT), "")
+            if brought and TRACEPARENT not in call.metadata:
+                call.metadata[TRACEPARENT] = brought
+            span = begin_span(self._tracing, call)
+        self._dispatcher.submit(call, waiting)
+        reply = await waiting.future
+        if span is not None and self._tracing is not None:
+            self._tracing.ended(span, None if reply.result else reply.error)
         if not reply.result:
             await _abort(context, reply.error)
         if is_json:
@@ -240,6 +236,7 @@ class _Session:
             assert self._tracing is not None
             self._tracing.ended(span, None if reply.result else reply.error)
         self._push(reply, size)
+        self._bound()
 
     def trace(self, call: pb.Call) -> None:
         """Begin the span of a call, if its trace is sampled."""
@@ -247,6 +244,8 @@ class _Session:
         assert self.spans is not None
         if (span := begin_span(self._tracing, call)) is not None:
             self.spans[call.id] = span
+
+    def _bound(self) -> None:
         if self.writer.backlog > BACKLOG_BYTES_MAX and self._task is not None:
             self._task.cancel()  # it calls and does not read: what it asked for may not fill the gateway
 
@@ -254,6 +253,7 @@ class _Session:
         """Answer a call that was not sent on."""
         self.under_way -= 1
         self._push(reply, reply.ByteSize())
+        self._bound()
 
 
 def _calls(frame: bytes) -> Any:
@@ -266,12 +266,15 @@ def _calls(frame: bytes) -> Any:
 class _Waiting:
     """Waits for one reply. Implements `holdfast_cluster.dispatch.Origin`."""
 
-    __slots__ = ("future",)
+    __slots__ = ("_guest", "future")
 
-    def __init__(self) -> None:
+    def __init__(self, guest: Guest | None) -> None:
+        self._guest = guest
         self.future: asyncio.Future[pb.Reply] = asyncio.get_running_loop().create_future()
 
     def push(self, reply: pb.Reply, size: int) -> None:
+        if self._guest is not None:
+            self._guest.done(1)  # now, and not when the caller goes away: until then the call is under way
         if not self.future.done():
             self.future.set_result(reply)
 

@@ -245,6 +245,8 @@ class Engine:
             elif len(mailbox) >= self._limits.mailbox_max:
                 full = _overloaded(f"{self._limits.mailbox_max} calls wait for {activation.name}")
                 full.request_id = request_id
+                refused = activation.stats[handler.name].refused
+                refused[pb.CODE_OVERLOADED] = refused.get(pb.CODE_OVERLOADED, 0) + 1
                 port.reply(call.id, b"", error_to_proto(full), shard)
                 return
             self._in_flight[request_id] = turn

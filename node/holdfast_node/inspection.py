@@ -37,6 +37,7 @@ PAGE_MAX = 1_000
 TOP_MAX = 100
 TOP = 20
 _PAGE_BYTES = 2 << 20
+_DELETES_AT_ONCE = 16
 _STEP = 500  # objects, or rows, between two chances for the loop to do something else
 _SIZE_ROWS_MAX = 100_000  # rows that `explain` counts
 
@@ -110,7 +111,9 @@ class Inspection:
         return response
 
     async def count_objects(self, request: admin_pb2.CountObjectsRequest) -> admin_pb2.CountObjectsResponse:
-        """How many objects there are, by kind."""
+        """How many objects there are, by kind. Raises ValueError for a prefix without a kind."""
+        if request.prefix and not request.kind:
+            raise ValueError("a prefix needs the kind whose keys begin so")
         response = admin_pb2.CountObjectsResponse()
         counts: Counter[str] = Counter()
         self._show()
@@ -245,7 +248,13 @@ class Inspection:
     async def delete_these(self, request: admin_pb2.DeleteTheseRequest) -> admin_pb2.DeleteTheseResponse:
         """Delete objects, each in one commit; those that cannot be deleted say why."""
         response = admin_pb2.DeleteTheseResponse()
-        ended = await asyncio.gather(*(self._delete(request.kind, key) for key in request.keys), return_exceptions=True)
+        at_once = asyncio.Semaphore(_DELETES_AT_ONCE)
+
+        async def delete(key: str) -> bool:
+            async with at_once:
+                return await self._delete(request.kind, key)
+
+        ended = await asyncio.gather(*(delete(key) for key in request.keys), return_exceptions=True)
         for key, existed in zip(request.keys, ended, strict=True):
             if isinstance(existed, HoldfastError):
                 response.failed[key] = f"{existed.code}: {existed.message}"
@@ -285,11 +294,7 @@ class Inspection:
             await entry.settled()  # what it has sent is in the outbox from then on
         self._show()
         shard, sender = activation.shard, (activation.kind.name, activation.key)
-        delayed = []
-        for looked, key in enumerate(self._engine.deliveries.delayed_of(shard, sender), 1):
-            delayed.append(key)
-            if looked % _STEP == 0:
-                await asyncio.sleep(0)
+        delayed = await self._engine.deliveries.delayed_of(shard, sender)
         alarms = activation.alarms
         names = list(alarms.current())
         sent = bool(delayed or self._engine.deliveries.outbox.of(shard, sender))

@@ -88,8 +88,6 @@ class Certificates:
         self._seen: tuple[object, ...] = ()
         self._seen = self._look()
         self._load()
-        if name not in self.names:
-            raise CertificateError(f"{cert} is made out to {', '.join(self.names) or 'no name'}; the cluster's TLS name is {name}")
 
     @property
     def expires_in_s(self) -> float:
@@ -166,6 +164,10 @@ class Certificates:
                 if authority is not None:
                     x509.load_pem_x509_certificates(authority)
             certificate = x509.load_pem_x509_certificate(cert)
+            names = _dns_names(certificate)
+            if self.name not in names:
+                shown = ", ".join(names) or "no name"
+                raise CertificateError(f"{self._cert} is made out to {shown}; the cluster's TLS name is {self.name}")
             trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             trial.load_cert_chain(self._cert, self._key)
             for context in (self.server_context, self.client_context):
@@ -175,7 +177,7 @@ class Certificates:
             raise CertificateError(f"{self._cert}, {self._key}, {self._ca}: {error}") from None
         self._cert_pem, self._key_pem, self._ca_pem, self._client_ca_pem = cert, key, ca, client_ca
         self._not_after = certificate.not_valid_after_utc.timestamp()
-        self.names = _dns_names(certificate)
+        self.names = names
         self.version += 1
 
     # -- who the other side is

@@ -277,6 +277,19 @@ async def test_what_a_caller_asks_for_and_does_not_read_is_bounded(target: Proce
         await channel.close()
 
 
+async def test_one_frame_that_asks_for_very_much_ends_the_session_of_who_does_not_read(target: Processes) -> None:
+    async with target.connect() as client:
+        await client.get("Shop", "large").store_large(1_000_000)
+    calls = [pb.Call(id=i, kind="Shop", key="large", method="large", request_id=holdfast.new_request_id()) for i in range(1, 900)]
+    async with unharmed(target, grows_at_most=400 * MIB):
+        channel = open_channel(target.gateway)
+        session: Any = channel.stream_stream("/holdfast.v1.Objects/Session")()
+        await session.write(pb.SessionRequest(calls=calls).SerializeToString())
+        await asyncio.sleep(6)  # 900 MB come back; it hears of its end only when it reads
+        session.cancel()
+        await channel.close()
+
+
 async def test_ten_thousand_idle_connections(target: Processes) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 10_000

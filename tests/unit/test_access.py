@@ -348,3 +348,28 @@ def test_only_a_few_refusals_a_second_are_logged() -> None:
     assert [few.allow() for _ in range(5)] == [True, True, True, False, False]
     now = 8.0
     assert few.allow()
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '"x"', '{"keys": [1]}', '{"keys": {}}'])
+def test_a_jwks_file_of_another_shape_is_wrong_and_nothing_worse(tmp_path: Path, text: str) -> None:
+    (tmp_path / "jwks.json").write_text(text)
+    with pytest.raises(AccessError, match=r"jwks\.json"):
+        parse(f'[jwt]\njwks = "jwks.json"\nissuer = "{ISSUER}"\naudience = "{AUDIENCE}"', tmp_path)
+
+
+async def test_a_change_before_the_file_is_watched_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "LOOK_S", 0.02)
+    path = tmp_path / "access.toml"
+    path.write_text('[[admin]]\nsubjects = ["ops"]\nmay = "change"')
+    file = AccessFile(path)
+    path.write_text("")
+    task = asyncio.create_task(file.watch())
+    async with asyncio.timeout(5):
+        while file.access.may_admin("ops", change=True):
+            await asyncio.sleep(0.01)
+    task.cancel()
+
+
+def test_a_limit_that_is_no_number_is_refused() -> None:
+    with pytest.raises(AccessError, match="more than 0"):
+        parse("[limits.a]\ncalls_per_s = nan")

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import pytest
 import uvloop
 from holdfast.channels import AddressInUse
 from holdfast.frames import FrameWriter
+from holdfast.tls import CertificateError, Certificates
 from holdfast_cluster import streams
 from holdfast_cluster.streams import PROTOCOL, Hello, Stream, StreamRefused, StreamServer, open_stream
+
+from tests.certs import Authority
 
 ME = "n-1:7"
 
@@ -277,6 +281,30 @@ def test_who_is_busy_reads_no_more_until_it_is_done() -> None:
     run(test)
 
 
+def test_who_gets_busy_in_the_middle_of_what_was_read_gets_the_rest_later_and_whole() -> None:
+    async def test(echo: Echo, address: str) -> None:
+        reader, writer = await raw(address)
+        writer.write(HELLO)
+        assert await answer(reader) == [""]
+        stream = echo.streams[0]
+        received = stream.received
+
+        def busy_each_time(frame: bytes) -> None:
+            received(frame)
+            stream.pause_reading_while(asyncio.sleep(0.02))
+
+        stream.received = busy_each_time
+        frames = [bytes([i]) * size for i, size in enumerate((10, 3, 70_000, 1, 200_000, 5, 65_532, 7))]
+        writer.write(b"".join(framed(frame) for frame in frames))
+        await asyncio.sleep(0.01)
+        assert len(echo.got) < len(frames)
+        await until(lambda: len(echo.got) == len(frames))
+        assert echo.got == frames
+        writer.close()
+
+    run(test)
+
+
 def test_a_writer_that_fails_ends_its_stream() -> None:
     async def test(echo: Echo, address: str) -> None:
         def pack(frames: list[bytes]) -> bytes:
@@ -297,3 +325,54 @@ def test_an_address_that_is_taken_is_refused() -> None:
             await StreamServer({}).listen(address)
 
     run(test)
+
+
+@pytest.mark.parametrize("missing", [1, 2, 3, 4, 5, 100])
+@pytest.mark.parametrize("size", [65_531, 65_533, 70_000, 300_000])
+def test_a_large_frame_whose_end_comes_later_arrives(missing: int, size: int) -> None:
+    async def test(echo: Echo, address: str) -> None:
+        reader, writer = await raw(address)
+        writer.write(HELLO)
+        assert await answer(reader) == [""]
+        frame = random.Random(missing).randbytes(size)
+        sent = framed(b"before") + framed(frame)
+        writer.write(sent[:-missing])
+        await asyncio.sleep(0.05)
+        writer.write(sent[-missing:] + framed(b"after"))
+        await until(lambda: echo.got == [b"before", frame, b"after"])
+        writer.close()
+
+    run(test)
+
+
+def test_connections_whose_tls_handshake_fails_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_UNGREETED_MAX", 5)
+    authority = Authority(tmp_path)
+    cert, key = authority.sign("process", "c.holdfast")
+    certificates = Certificates(cert, key, authority.file, "c.holdfast")
+
+    async def main() -> None:
+        echo = Echo()
+        server = StreamServer({"echo": echo}, certificates)
+        address = f"127.0.0.1:{await server.listen('127.0.0.1:0')}"
+        for _ in range(30):
+            reader, writer = await raw(address)
+            writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            await reader.read()
+            writer.close()
+        stream = await open_stream(address, "echo", ME, lambda frame: None, certificates=certificates)
+        stream.close("done")
+        await asyncio.wait_for(server.close(), 5)
+
+    uvloop.run(main())
+
+
+def test_a_renewed_certificate_without_the_cluster_s_name_is_not_taken(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    cert, key = authority.sign("process", "c.holdfast")
+    certificates = Certificates(cert, key, authority.file, "c.holdfast")
+    before = certificates._cert_pem
+    authority.sign("process", "somebody.else")
+    with pytest.raises(CertificateError, match=r"made out to somebody\.else; the cluster's TLS name is c\.holdfast"):
+        certificates._load()
+    assert (certificates.version, certificates._cert_pem, certificates.names) == (1, before, ["c.holdfast"])

@@ -9,11 +9,12 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
 from holdfast.app import NOTIFY_AGE_MAX, App, Retries
 from holdfast.errors import Unavailable, code_name
 from holdfast.ids import keyed_id
@@ -44,6 +45,7 @@ _SCAN_MAX = 2_000
 _SWEEP_MAX = 200
 _BROKEN_S = 10.0
 _MOVE_BYTES = 1 << 20
+_MOVES_PATIENCE = 100  # times 20 ms
 _SAFE_AGE_MS = int((MARKS_KEPT - timedelta(days=1)).total_seconds() * 1000)
 _NOT_COUNTED = frozenset((pb.CODE_UNAVAILABLE, pb.CODE_OVERLOADED, pb.CODE_WRONG_OWNER))
 
@@ -104,6 +106,7 @@ class Deliveries:
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
         self._moving: set[bytes] = set()
+        self._forgotten: set[bytes] = set()
         self._paused: frozenset[tuple[str, str]] = frozenset()
         self._sweep: tuple[int, bytes] = (0, b"")
         self.alarms = AlarmClock(app, store, turns, self, limits.backlog_per_s)
@@ -149,14 +152,30 @@ class Deliveries:
                 entry.notes = []
             entry.notes.append(Note(shard, sequence, row))
 
-    def delayed_of(self, shard: Shard, sender: Target) -> Iterator[bytes]:
-        """The rows of an object's delayed notifications. Raises Unavailable while one of them is on its way to the outbox."""
-        for key, value in self._rows(shard.number, keys.DELAYED):
-            row = decode_notification(value)
-            if (row.sender_kind, row.sender_key) == sender:
-                if key in self._moving:
-                    raise Unavailable("a notification of it is about to leave", definite=True, retryable=True, retry_after_s=0.1)
-                yield key
+    async def delayed_of(self, shard: Shard, sender: Target) -> list[bytes]:
+        """The rows of an object's delayed notifications. Raises Unavailable when the shard's go on moving out for seconds."""
+        for _ in range(_MOVES_PATIENCE):
+            # Those that are being moved can be read neither there nor in the outbox, until their entry is committed.
+            if not self._moves(shard):
+                found = await self._scan_delayed(shard, sender) if self._known(shard).delayed else []
+                if not self._moves(shard):
+                    return [key for key in found if self._store.get("state", key) is not None]
+            await asyncio.sleep(0.02)
+        raise Unavailable("notifications of its shard are about to leave", definite=True, retryable=True, retry_after_s=0.5)
+
+    async def _scan_delayed(self, shard: Shard, sender: Target) -> list[bytes]:
+        begins = b"".join(msgspec.msgpack.encode(name) for name in sender)  # behind the array's head, which tells its length
+        found = []
+        for looked, (key, value) in enumerate(self._rows(shard.number, keys.DELAYED), 1):
+            if value.startswith(begins, 1):
+                found.append(key)
+            if looked % _SCAN_MAX == 0:
+                await asyncio.sleep(0)
+        return found
+
+    def _moves(self, shard: Shard) -> bool:
+        prefix = keys.index_prefix(shard.number, keys.DELAYED)
+        return any(key.startswith(prefix) for key in self._moving)
 
     def forget(self, entry: Entry, sender: Target, delayed: list[bytes]) -> None:
         """Put into the entry that what an object has sent, and that is not delivered, is not to be delivered."""
@@ -168,8 +187,8 @@ class Deliveries:
             entry.rows.append((key, None))
             entry.deletes = True
         duties.delayed -= len(delayed)
-        self._moving.update(delayed)  # no tick moves them before the entry is there
-        self.when_shown(entry, lambda: self._moving.difference_update(delayed))
+        self._forgotten.update(delayed)  # no tick moves them before the entry is there
+        self.when_shown(entry, lambda: self._forgotten.difference_update(delayed))
 
     def due_at(self, entry: Entry, due_ms: int, delayed: bool = False) -> None:
         """Something is due when this entry is committed, and it is that time."""
@@ -293,7 +312,7 @@ class Deliveries:
                 duties.delayed_due = due
                 break
             look.left -= 1
-            if key in self._moving:
+            if key in self._moving or key in self._forgotten:
                 continue
             self._moving.add(key)
             note = Note(shard, self.next_sequence(shard), decode_notification(value))
