@@ -37,11 +37,12 @@ class Authority:
         common_name: str = "",
         lasts: datetime.timedelta = DAY * 30,
         addresses: tuple[str, ...] = ("127.0.0.1",),
+        other: tuple[x509.GeneralName, ...] = (),
     ) -> tuple[Path, Path]:
         """A certificate and its key, as files `<name>.pem` and `<name>-key.pem`, written anew each time."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name or name)])
-        names: list[x509.GeneralName] = [x509.DNSName(each) for each in dns]
+        names: list[x509.GeneralName] = [*other, *(x509.DNSName(each) for each in dns)]
         names += [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
         builder = _builder(subject, self._name, key, lasts).add_extension(x509.BasicConstraints(False, None), critical=True)
         if names:

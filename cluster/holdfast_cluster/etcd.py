@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import ssl
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
@@ -55,24 +56,58 @@ class EtcdUnknown(EtcdError):
     """The reply to a transaction was lost: it has happened or not, and only a read tells."""
 
 
-@dataclass(frozen=True, slots=True)
 class EtcdTLS:
-    """Files of a TLS connection to etcd; `cert` and `key` where etcd demands a client certificate."""
+    """Files of a TLS connection to etcd; `cert` and `key` where etcd demands a client certificate.
 
-    ca: Path
-    cert: Path | None = None
-    key: Path | None = None
+    Changed files are taken over for new connections. Files that are missing or do not fit together are left alone, and said to be
+    wrong: the newest that were right stay in use. Raises ValueError when they are wrong at first.
+    """
 
-    def version(self) -> object:
-        """Another value when a file has changed."""
-        return tuple(file and (file.stat().st_mtime_ns, file.stat().st_ino) for file in (self.ca, self.cert, self.key))
+    def __init__(self, ca: Path, cert: Path | None = None, key: Path | None = None) -> None:
+        self._files = (ca, cert, key)
+        self._version = 0
+        self._seen = self._look()
+        self._load()
+
+    def version(self) -> int:
+        """Another number when changed files were taken over."""
+        seen = self._look()
+        if seen != self._seen:
+            self._seen = seen
+            try:
+                self._load()
+            except ValueError as error:
+                log.error("etcd's certificates: %s; the old ones stay in use", error)
+            else:
+                log.info("etcd's certificates: taken over")
+        return self._version
 
     def credentials(self) -> grpc.ChannelCredentials:
-        return grpc.ssl_channel_credentials(
-            self.ca.read_bytes(),
-            self.key.read_bytes() if self.key else None,
-            self.cert.read_bytes() if self.cert else None,
-        )
+        ca, cert, key = self._pems
+        return grpc.ssl_channel_credentials(ca, key, cert)
+
+    def _look(self) -> tuple[object, ...]:
+        seen: list[object] = []
+        for file in self._files:
+            try:
+                stat = None if file is None else file.stat()
+            except OSError:
+                stat = None
+            seen.append(stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino))
+        return tuple(seen)
+
+    def _load(self) -> None:
+        ca, cert, key = self._files
+        try:
+            pems = [None if file is None else file.read_bytes() for file in self._files]
+            trial = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            trial.load_verify_locations(ca)
+            if cert is not None:
+                trial.load_cert_chain(cert, key)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{', '.join(str(file) for file in self._files if file is not None)}: {error}") from None
+        self._pems = pems
+        self._version += 1
 
 
 def etcd_tls(ca: Path | None, cert: Path | None, key: Path | None) -> EtcdTLS | None:

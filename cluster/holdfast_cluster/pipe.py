@@ -74,6 +74,7 @@ class RemotePipe:
         while not self._retired:
             stream: Stream | None = None
             sending: asyncio.Task[None] | None = None
+            why = "it was closed by this side"
             try:
                 target = f"{member.id}:{member.incarnation}"
                 stream = await open_stream(member.streams, PIPE, target, self._received, certificates=self._certificates)

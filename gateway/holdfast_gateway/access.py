@@ -213,7 +213,7 @@ class Access:
         limits = self._file.limits
         if subject in limits:
             return limits[subject]
-        return next((bound for pattern, bound in limits.items() if subject != ANONYMOUS and fnmatchcase(subject, pattern)), None)
+        return next((bound for pattern, bound in limits.items() if subject != ANONYMOUS and _fits(subject, pattern)), None)
 
 
 def _check_subject(subject: str) -> None:
@@ -228,7 +228,12 @@ def _matches(patterns: Sequence[str], subject: str) -> bool:
 
 
 def _like(patterns: Sequence[str], text: str) -> bool:
-    return any(fnmatchcase(text, pattern) for pattern in patterns)
+    return any(_fits(text, pattern) for pattern in patterns)
+
+
+def _fits(text: str, pattern: str) -> bool:
+    """Whether a pattern with * and ? matches; brackets stand for themselves."""
+    return fnmatchcase(text, pattern.replace("[", "[[]"))
 
 
 def _read_jwks(path: Path) -> list[jwt.PyJWK]:
@@ -257,21 +262,22 @@ class AccessFile:
         self._read()
 
     def _read(self) -> None:
+        access: Access | None = None
         seen: object = None
-        while (before := self._look()) != seen:  # once more when a file has changed meanwhile, or another JWKS file is named now
+        while (before := self._look(access)) != seen:  # once more when a file has changed meanwhile, and for the JWKS file it names
             seen = before
             try:
-                self.access = Access.parse(self._path.read_bytes(), self._path.parent)
+                access = Access.parse(self._path.read_bytes(), self._path.parent)
             except OSError as error:
                 raise AccessError(str(error)) from None
             except AccessError as error:
                 raise AccessError(f"{self._path}: {error}") from None
-        self._seen = seen
+        assert access is not None
+        self.access, self._seen = access, seen
         self.version += 1
 
-    def _look(self) -> object:
+    def _look(self, current: Access | None) -> object:
         files = [self._path]
-        current: Access | None = getattr(self, "access", None)
         if current is not None and current._file.jwt is not None:
             files.append(self._path.parent / current._file.jwt.jwks)
         seen = []
@@ -288,7 +294,7 @@ class AccessFile:
         tried: object = None
         while True:
             await asyncio.sleep(LOOK_S)
-            seen = self._look()
+            seen = self._look(self.access)
             if seen in (self._seen, tried):
                 continue
             tried = seen

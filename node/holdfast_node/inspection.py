@@ -282,7 +282,7 @@ class Inspection:
                 nonlocal existed
                 existed = await self._delete_in_turn(activation)
 
-            return Inside("delete", delete, is_async=True)
+            return Inside("(delete)", delete, is_async=True)
 
         self._engine.run_inside(kind, key, keyed_id(b"admin", os.urandom(16)), handler, told)
         await done

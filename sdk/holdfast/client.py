@@ -91,6 +91,8 @@ class Client:
         if tls is not None:
             tls.credentials()  # what is wrong with it is told now
         self._tls = tls
+        if not callable(token):
+            authorization(token)  # the same
         self._token = token
         self._tracing = ClientTracing(of_application()) if tracing else None
         self._timeout = timeout

@@ -62,7 +62,10 @@ def authorization(token: Token | None) -> tuple[tuple[str, str], ...] | None:
     """The metadata that show a token."""
     if token is None:
         return None
-    return (("authorization", f"Bearer {token() if callable(token) else token}"),)
+    shown = (token() if callable(token) else token).strip()  # what is read from a file ends with its line
+    if not shown or not shown.isascii() or not shown.isprintable():
+        raise ValueError("a token is printable ASCII text, and not empty")
+    return (("authorization", f"Bearer {shown}"),)
 
 
 class CertificateError(Exception):
@@ -188,8 +191,8 @@ class Certificates:
 
 
 def names_of(context: Any) -> list[str]:
-    """The alternative names of the certificate that a gRPC caller has shown."""
-    names: Iterable[bytes] = context.auth_context().get("x509_subject_alternative_name", ())
+    """The DNS names of the certificate that a gRPC caller has shown: no other kind of name counts."""
+    names: Iterable[bytes] = context.auth_context().get("peer_dns", ())
     return [name.decode(errors="replace") for name in names]
 
 

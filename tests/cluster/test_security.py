@@ -20,6 +20,7 @@ import grpc
 import holdfast
 import pytest
 from conftest import Processes, run
+from cryptography import x509
 from grpc_health.v1 import health_pb2
 from holdfast.channels import open_channel
 from holdfast.local import free_port
@@ -367,9 +368,13 @@ async def test_a_node_s_ports_want_a_certificate_of_a_process_of_this_cluster(se
     with pytest.raises(StreamRefused, match=r"not one of this cluster's processes: client\.example"):
         await open_as(client)
 
+    other_kinds = secured.ca.sign(
+        "other-kinds-of-names", "me.example", other=(x509.RFC822Name(NAME), x509.UniformResourceIdentifier(NAME))
+    )
     for pair, code in (
         (process, None),
         (client, grpc.StatusCode.PERMISSION_DENIED),
+        (other_kinds, grpc.StatusCode.PERMISSION_DENIED),
         (None, grpc.StatusCode.UNAVAILABLE),
         (strangers["another CA"], grpc.StatusCode.UNAVAILABLE),
         (strangers["expired"], grpc.StatusCode.UNAVAILABLE),

@@ -373,3 +373,29 @@ async def test_a_change_before_the_file_is_watched_is_taken_over(tmp_path: Path,
 def test_a_limit_that_is_no_number_is_refused() -> None:
     with pytest.raises(AccessError, match="more than 0"):
         parse("[limits.a]\ncalls_per_s = nan")
+
+
+def test_a_file_that_is_wrong_half_way_leaves_the_old_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "access.toml"
+    path.write_text('[[allow]]\nsubjects = ["a"]\nkinds = ["K"]\nmethods = ["m"]')
+    file = AccessFile(path)
+    parse_file = Access.parse
+
+    def parse_and_change(text: bytes, folder: Path) -> Access:
+        parsed = parse_file(text, folder)
+        path.write_text("[[allow")
+        return parsed
+
+    path.write_text("")
+    monkeypatch.setattr(Access, "parse", parse_and_change)
+    with pytest.raises(AccessError):
+        file._read()
+    assert file.access.may_call("a", "K", "m")
+    assert file.version == 1
+
+
+def test_brackets_in_patterns_stand_for_themselves() -> None:
+    rules = parse("[[allow]]\nsubjects = ['svc[1]*']\nkinds = ['K']\nmethods = ['?']")
+    assert rules.may_call("svc[1]x", "K", "m")
+    assert not rules.may_call("svc1", "K", "m")
+    assert not rules.may_call("svc[1]", "K", "mm")

@@ -97,6 +97,7 @@ class Link:
         while not self._retired:
             stream: Stream | None = None
             sending: asyncio.Task[None] | None = None
+            why = "it was closed by this side"
             try:
                 target = f"{member.id}:{member.incarnation}"
                 stream = await open_stream(member.streams, REPLICATE, target, lambda frame: None, self._me(), self._certificates)
