@@ -21,6 +21,28 @@ HOLD_MOVES_S = 600.0
 """How long members are waited for, and no data moves, when more than a third has vanished."""
 
 
+class Expected:
+    """Who is waited for. `repair_after_s`: how long a member that is not there is expected back."""
+
+    def __init__(self, repair_after_s: float) -> None:
+        self._repair_after_s = repair_after_s
+        self._seen: dict[str, tuple[Member, float]] = {}
+
+    def look(self, view: View, now: float) -> dict[str, Member]:
+        """The members that were there a moment ago, at `now` in seconds; when more than a third vanished, for long."""
+        for name, member in view.members.items():
+            self._seen[name] = member, now
+        for name, (member, at) in list(self._seen.items()):
+            # Who stopped in order was not taken away by a network or a mistake.
+            patience = self._repair_after_s if member.state == "stopping" else HOLD_MOVES_S
+            if now - at > patience or (name not in view.members and name in view.drains):
+                del self._seen[name]
+        recent = {name: member for name, (member, _) in self._seen.items()}
+        if too_many_away(view, recent):
+            return recent
+        return {name: member for name, (member, at) in self._seen.items() if now - at <= self._repair_after_s}
+
+
 class Controller:
     """Runs in every node; at most one acts. Two that act at once harm nothing: every swap names the revision it was planned from.
 
@@ -43,8 +65,7 @@ class Controller:
         self._membership = membership
         self._cluster_id = cluster_id
         self._members_min = members_min
-        self._repair_after_s = repair_after_s
-        self._seen: dict[str, tuple[Member, float]] = {}  # kept by every node, so that whoever becomes the controller knows
+        self._expected = Expected(repair_after_s)  # kept by every node, so that whoever becomes the controller knows
         self._done: object = None
         self.transitions: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
         """Swaps of assignments that this node has made, by reason."""
@@ -67,7 +88,7 @@ class Controller:
             except TimeoutError:
                 pass  # what is decided also changes with time, and with being a member: look again now and then
             view = self._feed.view
-            expected = self._expected(view, time.monotonic())
+            expected = self._expected.look(view, time.monotonic())
             what = view.revision, self._membership.member, frozenset(expected)
             if what == self._done:
                 continue
@@ -77,18 +98,6 @@ class Controller:
             except EtcdError as error:
                 log.warning("controller: %s", error)
                 await asyncio.sleep(_RETRY_S)
-
-    def _expected(self, view: View, now: float) -> dict[str, Member]:
-        """The members that were there a moment ago and did not say good-bye."""
-        for name, member in view.members.items():
-            self._seen[name] = member, now
-        for name, (_, at) in list(self._seen.items()):
-            if now - at > HOLD_MOVES_S or (name not in view.members and name in view.drains):
-                del self._seen[name]
-        recent = {name: member for name, (member, _) in self._seen.items()}
-        if too_many_away(view, recent):
-            return recent
-        return {name: member for name, (member, at) in self._seen.items() if now - at <= self._repair_after_s}
 
     async def _act(self, view: View, expected: dict[str, Member]) -> None:
         me = self._membership.member

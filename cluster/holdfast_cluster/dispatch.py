@@ -222,12 +222,19 @@ class Dispatcher:
             pending.pipe = pipe
             pipe.send(call, size)
 
-    def forget(self, origin: Origin) -> None:
-        """The origin has gone: its calls run on, their replies are dropped."""
+    def forget(self, origin: Origin, heir: Origin | None = None) -> int:
+        """The origin has gone: its calls run on, their replies are dropped, or go to `heir`; how many will."""
+        inherited = 0
         for number, pending in list(self._pending.items()):
-            if pending.origin is origin:
+            if pending.origin is not origin:
+                continue
+            if heir is not None and pending.pipe is not None:
+                pending.origin = heir
+                inherited += 1
+            else:
                 self._unhold(pending)
                 self._drop(number, pending)
+        return inherited
 
     async def close(self) -> None:
         """Stop every pipe."""

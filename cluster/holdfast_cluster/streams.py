@@ -19,6 +19,7 @@ from typing import Any, cast
 import msgspec
 from holdfast.channels import AddressInUse, check_address
 from holdfast.frames import FrameWriter
+from holdfast.logs import Few
 from holdfast.tls import Certificates, names_of_transport
 
 from holdfast_cluster.clock import boottime
@@ -327,6 +328,7 @@ class StreamServer:
         self._certificates = certificates
         self._ungreeted: set[Stream] = set()
         self._streams: set[Stream] = set()
+        self._few = Few()
         self._server: asyncio.Server
 
     async def listen(self, address: str) -> int:
@@ -398,5 +400,6 @@ class StreamServer:
             refused = str(error)
         stream.answer(_encode(_Answer(refused)))
         if refused:
-            log.info("a stream from %s is refused: %s", stream.peer, refused)
+            if self._few.allow():
+                log.info("a stream from %s is refused: %s", stream.peer, refused)
             stream.close(refused)

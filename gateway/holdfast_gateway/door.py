@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
 import grpc
+from holdfast.logs import Few
 from holdfast.tls import names_of
 from holdfast.v1 import objects_pb2 as pb
 
-from holdfast_gateway.access import ANONYMOUS, AccessFile, Refused, Use, Uses
+from holdfast_gateway.access import ANONYMOUS, AccessFile, Refused, SubjectLimits, Use, Uses
 
 log = logging.getLogger(__name__)
 
 _DECISIONS_MAX = 1_000
+_few = Few()
 
 
 class Door:
@@ -35,23 +36,6 @@ class Door:
             shown = context.auth_context().get("x509_common_name", ())
             common_name = next((name.decode(errors="replace") for name in shown), "")
         return Guest(self.file, self._uses, metadata.get("authorization"), common_name, names, context.peer())
-
-
-class Few:
-    """Lets so many through in each second: what is logged of what anybody can cause."""
-
-    def __init__(self, per_s: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._per_s = per_s
-        self._clock = clock
-        self._second = -1
-        self._passed = 0
-
-    def allow(self) -> bool:
-        second = int(self._clock())
-        if second != self._second:
-            self._second, self._passed = second, 0
-        self._passed += 1
-        return self._passed <= self._per_s
 
 
 class Guest:
@@ -84,7 +68,9 @@ class Guest:
                 self._identify(now)
             except Refused as refused:
                 return str(refused)
-            if before is not self._use:
+            if before is not None and before is not self._use:
+                if self._use is None:
+                    before.limits = SubjectLimits()
                 self._use = before  # what is under way was counted there
         return None
 
@@ -117,12 +103,14 @@ async def permit(door: Door | None, context: Any, change: bool, refused: Any) ->
         guest = door.let_in(context)
     except Refused as why:
         refused["unauthenticated"] += 1
-        log.info("unauthenticated: %s, from %s", why, context.peer())
+        if _few.allow():
+            log.info("unauthenticated: %s, from %s", why, context.peer())
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(why))
         raise AssertionError from None
     if not guest.may_admin(change):
         refused["permission_denied"] += 1
         what = "change anything" if change else "look"
-        log.info("permission denied: %s may not %s as an operator, from %s", guest.subject, what, context.peer())
+        if _few.allow():
+            log.info("permission denied: %s may not %s as an operator, from %s", guest.subject, what, context.peer())
         await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{guest.subject} may not {what} as an operator")
     return f"{guest.subject} at {context.peer()}"

@@ -28,7 +28,7 @@ TOP = 20
 _DELETE_PAGE = 200
 _WHOLE_PATIENCE_S = 3.0
 _WHOLE_RETRY_S = 0.1
-_DELETE_TRIES = 30
+_DELETE_PATIENCE_S = 30.0
 _PASSING = frozenset(("WRONG_OWNER", "UNAVAILABLE"))
 """Why a deletion fails while its shard moves: it is tried again for some seconds."""
 asked_by: ContextVar[str] = ContextVar("asked_by", default="")
@@ -148,13 +148,15 @@ class ObjectAdmin:
         await self._check_object(request, context)
         log.warning("deletion of %s/%s, asked for by %s", request.kind, request.key, self.asked_by(context))
         these = admin_pb2.DeleteTheseRequest(kind=request.kind, keys=[request.key])
-        for left in range(_DELETE_TRIES, 0, -1):
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _WHOLE_PATIENCE_S
+        while True:
             answer = await self._nodes.ask_owner(
                 context, request.kind, request.key, "DeleteThese", these, admin_pb2.DeleteTheseResponse, self.asked_by(context)
             )
             why = answer.failed.get(request.key, "")
             code = why.partition(":")[0]
-            if code not in _PASSING or left == 1:
+            if code not in _PASSING or loop.time() > until:
                 break
             await asyncio.sleep(_WHOLE_RETRY_S)
         if why:
@@ -183,7 +185,7 @@ class ObjectAdmin:
             progress.matched += len(page.keys)
             progress.failed.clear()
             if not request.dry_run and page.keys:
-                deleted, failed = await self._delete_page(self._feed.view, request.kind, list(page.keys), by)
+                deleted, failed = await self._delete_page(request.kind, list(page.keys), by)
                 progress.deleted += deleted
                 progress.failures += len(failed)
                 progress.failed.update(failed)
@@ -198,10 +200,20 @@ class ObjectAdmin:
         if not request.dry_run:
             log.warning("deletion of %s: %d deleted, %d failed", what, progress.deleted, progress.failures)
 
-    async def _delete_page(
-        self, view: View, kind: str, keys: list[str], by: str, tries: int = _DELETE_TRIES
-    ) -> tuple[int, dict[str, str]]:
-        """Delete these where they are; how many, and why others could not be."""
+    async def _delete_page(self, kind: str, keys: list[str], by: str) -> tuple[int, dict[str, str]]:
+        """Delete these where they are, for a while also where they go to; how many, and why others could not be."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _DELETE_PATIENCE_S
+        deleted, failed = await self._delete_once(kind, keys, by)
+        while loop.time() < until and (again := [key for key, why in failed.items() if why.partition(":")[0] in _PASSING]):
+            await asyncio.sleep(_WHOLE_RETRY_S)
+            more, still = await self._delete_once(kind, again, by)
+            deleted += more
+            failed = {key: why for key, why in failed.items() if key not in again} | still
+        return deleted, failed
+
+    async def _delete_once(self, kind: str, keys: list[str], by: str) -> tuple[int, dict[str, str]]:
+        view = self._feed.view
         assert view.settings is not None
         by_owner: dict[str, list[str]] = defaultdict(list)
         failed: dict[str, str] = {}
@@ -216,21 +228,16 @@ class ObjectAdmin:
             these = admin_pb2.DeleteTheseRequest(kind=kind, keys=those)
             answer = (await self._nodes.ask_all(view, "DeleteThese", these, admin_pb2.DeleteTheseResponse, node, by))[node]
             if answer is None:
-                failed.update(dict.fromkeys(those, "its node did not answer, or not in time: look at the list again"))
+                failed.update(dict.fromkeys(those, "UNAVAILABLE: its node did not answer, or not in time: look at the list again"))
                 return 0
             failed.update(answer.failed)
             return int(answer.deleted)
 
-        deleted = sum(await asyncio.gather(*(delete(node, those) for node, those in by_owner.items())))
-        again = [key for key, why in failed.items() if why.partition(":")[0] in _PASSING]
-        if again and tries > 1:
-            await asyncio.sleep(_WHOLE_RETRY_S)
-            more, still = await self._delete_page(self._feed.view, kind, again, by, tries - 1)
-            return deleted + more, {**{key: why for key, why in failed.items() if key not in again}, **still}
-        return deleted, failed
+        return sum(await asyncio.gather(*(delete(node, those) for node, those in by_owner.items()))), failed
 
     async def _ask_whole(self, method: str, request: Any, answer: type[R]) -> tuple[dict[str, R | None], list[int]]:
-        """Ask all members until every shard is in one of the answers, for a while: shards that move are nobody's for a moment.
+        """Ask all members until every shard is in one answer, for a while: shards that move are nobody's for a moment, or were in
+        two, one after the other.
 
         Also the shards that are missing.
         """
@@ -240,9 +247,10 @@ class ObjectAdmin:
             view = self._feed.view
             assert view.settings is not None
             answers = await self._nodes.ask_all(view, method, request, answer)
-            served = {shard for one in answers.values() if one is not None for shard in one.served}  # type: ignore[attr-defined]
-            missing = [shard for shard in range(view.settings.shards) if shard not in served]
-            if all(view.owner_of(shard) is None for shard in missing) or loop.time() > until:
+            served = Counter(shard for one in answers.values() if one is not None for shard in one.served)  # type: ignore[attr-defined]
+            missing = [shard for shard in range(view.settings.shards) if not served[shard]]
+            whole = served.total() == len(served) and all(view.owner_of(shard) is None for shard in missing)
+            if whole or loop.time() > until:
                 return answers, missing
             await asyncio.sleep(_WHOLE_RETRY_S)
 

@@ -12,15 +12,25 @@ import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
-from holdfast.errors import HoldfastError, Overloaded, PermissionDenied, Unauthenticated, error_to_proto, grpc_status
+from holdfast.errors import (
+    HoldfastError,
+    InvalidArgument,
+    Overloaded,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+    error_to_proto,
+    grpc_status,
+)
 from holdfast.frames import FrameWriter, ends
-from holdfast.ids import RequestIds, idempotent_id
+from holdfast.ids import EFFECT, RequestIds, idempotent_id
+from holdfast.logs import Few
 from holdfast.tracing import TRACEPARENT, Tracing
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.dispatch import Dispatcher
 
 from holdfast_gateway.access import Refused
-from holdfast_gateway.door import Door, Few, Guest
+from holdfast_gateway.door import Door, Guest
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -30,14 +40,13 @@ log = logging.getLogger(__name__)
 REASONS = ("draining", "malformed", "unauthenticated", "permission_denied", "limit")
 """Why a call, or a session, is not let in."""
 
-LOGGED_PER_S = 10
-"""Refusals that are logged a second; all are counted."""
 BACKLOG_BYTES_MAX = 64 << 20
 """Replies that wait for a client to read them; a session that passes it is ended."""
 
 IDEMPOTENCY_METADATA = "idempotency-key"
 """Where callers of `Call` may put their key, in place of the field."""
 
+_EFFECT = bytes([EFFECT])
 _DRAIN_LOOK_S = 0.02
 _STATUS_MESSAGE_CHARS_MAX = 500  # the message travels twice, percent-encoded in one place
 _STATUS_DATA_BYTES_MAX = 2_000
@@ -52,7 +61,7 @@ class ObjectsService:
         self._dispatcher = dispatcher
         self._door = door
         self._ids = RequestIds()
-        self._few = Few(LOGGED_PER_S)
+        self._few = Few()
         self.sessions = 0
         """Clients' sessions that are open."""
         self.refused: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
@@ -97,6 +106,8 @@ class ObjectsService:
             except ValueError as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         own_id = bool(request_id)
+        if request_id.startswith(_EFFECT):
+            await _abort(context, self._taken(request_id))
         if not request_id:
             request_id = self._ids.next()
         call = pb.Call(
@@ -152,6 +163,9 @@ class ObjectsService:
                     await context.abort(grpc.StatusCode.UNAUTHENTICATED, gone)
                 session.under_way += len(calls)
                 for call in calls:
+                    if call.request_id.startswith(_EFFECT):
+                        session.refuse(pb.Reply(id=call.id, error=self._taken(call.request_id)))
+                        continue
                     if call.notification or call.chain:  # nodes alone may say so
                         call.ClearField("notification")
                         call.ClearField("chain")
@@ -171,9 +185,11 @@ class ObjectsService:
             pass  # the client went away, or the gateway stops: gRPC itself logs a cancelled handler as an error
         finally:
             self.sessions -= 1
-            self._dispatcher.forget(session)
-            if guest is not None:
-                guest.done(session.under_way)
+            if guest is None:
+                self._dispatcher.forget(session)
+            else:  # what was sent is under way until it is answered, whoever waits for that
+                guest.done(session.under_way - self._dispatcher.forget(session, _Gone(guest)))
+            session.end_spans()
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
 
@@ -188,6 +204,11 @@ class ObjectsService:
                 log.info("unauthenticated: %s, from %s", refused, context.peer())
             await _abort(context, error_to_proto(Unauthenticated(str(refused), definite=True)))
             raise AssertionError from None
+
+    def _taken(self, request_id: bytes) -> pb.Error:
+        self.refused["malformed"] += 1
+        message = f"request ids that begin with {_EFFECT.hex()} are the cluster's own: use a UUIDv7, or an idempotency key"
+        return error_to_proto(InvalidArgument(message, path="request_id", definite=True, request_id=request_id))
 
     def _refusal(self, guest: Guest, call: pb.Call) -> pb.Error | None:
         """Why a call is not taken from this guest; None when it is, and is made out to it."""
@@ -245,6 +266,15 @@ class _Session:
         if (span := begin_span(self._tracing, call)) is not None:
             self.spans[call.id] = span
 
+    def end_spans(self) -> None:
+        """End the spans of the calls whose replies nobody waits for any more."""
+        if self.spans:
+            assert self._tracing is not None
+            gone = error_to_proto(Unavailable("the session ended before the reply came", retryable=True))
+            for span in self.spans.values():
+                self._tracing.ended(span, gone)
+            self.spans.clear()
+
     def _bound(self) -> None:
         if self.writer.backlog > BACKLOG_BYTES_MAX and self._task is not None:
             self._task.cancel()  # it calls and does not read: what it asked for may not fill the gateway
@@ -261,6 +291,18 @@ def _calls(frame: bytes) -> Any:
         return pb.SessionRequest.FromString(frame).calls
     except DecodeError:
         return None
+
+
+class _Gone:
+    """Takes the place of a session that has ended, and counts out its calls. Implements `holdfast_cluster.dispatch.Origin`."""
+
+    __slots__ = ("_guest",)
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+
+    def push(self, reply: pb.Reply, size: int) -> None:
+        self._guest.done(1)
 
 
 class _Waiting:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from holdfast.channels import is_wildcard
 from holdfast.tls import Certificates, check_exposed
 from holdfast_cluster.dispatch import DispatchLimits
 from holdfast_cluster.etcd import EtcdTLS
@@ -68,6 +69,12 @@ class NodeConfig:
         """Raises ValueError naming what is out of its range."""
         for address in (self.listen, *([self.stream_listen] if self.stream_listen else [])):
             check_exposed(address, self.certificates is not None, self.insecure)
+        for reached, flag, otherwise in (
+            (self.advertise or self.listen, "--advertise", ""),
+            (self.stream_advertise or (not self.advertise and self.stream_listen) or "", "--stream-advertise", " (or --advertise)"),
+        ):
+            if is_wildcard(reached):
+                raise ValueError(f"others cannot reach this node at {reached}: say by {flag}{otherwise} where they do")
         if self.name is not None and not NODE_ID.fullmatch(self.name):
             raise ValueError(f"node name {self.name!r}: letters, digits and _.-, up to 128")
         if not 2 <= self.lease_ttl_s <= 600:

@@ -36,7 +36,7 @@ from holdfast.errors import (
     WrongOwner,
     error_to_proto,
 )
-from holdfast.ids import KEYED, RequestIds
+from holdfast.ids import EFFECT, RequestIds
 from holdfast.signature import Handler
 from holdfast.storage import Limits
 from holdfast.tracing import Tracing
@@ -64,6 +64,8 @@ from holdfast_node.turn import COMMITTING, DONE, ON_ACTIVATE_CALLS, QUEUED, RUNN
 
 log = logging.getLogger(__name__)
 
+REST_PATIENCE_S = 10.0
+"""How long an operator waits for a busy object; less than gateways wait for a node."""
 _TURNS_IN_A_ROW = 64  # of one object, before the loop gets a chance to do something else
 _NEVER = float("inf")
 _ABANDON_AGAIN_S = 0.5
@@ -364,7 +366,7 @@ class Engine:
                         f"a result of {len(turn.result)} bytes, at most {self._limits.result_bytes_max}",
                         definite=turn.calls_made == 0,
                     )
-                if storage.changed() or (turn.request_id[0] == KEYED and turn.call.notification):
+                if storage.changed() or (turn.request_id[0] >= EFFECT and turn.call.notification):
                     entry = self._write(turn)
             except Exception as unfit:
                 error = unfit
@@ -431,7 +433,7 @@ class Engine:
         if activation.storage.beside:
             self._write_beside(activation, entry)
         request_id = turn.request_id
-        if request_id[0] != KEYED:
+        if request_id[0] < EFFECT:
             if turn.attempt:
                 self._kept.note_retried(request_id)
             entry.replies.append(
@@ -647,12 +649,14 @@ class Engine:
         request_id: bytes,
         handler: Callable[[Activation], Firing | Inside],
         done: Callable[[pb.Error | None], None],
+        timeout_s: float = 0.0,
     ) -> None:
         """Run a turn of Holdfast's own on an object; `done` gets its error, or None, when it is committed.
 
-        `handler` makes what stands in for its handler; a HoldfastError that it raises is the turn's.
+        `handler` makes what stands in for its handler; a HoldfastError that it raises is the turn's. `timeout_s`: its deadline,
+        with the time in which it waits; 0: that of any call.
         """
-        call = pb.Call(kind=kind, key=key, method="on_alarm", request_id=request_id)
+        call = pb.Call(kind=kind, key=key, method="on_alarm", request_id=request_id, timeout_ms=int(timeout_s * 1000))
         port = _Told(done)
         if request_id in self._in_flight:
             port.reply(0, b"", error_to_proto(_overloaded("it fires already")), None)
@@ -718,7 +722,7 @@ class Engine:
 
     async def evict_object(self, kind: str, key: str) -> bool:
         """Take an object out of memory when it is at rest; whether it was there. Raises Overloaded while it is busy."""
-        until = self._loop.time() + self._limits.turn_timeout_s
+        until = self._loop.time() + REST_PATIENCE_S
         activation = self._activations.get(kind, key)
         if activation is None:
             return False
@@ -730,7 +734,7 @@ class Engine:
                 self._activations.forget(activation)
                 self.evictions += 1
             elif self._loop.time() > until:
-                raise _overloaded(f"{activation.name} is busy: it did not come to rest for {self._limits.turn_timeout_s:.0f} s")
+                raise _overloaded(f"{activation.name} is busy: it did not come to rest for {REST_PATIENCE_S:.0f} s")
             else:
                 await asyncio.sleep(0.01)
         return True

@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any
 
 from holdfast.errors import HoldfastError, WrongOwner, error_from_proto
-from holdfast.ids import keyed_id
+from holdfast.ids import effect_id
 from holdfast.v1 import admin_pb2
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clock import boottime
@@ -26,7 +26,7 @@ from holdfast_node.activation import Activation
 from holdfast_node.delivery.alarms import Inside
 from holdfast_node.delivery.deliveries import Forget
 from holdfast_node.delivery.records import decode_alarm
-from holdfast_node.engine import Engine
+from holdfast_node.engine import REST_PATIENCE_S, Engine
 from holdfast_node.replication.replica import Replica
 from holdfast_node.shards import Shard, Shards
 from holdfast_node.store import Store
@@ -284,7 +284,7 @@ class Inspection:
 
             return Inside("(delete)", delete, is_async=True)
 
-        self._engine.run_inside(kind, key, keyed_id(b"admin", os.urandom(16)), handler, told)
+        self._engine.run_inside(kind, key, effect_id(b"admin", os.urandom(16)), handler, told, REST_PATIENCE_S)
         await done
         return existed
 

@@ -12,6 +12,7 @@ from google.protobuf import message_factory
 from google.protobuf.message import DecodeError
 from holdfast.errors import HoldfastError, WrongOwner, error_to_proto, grpc_status
 from holdfast.frames import BACKLOG_BYTES_MAX, FrameWriter
+from holdfast.logs import Few
 from holdfast.tls import Certificates, names_of
 from holdfast.v1 import objects_pb2 as pb
 from holdfast.v1 import peer_pb2
@@ -59,6 +60,7 @@ class PeerService:
         self._links = links
         self._snapshots = snapshots
         self._certificates = certificates
+        self._few = Few()
         self.accepting = True
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -126,7 +128,8 @@ class PeerService:
         """With TLS: only processes of the cluster may ask."""
         if self._certificates is not None and not self._certificates.is_process(names_of(context)):
             shown = ", ".join(names_of(context)) or "no name"
-            log.warning("a certificate of %s is refused, from %s", shown, context.peer())
+            if self._few.allow():
+                log.warning("a certificate of %s is refused, from %s", shown, context.peer())
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, "this certificate is not one of the cluster's processes")
 
     async def _sender(self, context: Any) -> str:

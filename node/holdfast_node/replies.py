@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 
 from holdfast.errors import DeadlineExceeded, InvalidArgument
-from holdfast.ids import KEYED, id_prefix
+from holdfast.ids import EFFECT, KEYED, id_prefix
 from holdfast.v1 import objects_pb2 as pb
 
 from holdfast_node import keys
@@ -65,7 +65,7 @@ class KeptReplies:
         one from the future: its record would have to be kept for as long.
         """
         request_id, attempt = call.request_id, call.attempt
-        if request_id[0] == KEYED:
+        if request_id[0] >= EFFECT:
             kept = self._find_keyed(shard, request_id)
             return None if kept is None else _checked(kept, target, call)
         if request_id >= self.ahead_to:
@@ -85,7 +85,7 @@ class KeptReplies:
 
     def key(self, shard: Shard, request_id: bytes) -> bytes:
         """Where the reply to a request is kept."""
-        if request_id[0] == KEYED:
+        if request_id[0] >= EFFECT:
             return keys.keyed_reply_key(shard.number, self._now_ms() // _HOUR_MS, request_id)
         return shard.prefix + request_id
 

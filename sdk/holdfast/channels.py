@@ -7,6 +7,7 @@ silently with another process (SO_REUSEPORT is gRPC's default).
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
 
 import grpc
@@ -77,6 +78,14 @@ def check_address(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65_535:
         raise ValueError(f"{address!r} is no address: write host:port")
+
+
+def is_wildcard(address: str) -> bool:
+    """Whether this is every address of the machine: a process can listen there, and nobody can reach it there."""
+    try:
+        return ipaddress.ip_address(address.rpartition(":")[0].strip("[]")).is_unspecified
+    except ValueError:
+        return False
 
 
 def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> int:

@@ -13,7 +13,13 @@ _pack = struct.Struct(">QQ").pack
 
 
 KEYED = 0xFF
-"""What the ids begin with that are made of a name instead of a time; no time does. Their replies are kept for a day."""
+"""What the ids of requests with an idempotency key begin with: they are made of it instead of a time. No time begins so."""
+EFFECT = 0xFE
+"""What the ids begin with of what objects and operators cause: notifications, alarms, deletions. Gateways take none from callers:
+nobody can be in the way of an effect by guessing its id.
+
+Replies under ids that tell no time, all from EFFECT on, are kept for a day.
+"""
 
 IDEMPOTENCY_KEY_BYTES_MAX = 255
 
@@ -51,13 +57,17 @@ def id_prefix(time_ms: int) -> bytes:
     return max(0, time_ms).to_bytes(6, "big")
 
 
-def keyed_id(*parts: bytes) -> bytes:
+def effect_id(*parts: bytes) -> bytes:
     """The request id of an effect that is known by other things than a time: the same for the same parts."""
+    return bytes([EFFECT]) + _digest(parts)
+
+
+def _digest(parts: tuple[bytes, ...]) -> bytes:
     digest = blake2b(digest_size=REQUEST_ID_BYTES - 1)
     for part in parts:
         digest.update(len(part).to_bytes(4, "big"))
         digest.update(part)
-    return bytes([KEYED]) + digest.digest()
+    return digest.digest()
 
 
 def idempotent_id(kind: str, key: str, idempotency_key: str) -> bytes:
@@ -65,7 +75,7 @@ def idempotent_id(kind: str, key: str, idempotency_key: str) -> bytes:
     raw = idempotency_key.encode()
     if not 0 < len(raw) <= IDEMPOTENCY_KEY_BYTES_MAX:
         raise ValueError(f"an idempotency key has 1 to {IDEMPOTENCY_KEY_BYTES_MAX} bytes, this one {len(raw)}")
-    return keyed_id(b"call", kind.encode(), key.encode(), raw)
+    return bytes([KEYED]) + _digest((b"call", kind.encode(), key.encode(), raw))
 
 
 def letter_id(place: bytes) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import logging
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 from holdfast import codec
@@ -33,6 +35,27 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["traceback"] = _clean(self.formatException(record.exc_info))
         return codec.encode_json(line).decode()
+
+
+LOGGED_PER_S = 10
+"""Refusals that are logged a second, of each sort; all are counted."""
+
+
+class Few:
+    """Lets so many through in each second: what is logged of what anybody can cause."""
+
+    def __init__(self, per_s: int = LOGGED_PER_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_s = per_s
+        self._clock = clock
+        self._second = -1
+        self._passed = 0
+
+    def allow(self) -> bool:
+        second = int(self._clock())
+        if second != self._second:
+            self._second, self._passed = second, 0
+        self._passed += 1
+        return self._passed <= self._per_s
 
 
 def _clean(text: str) -> str:

@@ -23,6 +23,7 @@ from conftest import Processes, run
 from cryptography import x509
 from grpc_health.v1 import health_pb2
 from holdfast.channels import open_channel
+from holdfast.ids import EFFECT
 from holdfast.local import free_port
 from holdfast.v1 import admin_pb2, peer_pb2
 from holdfast.v1 import objects_pb2 as pb
@@ -166,6 +167,20 @@ async def test_a_client_cannot_say_that_it_is_somebody_else(secured: Secured) ->
     await channel.close()
 
 
+async def test_a_client_cannot_take_the_ids_of_the_cluster_s_own_effects(secured: Secured) -> None:
+    taken = bytes([EFFECT]) * 16
+    async with secured.shown("shop") as client:
+        with pytest.raises(holdfast.InvalidArgument, match="request ids that begin with fe are the cluster's own"):
+            await client.get("Shop", "a", request_id=taken).sold()
+    channel = open_channel(secured.gateway, credentials=holdfast.TLS(secured.ca.file).credentials())
+    call: Any = channel.unary_unary("/holdfast.v1.Objects/Call", request_serializer=pb.CallRequest.SerializeToString)
+    request = pb.CallRequest(kind="Shop", key="a", method="sold", json="[]", request_id=taken)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call(request, metadata=(("authorization", f"Bearer {TOKENS['shop']}"),))
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    await channel.close()
+
+
 # -- refusals at the gateway
 
 
@@ -263,8 +278,29 @@ async def test_limits_of_subjects(secured: Secured) -> None:
                 await other.get("Shop", "few2").sold()
             await asyncio.gather(*waiting)
             assert await other.get("Shop", "few2").sold() == 0
+            async with secured.shown("few") as third:  # what a session leaves behind when it ends still runs, and still counts
+                left = [asyncio.ensure_future(third.get("Shop", f"few{i}").think(1.5)) for i in range(2)]
+                await asyncio.sleep(0.3)
+            await asyncio.gather(*left, return_exceptions=True)
+            with pytest.raises(holdfast.Overloaded, match="2 calls of this subject are in flight"):
+                await other.get("Shop", "few2").sold()
+            await asyncio.sleep(2)
+            assert await other.get("Shop", "few2").sold() == 0
     async with secured.shown("ops") as client:  # and nobody else is the slower for it
         await asyncio.gather(*(client.get("Shop", f"o{i}").sold() for i in range(200)))
+
+
+async def test_limits_that_are_taken_back_bind_no_session_any_more(secured: Secured) -> None:
+    async with secured.shown("slow") as client:
+        shop = client.get("Shop", "free")
+        await shop.sold()
+        secured.access.write_text(secured.access.read_text().partition("[limits.slow]")[0])
+        try:
+            await asyncio.sleep(3)
+            await asyncio.gather(*(shop.sold() for _ in range(100)))
+        finally:
+            secured.write_access()
+            await asyncio.sleep(2.5)
 
 
 async def test_a_changed_access_file_holds_for_sessions_that_are_open(secured: Secured) -> None:
@@ -515,6 +551,21 @@ def test_a_gateway_with_a_wrong_access_file_does_not_start(tmp_path: Path, text:
     assert refused.returncode == 1
     assert why in refused.stderr
     assert str(file) in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--listen", "0.0.0.0:0"), "say by --advertise where they do"),
+        (("--listen", "[::]:0"), "say by --advertise where they do"),
+        (("--listen", "127.0.0.1:0", "--advertise", "0.0.0.0:1"), "say by --advertise where they do"),
+        (("--listen", "127.0.0.1:0", "--stream-listen", "0.0.0.0:0"), "say by --stream-advertise (or --advertise) where they do"),
+    ],
+)
+def test_a_node_says_where_others_reach_it(tmp_path: Path, options: tuple[str, ...], why: str) -> None:
+    refused = run("node", APP, "--data", str(tmp_path), "--insecure", *options, timeout=30)
+    assert refused.returncode == 1
+    assert why in refused.stderr
 
 
 def test_insecure_has_to_be_said(processes: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from holdfast.ids import keyed_id
+from holdfast.ids import effect_id
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_node import keys
 from holdfast_node.activation import Activation
@@ -90,7 +90,7 @@ class _FiresFromMemory(AlarmClock):
             else:
                 self._fire(kind, key, request_id, lambda activation: shown(name, fired[0]), done)
 
-        first_id = keyed_id(self._ids.next())
+        first_id = effect_id(self._ids.next())
         self._turns.run_inside(kind, key, first_id, lambda activation: Inside("go on", lambda: go_on(activation)), then)
 
 

@@ -15,9 +15,9 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from holdfast.logs import Few
 from holdfast_gateway import access
 from holdfast_gateway.access import ANONYMOUS, Access, AccessError, AccessFile, Identity, Refused, SubjectLimits, Uses
-from holdfast_gateway.door import Few
 
 NOW = time.time()
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from engine_bench import Bench
 from holdfast import App, DurableObject, codec
-from holdfast.ids import keyed_id
+from holdfast.errors import WrongOwner
+from holdfast.ids import effect_id
 from holdfast.v1 import admin_pb2
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_node import keys
@@ -83,7 +84,7 @@ async def test_a_notification_that_comes_again_takes_effect_once_and_stays_what_
             key="r",
             method="take",
             arguments=codec.encode(("s", count)),
-            request_id=keyed_id(sequence),
+            request_id=effect_id(sequence),
             notification=sequence + keys.ident("Sender", "s"),
         )
 
@@ -132,6 +133,19 @@ async def test_delayed_notifications_that_are_due_together_are_moved_in_pieces(b
     assert deliveries.counts()["notifications_delayed"] == 0
     at_once = [later - earlier for earlier, later in itertools.pairwise(moved)]
     assert max(at_once) <= 3, at_once  # 1 MiB, and the one that passes it
+
+
+async def test_nothing_of_a_shard_comes_back_once_it_is_dropped(bench: Bench) -> None:
+    batch = bench.store.batch()
+    batch.put("state", keys.index_prefix(0, keys.OUTBOX) + keys.sequence(1, 1), encode(a_notification(10)))
+    bench.store.write(batch)
+    deliveries = bench.engine.deliveries
+    bench.shard.owned = False
+    deliveries.drop({bench.shard})
+    with pytest.raises(WrongOwner):  # as the end of a turn that is cancelled may ask
+        deliveries.room_delayed(bench.shard)
+    assert deliveries.outbox.depth == 0
+    bench.shard.owned = True
 
 
 class Nowhere:

@@ -177,6 +177,20 @@ async def test_an_origin_that_is_gone_gets_nothing_more() -> None:
     await dispatcher.close()
 
 
+async def test_what_a_gone_origin_has_sent_is_answered_to_its_heir() -> None:
+    feed, pipe, dispatcher, origin = world()
+    feed.show(view())
+    dispatcher.submit(call(1), origin)
+    dispatcher.submit(call(2), origin)
+    dispatcher.on_reply(pipe, wrong_owner(pipe.sent[1].id))  # this one is held: it is dropped
+    heir = Origin()
+    assert dispatcher.forget(origin, heir) == 1
+    assert (dispatcher.in_flight, dispatcher.held) == (1, 0)
+    dispatcher.on_reply(pipe, pb.Reply(id=pipe.sent[0].id, result=b"\x01"))
+    assert (origin.replies, len(heir.replies), dispatcher.in_flight) == ([], 1, 0)
+    await dispatcher.close()
+
+
 async def test_routes_that_lag_behind_the_nodes_for_long_are_not_ready(monkeypatch: Any) -> None:
     feed, _pipe, dispatcher, _origin = world()
     assert not dispatcher.ready()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import msgspec
+from holdfast_cluster.controller import HOLD_MOVES_S, Expected
 from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Heat, Member, Versioned, View
-from holdfast_cluster.plan import MOVES_MAX, Transition, plan
+from holdfast_cluster.plan import MOVES_MAX, Transition, plan, too_many_away
 
 SETTINGS = ClusterSettings(shards=8, replication=1, id="c")
 A, B = Member("a", "127.0.0.1:1", 1, "h1"), Member("b", "127.0.0.1:2", 1, "h2")
@@ -233,3 +234,27 @@ def test_a_busy_shard_that_moves_already_goes_on_moving() -> None:
     busy = {now.owner: Heat({one.shard: 1000.0})}
     after = msgspec.structs.replace(picture, assignments=assignments, heat=busy)
     assert one.shard in [t.shard for t in plan(after, 1)]
+
+
+def test_who_stopped_in_order_is_expected_for_a_while_and_holds_no_moves_after_that() -> None:
+    members = [Member(name, f"127.0.0.1:{i}", 1, f"h{i}") for i, name in enumerate("abcde")]
+    leaving = msgspec.structs.replace(members[4], state="stopping")
+    expected = Expected(30.0)
+    expected.look(view(*members), 0.0)
+    expected.look(view(*members[:4], leaving), 1.0)
+    assert set(expected.look(view(*members[:4]), 2.0)) == set("abcde")  # it may be a restart
+    assert set(expected.look(view(*members[:4]), 40.0)) == set("abcd")
+    gone = view(*members[:3])  # another one vanishes: one of four, which is no reason to hold moves
+    assert set(expected.look(gone, 41.0)) == set("abcd")
+    assert not too_many_away(gone, expected.look(gone, 41.0))
+    assert set(expected.look(gone, 80.0)) == set("abc")
+
+
+def test_when_more_than_a_third_vanished_they_are_expected_for_long() -> None:
+    members = [Member(name, f"127.0.0.1:{i}", 1, f"h{i}") for i, name in enumerate("abcde")]
+    expected = Expected(30.0)
+    expected.look(view(*members), 0.0)
+    few = view(*members[:3])
+    assert set(expected.look(few, 100.0)) == set("abcde")
+    assert too_many_away(few, expected.look(few, 100.0))
+    assert set(expected.look(few, HOLD_MOVES_S + 1)) == set("abc")

@@ -13,7 +13,7 @@ import msgspec
 from holdfast import codec
 from holdfast.alarms import NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, Alarm, Misfire, check_every, check_timezone, next_after
 from holdfast.errors import TooLarge
-from holdfast.ids import keyed_id
+from holdfast.ids import effect_id
 
 from holdfast_node import keys
 from holdfast_node.delivery.records import AlarmRecord, decode_alarm, encode
@@ -212,7 +212,7 @@ def shown(name: str, record: AlarmRecord) -> Alarm:
 
 def firing_id(kind: str, key: str, name: str, record: AlarmRecord) -> bytes:
     """The request id of a firing, the same in every attempt."""
-    return keyed_id(b"alarm", kind.encode(), key.encode(), name.encode(), record.scheduled_ms.to_bytes(8, "big"), record.nonce)
+    return effect_id(b"alarm", kind.encode(), key.encode(), name.encode(), record.scheduled_ms.to_bytes(8, "big"), record.nonce)
 
 
 class Inside:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from holdfast.app import NOTIFY_AGE_MAX, App, Retries
-from holdfast.errors import Unavailable, code_name
-from holdfast.ids import keyed_id
+from holdfast.errors import Unavailable, WrongOwner, code_name
+from holdfast.ids import effect_id
 from holdfast.tracing import TRACEPARENT
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clock import boottime
@@ -215,6 +215,8 @@ class Deliveries:
     def _known(self, shard: Shard) -> _Duties:
         duties = self._duties.get(shard)
         if duties is None:
+            if not shard.owned:  # the end of a turn that was cancelled, say: nothing of the shard may come back
+                raise WrongOwner(f"shard {shard.number} is no longer served by this node", retryable=True)
             duties = _Duties()
             self._load(shard, duties)
             self._duties[shard] = duties
@@ -350,7 +352,7 @@ class Deliveries:
                 key=row.key,
                 method=row.method,
                 arguments=row.arguments,
-                request_id=keyed_id(b"notify", sender, note.sequence),
+                request_id=effect_id(b"notify", sender, note.sequence),
                 timeout_ms=DELIVERY_TIMEOUT_MS,
                 caller=f"object:{row.sender_kind}/{row.sender_key}",
                 notification=note.sequence + sender,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from holdfast.alarms import Alarm
 from holdfast.app import App
 from holdfast.errors import NotFound, code_name
-from holdfast.ids import RequestIds, keyed_id
+from holdfast.ids import RequestIds, effect_id
 from holdfast.v1 import objects_pb2 as pb
 
 from holdfast_node import keys
@@ -231,7 +231,7 @@ class AlarmClock:
                 activation.storage.do_beside(LetterChange(raw), len(raw))
                 log.error("alarm %r of %s/%s is a dead letter after %d attempts: %s", name, kind, key, record.attempt + 1, told)
 
-        request_id = keyed_id(self._ids.next())
+        request_id = effect_id(self._ids.next())
         self._turns.run_inside(
             kind, key, request_id, lambda activation: Inside("alarm failed", lambda: fail(activation)), lambda _: done()
         )
