@@ -31,6 +31,7 @@ check: .venv/dev proto-fresh
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python deploy/grafana/build.py --check
+	$(BIN)/python deploy/prometheus/build.py --check
 	$(BIN)/pytest tests/unit tests/property
 
 test: .venv/dev tools

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
@@ -34,7 +35,11 @@ _HELLO_BYTES_MAX = 4096
 _GREETING_S = 5.0
 """How long the two first frames may take."""
 _UNGREETED_MAX = 256
-"""Connections that have not said who they are; more are closed at once."""
+"""Connections that have not said who they are; for one more the oldest is closed: who means it says it at once."""
+_SHAKING_MAX = 1024
+"""TLS handshakes under way, each of which takes about 50 KB; for one more the oldest is given up."""
+_BACKLOG = 1024
+_ACCEPT_AGAIN_S = 0.1
 _BEAT_S = 1.0
 _SILENCE_S = 5.0
 """A peer that says nothing for so long is gone, or as good as gone."""
@@ -157,18 +162,18 @@ class Stream(asyncio.BufferedProtocol):
 
     # -- asyncio.BufferedProtocol
 
-    made: Callable[[], None] = staticmethod(lambda: None)
-    """Called when the connection is there: with TLS after the handshake, before which nobody is told of it."""
+    made: Callable[[Stream], None] = staticmethod(lambda stream: None)
+    """Called when the connection is there: with TLS after the handshake."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         if self._why:
             self._transport.abort()  # given up before it began
             return
-        self.made()
         self.names = names_of_transport(transport)
         self.peer = ":".join(str(part) for part in (transport.get_extra_info("peername") or ("?",))[:2])
         self._beat = self._loop.call_later(_BEAT_S, self._on_beat)
+        self.made(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._beat is not None:
@@ -326,61 +331,95 @@ class StreamServer:
     def __init__(self, services: dict[str, Service], certificates: Certificates | None = None) -> None:
         self._services = services
         self._certificates = certificates
-        self._ungreeted: set[Stream] = set()
+        self._shaking: dict[asyncio.Task[None], None] = {}  # handshakes, in the order of their coming
+        self._accepting: asyncio.Task[None] | None = None
+        self._ungreeted: dict[Stream, None] = {}
         self._streams: set[Stream] = set()
         self._few = Few()
-        self._server: asyncio.Server
+        self._server: asyncio.Server | None = None
 
     async def listen(self, address: str) -> int:
         """Listen at `host:port` (port 0: any free one); the port. Raises AddressInUse."""
         check_address(address)
         host, _, port = address.rpartition(":")
+        loop = asyncio.get_running_loop()
         try:
-            self._server = await asyncio.get_running_loop().create_server(
-                self._new,
-                host,
-                int(port),
-                backlog=1024,
-                ssl=None if self._certificates is None else self._certificates.server_context,
-                ssl_handshake_timeout=None if self._certificates is None else _GREETING_S,
-            )
+            if self._certificates is None:
+                self._server = await loop.create_server(self._new, host, int(port), backlog=_BACKLOG)
+                return int(self._server.sockets[0].getsockname()[1])
+            infos = await loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, _, _, _, where = infos[0]
+            listener = socket.create_server(where[:2], family=family, backlog=_BACKLOG)
         except OSError as error:
             raise AddressInUse(f"cannot listen at {address} for streams: {error}") from None
-        return int(self._server.sockets[0].getsockname()[1])
+        listener.setblocking(False)
+        self._accepting = asyncio.create_task(self._accept(listener, self._certificates))
+        return int(listener.getsockname()[1])
 
     async def close(self) -> None:
         """Listen no longer, and end every stream."""
-        self._server.close()
+        if self._server is not None:
+            self._server.close()
+        waits = [task for task in (self._accepting, *self._shaking) if task is not None]
+        for task in waits:
+            task.cancel()
         streams = [*self._ungreeted, *self._streams]
         for stream in streams:
             stream.abort("this side stops")
-        await asyncio.gather(*(stream.ended for stream in streams))
+        await asyncio.gather(*waits, *(stream.ended for stream in streams), return_exceptions=True)
+
+    async def _accept(self, listener: socket.socket, certificates: Certificates) -> None:
+        """Accept connections with TLS. An asyncio.Server would do it, and tell nobody of those whose handshake goes on and on."""
+        loop = asyncio.get_running_loop()
+        with listener:
+            while True:
+                try:
+                    connection, _ = await loop.sock_accept(listener)
+                except OSError as error:  # there are too many files, say
+                    log.warning("a stream cannot be accepted: %s", error)
+                    await asyncio.sleep(_ACCEPT_AGAIN_S)
+                    continue
+                if len(self._shaking) >= _SHAKING_MAX:
+                    oldest = next(iter(self._shaking))
+                    del self._shaking[oldest]
+                    oldest.cancel()
+                task = asyncio.create_task(self._secure(connection, certificates))
+                self._shaking[task] = None
+                task.add_done_callback(lambda task: self._shaking.pop(task, None))
+
+    async def _secure(self, connection: socket.socket, certificates: Certificates) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._new, connection, ssl=certificates.server_context, ssl_handshake_timeout=_GREETING_S
+            )
+        except OSError:
+            pass  # what was said was no TLS, or not by anybody whom we trust
 
     def _new(self) -> Stream:
         stream = Stream(lambda frame: None, _HELLO_BYTES_MAX)
-        stream.made = lambda: self._made(stream)  # a connection whose handshake fails is never heard of again
+        stream.made = self._made
         return stream
 
     def _made(self, stream: Stream) -> None:
-        stream.made = lambda: None
+        if len(self._ungreeted) >= _UNGREETED_MAX:
+            oldest = next(iter(self._ungreeted))
+            del self._ungreeted[oldest]
+            oldest.abort("too many connections that have not said who they are")
         loop = asyncio.get_running_loop()
-        if len(self._ungreeted) < _UNGREETED_MAX:
-            too_late = loop.call_later(_GREETING_S, stream.abort, f"it did not say who it is within {_GREETING_S:.0f} s")
-        else:
-            too_late = loop.call_later(0.0, stream.abort, "too many connections that have not said who they are")
+        too_late = loop.call_later(_GREETING_S, stream.abort, f"it did not say who it is within {_GREETING_S:.0f} s")
         stream.received = lambda frame: self._greet(stream, too_late, frame)
-        self._ungreeted.add(stream)
+        self._ungreeted[stream] = None
 
         def forget(_: object) -> None:
             too_late.cancel()
-            self._ungreeted.discard(stream)
+            self._ungreeted.pop(stream, None)
             self._streams.discard(stream)
 
         stream.ended.add_done_callback(forget)
 
     def _greet(self, stream: Stream, too_late: asyncio.TimerHandle, frame: bytes) -> None:
         too_late.cancel()
-        self._ungreeted.discard(stream)
+        self._ungreeted.pop(stream, None)
         self._streams.add(stream)
         refused = ""
         try:

@@ -199,19 +199,21 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
 
     async def DeadLetters(self, request: admin_pb2.DeadLettersRequest, context: Any) -> admin_pb2.DeadLettersResponse:
         """A page of dead letters of all nodes, by shard and age."""
-        answers = await self._nodes.ask_all(await self._view(context), "DeadLetters", request, admin_pb2.DeadLettersResponse)
+        await self._view(context)
+        answers, unserved = await self._ask_whole("DeadLetters", request, admin_pb2.DeadLettersResponse)
         pages = [(answer.letters, answer.more) for answer in answers.values() if answer is not None]
         letters, more = _merged(pages, request.limit)
         silent = [node for node, answer in answers.items() if answer is None]
-        return admin_pb2.DeadLettersResponse(letters=letters, more=more, silent=silent)
+        return admin_pb2.DeadLettersResponse(letters=letters, more=more, silent=silent, unserved=unserved)
 
     async def Alarms(self, request: admin_pb2.AlarmsRequest, context: Any) -> admin_pb2.AlarmsResponse:
         """A page of alarms of all nodes, by shard and time."""
-        answers = await self._nodes.ask_all(await self._view(context), "Alarms", request, admin_pb2.AlarmsResponse)
+        await self._view(context)
+        answers, unserved = await self._ask_whole("Alarms", request, admin_pb2.AlarmsResponse)
         pages = [(answer.alarms, answer.more) for answer in answers.values() if answer is not None]
         alarms, more = _merged(pages, request.limit)
         silent = [node for node, answer in answers.items() if answer is None]
-        return admin_pb2.AlarmsResponse(alarms=alarms, more=more, silent=silent)
+        return admin_pb2.AlarmsResponse(alarms=alarms, more=more, silent=silent, unserved=unserved)
 
     async def ChangeDeadLetters(
         self, request: admin_pb2.ChangeDeadLettersRequest, context: Any
@@ -346,7 +348,9 @@ def _merged(pages: list[tuple[Any, bool]], limit: int) -> tuple[list[Any], bool]
     """One page of the pages of several nodes, each in the order of places, and whether there is more behind it."""
     # Behind the last one of a page that has more there are others, which come before what other nodes have further on.
     until = min((rows[-1].place for rows, more in pages if more), default=None)
-    found = sorted((row for rows, _ in pages for row in rows if until is None or row.place <= until), key=lambda row: row.place)
+    # Once each, also when its shard went from one node to another meanwhile.
+    by_place = {row.place: row for rows, _ in pages for row in rows if until is None or row.place <= until}
+    found = [by_place[place] for place in sorted(by_place)]
     limit = min(limit or _PAGE_MAX, _PAGE_MAX)
     return found[:limit], until is not None or len(found) > limit
 

@@ -165,6 +165,7 @@ class NodeMetrics:
         )
         yield counter("holdfast_notification_retries", "Attempts to deliver beyond the first.", counts["notification_retries"])
         yield gauge("holdfast_dead_letters", "Notifications and alarms that were given up.", counts["dead_letters"])
+        yield counter("holdfast_deliveries_given_up", "Notifications and alarms that this process has given up.", deliveries.given_up)
         yield gauge("holdfast_alarms_pending", "Alarms set and not fired, counted every few seconds.", deliveries.census.pending)
         yield gauge("holdfast_alarms_late", "Those that are due for more than a second.", deliveries.census.late)
         yield counter("holdfast_alarms_fired", "Alarms whose handler has run.", counts["alarms_fired"])

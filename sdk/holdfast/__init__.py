@@ -1,5 +1,6 @@
 """Holdfast: durable objects on your own machines. See docs/writing-objects.md."""
 
+from holdfast import grpc_log as _grpc_log  # noqa: F401  (before gRPC is loaded)
 from holdfast.alarms import Alarm
 from holdfast.app import App
 from holdfast.blocking import BlockingClient, connect_blocking

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from queue import Queue
 from threading import Thread
@@ -21,7 +21,7 @@ from holdfast import codec
 from holdfast.channels import open_client_channel
 from holdfast.client import connect
 from holdfast.errors import ApplicationError, HoldfastError
-from holdfast.options import option
+from holdfast.options import local_option, option
 from holdfast.tls import TLS, authorization
 from holdfast.v1 import admin_pb2
 from holdfast.v1 import objects_pb2 as pb
@@ -59,6 +59,8 @@ def shown() -> tuple[TLS | None, str | None]:
     ca, cert, key = (options.get(name) for name in ("gateway_ca", "client_cert", "client_key"))
     file: Path | None = options.get("token_file")
     token = None if file is None else file.read_text().strip()
+    if token == "":
+        raise click.ClickException(f"--token-file {file}: it is empty")
     if ca is None:
         if cert is not None or key is not None:
             raise click.ClickException("--client-cert and --client-key need --gateway-ca")
@@ -71,7 +73,7 @@ def shown() -> tuple[TLS | None, str | None]:
     return tls, token
 
 
-_json = option("--json", "as_json", is_flag=True, default=False, help="Print JSON.")
+_json = local_option("--json", "as_json", is_flag=True, default=False, help="Print JSON.")
 _TIMEOUT_S = 5.0
 _REACH_S = 3.0
 
@@ -81,7 +83,7 @@ _REACH_S = 3.0
 @click.argument("key")
 @click.argument("method")
 @click.argument("arguments", default="")
-@option("--timeout", default=30.0, help="Seconds to wait.")
+@local_option("--timeout", default=30.0, help="Seconds to wait.")
 @_gateway
 @_json
 def call(kind: str, key: str, method: str, arguments: str, timeout: float, gateway: str, as_json: bool) -> None:
@@ -210,9 +212,9 @@ def status(gateway: str, as_json: bool) -> None:
 
 @click.command(short_help="Have a node give up what it owns and every copy.")
 @click.argument("node")
-@option("--dry-run", is_flag=True, default=False, help="Change nothing; say what would move, and about how long it would take.")
-@option("--cancel", is_flag=True, default=False, help="The node is to take part again.")
-@option("--wait", is_flag=True, default=False, help="Return when the node has given up everything that others can take.")
+@local_option("--dry-run", is_flag=True, default=False, help="Change nothing; say what would move, and about how long it would take.")
+@local_option("--cancel", is_flag=True, default=False, help="The node is to take part again.")
+@local_option("--wait", is_flag=True, default=False, help="Return when the node has given up everything that others can take.")
 @_gateway
 @_json
 def drain(node: str, dry_run: bool, cancel: bool, wait: bool, gateway: str, as_json: bool) -> None:
@@ -280,7 +282,9 @@ async def _reach(gateway: str, tls: TLS | None) -> None:
         await asyncio.wait_for(channel.channel_ready(), _REACH_S)
     except TimeoutError:
         hint = "start one with `holdfast dev APP`, or name another with --gateway"
-        if tls is not None:
+        if tls is None:
+            hint += "; if it speaks TLS, say by --gateway-ca whose certificates to trust"
+        else:
             hint += "; or its certificate is not one of --gateway-ca for this address, or it asks for one of yours"
         raise click.ClickException(f"no gateway at {gateway}: {hint}") from None
     finally:
@@ -297,6 +301,25 @@ def _console() -> Console:
 
 def _plain(message: Any) -> Any:
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+def _say_missing(silent: Iterable[str], unserved: Iterable[int]) -> None:
+    shards = len(list(unserved))
+    if shards:
+        click.echo(f"what is in {shards} shards is missing: nobody serves them at the moment (holdfast status)", err=True)
+    for node in silent:
+        click.echo(f"node {node} did not answer: what it owns is missing", err=True)
+
+
+def _say_unknown(gateway: str, kind: str) -> None:
+    """When nothing was found: whether that is because nobody knows the kind."""
+    try:
+        status = _ask(gateway, "Status", admin_pb2.StatusRequest(), admin_pb2.StatusResponse)
+    except click.ClickException:
+        return  # the answer itself is there
+    kinds = sorted({name for node in status.nodes for name in node.stats.kinds})
+    if kinds and kind not in kinds:
+        click.echo(f"no node has a kind {kind!r}; there are {', '.join(kinds)}", err=True)
 
 
 def _ask(gateway: str, method: str, request: Any, reply_type: Any, timeout_s: float = _TIMEOUT_S) -> Any:
@@ -318,7 +341,14 @@ def _ask(gateway: str, method: str, request: Any, reply_type: Any, timeout_s: fl
     try:
         return asyncio.run(run())
     except grpc.aio.AioRpcError as error:
-        raise click.ClickException(f"gateway {gateway}: {error.code().name}: {error.details()}") from None
+        raise _refused(gateway, error, token) from None
+
+
+def _refused(gateway: str, error: grpc.aio.AioRpcError, token: str | None) -> click.ClickException:
+    hint = ""
+    if token is None and error.code() in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):
+        hint = " (say who you are by --token-file, or a certificate)"
+    return click.ClickException(f"gateway {gateway}: {error.code().name}: {error.details()}{hint}")
 
 
 def _ask_stream(gateway: str, method: str, request: Any, reply_type: Any) -> Iterator[Any]:
@@ -351,7 +381,7 @@ def _ask_stream(gateway: str, method: str, request: Any, reply_type: Any) -> Ite
     Thread(target=work, daemon=True).start()
     while (reply := replies.get()) is not None:
         if isinstance(reply, grpc.aio.AioRpcError):
-            raise click.ClickException(f"gateway {gateway}: {reply.code().name}: {reply.details()}") from None
+            raise _refused(gateway, reply, token) from None
         if isinstance(reply, BaseException):
             raise reply
         yield reply

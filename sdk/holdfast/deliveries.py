@@ -10,14 +10,14 @@ import msgspec
 from rich.table import Table
 
 from holdfast import codec
-from holdfast.ask import _ask, _console, _gateway, _json, _plain
+from holdfast.ask import _ask, _console, _gateway, _json, _plain, _say_missing
 from holdfast.ids import letter_place
-from holdfast.options import option
+from holdfast.options import local_option
 from holdfast.v1 import admin_pb2
 
 _CHANGE_TIMEOUT_S = 30.0
-_receiver = option("--to", default="", metavar="KIND[/KEY]", help="Only those for this kind, or object.")
-_sender = option("--of", "sender", default="", metavar="KIND[/KEY]", help="Only those of this kind, or object.")
+_receiver = local_option("--to", default="", metavar="KIND[/KEY]", help="Only those for this kind, or object.")
+_sender = local_option("--of", "sender", default="", metavar="KIND[/KEY]", help="Only those of this kind, or object.")
 
 
 @click.group(short_help="List, show, replay and drop what could not be delivered.")
@@ -28,7 +28,7 @@ def deadletters() -> None:
 @deadletters.command(name="list", short_help="List dead letters.")
 @_receiver
 @_sender
-@option("--limit", default=100, type=click.IntRange(1, 1000), help="At most so many; the oldest of each shard first.")
+@local_option("--limit", default=100, type=click.IntRange(1, 1000), help="At most so many; the oldest of each shard first.")
 @_gateway
 @_json
 def list_letters(to: str, sender: str, limit: int, gateway: str, as_json: bool) -> None:
@@ -62,13 +62,14 @@ def list_letters(to: str, sender: str, limit: int, gateway: str, as_json: bool) 
         click.echo("no dead letters")
     if answer.more:
         click.echo("there are more: narrow it down with --to and --of, or raise --limit")
-    _say_silent(answer.silent)
+    _say_missing(answer.silent, answer.unserved)
 
 
 @deadletters.command(short_help="Show one dead letter with its payload.")
 @click.argument("letter_id", metavar="ID")
 @_gateway
-def show(letter_id: str, gateway: str) -> None:
+@_json
+def show(letter_id: str, gateway: str, as_json: bool) -> None:
     """Show the dead letter ID, its payload included, as JSON."""
     try:
         place = letter_place(letter_id)
@@ -78,9 +79,10 @@ def show(letter_id: str, gateway: str) -> None:
     request = admin_pb2.DeadLettersRequest(after=before, limit=1)
     answer = _ask(gateway, "DeadLetters", request, admin_pb2.DeadLettersResponse, _CHANGE_TIMEOUT_S)
     if not answer.letters or answer.letters[0].id != letter_id:
-        _say_silent(answer.silent)
+        _say_missing(answer.silent, answer.unserved)
         raise click.ClickException(f"there is no dead letter {letter_id}")
-    click.echo(msgspec.json.format(codec.encode_json(_shown(answer.letters[0])), indent=2).decode())
+    shown = codec.encode_json(_shown(answer.letters[0]))
+    click.echo((shown if as_json else msgspec.json.format(shown, indent=2)).decode())
 
 
 def _changing(name: str, replay: bool, help_text: str, short: str) -> click.Command:
@@ -123,7 +125,7 @@ _changing(
 @click.command(short_help="List the alarms that are to fire.")
 @click.argument("kind", default="")
 @click.argument("prefix", default="")
-@option("--limit", default=100, type=click.IntRange(1, 1000), help="At most so many.")
+@local_option("--limit", default=100, type=click.IntRange(1, 1000), help="At most so many.")
 @_gateway
 @_json
 def alarms(kind: str, prefix: str, limit: int, gateway: str, as_json: bool) -> None:
@@ -149,7 +151,8 @@ def alarms(kind: str, prefix: str, limit: int, gateway: str, as_json: bool) -> N
         for alarm in answer.alarms
     ]
     if as_json:
-        click.echo(codec.encode_json({"alarms": rows, "more": answer.more, "silent": list(answer.silent)}).decode())
+        facts = {"alarms": rows, "more": answer.more, "silent": list(answer.silent), "unserved": list(answer.unserved)}
+        click.echo(codec.encode_json(facts).decode())
         return
     table = Table()
     for title in ("object", "name", "due", "every", "attempt"):
@@ -162,7 +165,7 @@ def alarms(kind: str, prefix: str, limit: int, gateway: str, as_json: bool) -> N
         click.echo("no alarms")
     if answer.more:
         click.echo("there are more: narrow it down, or raise --limit")
-    _say_silent(answer.silent)
+    _say_missing(answer.silent, answer.unserved)
 
 
 @click.command(short_help="Stop deliveries and alarms to a kind or an object.")
@@ -255,8 +258,3 @@ def _ago(ms: int) -> str:
     )
     what = what or f"{abs(seconds):.0f} s"
     return f"{what} ago" if seconds >= 0 else f"in {what}"
-
-
-def _say_silent(nodes: Any) -> None:
-    for node in nodes:
-        click.echo(f"node {node} did not answer: what it has is missing here", err=True)

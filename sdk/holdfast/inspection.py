@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,10 +12,11 @@ import msgspec
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from holdfast import codec
-from holdfast.ask import _ask, _ask_stream, _console, _gateway, _json, _plain
-from holdfast.options import option
+from holdfast.ask import _ask, _ask_stream, _console, _gateway, _json, _plain, _say_missing, _say_unknown
+from holdfast.options import local_option
 from holdfast.v1 import admin_pb2
 
 _TIMEOUT_S = 30.0
@@ -30,8 +31,8 @@ def objects() -> None:
 @objects.command(name="list", short_help="List objects of a kind.")
 @click.argument("kind")
 @click.argument("prefix", default="")
-@option("--limit", default=100, type=click.IntRange(1), help="At most so many.")
-@option("--after", default="", help="Only keys behind this one: the last of the page before.")
+@local_option("--limit", default=100, type=click.IntRange(1), help="At most so many.")
+@local_option("--after", default="", help="Only keys behind this one: the last of the page before.")
 @_gateway
 @_json
 def list_objects(kind: str, prefix: str, limit: int, after: str, gateway: str, as_json: bool) -> None:
@@ -59,6 +60,8 @@ def list_objects(kind: str, prefix: str, limit: int, after: str, gateway: str, a
         if answer.more:
             click.echo("there are more: raise --limit, or go on with --after", err=True)
         _say_missing(answer.silent, answer.unserved)
+    if not keys:
+        _say_unknown(gateway, kind)
 
 
 @objects.command(short_help="Count objects by kind.")
@@ -83,15 +86,18 @@ def count(kind: str, prefix: str, gateway: str, as_json: bool) -> None:
         for name, objects in counts.items():
             click.echo(f"{name} {objects}")
         _say_missing(answer.silent, answer.unserved)
+    if kind and not counts[kind]:
+        _say_unknown(gateway, kind)
 
 
 @objects.command(short_help="Show what an object has stored.")
 @click.argument("kind")
 @click.argument("key")
 @click.argument("prefix", default="")
-@option("--limit", default=1000, type=click.IntRange(1), help="At most so many rows.")
+@local_option("--limit", default=1000, type=click.IntRange(1), help="At most so many rows.")
 @_gateway
-def show(kind: str, key: str, prefix: str, limit: int, gateway: str) -> None:
+@_json
+def show(kind: str, key: str, prefix: str, limit: int, gateway: str, as_json: bool) -> None:
     """Show the stored keys and values of the object KIND KEY, as one JSON object; only keys that begin with PREFIX, if it is given.
 
     Bytes are shown as base64, times as text. What a class makes of the values is its own.
@@ -110,9 +116,12 @@ def show(kind: str, key: str, prefix: str, limit: int, gateway: str) -> None:
         if not answer.more or not answer.rows or len(rows) >= limit:
             break
         after = answer.rows[-1].key
-    click.echo(msgspec.json.format(codec.encode_json(rows), indent=2).decode())
+    shown = codec.encode_json(rows)
+    click.echo((shown if as_json else msgspec.json.format(shown, indent=2)).decode())
     if answer.more:
         click.echo("there are more rows: raise --limit", err=True)
+    if not rows:
+        _say_unknown(gateway, kind)
 
 
 @objects.command(short_help="Take an object out of memory.")
@@ -128,14 +137,16 @@ def evict(kind: str, key: str, gateway: str, as_json: bool) -> None:
         click.echo(codec.encode_json(_plain(answer)).decode())
     else:
         click.echo("it has left memory" if answer.was_active else "it was not in memory")
+    if not answer.was_active:
+        _say_unknown(gateway, kind)
 
 
 @objects.command(short_help="Delete an object, or all whose keys begin alike.")
 @click.argument("kind")
 @click.argument("key", default="")
-@option("--prefix", default="", help="Delete all objects of KIND whose keys begin so.")
+@local_option("--prefix", default="", help="Delete all objects of KIND whose keys begin so.")
 @click.option("--all", "all_", is_flag=True, default=False, help="Delete all objects of KIND.")
-@option("--dry-run", is_flag=True, default=False, help="Change nothing; say how many it would be.")
+@local_option("--dry-run", is_flag=True, default=False, help="Change nothing; say how many it would be.")
 @click.option("--yes", is_flag=True, default=False, help="Do not ask.")
 @_gateway
 @_json
@@ -156,7 +167,7 @@ def delete(kind: str, key: str, prefix: str, all_: bool, dry_run: bool, yes: boo
         if dry_run:
             raise click.ClickException("--dry-run is for --prefix and --all; `holdfast objects show` shows what one object has")
         if not yes:
-            click.confirm(f"Delete {kind}/{key} for good?", abort=True)
+            click.confirm(f"Delete {kind}/{key} for good?", abort=True, err=True)
         one = _ask(
             gateway, "DeleteObject", admin_pb2.DeleteObjectRequest(kind=kind, key=key), admin_pb2.DeleteObjectResponse, _TIMEOUT_S
         )
@@ -164,9 +175,11 @@ def delete(kind: str, key: str, prefix: str, all_: bool, dry_run: bool, yes: boo
             click.echo(codec.encode_json(_plain(one)).decode())
         else:
             click.echo("deleted" if one.existed else "there was nothing of it")
+        if not one.existed:
+            _say_unknown(gateway, kind)
         return
     if not dry_run and not yes:
-        click.confirm(f"Delete every object {kind}/{prefix}* for good?", abort=True)
+        click.confirm(f"Delete every object {kind}/{prefix}* for good?", abort=True, err=True)
     request = admin_pb2.DeleteObjectsRequest(kind=kind, prefix=prefix, all=all_, dry_run=dry_run)
     progress = admin_pb2.DeleteObjectsProgress()
     failed: dict[str, str] = {}
@@ -183,16 +196,10 @@ def delete(kind: str, key: str, prefix: str, all_: bool, dry_run: bool, yes: boo
         for name, why in sorted(failed.items())[:100]:
             click.echo(f"{name}: {why}", err=True)
         _say_missing(progress.silent, progress.unserved)
+    if not progress.matched:
+        _say_unknown(gateway, kind)
     if failed or not progress.done:
         raise SystemExit(1)
-
-
-def _say_missing(silent: Iterable[str], unserved: Iterable[int]) -> None:
-    shards = len(list(unserved))
-    if shards:
-        click.echo(f"what is in {shards} shards is missing: nobody serves them at the moment (holdfast status)", err=True)
-    for node in silent:
-        click.echo(f"node {node} did not answer: what it owns is missing", err=True)
 
 
 @click.command(short_help="Explain one object: where it is and what it is doing.")
@@ -216,6 +223,8 @@ def explain(kind: str, key: str, gateway: str, as_json: bool) -> None:
     for name, text in _explained(kind, key, answer):
         table.add_row(name, text)
     _console().print(table)
+    if not answer.rows and not answer.active:
+        _say_unknown(gateway, kind)
 
 
 def _explained(kind: str, key: str, answer: Any) -> Iterator[tuple[str, str]]:
@@ -270,14 +279,15 @@ def _time(ms: int) -> str:
 
 
 @click.command(short_help="Watch what is busy: nodes, kinds, objects, shards.")
-@option("--interval", default=2.0, type=click.FloatRange(0.2, 3600), help="Seconds between two looks.")
-@option("--limit", default=10, type=click.IntRange(1, 100), help="Objects and shards to show.")
-@option("--once", is_flag=True, default=False, help="Look once, over one interval, and end.")
+@local_option("--interval", default=2.0, type=click.FloatRange(0.2, 3600), help="Seconds between two looks.")
+@local_option("--limit", default=10, type=click.IntRange(1, 100), help="Objects and shards to show.")
+@local_option("--once", is_flag=True, default=False, help="Look once, over one interval, and end.")
 @_gateway
 @_json
 def top(interval: float, limit: int, once: bool, gateway: str, as_json: bool) -> None:
     """Show what is busy until Ctrl-C: nodes, kinds, the busiest objects and shards. Rates are of the last interval; those of objects
-    of the last minute, and never too low; those of shards are as their owners said within the last ten seconds.
+    are estimates over about a minute, rather too high than too low for what goes on evenly, and lower than a burst's peak; those of
+    shards are as their owners said within the last ten seconds.
 
     \b
     Examples:
@@ -297,7 +307,11 @@ def top(interval: float, limit: int, once: bool, gateway: str, as_json: bool) ->
         try:
             while True:
                 time.sleep(interval)
-                now = _look(gateway, limit)
+                try:
+                    now = _look(gateway, limit)
+                except click.ClickException as error:  # it may be back in a moment
+                    live.update(Text(error.message, style="red"), refresh=True)
+                    continue
                 live.update(_tables(_rates(before, now)), refresh=True)
                 before = now
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Command-line options that every command declares in one way: each can also be given as HOLDFAST_<NAME>."""
+"""Command-line options that every command declares in one way: those of processes and connections also as HOLDFAST_<NAME>."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ def option(name: str, *rest: Any, **attributes: Any) -> Callable[[Any], Any]:
     variable = "HOLDFAST_" + name.removeprefix("--").split("/")[0].replace("-", "_").upper()
     attributes.setdefault("show_default", attributes.get("default") not in (None, "", False))
     return click.option(name, *rest, envvar=variable, show_envvar=True, **attributes)
+
+
+def local_option(name: str, *rest: Any, **attributes: Any) -> Callable[[Any], Any]:
+    """An option of one question or one change, which nobody wants to have left in an environment: it is read from nowhere else."""
+    attributes.setdefault("show_default", attributes.get("default") not in (None, "", False))
+    return click.option(name, *rest, **attributes)
 
 
 def common_options(command: Any) -> Any:

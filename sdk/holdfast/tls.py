@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import re
 import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -27,6 +28,8 @@ LOOK_S = 2.0
 """How often the files are looked at."""
 EXPIRES_SOON_S = 7 * 86_400
 
+_CERTIFICATE, _KEY = b"CERTIFICATE", b"PRIVATE KEY"
+
 
 @dataclass(frozen=True, slots=True)
 class TLS:
@@ -41,16 +44,27 @@ class TLS:
     server_name: str | None = None
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """For a channel. Reads the files; raises OSError when one cannot be read, ValueError for half a pair."""
+        """For a channel. Reads the files; raises OSError when one cannot be read, ValueError for what is no PEM, or half a pair."""
         if (self.cert is None) != (self.key is None):
             raise ValueError("a certificate needs its key, and a key its certificate")
         return grpc.ssl_channel_credentials(
-            *(None if file is None else Path(file).read_bytes() for file in (self.ca, self.key, self.cert))
+            *(
+                None if file is None else _pem(Path(file), what)
+                for file, what in ((self.ca, _CERTIFICATE), (self.key, _KEY), (self.cert, _CERTIFICATE))
+            )
         )
 
     def options(self) -> list[tuple[str, str]]:
         """For the same channel."""
         return [] if self.server_name is None else [("grpc.ssl_target_name_override", self.server_name)]
+
+
+def _pem(file: Path, what: bytes) -> bytes:
+    """A PEM file's bytes: gRPC tells nobody what is wrong with them."""
+    pem = file.read_bytes()
+    if not re.search(rb"-----BEGIN [A-Z0-9 ]*" + what + rb"-----", pem):
+        raise ValueError(f"{file} holds no {what.decode().lower()} in PEM")
+    return pem
 
 
 Token = str | Callable[[], str]

@@ -42,6 +42,30 @@ def ask(shop: Processes, *arguments: str) -> Any:
     return answer
 
 
+def test_who_asks_for_a_kind_that_nobody_knows_is_told(shop: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = ("--gateway", shop.gateway)
+    for question in (
+        ("objects", "list", "Shpo"),
+        ("objects", "count", "Shpo"),
+        ("objects", "show", "Shpo", "a"),
+        ("objects", "evict", "Shpo", "a"),
+        ("objects", "delete", "Shpo", "--all", "--dry-run"),
+        ("explain", "Shpo", "a"),
+    ):
+        said = run(*question, *at)
+        assert "no node has a kind 'Shpo'; there are Ledger, " in said.stderr, question
+    assert "no node" not in run("objects", "list", "Shop", "there-is-none", *at).stderr
+    # What is meant for one question is not read from the environment, least of all what is destructive.
+    monkeypatch.setenv("HOLDFAST_DRY_RUN", "true")
+    monkeypatch.setenv("HOLDFAST_PREFIX", "x")
+    monkeypatch.setenv("HOLDFAST_LIMIT", "nonsense")
+    assert run("objects", "delete", "Shop", "never", "--yes", *at).stdout == "there was nothing of it\n"
+    assert run("objects", "list", "Shop", "there-is-none", *at).returncode == 0
+    asked = run("objects", "delete", "Shop", "never", *at)  # and nobody is there to answer
+    assert (asked.returncode, asked.stdout) == (1, "")
+    assert "for good?" in asked.stderr
+
+
 async def test_objects_are_listed_by_key_page_by_page_whether_in_memory_or_not(shop: Processes, client: Any) -> None:
     keys = [f"list-{i:04}" for i in range(700)] + [f"list{key}" for key in STRANGE]
     await asyncio.gather(*(client.get("Shop", key).sell(1) for key in keys))
@@ -173,7 +197,7 @@ def test_a_deletion_asks_first(shop: Processes) -> None:
     command = (sys.executable, "-m", "holdfast", "objects", "delete", "Shop", "a", "--gateway", shop.gateway)
     refused = subprocess.run(command, input="n\n", capture_output=True, text=True, timeout=30)
     assert refused.returncode == 1
-    assert "Delete Shop/a for good?" in refused.stdout
+    assert "Delete Shop/a for good?" in refused.stderr
 
 
 async def test_an_object_is_explained(shop: Processes, client: Any) -> None:

@@ -343,6 +343,19 @@ def test_refusals_are_counted_and_logged_and_no_secret_with_them(secured: Secure
 # -- refusals of certificates
 
 
+def test_commands_say_what_is_missing(secured: Secured, tmp_path: Path) -> None:
+    bare = run("status", "--gateway", secured.gateway)
+    assert "if it speaks TLS, say by --gateway-ca whose certificates to trust" in bare.stderr
+    ca = ("--gateway", secured.gateway, "--gateway-ca", str(secured.ca.file))
+    assert "(say who you are by --token-file, or a certificate)" in run("status", *ca).stderr
+    (tmp_path / "empty").write_text("\n")
+    assert "empty: it is empty" in run("status", *ca, "--token-file", str(tmp_path / "empty")).stderr
+    key = secured.files / "process-key.pem"
+    wrong = run("status", "--gateway", secured.gateway, "--gateway-ca", str(key))
+    assert f"{key} holds no certificate in PEM" in wrong.stderr
+    assert wrong.returncode == 1
+
+
 async def test_no_link_works_without_tls(secured: Secured) -> None:
     async with holdfast.connect(secured.gateway, timeout=2) as client:
         with pytest.raises(holdfast.Unavailable):
@@ -439,6 +452,22 @@ async def test_a_client_does_not_trust_a_gateway_of_another_ca(secured: Secured)
     async with holdfast.connect(secured.gateway, timeout=2, tls=named, token=TOKENS["ops"]) as client:
         with pytest.raises(holdfast.Unavailable):
             await client.get("Shop", "a").sold()
+
+
+async def test_what_strangers_do_leaves_lines_of_json_only(secured: Secured) -> None:
+    for address in (secured.gateway, secured.member()["address"], streams_of(secured, "n1")):
+        host, _, port = address.rpartition(":")
+        for garbage in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(200), b"\x16\x03\x01\x02\x00\x01" + os.urandom(100)):
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.write(garbage)
+            await asyncio.sleep(0.05)
+            writer.close()
+        with pytest.raises(ssl.SSLError):
+            await asyncio.open_connection(host, int(port), ssl=ssl.create_default_context(), server_hostname="x")
+    await asyncio.sleep(0.5)
+    for process in ("n1", "n2", "n3", "gateway"):
+        for line in secured.said(process).splitlines():
+            assert json.loads(line)["level"], line
 
 
 async def test_certificates_are_taken_over_without_a_restart(secured: Secured) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 OVERLAYS = ("dev", "production")
-CUSTOM = {"ServiceMonitor": "servicemonitor.json", "ScaledObject": "scaledobject.json"}
+CUSTOM = {"ServiceMonitor": "servicemonitor.json", "ScaledObject": "scaledobject.json", "PrometheusRule": "prometheusrule.json"}
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 
 
@@ -255,6 +256,52 @@ def test_the_monitor_the_autoscaler_and_the_rules_name_what_exists() -> None:
     dashboards = next(c for c in resources("production", "ConfigMap") if c["metadata"]["name"] == "holdfast-dashboards")
     for name in ("overview.json", "drilldown.json"):
         assert dashboards["data"][name] == (DEPLOY / "grafana" / name).read_text()
+
+
+@needs_kubectl
+def test_the_components_fit_on_production(tmp_path: Path) -> None:
+    def path(what: str) -> str:
+        return os.path.relpath(KUBERNETES / what, tmp_path)
+
+    (tmp_path / "kustomization.yaml").write_text(
+        yaml.safe_dump(
+            {"resources": [path("overlays/production")], "components": [path("components/keda"), path("components/tracing")]}
+        )
+    )
+    done = subprocess.run(["kubectl", "kustomize", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = {(one["kind"], one["metadata"]["name"].split("-h")[0]): one for one in yaml.safe_load_all(done.stdout)}
+    nodes = next(one for (kind, _), one in found.items() if kind == "StatefulSet")
+    assert "replicas" not in nodes["spec"]
+    assert ("ScaledObject", "holdfast-node") in found
+    configs = [one["data"] for (kind, _), one in found.items() if kind == "ConfigMap" and "HOLDFAST_TRACE" in one["data"]]
+    [config] = configs
+    port = int(config["OTEL_EXPORTER_OTLP_ENDPOINT"].rpartition(":")[2])
+    policy = found["NetworkPolicy", "holdfast-tracing"]
+    kubernetes_validate.validate(policy, "1.32", strict=True)
+    assert policy["spec"]["egress"][0]["ports"] == [{"port": port}]
+    options("node")["--trace"].type_cast_value(click.Context(main.commands["node"]), config["HOLDFAST_TRACE"])
+
+
+@needs_kubectl
+def test_the_operator_gets_every_rule_and_nodes_have_a_bound_of_memory() -> None:
+    [rule] = resources("production", "PrometheusRule")
+    groups = [
+        group
+        for name in ("rules.yml", "alerts.yml")
+        for group in yaml.safe_load((DEPLOY / "prometheus" / name).read_text())["groups"]
+    ]
+    assert rule["spec"]["groups"] == groups
+    limit = pods("production")["node"]["containers"][0]["resources"]["limits"]["memory"]
+    assert limit == "2Gi"
+    assert 0 < int(arguments("production", "node")["--memory-max-mb"]) < 2048
+
+
+@needs_kubectl
+def test_production_s_nodes_are_scheduled_where_machines_have_no_zones() -> None:
+    how = {one["topologyKey"]: one["whenUnsatisfiable"] for one in pods("production")["node"]["topologySpreadConstraints"]}
+    assert how == {"topology.kubernetes.io/zone": "ScheduleAnyway", "kubernetes.io/hostname": "DoNotSchedule"}
+    assert len(pods("production")["node"]["topologySpreadConstraints"]) == 2
 
 
 def test_the_dockerfile_copies_what_the_wheel_is_made_of_and_is_not_root() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -210,14 +211,12 @@ def test_who_does_not_say_who_it_is_is_closed(monkeypatch: pytest.MonkeyPatch) -
 
     async def test(echo: Echo, address: str) -> None:
         silent = [await raw(address) for _ in range(3)]
-        reader, writer = await raw(address)  # one too many
-        assert await asyncio.wait_for(reader.read(), 0.19) == b""
-        writer.close()
+        stream = await open_stream(address, "echo", ME, lambda frame: None)  # one too many: the oldest goes, and who means it stays
+        assert await asyncio.wait_for(silent[0][0].read(), 0.15) == b""
+        stream.close("done")
         for reader, writer in silent:
             assert await reader.read() == b""
             writer.close()
-        stream = await open_stream(address, "echo", ME, lambda frame: None)
-        stream.close("done")
 
     run(test)
 
@@ -365,6 +364,56 @@ def test_connections_whose_tls_handshake_fails_leave_nothing_behind(tmp_path: Pa
         await asyncio.wait_for(server.close(), 5)
 
     uvloop.run(main())
+
+
+def test_handshakes_that_do_not_end_make_room_for_those_that_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_SHAKING_MAX", 5)
+    authority = Authority(tmp_path)
+    cert, key = authority.sign("process", "c.holdfast")
+    certificates = Certificates(cert, key, authority.file, "c.holdfast")
+
+    async def main() -> None:
+        echo = Echo()
+        server = StreamServer({"echo": echo}, certificates)
+        address = f"127.0.0.1:{await server.listen('127.0.0.1:0')}"
+        silent = [await raw(address) for _ in range(8)]
+        back: list[bytes] = []
+        stream = await open_stream(address, "echo", ME, back.append, certificates=certificates)
+        await stream.write(b"first")
+        await until(lambda: back == [b"first"])
+        for reader, _ in silent[:4]:
+            assert await asyncio.wait_for(reader.read(), 2) == b""
+        assert len(server._shaking) == 4
+        stream.close("done")
+        await asyncio.wait_for(server.close(), 5)
+        for reader, writer in silent[4:]:
+            assert await asyncio.wait_for(reader.read(), 2) == b""
+            writer.close()
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize("run_in", [asyncio.run, uvloop.run])
+def test_what_follows_a_handshake_at_once_is_not_lost(tmp_path: Path, run_in: Any) -> None:
+    authority = Authority(tmp_path)
+    cert, key = authority.sign("process", "c.holdfast")
+    certificates = Certificates(cert, key, authority.file, "c.holdfast")
+
+    async def main() -> None:
+        echo = Echo()
+        server = StreamServer({"echo": echo}, certificates)
+        address = f"127.0.0.1:{await server.listen('127.0.0.1:0')}"
+        host, _, port = address.rpartition(":")
+        for i in range(20):
+            context = certificates.client_context
+            reader, writer = await asyncio.open_connection(host, int(port), ssl=context, server_hostname=certificates.name)
+            writer.write(HELLO + framed(b"%d" % i))
+            assert await answer(reader) == [""]
+            await until(lambda i=i: echo.got[-1:] == [b"%d" % i])  # type: ignore[misc]
+            writer.close()
+        await asyncio.wait_for(server.close(), 5)
+
+    run_in(main())
 
 
 def test_a_renewed_certificate_without_the_cluster_s_name_is_not_taken(tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ class Deliveries:
         self.outbox = Outbox(limits, random.Random(), self._loop.time())
         self._duties: dict[Shard, _Duties] = {}
         self._number = 0
+        self.given_up = 0
+        """Dead letters that were made here."""
         self._pumping = False
         self._timer: asyncio.TimerHandle | None = None
         self._moving: set[bytes] = set()
@@ -399,6 +401,7 @@ class Deliveries:
         row = note.row
         letter = Letter(row, _now_ms(), why.code, why.message)
         duties.letters += 1
+        self.given_up += 1
         own = keys.index_prefix(shard.number, keys.OUTBOX) + note.sequence
         self._write_or_owe(
             shard, duties, [(own, None), (keys.index_prefix(shard.number, keys.LETTERS) + note.sequence, encode(letter))]
@@ -418,6 +421,7 @@ class Deliveries:
     def bury_alarm(self, entry: Entry, raw: bytes) -> None:
         """Put the dead letter of an alarm into the entry of the turn that gives it up."""
         self._known(entry.shard).letters += 1
+        self.given_up += 1
         key = keys.index_prefix(entry.shard.number, keys.LETTERS) + self.next_sequence(entry.shard)
         entry.rows.append((key, raw))
 

@@ -42,7 +42,8 @@ class Letters:
         response = admin_pb2.DeadLettersResponse()
         size = 0
         limit = min(request.limit or PAGE_MAX, PAGE_MAX)
-        async for place, value in self._scan(keys.LETTERS, request.after):
+        serving = self._shards.serving(boottime())
+        async for place, value in self._scan(serving, keys.LETTERS, request.after):
             letter = decode_letter(value)
             if not _matches(letter, request):
                 continue
@@ -51,6 +52,7 @@ class Letters:
                 break
             size += len(value)
             response.letters.append(_shown(place, letter))
+        response.served.extend(self._served(serving))
         return response
 
     async def alarms(self, request: admin_pb2.AlarmsRequest) -> admin_pb2.AlarmsResponse:
@@ -58,7 +60,8 @@ class Letters:
         response = admin_pb2.AlarmsResponse()
         size = 0
         limit = min(request.limit or PAGE_MAX, PAGE_MAX)
-        async for place, _ in self._scan(keys.ALARMS, request.after):
+        serving = self._shards.serving(boottime())
+        async for place, _ in self._scan(serving, keys.ALARMS, request.after):
             shard = int.from_bytes(place[:2], "big")
             due, rest = keys.read_due_key(place[:2] + b"\0\0" + place[2:])
             kind, key, name = keys.read_ident(rest)
@@ -85,6 +88,7 @@ class Letters:
                     place=place,
                 )
             )
+        response.served.extend(self._served(serving))
         return response
 
     async def change(self, request: admin_pb2.ChangeDeadLettersRequest) -> admin_pb2.ChangeDeadLettersResponse:
@@ -102,7 +106,9 @@ class Letters:
             filters = admin_pb2.DeadLettersRequest(
                 kind=request.kind, key=request.key, sender_kind=request.sender_kind, sender_key=request.sender_key
             )
-            places += [place async for place, value in self._scan(keys.LETTERS, b"") if _matches(decode_letter(value), filters)]
+            serving = self._shards.serving(boottime())
+            found = self._scan(serving, keys.LETTERS, b"")
+            places += [place async for place, value in found if _matches(decode_letter(value), filters)]
         for i, place in enumerate(places):
             shard = self._shards.get(int.from_bytes(place[:2], "big"))
             if shard is None or shard.until <= boottime():
@@ -172,11 +178,17 @@ class Letters:
         self._deliveries.when_shown(entry, settled)
         return done
 
-    async def _scan(self, index: int, after: bytes) -> AsyncIterator[tuple[bytes, bytes]]:
-        """The rows of an index of all shards that are served, by place: the shard's number and the rest of the key."""
+    @staticmethod
+    def _served(asked: list[Shard]) -> list[int]:
+        """Those of the shards that were asked that are still this node's: what was found in them is so."""
+        now = boottime()
+        return [shard.number for shard in asked if shard.until > now]
+
+    async def _scan(self, shards: list[Shard], index: int, after: bytes) -> AsyncIterator[tuple[bytes, bytes]]:
+        """The rows of an index of shards that are served, by place: the shard's number and the rest of the key."""
         looked = 0
         self._deliveries.show()
-        for shard in sorted(self._shards.serving(boottime()), key=lambda shard: shard.number):
+        for shard in sorted(shards, key=lambda shard: shard.number):
             prefix = keys.index_prefix(shard.number, index)
             first = after[2:] if after and int.from_bytes(after[:2], "big") == shard.number else b""
             if after and shard.number < int.from_bytes(after[:2], "big"):

@@ -356,14 +356,18 @@ class DeadLettersRequest(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ..., sender_kind: _Optional[str] = ..., sender_key: _Optional[str] = ..., limit: _Optional[int] = ..., after: _Optional[bytes] = ...) -> None: ...
 
 class DeadLettersResponse(_message.Message):
-    __slots__ = ("letters", "more", "silent")
+    __slots__ = ("letters", "more", "silent", "unserved", "served")
     LETTERS_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
     SILENT_FIELD_NUMBER: _ClassVar[int]
+    UNSERVED_FIELD_NUMBER: _ClassVar[int]
+    SERVED_FIELD_NUMBER: _ClassVar[int]
     letters: _containers.RepeatedCompositeFieldContainer[DeadLetter]
     more: bool
     silent: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, letters: _Optional[_Iterable[_Union[DeadLetter, _Mapping]]] = ..., more: bool = ..., silent: _Optional[_Iterable[str]] = ...) -> None: ...
+    unserved: _containers.RepeatedScalarFieldContainer[int]
+    served: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, letters: _Optional[_Iterable[_Union[DeadLetter, _Mapping]]] = ..., more: bool = ..., silent: _Optional[_Iterable[str]] = ..., unserved: _Optional[_Iterable[int]] = ..., served: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DeadLetter(_message.Message):
     __slots__ = ("id", "place", "sender_kind", "sender_key", "kind", "key", "method", "arguments", "alarm", "attempts", "code", "error", "created_ms", "died_ms")
@@ -443,14 +447,18 @@ class AlarmsRequest(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., prefix: _Optional[str] = ..., limit: _Optional[int] = ..., after: _Optional[bytes] = ...) -> None: ...
 
 class AlarmsResponse(_message.Message):
-    __slots__ = ("alarms", "more", "silent")
+    __slots__ = ("alarms", "more", "silent", "unserved", "served")
     ALARMS_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
     SILENT_FIELD_NUMBER: _ClassVar[int]
+    UNSERVED_FIELD_NUMBER: _ClassVar[int]
+    SERVED_FIELD_NUMBER: _ClassVar[int]
     alarms: _containers.RepeatedCompositeFieldContainer[PendingAlarm]
     more: bool
     silent: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, alarms: _Optional[_Iterable[_Union[PendingAlarm, _Mapping]]] = ..., more: bool = ..., silent: _Optional[_Iterable[str]] = ...) -> None: ...
+    unserved: _containers.RepeatedScalarFieldContainer[int]
+    served: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, alarms: _Optional[_Iterable[_Union[PendingAlarm, _Mapping]]] = ..., more: bool = ..., silent: _Optional[_Iterable[str]] = ..., unserved: _Optional[_Iterable[int]] = ..., served: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PendingAlarm(_message.Message):
     __slots__ = ("kind", "key", "name", "due_ms", "scheduled_ms", "every", "attempt", "payload", "place")
