@@ -33,7 +33,7 @@ class Copy:
 
     def apply(self, base: Position, trim: int, *entries: LogEntry) -> None:
         batch = self.store.batch()
-        self.disk.apply(batch, SHARD, base, Apply(entries, trim), {})
+        self.disk.apply(batch, SHARD, base, Apply(entries, trim), [None] * len(entries))
         self.store.write(batch)
 
     def again(self) -> StoredCopy:

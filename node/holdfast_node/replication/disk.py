@@ -10,8 +10,10 @@ finds the mark throws away what is there; nothing rests on such a copy yet.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -35,6 +37,14 @@ Rows = list[tuple[bytes, bytes | Until | None]]
 """Changes of state in order: (key, value) puts, (key, None) deletes, (start, Until(end)) deletes the range."""
 Replies = list[tuple[bytes, bytes]]
 
+
+class Changes(Protocol):
+    """What an entry changes."""
+
+    rows: Rows
+    replies: Replies
+
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[Rows, Replies]).decode
 
@@ -49,11 +59,12 @@ def stage_changes(batch: Batch, rows: Rows, replies: Replies) -> None:
     for key, value in rows:
         if value is None:
             batch.delete("state", key)
-        elif isinstance(value, Until):
-            batch.delete_range("state", key, value.end)
-        else:
+        elif type(value) is bytes:
             batch.put("state", key, value)
-    batch.put_all("replies", replies)
+        else:
+            batch.delete_range("state", key, value.end)  # type: ignore[union-attr]
+    if replies:
+        batch.put_all("replies", replies)
 
 
 class SnapshotFiles(msgspec.Struct, frozen=True, array_like=True):
@@ -157,16 +168,16 @@ class CopyStore:
         for path in (*files.state, *files.replies):
             Path(path).unlink(missing_ok=True)
 
-    def apply(self, batch: Batch, shard: int, base: Position, effect: Apply, changes: dict[int, tuple[Rows, Replies]]) -> None:
+    def apply(self, batch: Batch, shard: int, base: Position, effect: Apply, known: Sequence[Changes | None]) -> None:
         """Put committed entries into the state; `base`: where the log begins by now.
 
-        `changes`: by seq, what is known of the entries without decoding.
+        `known`: for each entry what it changes, if that is known without decoding.
         """
-        for entry in effect.entries:
-            if entry.data:
-                known = changes.get(entry.seq) if changes else None
-                rows, replies = known if known is not None else _decode(entry.data)
-                stage_changes(batch, rows, replies)
+        for entry, changes in zip(effect.entries, known, strict=True):
+            if changes is not None:
+                stage_changes(batch, changes.rows, changes.replies)
+            elif entry.data:
+                stage_changes(batch, *_decode(entry.data))
         if (written := self._written.get(shard)) is not None and written[1] != base:
             batch.put("meta", keys.applied_key(shard), effect.entries[-1].seq.to_bytes(8, "big"))
             batch.delete_range("log", keys.log_key(shard, written[1].seq), keys.log_key(shard, base.seq + 1))

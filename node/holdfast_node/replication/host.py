@@ -16,13 +16,14 @@ from holdfast_cluster.clock import boottime
 from holdfast_cluster.model import SHARDS_MAX, Assignment, Member, View
 
 from holdfast_node.commit import Entry, Flusher
-from holdfast_node.replication.disk import CopyStore, Replies, Rows, StoredCopy, encode_changes
+from holdfast_node.replication.disk import CopyStore, StoredCopy, encode_changes
 from holdfast_node.replication.events import (
     Abdicate,
     Append,
     Appended,
     Apply,
     Assigned,
+    Effect,
     Event,
     Lost,
     NotAppended,
@@ -246,47 +247,55 @@ class Replicas:
         return copy
 
     def _do(self, copy: Copy, event: Event, entry: Entry | None = None) -> None:
-        self._touched.add(copy)
         number = copy.number
-        for effect in copy.replica.handle(event, self._now):
-            match effect:
-                case Send(to, message):
-                    assert not isinstance(message, Snapshot)
-                    self.links.send(to, number, message)
-                case Persist():
-                    if effect.install is None:
-                        self._disk.persist(self._flusher.batch, number, effect)
-                    else:
-                        self._flusher.write()  # what is staged comes before
-                        self._disk.install(number, effect)
-                        log.info("shard %d: took a snapshot", number)
-                    self._numbers[copy] = effect.number
-                case Apply():
-                    self._apply(copy, effect)
-                case Appended(seq):
-                    assert entry is not None
-                    entry.seq = seq
-                case Swap(revision, assignment):
-                    self.swaps.ask(number, revision, assignment)
-                case SendSnapshot(to, epoch):
-                    self.snapshots.send(number, to, epoch)
-                case NotAppended(why):
-                    raise AssertionError(f"shard {number}: an entry of an epoch that is over was not abandoned: {why}")
+        replica = copy.replica
+        for effect in replica.handle(event, self._now):
+            kind = type(effect)  # by identity, as in `Replica.handle`: the first three come with every entry
+            if kind is Send:
+                self.links.send(effect.to, number, effect.message)  # type: ignore[union-attr, arg-type]
+            elif kind is Persist:
+                self._persist(copy, effect)  # type: ignore[arg-type]
+            elif kind is Apply:
+                self._apply(copy, effect)  # type: ignore[arg-type]
+            else:
+                self._do_rarely(copy, effect, entry)
+        if copy.shard is not None or replica.owning:
+            self._touched.add(copy)
+
+    def _persist(self, copy: Copy, effect: Persist) -> None:
+        if effect.install is None:
+            self._disk.persist(self._flusher.batch, copy.number, effect)
+        else:
+            self._flusher.write()  # what is staged comes before
+            self._disk.install(copy.number, effect)
+            log.info("shard %d: took a snapshot", copy.number)
+        self._numbers[copy] = effect.number
+
+    def _do_rarely(self, copy: Copy, effect: Effect, entry: Entry | None) -> None:
+        match effect:
+            case Appended(seq):
+                assert entry is not None
+                entry.seq = seq
+            case Swap(revision, assignment):
+                self.swaps.ask(copy.number, revision, assignment)
+            case SendSnapshot(to, epoch):
+                self.snapshots.send(copy.number, to, epoch)
+            case NotAppended(why):
+                raise AssertionError(f"shard {copy.number}: an entry of an epoch that is over was not abandoned: {why}")
 
     def _apply(self, copy: Copy, effect: Apply) -> None:
-        changes: dict[int, tuple[Rows, Replies]] = {}
+        entries = effect.entries
+        known: list[Entry | None] = [None] * len(entries)
         waiting = copy.waiting
-        known = len(self._done)
         if waiting:
-            shard = waiting[0].shard
-            for logged in effect.entries:
-                if waiting and waiting[0].seq == logged.seq and shard.epoch == logged.epoch:
-                    entry = waiting.popleft()
-                    changes[logged.seq] = entry.rows, entry.replies
+            epoch = waiting[0].shard.epoch
+            for i, logged in enumerate(entries):
+                if waiting and waiting[0].seq == logged.seq and epoch == logged.epoch:
+                    known[i] = entry = waiting.popleft()
                     self._done.append(entry)
-        if copy.replica.owning and len(self._done) - known < len(effect.entries):
+        if copy.replica.owning and None in known:
             self._unseen = True  # an earlier owner's entries
-        self._disk.apply(self._flusher.batch, copy.number, copy.replica.base, effect, changes)
+        self._disk.apply(self._flusher.batch, copy.number, copy.replica.base, effect, known)
 
     def _end(self) -> None:
         """The end of a round: make its effects visible."""
@@ -302,6 +311,8 @@ class Replicas:
             for entry in done:
                 entry.committed = True
         lost: set[Shard] = set()
+        if not self._touched:
+            return
         touched, self._touched = self._touched, set()
         for copy in touched:
             replica, shard = copy.replica, copy.shard
