@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
 import msgspec
-from holdfast.channels import AddressInUse, check_address
+from holdfast.channels import AddressInUse, split_address
 from holdfast.frames import FrameWriter
 from holdfast.logs import Few
 from holdfast.tls import Certificates, names_of_transport
@@ -279,8 +279,7 @@ async def open_stream(
     Raises OSError when nobody can be reached there, StreamRefused when whoever is there does not serve it, ValueError for what is
     no address.
     """
-    check_address(address)
-    host, _, port = address.rpartition(":")
+    host, port = split_address(address)
     loop = asyncio.get_running_loop()
     answered: asyncio.Future[None] = loop.create_future()
 
@@ -305,7 +304,7 @@ async def open_stream(
         _, stream = await loop.create_connection(
             lambda: Stream(answer, _HELLO_BYTES_MAX),
             host,
-            int(port),
+            port,
             ssl=None if certificates is None else certificates.client_context,
             server_hostname=None if certificates is None else certificates.name,
         )
@@ -340,14 +339,13 @@ class StreamServer:
 
     async def listen(self, address: str) -> int:
         """Listen at `host:port` (port 0: any free one); the port. Raises AddressInUse."""
-        check_address(address)
-        host, _, port = address.rpartition(":")
+        host, port = split_address(address)
         loop = asyncio.get_running_loop()
         try:
             if self._certificates is None:
-                self._server = await loop.create_server(self._new, host, int(port), backlog=_BACKLOG)
+                self._server = await loop.create_server(self._new, host, port, backlog=_BACKLOG)
                 return int(self._server.sockets[0].getsockname()[1])
-            infos = await loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             family, _, _, _, where = infos[0]
             listener = socket.create_server(where[:2], family=family, backlog=_BACKLOG)
         except OSError as error:

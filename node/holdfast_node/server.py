@@ -12,7 +12,7 @@ import grpc
 import msgspec
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from holdfast.app import App
-from holdfast.channels import SERVER_OPTIONS, AddressInUse, bind
+from holdfast.channels import SERVER_OPTIONS, AddressInUse, bind, canonical
 from holdfast.health import LIVE, HealthPort
 from holdfast.metrics import Histogram, MetricsPage, measure_lag
 from holdfast.processes import Stopped, process_stats, rss_bytes, unless_stopped
@@ -171,8 +171,10 @@ class NodeServer:
         except AddressInUse:
             await server.stop(None)
             raise
-        address = config.advertise or f"{host}:{port}"
-        stream_address = config.stream_advertise or f"{address.rpartition(':')[0]}:{stream_port}"
+        address = canonical(config.advertise or f"{host}:{port}")
+        stream_address = (
+            canonical(config.stream_advertise) if config.stream_advertise else f"{address.rpartition(':')[0]}:{stream_port}"
+        )
         membership = Membership(
             etcd,
             keys,

@@ -49,7 +49,7 @@ def open_channel(
 
     Raises ValueError for what is no address.
     """
-    check_address(address)
+    address = canonical(address)
     merged = [*dict([*CHANNEL_OPTIONS, *options]).items()]
     if credentials is None:
         return grpc.aio.insecure_channel(address, options=merged)
@@ -74,25 +74,47 @@ class AddressInUse(Exception):
     """Another process listens at this address, or it is none."""
 
 
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of `host:port`. An IPv6 host is written in brackets; Kubernetes' `$(POD_IP):7401`, without, is taken as well.
+
+    Raises ValueError.
+    """
+    host, _, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    if not host or not port.isdigit() or int(port) > 65_535 or not set("[]/").isdisjoint(host) or (":" in host and not _ip(host)):
+        raise ValueError(f"{address!r} is no address: write host:port")
+    return host, int(port)
+
+
 def check_address(address: str) -> None:
     """Raises ValueError unless the address is `host:port`."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65_535:
-        raise ValueError(f"{address!r} is no address: write host:port")
+    split_address(address)
+
+
+def canonical(address: str) -> str:
+    """The address, with an IPv6 host in brackets. Raises ValueError."""
+    host, port = split_address(address)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_wildcard(address: str) -> bool:
     """Whether this is every address of the machine: a process can listen there, and nobody can reach it there."""
+    ip = _ip(address.rpartition(":")[0].strip("[]"))
+    return ip is not None and ip.is_unspecified
+
+
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(address.rpartition(":")[0].strip("[]")).is_unspecified
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return None
 
 
 def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
     """Listen at `host:port` (port 0: any free one); the port. Raises AddressInUse."""
     try:
-        check_address(address)
+        address = canonical(address)
     except ValueError as error:
         raise AddressInUse(f"cannot listen: {error}") from None
     try:

@@ -20,7 +20,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from holdfast.channels import AddressInUse
+from holdfast.channels import AddressInUse, split_address
 
 LATENCY_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Seconds, from what a call costs in memory to the longest turn by default."""
@@ -122,11 +122,11 @@ class MetricsPage:
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
         registry.register(_OnLoop(asyncio.get_running_loop(), collect))
-        host, _, port = address.rpartition(":")
         try:
+            host, port = split_address(address)
             self._server: Any
-            self._server, self._thread = start_http_server(int(port), host, registry)
-        except (OSError, OverflowError) as error:
+            self._server, self._thread = start_http_server(port, host, registry)
+        except (OSError, ValueError) as error:
             raise AddressInUse(f"cannot listen at {address} for metrics: {error}") from None
         self.port = int(self._server.server_port)
 
