@@ -95,13 +95,10 @@ class Certificates:
         self._cert, self._key, self._ca, self._client_ca = cert, key, ca, client_ca
         self.version = 0
         """Grows with each change that was taken over."""
-        self.server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        """For streams that others open; demands a certificate of the cluster's CA."""
-        self.client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self.server_context: ssl.SSLContext
+        """For streams that others open; demands a certificate of the cluster's CA. Another one after each change, as the next is."""
+        self.client_context: ssl.SSLContext
         """For streams to others."""
-        self.server_context.verify_mode = ssl.CERT_REQUIRED
-        for context in (self.server_context, self.client_context):
-            context.minimum_version = ssl.TLSVersion.TLSv1_3
         self._seen: tuple[object, ...] = ()
         self._seen = self._look()
         self._load()
@@ -185,13 +182,15 @@ class Certificates:
             if self.name not in names:
                 shown = ", ".join(names) or "no name"
                 raise CertificateError(f"{self._cert} is made out to {shown}; the cluster's TLS name is {self.name}")
-            trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            trial.load_cert_chain(self._cert, self._key)
-            for context in (self.server_context, self.client_context):
+            contexts = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            for context in contexts:
+                context.minimum_version = ssl.TLSVersion.TLSv1_3
+                context.verify_mode = ssl.CERT_REQUIRED
                 context.load_cert_chain(self._cert, self._key)
-                context.load_verify_locations(self._ca)  # beside what was trusted before: until the next start
+                context.load_verify_locations(cadata=ca.decode("ascii", "ignore"))
         except (OSError, ValueError) as error:
             raise CertificateError(f"{self._cert}, {self._key}, {self._ca}: {error}") from None
+        self.server_context, self.client_context = contexts
         self._cert_pem, self._key_pem, self._ca_pem, self._client_ca_pem = cert, key, ca, client_ca
         self._not_after = certificate.not_valid_after_utc.timestamp()
         self.names = names

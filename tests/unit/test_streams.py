@@ -425,3 +425,24 @@ def test_a_renewed_certificate_without_the_cluster_s_name_is_not_taken(tmp_path:
     with pytest.raises(CertificateError, match=r"made out to somebody\.else; the cluster's TLS name is c\.holdfast"):
         certificates._load()
     assert (certificates.version, certificates._cert_pem, certificates.names) == (1, before, ["c.holdfast"])
+
+
+def test_a_ca_that_is_taken_out_of_its_file_is_trusted_no_more(tmp_path: Path) -> None:
+    old, new = Authority(tmp_path / "old"), Authority(tmp_path / "new")
+    (tmp_path / "ca.pem").write_bytes(old.file.read_bytes() + new.file.read_bytes())
+    stale = Certificates(*old.sign("process", "c.holdfast"), new.file, "c.holdfast")  # of the old CA, and trusts the new one
+    certificates = Certificates(*new.sign("process", "c.holdfast"), tmp_path / "ca.pem", "c.holdfast")
+
+    async def main() -> None:
+        echo = Echo()
+        server = StreamServer({"echo": echo}, certificates)
+        address = f"127.0.0.1:{await server.listen('127.0.0.1:0')}"
+        stream = await open_stream(address, "echo", ME, lambda frame: None, certificates=stale)
+        stream.close("done")
+        (tmp_path / "ca.pem").write_bytes(new.file.read_bytes())
+        certificates._load()
+        with pytest.raises(OSError):  # noqa: PT011
+            await open_stream(address, "echo", ME, lambda frame: None, certificates=stale)
+        await asyncio.wait_for(server.close(), 5)
+
+    uvloop.run(main())
