@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from holdfast.files import state_of
 
 from holdfast_cluster.etcdpb import etcd_pb2 as pb
 
@@ -66,12 +67,12 @@ class EtcdTLS:
     def __init__(self, ca: Path, cert: Path | None = None, key: Path | None = None) -> None:
         self._files = (ca, cert, key)
         self._version = 0
-        self._seen = self._look()
+        self._seen = state_of(self._files)
         self._load()
 
     def version(self) -> int:
         """Another number when changed files were taken over."""
-        seen = self._look()
+        seen = state_of(self._files)
         if seen != self._seen:
             self._seen = seen
             try:
@@ -85,16 +86,6 @@ class EtcdTLS:
     def credentials(self) -> grpc.ChannelCredentials:
         ca, cert, key = self._pems
         return grpc.ssl_channel_credentials(ca, key, cert)
-
-    def _look(self) -> tuple[object, ...]:
-        seen: list[object] = []
-        for file in self._files:
-            try:
-                stat = None if file is None else file.stat()
-            except OSError:
-                stat = None
-            seen.append(stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino))
-        return tuple(seen)
 
     def _load(self) -> None:
         ca, cert, key = self._files

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import jwt
 import msgspec
+from holdfast.files import state_of
 
 log = logging.getLogger(__name__)
 
@@ -277,17 +278,10 @@ class AccessFile:
         self.version += 1
 
     def _look(self, current: Access | None) -> object:
-        files = [self._path]
+        files: list[Path | None] = [self._path]
         if current is not None and current._file.jwt is not None:
             files.append(self._path.parent / current._file.jwt.jwks)
-        seen = []
-        for file in files:
-            try:
-                stat = file.stat()
-                seen.append((stat.st_mtime_ns, stat.st_size, stat.st_ino))
-            except OSError:
-                seen.append((0, 0, 0))
-        return tuple(seen)
+        return state_of(files)
 
     async def watch(self) -> None:
         """Take over changes, until cancelled. A file that is wrong is said to be, and the old rules stay."""

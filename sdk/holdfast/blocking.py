@@ -50,7 +50,19 @@ class BlockingClient:
             check_address(endpoint)
         self._token = token
         self._tracing = ClientTracing(of_application()) if tracing else None
-        self._channels = [(endpoint, _open(endpoint, tls)) for endpoint in endpoints]
+        self._tls = tls
+        self._endpoints = endpoints
+        self._connect()
+        self._use = random.randrange(len(endpoints))
+        self._timeout = timeout
+        self._budgets = Budgets(retry_budget)
+        self._budgets_lock = threading.Lock()
+        self._connect_lock = threading.Lock()
+        self._ids = RequestIds()
+
+    def _connect(self) -> None:
+        self._files = None if self._tls is None else self._tls.state()
+        self._channels = [(endpoint, _open(endpoint, self._tls)) for endpoint in self._endpoints]
         self._calls = [
             channel.unary_unary(
                 "/holdfast.v1.Objects/Call",
@@ -59,11 +71,19 @@ class BlockingClient:
             )
             for _, channel in self._channels
         ]
-        self._use = random.randrange(len(endpoints))
-        self._timeout = timeout
-        self._budgets = Budgets(retry_budget)
-        self._budgets_lock = threading.Lock()
-        self._ids = RequestIds()
+
+    def _connect_again(self) -> None:
+        """When files of certificates have changed: a channel connects with those that it was made with, for ever."""
+        with self._connect_lock:
+            if self._tls is None or self._tls.state() == self._files:
+                return
+            before = self._channels
+            try:
+                self._connect()
+            except (OSError, ValueError):
+                return  # they are being written: the next try has them
+        for _, channel in before:
+            channel.close()  # calls of other threads on it are sent again
 
     def __enter__(self) -> BlockingClient:
         return self
@@ -154,6 +174,7 @@ class BlockingClient:
             if time.monotonic() + pause >= deadline:
                 raise Unavailable(error.message, retryable=True, request_id=request.request_id)
             self._use = (use + 1) % len(self._calls)
+            self._connect_again()
             time.sleep(pause)
             backoff = min(backoff * 2, longest)
 

@@ -22,6 +22,8 @@ from typing import Any
 import grpc
 from cryptography import x509
 
+from holdfast.files import state_of
+
 log = logging.getLogger(__name__)
 
 LOOK_S = 2.0
@@ -36,6 +38,8 @@ class TLS:
     """What a client needs for TLS: `ca` to trust (None: the system's), `cert` and `key` where the gateway asks for a certificate.
 
     `server_name`: the name that the gateway's certificate has to have, when it is not the address that is connected to.
+
+    The files are read for each new connection: renewed ones are used from the next on.
     """
 
     ca: str | Path | None = None
@@ -53,6 +57,10 @@ class TLS:
                 for file, what in ((self.ca, _CERTIFICATE), (self.key, _KEY), (self.cert, _CERTIFICATE))
             )
         )
+
+    def state(self) -> tuple[object, ...]:
+        """Something that is another thing when one of the files has changed."""
+        return state_of(None if file is None else Path(file) for file in (self.ca, self.cert, self.key))
 
     def options(self) -> list[tuple[str, str]]:
         """For the same channel."""
@@ -99,8 +107,8 @@ class Certificates:
         """For streams that others open; demands a certificate of the cluster's CA. Another one after each change, as the next is."""
         self.client_context: ssl.SSLContext
         """For streams to others."""
-        self._seen: tuple[object, ...] = ()
-        self._seen = self._look()
+        self._files = (cert, key, ca, client_ca)
+        self._seen = state_of(self._files)
         self._load()
 
     @property
@@ -144,7 +152,7 @@ class Certificates:
         soon = False
         while True:
             await asyncio.sleep(LOOK_S)
-            seen = self._look()
+            seen = state_of(self._files)
             if seen != self._seen:
                 try:
                     self._load()
@@ -159,16 +167,6 @@ class Certificates:
                 soon = not soon
                 if soon:
                     log.warning("certificates: %s is valid for %.1f days only", self._cert, self.expires_in_s / 86_400)
-
-    def _look(self) -> tuple[object, ...]:
-        seen: list[object] = []
-        for file in (self._cert, self._key, self._ca, self._client_ca):
-            try:
-                stat = None if file is None else file.stat()
-            except OSError:
-                stat = None
-            seen.append(stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino))
-        return tuple(seen)
 
     def _load(self) -> None:
         try:

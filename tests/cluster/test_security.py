@@ -532,6 +532,12 @@ async def test_clients_may_have_to_show_certificates(secured: Secured) -> None:
             assert await client.get("Shop", "c").who() == "cert-shop"
             with pytest.raises(holdfast.PermissionDenied, match="cert-shop may not call"):
                 await client.get("Ledger", "c").total()
+        expired = secured.clients_ca.sign("renewed", common_name="cert-shop", lasts=-datetime.timedelta(hours=1))
+        with holdfast.connect_blocking(f"127.0.0.1:{port}", tls=holdfast.TLS(secured.ca.file, *expired), timeout=2) as blocking:
+            with pytest.raises(holdfast.Unavailable):
+                blocking.get("Shop", "c").who()
+            secured.clients_ca.sign("renewed", common_name="cert-shop")  # the same files
+            assert blocking.get("Shop", "c", timeout=20).who() == "cert-shop"
         for pair in ((), secured.ca.sign("not-a-client", common_name="cert-shop")):
             async with holdfast.connect(f"127.0.0.1:{port}", timeout=2, tls=holdfast.TLS(secured.ca.file, *pair)) as client:
                 with pytest.raises(holdfast.Unavailable):
