@@ -11,7 +11,7 @@ import uvloop
 from holdfast import logs
 from holdfast.channels import AddressInUse
 from holdfast.options import certificates, common_options, explicit_settings, option
-from holdfast.processes import raise_file_limit
+from holdfast.processes import prefer_batches, raise_file_limit
 from holdfast.tracing import TracingMissing
 from holdfast_cluster.dispatch import DispatchLimits
 from holdfast_cluster.etcd import etcd_tls
@@ -93,6 +93,7 @@ def gateway(
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     raise_file_limit()
+    prefer_batches()
     logs.configure("gateway", log_level, log_format)
     try:
         uvloop.run(_run(config))

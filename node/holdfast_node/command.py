@@ -15,7 +15,7 @@ from holdfast import logs
 from holdfast.channels import AddressInUse
 from holdfast.loading import AppError, load_app
 from holdfast.options import certificates, common_options, explicit_settings, option
-from holdfast.processes import raise_file_limit
+from holdfast.processes import prefer_batches, raise_file_limit
 from holdfast.tracing import TracingMissing
 from holdfast_cluster.etcd import etcd_tls
 from holdfast_cluster.membership import Refused
@@ -168,6 +168,7 @@ def node(
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     raise_file_limit()
+    prefer_batches()
     logs.configure(name or "node", log_level, log_format)
     try:
         uvloop.run(_run(config))

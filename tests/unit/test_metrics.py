@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import subprocess
 import sys
@@ -167,3 +168,18 @@ def test_a_process_that_does_not_trace_imports_nothing_of_it() -> None:
     command = "import sys, holdfast.cli, holdfast_node.server, holdfast_gateway.server; print('opentelemetry' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="this system has no such policy")
+def test_a_process_can_prefer_batches_and_its_threads_do_too() -> None:
+    script = """
+import os, threading
+from holdfast.processes import prefer_batches
+prefer_batches()
+found = []
+thread = threading.Thread(target=lambda: found.append(os.sched_getscheduler(0)))
+thread.start(); thread.join()
+print(found == [os.SCHED_BATCH] == [os.sched_getscheduler(0)])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert done.stdout == "True\n", done.stderr
