@@ -69,12 +69,9 @@ class NodeConfig:
         """Raises ValueError naming what is out of its range."""
         for address in (self.listen, *([self.stream_listen] if self.stream_listen else [])):
             check_exposed(address, self.certificates is not None, self.insecure)
-        for reached, flag, otherwise in (
-            (self.advertise or self.listen, "--advertise", ""),
-            (self.stream_advertise or (not self.advertise and self.stream_listen) or "", "--stream-advertise", " (or --advertise)"),
-        ):
+        for reached, flag in ((self.advertise or self.listen, "--advertise"), (self.stream_advertise or "", "--stream-advertise")):
             if is_wildcard(reached):
-                raise ValueError(f"others cannot reach this node at {reached}: say by {flag}{otherwise} where they do")
+                raise ValueError(f"others cannot reach this node at {reached}: say by {flag} where they do")
         if self.name is not None and not NODE_ID.fullmatch(self.name):
             raise ValueError(f"node name {self.name!r}: letters, digits and _.-, up to 128")
         if not 2 <= self.lease_ttl_s <= 600:

@@ -594,7 +594,7 @@ def test_a_gateway_with_a_wrong_access_file_does_not_start(tmp_path: Path, text:
         (("--listen", "0.0.0.0:0"), "say by --advertise where they do"),
         (("--listen", "[::]:0"), "say by --advertise where they do"),
         (("--listen", "127.0.0.1:0", "--advertise", "0.0.0.0:1"), "say by --advertise where they do"),
-        (("--listen", "127.0.0.1:0", "--stream-listen", "0.0.0.0:0"), "say by --stream-advertise (or --advertise) where they do"),
+        (("--listen", "127.0.0.1:0", "--stream-advertise", "0.0.0.0:1"), "say by --stream-advertise where they do"),
     ],
 )
 def test_a_node_says_where_others_reach_it(tmp_path: Path, options: tuple[str, ...], why: str) -> None:

@@ -135,6 +135,33 @@ async def test_delayed_notifications_that_are_due_together_are_moved_in_pieces(b
     assert max(at_once) <= 3, at_once  # 1 MiB, and the one that passes it
 
 
+async def test_many_objects_are_asked_for_their_delayed_ones_by_one_scan_until_another_is_sent(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliveries = bench.engine.deliveries
+    scans = []
+    rows = deliveries._rows
+    monkeypatch.setattr(deliveries, "_rows", lambda shard, index: scans.append(index) or rows(shard, index))
+
+    async def delayed(*senders: str) -> list[int]:
+        scans.clear()
+        return [len(await deliveries.delayed_of(bench.shard, ("Sender", sender))) for sender in senders]
+
+    for sender in ("a", "b"):
+        await bench.answered(bench.call(sender, "send", "r", 3, "take", 60_000, kind="Sender"))
+    assert await delayed("x", "y", "z", "b", "x") == [0, 0, 0, 3, 0]
+    assert scans == [keys.DELAYED] * 2  # the first, and that of who has some
+    bench.may_sync.clear()
+    number = bench.call("x", "send", "r", 1, "take", 60_000, kind="Sender")
+    await asyncio.sleep(0.05)  # sent, and not committed
+    await delayed("y")
+    bench.may_sync.set()
+    await bench.answered(number)
+    assert await delayed("x", "y") == [1, 0]
+    assert await delayed("y", "z") == [0, 0]
+    assert scans == []
+
+
 async def test_nothing_of_a_shard_comes_back_once_it_is_dropped(bench: Bench) -> None:
     batch = bench.store.batch()
     batch.put("state", keys.index_prefix(0, keys.OUTBOX) + keys.sequence(1, 1), encode(a_notification(10)))

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
-import msgspec
 from holdfast.app import NOTIFY_AGE_MAX, App, Retries
 from holdfast.errors import Unavailable, WrongOwner, code_name
 from holdfast.ids import effect_id
@@ -66,6 +65,10 @@ class _Duties:
     letters: int = 0
     owed: dict[bytes, bytes | None] = field(default_factory=dict)
     """Writes that the shard could not take at the moment."""
+    delayed_changes: int = 0
+    """Grows with each delayed notification that is sent, and again when it is committed."""
+    delayed_senders: tuple[int, set[Target]] = (-1, set())
+    """Who had delayed ones, as of that many changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +149,9 @@ class Deliveries:
         if delay_ms > 0:
             due = row.created_ms + delay_ms
             entry.rows.append((keys.due_key(shard.number, keys.DELAYED, due, sequence), what.raw))
-            self._known(shard).delayed += 1
+            duties = self._known(shard)
+            duties.delayed += 1
+            duties.delayed_changes += 1
             self.due_at(entry, due, delayed=True)
         else:
             entry.rows.append((keys.index_prefix(shard.number, keys.OUTBOX) + sequence, what.raw))
@@ -159,20 +164,29 @@ class Deliveries:
         for _ in range(_MOVES_PATIENCE):
             # Those that are being moved can be read neither there nor in the outbox, until their entry is committed.
             if not self._moves(shard):
-                found = await self._scan_delayed(shard, sender) if self._known(shard).delayed else []
+                found = await self._scan_delayed(shard, sender)
                 if not self._moves(shard):
                     return [key for key in found if self._store.get("state", key) is not None]
             await asyncio.sleep(0.02)
         raise Unavailable("notifications of its shard are about to leave", definite=True, retryable=True, retry_after_s=0.5)
 
     async def _scan_delayed(self, shard: Shard, sender: Target) -> list[bytes]:
-        begins = b"".join(msgspec.msgpack.encode(name) for name in sender)  # behind the array's head, which tells its length
-        found = []
+        """The rows; whose others are is remembered until one is sent, so that many objects are deleted by one scan."""
+        duties = self._known(shard)
+        as_of, senders = duties.delayed_senders
+        if not duties.delayed or (as_of == duties.delayed_changes and sender not in senders):
+            return []
+        self.show()
+        as_of, senders, found = duties.delayed_changes, set(), []
         for looked, (key, value) in enumerate(self._rows(shard.number, keys.DELAYED), 1):
-            if value.startswith(begins, 1):
+            row = decode_notification(value)
+            whose = row.sender_kind, row.sender_key
+            senders.add(whose)
+            if whose == sender:
                 found.append(key)
             if looked % _SCAN_MAX == 0:
                 await asyncio.sleep(0)
+        duties.delayed_senders = as_of, senders
         return found
 
     def _moves(self, shard: Shard) -> bool:
@@ -205,6 +219,7 @@ class Deliveries:
         duties = self._known(entry.shard)
         for delayed, due in entry.dues or ():
             if delayed:
+                duties.delayed_changes += 1  # what was staged could not be seen before
                 duties.delayed_due = min(duties.delayed_due, due)
             else:
                 self.alarms.due_at(entry.shard, due)
