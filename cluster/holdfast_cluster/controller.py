@@ -34,7 +34,7 @@ class Expected:
             self._seen[name] = member, now
         for name, (member, at) in list(self._seen.items()):
             # Who stopped in order was not taken away by a network or a mistake.
-            patience = self._repair_after_s if member.state == "stopping" else HOLD_MOVES_S
+            patience = self._repair_after_s if member.state == "stopping" else max(self._repair_after_s, HOLD_MOVES_S)
             if now - at > patience or (name not in view.members and name in view.drains):
                 del self._seen[name]
         recent = {name: member for name, (member, _) in self._seen.items()}

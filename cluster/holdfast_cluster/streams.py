@@ -40,6 +40,7 @@ _SHAKING_MAX = 1024
 """TLS handshakes under way, each of which takes about 50 KB; for one more the oldest is given up."""
 _BACKLOG = 1024
 _ACCEPT_AGAIN_S = 0.1
+_ACCEPT_MAX = 128
 _BEAT_S = 1.0
 _SILENCE_S = 5.0
 """A peer that says nothing for so long is gone, or as good as gone."""
@@ -373,17 +374,25 @@ class StreamServer:
             while True:
                 try:
                     connection, _ = await loop.sock_accept(listener)
-                except OSError as error:  # there are too many files, say
+                    self._shake(connection, certificates)
+                    for _ in range(_ACCEPT_MAX):  # one for each turn of a busy loop would be slower than they may come
+                        connection, _ = listener.accept()
+                        connection.setblocking(False)
+                        self._shake(connection, certificates)
+                except BlockingIOError:
+                    pass  # there are no more
+                except Exception as error:  # there are too many files, say
                     log.warning("a stream cannot be accepted: %s", error)
                     await asyncio.sleep(_ACCEPT_AGAIN_S)
-                    continue
-                if len(self._shaking) >= _SHAKING_MAX:
-                    oldest = next(iter(self._shaking))
-                    del self._shaking[oldest]
-                    oldest.cancel()
-                task = asyncio.create_task(self._secure(connection, certificates))
-                self._shaking[task] = None
-                task.add_done_callback(lambda task: self._shaking.pop(task, None))
+
+    def _shake(self, connection: socket.socket, certificates: Certificates) -> None:
+        if len(self._shaking) >= _SHAKING_MAX:
+            oldest = next(iter(self._shaking))
+            del self._shaking[oldest]
+            oldest.cancel()
+        task = asyncio.create_task(self._secure(connection, certificates))
+        self._shaking[task] = None
+        task.add_done_callback(lambda task: self._shaking.pop(task, None))
 
     async def _secure(self, connection: socket.socket, certificates: Certificates) -> None:
         try:

@@ -63,15 +63,17 @@ class Guest:
     def look(self, now: float) -> str | None:
         """Whether it is still who it was: why not, or None. Ask it now and then."""
         if self._version != self._file.version or now >= self._until:
-            before = self._use
+            before, subject = self._use, self.subject
             try:
                 self._identify(now)
             except Refused as refused:
                 return str(refused)
-            if before is not None and before is not self._use:
-                if self._use is None:
+            if self.subject != subject:
+                return "what you have shown names another subject by now: connect again"
+            if before is not self._use:
+                if before is not None and self._use is None:
                     before.limits = SubjectLimits()
-                self._use = before  # what is under way was counted there
+                self._use = before  # what is under way was counted there, or was not
         return None
 
     def may(self, kind: str, method: str) -> bool:

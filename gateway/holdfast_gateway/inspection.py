@@ -177,11 +177,13 @@ class ObjectAdmin:
         progress = admin_pb2.DeleteObjectsProgress()
         after = ""
         silent: set[str] = set()
+        unserved: set[int] = set()  # on some page: the objects there may be behind us
         while True:
             page = await self._page(
                 admin_pb2.ListObjectsRequest(kind=request.kind, prefix=request.prefix, after=after, limit=_DELETE_PAGE)
             )
             silent |= set(page.silent)
+            unserved |= set(page.unserved)
             progress.matched += len(page.keys)
             progress.failed.clear()
             if not request.dry_run and page.keys:
@@ -192,7 +194,7 @@ class ObjectAdmin:
             progress.done = not page.more or not page.keys
             del progress.silent[:], progress.unserved[:]
             progress.silent.extend(sorted(silent))
-            progress.unserved.extend(page.unserved)
+            progress.unserved.extend(sorted(unserved))
             yield progress
             if progress.done:
                 break
@@ -204,15 +206,15 @@ class ObjectAdmin:
         """Delete these where they are, for a while also where they go to; how many, and why others could not be."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _DELETE_PATIENCE_S
-        deleted, failed = await self._delete_once(kind, keys, by)
+        failed = await self._delete_once(kind, keys, by)
         while loop.time() < until and (again := [key for key, why in failed.items() if why.partition(":")[0] in _PASSING]):
             await asyncio.sleep(_WHOLE_RETRY_S)
-            more, still = await self._delete_once(kind, again, by)
-            deleted += more
+            still = await self._delete_once(kind, again, by)
             failed = {key: why for key, why in failed.items() if key not in again} | still
-        return deleted, failed
+        return len(keys) - len(failed), failed  # they were there when they were listed
 
-    async def _delete_once(self, kind: str, keys: list[str], by: str) -> tuple[int, dict[str, str]]:
+    async def _delete_once(self, kind: str, keys: list[str], by: str) -> dict[str, str]:
+        """Delete these where they are; why some could not be."""
         view = self._feed.view
         assert view.settings is not None
         by_owner: dict[str, list[str]] = defaultdict(list)
@@ -224,16 +226,16 @@ class ObjectAdmin:
             else:
                 by_owner[owner.id].append(key)
 
-        async def delete(node: str, those: list[str]) -> int:
+        async def delete(node: str, those: list[str]) -> None:
             these = admin_pb2.DeleteTheseRequest(kind=kind, keys=those)
             answer = (await self._nodes.ask_all(view, "DeleteThese", these, admin_pb2.DeleteTheseResponse, node, by))[node]
             if answer is None:
                 failed.update(dict.fromkeys(those, "UNAVAILABLE: its node did not answer, or not in time: look at the list again"))
-                return 0
-            failed.update(answer.failed)
-            return int(answer.deleted)
+            else:
+                failed.update(answer.failed)
 
-        return sum(await asyncio.gather(*(delete(node, those) for node, those in by_owner.items()))), failed
+        await asyncio.gather(*(delete(node, those) for node, those in by_owner.items()))
+        return failed
 
     async def _ask_whole(self, method: str, request: Any, answer: type[R]) -> tuple[dict[str, R | None], list[int]]:
         """Ask all members until every shard is in one answer, for a while: shards that move are nobody's for a moment, or were in

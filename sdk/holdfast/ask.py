@@ -58,9 +58,11 @@ def shown() -> tuple[TLS | None, str | None]:
     options: dict[str, Any] = click.get_current_context().meta.get(_SHOWN, {})
     ca, cert, key = (options.get(name) for name in ("gateway_ca", "client_cert", "client_key"))
     file: Path | None = options.get("token_file")
-    token = None if file is None else file.read_text().strip()
-    if token == "":
-        raise click.ClickException(f"--token-file {file}: it is empty")
+    try:
+        token = None if file is None else file.read_text().strip()
+        authorization(token)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"--token-file {file}: {error}") from None
     if ca is None:
         if cert is not None or key is not None:
             raise click.ClickException("--client-cert and --client-key need --gateway-ca")

@@ -27,7 +27,7 @@ from holdfast.channels import SERVER_OPTIONS, bind, open_channel
 from holdfast.client import Client, connect
 from holdfast.errors import HoldfastError
 from holdfast.local import ClusterFailed, LocalCluster, free_port
-from holdfast.options import option
+from holdfast.options import local_option
 from holdfast.processes import process_stats
 from holdfast.v1 import admin_pb2
 from holdfast.v1 import objects_pb2 as pb
@@ -58,13 +58,13 @@ class Row(msgspec.Struct):
 
 
 @click.command(short_help="Measure calls per second.")
-@option("--target", help="A running cluster's gateway, whose nodes run holdfast.bench_app. Default: a cluster of its own.")
-@option("--copies", default="1,3", help="Copies of each shard: for each a cluster of its own, of as many nodes.")
-@option("--objects", default=1000, help="Objects that are called, at random.")
-@option("--seconds", default=3.0, help="How long each row is measured.")
-@option("--in-flight", "in_flight", default="1,64,512", help="Calls under way, one row for each.")
-@option("--only", default="", help="Rows to measure, as workload/transport, comma-separated. Default: all.")
-@option("--json", "as_json", is_flag=True, default=False, help="Print one JSON object.")
+@local_option("--target", help="A running cluster's gateway, whose nodes run holdfast.bench_app. Default: a cluster of its own.")
+@local_option("--copies", default="1,3", help="Copies of each shard: for each a cluster of its own, of as many nodes.")
+@local_option("--objects", default=1000, help="Objects that are called, at random.")
+@local_option("--seconds", default=3.0, help="How long each row is measured.")
+@local_option("--in-flight", "in_flight", default="1,64,512", help="Calls under way, one row for each.")
+@local_option("--only", default="", help="Rows to measure, as workload/transport, comma-separated. Default: all.")
+@local_option("--json", "as_json", is_flag=True, default=False, help="Print one JSON object.")
 def bench(target: str | None, copies: str, objects: int, seconds: float, in_flight: str, only: str, as_json: bool) -> None:
     """Measure durable increments and reads, through Session and Call, beside a bare gRPC echo; and notifications delivered, from all
     objects to all (notify/spread), and from all to one (notify/one).

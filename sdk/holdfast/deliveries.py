@@ -41,7 +41,8 @@ def list_letters(to: str, sender: str, limit: int, gateway: str, as_json: bool) 
     """
     answer = _letters(gateway, to, sender, limit)
     if as_json:
-        click.echo(codec.encode_json({**_plain(answer), "letters": [_shown(letter) for letter in answer.letters]}).decode())
+        facts = {"letters": [_shown(letter) for letter in answer.letters], "more": answer.more}
+        click.echo(codec.encode_json(facts | {"silent": list(answer.silent), "unserved": list(answer.unserved)}).decode())
         return
     table = Table()
     for title in ("id", "of", "to", "method", "attempts", "died", "error"):

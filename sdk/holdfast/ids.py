@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import struct
 import time
+from collections.abc import Iterator
 from hashlib import blake2b
 
 REQUEST_ID_BYTES = 16
 
+_RANDOM_AT_ONCE = 256
 _pack = struct.Struct(">QQ").pack
+_unpack = struct.Struct(f">{_RANDOM_AT_ONCE}Q").unpack
 
 
 KEYED = 0xFF
@@ -25,15 +28,14 @@ IDEMPOTENCY_KEY_BYTES_MAX = 255
 
 
 class RequestIds:
-    """Makes request ids: unique among all makers by 62 random bits, increasing within one maker.
+    """Makes request ids: unique among all makers by 62 random bits, increasing within one maker, and not to be foretold from others:
+    who knew the id of a call that is about to be made could have it refused, or joined to a call of his own.
 
-    Layout: 48 bits of Unix time in ms | 4 bits version | 12 bits counter | 2 bits variant | 62 bits that start at random
-    and step by a random odd number.
+    Layout: 48 bits of Unix time in ms | 4 bits version | 12 bits counter | 2 bits variant | 62 random bits.
     """
 
     def __init__(self) -> None:
-        self._low = int.from_bytes(os.urandom(8), "big") >> 2
-        self._step = (int.from_bytes(os.urandom(4), "big") << 1) | 1
+        self._random: Iterator[int] = iter(())
         self._ms = 0
         self._count = 0
 
@@ -48,8 +50,11 @@ class RequestIds:
             if self._count > 0xFFF:
                 self._ms += 1
                 self._count = 0
-        self._low = (self._low + self._step) & 0x3FFF_FFFF_FFFF_FFFF
-        return _pack(self._ms << 16 | 0x7000 | self._count, 0x8000_0000_0000_0000 | self._low)
+        low = next(self._random, None)
+        if low is None:
+            self._random = iter(_unpack(os.urandom(8 * _RANDOM_AT_ONCE)))
+            low = next(self._random)
+        return _pack(self._ms << 16 | 0x7000 | self._count, 0x8000_0000_0000_0000 | low & 0x3FFF_FFFF_FFFF_FFFF)
 
 
 def id_prefix(time_ms: int) -> bytes:

@@ -198,7 +198,7 @@ def delete(kind: str, key: str, prefix: str, all_: bool, dry_run: bool, yes: boo
         _say_missing(progress.silent, progress.unserved)
     if not progress.matched:
         _say_unknown(gateway, kind)
-    if failed or not progress.done:
+    if failed or not progress.done or progress.silent or progress.unserved:
         raise SystemExit(1)
 
 

@@ -84,3 +84,5 @@ def configure(process: str, level: str, style: str) -> None:
     as_text = style == "text" or (style == "auto" and sys.stderr.isatty())
     handler.setFormatter(TextFormatter(process) if as_text else JsonFormatter(process))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # A caller that goes away while it is refused leaves a traceback of gRPC's, past all bounds of ours (see `Few`).
+    logging.getLogger("grpc._cython.cygrpc").addFilter(lambda record: not str(record.msg).startswith("ExecuteBatchError"))

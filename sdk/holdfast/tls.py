@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import re
 import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -29,8 +28,6 @@ log = logging.getLogger(__name__)
 LOOK_S = 2.0
 """How often the files are looked at."""
 EXPIRES_SOON_S = 7 * 86_400
-
-_CERTIFICATE, _KEY = b"CERTIFICATE", b"PRIVATE KEY"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +48,19 @@ class TLS:
         """For a channel. Reads the files; raises OSError when one cannot be read, ValueError for what is no PEM, or half a pair."""
         if (self.cert is None) != (self.key is None):
             raise ValueError("a certificate needs its key, and a key its certificate")
-        return grpc.ssl_channel_credentials(
-            *(
-                None if file is None else _pem(Path(file), what)
-                for file, what in ((self.ca, _CERTIFICATE), (self.key, _KEY), (self.cert, _CERTIFICATE))
-            )
-        )
+        ca, cert, key = (None if file is None else Path(file) for file in (self.ca, self.cert, self.key))
+        trial = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # gRPC tells nobody what is wrong with files
+        if ca is not None:
+            try:
+                trial.load_verify_locations(ca)
+            except ssl.SSLError as error:
+                raise ValueError(f"{ca} holds no certificate in PEM: {error}") from None
+        if cert is not None:
+            try:
+                trial.load_cert_chain(cert, key)
+            except ssl.SSLError as error:
+                raise ValueError(f"{cert} and {key} are no certificate and its key in PEM: {error}") from None
+        return grpc.ssl_channel_credentials(*(None if file is None else file.read_bytes() for file in (ca, key, cert)))
 
     def state(self) -> tuple[object, ...]:
         """Something that is another thing when one of the files has changed."""
@@ -65,14 +69,6 @@ class TLS:
     def options(self) -> list[tuple[str, str]]:
         """For the same channel."""
         return [] if self.server_name is None else [("grpc.ssl_target_name_override", self.server_name)]
-
-
-def _pem(file: Path, what: bytes) -> bytes:
-    """A PEM file's bytes: gRPC tells nobody what is wrong with them."""
-    pem = file.read_bytes()
-    if not re.search(rb"-----BEGIN [A-Z0-9 ]*" + what + rb"-----", pem):
-        raise ValueError(f"{file} holds no {what.decode().lower()} in PEM")
-    return pem
 
 
 Token = str | Callable[[], str]

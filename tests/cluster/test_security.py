@@ -349,11 +349,19 @@ def test_commands_say_what_is_missing(secured: Secured, tmp_path: Path) -> None:
     ca = ("--gateway", secured.gateway, "--gateway-ca", str(secured.ca.file))
     assert "(say who you are by --token-file, or a certificate)" in run("status", *ca).stderr
     (tmp_path / "empty").write_text("\n")
-    assert "empty: it is empty" in run("status", *ca, "--token-file", str(tmp_path / "empty")).stderr
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    (tmp_path / "two").write_text("one\ntwo\n")
+    for name in ("empty", "binary", "two"):
+        refused = run("status", *ca, "--token-file", str(tmp_path / name))
+        assert refused.returncode == 1
+        assert refused.stderr.startswith(f"Error: --token-file {tmp_path / name}: ")
+        assert "Traceback" not in refused.stderr
     key = secured.files / "process-key.pem"
     wrong = run("status", "--gateway", secured.gateway, "--gateway-ca", str(key))
     assert f"{key} holds no certificate in PEM" in wrong.stderr
     assert wrong.returncode == 1
+    (tmp_path / "rubbish.pem").write_text("-----BEGIN CERTIFICATE-----\nrubbish\n-----END CERTIFICATE-----\n")
+    assert "rubbish.pem holds no certificate" in run("status", *ca[:3], str(tmp_path / "rubbish.pem")).stderr
 
 
 async def test_no_link_works_without_tls(secured: Secured) -> None:
@@ -464,7 +472,13 @@ async def test_what_strangers_do_leaves_lines_of_json_only(secured: Secured) -> 
             writer.close()
         with pytest.raises(ssl.SSLError):
             await asyncio.open_connection(host, int(port), ssl=ssl.create_default_context(), server_hostname="x")
+    channel = open_channel(secured.gateway, credentials=holdfast.TLS(secured.ca.file).credentials())
+    call = channel.unary_unary("/holdfast.v1.Objects/Call")
+    for wait in range(1, 40):  # some of these go away at the very moment in which they are refused
+        await asyncio.gather(*(call(b"", timeout=wait / 10_000) for _ in range(50)), return_exceptions=True)
+    await channel.close()
     await asyncio.sleep(0.5)
+    assert "ExecuteBatchError" not in secured.said("gateway")
     for process in ("n1", "n2", "n3", "gateway"):
         for line in secured.said(process).splitlines():
             assert json.loads(line)["level"], line

@@ -16,8 +16,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from holdfast.logs import Few
+from holdfast.v1 import objects_pb2 as pb
 from holdfast_gateway import access
 from holdfast_gateway.access import ANONYMOUS, Access, AccessError, AccessFile, Identity, Refused, SubjectLimits, Uses
+from holdfast_gateway.door import Guest
 
 NOW = time.time()
 
@@ -399,3 +401,49 @@ def test_brackets_in_patterns_stand_for_themselves() -> None:
     assert rules.may_call("svc[1]x", "K", "m")
     assert not rules.may_call("svc1", "K", "m")
     assert not rules.may_call("svc[1]", "K", "mm")
+
+
+def guest(file: AccessFile, uses: Uses, token: str) -> Guest:
+    return Guest(file, uses, f"Bearer {token}", "", [], "somewhere")
+
+
+def test_limits_that_come_while_calls_are_under_way_are_not_paid_out_to_those_that_follow(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    rules = f'[tokens]\na = ["{hashlib.sha256(b"secret").hexdigest()}"]\n'
+    limits = "[limits.a]\nin_flight = 2\n"
+    call = pb.Call(kind="K", key="k", method="m")
+    path.write_text(rules)
+    file, uses = AccessFile(path), Uses()
+    before = guest(file, uses, "secret")
+    assert [before.take(call) for _ in range(50)] == [None] * 50
+    path.write_text(rules + limits)
+    file._read()
+    assert before.look(time.time()) is None
+    before.done(50)
+    after = guest(file, uses, "secret")
+    assert [after.take(call) is None for _ in range(4)] == [True, True, False, False]
+    path.write_text(rules)  # taken back, and given again
+    file._read()
+    assert after.look(time.time()) is None
+    assert [after.take(call) is None for _ in range(4)] == [True] * 4
+    path.write_text(rules + limits)
+    file._read()
+    assert after.look(time.time()) is None
+    assert after.take(call) is not None
+    after.done(6)
+    assert [after.take(call) is None for _ in range(3)] == [True, True, False]
+
+
+def test_a_token_that_becomes_another_subject_s_ends_its_sessions_and_frees_nobody_of_limits(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    one, two = (hashlib.sha256(token).hexdigest() for token in (b"one", b"two"))
+    limits = "[limits.a]\nin_flight = 2\n"
+    path.write_text(f'[tokens]\na = ["{one}", "{two}"]\n{limits}')
+    file, uses = AccessFile(path), Uses()
+    moves, stays = guest(file, uses, "one"), guest(file, uses, "two")
+    path.write_text(f'[tokens]\nb = ["{one}"]\na = ["{two}"]\n{limits}')
+    file._read()
+    assert moves.look(time.time()) == "what you have shown names another subject by now: connect again"
+    assert stays.look(time.time()) is None
+    call = pb.Call(kind="K", key="k", method="m")
+    assert [stays.take(call) is None for _ in range(3)] == [True, True, False]

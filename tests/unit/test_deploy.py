@@ -278,6 +278,7 @@ def test_the_components_fit_on_production(tmp_path: Path) -> None:
     [config] = configs
     port = int(config["OTEL_EXPORTER_OTLP_ENDPOINT"].rpartition(":")[2])
     policy = found["NetworkPolicy", "holdfast-tracing"]
+    assert {one["metadata"].get("namespace") for (kind, _), one in found.items() if kind != "Namespace"} == {"holdfast"}
     kubernetes_validate.validate(policy, "1.32", strict=True)
     assert policy["spec"]["egress"][0]["ports"] == [{"port": port}]
     options("node")["--trace"].type_cast_value(click.Context(main.commands["node"]), config["HOLDFAST_TRACE"])

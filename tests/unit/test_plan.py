@@ -258,3 +258,10 @@ def test_when_more_than_a_third_vanished_they_are_expected_for_long() -> None:
     assert set(expected.look(few, 100.0)) == set("abcde")
     assert too_many_away(few, expected.look(few, 100.0))
     assert set(expected.look(few, HOLD_MOVES_S + 1)) == set("abc")
+
+
+def test_patience_may_be_longer_than_moves_are_held() -> None:
+    members = [Member(name, f"127.0.0.1:{i}", 1, f"h{i}") for i, name in enumerate("abcde")]
+    expected = Expected(3 * HOLD_MOVES_S)
+    expected.look(view(*members), 0.0)
+    assert set(expected.look(view(*members[:4]), 2 * HOLD_MOVES_S)) == set("abcde")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -444,5 +445,24 @@ def test_a_ca_that_is_taken_out_of_its_file_is_trusted_no_more(tmp_path: Path) -
         with pytest.raises(OSError):  # noqa: PT011
             await open_stream(address, "echo", ME, lambda frame: None, certificates=stale)
         await asyncio.wait_for(server.close(), 5)
+
+    uvloop.run(main())
+
+
+def test_many_connections_are_accepted_in_one_turn_of_a_busy_loop(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificates = Certificates(*authority.sign("process", "c.holdfast"), authority.file, "c.holdfast")
+
+    async def main() -> None:
+        server = StreamServer({"echo": Echo()}, certificates)
+        port = await server.listen("127.0.0.1:0")
+        connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
+        for _ in range(5):  # turns of the loop
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        assert len(server._shaking) == 100
+        await asyncio.wait_for(server.close(), 5)
+        for connection in connections:
+            connection.close()
 
     uvloop.run(main())

@@ -19,7 +19,7 @@ from holdfast import codec
 from holdfast.client import connect
 from holdfast.errors import HoldfastError
 from holdfast.local import ClusterFailed
-from holdfast.options import option
+from holdfast.options import local_option
 from holdfast.verify.faults import FAULTS, Victims, strike
 from holdfast.verify.picture import Band, draw
 from holdfast.verify.workload import Findings, Made, Workload
@@ -30,15 +30,19 @@ _THINK_S = 0.08
 
 
 @click.command(short_help="Break a cluster on purpose and check that it kept its promises.")
-@option("--duration", default=60.0, help="Seconds in which rounds of faults begin; a round, each fault once, is finished.")
-@option("--faults", default=",".join(FAULTS), help="What may go wrong, comma-separated; empty: nothing.")
-@option("--seed", type=int, help="Draws the order of faults, victims and calls. Default: one is drawn and told.")
-@option("--nodes", default=4, type=click.IntRange(1, 10), help="Nodes of the cluster.")
-@option("--replication", type=click.IntRange(2, 7), help="Copies of each shard. Default: 3, or as many as there are nodes.")
-@option("--clients", default=20, type=click.IntRange(1, 200), help="Clients that call, each with a pause between its calls.")
-@option("--target", help="A running cluster's gateway, its nodes with holdfast.verify.app: only call and check, you make faults.")
-@option("--picture", type=click.Path(path_type=Path, dir_okay=False), default=Path("verify.svg"), help="Where the timeline is drawn.")
-@option("--json", "as_json", is_flag=True, default=False, help="Print the report as JSON.")
+@local_option("--duration", default=60.0, help="Seconds in which rounds of faults begin; a round, each fault once, is finished.")
+@local_option("--faults", default=",".join(FAULTS), help="What may go wrong, comma-separated; empty: nothing.")
+@local_option("--seed", type=int, help="Draws the order of faults, victims and calls. Default: one is drawn and told.")
+@local_option("--nodes", default=4, type=click.IntRange(1, 10), help="Nodes of the cluster.")
+@local_option("--replication", type=click.IntRange(2, 7), help="Copies of each shard. Default: 3, or as many as there are nodes.")
+@local_option("--clients", default=20, type=click.IntRange(1, 200), help="Clients that call, each with a pause between its calls.")
+@local_option(
+    "--target", help="A running cluster's gateway, its nodes with holdfast.verify.app: only call and check, you make faults."
+)
+@local_option(
+    "--picture", type=click.Path(path_type=Path, dir_okay=False), default=Path("verify.svg"), help="Where the timeline is drawn."
+)
+@local_option("--json", "as_json", is_flag=True, default=False, help="Print the report as JSON.")
 def verify(
     duration: float,
     faults: str,

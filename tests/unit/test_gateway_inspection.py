@@ -1,0 +1,98 @@
+"""What a gateway makes of nodes' answers while shards move."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from holdfast.v1 import admin_pb2
+from holdfast_cluster.ring import shard_of
+from holdfast_gateway import inspection
+from holdfast_gateway.inspection import ObjectAdmin
+
+
+class Cluster:
+    """Two shards, of the nodes a and b; `owners` says who serves them. Stands in for feed and nodes."""
+
+    def __init__(self) -> None:
+        self.owners: list[str | None] = ["a", "b"]
+        self.objects: list[set[str]] = [set(), set()]
+        for i in range(600):
+            self.objects[shard_of("K", f"{i:04}", 2)].add(f"{i:04}")
+        self.deaf = 0
+
+    @property
+    def view(self) -> Any:
+        def owner_of(shard: int) -> Any:
+            owner = self.owners[shard]
+            return None if owner is None else SimpleNamespace(id=owner)
+
+        return SimpleNamespace(settings=SimpleNamespace(shards=2), owner_of=owner_of)
+
+    async def ask_all(
+        self, view: Any, method: str, request: Any, answer: Any, only: str | None = None, asked_by: str = ""
+    ) -> dict[str, Any]:
+        answers: dict[str, Any] = {}
+        for shard, node in enumerate("ab"):
+            if only in (None, node):
+                serves = self.owners[shard] == node
+                if method == "ListObjects":
+                    keys = sorted(key for key in self.objects[shard] if key > request.after) if serves else []
+                    answers[node] = answer(
+                        keys=keys[: request.limit], more=len(keys) > request.limit, served=[shard] if serves else []
+                    )
+                else:
+                    gone = self.objects[shard] & set(request.keys)
+                    self.objects[shard] -= gone
+                    self.deaf -= 1
+                    answers[node] = None if self.deaf >= 0 else answer(deleted=len(gone))
+        return answers
+
+
+class Admin(ObjectAdmin):
+    def __init__(self, cluster: Any) -> None:
+        self._feed = self._nodes = cluster
+
+    def asked_by(self, context: Any) -> str:
+        return "ops"
+
+
+async def delete_all(cluster: Cluster, after_the_first: Any = None) -> list[admin_pb2.DeleteObjectsProgress]:
+    told = []
+    async for progress in Admin(cluster).DeleteObjects(admin_pb2.DeleteObjectsRequest(kind="K", all=True), None):
+        kept = admin_pb2.DeleteObjectsProgress()
+        kept.CopyFrom(progress)
+        told.append(kept)
+        if after_the_first is not None:
+            after_the_first()
+            after_the_first = None
+    return told
+
+
+async def test_everything_is_deleted_page_by_page() -> None:
+    cluster = Cluster()
+    told = await delete_all(cluster)
+    assert (told[-1].deleted, told[-1].matched, told[-1].done, list(told[-1].unserved)) == (600, 600, True, [])
+    assert len(told) > 1
+    assert cluster.objects == [set(), set()]
+
+
+async def test_what_a_shard_that_was_away_for_a_page_has_kept_is_said_at_the_end() -> None:
+    cluster = Cluster()
+    cluster.owners[1] = None
+
+    def back() -> None:
+        cluster.owners[1] = "b"
+
+    last = (await delete_all(cluster, back))[-1]
+    assert cluster.objects[1]  # those that come before where it was by then
+    assert (last.done, list(last.unserved)) == (True, [1])
+
+
+async def test_what_was_deleted_and_not_answered_in_time_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspection, "_WHOLE_RETRY_S", 0.0)
+    cluster = Cluster()
+    cluster.deaf = 3
+    last = (await delete_all(cluster))[-1]
+    assert (last.deleted, last.failures) == (600, 0)
