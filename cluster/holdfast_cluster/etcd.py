@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import ssl
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from typing import Any
 
 import grpc
 from holdfast.files import state_of
+from holdfast.tls import TLS
 
 from holdfast_cluster.etcdpb import etcd_pb2 as pb
 
@@ -84,20 +84,13 @@ class EtcdTLS:
         return self._version
 
     def credentials(self) -> grpc.ChannelCredentials:
-        ca, cert, key = self._pems
-        return grpc.ssl_channel_credentials(ca, key, cert)
+        return self._credentials
 
     def _load(self) -> None:
-        ca, cert, key = self._files
         try:
-            pems = [None if file is None else file.read_bytes() for file in self._files]
-            trial = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            trial.load_verify_locations(ca)
-            if cert is not None:
-                trial.load_cert_chain(cert, key)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{', '.join(str(file) for file in self._files if file is not None)}: {error}") from None
-        self._pems = pems
+            self._credentials = TLS(*self._files).credentials()
+        except OSError as error:
+            raise ValueError(str(error)) from None
         self._version += 1
 
 

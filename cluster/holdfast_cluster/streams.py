@@ -36,7 +36,7 @@ _GREETING_S = 5.0
 """How long the two first frames may take."""
 _UNGREETED_MAX = 256
 """Connections that have not said who they are; for one more the oldest is closed: who means it says it at once."""
-_SHAKING_MAX = 1024
+_HANDSHAKES_MAX = 1024
 """TLS handshakes under way, each of which takes about 50 KB; for one more the oldest is given up."""
 _BACKLOG = 1024
 _ACCEPT_AGAIN_S = 0.1
@@ -331,7 +331,7 @@ class StreamServer:
     def __init__(self, services: dict[str, Service], certificates: Certificates | None = None) -> None:
         self._services = services
         self._certificates = certificates
-        self._shaking: dict[asyncio.Task[None], None] = {}  # handshakes, in the order of their coming
+        self._handshakes: dict[asyncio.Task[None], None] = {}  # in the order of their coming
         self._accepting: asyncio.Task[None] | None = None
         self._ungreeted: dict[Stream, None] = {}
         self._streams: set[Stream] = set()
@@ -359,7 +359,7 @@ class StreamServer:
         """Listen no longer, and end every stream."""
         if self._server is not None:
             self._server.close()
-        waits = [task for task in (self._accepting, *self._shaking) if task is not None]
+        waits = [task for task in (self._accepting, *self._handshakes) if task is not None]
         for task in waits:
             task.cancel()
         streams = [*self._ungreeted, *self._streams]
@@ -374,27 +374,27 @@ class StreamServer:
             while True:
                 try:
                     connection, _ = await loop.sock_accept(listener)
-                    self._shake(connection, certificates)
+                    self._begin_handshake(connection, certificates)
                     for _ in range(_ACCEPT_MAX):  # one for each turn of a busy loop would be slower than they may come
                         connection, _ = listener.accept()
                         connection.setblocking(False)
-                        self._shake(connection, certificates)
+                        self._begin_handshake(connection, certificates)
                 except BlockingIOError:
                     pass  # there are no more
                 except Exception as error:  # there are too many files, say
                     log.warning("a stream cannot be accepted: %s", error)
                     await asyncio.sleep(_ACCEPT_AGAIN_S)
 
-    def _shake(self, connection: socket.socket, certificates: Certificates) -> None:
-        if len(self._shaking) >= _SHAKING_MAX:
-            oldest = next(iter(self._shaking))
-            del self._shaking[oldest]
+    def _begin_handshake(self, connection: socket.socket, certificates: Certificates) -> None:
+        if len(self._handshakes) >= _HANDSHAKES_MAX:
+            oldest = next(iter(self._handshakes))
+            del self._handshakes[oldest]
             oldest.cancel()
-        task = asyncio.create_task(self._secure(connection, certificates))
-        self._shaking[task] = None
-        task.add_done_callback(lambda task: self._shaking.pop(task, None))
+        task = asyncio.create_task(self._handshake(connection, certificates))
+        self._handshakes[task] = None
+        task.add_done_callback(lambda task: self._handshakes.pop(task, None))
 
-    async def _secure(self, connection: socket.socket, certificates: Certificates) -> None:
+    async def _handshake(self, connection: socket.socket, certificates: Certificates) -> None:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 self._new, connection, ssl=certificates.server_context, ssl_handshake_timeout=_GREETING_S

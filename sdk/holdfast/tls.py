@@ -49,6 +49,7 @@ class TLS:
         if (self.cert is None) != (self.key is None):
             raise ValueError("a certificate needs its key, and a key its certificate")
         ca, cert, key = (None if file is None else Path(file) for file in (self.ca, self.cert, self.key))
+        pems = [None if file is None else file.read_bytes() for file in (ca, key, cert)]
         trial = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # gRPC tells nobody what is wrong with files
         if ca is not None:
             try:
@@ -60,7 +61,7 @@ class TLS:
                 trial.load_cert_chain(cert, key)
             except ssl.SSLError as error:
                 raise ValueError(f"{cert} and {key} are no certificate and its key in PEM: {error}") from None
-        return grpc.ssl_channel_credentials(*(None if file is None else file.read_bytes() for file in (ca, key, cert)))
+        return grpc.ssl_channel_credentials(*pems)
 
     def state(self) -> tuple[object, ...]:
         """Something that is another thing when one of the files has changed."""

@@ -291,13 +291,16 @@ async def test_limits_of_subjects(secured: Secured) -> None:
 
 
 async def test_limits_that_are_taken_back_bind_no_session_any_more(secured: Secured) -> None:
-    async with secured.shown("slow") as client:
+    async with holdfast.connect(
+        secured.gateway, timeout=20, tls=holdfast.TLS(secured.ca.file), token=TOKENS["slow"], retry_budget=0
+    ) as client:
         shop = client.get("Shop", "free")
-        await shop.sold()
+        refused = await asyncio.gather(*(shop.sold() for _ in range(100)), return_exceptions=True)
+        assert any(isinstance(one, holdfast.Overloaded) for one in refused)
         secured.access.write_text(secured.access.read_text().partition("[limits.slow]")[0])
         try:
             await asyncio.sleep(3)
-            await asyncio.gather(*(shop.sold() for _ in range(100)))
+            assert await asyncio.gather(*(shop.sold() for _ in range(100))) == [0] * 100
         finally:
             secured.write_access()
             await asyncio.sleep(2.5)

@@ -369,6 +369,7 @@ async def test_a_change_before_the_file_is_watched_is_taken_over(tmp_path: Path,
     async with asyncio.timeout(5):
         while file.access.may_admin("ops", change=True):
             await asyncio.sleep(0.01)
+    assert (file.version, file.failing) == (2, False)
     task.cancel()
 
 

@@ -17,24 +17,26 @@ def test_changed_files_are_taken_over_and_wrong_ones_are_not(tmp_path: Path) -> 
     cert, key = authority.sign("client")
     tls = EtcdTLS(authority.file, cert, key)
     assert tls.version() == tls.version() == 1
-    good = tls._pems
+    good = tls.credentials()
     for file in (cert, key, authority.file):
         kept = file.read_bytes()
         file.unlink()
-        assert (tls.version(), tls._pems) == (1, good)
+        assert tls.version() == 1
+        assert tls.credentials() is good
         file.write_text("garbage")
-        assert (tls.version(), tls._pems) == (1, good)
+        assert tls.version() == 1
+        assert tls.credentials() is good
         file.write_bytes(kept)
         tls.version()
-        good = tls._pems
+        good = tls.credentials()
         tls._version = 1
     other = Authority(tmp_path / "other").sign("client")[1]
     key.write_bytes(other.read_bytes())  # another certificate's key
-    assert (tls.version(), tls._pems) == (1, good)
+    assert tls.version() == 1
+    assert tls.credentials() is good
     authority.sign("client")
     assert tls.version() == 2
-    assert tls._pems != good
-    tls.credentials()
+    assert tls.credentials() is not good
 
 
 def test_files_that_are_wrong_at_first_are_told(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 import uvloop
-from holdfast.channels import AddressInUse
+from holdfast.channels import AddressInUse, split_address
 from holdfast.frames import FrameWriter
 from holdfast.tls import CertificateError, Certificates
 from holdfast_cluster import streams
@@ -198,7 +198,7 @@ def test_a_frame_that_cannot_be_worked_on_ends_its_stream_and_no_other() -> None
         one = await open_stream(address, "echo", ME, back.append)
         two = await open_stream(address, "echo", ME, back.append)
         await one.write(b"poison")
-        await one.wait()
+        assert await asyncio.wait_for(one.wait(), 5)
         await two.write(b"well")
         await until(lambda: back == [b"well"])
         two.close("done")
@@ -345,16 +345,24 @@ def test_a_large_frame_whose_end_comes_later_arrives(missing: int, size: int) ->
     run(test)
 
 
+def of_a_process(folder: Path) -> Certificates:
+    authority = Authority(folder)
+    return Certificates(*authority.sign("process", "c.holdfast"), authority.file, "c.holdfast")
+
+
+async def serving(echo: Echo, certificates: Certificates) -> tuple[StreamServer, str]:
+    """A server with TLS, and where it is."""
+    server = StreamServer({"echo": echo}, certificates)
+    return server, f"127.0.0.1:{await server.listen('127.0.0.1:0')}"
+
+
 def test_connections_whose_tls_handshake_fails_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "_UNGREETED_MAX", 5)
-    authority = Authority(tmp_path)
-    cert, key = authority.sign("process", "c.holdfast")
-    certificates = Certificates(cert, key, authority.file, "c.holdfast")
+    certificates = of_a_process(tmp_path)
 
     async def main() -> None:
         echo = Echo()
-        server = StreamServer({"echo": echo}, certificates)
-        address = f"127.0.0.1:{await server.listen('127.0.0.1:0')}"
+        server, address = await serving(echo, certificates)
         for _ in range(30):
             reader, writer = await raw(address)
             writer.write(b"GET / HTTP/1.1\r\n\r\n")
@@ -368,15 +376,12 @@ def test_connections_whose_tls_handshake_fails_leave_nothing_behind(tmp_path: Pa
 
 
 def test_handshakes_that_do_not_end_make_room_for_those_that_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "_SHAKING_MAX", 5)
-    authority = Authority(tmp_path)
-    cert, key = authority.sign("process", "c.holdfast")
-    certificates = Certificates(cert, key, authority.file, "c.holdfast")
+    monkeypatch.setattr(streams, "_HANDSHAKES_MAX", 5)
+    certificates = of_a_process(tmp_path)
 
     async def main() -> None:
         echo = Echo()
-        server = StreamServer({"echo": echo}, certificates)
-        address = f"127.0.0.1:{await server.listen('127.0.0.1:0')}"
+        server, address = await serving(echo, certificates)
         silent = [await raw(address) for _ in range(8)]
         back: list[bytes] = []
         stream = await open_stream(address, "echo", ME, back.append, certificates=certificates)
@@ -384,7 +389,7 @@ def test_handshakes_that_do_not_end_make_room_for_those_that_do(tmp_path: Path, 
         await until(lambda: back == [b"first"])
         for reader, _ in silent[:4]:
             assert await asyncio.wait_for(reader.read(), 2) == b""
-        assert len(server._shaking) == 4
+        assert len(server._handshakes) == 4
         stream.close("done")
         await asyncio.wait_for(server.close(), 5)
         for reader, writer in silent[4:]:
@@ -396,14 +401,11 @@ def test_handshakes_that_do_not_end_make_room_for_those_that_do(tmp_path: Path, 
 
 @pytest.mark.parametrize("run_in", [asyncio.run, uvloop.run])
 def test_what_follows_a_handshake_at_once_is_not_lost(tmp_path: Path, run_in: Any) -> None:
-    authority = Authority(tmp_path)
-    cert, key = authority.sign("process", "c.holdfast")
-    certificates = Certificates(cert, key, authority.file, "c.holdfast")
+    certificates = of_a_process(tmp_path)
 
     async def main() -> None:
         echo = Echo()
-        server = StreamServer({"echo": echo}, certificates)
-        address = f"127.0.0.1:{await server.listen('127.0.0.1:0')}"
+        server, address = await serving(echo, certificates)
         host, _, port = address.rpartition(":")
         for i in range(20):
             context = certificates.client_context
@@ -435,9 +437,7 @@ def test_a_ca_that_is_taken_out_of_its_file_is_trusted_no_more(tmp_path: Path) -
     certificates = Certificates(*new.sign("process", "c.holdfast"), tmp_path / "ca.pem", "c.holdfast")
 
     async def main() -> None:
-        echo = Echo()
-        server = StreamServer({"echo": echo}, certificates)
-        address = f"127.0.0.1:{await server.listen('127.0.0.1:0')}"
+        server, address = await serving(Echo(), certificates)
         stream = await open_stream(address, "echo", ME, lambda frame: None, certificates=stale)
         stream.close("done")
         (tmp_path / "ca.pem").write_bytes(new.file.read_bytes())
@@ -450,17 +450,15 @@ def test_a_ca_that_is_taken_out_of_its_file_is_trusted_no_more(tmp_path: Path) -
 
 
 def test_many_connections_are_accepted_in_one_turn_of_a_busy_loop(tmp_path: Path) -> None:
-    authority = Authority(tmp_path)
-    certificates = Certificates(*authority.sign("process", "c.holdfast"), authority.file, "c.holdfast")
+    certificates = of_a_process(tmp_path)
 
     async def main() -> None:
-        server = StreamServer({"echo": Echo()}, certificates)
-        port = await server.listen("127.0.0.1:0")
-        connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
+        server, address = await serving(Echo(), certificates)
+        connections = [socket.create_connection(split_address(address)) for _ in range(100)]
         for _ in range(5):  # turns of the loop
             await asyncio.sleep(0)
         await asyncio.sleep(0.01)
-        assert len(server._shaking) == 100
+        assert len(server._handshakes) == 100
         await asyncio.wait_for(server.close(), 5)
         for connection in connections:
             connection.close()
