@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from holdfast_node import keys
-from holdfast_node.replication import Apply, LogEntry, Persist, Position, Snapshot
+from holdfast_node.replication import LogEntry, Persist, Position, Snapshot
 from holdfast_node.replication.disk import CopyStore, SnapshotFiles, StoredCopy, Until, encode_changes
 from holdfast_node.store import RowFiles, Store
 
@@ -31,9 +31,11 @@ class Copy:
         self.disk.persist(batch, SHARD, effect)
         self.store.write(batch)
 
-    def apply(self, base: Position, trim: int, *entries: LogEntry) -> None:
+    def apply(self, *entries: LogEntry, base: Position | None = None) -> None:
         batch = self.store.batch()
-        self.disk.apply(batch, SHARD, base, Apply(entries, trim), [None] * len(entries))
+        self.disk.apply(batch, entries, [None] * len(entries))
+        if base is not None:
+            self.disk.shorten(batch, SHARD, base, entries[-1].seq)
         self.store.write(batch)
 
     def again(self) -> StoredCopy:
@@ -64,12 +66,12 @@ def put(seq: int, name: str, value: str, epoch: int = 1) -> LogEntry:
 def test_log_epoch_and_state_are_there_after_a_start(copy: Copy) -> None:
     entries = [put(1, "a", "1"), put(2, "b", "2"), LogEntry(1, 3, encode_changes([(key("a"), None)], []))]
     copy.persist(Persist(1, 1, None, tuple(entries)))
-    copy.apply(Position(0, 0), 0, *entries[:2])
+    copy.apply(*entries[:2])
     found = copy.again()
     assert (found.epoch, found.base, found.entries) == (1, (0, 0), entries)
     assert found.applied == 0  # it is told only when the log is shortened; applying again changes nothing
     assert copy.state() == {key("a"): b"1", key("b"): b"2"}
-    copy.apply(Position(0, 0), 0, *entries)
+    copy.apply(*entries)
     assert copy.state() == {key("b"): b"2"}
 
 
@@ -77,7 +79,7 @@ def test_a_tail_is_cut_and_a_log_is_shortened(copy: Copy) -> None:
     entries = tuple(put(n, "k", str(n)) for n in range(1, 7))
     copy.persist(Persist(1, 1, None, entries))
     copy.persist(Persist(2, 2, 6, (put(6, "k", "other", 2),)))
-    copy.apply(Position(1, 3), 3, *entries[:5])
+    copy.apply(*entries[:5], base=Position(1, 3))
     found = copy.again()
     assert (found.epoch, found.base, found.applied) == (2, (1, 3), 5)
     assert found.entries == [*entries[3:5], put(6, "k", "other", 2)]
@@ -86,8 +88,29 @@ def test_a_tail_is_cut_and_a_log_is_shortened(copy: Copy) -> None:
 def test_ranges_are_deleted_where_they_stand_among_the_changes(copy: Copy) -> None:
     changes = encode_changes([(key("a"), Until(key("b"))), (key("a1"), b"new")], [])
     copy.persist(Persist(1, 1, None, (put(1, "a0", "old"), LogEntry(1, 2, changes))))
-    copy.apply(Position(0, 0), 0, put(1, "a0", "old"), LogEntry(1, 2, changes))
+    copy.apply(put(1, "a0", "old"), LogEntry(1, 2, changes))
     assert copy.state() == {key("a1"): b"new"}
+
+
+def test_many_entries_at_once_do_what_they_do_one_by_one(copy: Copy, tmp_path: Path) -> None:
+    def rows(seq: int, *rows: tuple[bytes, bytes | Until | None]) -> LogEntry:
+        return LogEntry(1, seq, encode_changes(list(rows), [(key(f"r{seq}"), b"reply")]))
+
+    entries = [
+        rows(1, (key("a1"), b"old"), (key("b"), b"1"), (key("c"), b"1")),
+        LogEntry(1, 2, b""),
+        rows(3, (key("b"), None), (key("c"), b"2")),
+        rows(4, (key("a"), Until(key("b"))), (key("a2"), b"new")),
+        rows(5, (key("c"), b"3"), (key("b"), b"3"), (key("b"), None)),
+    ]
+    copy.apply(*entries)
+    many = Copy(tmp_path / "many")
+    batch = many.store.batch()
+    many.disk.apply_many(batch, entries)
+    many.store.write(batch)
+    assert many.state() == copy.state() == {key("a2"): b"new", key("c"): b"3"}
+    kept = list(many.store.scan("replies", key(""), keys.shard_prefix(SHARD + 1)))
+    assert kept == [(key(f"r{n}"), b"reply") for n in (1, 3, 4, 5)]
 
 
 def snapshot(copy: Copy, **rows: str) -> Snapshot:
@@ -101,7 +124,7 @@ def snapshot(copy: Copy, **rows: str) -> Snapshot:
 
 def test_a_snapshot_replaces_everything_and_the_log_goes_on_behind_it(copy: Copy) -> None:
     copy.persist(Persist(1, 1, None, (put(1, "old", "1"),)))
-    copy.apply(Position(0, 0), 0, put(1, "old", "1"))
+    copy.apply(put(1, "old", "1"))
     copy.persist(Persist(2, 3, install=snapshot(copy, a="1", b="2")))
     copy.persist(Persist(3, 3, None, (put(41, "c", "3", 3),)))
     found = copy.again()
@@ -111,7 +134,7 @@ def test_a_snapshot_replaces_everything_and_the_log_goes_on_behind_it(copy: Copy
 
 def test_a_snapshot_that_was_cut_short_leaves_nothing_that_counts(copy: Copy) -> None:
     copy.persist(Persist(1, 1, None, (put(1, "old", "1"),)))
-    copy.apply(Position(0, 0), 0, put(1, "old", "1"))
+    copy.apply(put(1, "old", "1"))
     ingest = copy.store.ingest
 
     def power_goes(family: str, files: list[Path]) -> None:
@@ -128,7 +151,7 @@ def test_a_snapshot_that_was_cut_short_leaves_nothing_that_counts(copy: Copy) ->
 
 def test_what_is_dropped_is_gone_but_not_its_epoch(copy: Copy) -> None:
     copy.persist(Persist(1, 4, None, (put(1, "a", "1", 4),)))
-    copy.apply(Position(0, 0), 0, put(1, "a", "1", 4))
+    copy.apply(put(1, "a", "1", 4))
     copy.persist(Persist(2, 4, wipe=Position(0, 0)))
     found = copy.again()
     assert (found.epoch, found.base, found.applied, found.entries, copy.state()) == (4, (0, 0), 0, [], {})

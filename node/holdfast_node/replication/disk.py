@@ -10,7 +10,7 @@ finds the mark throws away what is there; nothing rests on such a copy yet.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +18,7 @@ from typing import Protocol
 import msgspec
 
 from holdfast_node import keys
-from holdfast_node.replication.events import Apply, LogEntry, Persist, Position
+from holdfast_node.replication.events import LogEntry, Persist, Position
 from holdfast_node.store import Batch, Store
 
 log = logging.getLogger(__name__)
@@ -168,20 +168,41 @@ class CopyStore:
         for path in (*files.state, *files.replies):
             Path(path).unlink(missing_ok=True)
 
-    def apply(self, batch: Batch, shard: int, base: Position, effect: Apply, known: Sequence[Changes | None]) -> None:
-        """Put committed entries into the state; `base`: where the log begins by now.
+    def base(self, shard: int) -> Position:
+        """Where the log of a shard begins, by the newest batch."""
+        return self._written.get(shard, _NOTHING)[1]
 
-        `known`: for each entry what it changes, if that is known without decoding.
-        """
-        for entry, changes in zip(effect.entries, known, strict=True):
+    def apply(self, batch: Batch, entries: Sequence[LogEntry], known: Sequence[Changes | None]) -> None:
+        """Put committed entries into the state. `known`: for each what it changes, if that is known without decoding."""
+        for entry, changes in zip(entries, known, strict=True):
             if changes is not None:
                 stage_changes(batch, changes.rows, changes.replies)
             elif entry.data:
                 stage_changes(batch, *_decode(entry.data))
-        if (written := self._written.get(shard)) is not None and written[1] != base:
-            batch.put("meta", keys.applied_key(shard), effect.entries[-1].seq.to_bytes(8, "big"))
-            batch.delete_range("log", keys.log_key(shard, written[1].seq), keys.log_key(shard, base.seq + 1))
-            self._put_log_state(batch, shard, written[0], base)
+
+    def apply_many(self, batch: Batch, entries: Iterable[LogEntry]) -> None:
+        """Put committed entries into the state, of rows that several of them write only the last."""
+        latest: dict[bytes, bytes | None] = {}
+        for entry in entries:
+            if not entry.data:
+                continue
+            rows, replies = _decode(entry.data)
+            for key, value in rows:
+                if type(value) is Until:
+                    stage_changes(batch, list(latest.items()), [])
+                    latest.clear()
+                    stage_changes(batch, [(key, value)], [])
+                else:
+                    latest[key] = value  # type: ignore[assignment]
+            batch.put_all("replies", replies)
+        stage_changes(batch, list(latest.items()), [])
+
+    def shorten(self, batch: Batch, shard: int, base: Position, applied: int) -> None:
+        """Have the log begin behind `base`; the state is as of `applied`."""
+        epoch, before = self._written[shard]
+        batch.put("meta", keys.applied_key(shard), applied.to_bytes(8, "big"))
+        batch.delete_range("log", keys.log_key(shard, before.seq), keys.log_key(shard, base.seq + 1))
+        self._put_log_state(batch, shard, epoch, base)
 
     def _put_log_state(self, batch: Batch, shard: int, epoch: int, base: Position) -> None:
         batch.put("meta", keys.log_state_key(shard), epoch.to_bytes(_EPOCH_BYTES, "big") + keys.encode_position(*base))

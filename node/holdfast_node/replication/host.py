@@ -25,6 +25,7 @@ from holdfast_node.replication.events import (
     Assigned,
     Effect,
     Event,
+    LogEntry,
     Lost,
     NotAppended,
     Persist,
@@ -67,15 +68,19 @@ class Snapshots(Protocol):
 
 
 class Copy:
-    """One shard's copy on this node. `shard` is there while this node owns it; `waiting` are its entries that are not committed."""
+    """One shard's copy on this node. `shard` is there while this node owns it; `waiting` are its entries that are not committed.
 
-    __slots__ = ("number", "replica", "shard", "waiting")
+    `behind`: committed entries that are in the log only. Nobody reads the state of a copy that is not owned.
+    """
+
+    __slots__ = ("behind", "number", "replica", "shard", "waiting")
 
     def __init__(self, number: int, replica: Replica) -> None:
         self.number = number
         self.replica = replica
         self.shard: Shard | None = None
         self.waiting: deque[Entry] = deque()
+        self.behind: list[LogEntry] = []
 
 
 class Replicas:
@@ -263,6 +268,8 @@ class Replicas:
             self._touched.add(copy)
 
     def _persist(self, copy: Copy, effect: Persist) -> None:
+        if effect.install is not None or effect.wipe is not None:
+            copy.behind.clear()  # the state that they belong to is replaced
         if effect.install is None:
             self._disk.persist(self._flusher.batch, copy.number, effect)
         else:
@@ -285,8 +292,16 @@ class Replicas:
 
     def _apply(self, copy: Copy, effect: Apply) -> None:
         entries = effect.entries
-        known: list[Entry | None] = [None] * len(entries)
         waiting = copy.waiting
+        if not copy.replica.owning and not waiting:
+            copy.behind += entries
+            if self._disk.base(copy.number) != copy.replica.base:
+                self._catch_up(copy)
+                self._disk.shorten(self._flusher.batch, copy.number, copy.replica.base, entries[-1].seq)
+            return
+        if copy.behind:
+            self._catch_up(copy)
+        known: list[Entry | None] = [None] * len(entries)
         if waiting:
             epoch = waiting[0].shard.epoch
             for i, logged in enumerate(entries):
@@ -295,7 +310,14 @@ class Replicas:
                     self._done.append(entry)
         if copy.replica.owning and None in known:
             self._unseen = True  # an earlier owner's entries
-        self._disk.apply(self._flusher.batch, copy.number, copy.replica.base, effect, known)
+        self._disk.apply(self._flusher.batch, entries, known)
+        if self._disk.base(copy.number) != copy.replica.base:
+            self._disk.shorten(self._flusher.batch, copy.number, copy.replica.base, entries[-1].seq)
+
+    def _catch_up(self, copy: Copy) -> None:
+        """Put what is only in the log of a copy into its state. Many entries at once cost less: they write the same rows again."""
+        behind, copy.behind = copy.behind, []
+        self._disk.apply_many(self._flusher.batch, behind)
 
     def _end(self) -> None:
         """The end of a round: make its effects visible."""
@@ -327,6 +349,7 @@ class Replicas:
             self._shards.drop(lost)
         for copy in touched:
             if copy.shard is None and copy.replica.owning and not copy.replica.releasing:
+                self._catch_up(copy)
                 self._flusher.write()  # what is applied has to be there to be read
                 copy.shard = Shard(copy.number, copy.replica.epoch, replicated=True)
                 self._shards.take(copy.shard)

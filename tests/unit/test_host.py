@@ -1,0 +1,217 @@
+"""The copies of three nodes on real stores, in one process: what is written to disk, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from holdfast_cluster.model import Assignment, ClusterSettings, Member, Versioned, View
+from holdfast_node.commit import Entry
+from holdfast_node.replication.disk import CopyStore
+from holdfast_node.replication.events import ReplicationSettings
+from holdfast_node.replication.host import Replicas
+from holdfast_node.replication.links import pack, unpack
+from holdfast_node.shards import Shard, Shards
+from holdfast_node.store import Batch, Store
+
+SHARD = 7
+NAMES = ("a", "b", "c")
+KEY = b"\0\x07Kind\0key"
+
+
+class Flusher:
+    """Flushes when it is told to."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.staged: Batch | None = None
+        self.waiting: list[Callable[[], None]] = []
+
+    @property
+    def batch(self) -> Batch:
+        if self.staged is None:
+            self.staged = self.store.batch()
+        return self.staged
+
+    def when_visible(self, entries: list[Entry]) -> None:
+        pass
+
+    def when_durable(self, done: Callable[[], None]) -> None:
+        self.waiting.append(done)
+
+    def write(self) -> None:
+        batch, self.staged = self.staged, None
+        if batch is not None:
+            self.store.write(batch)
+
+    def flush(self) -> None:
+        self.write()
+        waiting, self.waiting = self.waiting, []
+        for done in waiting:
+            done()
+
+
+class Node:
+    """Implements what `Replicas` needs of links: messages wait in `outbox`."""
+
+    def __init__(self, name: str, path: Path, settings: ReplicationSettings) -> None:
+        self.name = name
+        self.path = path
+        self.settings = settings
+        self.start()
+
+    def start(self) -> None:
+        self.store = Store(self.path)
+        self.flusher = Flusher(self.store)
+        self.shards = Shards(lambda shards: None)
+        self.replicas = Replicas(self.name, CopyStore(self.store), self.flusher, self.shards, self.settings)  # type: ignore[arg-type]
+        self.replicas.links = self  # type: ignore[assignment]
+        self.committed: list[Entry] = []
+        self.replicas.committed = self.committed.extend
+        self.outbox: list[tuple[str, int, Any]] = []
+
+    def stop(self) -> None:
+        self.store.sync()
+        self.store.close()
+
+    def send(self, to: str, shard: int, message: Any) -> None:
+        self.outbox.append((to, shard, message))
+
+    def rows(self, family: str) -> dict[bytes, bytes]:
+        return dict(self.store.scan(family, b"\0\x07", b"\0\x08"))
+
+
+class Trio:
+    """Three nodes; all that they say and write is delivered and done by `settle`."""
+
+    def __init__(self, path: Path, **settings: Any) -> None:
+        chosen = ReplicationSettings(**settings)
+        self.nodes = {name: Node(name, path / name, chosen) for name in NAMES}
+        self.members = {name: Member(name, "127.0.0.1:1", 1, name) for name in NAMES}
+        self.revision = 0
+
+    def assign(self, owner: str, epoch: int, in_sync: tuple[str, ...] = NAMES, *, joined: tuple[str, ...] = NAMES) -> None:
+        """Show everybody an assignment; nodes that are in `joined` hear that they are members."""
+        self.revision += 1
+        assignment = Assignment(epoch, owner, 1, in_sync, released=True)
+        settings = ClusterSettings(shards=8, id="test")
+        view = View(self.revision, settings, self.members, {SHARD: Versioned(assignment, self.revision)}, "a")
+        for name, node in self.nodes.items():
+            if name in joined:
+                node.replicas.joined(self.members[name], view)
+            else:
+                node.replicas.follow(view)
+        self.settle()
+
+    def settle(self) -> None:
+        for _ in range(50):
+            for node in self.nodes.values():
+                node.flusher.flush()
+            for node in self.nodes.values():
+                messages, node.outbox = node.outbox, []
+                for to, shard, message in messages:
+                    self.nodes[to].replicas.received(node.name, unpack(pack([(shard, message)])))
+            if not any(node.outbox or node.flusher.waiting for node in self.nodes.values()):
+                for node in self.nodes.values():
+                    node.flusher.write()
+                return
+        raise AssertionError("they talk on and on")
+
+    def put(self, owner: str, *values: bytes) -> None:
+        """Commit one entry for each value, which writes the same row and a reply of its own."""
+        node = self.nodes[owner]
+        shard = node.shards.get(SHARD)
+        assert shard is not None
+        for value in values:
+            entry = Entry(shard)
+            entry.rows, entry.replies = [(KEY, value)], [(b"\0\x07" + value, b"reply")]
+            node.replicas.append([entry])
+        self.settle()
+        assert len(node.committed) == len(values)
+        node.committed.clear()
+        self.tick()  # replicas hear that the last one is committed
+
+    def tick(self) -> None:
+        """Let enough time pass for heartbeats, and for a copy that is not needed to be dropped."""
+        for _ in range(10):  # each copy's turn comes with one of them
+            for node in self.nodes.values():
+                node.replicas.tick()
+        self.settle()
+
+
+@pytest.fixture
+def trio(tmp_path: Path) -> Trio:
+    trio = Trio(tmp_path, log_keep_max=6, heartbeat_s=0.0, swap_retry_s=0.0)
+    trio.assign("a", 1)
+    return trio
+
+
+def replies(*values: bytes) -> dict[bytes, bytes]:
+    return {b"\0\x07" + value: b"reply" for value in values}
+
+
+def test_a_copy_that_nobody_reads_lives_in_its_log(trio: Trio) -> None:
+    trio.put("a", b"1", b"2", b"3")
+    assert trio.nodes["a"].rows("state") == {KEY: b"3"}
+    for name in ("b", "c"):
+        assert trio.nodes[name].rows("state") == trio.nodes[name].rows("replies") == {}
+        assert len(trio.nodes[name].rows("log")) == 4  # with the owner's first
+
+
+def test_whoever_comes_to_own_a_shard_has_all_of_it(trio: Trio) -> None:
+    trio.put("a", b"1", b"2", b"3")
+    b = trio.nodes["b"]
+    take, seen = b.shards.take, []
+
+    def taken(shard: Shard) -> None:
+        seen.append(b.rows("state"))
+        take(shard)
+
+    b.shards.take = taken  # type: ignore[method-assign]
+    trio.assign("b", 2, joined=())
+    assert seen == [{KEY: b"3"}]
+    assert b.rows("replies") == replies(b"1", b"2", b"3")
+    trio.put("b", b"4")
+    assert b.rows("state") == {KEY: b"4"}
+    trio.assign("a", 3, joined=())
+    assert trio.nodes["a"].rows("state") == {KEY: b"4"}, "what came while it was no owner is not there"
+
+
+def test_a_log_that_is_shortened_leaves_all_that_it_held_in_the_state(trio: Trio) -> None:
+    trio.put("a", *(b"%d" % n for n in range(1, 10)))
+    b = trio.nodes["b"]
+    base = next(iter(b.replicas.copies())).replica.base.seq
+    assert base > 1, "nine entries are more than a log of six keeps"
+    assert b.rows("state"), "what the log holds no longer has to be in the state"
+    b.stop()
+    b.start()
+    stored = next(iter(b.replicas.copies())).replica
+    assert stored.base.seq == base
+    assert stored.applied >= base
+    trio.assign("b", 2, joined=("b",))
+    assert b.rows("state") == {KEY: b"9"}
+    assert b.rows("replies") == replies(*(b"%d" % n for n in range(1, 10)))
+
+
+def test_a_start_finds_in_the_log_what_was_not_applied(trio: Trio) -> None:
+    trio.put("a", b"1", b"2")
+    b = trio.nodes["b"]
+    b.stop()
+    b.start()
+    assert b.rows("state") == {}
+    trio.assign("b", 2, joined=("b",))
+    assert b.rows("state") == {KEY: b"2"}
+    assert b.rows("replies") == replies(b"1", b"2")
+
+
+def test_what_was_not_applied_goes_with_the_copy(trio: Trio) -> None:
+    trio.put("a", b"1", b"2")
+    trio.assign("a", 1, ("a", "b"), joined=())
+    trio.tick()  # it asks whether the copy may go, and hears that it may
+    c = trio.nodes["c"]
+    assert c.rows("log") == c.rows("state") == {}
+    trio.put("a", b"3")
+    trio.assign("c", 2, ("a", "b"), joined=("c",))  # never by etcd's own rules: only to see whether anything comes back
+    assert c.rows("state") == c.rows("replies") == {}
