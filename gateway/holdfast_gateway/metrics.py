@@ -38,7 +38,12 @@ class GatewayMetrics:
         yield gauge("holdfast_gateway_in_flight", "Calls taken and not answered.", dispatcher.in_flight)
         yield gauge("holdfast_gateway_sessions", "Sessions of clients that are open.", objects.sessions)
         refused = [((reason,), count) for reason, count in sorted(objects.refused.items())]
-        yield counter("holdfast_gateway_refused", "Calls and sessions that were not let in.", refused, ("reason",))
+        yield counter(
+            "holdfast_gateway_refused",
+            "Calls and sessions that were not let in, and sessions that ended because nobody read.",
+            refused,
+            ("reason",),
+        )
         yield gauge("holdfast_gateway_ready", "1 while the gateway's routes are fresh.", dispatcher.ready())
         yield histogram("holdfast_loop_lag_seconds", "How late the event loop wakes up a task that slept.", self.loop_lag)
         failing = self.access is not None and self.access.failing

@@ -37,11 +37,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-REASONS = ("draining", "malformed", "unauthenticated", "permission_denied", "limit")
-"""Why a call, or a session, is not let in."""
+REASONS = ("draining", "malformed", "unauthenticated", "permission_denied", "limit", "unread")
+"""Why a call, or a session, is not let in, or ended: `unread` is a session whose client asks and does not read."""
 
 BACKLOG_BYTES_MAX = 64 << 20
 """Replies that wait for a client to read them; a session that passes it is ended."""
+_UNREAD = f"more than {BACKLOG_BYTES_MAX >> 20} MiB of replies wait to be read: the session is ended"
 
 IDEMPOTENCY_METADATA = "idempotency-key"
 """Where callers of `Call` may put their key, in place of the field."""
@@ -141,7 +142,13 @@ class ObjectsService:
         return pb.CallResponse(msgpack=reply.result, request_id=request_id, epoch=reply.epoch)
 
     async def session(self, _: object, context: Any) -> None:
-        """One client's calls, until it goes away or the gateway stops."""
+        """One client's calls, until it goes away, asks for far more than it reads, or the gateway stops."""
+        if await self._serve(context):
+            # Nothing of the session is kept by now: this waits until the client reads, or goes away.
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, _UNREAD)
+
+    async def _serve(self, context: Any) -> bool:
+        """Whether the session ends because its client does not read."""
         guest = None if self._door is None else await self._guest(context)
         session = _Session(asyncio.current_task(), guest, self._tracing)
         writer = session.writer
@@ -182,7 +189,7 @@ class ObjectsService:
             while self.draining and (session.under_way or writer.backlog):
                 await asyncio.sleep(_DRAIN_LOOK_S)
         except asyncio.CancelledError:
-            pass  # the client went away, or the gateway stops: gRPC itself logs a cancelled handler as an error
+            pass  # it is unread, the client went away, or the gateway stops: gRPC itself logs a cancelled handler as an error
         finally:
             self.sessions -= 1
             if guest is None:
@@ -192,6 +199,8 @@ class ObjectsService:
             session.end_spans()
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
+        self.refused["unread"] += session.unread
+        return session.unread
 
     async def _guest(self, context: Any) -> Guest:
         """Who calls. Ends the call when that is not known."""
@@ -238,7 +247,7 @@ def begin_span(tracing: Tracing, call: pb.Call) -> Span | None:
 class _Session:
     """Where the replies of a session go. Implements `holdfast_cluster.dispatch.Origin`."""
 
-    __slots__ = ("_guest", "_push", "_task", "_tracing", "spans", "under_way", "writer")
+    __slots__ = ("_guest", "_push", "_task", "_tracing", "spans", "under_way", "unread", "writer")
 
     def __init__(self, task: asyncio.Task[Any] | None, guest: Guest | None = None, tracing: Tracing | None = None) -> None:
         self._guest = guest
@@ -248,6 +257,8 @@ class _Session:
         self._push = self.writer.push
         self._task = task
         self.under_way = 0
+        self.unread = False
+        """Whether the session is ended because its client does not read."""
 
     def push(self, reply: pb.Reply, size: int) -> None:
         self.under_way -= 1
@@ -277,7 +288,9 @@ class _Session:
 
     def _bound(self) -> None:
         if self.writer.backlog > BACKLOG_BYTES_MAX and self._task is not None:
-            self._task.cancel()  # it calls and does not read: what it asked for may not fill the gateway
+            self.unread = True  # it calls and does not read: what it asked for may not fill the gateway
+            self._task.cancel()
+            self._task = None
 
     def refuse(self, reply: pb.Reply) -> None:
         """Answer a call that was not sent on."""

@@ -60,12 +60,15 @@ class Row(msgspec.Struct):
 @click.command(short_help="Measure calls per second.")
 @local_option("--target", help="A running cluster's gateway, whose nodes run holdfast.bench_app. Default: a cluster of its own.")
 @local_option("--copies", default="1,3", help="Copies of each shard: for each a cluster of its own, of as many nodes.")
+@local_option("--shards", type=click.IntRange(1, 65_536), default=None, help="Shards of such a cluster. Default: 256.")
 @local_option("--objects", default=1000, help="Objects that are called, at random.")
 @local_option("--seconds", default=3.0, help="How long each row is measured.")
 @local_option("--in-flight", "in_flight", default="1,64,512", help="Calls under way, one row for each.")
 @local_option("--only", default="", help="Rows to measure, as workload/transport, comma-separated. Default: all.")
 @local_option("--json", "as_json", is_flag=True, default=False, help="Print one JSON object.")
-def bench(target: str | None, copies: str, objects: int, seconds: float, in_flight: str, only: str, as_json: bool) -> None:
+def bench(
+    target: str | None, copies: str, shards: int | None, objects: int, seconds: float, in_flight: str, only: str, as_json: bool
+) -> None:
     """Measure durable increments and reads, through Session and Call, beside a bare gRPC echo; and notifications delivered, from all
     objects to all (notify/spread), and from all to one (notify/one).
 
@@ -82,10 +85,13 @@ def bench(target: str | None, copies: str, objects: int, seconds: float, in_flig
         raise click.ClickException(f"--only {', '.join(sorted(unknown))}: the rows are {', '.join(_ROWS)}")
     if not copies or not set(copies.split(",")) <= {"1", "2", "3"}:
         raise click.ClickException(f"--copies {copies}: 1, 2 or 3, comma-separated")
+    if target is not None and shards is not None:
+        raise click.ClickException("--shards: a cluster that runs (--target) has its shards")
+    options = () if shards is None else ("--shards", str(shards))
     rows = []
     try:
         for number in [0] if target is not None else [int(number) for number in copies.split(",")]:
-            rows += _bench(target, number, objects, seconds, levels, wanted)
+            rows += _bench(target, number, options, objects, seconds, levels, wanted)
     except* (HoldfastError, ClusterFailed, grpc.aio.AioRpcError) as group:
         raise click.ClickException(str(_first(group))) from None
     if as_json:
@@ -108,7 +114,15 @@ def bench(target: str | None, copies: str, objects: int, seconds: float, in_flig
     console.print(table)
 
 
-def _bench(target: str | None, copies: int, objects: int, seconds: float, levels: list[int], wanted: set[str]) -> list[Row]:
+def _bench(
+    target: str | None,
+    copies: int,
+    options: tuple[str, ...],
+    objects: int,
+    seconds: float,
+    levels: list[int],
+    wanted: set[str],
+) -> list[Row]:
     """The rows of one cluster: `target`, or a new one with that many copies."""
     gateway = target
     folder = Path(tempfile.mkdtemp(prefix="holdfast-bench-"))
@@ -121,7 +135,9 @@ def _bench(target: str | None, copies: int, objects: int, seconds: float, levels
             gateway = f"127.0.0.1:{free_port()}"
             cluster.start_etcd()
             for i in range(1, copies + 1):
-                cluster.start_node(f"n{i}", "holdfast.bench_app", "--members-min", str(copies), "--replication", str(copies))
+                cluster.start_node(
+                    f"n{i}", "holdfast.bench_app", "--members-min", str(copies), "--replication", str(copies), *options
+                )
             cluster.start_gateway("gateway", int(gateway.rpartition(":")[2]))
             cluster.wait_ready(gateway)
             time.sleep(_SETTLE_S)

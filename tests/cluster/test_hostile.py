@@ -289,6 +289,8 @@ async def test_one_frame_that_asks_for_very_much_ends_the_session_of_who_does_no
         read = await read_to_the_end(session)
         assert session.done()
         assert read < 450 * MIB
+        assert await session.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "wait to be read" in await session.details()
         await channel.close()
 
 

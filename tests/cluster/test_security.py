@@ -39,6 +39,7 @@ TOKENS = {
     "watcher": "token-of-the-watcher",
     "slow": "token-of-slow",
     "few": "token-of-few",
+    "large": "token-of-large",
 }
 ACCESS = """
 [tokens]
@@ -48,7 +49,7 @@ ACCESS = """
 subject = "common-name"
 
 [[allow]]
-subjects = ["shop", "slow", "few", "cert-*"]
+subjects = ["shop", "slow", "few", "large", "cert-*"]
 kinds = ["Shop"]
 methods = ["*"]
 
@@ -70,6 +71,9 @@ calls_per_s = 5
 
 [limits.few]
 in_flight = 2
+
+[limits.large]
+bytes_per_s = 20_000
 """
 
 
@@ -286,6 +290,16 @@ async def test_limits_of_subjects(secured: Secured) -> None:
                 await other.get("Shop", "few2").sold()
             await asyncio.sleep(2)
             assert await other.get("Shop", "few2").sold() == 0
+    async with holdfast.connect(
+        secured.gateway, tls=holdfast.TLS(secured.ca.file), token=TOKENS["large"], retry_budget=0
+    ) as client:  # bytes are counted as they come, whatever the node says of them
+        with pytest.raises(holdfast.InvalidArgument):
+            await client.get("Shop", "large").sell("x" * 60_000)
+        with pytest.raises(holdfast.Overloaded, match="20000 bytes a second of this subject") as refused_for:
+            await client.get("Shop", "large").sold()
+        assert 0 < refused_for.value.retry_after_s <= 2.1
+        await asyncio.sleep(refused_for.value.retry_after_s)
+        assert await client.get("Shop", "large").sold() == 0
     async with secured.shown("ops") as client:  # and nobody else is the slower for it
         await asyncio.gather(*(client.get("Shop", f"o{i}").sold() for i in range(200)))
 
