@@ -33,7 +33,8 @@ class Copy:
 
     def apply(self, *entries: LogEntry, base: Position | None = None) -> None:
         batch = self.store.batch()
-        self.disk.apply(batch, entries, [None] * len(entries))
+        for entry in entries:
+            self.disk.apply(batch, entry)
         if base is not None:
             self.disk.shorten(batch, SHARD, base, entries[-1].seq)
         self.store.write(batch)

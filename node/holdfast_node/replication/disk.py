@@ -10,10 +10,9 @@ finds the mark throws away what is there; nothing rests on such a copy yet.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -36,13 +35,6 @@ class Until(msgspec.Struct, frozen=True, array_like=True):
 Rows = list[tuple[bytes, bytes | Until | None]]
 """Changes of state in order: (key, value) puts, (key, None) deletes, (start, Until(end)) deletes the range."""
 Replies = list[tuple[bytes, bytes]]
-
-
-class Changes(Protocol):
-    """What an entry changes."""
-
-    rows: Rows
-    replies: Replies
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -130,8 +122,8 @@ class CopyStore:
             self._clear(batch, shard)
         if effect.cut is not None:
             batch.delete_range("log", keys.log_key(shard, effect.cut), self._log_end(shard))
-        for epoch, seq, data in effect.entries:
-            batch.put("log", keys.log_key(shard, seq), epoch.to_bytes(_EPOCH_BYTES, "big") + data)
+        for of, seq, data in effect.entries:
+            batch.put("log", keys.log_key(shard, seq), of.to_bytes(_EPOCH_BYTES, "big") + data)
         epoch, base = self._written.get(shard, _NOTHING)
         if effect.wipe is not None:
             self._put_log_state(batch, shard, effect.epoch, effect.wipe)
@@ -172,13 +164,10 @@ class CopyStore:
         """Where the log of a shard begins, by the newest batch."""
         return self._written.get(shard, _NOTHING)[1]
 
-    def apply(self, batch: Batch, entries: Sequence[LogEntry], known: Sequence[Changes | None]) -> None:
-        """Put committed entries into the state. `known`: for each what it changes, if that is known without decoding."""
-        for entry, changes in zip(entries, known, strict=True):
-            if changes is not None:
-                stage_changes(batch, changes.rows, changes.replies)
-            elif entry.data:
-                stage_changes(batch, *_decode(entry.data))
+    def apply(self, batch: Batch, entry: LogEntry) -> None:
+        """Put a committed entry into the state."""
+        if entry.data:
+            stage_changes(batch, *_decode(entry.data))
 
     def apply_many(self, batch: Batch, entries: Iterable[LogEntry]) -> None:
         """Put committed entries into the state, of rows that several of them write only the last."""

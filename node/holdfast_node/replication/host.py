@@ -16,7 +16,7 @@ from holdfast_cluster.clock import boottime
 from holdfast_cluster.model import SHARDS_MAX, Assignment, Member, View
 
 from holdfast_node.commit import Entry, Flusher
-from holdfast_node.replication.disk import CopyStore, StoredCopy, encode_changes
+from holdfast_node.replication.disk import CopyStore, StoredCopy, encode_changes, stage_changes
 from holdfast_node.replication.events import (
     Abdicate,
     Append,
@@ -52,6 +52,7 @@ from holdfast_node.shards import Shard, Shards
 log = logging.getLogger(__name__)
 
 _TICKS_ROUND = 10
+_REFRESH_S = 1.0  # until when a shard may be answered for is looked at anew when less is left; a tick does so more often than that
 
 
 class Swaps(Protocol):
@@ -156,7 +157,7 @@ class Replicas:
         """A frame came from a node."""
         self._now = boottime()
         for number, message in messages:
-            self._do(self._copy(number), Received(sender, message))
+            self._do_often(self._copy(number), Received(sender, message))
         self._end()
 
     def append(self, entries: list[Entry]) -> None:
@@ -166,7 +167,7 @@ class Replicas:
             copy = self._copies[entry.shard.number]
             assert copy.shard is entry.shard, "an entry of an epoch that is over was not abandoned"
             copy.waiting.append(entry)
-            self._do(copy, Append(encode_changes(entry.rows, entry.replies)), entry)
+            self._do_often(copy, Append(encode_changes(entry.rows, entry.replies)), entry)
         self._end()
 
     def swapped(self, number: int, happened: bool | None, revision: int) -> None:
@@ -251,7 +252,14 @@ class Replicas:
             copy = self._new(number, StoredCopy())
         return copy
 
-    def _do(self, copy: Copy, event: Event, entry: Entry | None = None) -> None:
+    def _do(self, copy: Copy, event: Event) -> None:
+        """Have a copy's replica handle an event; the end of the round looks at what it has come to."""
+        self._do_often(copy, event)
+        if copy.shard is not None or copy.replica.owning:
+            self._touched.add(copy)
+
+    def _do_often(self, copy: Copy, event: Event, entry: Entry | None = None) -> None:
+        """The same for what comes with every entry: nobody need look while the node owns the shard, and may answer for long."""
         number = copy.number
         replica = copy.replica
         for effect in replica.handle(event, self._now):
@@ -264,7 +272,11 @@ class Replicas:
                 self._apply(copy, effect)  # type: ignore[arg-type]
             else:
                 self._do_rarely(copy, effect, entry)
-        if copy.shard is not None or replica.owning:
+        shard = copy.shard
+        if shard is None:
+            if replica.owning:
+                self._touched.add(copy)
+        elif shard.until < self._now + _REFRESH_S or not replica.owning or replica.releasing or replica.epoch != shard.epoch:
             self._touched.add(copy)
 
     def _persist(self, copy: Copy, effect: Persist) -> None:
@@ -301,18 +313,18 @@ class Replicas:
             return
         if copy.behind:
             self._catch_up(copy)
-        known: list[Entry | None] = [None] * len(entries)
-        if waiting:
-            epoch = waiting[0].shard.epoch
-            for i, logged in enumerate(entries):
-                if waiting and waiting[0].seq == logged.seq and epoch == logged.epoch:
-                    known[i] = entry = waiting.popleft()
-                    self._done.append(entry)
-        if copy.replica.owning and None in known:
-            self._unseen = True  # an earlier owner's entries
-        self._disk.apply(self._flusher.batch, entries, known)
+        batch = self._flusher.batch
+        epoch = waiting[0].shard.epoch if waiting else 0
+        for logged in entries:
+            if waiting and waiting[0].seq == logged.seq and epoch == logged.epoch:
+                entry = waiting.popleft()
+                self._done.append(entry)
+                stage_changes(batch, entry.rows, entry.replies)
+            else:
+                self._unseen |= copy.replica.owning  # an earlier owner's
+                self._disk.apply(batch, logged)
         if self._disk.base(copy.number) != copy.replica.base:
-            self._disk.shorten(self._flusher.batch, copy.number, copy.replica.base, entries[-1].seq)
+            self._disk.shorten(batch, copy.number, copy.replica.base, entries[-1].seq)
 
     def _catch_up(self, copy: Copy) -> None:
         """Put what is only in the log of a copy into its state. Many entries at once cost less: they write the same rows again."""
@@ -332,10 +344,15 @@ class Replicas:
             self._flusher.when_visible(done)
             for entry in done:
                 entry.committed = True
+        if self._touched:
+            touched, self._touched = self._touched, set()
+            self._look(touched, done)
+        if done:
+            self.committed(done)
+
+    def _look(self, touched: set[Copy], done: list[Entry]) -> None:
+        """See which shards this node owns by now, and until when it may answer for them. Entries that are given up join `done`."""
         lost: set[Shard] = set()
-        if not self._touched:
-            return
-        touched, self._touched = self._touched, set()
         for copy in touched:
             replica, shard = copy.replica, copy.shard
             if shard is not None and not (replica.owning and replica.epoch == shard.epoch and not replica.releasing):
@@ -363,11 +380,9 @@ class Replicas:
                 self._restless.add(copy)
             else:
                 self._restless.discard(copy)
-        if done:
-            self.committed(done)
 
     def _persisted(self, numbers: dict[Copy, int]) -> None:
         self._now = boottime()
         for copy, number in numbers.items():
-            self._do(copy, Persisted(number))
+            self._do_often(copy, Persisted(number))
         self._end()

@@ -511,9 +511,20 @@ class Replica:
             self._out.append(NotAppended("this node does not own the shard"))
             return
         self._log(data)
-        self._out.append(Appended(self.last_seq))
+        out = self._out
+        seq = self.last_seq
+        out.append(Appended(seq))
+        message: Replicate | None = None
         for name, peer in self.peers.items():
-            self._stream(name, peer, now)
+            if peer.next != seq or seq == self.base.seq + 1:
+                self._stream(name, peer, now)
+                continue
+            if message is None:  # most often all replicas have the same, and get the same
+                epoch, before, _ = self.entries[-2]
+                message = Replicate(self.epoch, Position(epoch, before), (self.entries[-1],), self.committed, now)
+            out.append(Send(name, message))
+            peer.next = seq + 1
+            peer.sent_at = now
 
     def _log(self, data: bytes) -> None:
         entry = LogEntry(self.epoch, self.last_seq + 1, data)
