@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from holdfast_cluster.clock import boottime
 from holdfast_cluster.model import Assignment, ClusterSettings, Member, Versioned, View
 from holdfast_node.commit import Entry
+from holdfast_node.replication import host
 from holdfast_node.replication.disk import CopyStore
 from holdfast_node.replication.events import ReplicationSettings
 from holdfast_node.replication.host import Replicas
@@ -92,8 +94,16 @@ class Trio:
         self.members = {name: Member(name, "127.0.0.1:1", 1, name) for name in NAMES}
         self.revision = 0
 
-    def assign(self, owner: str, epoch: int, in_sync: tuple[str, ...] = NAMES, *, joined: tuple[str, ...] = NAMES) -> None:
-        """Show everybody an assignment; nodes that are in `joined` hear that they are members."""
+    def assign(
+        self,
+        owner: str,
+        epoch: int,
+        in_sync: tuple[str, ...] = NAMES,
+        *,
+        joined: tuple[str, ...] = NAMES,
+        seen_by: tuple[str, ...] = NAMES,
+    ) -> None:
+        """Show an assignment; nodes that are in `joined` hear that they are members."""
         self.revision += 1
         assignment = Assignment(epoch, owner, 1, in_sync, released=True)
         settings = ClusterSettings(shards=8, id="test")
@@ -101,7 +111,7 @@ class Trio:
         for name, node in self.nodes.items():
             if name in joined:
                 node.replicas.joined(self.members[name], view)
-            else:
+            elif name in seen_by:
                 node.replicas.follow(view)
         self.settle()
 
@@ -119,7 +129,7 @@ class Trio:
                 return
         raise AssertionError("they talk on and on")
 
-    def put(self, owner: str, *values: bytes) -> None:
+    def put(self, owner: str, *values: bytes, tick: bool = True) -> None:
         """Commit one entry for each value, which writes the same row and a reply of its own."""
         node = self.nodes[owner]
         shard = node.shards.get(SHARD)
@@ -131,7 +141,8 @@ class Trio:
         self.settle()
         assert len(node.committed) == len(values)
         node.committed.clear()
-        self.tick()  # replicas hear that the last one is committed
+        if tick:
+            self.tick()  # replicas hear that the last one is committed
 
     def tick(self) -> None:
         """Let enough time pass for heartbeats, and for a copy that is not needed to be dropped."""
@@ -215,3 +226,42 @@ def test_what_was_not_applied_goes_with_the_copy(trio: Trio) -> None:
     trio.put("a", b"3")
     trio.assign("c", 2, ("a", "b"), joined=("c",))  # never by etcd's own rules: only to see whether anything comes back
     assert c.rows("state") == c.rows("replies") == {}
+
+
+def test_how_long_a_shard_may_be_answered_for_grows_with_what_replicas_promise(trio: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = boottime()
+    monkeypatch.setattr(host, "boottime", lambda: now)
+    trio.tick()
+    shard = trio.nodes["a"].shards.get(SHARD)
+    assert shard is not None
+    assert shard.until == pytest.approx(now + 2.7)
+    for _ in range(20):
+        now += 0.5
+        trio.put("a", b"%d" % int(now * 10), tick=False)
+        assert shard.until - now >= 1.0, "it was not looked at anew while there was time"
+
+
+def test_a_shard_is_dropped_as_soon_as_a_replica_tells_of_a_later_epoch(trio: Trio) -> None:
+    trio.put("a", b"1")
+    a = trio.nodes["a"]
+    shard = a.shards.get(SHARD)
+    assert shard is not None
+    assert shard.until > boottime() + 1
+    trio.assign("b", 2, joined=(), seen_by=("b", "c"))
+    assert a.shards.get(SHARD) is None, "b's first entry has told"
+    assert (shard.owned, shard.until) == (False, 0.0)
+    assert trio.nodes["b"].shards.get(SHARD) is not None
+
+
+def test_entries_that_wait_are_given_up_with_the_shard(trio: Trio) -> None:
+    a = trio.nodes["a"]
+    shard = a.shards.get(SHARD)
+    assert shard is not None
+    entry = Entry(shard)
+    entry.rows = [(KEY, b"1")]
+    a.replicas.append([entry])
+    a.outbox.clear()  # nobody hears of it
+    trio.assign("b", 2, joined=(), seen_by=("b", "c"))
+    assert a.committed == [entry]
+    assert (entry.abandoned, entry.committed) == (True, False)
+    assert trio.nodes["b"].rows("state") == {}
