@@ -27,10 +27,14 @@ def _quiet() -> Iterator[None]:
 @pytest.mark.timeout(3600 * 24)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_every_effect_happens_once_in_every_world(part: int) -> None:
-    worlds = [live(seed) for seed in range(part, SEEDS, PARTS)]
-    assert sum(world.hops for world in worlds) > 50 * len(worlds)  # they work, too
-    assert sum(world.transfers for world in worlds) > 50 * len(worlds)
-    assert sum(world.alarms for world in worlds) > 50 * len(worlds)
+    seeds = range(part, SEEDS, PARTS)
+    hops = transfers = alarms = 0
+    for seed in seeds:
+        world = live(seed)
+        hops += world.hops
+        transfers += world.transfers
+        alarms += world.alarms
+    assert min(hops, transfers, alarms) > 50 * len(seeds)  # they work, too
 
 
 def test_a_seed_is_one_story() -> None:
