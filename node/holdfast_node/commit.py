@@ -148,7 +148,7 @@ class Flusher:
             try:
                 self._store.write(batch)
             except Exception:
-                self._die("a write to the store failed")
+                self.die("a write to the store failed")
         if self._visible:
             visible, self._visible = self._visible, []
             self.applied(visible)
@@ -174,7 +174,7 @@ class Flusher:
         try:
             self.gather()
         except Exception:
-            self._die("a bug in the commit pipeline")
+            self.die("a bug in the commit pipeline")
         self.write()
         self._scheduled = False
         if self._waiting:
@@ -192,7 +192,7 @@ class Flusher:
                 self._store.sync()
                 self.sync_seconds.observe(perf_counter() - began)
             except Exception:
-                self._die("fsync failed")
+                self.die("fsync failed")
             self._loop.call_soon_threadsafe(self._synced, waiting)
 
     def _synced(self, waiting: list[Callable[[], None]]) -> None:
@@ -202,7 +202,7 @@ class Flusher:
             for done in waiting:
                 done()
         except Exception:
-            self._die("a bug in the commit pipeline")
+            self.die("a bug in the commit pipeline")
         if self._requests:
             self._soon(0, _ROUNDS_MAX)
         else:
@@ -210,7 +210,8 @@ class Flusher:
             self._idle.set()
 
     @staticmethod
-    def _die(why: str) -> None:
+    def die(why: str) -> None:
+        """End the process because of the exception that is being handled: memory and disk may not agree any more."""
         log.critical("%s; the node stops, so that nothing is acknowledged that is not on disk", why, exc_info=True)
         logging.shutdown()
         os._exit(EXIT_STORE_FAILED)

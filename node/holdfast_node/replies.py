@@ -110,7 +110,7 @@ class KeptReplies:
         now = self._now_ms()
         oldest = id_prefix(now - self._window_ms)
         oldest_hour = max(0, now // _HOUR_MS - KEYED_HOURS)
-        if oldest_hour != self._dropped_hour:  # a snapshot may have brought older ones since
+        if oldest_hour != self._dropped_hour:  # a snapshot, or a log that was applied late, may have brought older ones since
             self._dropped_hour = oldest_hour
             self._dropped.clear()
         batch = self._store.batch()

@@ -10,7 +10,7 @@ import pytest
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.model import Assignment, ClusterSettings, Member, Versioned, View
 from holdfast_node.commit import Entry
-from holdfast_node.replication import host
+from holdfast_node.replication import disk, host
 from holdfast_node.replication.disk import CopyStore
 from holdfast_node.replication.events import ReplicationSettings
 from holdfast_node.replication.host import Replicas
@@ -21,6 +21,10 @@ from holdfast_node.store import Batch, Store
 SHARD = 7
 NAMES = ("a", "b", "c")
 KEY = b"\0\x07Kind\0key"
+
+
+class Died(BaseException):
+    """The process would have ended."""
 
 
 class Flusher:
@@ -47,6 +51,10 @@ class Flusher:
         batch, self.staged = self.staged, None
         if batch is not None:
             self.store.write(batch)
+
+    @staticmethod
+    def die(why: str) -> None:
+        raise Died(why)
 
     def flush(self) -> None:
         self.write()
@@ -265,3 +273,27 @@ def test_entries_that_wait_are_given_up_with_the_shard(trio: Trio) -> None:
     assert a.committed == [entry]
     assert (entry.abandoned, entry.committed) == (True, False)
     assert trio.nodes["b"].rows("state") == {}
+
+
+@pytest.mark.parametrize("when", ["the log is shortened", "the shard is taken", "an owner applies what an earlier one has left"])
+def test_a_node_ends_when_what_is_committed_cannot_be_applied(trio: Trio, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """Else the log would be shortened later, and what was in it would be gone without a word."""
+
+    def no_memory(data: bytes) -> Any:
+        raise MemoryError
+
+    if when == "the log is shortened":
+        trio.put("a", *(b"%d" % n for n in range(1, 6)))
+        monkeypatch.setattr(disk, "_decode", no_memory)
+        with pytest.raises(Died, match="shard 7: what its replica decided"):
+            trio.put("a", b"6", b"7")
+    elif when == "the shard is taken":
+        trio.put("a", b"1")
+        monkeypatch.setattr(disk, "_decode", no_memory)
+        with pytest.raises(Died, match="shard 7: its log could not be applied"):
+            trio.assign("b", 2, joined=())
+    else:
+        trio.put("a", b"1", tick=False)  # b has it, and does not know that it is committed
+        monkeypatch.setattr(disk, "_decode", no_memory)
+        with pytest.raises(Died, match="shard 7: what its replica decided"):
+            trio.assign("b", 2, joined=())

@@ -262,16 +262,20 @@ class Replicas:
         """The same for what comes with every entry: nobody need look while the node owns the shard, and may answer for long."""
         number = copy.number
         replica = copy.replica
-        for effect in replica.handle(event, self._now):
-            kind = type(effect)  # by identity, as in `Replica.handle`: the first three come with every entry
-            if kind is Send:
-                self.links.send(effect.to, number, effect.message)  # type: ignore[union-attr, arg-type]
-            elif kind is Persist:
-                self._persist(copy, effect)  # type: ignore[arg-type]
-            elif kind is Apply:
-                self._apply(copy, effect)  # type: ignore[arg-type]
-            else:
-                self._do_rarely(copy, effect, entry)
+        effects = replica.handle(event, self._now)
+        try:
+            for effect in effects:
+                kind = type(effect)  # by identity, as in `Replica.handle`: the first three come with every entry
+                if kind is Send:
+                    self.links.send(effect.to, number, effect.message)  # type: ignore[union-attr, arg-type]
+                elif kind is Persist:
+                    self._persist(copy, effect)  # type: ignore[arg-type]
+                elif kind is Apply:
+                    self._apply(copy, effect)  # type: ignore[arg-type]
+                else:
+                    self._do_rarely(copy, effect, entry)
+        except Exception:  # the replica believes that it is done
+            self._flusher.die(f"shard {number}: what its replica decided could not be done")
         shard = copy.shard
         if shard is None:
             if replica.owning:
@@ -366,7 +370,10 @@ class Replicas:
             self._shards.drop(lost)
         for copy in touched:
             if copy.shard is None and copy.replica.owning and not copy.replica.releasing:
-                self._catch_up(copy)
+                try:
+                    self._catch_up(copy)
+                except Exception:
+                    self._flusher.die(f"shard {copy.number}: its log could not be applied")
                 self._flusher.write()  # what is applied has to be there to be read
                 copy.shard = Shard(copy.number, copy.replica.epoch, replicated=True)
                 self._shards.take(copy.shard)
