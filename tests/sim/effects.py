@@ -42,6 +42,8 @@ CLOCKS = ["c0", "c1", "c2"]
 EVERY_MS = 500
 UNDER_FIRE_S = 12.0
 HEALED_S = 60.0
+RUNG_MIN = int(UNDER_FIRE_S * 1000 / EVERY_MS)
+"""How often a clock is rung in a world, in the end: one whose last attempt failed is tried again two seconds later."""
 START_MS = 1_800_000_000_000
 LIMITS = EngineLimits(outbox=OutboxLimits(backoff_s=(0.1, 5.0)), turn_timeout_s=5.0)
 
@@ -480,7 +482,8 @@ class EffectsWorld:
         while True:
             kept = [item for key in STATIONS for item in (await self.ask("station", key, "tokens")).items()]
             total = sum([await self.ask("account", key, "balance") for key in ACCOUNTS])
-            if (len(kept) >= TOKENS and total == 0) or loop.time() > deadline:
+            rung = min([len(await self.ask("clock", key, "times", 0, 100_000)) for key in CLOCKS])
+            if (len(kept) >= TOKENS and total == 0 and rung >= RUNG_MIN) or loop.time() > deadline:
                 break
             await asyncio.sleep(0.5)
         await asyncio.sleep(2.0)
@@ -507,7 +510,7 @@ class EffectsWorld:
             self.alarms += len(times)
             if times != list(range(times[0], times[0] + EVERY_MS * len(times), EVERY_MS)):
                 raise Broken(f"each due time once: clock {key} has {[b - a for a, b in itertools.pairwise(times)]}")
-            if len(times) < UNDER_FIRE_S * 1000 / EVERY_MS:
+            if len(times) < RUNG_MIN:
                 raise Broken(f"progress: clock {key} was rung only {len(times)} times")
 
 
