@@ -511,20 +511,10 @@ class Replica:
             self._out.append(NotAppended("this node does not own the shard"))
             return
         self._log(data)
-        out = self._out
-        seq = self.last_seq
-        out.append(Appended(seq))
-        message: Replicate | None = None
+        self._out.append(Appended(self.last_seq))
+        made: Replicate | None = None
         for name, peer in self.peers.items():
-            if peer.next != seq or seq == self.base.seq + 1:
-                self._stream(name, peer, now)
-                continue
-            if message is None:  # most often all replicas have the same, and get the same
-                epoch, before, _ = self.entries[-2]
-                message = Replicate(self.epoch, Position(epoch, before), (self.entries[-1],), self.committed, now)
-            out.append(Send(name, message))
-            peer.next = seq + 1
-            peer.sent_at = now
+            made = self._stream(name, peer, now, made)
 
     def _log(self, data: bytes) -> None:
         entry = LogEntry(self.epoch, self.last_seq + 1, data)
@@ -599,23 +589,26 @@ class Replica:
             peer.promised_until = until
         peer.heard_at = now
 
-    def _stream(self, name: str, peer: Peer, now: float) -> None:
-        """Send a replica what it lacks, or a heartbeat."""
+    def _stream(self, name: str, peer: Peer, now: float, made: Replicate | None = None) -> Replicate | None:
+        """Send a replica what it lacks, or a heartbeat: the same that another one was just sent (`made`) if it is as far."""
         if peer.next <= self.base.seq:
             self._out.append(SendSnapshot(name, self.epoch))
             peer.next = self.base.seq + 1
             peer.sent_at = now
-            return
-        at = peer.next - self.base.seq - 1
-        entries = self._batch(at)
-        if at:
-            epoch, seq, _ = self.entries[at - 1]
-            previous = Position(epoch, seq)
-        else:
-            previous = self.base
-        self._out.append(Send(name, Replicate(self.epoch, previous, entries, self.committed, now)))
-        peer.next += len(entries)
+            return made
+        if made is None or made.previous.seq + 1 != peer.next:
+            at = peer.next - self.base.seq - 1
+            entries = self._batch(at)
+            if at:
+                epoch, seq, _ = self.entries[at - 1]
+                previous = Position(epoch, seq)
+            else:
+                previous = self.base
+            made = Replicate(self.epoch, previous, entries, self.committed, now)
+        self._out.append(Send(name, made))
+        peer.next += len(made.entries)
         peer.sent_at = now
+        return made
 
     def _batch(self, at: int) -> tuple[LogEntry, ...]:
         """The entries from this index on that one message may carry."""
