@@ -122,8 +122,8 @@ class CopyStore:
             self._clear(batch, shard)
         if effect.cut is not None:
             batch.delete_range("log", keys.log_key(shard, effect.cut), self._log_end(shard))
-        for of, seq, data in effect.entries:
-            batch.put("log", keys.log_key(shard, seq), of.to_bytes(_EPOCH_BYTES, "big") + data)
+        for epoch, seq, data in effect.entries:
+            batch.put("log", keys.log_key(shard, seq), epoch.to_bytes(_EPOCH_BYTES, "big") + data)
         epoch, base = self._written.get(shard, _NOTHING)
         if effect.wipe is not None:
             self._put_log_state(batch, shard, effect.epoch, effect.wipe)

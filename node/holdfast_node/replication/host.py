@@ -311,24 +311,22 @@ class Replicas:
         waiting = copy.waiting
         if not copy.replica.owning and not waiting:
             copy.behind += entries
-            if self._disk.base(copy.number) != copy.replica.base:
+        else:
+            if copy.behind:
                 self._catch_up(copy)
-                self._disk.shorten(self._flusher.batch, copy.number, copy.replica.base, entries[-1].seq)
-            return
-        if copy.behind:
-            self._catch_up(copy)
-        batch = self._flusher.batch
-        epoch = waiting[0].shard.epoch if waiting else 0
-        for logged in entries:
-            if waiting and waiting[0].seq == logged.seq and epoch == logged.epoch:
-                entry = waiting.popleft()
-                self._done.append(entry)
-                stage_changes(batch, entry.rows, entry.replies)
-            else:
-                self._unseen |= copy.replica.owning  # an earlier owner's
-                self._disk.apply(batch, logged)
+            batch = self._flusher.batch
+            epoch = waiting[0].shard.epoch if waiting else 0
+            for logged in entries:
+                if waiting and waiting[0].seq == logged.seq and epoch == logged.epoch:
+                    entry = waiting.popleft()
+                    self._done.append(entry)
+                    stage_changes(batch, entry.rows, entry.replies)
+                else:
+                    self._unseen |= copy.replica.owning  # an earlier owner's
+                    self._disk.apply(batch, logged)
         if self._disk.base(copy.number) != copy.replica.base:
-            self._disk.shorten(batch, copy.number, copy.replica.base, entries[-1].seq)
+            self._catch_up(copy)
+            self._disk.shorten(self._flusher.batch, copy.number, copy.replica.base, entries[-1].seq)
 
     def _catch_up(self, copy: Copy) -> None:
         """Put what is only in the log of a copy into its state. Many entries at once cost less: they write the same rows again."""
