@@ -7,10 +7,12 @@ import logging
 import time
 from collections import Counter
 
+import msgspec
+
 from holdfast_cluster.etcd import TXN_OPS_MAX, Etcd, EtcdError, at_revision, put
 from holdfast_cluster.feed import ViewFeed
 from holdfast_cluster.membership import Membership
-from holdfast_cluster.model import Keys, Member, View, encode
+from holdfast_cluster.model import FEATURES, Keys, Member, View, encode
 from holdfast_cluster.plan import REASONS, Transition, plan, too_many_away
 
 log = logging.getLogger(__name__)
@@ -58,7 +60,9 @@ class Controller:
         cluster_id: str,
         members_min: int,
         repair_after_s: float,
+        features: tuple[str, ...] = FEATURES,
     ) -> None:
+        self._features = features
         self._etcd = etcd
         self._keys = keys
         self._feed = feed
@@ -119,7 +123,19 @@ class Controller:
                 if notice != self.notice:
                     log.error("%s", notice)
                 self.notice = notice
+            await self._turn_on_features(view, expected)
             await self._apply(plan(view, self._members_min, expected))
+
+    async def _turn_on_features(self, view: View, expected: dict[str, Member]) -> None:
+        """Write the features that every member has announced into the settings. Nobody turns one off again."""
+        assert view.settings is not None
+        members = {**expected, **view.members}.values()
+        common = set(self._features).intersection(*(member.features for member in members)) if members else set()
+        if new := common - set(view.settings.features):
+            to = msgspec.structs.replace(view.settings, features=tuple(sorted({*view.settings.features, *new})))
+            key = self._keys.settings
+            if await self._etcd.txn([at_revision(key, view.settings_revision)], [put(key, encode(to))]):
+                log.warning("every member knows %s: the cluster uses it from now on", ", ".join(sorted(new)))
 
     async def _apply(self, transitions: list[Transition]) -> None:
         if not transitions:
@@ -142,7 +158,7 @@ class Controller:
     async def _swap(self, batch: list[Transition]) -> int:
         done = await self._etcd.txn(
             [at_revision(self._keys.shard(one.shard), one.revision) for one in batch],
-            [put(self._keys.shard(one.shard), encode(one.to)) for one in batch],
+            [put(self._keys.shard(one.shard), encode(one.to.stamped())) for one in batch],
         )
         if done:
             self.transitions.update(one.why for one in batch)

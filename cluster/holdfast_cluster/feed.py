@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 from holdfast_cluster.etcd import Changes, Etcd, Listing, WatchState
 from holdfast_cluster.etcdpb import etcd_pb2 as pb
+from holdfast_cluster.membership import refuse_unknown_features
 from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Heat, Keys, Member, Pause, Versioned, View, decode
 
 log = logging.getLogger(__name__)
@@ -37,12 +38,14 @@ class ViewFeed:
         return 0.0 if self._state.connected else time.monotonic() - self._state.disconnected_since
 
     async def run(self) -> None:
-        """Follow etcd until cancelled."""
+        """Follow etcd until cancelled. Raises Refused when the cluster has come to use what this program does not know."""
         async with contextlib.aclosing(self._etcd.watch(self._keys.prefix, self._state)) as updates:
             async for update in updates:
                 view = apply(self.view, update, self._keys)
                 if self._is_strange(view, isinstance(update, Listing)):
                     continue
+                if view.settings is not None:
+                    refuse_unknown_features(view.settings)
                 self.view = view
                 for listener in self.listeners:
                     listener(self.view)
@@ -79,7 +82,7 @@ def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
         rows: Iterable[tuple[bool, pb.KeyValue]] = ((True, row) for row in update.rows)
     else:
         rows = ((event.type == pb.Event.PUT, event.kv) for event in update.events)
-    settings, controller = view.settings, view.controller
+    settings, settings_revision, controller = view.settings, view.settings_revision, view.controller
     members, assignments, drains, heat, pauses = (
         dict(view.members),
         dict(view.assignments),
@@ -120,6 +123,7 @@ def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
                 pauses[kind, name] = decode(row.value, Pause)
         elif key == keys.settings:
             settings = decode(row.value, ClusterSettings) if there else None
+            settings_revision = row.mod_revision
         elif key == keys.controller:
             controller = row.value.decode() if there else ""
-    return View(update.revision, settings, members, assignments, controller, drains, pauses, heat)
+    return View(update.revision, settings, members, assignments, controller, drains, pauses, heat, settings_revision)

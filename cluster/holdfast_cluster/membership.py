@@ -36,11 +36,17 @@ class Directory(Protocol):
         """Raise the start counter by one, on disk before this returns."""
 
 
+def refuse_unknown_features(settings: ClusterSettings) -> None:
+    """Raises Refused when the cluster uses a feature that this program does not know."""
+    if unknown := settings.unknown_features():
+        raise Refused(f"the cluster uses {', '.join(unknown)}, which this version does not know: start a newer version")
+
+
 async def agree_on_settings(etcd: Etcd, keys: Keys, mine: ClusterSettings | None, wanted: dict[str, int]) -> ClusterSettings:
     """The cluster's settings, written to etcd first if `mine` is given and the cluster is not formed yet.
 
     `wanted`: the settings that this process was told explicitly. Raises Refused, with both values, when they differ from the
-    cluster's, or when the cluster hashes in a way that this version does not know. Waits while etcd is away.
+    cluster's, or when the cluster hashes in a way, or uses a feature, that this version does not know. Waits while etcd is away.
     """
     for attempt in itertools.count():
         level = logging.WARNING if attempt % _SAY_EVERY == 0 else logging.DEBUG
@@ -60,6 +66,7 @@ async def agree_on_settings(etcd: Etcd, keys: Keys, mine: ClusterSettings | None
         await asyncio.sleep(_RETRY_S)
     assert row is not None
     theirs = decode(row.value, ClusterSettings)
+    refuse_unknown_features(theirs)
     asked = msgspec.structs.replace(theirs, hash_version=ClusterSettings().hash_version, **wanted)
     if differences := asked.differences(theirs):
         raise Refused(f"this process and the cluster disagree on {'; '.join(differences)} (the cluster's were fixed at formation)")
@@ -153,6 +160,7 @@ class Membership:
         settings = await self._etcd.get(self._keys.settings)
         if settings is None or decode(settings.value, ClusterSettings).id != self._cluster_id:
             raise EtcdError(f"etcd does not describe cluster {self._cluster_id} any more")
+        refuse_unknown_features(decode(settings.value, ClusterSettings))
         counter = await self._etcd.get(self._keys.incarnation(node))
         current = await self._etcd.get(self._keys.member(node))
         incarnation = self._directory.next_incarnation()
@@ -166,6 +174,7 @@ class Membership:
         member = msgspec.structs.replace(self._template, incarnation=incarnation)
         done = await self._etcd.txn(
             [
+                at_revision(self._keys.settings, settings.mod_revision),  # no feature may come into use while this node joins
                 at_revision(self._keys.incarnation(node), counter.mod_revision if counter else 0),
                 at_revision(self._keys.member(node), current.mod_revision if current else 0),
             ],

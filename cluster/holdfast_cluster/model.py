@@ -15,6 +15,7 @@ Keys, all below `/holdfast/<cluster>/`, values JSON so that etcdctl shows them:
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from typing import TypeVar
@@ -26,6 +27,12 @@ from holdfast_cluster.ring import HASH_VERSION, Ring, RingNode
 S = TypeVar("S", bound=msgspec.Struct)
 
 SHARDS_MAX = 65_536
+EPOCHS_MAX = 1 << 48
+"""Epochs stay below it: sequences of notifications keep the 16 bits above for the moves of an object (docs/format.md)."""
+VERSION = 2
+"""What `Member.version` says of this program: the newest format of records and messages that it reads and writes."""
+FEATURES: tuple[str, ...] = ()
+"""The features that this program knows. A cluster turns one on when every member has announced it; see `ClusterSettings.features`."""
 CLUSTER_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?")
 NODE_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,126}[A-Za-z0-9])?")
 
@@ -42,6 +49,13 @@ class ClusterSettings(msgspec.Struct, frozen=True):
     hash_version: int = HASH_VERSION
     id: str = ""
     """Made at formation: tells this cluster from another one of the same name."""
+    features: tuple[str, ...] = ()
+    """What the cluster uses beyond the first version: written only once every member has announced that it knows it. A process
+    that meets one that it does not know must not take part."""
+
+    def unknown_features(self) -> list[str]:
+        """The features in use that this program does not know."""
+        return sorted(set(self.features) - set(FEATURES))
 
     def validate(self) -> None:
         """Raises ValueError naming the setting that is out of its range."""
@@ -79,6 +93,12 @@ class Member(msgspec.Struct, frozen=True):
     """The address for streams (holdfast_cluster.streams); `address` is that for gRPC."""
     state: str = "active"
     """`active`, or `stopping`: it will be away for a moment, so it wants to own nothing; its copies stay."""
+    version: int = 1
+    """The newest format of records and messages that the process reads and writes; see `VERSION`."""
+    kinds: tuple[str, ...] = ()
+    """The kinds of its app, sorted."""
+    features: tuple[str, ...] = ()
+    """What it can do beyond the first version; see `ClusterSettings.features`."""
 
 
 class Drain(msgspec.Struct, frozen=True):
@@ -120,6 +140,20 @@ class Assignment(msgspec.Struct, frozen=True):
     """In-sync replicas that are not needed any more: the owner is asked to have them removed."""
     born: int = 0
     """Copies that end before this epoch are void: an operator has given up on them (`holdfast reset-shard`)."""
+    version: int = 0
+    """Grows by one with every change of the assignment, whatever changes. An etcd that was put back shows an older one."""
+    nonce: int = 0
+    """Drawn anew with every change, below 2^53: two changes that were made of the same assignment differ in it."""
+    level: int = 0
+    """How often the shard was split; 0 until shards can be."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.epoch < EPOCHS_MAX:
+            raise ValueError(f"epoch {self.epoch} is not between 0 and 2^48")
+
+    def stamped(self) -> Assignment:
+        """What is written to etcd in place of the assignment that this one was made from: the next version, under a new nonce."""
+        return msgspec.structs.replace(self, version=self.version + 1, nonce=secrets.randbits(53))
 
 
 class Versioned(msgspec.Struct, frozen=True):
@@ -142,6 +176,8 @@ class View(msgspec.Struct, frozen=True, dict=True):
     """By kind and key; an empty key is the whole kind."""
     heat: Mapping[str, Heat] = {}
     """By node."""
+    settings_revision: int = 0
+    """The revision at which the settings were changed last."""
 
     @cached_property
     def ring(self) -> Ring:

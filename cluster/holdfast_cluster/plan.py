@@ -115,7 +115,16 @@ class _Plan:
             return None
         joining = tuple(name for name in now.joining if name in self.view.members)
         # The absent stay in sync until the new owner, alive, has them removed: should it be dead too, they have the data.
-        return Assignment(now.epoch + 1, owner.id, owner.incarnation, now.in_sync, joining, born=now.born)
+        return msgspec.structs.replace(
+            now,
+            epoch=now.epoch + 1,
+            owner=owner.id,
+            incarnation=owner.incarnation,
+            joining=joining,
+            released=False,
+            handover="",
+            leaving=(),
+        )
 
     def _best(self, shard: int, names: list[str]) -> Member | None:
         """Who of these present members should own the shard: one that stays, the ring's favourite first."""

@@ -186,7 +186,9 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "there is no node that could own it")
         owner = view.members[favourites[0]]
         epoch = now.epoch + 1
-        fresh = Assignment(epoch, owner.id, owner.incarnation, (owner.id,), born=epoch)
+        fresh = Assignment(
+            epoch, owner.id, owner.incarnation, (owner.id,), born=epoch, version=now.version, level=now.level
+        ).stamped()
         key = self._keys.shard(request.shard)
         try:
             done = await self._etcd.txn([at_revision(key, versioned.revision)], [put(key, encode(fresh))])

@@ -25,7 +25,7 @@ from holdfast_cluster.dispatch import Dispatcher
 from holdfast_cluster.etcd import Etcd, EtcdError
 from holdfast_cluster.feed import ViewFeed
 from holdfast_cluster.membership import Membership, agree_on_settings
-from holdfast_cluster.model import ClusterSettings, Keys, Member, View
+from holdfast_cluster.model import FEATURES, VERSION, ClusterSettings, Keys, Member, View
 from holdfast_cluster.streams import StreamServer
 
 from holdfast_node import heat
@@ -178,7 +178,18 @@ class NodeServer:
         membership = Membership(
             etcd,
             keys,
-            Member(node_id, address, 0, config.host or socket.gethostname(), config.zone, config.weight, stream_address),
+            Member(
+                node_id,
+                address,
+                0,
+                config.host or socket.gethostname(),
+                config.zone,
+                config.weight,
+                stream_address,
+                version=VERSION,
+                kinds=tuple(sorted(self._app.kinds)),
+                features=FEATURES,
+            ),
             directory,
             settings.id,
             config.lease_ttl_s,

@@ -97,12 +97,12 @@ class ServesOnWhileItReleases(r.Replica):
 class TrustsAnUnknownSwap(r.Replica):
     """Takes a lost reply for a yes."""
 
-    def _swapped(self, happened: bool | None, revision: int, now: float) -> None:
+    def _swapped(self, happened: bool | None, revision: int, written: Assignment | None, now: float) -> None:
         if happened is None and self._swapping is not None and self.assignment is not None:
             self.assignment = msgspec.structs.replace(self.assignment, in_sync=self._swapping.swap.to.in_sync)
             self._swapping = None
         else:
-            super()._swapped(happened, revision, now)
+            super()._swapped(happened, revision, written, now)
 
 
 class ForgetsItsPromisesInARestart(r.Replica):

@@ -31,7 +31,7 @@ def listing() -> Listing:
 def test_a_listing_is_the_whole_truth() -> None:
     old = View(2, SETTINGS, {"gone": MEMBER}, {1: Versioned(ASSIGNED, 1)}, "gone")
     new = apply(old, listing(), KEYS)
-    assert new == View(9, SETTINGS, {"a": MEMBER}, {7: Versioned(ASSIGNED, 5)}, "a")
+    assert new == View(9, SETTINGS, {"a": MEMBER}, {7: Versioned(ASSIGNED, 5)}, "a", settings_revision=3)
 
 
 def test_changes_are_applied_one_by_one() -> None:
@@ -43,5 +43,5 @@ def test_changes_are_applied_one_by_one() -> None:
         pb.Event(type=pb.Event.DELETE, kv=row(KEYS.controller, b"")),
     ]
     new = apply(view, Changes(revision=11, events=events), KEYS)
-    assert new == View(11, SETTINGS, {}, {7: Versioned(moved, 11)}, "")
+    assert new == View(11, SETTINGS, {}, {7: Versioned(moved, 11)}, "", settings_revision=3)
     assert view.assignments[7].assignment == ASSIGNED  # the old picture is untouched

@@ -80,10 +80,11 @@ class Received(msgspec.Struct, frozen=True, gc=False):
 
 
 class Swapped(msgspec.Struct, frozen=True, gc=False):
-    """etcd's answer to a `Swap`: it happened (at `revision`), it did not, or (None) nobody knows."""
+    """etcd's answer to a `Swap`: it happened (`written`, at `revision`), it did not, or (None) nobody knows."""
 
     happened: bool | None
     revision: int = 0
+    written: Assignment | None = None
 
 
 class Release(msgspec.Struct, frozen=True, gc=False):

@@ -170,10 +170,10 @@ class Replicas:
             self._do_often(copy, Append(encode_changes(entry.rows, entry.replies)), entry)
         self._end()
 
-    def swapped(self, number: int, happened: bool | None, revision: int) -> None:
+    def swapped(self, number: int, happened: bool | None, revision: int, written: Assignment) -> None:
         """etcd has answered a swap, or its answer was lost."""
         self._now = boottime()
-        self._do(self._copies[number], Swapped(happened, revision))
+        self._do(self._copies[number], Swapped(happened, revision, written))
         self._end()
 
     def lost(self, node: str) -> None:

@@ -238,8 +238,8 @@ class Replica:
                 self._tick(now)
             case Assigned(assignment, revision):
                 self._assigned(assignment, revision, now)
-            case Swapped(happened, revision):
-                self._swapped(happened, revision, now)
+            case Swapped(happened, revision, written):
+                self._swapped(happened, revision, written, now)
             case Release(to, incarnation):
                 self._release(to, incarnation, now)
             case Abdicate(to, incarnation):
@@ -681,11 +681,11 @@ class Replica:
         self._counted = frozenset(self.counted())
         self._out.append(swap)
 
-    def _swapped(self, happened: bool | None, revision: int, now: float) -> None:
+    def _swapped(self, happened: bool | None, revision: int, written: Assignment | None, now: float) -> None:
         if self._swapping is None:
             return
         if happened:
-            self._assigned(self._swapping.swap.to, revision, now)
+            self._assigned(written or self._swapping.swap.to, revision, now)
         elif happened is None:
             self._swapping.retry_at = now + self.settings.swap_retry_s
         # Refused: the assignment has changed, perhaps by an earlier try of ours. The view will show it; until then both count.

@@ -16,9 +16,12 @@ _RETRY_S = 0.2
 
 
 class EtcdSwaps:
-    """Implements `holdfast_node.replication.host.Swaps`. `answer`: shard, whether it happened (None: nobody knows), revision."""
+    """Implements `holdfast_node.replication.host.Swaps`.
 
-    def __init__(self, etcd: Etcd, keys: Keys, answer: Callable[[int, bool | None, int], None]) -> None:
+    `answer`: shard, whether it happened (None: nobody knows), and, if it did, the revision and the assignment as it was written.
+    """
+
+    def __init__(self, etcd: Etcd, keys: Keys, answer: Callable[[int, bool | None, int, Assignment], None]) -> None:
         self._etcd = etcd
         self._keys = keys
         self._answer = answer
@@ -28,7 +31,7 @@ class EtcdSwaps:
 
     def ask(self, shard: int, revision: int, to: Assignment) -> None:
         """Put `to` in the place of what is at `revision`."""
-        self._asked.append((shard, revision, to))
+        self._asked.append((shard, revision, to.stamped()))
         self._wake.set()
 
     async def run(self) -> None:
@@ -53,19 +56,19 @@ class EtcdSwaps:
             )
         except EtcdUnknown as error:
             log.warning("a swap of %d assignments has perhaps happened (%s); both are counted until etcd tells", len(batch), error)
-            for shard, _, _ in batch:
-                self._answer(shard, None, 0)
+            for shard, _, to in batch:
+                self._answer(shard, None, 0, to)
             await asyncio.sleep(_RETRY_S)
             return True
         except EtcdError as error:
             log.warning("etcd refused to swap %d assignments: %s", len(batch), error)
-            for shard, _, _ in batch:
-                self._answer(shard, None, 0)
+            for shard, _, to in batch:
+                self._answer(shard, None, 0, to)
             return True
         if revision or len(batch) == 1:
             for shard, _, to in batch:
                 self.done += bool(revision)
-                self._answer(shard, bool(revision), revision)
+                self._answer(shard, bool(revision), revision, to)
                 if revision:
                     log.info("shard %d: epoch %d, owner %s, in sync %s", shard, to.epoch, to.owner, ", ".join(to.in_sync))
         return bool(revision) or len(batch) == 1
