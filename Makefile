@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PROTOS := $(wildcard proto/holdfast/v1/*.proto)
-ETCD_PROTO := proto/holdfast_cluster/etcdpb/etcd.proto
+CLUSTER_PROTOS := $(wildcard proto/holdfast_cluster/*/*.proto)
 
 .PHONY: help run demo test check tools bench sim proto proto-fresh clean
 help:
@@ -54,7 +54,7 @@ sim: .venv/dev
 
 define generate
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(1)/sdk --pyi_out=$(1)/sdk --grpc_python_out=$(1)/sdk $(PROTOS)
-	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(1)/cluster --pyi_out=$(1)/cluster --grpc_python_out=$(1)/cluster $(ETCD_PROTO)
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(1)/cluster --pyi_out=$(1)/cluster --grpc_python_out=$(1)/cluster $(CLUSTER_PROTOS)
 endef
 
 proto: .venv/dev

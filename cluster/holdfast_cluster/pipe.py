@@ -10,9 +10,9 @@ from typing import Protocol
 from holdfast.frames import FrameWriter
 from holdfast.tls import Certificates
 from holdfast.v1 import objects_pb2 as pb
-from holdfast.v1 import peer_pb2
 
 from holdfast_cluster.model import Member
+from holdfast_cluster.peerpb import peer_pb2
 from holdfast_cluster.streams import Stream, StreamRefused, open_stream
 
 log = logging.getLogger(__name__)

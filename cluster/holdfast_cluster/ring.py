@@ -36,10 +36,15 @@ def hash64(*parts: bytes) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
+def object_hash(kind: str, key: str) -> int:
+    """The 64 bits by which an object is placed in a shard."""
+    return hash64(b"object", kind.encode(), key.encode())
+
+
 @functools.lru_cache(maxsize=1 << 16)
 def shard_of(kind: str, key: str, shards: int) -> int:
     """The shard of an object, 0 to shards - 1. The cache saves a hash on the hot path and is bounded."""
-    return hash64(b"object", kind.encode(), key.encode()) % shards
+    return object_hash(kind, key) % shards
 
 
 @dataclass(frozen=True, slots=True)

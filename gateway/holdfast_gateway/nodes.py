@@ -45,7 +45,7 @@ class Nodes:
     async def ask(self, member: Member, method: str, request: Any, answer: type[R], timeout: float, asked_by: str = "") -> R:
         """Ask one. Raises AioRpcError."""
         call: Any = self._channel(member.address).unary_unary(
-            f"/holdfast.v1.Peer/{method}",
+            f"/holdfast.peer.v1.Peer/{method}",
             request_serializer=type(request).SerializeToString,
             response_deserializer=answer.FromString,  # type: ignore[attr-defined]
         )

@@ -47,6 +47,9 @@ _UNREAD = f"more than {BACKLOG_BYTES_MAX >> 20} MiB of replies wait to be read: 
 IDEMPOTENCY_METADATA = "idempotency-key"
 """Where callers of `Call` may put their key, in place of the field."""
 
+ATTEMPT_MAX = 1 << 20
+"""A call is sent again far less often, so a client's word is cut to it."""
+
 _EFFECT = bytes([EFFECT])
 _DRAIN_LOOK_S = 0.02
 _STATUS_MESSAGE_CHARS_MAX = 500  # the message travels twice, percent-encoded in one place
@@ -106,9 +109,9 @@ class ObjectsService:
                 request_id = idempotent_id(request.kind, request.key, idempotency_key)
             except ValueError as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        own_id = bool(request_id)
-        if request_id.startswith(_EFFECT):
+        elif request_id[:1] >= _EFFECT:
             await _abort(context, self._taken(request_id))
+        own_id = bool(request_id) and not request.drawn
         if not request_id:
             request_id = self._ids.next()
         call = pb.Call(
@@ -118,7 +121,8 @@ class ObjectsService:
             arguments=request.json.encode() if is_json else request.msgpack,
             codec=pb.CODEC_JSON if is_json else pb.CODEC_MSGPACK,
             request_id=request_id,
-            attempt=1 if own_id else 0,  # the caller's own id: this may well be the second time
+            attempt=1 if own_id else min(request.attempt, ATTEMPT_MAX),  # the caller's own id: this may well be the second time
+            keep_reply=own_id,
             timeout_ms=timeout_ms,
             metadata=request.metadata,
         )
@@ -170,8 +174,10 @@ class ObjectsService:
                     await context.abort(grpc.StatusCode.UNAUTHENTICATED, gone)
                 session.under_way += len(calls)
                 for call in calls:
-                    if call.request_id.startswith(_EFFECT):
-                        session.refuse(pb.Reply(id=call.id, error=self._taken(call.request_id)))
+                    request_id = call.request_id
+                    refused = None if request_id and request_id[:1] < _EFFECT else self._own_id(call)
+                    if refused is not None:
+                        session.refuse(pb.Reply(id=call.id, error=refused))
                         continue
                     if call.notification or call.chain:  # nodes alone may say so
                         call.ClearField("notification")
@@ -214,9 +220,22 @@ class ObjectsService:
             await _abort(context, error_to_proto(Unauthenticated(str(refused), definite=True)))
             raise AssertionError from None
 
+    def _own_id(self, call: pb.Call) -> pb.Error | None:
+        """Make the request id of a call that came with an idempotency key, or with an id that callers may not use: then why not."""
+        if call.request_id or not call.idempotency_key:
+            return self._taken(call.request_id) if call.request_id else None  # one without is refused where all are checked
+        try:
+            call.request_id = idempotent_id(call.kind, call.key, call.idempotency_key)
+        except ValueError as error:
+            self.refused["malformed"] += 1
+            return error_to_proto(InvalidArgument(str(error), path="idempotency_key", definite=True))
+        call.ClearField("idempotency_key")
+        call.keep_reply = True
+        return None
+
     def _taken(self, request_id: bytes) -> pb.Error:
         self.refused["malformed"] += 1
-        message = f"request ids that begin with {_EFFECT.hex()} are the cluster's own: use a UUIDv7, or an idempotency key"
+        message = f"request ids that begin with {request_id[:1].hex()} are the cluster's own: use a UUIDv7, or an idempotency key"
         return error_to_proto(InvalidArgument(message, path="request_id", definite=True, request_id=request_id))
 
     def _refusal(self, guest: Guest, call: pb.Call) -> pb.Error | None:

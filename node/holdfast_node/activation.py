@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
-import zlib
 from collections import deque
 from collections.abc import Iterator
 from datetime import timedelta
@@ -13,12 +11,14 @@ from typing import Any, NamedTuple
 from holdfast.app import Kind
 from holdfast.object import DurableObject, Objects
 from holdfast.storage import Limits, Storage
+from holdfast_cluster.ring import object_hash
 
 from holdfast_node import keys
 from holdfast_node.commit import Entry
 from holdfast_node.delivery.alarms import ObjectAlarms
 from holdfast_node.delivery.deliveries import Deliveries
 from holdfast_node.outgoing import Notifier, ObjectCalls, Outgoing
+from holdfast_node.replies import object_digest
 from holdfast_node.shards import Shard
 from holdfast_node.stats import KindStats
 from holdfast_node.store import Store
@@ -70,8 +70,9 @@ class Activation:
         "_store",
         "_taken",
         "cached_bytes",
-        "checksum",
+        "digest",
         "forgotten",
+        "hash",
         "instance",
         "key",
         "kind",
@@ -116,7 +117,8 @@ class Activation:
         self.last_used = 0.0
         self.last_error: LastError | None = None
         self.cached_bytes = 0
-        self.checksum = zlib.crc32(self.name.encode())
+        self.digest = object_digest(kind.name, key)
+        self.hash = object_hash(kind.name, key).to_bytes(8, "big")
         self.forgotten = False
 
     @property
@@ -162,7 +164,7 @@ class Activation:
             taken.clear()  # the store has them
         taken[sender] = sequence
         key = keys.mark_key(self.shard.number, self.kind.name, self.key, sender)
-        return key, sequence + (time.time_ns() // 1_000_000).to_bytes(8, "big")
+        return key, sequence + self.shard.time_bytes
 
     # -- holdfast.object.Context
 

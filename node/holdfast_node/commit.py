@@ -24,7 +24,9 @@ from typing import TYPE_CHECKING
 
 from holdfast.metrics import Histogram
 
-from holdfast_node.replication.disk import Replies, Rows, stage_changes
+from holdfast_node.replication.changes import Replies, Rows
+from holdfast_node.replication.disk import stage_changes
+from holdfast_node.replies import Forgotten
 from holdfast_node.shards import Shard
 from holdfast_node.store import Batch, Store
 
@@ -55,6 +57,7 @@ class Entry:
         "committed",
         "deletes",
         "dues",
+        "forgotten",
         "notes",
         "replies",
         "rows",
@@ -71,6 +74,7 @@ class Entry:
         self.rows: Rows = []
         self.deletes = False  # whether `rows` hold anything but puts
         self.replies: Replies = []
+        self.forgotten: Forgotten | None = None
         self.bytes = 0
         self.turns: list[Turn] = []
         self.waiters: list[asyncio.Future[None]] | None = None
@@ -225,7 +229,14 @@ class Committer:
     calls. One replica that is slow delays the others by no more than that.
     """
 
-    def __init__(self, flusher: Flusher, committed: Callable[[list[Entry]], None], append: Callable[[list[Entry]], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        flusher: Flusher,
+        committed: Callable[[list[Entry]], None],
+        append: Callable[[list[Entry]], None],
+    ) -> None:
+        self._store = store
         self._flusher = flusher
         self._committed = committed
         self._append = append
@@ -292,11 +303,11 @@ class Committer:
         """One copy: the state itself is what has to be on disk."""
         batch = self._flusher.batch
         for entry in entries:
-            if not entry.deletes:
+            if not entry.deletes and entry.forgotten is None:
                 batch.put_all("state", entry.rows)  # type: ignore[arg-type]
                 batch.put_all("replies", entry.replies)
             else:
-                stage_changes(batch, entry.rows, entry.replies)
+                stage_changes(self._store, batch, entry.shard.number, entry.rows, entry.replies, entry.forgotten)
 
         def durable() -> None:
             for entry in entries:

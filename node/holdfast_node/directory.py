@@ -5,9 +5,11 @@ from __future__ import annotations
 import secrets
 
 from holdfast_node import keys
+from holdfast_node.conversion import convert
 from holdfast_node.store import Store
 
-FORMAT = b"1"
+FORMAT = b"2"
+"""docs/format.md has what lies where. Directories of format 1 are converted at the start."""
 
 
 class WrongDirectory(Exception):
@@ -21,6 +23,9 @@ class DataDirectory:
         self._store = store
         found = store.get("meta", keys.FORMAT)
         if found is None:
+            self._put(keys.FORMAT, FORMAT)
+        elif found == b"1":
+            convert(store)
             self._put(keys.FORMAT, FORMAT)
         elif found != FORMAT:
             raise WrongDirectory(f"{store.path} has format {found.decode()}, this version reads format {FORMAT.decode()}")

@@ -54,8 +54,8 @@ from holdfast_node.delivery.deliveries import Deliveries, Forget
 from holdfast_node.delivery.outbox import OutboxLimits
 from holdfast_node.hottest import SAMPLE, Hottest
 from holdfast_node.outgoing import Notify, Outgoing
-from holdfast_node.replication.disk import Until
-from holdfast_node.replies import KeptReplies, fingerprint
+from holdfast_node.replication.changes import Until
+from holdfast_node.replies import ResponseCache, identity_of
 from holdfast_node.shards import Shard, Shards
 from holdfast_node.spans import TurnSpan
 from holdfast_node.stats import KindStats
@@ -104,7 +104,7 @@ class Engine:
         flusher: Flusher,
         shards_total: int,
         shards: Shards,
-        kept: KeptReplies,
+        responses: ResponseCache,
         outgoing: Outgoing,
         limits: EngineLimits,
         append: Callable[[list[Entry]], None],
@@ -115,13 +115,13 @@ class Engine:
         self._store = store
         self._shards_total = shards_total
         self._shards = shards
-        self._kept = kept
+        self._responses = responses
         self._outgoing = outgoing
         self._tracing = tracing
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._flusher = flusher
-        self._committer = Committer(flusher, self.committed, append)
+        self._committer = Committer(store, flusher, self.committed, append)
         flusher.applied = self._applied
         self.deliveries = Deliveries(app, store, shards, outgoing, self, self._committer.entry, flusher.write, limits.outbox)
         self._activations = Activations()
@@ -192,12 +192,12 @@ class Engine:
             method = call.method
             handler: Handler | Inside = activation.kind.handlers.get(method) or activation.kind.handler(method)
             attempt = call.attempt
-            kept_replies = self._kept
+            responses = self._responses
             if (
                 attempt
-                or not kept_replies.fresh_from <= request_id < kept_replies.ahead_to
+                or not responses.fresh_from <= request_id < responses.ahead_to
                 or request_id < shard.fresh_from
-                or request_id in kept_replies.retried
+                or request_id in responses.retried
             ):
                 if call.notification:
                     if activation.took(call.notification):
@@ -208,9 +208,9 @@ class Engine:
                         call = again
                 else:
                     self._flusher.write()  # what is committed may be staged still
-                    kept = kept_replies.find(shard, activation.checksum ^ handler.checksum, call)
+                    kept = responses.find(shard, identity_of(activation.digest, handler, call), call)  # type: ignore[arg-type]
                     if kept is not None:
-                        port.reply(call.id, kept, None, shard)
+                        port.reply(call.id, kept.result, kept.error, shard)
                         return
             if activation.turn is not None and call.chain:
                 self._check_chain(call, activation)
@@ -286,10 +286,11 @@ class Engine:
     def _join(self, turn: Turn, call: pb.Call, port: ReplyPort) -> None:
         """The same request again while its first attempt is under way: one turn, and everybody who asked is answered."""
         before = turn.call
-        if (call.kind, call.key, call.method, call.arguments) != (
+        if (call.kind, call.key, call.method, call.codec, call.arguments) != (
             before.kind,
             before.key,
             before.method,
+            before.codec,
             before.arguments,
         ):
             error = InvalidArgument(f"request id {call.request_id.hex()} is in use by another call", path="request_id", definite=True)
@@ -366,7 +367,7 @@ class Engine:
                         f"a result of {len(turn.result)} bytes, at most {self._limits.result_bytes_max}",
                         definite=turn.calls_made == 0,
                     )
-                if storage.changed() or (turn.request_id[0] >= EFFECT and turn.call.notification):
+                if storage.changed() or turn.call.keep_reply or (turn.request_id[0] >= EFFECT and turn.call.notification):
                     entry = self._write(turn)
             except Exception as unfit:
                 error = unfit
@@ -383,6 +384,8 @@ class Engine:
                     f"{type(error).__name__}, which cannot be told: {type(worse).__name__}", request_id=turn.request_id
                 )
                 turn.error = error_to_proto(told)
+            if turn.call.keep_reply and isinstance(error, Rejected) and not turn.expired and type(turn.handler) is Handler:
+                entry = self._keep_refusal(turn, turn.handler)
         else:
             storage.close(entry)
         self._activations.account(activation)
@@ -407,16 +410,27 @@ class Engine:
         if activation.mailbox and not self._starting:  # whoever starts turns in a row goes on by itself
             self._next(activation)
 
+    def _keep_refusal(self, turn: Turn, handler: Handler) -> Entry | None:
+        """Keep the final error of a turn whose caller brought an id of its own: the answer stays the same however often it asks."""
+        activation = turn.activation
+        shard = activation.shard
+        assert turn.error is not None
+        if shard.read_only is not None:
+            turn.error = error_to_proto(_read_only(turn))
+            return None
+        raw = turn.error.SerializeToString()
+        entry = self._committer.entry(shard)
+        identity = identity_of(activation.digest, handler, turn.call)
+        entry.replies.append(self._responses.row(shard, identity, activation.hash, turn.request_id, b"", raw))
+        entry.bytes += len(raw)
+        activation.last_entry = entry
+        return entry
+
     def _write(self, turn: Turn) -> Entry:
         activation = turn.activation
         shard = activation.shard
         if shard.read_only is not None:
-            raise Unavailable(
-                f"shard {shard.number} is read-only: {shard.read_only}",
-                definite=turn.calls_made == 0,
-                retryable=True,
-                retry_after_s=1.0,
-            )
+            raise _read_only(turn)
         prefix = activation.row_prefix
         cleared, writes, deletes = activation.storage.take(prefix)
         if activation.storage.beside:
@@ -433,17 +447,13 @@ class Engine:
         if activation.storage.beside:
             self._write_beside(activation, entry)
         request_id = turn.request_id
-        if request_id[0] < EFFECT:
-            if turn.attempt:
-                self._kept.note_retried(request_id)
-            entry.replies.append(
-                (shard.prefix + request_id, fingerprint(activation.checksum ^ turn.handler.checksum, turn.call) + turn.result)
-            )
-        elif turn.call.notification:
+        if turn.call.notification:
             entry.rows.append(activation.take(turn.call.notification))
         elif type(turn.handler) is Handler:
-            key = self._kept.key(shard, request_id)
-            entry.replies.append((key, fingerprint(activation.checksum ^ turn.handler.checksum, turn.call) + turn.result))
+            if turn.attempt and request_id[0] < EFFECT:
+                self._responses.note_retried(request_id)
+            identity = identity_of(activation.digest, turn.handler, turn.call)
+            entry.replies.append(self._responses.row(shard, identity, activation.hash, request_id, turn.result))
         activation.last_entry = entry
         return entry
 
@@ -702,13 +712,23 @@ class Engine:
 
     def tick(self) -> None:
         """Follow the clock and evict what is idle or too much; call it a few times a second."""
-        self._kept.tick()
+        self._responses.tick()
+        self._shards.tick(boottime())
         idle_since = self._loop.time() - self._limits.idle_s
         for _ in range(1_000):
             if self._activations.cached_bytes > self._limits.cache_bytes_max:
                 idle_since = _NEVER
             if not self._evict_oldest(idle_since):
                 break
+
+    def forget_responses(self) -> None:
+        """Have the owned shards forget the kept replies whose time has passed; call it about once a minute."""
+        self._flusher.write()
+        now = boottime()
+        for shard in self._shards.serving(now):
+            if not shard.closing and shard.read_only is None and (due := self._responses.due(shard)) is not None:
+                entry = self._committer.entry(shard)
+                entry.forgotten = due if entry.forgotten is None else entry.forgotten.merged(due)
 
     def evict(self, share: float) -> None:
         """Evict this share of the activations, least recently used first: the process uses too much memory."""
@@ -858,6 +878,16 @@ def _expired(turn: Turn) -> DeadlineExceeded:
         f"{turn.activation.name}.{turn.handler.name}: the deadline passed {where}",
         definite=turn.calls_made == 0,
         retryable=True,
+    )
+
+
+def _read_only(turn: Turn) -> Unavailable:
+    shard = turn.activation.shard
+    return Unavailable(
+        f"shard {shard.number} is read-only: {shard.read_only}",
+        definite=turn.calls_made == 0,
+        retryable=True,
+        retry_after_s=1.0,
     )
 
 

@@ -4,16 +4,21 @@ Column families and their keys (numbers big-endian, so that byte order is number
 
     state     shard u16 | kind 00 01 | key 00 01 | record type u8 | the record's own key     one object is one contiguous range
               shard u16 | 00 | index u8 | what the index is ordered by               what a shard's owner has to do, see INDEXES
-    replies   shard u16 | request id 16 bytes, which begin with the time      what is older than a time is one contiguous range
-              shard u16 | FF | hour u32 | id 16 bytes                         the same for callers' idempotency keys
+    replies   shard u16 | 00                                        what is forgotten, see `replies.Forgotten`
+              shard u16 | 01 | bucket u32 | request id 16 bytes     a bucket is TIMED_BUCKET_MS of the shard's time
+              shard u16 | 02 | bucket u32 | request id 16 bytes     the same for ids that tell no time; DAY_BUCKET_MS
     log       shard u16 | seq u64
-    meta      names of the directory's facts, and 'position', 'log', 'applied', 'install' + shard u16
+    meta      names of the directory's facts, and 'position', 'log', 'applied', 'high', 'chain', 'install', 'assignment' + shard u16
+
+docs/format.md names every record and its fields.
 
 A text that is followed by something is written as UTF-8 with 00 as 00 FF, ended by 00 01: no encoding is a prefix of another, and
 byte order is text order. (A lone 00 as the end would make "a" a prefix of "a\\0".)
 """
 
 from __future__ import annotations
+
+from holdfast_cluster.model import EPOCHS_MAX
 
 ROW = 0x10
 """Record type of a user's row in `self.storage`."""
@@ -86,7 +91,8 @@ INDEX_PREFIX_BYTES = _SHARD_BYTES + 2
 
 
 def sequence(epoch: int, number: int) -> bytes:
-    """A place in the order of what a shard sends: grows with the epoch, and within it."""
+    """A place in the order of what a shard sends: grows with the epoch, and within it. The 16 bits above the epoch are kept free."""
+    assert epoch < EPOCHS_MAX
     return epoch.to_bytes(8, "big") + number.to_bytes(8, "big")
 
 
@@ -117,14 +123,23 @@ def mark_key(shard: int, kind: str, key: str, sender: bytes) -> bytes:
     return index_prefix(shard, MARKS) + ident(kind, key) + sender
 
 
-def keyed_reply_key(shard: int, hour: int, request_id: bytes) -> bytes:
-    """Where the reply to a request with an idempotency key is kept; also with the beginning of an id."""
-    return shard.to_bytes(_SHARD_BYTES, "big") + b"\xff" + hour.to_bytes(4, "big") + request_id
+# Classes of kept replies.
+FORGOTTEN = 0x00
+TIMED = 0x01
+DAY = 0x02
 
 
-def reply_key(shard: int, request_id: bytes) -> bytes:
-    """Also with the beginning of an id: where the replies to requests made since that time begin."""
-    return shard.to_bytes(_SHARD_BYTES, "big") + request_id
+def forgotten_key(shard: int) -> bytes:
+    """Where a shard says which kept replies are gone."""
+    return shard.to_bytes(_SHARD_BYTES, "big") + bytes([FORGOTTEN])
+
+
+def reply_bucket(shard: int, kept: int, bucket: int) -> bytes:
+    """What the keys of all kept replies of a class and bucket begin with; the request id follows."""
+    return shard.to_bytes(_SHARD_BYTES, "big") + bytes([kept]) + bucket.to_bytes(4, "big")
+
+
+REPLY_BUCKET_BYTES = _SHARD_BYTES + 1 + 4
 
 
 def position_key(shard: int) -> bytes:
@@ -148,6 +163,21 @@ def log_state_key(shard: int) -> bytes:
 def applied_key(shard: int) -> bytes:
     """Where the seq that a copy's state is at is kept."""
     return b"applied" + shard_prefix(shard)
+
+
+def high_key(shard: int) -> bytes:
+    """Where a copy's high-water is kept while no entry comes that could carry it."""
+    return b"high" + shard_prefix(shard)
+
+
+def chain_key(shard: int) -> bytes:
+    """Where the terms of the entries are kept that a copy's log does not hold any more."""
+    return b"chain" + shard_prefix(shard)
+
+
+def assignment_key(shard: int) -> bytes:
+    """Where the newest assignment that this node has seen of a shard is kept."""
+    return b"assignment" + shard_prefix(shard)
 
 
 def install_key(shard: int) -> bytes:

@@ -15,8 +15,8 @@ from holdfast.frames import BACKLOG_BYTES_MAX, FrameWriter
 from holdfast.logs import Few
 from holdfast.tls import Certificates, names_of
 from holdfast.v1 import objects_pb2 as pb
-from holdfast.v1 import peer_pb2
 from holdfast_cluster.clock import boottime
+from holdfast_cluster.peerpb import peer_pb2
 from holdfast_cluster.pipe import PIPE, Pipe, PipeEnd
 from holdfast_cluster.streams import Hello, Service, Stream, StreamRefused
 
@@ -38,7 +38,7 @@ _NOT_SERVING = error_to_proto(WrongOwner("this node serves nothing at the moment
 
 
 class PeerService:
-    """Serves streams and `holdfast.v1.Peer`. `accepting` is cleared when the node drains."""
+    """Serves streams and `holdfast.peer.v1.Peer`. `accepting` is cleared when the node drains."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class PeerService:
     def handlers(self) -> grpc.GenericRpcHandler:
         """What to register with the gRPC server."""
         return grpc.method_handlers_generic_handler(
-            "holdfast.v1.Peer",
+            "holdfast.peer.v1.Peer",
             {
                 "Snapshot": grpc.stream_unary_rpc_method_handler(self.snapshot),
                 **{name: _unary(name, answer, self._check_process) for name, answer in self._answers.items()},

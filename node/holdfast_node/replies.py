@@ -1,8 +1,12 @@
-"""Kept replies: what makes a request that is sent again take effect once.
+"""The response cache: what makes a request that is sent again take effect once.
 
-A turn that writes also writes `request id -> fingerprint of the call, reply`, in its own entry. A later attempt is answered from
-there. Ids begin with the time at which they were made, so what the window has passed is one range, dropped whole; an attempt
-whose id is older than the window is refused, because nobody could tell any more whether it has happened.
+A turn that writes also writes `request id -> identity of the request, reply`, in its own entry. So does every turn whose caller
+brought the id or an idempotency key of its own, whatever the turn wrote. A later attempt is answered from there.
+
+Forgetting follows no wall clock. A row is kept in a bucket of the *shard's time* (see `shards.py`), in which the row came. The owner
+forgets whole buckets: it logs a `Forgotten`, which every copy applies and every snapshot carries. Ids begin with the time at which
+they were made, so of the buckets that are gone one thing is remembered: the newest id among them. A later attempt that is not found
+is refused only if its id is not newer than that: nobody can tell any more whether it has happened. Anything newer has not happened.
 """
 
 from __future__ import annotations
@@ -10,42 +14,73 @@ from __future__ import annotations
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
 from itertools import islice
+from struct import Struct
+from typing import NamedTuple
 
+import msgspec
 from holdfast.errors import DeadlineExceeded, InvalidArgument
 from holdfast.ids import EFFECT, KEYED, id_prefix
+from holdfast.signature import Handler
 from holdfast.v1 import objects_pb2 as pb
 
 from holdfast_node import keys
-from holdfast_node.shards import Shard
+from holdfast_node.shards import DAY_BUCKET_MS, TIMED_BUCKET_MS, Shard
 from holdfast_node.store import Batch, Store
 
 _AHEAD_MAX_MS = 600_000
 _RETRIED_MAX = 100_000
 _FRESH_MS = 2_000
-_FINGERPRINT_BYTES = 4
-_HOUR_MS = 3_600_000
 _ROWS_FEW = 2_000
+_DAY_MS = 24 * 3_600_000
+_NO_BUCKET = 1 << 32
 
-KEYED_HOURS = 24
-"""How long replies to requests with an idempotency key are kept, at least."""
+IDENTITY_BYTES = 16
+LEGACY_CHECKSUM_BYTES = 4
+LEGACY_IDENTITY = bytes(IDENTITY_BYTES - LEGACY_CHECKSUM_BYTES)
+"""What the identity begins with of a reply that format 1 kept: a checksum follows, for nothing better was kept."""
+_RESULT, _ERROR = b"\0", b"\1"
+_row = Struct(f">{IDENTITY_BYTES}s8sQc")
 
 
-class KeptReplies:
-    """The kept replies of a node. `window_s`: how long a request may be sent again after its id was made.
+class Forgotten(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a shard has forgotten: all buckets below these, by class, and the newest id of those whose ids tell a time."""
+
+    timed: int
+    day: int
+    newest: bytes
+
+    def merged(self, other: Forgotten) -> Forgotten:
+        """Both together. What is forgotten never comes back."""
+        return Forgotten(max(self.timed, other.timed), max(self.day, other.day), max(self.newest, other.newest))
+
+
+NOTHING_FORGOTTEN = Forgotten(0, 0, b"")
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Forgotten).decode
+
+
+class Response(NamedTuple):
+    """A kept reply: the result, or the application's own final error."""
+
+    result: bytes
+    error: pb.Error | None
+
+
+class ResponseCache:
+    """The kept replies of a node. `window_s`: how long, of a shard's time, a request may be sent again after it came.
 
     A request may have been run before, and has to be looked up with `find`, when it is a later attempt, when its id does not
     lie between `fresh_from` and `ahead_to` (a first attempt that was long on its way), or when it is in `retried`.
     """
 
     def __init__(self, store: Store, window_s: float, clock: Callable[[], int] | None = None) -> None:
-        """`clock`: Unix time in ms."""
+        """`clock`: Unix time in ms. It decides only whether a first attempt is looked up, never whether it is run."""
         self._store = store
         self._now_ms = clock or _now_ms
         self._window_ms = int(window_s * 1000)
-        self._dropped: dict[int, tuple[bytes, bytes]] = {}
-        self._dropped_hour = 0
         self.fresh_from = b""
         self.ahead_to = b""
         self.retried: set[bytes] = set()
@@ -58,45 +93,53 @@ class KeptReplies:
         self.fresh_from = id_prefix(now - _FRESH_MS)
         self.ahead_to = id_prefix(now + _AHEAD_MAX_MS)
 
-    def find(self, shard: Shard, target: int, call: pb.Call) -> bytes | None:
-        """The kept reply of a request to `target` (see `fingerprint`).
+    def find(self, shard: Shard, identity: bytes, call: pb.Call) -> Response | None:
+        """The kept reply of the request with this identity (see `identity_of`).
 
-        Raises DeadlineExceeded for a retry that is older than the window, InvalidArgument for an id that another call had, or
-        one from the future: its record would have to be kept for as long.
+        Raises DeadlineExceeded for a later attempt whose reply may have been forgotten, and InvalidArgument for an id that another
+        call had.
         """
-        request_id, attempt = call.request_id, call.attempt
-        if request_id[0] >= EFFECT:
-            kept = self._find_keyed(shard, request_id)
-            return None if kept is None else _checked(kept, target, call)
-        if request_id >= self.ahead_to:
-            raise InvalidArgument(
-                "the request id's time is more than 10 minutes ahead of this node's clock: check the clocks",
-                path="request_id",
-                definite=not attempt,
-            )
-        if request_id < id_prefix(self._now_ms() - self._window_ms):
-            if not attempt:
-                return None
+        request_id = call.request_id
+        for key in self._places(shard, request_id):
+            row = self._store.get("replies", key)
+            if row is not None:
+                return _read(row, identity, call)
+        if call.attempt and request_id[0] < EFFECT and request_id <= (newest := self.forgotten(shard.number).newest):
             raise DeadlineExceeded(
-                f"the request was made more than {self._window_ms // 1000} s ago: whether it took effect is not known any more"
+                f"shard {shard.number} has forgotten requests up to {_time_of(newest)}, and the id of this one was made at "
+                f"{_time_of(request_id)} by its maker's clock: whether it took effect is not known. If it was made just now, "
+                "that clock is behind"
             )
-        kept = self._store.get("replies", keys.reply_key(shard.number, request_id))
-        return None if kept is None else _checked(kept, target, call)
-
-    def key(self, shard: Shard, request_id: bytes) -> bytes:
-        """Where the reply to a request is kept."""
-        if request_id[0] >= EFFECT:
-            return keys.keyed_reply_key(shard.number, self._now_ms() // _HOUR_MS, request_id)
-        return shard.prefix + request_id
-
-    def _find_keyed(self, shard: Shard, request_id: bytes) -> bytes | None:
-        """Such an id does not tell its time: it is looked for in each hour of the day."""
-        hour = self._now_ms() // _HOUR_MS
-        for back in range(-1, KEYED_HOURS + 1):  # the owner before may have been a little ahead
-            kept = self._store.get("replies", keys.keyed_reply_key(shard.number, hour - back, request_id))
-            if kept is not None:
-                return kept
         return None
+
+    def _places(self, shard: Shard, request_id: bytes) -> Iterator[bytes]:
+        """Where a reply may lie: in any bucket that is not forgotten, the newest first. What is there counts, however old it is."""
+        forgotten = self.forgotten(shard.number)
+        if request_id[0] < EFFECT:
+            for bucket in range(int(shard.time_ms) // TIMED_BUCKET_MS, self._first(shard, keys.TIMED, forgotten.timed) - 1, -1):
+                yield keys.reply_bucket(shard.number, keys.TIMED, bucket) + request_id
+        for bucket in range(int(shard.time_ms) // DAY_BUCKET_MS, self._first(shard, keys.DAY, forgotten.day) - 1, -1):
+            yield keys.reply_bucket(shard.number, keys.DAY, bucket) + request_id
+
+    def _first(self, shard: Shard, kept: int, forgotten: int) -> int:
+        """The first bucket that holds anything. Entries commit in order, so none before it is filled later."""
+        first = shard.first_buckets.get(kept)
+        if first is None:
+            first = next(self._there(shard, kept, forgotten, keys.reply_bucket(shard.number, kept + 1, 0)), None)
+            if first is None:
+                return _NO_BUCKET
+            shard.first_buckets[kept] = first
+        return max(first, forgotten)
+
+    def row(
+        self, shard: Shard, identity: bytes, object_hash: bytes, request_id: bytes, result: bytes, error: bytes = b""
+    ) -> tuple[bytes, bytes]:
+        """The row that keeps a reply: a result, or the error of an application as protobuf."""
+        if request_id[0] >= EFFECT or request_id >= self.ahead_to:
+            key = shard.day_bucket + request_id  # its id tells no time, or one that would be the newest for long
+        else:
+            key = shard.timed_bucket + request_id
+        return key, identity + object_hash + shard.time_bytes + (_ERROR + error if error else _RESULT + result)
 
     def note_retried(self, request_id: bytes) -> None:
         """This request was run as a retry: should its first attempt arrive later, it must be looked up."""
@@ -105,46 +148,104 @@ class KeptReplies:
         if len(self._retried_order) > _RETRIED_MAX:
             self.retried.discard(self._retried_order.popleft())
 
-    def drop_old(self, shards: Iterable[int]) -> None:
-        """Drop the replies of these shards whose window has passed. Each copy is cut by its own node's clock."""
-        now = self._now_ms()
-        oldest = id_prefix(now - self._window_ms)
-        oldest_hour = max(0, now // _HOUR_MS - KEYED_HOURS)
-        if oldest_hour != self._dropped_hour:  # a snapshot, or a log that was applied late, may have brought older ones since
-            self._dropped_hour = oldest_hour
-            self._dropped.clear()
-        batch = self._store.batch()
-        for shard in shards:
-            timed, keyed = self._dropped.get(shard) or (keys.reply_key(shard, b""), keys.keyed_reply_key(shard, 0, b""))
-            self._dropped[shard] = (
-                self._drop(batch, timed, keys.reply_key(shard, oldest)),
-                self._drop(batch, keyed, keys.keyed_reply_key(shard, oldest_hour, b"")),
-            )
-        self._store.write(batch)
+    # -- forgetting
 
-    def _drop(self, batch: Batch, start: bytes, end: bytes) -> bytes:
-        """Delete a range; where the next time begins. Few rows are deleted one by one: RocksDB sorts all ranges that a memtable has
-        had deleted anew for each read after another one, and a read has to pass everything that was deleted at its beginning.
-        """
-        rows = [key for key, _ in islice(self._store.scan("replies", start, end), _ROWS_FEW)]
-        if len(rows) < _ROWS_FEW:
+    def forgotten(self, shard: int) -> Forgotten:
+        """What a shard has forgotten, as the store shows it."""
+        raw = self._store.get("replies", keys.forgotten_key(shard))
+        return NOTHING_FORGOTTEN if raw is None else _decode(raw)
+
+    def due(self, shard: Shard) -> Forgotten | None:
+        """What a shard may forget now, when there is anything to forget: the owner logs it."""
+        before = self.forgotten(shard.number)
+        timed = max(before.timed, _oldest(shard, TIMED_BUCKET_MS, self._window_ms))
+        day = max(before.day, _oldest(shard, DAY_BUCKET_MS, _DAY_MS))
+        newest = before.newest
+        there = False
+        for bucket in self._there(shard, keys.TIMED, before.timed, keys.reply_bucket(shard.number, keys.TIMED, timed)):
+            there = True
+            newest = max(newest, self._last(shard, bucket))
+        for _ in self._there(shard, keys.DAY, before.day, keys.reply_bucket(shard.number, keys.DAY, day)):
+            there = True
+        return Forgotten(timed, day, newest) if there else None
+
+    def _there(self, shard: Shard, kept: int, first: int, stop: bytes) -> Iterator[int]:
+        """The buckets from `first` on that hold anything, up to the key `stop`."""
+        while True:
+            found = next(self._store.scan("replies", keys.reply_bucket(shard.number, kept, first), stop), None)
+            if found is None:
+                return
+            bucket = int.from_bytes(found[0][keys.REPLY_BUCKET_BYTES - 4 : keys.REPLY_BUCKET_BYTES], "big")
+            yield bucket
+            first = bucket + 1
+
+    def _last(self, shard: Shard, bucket: int) -> bytes:
+        start, end = (keys.reply_bucket(shard.number, keys.TIMED, n) for n in (bucket, bucket + 1))
+        key, _ = next(self._store.scan("replies", start, end, reverse=True))
+        return key[keys.REPLY_BUCKET_BYTES :]
+
+
+def _oldest(shard: Shard, bucket_ms: int, window_ms: int) -> int:
+    """The oldest bucket that holds anything of the window."""
+    return max(0, (int(shard.time_ms) - window_ms) // bucket_ms)
+
+
+def stage_forgotten(store: Store, batch: Batch, shard: int, forgotten: Forgotten, late: bool = False) -> None:
+    """Put into a batch what a shard forgets. `late`: rows that are to go may be staged in this very batch.
+
+    Few rows are deleted one by one: RocksDB sorts all ranges that a memtable has had deleted anew for each read after another one.
+    """
+    raw = store.get("replies", keys.forgotten_key(shard))
+    before = NOTHING_FORGOTTEN if raw is None else _decode(raw)
+    after = before.merged(forgotten)
+    for kept, first, end in ((keys.TIMED, before.timed, after.timed), (keys.DAY, before.day, after.day)):
+        start, stop = keys.reply_bucket(shard, kept, first), keys.reply_bucket(shard, kept, end)
+        rows = [] if late else [key for key, _ in islice(store.scan("replies", start, stop), _ROWS_FEW)]
+        if late or len(rows) == _ROWS_FEW:
+            batch.delete_range("replies", start, stop)
+        else:
             for key in rows:
                 batch.delete("replies", key)
-        else:
-            batch.delete_range("replies", start, end)
-        return max(start, end)
+    batch.put("replies", keys.forgotten_key(shard), _encode(after))
 
 
-def _checked(kept: bytes, target: int, call: pb.Call) -> bytes:
-    if kept[:_FINGERPRINT_BYTES] != fingerprint(target, call):
+def identity_of(object_digest: bytes, handler: Handler, call: pb.Call) -> bytes:
+    """What tells requests apart that came under one id: 128 bits of BLAKE2b over object, method, codec and arguments.
+
+    A checksum would not do: whoever chooses the arguments can choose a checksum.
+    """
+    digest = handler.identity[call.codec == pb.CODEC_JSON].copy()
+    digest.update(object_digest + call.arguments)
+    return digest.digest()
+
+
+def object_digest(kind: str, key: str) -> bytes:
+    """The object's part of a request's identity, 16 bytes."""
+    raw = kind.encode()
+    return blake2b(len(raw).to_bytes(4, "big") + raw + key.encode(), digest_size=16).digest()
+
+
+def _legacy_checksum(call: pb.Call) -> bytes:
+    """How format 1 told requests apart that came under one id."""
+    target = zlib.crc32(f"{call.kind}/{call.key}".encode()) ^ zlib.crc32(call.method.encode())
+    return zlib.crc32(call.arguments, target ^ call.codec).to_bytes(LEGACY_CHECKSUM_BYTES, "big")
+
+
+def _read(row: bytes, identity: bytes, call: pb.Call) -> Response:
+    kept, _, _, outcome = _row.unpack_from(row)
+    if kept != identity and not (kept.startswith(LEGACY_IDENTITY) and kept.endswith(_legacy_checksum(call))):
         what = "idempotency_key was" if call.request_id[0] == KEYED else f"request id {call.request_id.hex()} was"
         raise InvalidArgument(f"this {what} used for another call", path="request_id", definite=True)
-    return kept[_FINGERPRINT_BYTES:]
+    body = row[_row.size :]
+    return Response(body, None) if outcome == _RESULT else Response(b"", pb.Error.FromString(body))
 
 
-def fingerprint(target: int, call: pb.Call) -> bytes:
-    """Tells calls apart that came under one request id: a checksum of the object and method (`target`), codec and arguments."""
-    return zlib.crc32(call.arguments, target ^ call.codec).to_bytes(_FINGERPRINT_BYTES, "big")
+def _time_of(request_id: bytes) -> str:
+    seconds = int.from_bytes(request_id[:6], "big") / 1000
+    try:
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds:.0f} s after 1970"
 
 
 def _now_ms() -> int:

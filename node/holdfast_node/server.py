@@ -46,7 +46,7 @@ from holdfast_node.replication.links import Links
 from holdfast_node.replication.replica import Replica
 from holdfast_node.replication.snapshots import CHANNEL_OPTIONS, SnapshotReceiver, SnapshotSender
 from holdfast_node.replication.swaps import EtcdSwaps
-from holdfast_node.replies import KeptReplies
+from holdfast_node.replies import ResponseCache
 from holdfast_node.shards import Shard, Shards
 from holdfast_node.single import SingleCopies
 from holdfast_node.store import Store
@@ -100,12 +100,12 @@ class NodeServer:
         feed = ViewFeed(etcd, keys)
         replicated = settings.replication > 1
         liveness = Liveness(config.lease_ttl_s, enabled=not replicated)
-        self._kept = KeptReplies(self._store, config.replies_window_s)
+        responses = ResponseCache(self._store, config.replies_window_s)
         local = LocalPipe(liveness)
         certificates = config.certificates
         dispatcher = Dispatcher(feed, config.dispatch, (node_id, local), certificates)
         self._shards = shards = Shards(self._drop_shards)
-        flusher = Flusher(self._store)
+        self._flusher = flusher = Flusher(self._store)
 
         def identity() -> str:
             return f"{node_id}:{self._member.incarnation if self._member else 0}"
@@ -122,7 +122,7 @@ class NodeServer:
             flusher,
             settings.shards,
             shards,
-            self._kept,
+            responses,
             dispatcher,
             config.limits,
             _no_replicas if replication is None else replication.replicas.append,
@@ -197,7 +197,7 @@ class NodeServer:
         )
         membership.on_renewed(liveness.confirm)
 
-        single = SingleCopies(self._store, shards) if replication is None else None
+        self._single = single = SingleCopies(self._store, shards) if replication is None else None
 
         def joined(member: Member) -> None:
             self._member = member
@@ -352,11 +352,9 @@ class NodeServer:
                 self._engine.evict(0.05)
             if boottime() - dropped > _DROP_REPLIES_S:
                 dropped = boottime()
-                self._kept.drop_old(
-                    [shard.number for shard in self._shards.owned()]
-                    if self._replication is None
-                    else [copy.number for copy in self._replication.replicas.copies()]
-                )
+                self._engine.forget_responses()
+                if self._single is not None:
+                    self._single.note_times(self._flusher.batch)
 
 
 async def _readiness(membership: Membership, healthy: health.aio.HealthServicer) -> None:

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 FOR_EVER = float("inf")
 
+TIMED_BUCKET_MS = 120_000
+"""Kept replies whose ids tell a time are forgotten by buckets of so much of a shard's time."""
+DAY_BUCKET_MS = 4 * 3_600_000
+"""The same for those that are kept for a day."""
+_TICK_MAX_S = 1.0  # a longer pause between two ticks is one of the process, in which nothing was served
+
 CLOCKS_APART_MS = 2_000
 """How far the clocks of those who make request ids may be ahead of the nodes'."""
 
@@ -26,11 +32,17 @@ class Shard:
     `closing`: it is about to be handed over, so no turn begins. `read_only`: why turns may not write at the moment. `replicated`:
     whether entries go to a log that others copy. `fresh_from`: a request whose id is older may have been run by an owner before.
     `turns`: how many began.
+
+    `time_ms` is the *shard's time*: how long the shard has been served, by whichever owner. It follows no wall clock, goes from owner
+    to owner with the entries, and never runs back. `timed_bucket` and `day_bucket` are where replies are kept that come now.
     """
 
     __slots__ = (
+        "_ticked",
         "closing",
+        "day_bucket",
         "epoch",
+        "first_buckets",
         "fresh_from",
         "gathering",
         "number",
@@ -38,11 +50,14 @@ class Shard:
         "prefix",
         "read_only",
         "replicated",
+        "time_bytes",
+        "time_ms",
+        "timed_bucket",
         "turns",
         "until",
     )
 
-    def __init__(self, number: int, epoch: int, replicated: bool = False) -> None:
+    def __init__(self, number: int, epoch: int, replicated: bool = False, time_ms: float = 0.0) -> None:
         self.number = number
         self.prefix = keys.shard_prefix(number)
         self.epoch = epoch
@@ -54,6 +69,23 @@ class Shard:
         self.turns = 0
         self.gathering: Entry | None = None
         self.fresh_from = id_prefix(time.time_ns() // 1_000_000 + CLOCKS_APART_MS)
+        self.time_ms = time_ms
+        self._ticked = 0.0
+        self.first_buckets: dict[int, int] = {}  # by class of kept replies, for the response cache
+        self._show_time()
+
+    def tick(self, now: float) -> None:
+        """Have the shard's time go on while the shard is served; `now` in seconds of `boottime`."""
+        passed, self._ticked = now - (self._ticked or now), now
+        if self.until > now:
+            self.time_ms += min(passed, _TICK_MAX_S) * 1000
+            self._show_time()
+
+    def _show_time(self) -> None:
+        now = int(self.time_ms)
+        self.time_bytes = now.to_bytes(8, "big")
+        self.timed_bucket = keys.reply_bucket(self.number, keys.TIMED, now // TIMED_BUCKET_MS)
+        self.day_bucket = keys.reply_bucket(self.number, keys.DAY, now // DAY_BUCKET_MS)
 
 
 class Shards:
@@ -75,6 +107,11 @@ class Shards:
     def serving(self, now: float) -> list[Shard]:
         """Those that may be answered for."""
         return [shard for shard in self._owned.values() if shard.until > now]
+
+    def tick(self, now: float) -> None:
+        """Have the time of the shards go on; `now` in seconds of `boottime`."""
+        for shard in self._owned.values():
+            shard.tick(now)
 
     def take(self, shard: Shard) -> None:
         """Own a shard under a new epoch."""

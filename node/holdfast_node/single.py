@@ -12,7 +12,7 @@ from holdfast_cluster.model import Assignment, Member, View
 
 from holdfast_node import keys
 from holdfast_node.shards import FOR_EVER, Shard, Shards
-from holdfast_node.store import Store
+from holdfast_node.store import Batch, Store
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +45,18 @@ class SingleCopies:
         """The node is no member any more: own nothing until the next `follow`."""
         self._shards.drop(set(self._shards.owned()))
 
+    def note_times(self, batch: Batch) -> None:
+        """Put the shards' times into a batch, for the next start. A shard's time goes on from there: it remembers longer."""
+        for shard in self._shards.owned():
+            batch.put("meta", keys.position_key(shard.number), keys.encode_position(shard.epoch, int(shard.time_ms)))
+
     def _take(self, gained: list[tuple[int, int]]) -> None:
         """Bring shards up under their new epochs, which are on disk before anything is served under them."""
         batch = self._store.batch()
         ready: list[Shard] = []
         for number, epoch in gained:
             raw = self._store.get("meta", keys.position_key(number))
-            stored_epoch = keys.decode_position(raw)[0] if raw is not None else 0
+            stored_epoch, shard_ms = keys.decode_position(raw) if raw is not None else (0, 0)
             # No position is no loss: the directory's id, cluster and start counter have been checked, so it is the one that was
             # assigned the shard, and it had not come to serving it yet.
             if stored_epoch > epoch:
@@ -63,8 +68,8 @@ class SingleCopies:
                     stored_epoch,
                 )
                 continue
-            ready.append(Shard(number, epoch))
-            batch.put("meta", keys.position_key(number), keys.encode_position(epoch, 0))
+            ready.append(Shard(number, epoch, time_ms=shard_ms))
+            batch.put("meta", keys.position_key(number), keys.encode_position(epoch, shard_ms))
         self._store.write(batch)
         self._store.sync()
         for shard in ready:

@@ -19,9 +19,9 @@ from google.rpc.status_pb2 import Status
 from holdfast.app import kind_name
 from holdfast.budget import RATIO, Budgets
 from holdfast.channels import CHANNEL_OPTIONS, check_address
-from holdfast.client import CALL_BYTES_MAX, DEADLINE_SLACK_S, TIMEOUT_S, check_key, retry_pause
+from holdfast.client import CALL_BYTES_MAX, DEADLINE_SLACK_S, TIMEOUT_S, check_key, check_own_id, retry_pause
 from holdfast.errors import DeadlineExceeded, HoldfastError, InternalError, Overloaded, TooLarge, Unavailable, error_from_proto
-from holdfast.ids import RequestIds, idempotent_id
+from holdfast.ids import RequestIds
 from holdfast.signature import decode_result, encode_arguments, return_type
 from holdfast.tls import TLS, Token, authorization
 from holdfast.tracing import ClientTracing, of_application
@@ -108,11 +108,8 @@ class BlockingClient:
     ) -> Any:
         """A stub of one object: `client.get(Counter, "a").increment(by=2)` returns the number. Options as in `Client.get`."""
         check_key(key)
-        if idempotency_key is not None:
-            if request_id is not None:
-                raise ValueError("a call has a request_id or an idempotency_key, not both")
-            request_id = idempotent_id(kind_name(cast(Any, kind)), key, idempotency_key)
-        return _BlockingStub(self, kind, key, timeout, request_id, metadata)
+        check_own_id(kind_name(cast(Any, kind)), key, request_id, idempotency_key)
+        return _BlockingStub(self, kind, key, timeout, request_id, metadata, idempotency_key)
 
     def call(
         self,
@@ -124,12 +121,19 @@ class BlockingClient:
         timeout: float | None = None,
         request_id: bytes | None = None,
         metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
     ) -> bytes:
         """One call with a msgpack payload; its msgpack result. Raises as `Client.call` does."""
+        check_own_id(kind, key, request_id, idempotency_key)
         deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
-        request = pb.CallRequest(
-            kind=kind, key=key, method=method, msgpack=arguments, request_id=request_id or self._ids.next(), metadata=metadata
-        )
+        request = pb.CallRequest(kind=kind, key=key, method=method, msgpack=arguments, metadata=metadata)
+        if idempotency_key is not None:
+            request.idempotency_key = idempotency_key
+        elif request_id is not None:
+            request.request_id = request_id
+        else:
+            request.request_id = self._ids.next()
+            request.drawn = True
         if request.ByteSize() > CALL_BYTES_MAX:
             raise TooLarge(f"a call of {request.ByteSize()} bytes, at most {CALL_BYTES_MAX}", definite=True)
         if self._tracing is None:
@@ -160,6 +164,7 @@ class BlockingClient:
                 return reply.msgpack
             except grpc.RpcError as failed:
                 error = _error(failed, request, self._channels[use][0])
+            request.attempt += 1
             if not isinstance(error, _GatewayAway):
                 pause = retry_pause(error.retry_after_s, retries)
                 retries += 1
@@ -200,12 +205,18 @@ class _BlockingStub:
         timeout: float | None,
         request_id: bytes | None,
         metadata: Mapping[str, str] | None,
+        idempotency_key: str | None,
     ) -> None:
         self._client = client
         self._kind = kind
         self._name = kind_name(kind)
         self._key = key
-        self._options: dict[str, Any] = {"timeout": timeout, "request_id": request_id, "metadata": metadata}
+        self._options: dict[str, Any] = {
+            "timeout": timeout,
+            "request_id": request_id,
+            "metadata": metadata,
+            "idempotency_key": idempotency_key,
+        }
 
     def __getattr__(self, method: str) -> Any:
         if method.startswith("__"):

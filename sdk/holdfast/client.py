@@ -24,7 +24,7 @@ from holdfast.channels import MESSAGE_BYTES_MAX, check_address, open_client_chan
 from holdfast.deadlines import Deadlines
 from holdfast.errors import DeadlineExceeded, HoldfastError, Overloaded, TooLarge, Unauthenticated, Unavailable, error_from_proto
 from holdfast.frames import FrameWriter, ends
-from holdfast.ids import RequestIds, idempotent_id
+from holdfast.ids import EFFECT, REQUEST_ID_BYTES, RequestIds, idempotent_id
 from holdfast.signature import decode_result, encode_arguments, return_type
 from holdfast.tls import TLS, Token, authorization
 from holdfast.tracing import ClientTracing, of_application
@@ -146,11 +146,8 @@ class Client:
         makes it, and refused with InvalidArgument if it calls something else.
         """
         check_key(key)
-        if idempotency_key is not None:
-            if request_id is not None:
-                raise ValueError("a call has a request_id or an idempotency_key, not both")
-            request_id = idempotent_id(kind_name(cast(Any, kind)), key, idempotency_key)
-        return cast(T, Stub(self, kind, key, timeout, request_id, metadata))
+        check_own_id(kind_name(cast(Any, kind)), key, request_id, idempotency_key)
+        return cast(T, Stub(self, kind, key, timeout, request_id, metadata, idempotency_key))
 
     async def call(
         self,
@@ -163,12 +160,14 @@ class Client:
         request_id: bytes | None = None,
         metadata: Mapping[str, str] | None = None,
         codec: pb.Codec = pb.CODEC_MSGPACK,
+        idempotency_key: str | None = None,
     ) -> bytes:
         """One call with an encoded payload; its encoded result. Stubs are made of this.
 
         Raises the HoldfastError that the reply carries; Unavailable or DeadlineExceeded when none came in time.
         """
-        return await self._start(kind, key, method, arguments, timeout, request_id, metadata, codec)
+        check_own_id(kind, key, request_id, idempotency_key)
+        return await self._start(kind, key, method, arguments, timeout, request_id, metadata, codec, idempotency_key)
 
     def _start(
         self,
@@ -180,6 +179,7 @@ class Client:
         request_id: bytes | None,
         metadata: Mapping[str, str] | None,
         codec: pb.Codec = pb.CODEC_MSGPACK,
+        idempotency_key: str | None = None,
     ) -> asyncio.Future[bytes]:
         """Send a call; the future of its encoded result."""
         if self._task is None:
@@ -200,11 +200,15 @@ class Client:
             key=key,
             method=method,
             arguments=arguments,
-            request_id=request_id or self._ids.next(),
             timeout_ms=max(1, int(timeout * 1000)),
         )
-        if request_id is not None:
-            message.attempt = 1  # the caller's own id: this may well be the second time, and has to be looked up
+        if request_id is None and idempotency_key is None:
+            message.request_id = self._ids.next()
+        else:  # the caller's own: this may well be the second time, and has to be looked up
+            message.attempt = 1
+            message.keep_reply = True
+            message.request_id = request_id or b""
+            message.idempotency_key = idempotency_key or ""
         if codec:
             message.codec = codec
         if metadata:
@@ -350,7 +354,7 @@ class Client:
 class Stub:
     """Stands for one object; every attribute is one of its methods."""
 
-    __slots__ = ("_client", "_key", "_kind", "_metadata", "_name", "_request_id", "_timeout")
+    __slots__ = ("_client", "_idempotency_key", "_key", "_kind", "_metadata", "_name", "_request_id", "_timeout")
 
     def __init__(
         self,
@@ -360,8 +364,10 @@ class Stub:
         timeout: float | None = None,
         request_id: bytes | None = None,
         metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
     ) -> None:
         self._client = client
+        self._idempotency_key = idempotency_key
         self._kind = kind
         self._name = kind_name(kind)
         self._key = key
@@ -376,7 +382,16 @@ class Stub:
 
     async def _call(self, method: str, returns: Any, /, *positional: Any, **named: Any) -> Any:
         arguments = encode_arguments(positional, named)
-        result = await self._client._start(self._name, self._key, method, arguments, self._timeout, self._request_id, self._metadata)
+        result = await self._client._start(
+            self._name,
+            self._key,
+            method,
+            arguments,
+            self._timeout,
+            self._request_id,
+            self._metadata,
+            idempotency_key=self._idempotency_key,
+        )
         return decode_result(result, returns, self._name, method)
 
 
@@ -384,6 +399,19 @@ def retry_pause(asked_s: float, retries: int) -> float:
     """How long to wait before a retry, in seconds: what the refusal asks for, and full jitter over a doubling backoff."""
     least, most = _RETRY_BACKOFF_S
     return asked_s + random.uniform(0, min(most, least * 2 ** min(retries, 10)))
+
+
+def check_own_id(kind: str, key: str, request_id: bytes | None, idempotency_key: str | None) -> None:
+    """Raises ValueError for ids of the caller's own that are none: both, one of a wrong size, or one of the cluster's own range."""
+    if idempotency_key is not None:
+        if request_id is not None:
+            raise ValueError("a call has a request_id or an idempotency_key, not both")
+        idempotent_id(kind, key, idempotency_key)
+    elif request_id is not None:
+        if len(request_id) != REQUEST_ID_BYTES:
+            raise ValueError(f"a request id has {REQUEST_ID_BYTES} bytes, this one {len(request_id)}")
+        if request_id[0] >= EFFECT:
+            raise ValueError(f"request ids that begin with {request_id[:1].hex()} are the cluster's own: use a UUIDv7")
 
 
 def check_key(key: object) -> None:

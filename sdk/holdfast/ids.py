@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import struct
 import time
@@ -83,18 +84,26 @@ def idempotent_id(kind: str, key: str, idempotency_key: str) -> bytes:
     return bytes([KEYED]) + _digest((b"call", kind.encode(), key.encode(), raw))
 
 
+_PLACE_BYTES = 18
+_LETTER_CHARS = 29
+
+
 def letter_id(place: bytes) -> str:
-    """How operators name a dead letter: shard, epoch and number, which make its place (2, 8 and 8 bytes) among all of them."""
-    return f"{int.from_bytes(place[:2], 'big')}-{int.from_bytes(place[2:10], 'big')}-{int.from_bytes(place[10:18], 'big')}"
+    """How operators name a dead letter. The text says nothing to them: where dead letters lie may change."""
+    return base64.b32hexencode(place).decode().rstrip("=").lower()
 
 
 def letter_place(text: str) -> bytes:
-    """The inverse of `letter_id`. Raises ValueError."""
+    """The inverse of `letter_id`: a dead letter's place among all of them. Raises ValueError."""
     try:
-        shard, epoch, number = (int(part) for part in text.split("-"))
-        return shard.to_bytes(2, "big") + epoch.to_bytes(8, "big") + number.to_bytes(8, "big")
-    except (ValueError, OverflowError):
-        raise ValueError(f"{text!r} is not the id of a dead letter: it has the form SHARD-EPOCH-NUMBER") from None
+        if len(text) != _LETTER_CHARS:
+            raise ValueError
+        place = base64.b32hexdecode(text.upper() + "===")
+        if len(place) != _PLACE_BYTES:
+            raise ValueError
+        return place
+    except ValueError:
+        raise ValueError(f"{text[:100]!r} is not the id of a dead letter: `holdfast deadletters list` shows ids") from None
 
 
 _ids = RequestIds()

@@ -12,8 +12,8 @@ import functools
 import inspect
 import re
 import typing
-import zlib
 from collections.abc import Callable
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -28,7 +28,8 @@ _POSITIONAL = "*"
 class Handler:
     """One public method of a kind.
 
-    Attributes: `name`, and its `checksum`; `function`, unbound; `is_async`; `returns`, the result's type hint (Any without one).
+    Attributes: `name`; `identity`, the beginning of what identifies a request to it, for msgpack and for JSON; `function`, unbound;
+    `is_async`; `returns`, the result's type hint (Any without one).
     Raises TypeError at registration for what cannot be called over the wire (*args, **kwargs, hints that are not data).
     """
 
@@ -39,8 +40,8 @@ class Handler:
         "_names",
         "_positional_max",
         "_required",
-        "checksum",
         "function",
+        "identity",
         "is_async",
         "name",
         "returns",
@@ -50,7 +51,7 @@ class Handler:
     def __init__(self, name: str, function: Callable[..., Any], owner: str) -> None:
         where = f"{owner}.{name}"
         self.name = name
-        self.checksum = zlib.crc32(name.encode())
+        self.identity = tuple(blake2b(f"{codec} {name}\0".encode(), digest_size=16) for codec in ("msgpack", "json"))
         self.function = function
         self.is_async = inspect.iscoroutinefunction(function)
         if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):

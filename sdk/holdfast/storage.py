@@ -28,6 +28,9 @@ _MISSING: Any = object()
 _ROW_OVERHEAD_BYTES = 150  # what a cached row costs in Python beside its key and value, measured on CPython 3.11
 _RECENT_ROWS_SWEEP = 256
 
+OPTIONS = b"\xc1"
+"""What a stored value begins with that has options before it (an expiry, metadata): no msgpack does. This version writes none."""
+
 # What a turn did to its object's rows, in order: (key, value) puts, (key, None) deletes; keys are user keys as UTF-8.
 Write = tuple[bytes, bytes | None]
 Writes = list[Write]
@@ -402,6 +405,10 @@ def _decode(key: str, raw: bytes, type: Any) -> Any:
         return codec.decode(raw, type)
     except msgspec.ValidationError as error:
         raise msgspec.ValidationError(f"what is stored under {key!r}: {error}") from None
+    except msgspec.DecodeError:
+        if raw[:1] == OPTIONS:
+            raise RuntimeError(f"what is stored under {key!r} has options, which this version does not know") from None
+        raise
 
 
 def _first(row: tuple[str, Any]) -> str:

@@ -345,6 +345,25 @@ class Busy(DurableObject):
         return _refusals[self.key]
 
 
+_charges: dict[str, int] = {}
+
+
+@app.kind
+class Till(DurableObject):
+    """Does what nobody can take back, and stores nothing; counts in its process how often that was done."""
+
+    def charge(self, amount: int) -> int:
+        _charges[self.key] = _charges.get(self.key, 0) + 1
+        if amount < 0:
+            raise Rejected("no refunds", amount=amount)
+        if amount == 0:
+            raise ValueError("nothing to charge")
+        return amount
+
+    def charges(self) -> int:
+        return _charges.get(self.key, 0)
+
+
 @app.kind
 class Plain(DurableObject):
     def alarm(self) -> None:

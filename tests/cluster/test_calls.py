@@ -14,7 +14,7 @@ from cluster_app import Counter, Echo, Parcel, a_parcel
 from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from holdfast.ids import RequestIds
+from holdfast.ids import RequestIds, idempotent_id
 from holdfast.v1 import objects_pb2 as pb
 from holdfast.v1 import objects_pb2_grpc
 
@@ -52,6 +52,61 @@ async def test_a_request_id_that_was_used_for_another_call_is_refused(client: An
         with pytest.raises(holdfast.InvalidArgument, match="was used for another call"):
             await other
     assert await client.get("Counter", "used").value() == 1
+
+
+async def test_what_stores_nothing_happens_once_under_an_id_of_the_callers_own(client: Any, shared: Any) -> None:
+    key = "till"
+    for own in ({"idempotency_key": "order 7"}, {"request_id": holdfast.new_request_id()}):
+        before = await client.get("Till", key).charges()
+        for _ in range(3):
+            assert await client.get("Till", key, **own).charge(100) == 100
+        with holdfast.connect_blocking(shared.gateway) as blocking:
+            assert await asyncio.to_thread(blocking.get("Till", key, **own).charge, 100) == 100
+        with pytest.raises(holdfast.InvalidArgument, match="was used for another call"):
+            await client.get("Till", key, **own).charge(200)
+        assert await client.get("Till", key).charges() == before + 1
+
+
+async def test_a_refusal_is_the_answer_to_its_id_for_good_and_an_exception_is_not(client: Any) -> None:
+    for _ in range(3):
+        with pytest.raises(holdfast.Rejected, match="no refunds") as refused:
+            await client.get("Till", "refuses", idempotency_key="k").charge(-1)
+        assert refused.value.data == {"amount": -1}
+    assert await client.get("Till", "refuses").charges() == 1
+    for _ in range(3):
+        with pytest.raises(holdfast.ApplicationError, match="nothing to charge"):
+            await client.get("Till", "fails", idempotency_key="k").charge(0)
+    assert await client.get("Till", "fails").charges() == 3
+
+
+async def test_the_id_that_an_sdk_draws_keeps_nothing(client: Any, shared: Any) -> None:
+    """A blocking client's call looks to the gateway like one of any language: only the flag tells that the id was drawn."""
+    with holdfast.connect_blocking(shared.gateway) as blocking:
+        for times in (1, 2):
+            with pytest.raises(holdfast.Rejected):
+                await asyncio.to_thread(blocking.get("Till", "drawn").charge, -1)
+            with pytest.raises(holdfast.Rejected):
+                await client.get("Till", "drawn").charge(-1)
+            assert await client.get("Till", "drawn").charges() == 2 * times
+
+
+@pytest.mark.parametrize("first", [0xFE, 0xFF])
+async def test_ids_of_the_clusters_own_ranges_come_from_the_cluster_alone(client: Any, shared: Any, first: int) -> None:
+    reserved = bytes([first]) + idempotent_id("Counter", "reserved", "k")[1:]
+    for make in (client, holdfast.connect_blocking(shared.gateway)):
+        with pytest.raises(ValueError, match="cluster's own"):
+            make.get("Counter", "reserved", request_id=reserved)
+    async with grpc.aio.insecure_channel(shared.gateway) as channel:
+        call = objects_pb2_grpc.ObjectsStub(channel).Call  # type: ignore[no-untyped-call]
+        with pytest.raises(grpc.aio.AioRpcError, match="cluster's own"):
+            await call(pb.CallRequest(kind="Counter", key="reserved", method="increment", request_id=reserved))
+        session = objects_pb2_grpc.ObjectsStub(channel).Session()  # type: ignore[no-untyped-call]
+        calls = [pb.Call(id=1, kind="Counter", key="reserved", method="increment", request_id=reserved)]
+        await session.write(pb.SessionRequest(calls=calls))
+        error = (await session.read()).replies[0].error
+        session.cancel()
+        assert (error.code, error.path) == (pb.CODE_INVALID_ARGUMENT, "request_id")
+    assert await client.get("Counter", "reserved").value() == 0
 
 
 async def test_an_integer_of_more_than_64_bits_is_refused_in_json_too(shared: Any) -> None:

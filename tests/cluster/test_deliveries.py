@@ -104,7 +104,7 @@ async def test_what_is_rejected_is_a_dead_letter_at_once_and_can_be_dropped(clie
     assert [letter["attempts"] for letter in found] == [1, 1, 1]
     code, out, _ = command(shared, "deadletters", "drop", found[0]["id"], "no-such-id")
     assert (code, out) == (1, "1 dropped\n")
-    assert "SHARD-EPOCH-NUMBER" in command(shared, "deadletters", "show", "no-such-id")[2]
+    assert "is not the id of a dead letter" in command(shared, "deadletters", "show", "no-such-id")[2]
     code, out, _ = command(shared, "deadletters", "drop", "--all", "--of", "Sender/rejected")
     assert (code, out) == (0, "2 dropped\n")
     assert await dead() == []

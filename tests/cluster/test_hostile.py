@@ -21,7 +21,7 @@ import pytest
 from conftest import Processes
 from holdfast.channels import open_channel
 from holdfast.v1 import objects_pb2 as pb
-from holdfast.v1 import peer_pb2
+from holdfast_cluster.peerpb import peer_pb2
 from holdfast_cluster.streams import PROTOCOL, Hello, StreamRefused, open_stream
 from holdfast_node.replication.events import Acknowledge, Position, Replicate
 from holdfast_node.replication.links import pack

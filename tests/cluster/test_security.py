@@ -388,7 +388,7 @@ async def test_no_link_works_without_tls(secured: Secured) -> None:
     member = secured.member()
     channel = grpc.aio.insecure_channel(member["address"])
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await channel.unary_unary("/holdfast.v1.Peer/Stats")(b"", timeout=5)
+        await channel.unary_unary("/holdfast.peer.v1.Peer/Stats")(b"", timeout=5)
     assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
     await channel.close()
     with pytest.raises((ConnectionError, TimeoutError)):
@@ -460,10 +460,10 @@ async def test_a_node_s_ports_want_a_certificate_of_a_process_of_this_cluster(se
             sent = [b""] if method.client_streaming else b""
             if code is None:
                 if method.name == "Stats":
-                    await make(f"/holdfast.v1.Peer/{method.name}")(sent, timeout=10)
+                    await make(f"/holdfast.peer.v1.Peer/{method.name}")(sent, timeout=10)
                 continue
             with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await make(f"/holdfast.v1.Peer/{method.name}")(sent, timeout=5)
+                await make(f"/holdfast.peer.v1.Peer/{method.name}")(sent, timeout=5)
             assert refused.value.code() == code, method.name
         await channel.close()
 

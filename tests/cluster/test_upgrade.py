@@ -30,6 +30,7 @@ STRUCTS = (
     "cluster/holdfast_cluster/model.py",
     "cluster/holdfast_cluster/streams.py",
     "node/holdfast_node/delivery/records.py",
+    "node/holdfast_node/replication/changes.py",
     "node/holdfast_node/replication/disk.py",
     "node/holdfast_node/replication/events.py",
 )
@@ -57,15 +58,16 @@ def make_next_version(folder: Path) -> str:
         text = (folder / name).read_text()
         assert old in text
         (folder / name).write_text(text.replace(old, new))
-    proto = folder / "proto" / "holdfast" / "v1"
-    shutil.copytree(ROOT / "proto" / "holdfast" / "v1", proto)
-    for file in proto.glob("*.proto"):
-        file.write_text(re.sub(r"^(\s*message \w+ \{)", r"\1 string later = 99;", file.read_text(), flags=re.MULTILINE))
-    subprocess.run(
-        [sys.executable, "-m", "grpc_tools.protoc", f"-I{folder / 'proto'}", f"--python_out={folder / 'sdk'}",
-         f"--pyi_out={folder / 'sdk'}", *map(str, proto.glob("*.proto"))],
-        check=True,
-    )  # fmt: skip
+    for package, proto in (("sdk", "holdfast/v1"), ("cluster", "holdfast_cluster/peerpb")):
+        shutil.copytree(ROOT / "proto" / proto, folder / "proto" / proto)
+        files = list((folder / "proto" / proto).glob("*.proto"))
+        for file in files:
+            file.write_text(re.sub(r"^(\s*message \w+ \{)", r"\1 string later = 99;", file.read_text(), flags=re.MULTILINE))
+        subprocess.run(
+            [sys.executable, "-m", "grpc_tools.protoc", f"-I{folder / 'proto'}", f"--python_out={folder / package}",
+             f"--pyi_out={folder / package}", *map(str, files)],
+            check=True,
+        )  # fmt: skip
     return os.pathsep.join(str(folder / package) for package in PACKAGES)
 
 

@@ -8,6 +8,7 @@ import msgspec
 from holdfast_cluster.model import Assignment, Member, View
 from holdfast_cluster.plan import Transition, plan
 from holdfast_node import replication as r
+from holdfast_node.replication.changes import is_term
 
 from .world import SHARD, Node
 
@@ -127,7 +128,7 @@ class SendsASnapshotWithoutItsPosition(Node):
 
     def snapshot(self, epoch: int) -> r.Snapshot:
         right = super().snapshot(epoch)
-        later = [entry.data for entry in self.replica.entries if entry.seq > right.position.seq and entry.data]
+        later = [entry.data for entry in self.replica.entries if entry.seq > right.position.seq and not is_term(entry.data)]
         return r.Snapshot(right.epoch, right.position, msgspec.msgpack.encode([*self.state, *later[:1]]), right.sent_at)
 
 

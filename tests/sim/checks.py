@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from holdfast_node.replication.changes import is_term
+
 if TYPE_CHECKING:
     from holdfast_cluster.model import Assignment
     from holdfast_node.replication import LogEntry, Position
@@ -46,7 +48,7 @@ class Checks:
 
     def installed(self, node: str, position: Position, state: list[bytes]) -> None:
         """A snapshot is the committed history up to its position."""
-        expected = [self.history[seq].data for seq in range(1, position.seq + 1) if self.history[seq].data]
+        expected = [entry.data for seq in range(1, position.seq + 1) if not is_term((entry := self.history[seq]).data)]
         if state != expected:
             raise Broken(f"one history: {node} takes a snapshot at {position} that is not the history up to there")
 

@@ -29,8 +29,8 @@ from holdfast_cluster.ring import shard_of
 from holdfast_node.commit import Entry
 from holdfast_node.delivery.outbox import OutboxLimits
 from holdfast_node.engine import Engine, EngineLimits
-from holdfast_node.replication.disk import Until
-from holdfast_node.replies import KeptReplies
+from holdfast_node.replication.changes import Until
+from holdfast_node.replies import ResponseCache, stage_forgotten
 from holdfast_node.shards import FOR_EVER, Shard, Shards
 
 SHARDS = 8
@@ -113,6 +113,8 @@ class Memory:
                 self.put("state", key, value)
         for key, value in entry.replies:
             self.put("replies", key, value)
+        if entry.forgotten is not None:
+            stage_forgotten(self, _Staged(self), entry.shard.number, entry.forgotten)  # type: ignore[arg-type]
 
     def of_shard(self, number: int) -> Memory:
         part = Memory()
@@ -120,6 +122,19 @@ class Memory:
             for key, value in self.scan(family, number.to_bytes(2, "big"), (number + 1).to_bytes(2, "big")):
                 part.put(family, key, value)
         return part
+
+
+class _Staged:
+    """A batch that is written as it is made."""
+
+    def __init__(self, store: Memory) -> None:
+        self.put = store.put
+        self.delete = store.delete
+        self._store = store
+
+    def delete_range(self, family: str, start: bytes, end: bytes) -> None:
+        for key, _ in list(self._store.scan(family, start, end)):
+            self._store.delete(family, key)
 
 
 class Flushes:
@@ -165,7 +180,7 @@ class SimNode:
         self.flusher = Flushes(loop)
         self.flusher.store = self.store
         self.shards = Shards(lambda shards: self.engine.drop_shards(shards))
-        kept = KeptReplies(self.store, 600)  # type: ignore[arg-type]
+        kept = ResponseCache(self.store, 600)  # type: ignore[arg-type]
         self.engine: Engine = world.engine(
             app,
             self.store,  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Member, V
 from holdfast_cluster.plan import Transition, plan
 from holdfast_cluster.ring import Ring, RingNode
 from holdfast_node import replication as r
+from holdfast_node.replication.changes import encode_changes, is_term
 
 from .checks import Checks, Operation
 
@@ -579,7 +580,7 @@ class Node:
                 case r.Persist():
                     self._stage(lambda disk, e=effect: _persist(disk, e))
                 case r.Apply(entries, trim):
-                    self.state += [entry.data for entry in entries if entry.data]
+                    self.state += [entry.data for entry in entries if not is_term(entry.data)]
                     self.world.checks.applied(self.name, entries)
                     self._stage(lambda disk, e=entries, t=trim: _apply(disk, e, t))
                 case r.Send(to, message):
@@ -683,7 +684,7 @@ class Node:
                 self.operations.append((self.replica.last.seq, operation, None))
                 self._reply()
                 return
-            data = f"w{operation.number}".encode()
+            data = encode_changes([], [(b"", b"w%d" % operation.number)])
             for effect in self.do(r.Append(data)):
                 if isinstance(effect, r.Appended):
                     self.operations.append((effect.seq, operation, [data]))
@@ -715,7 +716,7 @@ def _persist(disk: Disk, effect: r.Persist) -> int:
 
 
 def _apply(disk: Disk, entries: tuple[r.LogEntry, ...], trim: int) -> int:
-    disk.state = disk.state + [entry.data for entry in entries if entry.data]
+    disk.state = disk.state + [entry.data for entry in entries if not is_term(entry.data)]
     disk.applied = entries[-1].seq
     if trim > disk.base.seq:
         gone = disk.entries[trim - disk.base.seq - 1]

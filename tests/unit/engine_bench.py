@@ -13,7 +13,7 @@ from holdfast.ids import RequestIds
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_node.commit import Flusher
 from holdfast_node.engine import Engine, EngineLimits
-from holdfast_node.replies import KeptReplies
+from holdfast_node.replies import ResponseCache
 from holdfast_node.shards import FOR_EVER, Shard, Shards
 from holdfast_node.store import Store
 
@@ -50,13 +50,21 @@ class Bench:
         shard.until = FOR_EVER
         shards.take(shard)
         self.flusher = Flusher(self.store)
-        kept = KeptReplies(self.store, 600)
+        kept = ResponseCache(self.store, 600)
         self.engine = Engine(app, self.store, self.flusher, 1, shards, kept, None, EngineLimits(), lambda entries: None)  # type: ignore[arg-type]
         self.port = Port()
         self.numbers = iter(range(1, 1000))
 
     def call(
-        self, key: str, method: str, *arguments: Any, request_id: bytes | None = None, attempt: int = 0, kind: str = "Counter"
+        self,
+        key: str,
+        method: str,
+        *arguments: Any,
+        request_id: bytes | None = None,
+        attempt: int = 0,
+        kind: str = "Counter",
+        keep_reply: bool = False,
+        codec_: pb.Codec = pb.CODEC_MSGPACK,
     ) -> int:
         number = next(self.numbers)
         self.engine.deliver(
@@ -65,9 +73,11 @@ class Bench:
                 kind=kind,
                 key=key,
                 method=method,
-                arguments=codec.encode(arguments),
+                arguments=codec.encode(arguments) if codec_ == pb.CODEC_MSGPACK else codec.encode_json(arguments),
+                codec=codec_,
                 request_id=request_id or IDS.next(),
                 attempt=attempt,
+                keep_reply=keep_reply,
             ),
             self.port,
         )

@@ -13,7 +13,7 @@ import pytest
 from engine_bench import Bench
 from holdfast import App, DurableObject, codec
 from holdfast.errors import WrongOwner
-from holdfast.ids import effect_id
+from holdfast.ids import effect_id, letter_id
 from holdfast.v1 import admin_pb2
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_node import keys
@@ -224,7 +224,7 @@ async def test_a_page_of_dead_letters_ends_before_it_is_too_large_for_a_message(
         if not page.more:
             break
         after = page.letters[-1].place
-    assert found == [f"0-1-{i}" for i in range(300)]
+    assert found == [letter_id(bytes(2) + keys.sequence(1, i)) for i in range(300)]
     assert pages > 1
 
 

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 from holdfast_node import keys
 from holdfast_node.replication import LogEntry, Persist, Position, Snapshot
-from holdfast_node.replication.disk import CopyStore, SnapshotFiles, StoredCopy, Until, encode_changes
+from holdfast_node.replication.changes import Until, encode_changes, term_data
+from holdfast_node.replication.disk import CopyStore, SnapshotFiles, StoredCopy
 from holdfast_node.store import RowFiles, Store
 
 SHARD = 5
@@ -34,9 +35,9 @@ class Copy:
     def apply(self, *entries: LogEntry, base: Position | None = None) -> None:
         batch = self.store.batch()
         for entry in entries:
-            self.disk.apply(batch, entry)
+            self.disk.apply(batch, SHARD, entry)
         if base is not None:
-            self.disk.shorten(batch, SHARD, base, entries[-1].seq)
+            self.disk.shorten(batch, SHARD, base, entries[-1])
         self.store.write(batch)
 
     def again(self) -> StoredCopy:
@@ -99,7 +100,7 @@ def test_many_entries_at_once_do_what_they_do_one_by_one(copy: Copy, tmp_path: P
 
     entries = [
         rows(1, (key("a1"), b"old"), (key("b"), b"1"), (key("c"), b"1")),
-        LogEntry(1, 2, b""),
+        LogEntry(1, 2, term_data(5)),
         rows(3, (key("b"), None), (key("c"), b"2")),
         rows(4, (key("a"), Until(key("b"))), (key("a2"), b"new")),
         rows(5, (key("c"), b"3"), (key("b"), b"3"), (key("b"), None)),
@@ -107,7 +108,7 @@ def test_many_entries_at_once_do_what_they_do_one_by_one(copy: Copy, tmp_path: P
     copy.apply(*entries)
     many = Copy(tmp_path / "many")
     batch = many.store.batch()
-    many.disk.apply_many(batch, entries)
+    many.disk.apply_many(batch, SHARD, entries)
     many.store.write(batch)
     assert many.state() == copy.state() == {key("a2"): b"new", key("c"): b"3"}
     kept = list(many.store.scan("replies", key(""), keys.shard_prefix(SHARD + 1)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from engine_bench import IDS, Bench
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_node.commit import ENTRY_BYTES
@@ -90,3 +91,57 @@ async def test_a_read_behind_a_write_that_waits_is_refused_while_there_are_too_f
     bench.shard.read_only = None
     bench.may_sync.set()
     assert await bench.answered(wrote) == [1]
+
+
+@pytest.mark.parametrize("amount", [5, -5], ids=["a result", "a final error"])
+async def test_the_reply_to_an_id_of_the_callers_own_is_kept_whatever_the_handler_wrote(bench: Bench, amount: int) -> None:
+    request_id, key = IDS.next(), f"own {amount}"
+    bench.may_sync.clear()
+    first = bench.call(key, "charge", amount, kind="Till", request_id=request_id, attempt=1, keep_reply=True)
+    await asyncio.sleep(0.05)
+    assert first not in bench.port.replies, "it left before what keeps it was on disk"
+    bench.may_sync.set()
+    told = await bench.answered(first)
+    for attempt in (1, 2):
+        again = bench.call(key, "charge", amount, kind="Till", request_id=request_id, attempt=attempt, keep_reply=True)
+        assert await bench.answered(again) == told
+    assert await bench.answered(bench.call(key, "charges", kind="Till")) == [1]
+    other = bench.call(key, "charge", 7, kind="Till", request_id=request_id, attempt=1, keep_reply=True)
+    (error,) = await bench.answered(other)
+    assert (error.code, error.path) == (pb.CODE_INVALID_ARGUMENT, "request_id")
+
+
+async def test_an_exception_is_not_final_and_the_same_id_may_try_again(bench: Bench) -> None:
+    request_id = IDS.next()
+    for times in (1, 2):
+        call = bench.call("fails", "charge", 0, kind="Till", request_id=request_id, attempt=1, keep_reply=True)
+        (error,) = await bench.answered(call)
+        assert (error.code, error.type) == (pb.CODE_APPLICATION, "ValueError")
+        assert await bench.answered(bench.call("fails", "charges", kind="Till")) == [times]
+
+
+async def test_the_reply_to_a_drawn_id_is_kept_only_when_the_turn_writes(bench: Bench) -> None:
+    await bench.answered(bench.call("drawn", "charge", 5, kind="Till"), bench.call("drawn", "charge", -5, kind="Till"))
+    assert bench.engine.entries == 0
+
+
+async def test_a_reply_that_cannot_be_kept_is_not_given(bench: Bench) -> None:
+    bench.shard.read_only = "1 copies are in sync, writes need 2"
+    calls = [
+        bench.call("read only", "charge", amount, kind="Till", request_id=IDS.next(), attempt=1, keep_reply=True)
+        for amount in (5, -5)
+    ]
+    for error in await bench.answered(*calls):
+        assert (error.code, error.retryable) == (pb.CODE_UNAVAILABLE, True)
+
+
+async def test_a_call_in_another_codec_is_another_call(bench: Bench) -> None:
+    request_id = IDS.next()
+    bench.may_sync.clear()
+    first = bench.call("a", "increment", request_id=request_id)
+    running = bench.call("a", "increment", request_id=request_id, attempt=1, codec_=pb.CODEC_JSON)
+    (refused,) = await bench.answered(running)
+    bench.may_sync.set()
+    assert await bench.answered(first) == [1]
+    (kept,) = await bench.answered(bench.call("a", "increment", request_id=request_id, attempt=1, codec_=pb.CODEC_JSON))
+    assert refused.code == kept.code == pb.CODE_INVALID_ARGUMENT

@@ -10,7 +10,7 @@ import pytest
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.model import Assignment, ClusterSettings, Member, Versioned, View
 from holdfast_node.commit import Entry
-from holdfast_node.replication import disk, host
+from holdfast_node.replication import changes, host
 from holdfast_node.replication.disk import CopyStore
 from holdfast_node.replication.events import ReplicationSettings
 from holdfast_node.replication.host import Replicas
@@ -284,16 +284,16 @@ def test_a_node_ends_when_what_is_committed_cannot_be_applied(trio: Trio, monkey
 
     if when == "the log is shortened":
         trio.put("a", *(b"%d" % n for n in range(1, 6)))
-        monkeypatch.setattr(disk, "_decode", no_memory)
+        monkeypatch.setattr(changes, "_decode", no_memory)
         with pytest.raises(Died, match="shard 7: what its replica decided"):
             trio.put("a", b"6", b"7")
     elif when == "the shard is taken":
         trio.put("a", b"1")
-        monkeypatch.setattr(disk, "_decode", no_memory)
+        monkeypatch.setattr(changes, "_decode", no_memory)
         with pytest.raises(Died, match="shard 7: its log could not be applied"):
             trio.assign("b", 2, joined=())
     else:
         trio.put("a", b"1", tick=False)  # b has it, and does not know that it is committed
-        monkeypatch.setattr(disk, "_decode", no_memory)
+        monkeypatch.setattr(changes, "_decode", no_memory)
         with pytest.raises(Died, match="shard 7: what its replica decided"):
             trio.assign("b", 2, joined=())

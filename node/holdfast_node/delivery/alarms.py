@@ -218,14 +218,13 @@ def firing_id(kind: str, key: str, name: str, record: AlarmRecord) -> bytes:
 class Inside:
     """Stands in for a handler: a turn of Holdfast's own, which needs no instance of the user's class."""
 
-    __slots__ = ("checksum", "is_async", "name", "what")
+    __slots__ = ("is_async", "name", "what")
 
     def __init__(self, name: str, what: Callable[[], Any], is_async: bool = False) -> None:
         """`what` is called in the turn; with `is_async` it gives a coroutine."""
         self.name = name
         self.what = what
         self.is_async = is_async
-        self.checksum = 0
 
     def invoke(self, instance: Any, payload: bytes, is_json: bool = False) -> Any:
         return self.what()
@@ -234,7 +233,7 @@ class Inside:
 class Firing:
     """Stands in for a handler: `on_alarm` of an object, for one alarm."""
 
-    __slots__ = ("_begin", "checksum", "is_async", "name", "ran")
+    __slots__ = ("_begin", "is_async", "name", "ran")
 
     def __init__(self, begin: Callable[[], Alarm | None]) -> None:
         """`begin` is called in the turn: what the handler gets, or None when there is nothing to be done."""
@@ -242,7 +241,6 @@ class Firing:
         self.ran = False
         self.name = "on_alarm"
         self.is_async = True
-        self.checksum = 0
 
     async def invoke(self, instance: Any, payload: bytes, is_json: bool = False) -> None:
         self.ran = True

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 DELIVERY_TIMEOUT_MS = 30_000
 MARKS_KEPT = timedelta(days=7)
-"""How long a receiver remembers what it was told last by a sender that tells it nothing more."""
+"""How long, of its shard's time, a receiver remembers what it was told last by a sender that tells it nothing more."""
 assert MARKS_KEPT > 2 * NOTIFY_AGE_MAX
 
 _SCAN_MAX = 2_000
@@ -299,7 +299,7 @@ class Deliveries:
             if not look.left:
                 self._first = first + i + 1
                 break
-        self._sweep_marks(wall)
+        self._sweep_marks()
         self.census.tick(wall)
         self._pump()
 
@@ -471,8 +471,8 @@ class Deliveries:
 
         waiter.add_done_callback(settled)
 
-    def _sweep_marks(self, wall: int) -> None:
-        """Forget what was taken long ago, a few rows at a time."""
+    def _sweep_marks(self) -> None:
+        """Forget what was taken long ago by the shard's time, a few rows at a time."""
         shards = sorted((shard for shard in self._duties if self._may_write(shard)), key=lambda shard: shard.number)
         if not shards:
             return
@@ -484,7 +484,7 @@ class Deliveries:
         if shard.number != number:
             cursor = b""
         prefix = keys.index_prefix(shard.number, keys.MARKS)
-        oldest = wall - int(MARKS_KEPT.total_seconds() * 1000)
+        oldest = int(shard.time_ms - MARKS_KEPT.total_seconds() * 1000)
         gone: list[tuple[bytes, bytes | None]] = []
         for looked, (key, value) in enumerate(self._store.scan("state", max(prefix, cursor), keys.after(prefix))):
             if looked >= _SWEEP_MAX:

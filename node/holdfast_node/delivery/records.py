@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from holdfast.alarms import Misfire
 
@@ -24,6 +26,8 @@ class Notification(msgspec.Struct, array_like=True, gc=False):
     """Of the last one."""
     trace: str = ""
     """The `traceparent` of the turn that sent it, when that was traced."""
+    options: dict[str, Any] | None = None
+    """Kept free for what one notification asks for (an expiry, metadata); None in this version."""
 
 
 class AlarmRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -38,6 +42,8 @@ class AlarmRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
     attempt: int = 0
     nonce: bytes = b""
     """Made when it was set: tells it apart from another one for the same time."""
+    options: dict[str, Any] | None = None
+    """Kept free for what one alarm asks for (an expiry, metadata); None in this version."""
 
 
 class Letter(msgspec.Struct, array_like=True, gc=False):

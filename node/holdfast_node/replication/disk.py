@@ -13,41 +13,58 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from struct import Struct
+from typing import NamedTuple
 
 import msgspec
 
 from holdfast_node import keys
+from holdfast_node.replication.changes import Replies, Rows, Until, decode_changes, read_header
 from holdfast_node.replication.events import LogEntry, Persist, Position
+from holdfast_node.replies import Forgotten, stage_forgotten
 from holdfast_node.store import Batch, Store
 
 log = logging.getLogger(__name__)
 
-_EPOCH_BYTES = 8
+_log_state = Struct(">QQQQQ")
+_record = Struct(">QQ")
 _NOTHING = (0, Position(0, 0))
 
 
-class Until(msgspec.Struct, frozen=True, array_like=True):
-    """In place of a value: the deletion of every key from the row's own up to `end`."""
+class Times(NamedTuple):
+    """The times of the newest entry that a copy has applied, as `Header` has them."""
 
-    end: bytes
-
-
-Rows = list[tuple[bytes, bytes | Until | None]]
-"""Changes of state in order: (key, value) puts, (key, None) deletes, (start, Until(end)) deletes the range."""
-Replies = list[tuple[bytes, bytes]]
+    shard_ms: int = 0
+    cluster_time: int = 0
 
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(tuple[Rows, Replies]).decode
+def encode_log_state(epoch: int, base: Position, times: Times | None = None) -> bytes:
+    """A copy's epoch, the position before its log, and the times of the newest entry that it had applied then."""
+    return _log_state.pack(epoch, *base, *(times or Times()))
 
 
-def encode_changes(rows: Rows, replies: Replies) -> bytes:
-    """The data of a log entry."""
-    return _encode((rows, replies))
+def encode_record(entry: LogEntry, high: int) -> bytes:
+    """An entry as it lies in the log, with the high-water that the copy had when the entry came."""
+    return _record.pack(entry.epoch, high) + entry.data
 
 
-def stage_changes(batch: Batch, rows: Rows, replies: Replies) -> None:
+def decode_record(seq: int, raw: bytes) -> tuple[LogEntry, int]:
+    """The inverse: the entry, and the high-water."""
+    epoch, high = _record.unpack_from(raw)
+    return LogEntry(epoch, seq, raw[_record.size :]), high
+
+
+def stage_changes(store: Store, batch: Batch, shard: int, rows: Rows, replies: Replies, forgotten: Forgotten | None) -> None:
     """What an entry changes, put into a batch."""
+    stage_rows(batch, rows)
+    if replies:
+        batch.put_all("replies", replies)
+    if forgotten is not None:
+        stage_forgotten(store, batch, shard, forgotten)
+
+
+def stage_rows(batch: Batch, rows: Iterable[tuple[bytes, bytes | Until | None]]) -> None:
+    """Changes of state, put into a batch."""
     for key, value in rows:
         if value is None:
             batch.delete("state", key)
@@ -55,8 +72,6 @@ def stage_changes(batch: Batch, rows: Rows, replies: Replies) -> None:
             batch.put("state", key, value)
         else:
             batch.delete_range("state", key, value.end)  # type: ignore[union-attr]
-    if replies:
-        batch.put_all("replies", replies)
 
 
 class SnapshotFiles(msgspec.Struct, frozen=True, array_like=True):
@@ -82,6 +97,7 @@ class CopyStore:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._written: dict[int, tuple[int, Position]] = {}  # epoch and base, as they are on disk by the newest batch
+        self._times: dict[int, Times] = {}
         self.snapshots = store.path / "snapshots"
 
     def load(self) -> dict[int, StoredCopy]:
@@ -94,7 +110,7 @@ class CopyStore:
         prefix = keys.log_state_key(0)[:-2]
         for key, value in list(self._store.scan("meta", prefix, keys.after(prefix))):
             shard = int.from_bytes(key[len(prefix) :], "big")
-            epoch = int.from_bytes(value[:_EPOCH_BYTES], "big")
+            epoch, base_epoch, base_seq, shard_ms, cluster_time = _log_state.unpack(value)
             if self._store.get("meta", keys.install_key(shard)) is not None:
                 log.warning("shard %d: a snapshot was cut short; the copy is dropped and made again", shard)
                 self._clear(batch, shard)
@@ -102,14 +118,15 @@ class CopyStore:
                 self._put_log_state(batch, shard, epoch, Position(0, 0))
                 copies[shard] = StoredCopy(epoch)
                 continue
-            base = Position(*keys.decode_position(value[_EPOCH_BYTES:]))
+            base = Position(base_epoch, base_seq)
+            self._times[shard] = Times(shard_ms, cluster_time)
             applied = self._store.get("meta", keys.applied_key(shard))
             copy = copies[shard] = StoredCopy(epoch, base, applied=int.from_bytes(applied or b"", "big"))
             seq = base.seq
             for raw_key, raw in self._store.scan("log", keys.log_key(shard, seq + 1), keys.after(keys.shard_prefix(shard))):
                 seq += 1
                 assert keys.read_log_key(raw_key) == seq, f"shard {shard}: the log has {keys.read_log_key(raw_key)} in place of {seq}"
-                copy.entries.append(LogEntry(int.from_bytes(raw[:_EPOCH_BYTES], "big"), seq, raw[_EPOCH_BYTES:]))
+                copy.entries.append(decode_record(seq, raw)[0])
             assert base.seq <= copy.applied <= seq, f"shard {shard}: applied {copy.applied}, log from {base.seq} to {seq}"
             self._written[shard] = epoch, base
         self._store.write(batch)
@@ -122,10 +139,11 @@ class CopyStore:
             self._clear(batch, shard)
         if effect.cut is not None:
             batch.delete_range("log", keys.log_key(shard, effect.cut), self._log_end(shard))
-        for epoch, seq, data in effect.entries:
-            batch.put("log", keys.log_key(shard, seq), epoch.to_bytes(_EPOCH_BYTES, "big") + data)
+        for entry in effect.entries:
+            batch.put("log", keys.log_key(shard, entry.seq), encode_record(entry, effect.high))
         epoch, base = self._written.get(shard, _NOTHING)
         if effect.wipe is not None:
+            self._times.pop(shard, None)
             self._put_log_state(batch, shard, effect.epoch, effect.wipe)
             batch.put("meta", keys.applied_key(shard), effect.wipe.seq.to_bytes(8, "big"))
         elif epoch != effect.epoch:
@@ -145,6 +163,7 @@ class CopyStore:
                 self._store.ingest(family, [Path(path) for path in paths])
         batch = self._store.batch()
         position = effect.install.position
+        self._times[shard] = Times(effect.install.shard_ms, effect.install.cluster_time)
         self._put_log_state(batch, shard, effect.epoch, position)
         batch.put("meta", keys.applied_key(shard), position.seq.to_bytes(8, "big"))
         batch.delete("meta", keys.install_key(shard))
@@ -164,37 +183,52 @@ class CopyStore:
         """Where the log of a shard begins, by the newest batch."""
         return self._written.get(shard, _NOTHING)[1]
 
-    def apply(self, batch: Batch, entry: LogEntry) -> None:
+    def apply(self, batch: Batch, shard: int, entry: LogEntry) -> None:
         """Put a committed entry into the state."""
-        if entry.data:
-            stage_changes(batch, *_decode(entry.data))
+        changes = decode_changes(entry.data)
+        self.stage(batch, shard, changes.rows, changes.replies, changes.forgotten)
 
-    def apply_many(self, batch: Batch, entries: Iterable[LogEntry]) -> None:
+    def stage(self, batch: Batch, shard: int, rows: Rows, replies: Replies, forgotten: Forgotten | None) -> None:
+        """The same for changes that are not encoded."""
+        stage_changes(self._store, batch, shard, rows, replies, forgotten)
+
+    def apply_many(self, batch: Batch, shard: int, entries: Iterable[LogEntry]) -> None:
         """Put committed entries into the state, of rows that several of them write only the last."""
         latest: dict[bytes, bytes | None] = {}
         for entry in entries:
-            if not entry.data:
-                continue
-            rows, replies = _decode(entry.data)
-            for key, value in rows:
+            changes = decode_changes(entry.data)
+            for key, value in changes.rows:
                 if type(value) is Until:
-                    stage_changes(batch, list(latest.items()), [])
+                    stage_rows(batch, latest.items())
                     latest.clear()
-                    stage_changes(batch, [(key, value)], [])
+                    stage_rows(batch, [(key, value)])
                 else:
                     latest[key] = value  # type: ignore[assignment]
-            batch.put_all("replies", replies)
-        stage_changes(batch, list(latest.items()), [])
+            batch.put_all("replies", changes.replies)
+            if changes.forgotten is not None:
+                stage_forgotten(self._store, batch, shard, changes.forgotten, late=True)
+        stage_rows(batch, latest.items())
 
-    def shorten(self, batch: Batch, shard: int, base: Position, applied: int) -> None:
+    def times(self, shard: int, entries: Iterable[LogEntry] = ()) -> Times:
+        """The times of the newest of these entries that bears any; else those of the newest that was applied when the log was
+        shortened last.
+        """
+        newest = self._times.get(shard, Times())
+        for entry in entries:
+            header = read_header(entry.data)
+            newest = Times(max(newest.shard_ms, header.shard_ms), max(newest.cluster_time, header.cluster_time))
+        return newest
+
+    def shorten(self, batch: Batch, shard: int, base: Position, applied: LogEntry) -> None:
         """Have the log begin behind `base`; the state is as of `applied`."""
         epoch, before = self._written[shard]
-        batch.put("meta", keys.applied_key(shard), applied.to_bytes(8, "big"))
+        self._times[shard] = self.times(shard, [applied])
+        batch.put("meta", keys.applied_key(shard), applied.seq.to_bytes(8, "big"))
         batch.delete_range("log", keys.log_key(shard, before.seq), keys.log_key(shard, base.seq + 1))
         self._put_log_state(batch, shard, epoch, base)
 
     def _put_log_state(self, batch: Batch, shard: int, epoch: int, base: Position) -> None:
-        batch.put("meta", keys.log_state_key(shard), epoch.to_bytes(_EPOCH_BYTES, "big") + keys.encode_position(*base))
+        batch.put("meta", keys.log_state_key(shard), encode_log_state(epoch, base, self._times.get(shard)))
         self._written[shard] = epoch, base
 
     def _clear(self, batch: Batch, shard: int, written: bool = False) -> None:

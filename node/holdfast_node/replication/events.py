@@ -17,7 +17,7 @@ class Position(NamedTuple):
 
 
 class LogEntry(NamedTuple):
-    """One record of a shard's log. Empty `data` is an owner's first entry."""
+    """One record of a shard's log. What its data say: `changes.py`."""
 
     epoch: int
     seq: int
@@ -155,6 +155,8 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=7):
     position: Position
     state: bytes
     sent_at: float
+    shard_ms: int = 0
+    cluster_time: int = 0
 
 
 class Acknowledge(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2):
@@ -203,7 +205,7 @@ class Persist(msgspec.Struct, frozen=True, gc=False):
     """Write to disk, in the order of numbers, and answer with `Persisted`.
 
     Cut the log from seq `cut` on (None: no cut), append `entries`; with `install` replace state and log by a snapshot, with
-    `wipe` by nothing, and an empty log that begins behind that position.
+    `wipe` by nothing, and an empty log that begins behind that position. `high`: the copy's high-water, kept with each entry.
     """
 
     number: int
@@ -212,6 +214,7 @@ class Persist(msgspec.Struct, frozen=True, gc=False):
     entries: tuple[LogEntry, ...] = ()
     install: Snapshot | None = None
     wipe: Position | None = None
+    high: int = 0
 
 
 class Apply(msgspec.Struct, frozen=True, gc=False):

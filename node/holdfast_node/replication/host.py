@@ -16,7 +16,8 @@ from holdfast_cluster.clock import boottime
 from holdfast_cluster.model import SHARDS_MAX, Assignment, Member, View
 
 from holdfast_node.commit import Entry, Flusher
-from holdfast_node.replication.disk import CopyStore, StoredCopy, encode_changes, stage_changes
+from holdfast_node.replication.changes import encode_changes
+from holdfast_node.replication.disk import CopyStore, StoredCopy, Times
 from holdfast_node.replication.events import (
     Abdicate,
     Append,
@@ -167,7 +168,8 @@ class Replicas:
             copy = self._copies[entry.shard.number]
             assert copy.shard is entry.shard, "an entry of an epoch that is over was not abandoned"
             copy.waiting.append(entry)
-            self._do_often(copy, Append(encode_changes(entry.rows, entry.replies)), entry)
+            data = encode_changes(entry.rows, entry.replies, entry.forgotten, int(entry.shard.time_ms))
+            self._do_often(copy, Append(data), entry)
         self._end()
 
     def swapped(self, number: int, happened: bool | None, revision: int, written: Assignment) -> None:
@@ -208,7 +210,7 @@ class Replicas:
         self._do(self._copies[number], Abdicate(to.id, to.incarnation))
         self._end()
 
-    def snapshot_started(self, number: int, to: str) -> Position:
+    def snapshot_started(self, number: int, to: str) -> tuple[Position, Times]:
         """The store shows the state as of the position returned, now and until the loop goes on: for a snapshot to `to`."""
         self._flusher.write()
         replica = self._copies[number].replica
@@ -218,7 +220,7 @@ class Replicas:
         self._now = boottime()
         self._do(self._copies[number], SnapshotStarted(to))
         self._end()
-        return position
+        return position, self._disk.times(number, replica.entries)
 
     def snapshot_ended(self, number: int, to: str, delivered: bool) -> None:
         """The snapshot is with `to`, or was given up."""
@@ -320,18 +322,18 @@ class Replicas:
                 if waiting and waiting[0].seq == logged.seq and epoch == logged.epoch:
                     entry = waiting.popleft()
                     self._done.append(entry)
-                    stage_changes(batch, entry.rows, entry.replies)
+                    self._disk.stage(batch, copy.number, entry.rows, entry.replies, entry.forgotten)
                 else:
                     self._unseen |= copy.replica.owning  # an earlier owner's
-                    self._disk.apply(batch, logged)
+                    self._disk.apply(batch, copy.number, logged)
         if self._disk.base(copy.number) != copy.replica.base:
             self._catch_up(copy)
-            self._disk.shorten(self._flusher.batch, copy.number, copy.replica.base, entries[-1].seq)
+            self._disk.shorten(self._flusher.batch, copy.number, copy.replica.base, entries[-1])
 
     def _catch_up(self, copy: Copy) -> None:
         """Put what is only in the log of a copy into its state. Many entries at once cost less: they write the same rows again."""
         behind, copy.behind = copy.behind, []
-        self._disk.apply_many(self._flusher.batch, behind)
+        self._disk.apply_many(self._flusher.batch, copy.number, behind)
 
     def _end(self) -> None:
         """The end of a round: make its effects visible."""
@@ -373,7 +375,8 @@ class Replicas:
                 except Exception:
                     self._flusher.die(f"shard {copy.number}: its log could not be applied")
                 self._flusher.write()  # what is applied has to be there to be read
-                copy.shard = Shard(copy.number, copy.replica.epoch, replicated=True)
+                shard_ms = self._disk.times(copy.number, copy.replica.entries).shard_ms
+                copy.shard = Shard(copy.number, copy.replica.epoch, replicated=True, time_ms=shard_ms)
                 self._shards.take(copy.shard)
             assignment = copy.replica.assignment
             if copy.shard is None or assignment is None:

@@ -32,6 +32,7 @@ from typing import Protocol
 import msgspec
 from holdfast_cluster.model import Assignment
 
+from holdfast_node.replication.changes import term_data
 from holdfast_node.replication.events import (
     Abdicate,
     Acknowledge,
@@ -487,7 +488,7 @@ class Replica:
         self.persisted = 0
         self.first_seq = self.last_seq + 1
         self._counted = frozenset(self.counted())
-        self._log(b"")
+        self._log(term_data(assignment.nonce))
         self._know_peers(now)
         if not assignment.released:
             for peer in self.peers.values():
@@ -741,4 +742,4 @@ class Replica:
         wipe: Position | None = None,
     ) -> None:
         self._number += 1
-        self._out.append(Persist(self._number, self.epoch, cut, entries, install, wipe))
+        self._out.append(Persist(self._number, self.epoch, cut, entries, install, wipe, self.committed))

@@ -33,7 +33,7 @@ from holdfast_node.store import RowFiles, Store
 
 log = logging.getLogger(__name__)
 
-SNAPSHOT = "/holdfast.v1.Peer/Snapshot"
+SNAPSHOT = "/holdfast.peer.v1.Peer/Snapshot"
 TARGET_METADATA = "holdfast-target"
 """Whom a snapshot is meant for, as `node id:incarnation`; another process at that address refuses it."""
 SENDER_METADATA = "holdfast-sender"
@@ -52,6 +52,8 @@ class Header(msgspec.Struct, array_like=True, tag=1):
     shard: int
     epoch: int
     position: Position
+    shard_ms: int = 0
+    cluster_time: int = 0
 
 
 class Chunk(msgspec.Struct, array_like=True, tag=2):
@@ -151,9 +153,9 @@ class SnapshotSender:
         try:
             # The position and the iterators in one go: nothing else runs on the loop in between.
             start, stop = keys.shard_prefix(shard), keys.after(keys.shard_prefix(shard))
-            position = self._replicas.snapshot_started(shard, to)
+            position, times = self._replicas.snapshot_started(shard, to)
             scans = {family: self._store.scan_now(family, start, stop) for family in _FAMILIES}
-            await call.write(_encode(Header(shard, epoch, position)))
+            await call.write(_encode(Header(shard, epoch, position, *times)))
             for family, rows in scans.items():
                 for chunk, chunk_bytes in _chunks(rows):
                     await self._throttle.pass_(chunk_bytes)
@@ -222,7 +224,7 @@ class SnapshotReceiver:
                 # What the files replace is written out before, on a thread: otherwise it would be while they are taken, on the loop.
                 await asyncio.get_running_loop().run_in_executor(None, self._store.flush, family)
             paths = SnapshotFiles(*([str(path) for path in files[family].files] for family in _FAMILIES))
-            snapshot = Snapshot(header.epoch, header.position, _encode(paths), part.sent_at)
+            snapshot = Snapshot(header.epoch, header.position, _encode(paths), part.sent_at, header.shard_ms, header.cluster_time)
             self._replicas.snapshot_arrived(sender, header.shard, snapshot)
             self.received += 1
         finally:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19holdfast/v1/objects.proto\x12\x0bholdfast.v1\"\x94\x02\n\x0b\x43\x61llRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x0e\n\x04json\x18\x04 \x01(\tH\x00\x12\x11\n\x07msgpack\x18\x05 \x01(\x0cH\x00\x12\x12\n\nrequest_id\x18\x06 \x01(\x0c\x12\x38\n\x08metadata\x18\x07 \x03(\x0b\x32&.holdfast.v1.CallRequest.MetadataEntry\x12\x17\n\x0fidempotency_key\x18\t \x01(\t\x12\x12\n\ntimeout_ms\x18\x08 \x01(\r\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0b\n\targuments\"^\n\x0c\x43\x61llResponse\x12\x0e\n\x04json\x18\x01 \x01(\tH\x00\x12\x11\n\x07msgpack\x18\x02 \x01(\x0cH\x00\x12\x12\n\nrequest_id\x18\x03 \x01(\x0c\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x42\x08\n\x06result\"\xc5\x02\n\x04\x43\x61ll\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x11\n\targuments\x18\x05 \x01(\x0c\x12!\n\x05\x63odec\x18\x06 \x01(\x0e\x32\x12.holdfast.v1.Codec\x12\x12\n\nrequest_id\x18\x07 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\r\x12\x12\n\ntimeout_ms\x18\t \x01(\r\x12\x31\n\x08metadata\x18\n \x03(\x0b\x32\x1f.holdfast.v1.Call.MetadataEntry\x12\r\n\x05\x63hain\x18\x0b \x03(\t\x12\x0e\n\x06\x63\x61ller\x18\r \x01(\t\x12\x14\n\x0cnotification\x18\x0c \x01(\x0c\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"U\n\x05Reply\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06result\x18\x02 \x01(\x0c\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.holdfast.v1.Error\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\"2\n\x0eSessionRequest\x12 \n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x11.holdfast.v1.Call\"6\n\x0fSessionResponse\x12#\n\x07replies\x18\x01 \x03(\x0b\x32\x12.holdfast.v1.Reply\"\xc3\x01\n\x05\x45rror\x12\x1f\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x11.holdfast.v1.Code\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x10\n\x08\x64\x65\x66inite\x18\x03 \x01(\x08\x12\x11\n\tretryable\x18\x04 \x01(\x08\x12\x16\n\x0eretry_after_ms\x18\x05 \x01(\r\x12\x0c\n\x04type\x18\x06 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x07 \x01(\x0c\x12\x0c\n\x04path\x18\x08 \x01(\t\x12\r\n\x05\x63ycle\x18\t \x03(\t\x12\x12\n\nrequest_id\x18\n \x01(\x0c**\n\x05\x43odec\x12\x11\n\rCODEC_MSGPACK\x10\x00\x12\x0e\n\nCODEC_JSON\x10\x01*\xa5\x02\n\x04\x43ode\x12\x14\n\x10\x43ODE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43ODE_NOT_FOUND\x10\x01\x12\x19\n\x15\x43ODE_INVALID_ARGUMENT\x10\x02\x12\x14\n\x10\x43ODE_APPLICATION\x10\x03\x12\x14\n\x10\x43ODE_WRONG_OWNER\x10\x04\x12\x14\n\x10\x43ODE_UNAVAILABLE\x10\x05\x12\x13\n\x0f\x43ODE_OVERLOADED\x10\x06\x12\x11\n\rCODE_DEADLINE\x10\x07\x12\x11\n\rCODE_DEADLOCK\x10\x08\x12\x12\n\x0e\x43ODE_TOO_LARGE\x10\t\x12\x11\n\rCODE_INTERNAL\x10\n\x12\x18\n\x14\x43ODE_UNAUTHENTICATED\x10\x0b\x12\x1a\n\x16\x43ODE_PERMISSION_DENIED\x10\x0c\x32\x90\x01\n\x07Objects\x12;\n\x04\x43\x61ll\x12\x18.holdfast.v1.CallRequest\x1a\x19.holdfast.v1.CallResponse\x12H\n\x07Session\x12\x1b.holdfast.v1.SessionRequest\x1a\x1c.holdfast.v1.SessionResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19holdfast/v1/objects.proto\x12\x0bholdfast.v1\"\xb4\x02\n\x0b\x43\x61llRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x0e\n\x04json\x18\x04 \x01(\tH\x00\x12\x11\n\x07msgpack\x18\x05 \x01(\x0cH\x00\x12\x12\n\nrequest_id\x18\x06 \x01(\x0c\x12\x38\n\x08metadata\x18\x07 \x03(\x0b\x32&.holdfast.v1.CallRequest.MetadataEntry\x12\x17\n\x0fidempotency_key\x18\t \x01(\t\x12\x12\n\ntimeout_ms\x18\x08 \x01(\r\x12\r\n\x05\x64rawn\x18\n \x01(\x08\x12\x0f\n\x07\x61ttempt\x18\x0b \x01(\r\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0b\n\targuments\"^\n\x0c\x43\x61llResponse\x12\x0e\n\x04json\x18\x01 \x01(\tH\x00\x12\x11\n\x07msgpack\x18\x02 \x01(\x0cH\x00\x12\x12\n\nrequest_id\x18\x03 \x01(\x0c\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x42\x08\n\x06result\"\xf2\x02\n\x04\x43\x61ll\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x11\n\targuments\x18\x05 \x01(\x0c\x12!\n\x05\x63odec\x18\x06 \x01(\x0e\x32\x12.holdfast.v1.Codec\x12\x12\n\nrequest_id\x18\x07 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x08 \x01(\r\x12\x12\n\ntimeout_ms\x18\t \x01(\r\x12\x31\n\x08metadata\x18\n \x03(\x0b\x32\x1f.holdfast.v1.Call.MetadataEntry\x12\r\n\x05\x63hain\x18\x0b \x03(\t\x12\x0e\n\x06\x63\x61ller\x18\r \x01(\t\x12\x12\n\nkeep_reply\x18\x0e \x01(\x08\x12\x17\n\x0fidempotency_key\x18\x0f \x01(\t\x12\x14\n\x0cnotification\x18\x0c \x01(\x0c\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"U\n\x05Reply\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06result\x18\x02 \x01(\x0c\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.holdfast.v1.Error\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\"2\n\x0eSessionRequest\x12 \n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x11.holdfast.v1.Call\"6\n\x0fSessionResponse\x12#\n\x07replies\x18\x01 \x03(\x0b\x32\x12.holdfast.v1.Reply\"\xc3\x01\n\x05\x45rror\x12\x1f\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x11.holdfast.v1.Code\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x10\n\x08\x64\x65\x66inite\x18\x03 \x01(\x08\x12\x11\n\tretryable\x18\x04 \x01(\x08\x12\x16\n\x0eretry_after_ms\x18\x05 \x01(\r\x12\x0c\n\x04type\x18\x06 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x07 \x01(\x0c\x12\x0c\n\x04path\x18\x08 \x01(\t\x12\r\n\x05\x63ycle\x18\t \x03(\t\x12\x12\n\nrequest_id\x18\n \x01(\x0c**\n\x05\x43odec\x12\x11\n\rCODEC_MSGPACK\x10\x00\x12\x0e\n\nCODEC_JSON\x10\x01*\xa5\x02\n\x04\x43ode\x12\x14\n\x10\x43ODE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43ODE_NOT_FOUND\x10\x01\x12\x19\n\x15\x43ODE_INVALID_ARGUMENT\x10\x02\x12\x14\n\x10\x43ODE_APPLICATION\x10\x03\x12\x14\n\x10\x43ODE_WRONG_OWNER\x10\x04\x12\x14\n\x10\x43ODE_UNAVAILABLE\x10\x05\x12\x13\n\x0f\x43ODE_OVERLOADED\x10\x06\x12\x11\n\rCODE_DEADLINE\x10\x07\x12\x11\n\rCODE_DEADLOCK\x10\x08\x12\x12\n\x0e\x43ODE_TOO_LARGE\x10\t\x12\x11\n\rCODE_INTERNAL\x10\n\x12\x18\n\x14\x43ODE_UNAUTHENTICATED\x10\x0b\x12\x1a\n\x16\x43ODE_PERMISSION_DENIED\x10\x0c\x32\x90\x01\n\x07Objects\x12;\n\x04\x43\x61ll\x12\x18.holdfast.v1.CallRequest\x1a\x19.holdfast.v1.CallResponse\x12H\n\x07Session\x12\x1b.holdfast.v1.SessionRequest\x1a\x1c.holdfast.v1.SessionResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,28 +35,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CALLREQUEST_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_CALL_METADATAENTRY']._loaded_options = None
   _globals['_CALL_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_CODEC']._serialized_start=1138
-  _globals['_CODEC']._serialized_end=1180
-  _globals['_CODE']._serialized_start=1183
-  _globals['_CODE']._serialized_end=1476
+  _globals['_CODEC']._serialized_start=1215
+  _globals['_CODEC']._serialized_end=1257
+  _globals['_CODE']._serialized_start=1260
+  _globals['_CODE']._serialized_end=1553
   _globals['_CALLREQUEST']._serialized_start=43
-  _globals['_CALLREQUEST']._serialized_end=319
-  _globals['_CALLREQUEST_METADATAENTRY']._serialized_start=259
-  _globals['_CALLREQUEST_METADATAENTRY']._serialized_end=306
-  _globals['_CALLRESPONSE']._serialized_start=321
-  _globals['_CALLRESPONSE']._serialized_end=415
-  _globals['_CALL']._serialized_start=418
-  _globals['_CALL']._serialized_end=743
-  _globals['_CALL_METADATAENTRY']._serialized_start=259
-  _globals['_CALL_METADATAENTRY']._serialized_end=306
-  _globals['_REPLY']._serialized_start=745
-  _globals['_REPLY']._serialized_end=830
-  _globals['_SESSIONREQUEST']._serialized_start=832
-  _globals['_SESSIONREQUEST']._serialized_end=882
-  _globals['_SESSIONRESPONSE']._serialized_start=884
-  _globals['_SESSIONRESPONSE']._serialized_end=938
-  _globals['_ERROR']._serialized_start=941
-  _globals['_ERROR']._serialized_end=1136
-  _globals['_OBJECTS']._serialized_start=1479
-  _globals['_OBJECTS']._serialized_end=1623
+  _globals['_CALLREQUEST']._serialized_end=351
+  _globals['_CALLREQUEST_METADATAENTRY']._serialized_start=291
+  _globals['_CALLREQUEST_METADATAENTRY']._serialized_end=338
+  _globals['_CALLRESPONSE']._serialized_start=353
+  _globals['_CALLRESPONSE']._serialized_end=447
+  _globals['_CALL']._serialized_start=450
+  _globals['_CALL']._serialized_end=820
+  _globals['_CALL_METADATAENTRY']._serialized_start=291
+  _globals['_CALL_METADATAENTRY']._serialized_end=338
+  _globals['_REPLY']._serialized_start=822
+  _globals['_REPLY']._serialized_end=907
+  _globals['_SESSIONREQUEST']._serialized_start=909
+  _globals['_SESSIONREQUEST']._serialized_end=959
+  _globals['_SESSIONRESPONSE']._serialized_start=961
+  _globals['_SESSIONRESPONSE']._serialized_end=1015
+  _globals['_ERROR']._serialized_start=1018
+  _globals['_ERROR']._serialized_end=1213
+  _globals['_OBJECTS']._serialized_start=1556
+  _globals['_OBJECTS']._serialized_end=1700
 # @@protoc_insertion_point(module_scope)

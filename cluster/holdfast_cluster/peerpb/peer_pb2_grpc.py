@@ -4,7 +4,7 @@ import grpc
 import warnings
 
 from holdfast.v1 import admin_pb2 as holdfast_dot_v1_dot_admin__pb2
-from holdfast.v1 import peer_pb2 as holdfast_dot_v1_dot_peer__pb2
+from holdfast_cluster.peerpb import peer_pb2 as holdfast__cluster_dot_peerpb_dot_peer__pb2
 
 GRPC_GENERATED_VERSION = '1.75.0'
 GRPC_VERSION = grpc.__version__
@@ -19,7 +19,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + f' but the generated code in holdfast/v1/peer_pb2_grpc.py depends on'
+        + f' but the generated code in holdfast_cluster/peerpb/peer_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -36,64 +36,64 @@ class PeerStub(object):
             channel: A grpc.Channel.
         """
         self.Stats = channel.unary_unary(
-                '/holdfast.v1.Peer/Stats',
+                '/holdfast.peer.v1.Peer/Stats',
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.StatsRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_admin__pb2.StatsResponse.FromString,
                 _registered_method=True)
         self.DeadLetters = channel.unary_unary(
-                '/holdfast.v1.Peer/DeadLetters',
+                '/holdfast.peer.v1.Peer/DeadLetters',
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.DeadLettersRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_admin__pb2.DeadLettersResponse.FromString,
                 _registered_method=True)
         self.ChangeDeadLetters = channel.unary_unary(
-                '/holdfast.v1.Peer/ChangeDeadLetters',
+                '/holdfast.peer.v1.Peer/ChangeDeadLetters',
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.ChangeDeadLettersRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_admin__pb2.ChangeDeadLettersResponse.FromString,
                 _registered_method=True)
         self.Alarms = channel.unary_unary(
-                '/holdfast.v1.Peer/Alarms',
+                '/holdfast.peer.v1.Peer/Alarms',
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.AlarmsRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_admin__pb2.AlarmsResponse.FromString,
                 _registered_method=True)
         self.ListObjects = channel.unary_unary(
-                '/holdfast.v1.Peer/ListObjects',
+                '/holdfast.peer.v1.Peer/ListObjects',
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.ListObjectsRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_admin__pb2.ListObjectsResponse.FromString,
                 _registered_method=True)
         self.CountObjects = channel.unary_unary(
-                '/holdfast.v1.Peer/CountObjects',
+                '/holdfast.peer.v1.Peer/CountObjects',
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.CountObjectsRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_admin__pb2.CountObjectsResponse.FromString,
                 _registered_method=True)
         self.ShowObject = channel.unary_unary(
-                '/holdfast.v1.Peer/ShowObject',
+                '/holdfast.peer.v1.Peer/ShowObject',
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.ShowObjectRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_admin__pb2.ShowObjectResponse.FromString,
                 _registered_method=True)
         self.Explain = channel.unary_unary(
-                '/holdfast.v1.Peer/Explain',
+                '/holdfast.peer.v1.Peer/Explain',
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_admin__pb2.ExplainResponse.FromString,
                 _registered_method=True)
         self.Top = channel.unary_unary(
-                '/holdfast.v1.Peer/Top',
+                '/holdfast.peer.v1.Peer/Top',
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.TopRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_admin__pb2.NodeTopResponse.FromString,
                 _registered_method=True)
         self.EvictObject = channel.unary_unary(
-                '/holdfast.v1.Peer/EvictObject',
+                '/holdfast.peer.v1.Peer/EvictObject',
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.EvictObjectRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_admin__pb2.EvictObjectResponse.FromString,
                 _registered_method=True)
         self.DeleteThese = channel.unary_unary(
-                '/holdfast.v1.Peer/DeleteThese',
+                '/holdfast.peer.v1.Peer/DeleteThese',
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.DeleteTheseRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_admin__pb2.DeleteTheseResponse.FromString,
                 _registered_method=True)
         self.Snapshot = channel.stream_unary(
-                '/holdfast.v1.Peer/Snapshot',
-                request_serializer=holdfast_dot_v1_dot_peer__pb2.Frame.SerializeToString,
-                response_deserializer=holdfast_dot_v1_dot_peer__pb2.Frame.FromString,
+                '/holdfast.peer.v1.Peer/Snapshot',
+                request_serializer=holdfast__cluster_dot_peerpb_dot_peer__pb2.Frame.SerializeToString,
+                response_deserializer=holdfast__cluster_dot_peerpb_dot_peer__pb2.Frame.FromString,
                 _registered_method=True)
 
 
@@ -234,14 +234,14 @@ def add_PeerServicer_to_server(servicer, server):
             ),
             'Snapshot': grpc.stream_unary_rpc_method_handler(
                     servicer.Snapshot,
-                    request_deserializer=holdfast_dot_v1_dot_peer__pb2.Frame.FromString,
-                    response_serializer=holdfast_dot_v1_dot_peer__pb2.Frame.SerializeToString,
+                    request_deserializer=holdfast__cluster_dot_peerpb_dot_peer__pb2.Frame.FromString,
+                    response_serializer=holdfast__cluster_dot_peerpb_dot_peer__pb2.Frame.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'holdfast.v1.Peer', rpc_method_handlers)
+            'holdfast.peer.v1.Peer', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('holdfast.v1.Peer', rpc_method_handlers)
+    server.add_registered_method_handlers('holdfast.peer.v1.Peer', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
@@ -262,7 +262,7 @@ class Peer(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/holdfast.v1.Peer/Stats',
+            '/holdfast.peer.v1.Peer/Stats',
             holdfast_dot_v1_dot_admin__pb2.StatsRequest.SerializeToString,
             holdfast_dot_v1_dot_admin__pb2.StatsResponse.FromString,
             options,
@@ -289,7 +289,7 @@ class Peer(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/holdfast.v1.Peer/DeadLetters',
+            '/holdfast.peer.v1.Peer/DeadLetters',
             holdfast_dot_v1_dot_admin__pb2.DeadLettersRequest.SerializeToString,
             holdfast_dot_v1_dot_admin__pb2.DeadLettersResponse.FromString,
             options,
@@ -316,7 +316,7 @@ class Peer(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/holdfast.v1.Peer/ChangeDeadLetters',
+            '/holdfast.peer.v1.Peer/ChangeDeadLetters',
             holdfast_dot_v1_dot_admin__pb2.ChangeDeadLettersRequest.SerializeToString,
             holdfast_dot_v1_dot_admin__pb2.ChangeDeadLettersResponse.FromString,
             options,
@@ -343,7 +343,7 @@ class Peer(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/holdfast.v1.Peer/Alarms',
+            '/holdfast.peer.v1.Peer/Alarms',
             holdfast_dot_v1_dot_admin__pb2.AlarmsRequest.SerializeToString,
             holdfast_dot_v1_dot_admin__pb2.AlarmsResponse.FromString,
             options,
@@ -370,7 +370,7 @@ class Peer(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/holdfast.v1.Peer/ListObjects',
+            '/holdfast.peer.v1.Peer/ListObjects',
             holdfast_dot_v1_dot_admin__pb2.ListObjectsRequest.SerializeToString,
             holdfast_dot_v1_dot_admin__pb2.ListObjectsResponse.FromString,
             options,
@@ -397,7 +397,7 @@ class Peer(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/holdfast.v1.Peer/CountObjects',
+            '/holdfast.peer.v1.Peer/CountObjects',
             holdfast_dot_v1_dot_admin__pb2.CountObjectsRequest.SerializeToString,
             holdfast_dot_v1_dot_admin__pb2.CountObjectsResponse.FromString,
             options,
@@ -424,7 +424,7 @@ class Peer(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/holdfast.v1.Peer/ShowObject',
+            '/holdfast.peer.v1.Peer/ShowObject',
             holdfast_dot_v1_dot_admin__pb2.ShowObjectRequest.SerializeToString,
             holdfast_dot_v1_dot_admin__pb2.ShowObjectResponse.FromString,
             options,
@@ -451,7 +451,7 @@ class Peer(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/holdfast.v1.Peer/Explain',
+            '/holdfast.peer.v1.Peer/Explain',
             holdfast_dot_v1_dot_admin__pb2.ExplainRequest.SerializeToString,
             holdfast_dot_v1_dot_admin__pb2.ExplainResponse.FromString,
             options,
@@ -478,7 +478,7 @@ class Peer(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/holdfast.v1.Peer/Top',
+            '/holdfast.peer.v1.Peer/Top',
             holdfast_dot_v1_dot_admin__pb2.TopRequest.SerializeToString,
             holdfast_dot_v1_dot_admin__pb2.NodeTopResponse.FromString,
             options,
@@ -505,7 +505,7 @@ class Peer(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/holdfast.v1.Peer/EvictObject',
+            '/holdfast.peer.v1.Peer/EvictObject',
             holdfast_dot_v1_dot_admin__pb2.EvictObjectRequest.SerializeToString,
             holdfast_dot_v1_dot_admin__pb2.EvictObjectResponse.FromString,
             options,
@@ -532,7 +532,7 @@ class Peer(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/holdfast.v1.Peer/DeleteThese',
+            '/holdfast.peer.v1.Peer/DeleteThese',
             holdfast_dot_v1_dot_admin__pb2.DeleteTheseRequest.SerializeToString,
             holdfast_dot_v1_dot_admin__pb2.DeleteTheseResponse.FromString,
             options,
@@ -559,9 +559,9 @@ class Peer(object):
         return grpc.experimental.stream_unary(
             request_iterator,
             target,
-            '/holdfast.v1.Peer/Snapshot',
-            holdfast_dot_v1_dot_peer__pb2.Frame.SerializeToString,
-            holdfast_dot_v1_dot_peer__pb2.Frame.FromString,
+            '/holdfast.peer.v1.Peer/Snapshot',
+            holdfast__cluster_dot_peerpb_dot_peer__pb2.Frame.SerializeToString,
+            holdfast__cluster_dot_peerpb_dot_peer__pb2.Frame.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,127 @@
+"""Features of a cluster: in use once every member knows them, and refused by whoever does not."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+from holdfast_cluster import model
+from holdfast_cluster.controller import Controller
+from holdfast_cluster.feed import ViewFeed
+from holdfast_cluster.membership import Membership, Refused, agree_on_settings, refuse_unknown_features
+from holdfast_cluster.model import Assignment, ClusterSettings, Keys, Member, View, decode, encode
+
+SETTINGS = ClusterSettings(id="c")
+KEYS = Keys("test")
+
+
+class Row:
+    def __init__(self, value: bytes, mod_revision: int) -> None:
+        self.value = value
+        self.mod_revision = mod_revision
+
+
+class Etcd:
+    """Holds rows; a transaction is done when every row is at the revision that it names."""
+
+    def __init__(self, **rows: bytes) -> None:
+        self.rows = {KEYS.prefix + key: Row(value, 1) for key, value in rows.items()}
+        self.revision = 1
+        self.before_txn: Any = lambda: None
+
+    async def get(self, key: str) -> Row | None:
+        return self.rows.get(key)
+
+    async def grant(self, ttl_s: int) -> int:
+        return 7
+
+    async def txn(self, compare: list[Any], success: list[Any]) -> int:
+        self.before_txn()
+        for one in compare:
+            row = self.rows.get(one.key.decode())
+            if (row.mod_revision if row else 0) != one.mod_revision:
+                return 0
+        self.revision += 1
+        for op in success:
+            self.rows[op.request_put.key.decode()] = Row(op.request_put.value, self.revision)
+        return self.revision
+
+    def settings(self) -> ClusterSettings:
+        return decode(self.rows[KEYS.settings].value, ClusterSettings)
+
+
+class Directory:
+    def next_incarnation(self) -> int:
+        return 1
+
+
+def member(name: str, *features: str) -> Member:
+    return Member(name, "127.0.0.1:1", 1, name, features=features)
+
+
+def controller(etcd: Etcd, *knows: str) -> Controller:
+    return Controller(etcd, KEYS, ViewFeed(etcd, KEYS), None, "c", 1, 30.0, knows)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("members", "expected", "turned_on"),
+    [
+        ([member("a", "x", "y"), member("b", "x")], [], ("x",)),
+        ([member("a", "x"), member("b")], [], ()),
+        ([member("a", "x")], [member("b")], ()),  # away for a moment, and would come back to what it does not know
+        ([member("a", "z")], [], ()),  # the controller does not know it
+    ],
+)
+async def test_a_feature_comes_into_use_when_every_member_knows_it(
+    members: list[Member], expected: list[Member], turned_on: tuple[str, ...]
+) -> None:
+    etcd = Etcd(settings=encode(SETTINGS))
+    view = View(1, SETTINGS, {one.id: one for one in members}, settings_revision=1)
+    await controller(etcd, "x", "y")._turn_on_features(view, {one.id: one for one in expected})
+    assert etcd.settings().features == turned_on
+
+
+async def test_who_does_not_know_a_feature_neither_starts_nor_joins_nor_goes_on() -> None:
+    new = msgspec.structs.replace(SETTINGS, features=("sql",))
+    etcd = Etcd(settings=encode(new))
+    with pytest.raises(Refused, match="uses sql, which this version does not know"):
+        await agree_on_settings(etcd, KEYS, None, {})  # type: ignore[arg-type]
+    membership = Membership(etcd, KEYS, member("a"), Directory(), "c", 3, lambda: 0.0)  # type: ignore[arg-type]
+    with pytest.raises(Refused, match="uses sql"):
+        await membership.join()
+    with pytest.raises(Refused, match="uses sql"):
+        refuse_unknown_features(new)
+
+
+async def test_a_feature_that_comes_into_use_while_a_node_joins_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    etcd = Etcd(settings=encode(SETTINGS))
+
+    def meanwhile() -> None:
+        etcd.before_txn = lambda: None
+        etcd.rows[KEYS.settings] = Row(encode(msgspec.structs.replace(SETTINGS, features=("sql",))), 5)
+
+    etcd.before_txn = meanwhile
+    membership = Membership(etcd, KEYS, member("a"), Directory(), "c", 3, lambda: 0.0)  # type: ignore[arg-type]
+    async with asyncio.timeout(5):
+        with pytest.raises(Refused, match="uses sql"):
+            await membership.join()
+    assert KEYS.member("a") not in etcd.rows
+
+
+def test_each_change_of_an_assignment_has_a_version_and_a_nonce_of_its_own() -> None:
+    first = Assignment(1, "a", 1, ("a",)).stamped()
+    one, other = first.stamped(), first.stamped()
+    assert (first.version, one.version, other.version) == (1, 2, 2)
+    assert one.nonce != other.nonce
+    assert 0 <= one.nonce < 1 << 53
+
+
+def test_an_epoch_that_would_reach_into_the_bits_kept_free_is_refused() -> None:
+    assert Assignment(model.EPOCHS_MAX - 1, "a", 1, ("a",)).epoch == model.EPOCHS_MAX - 1
+    with pytest.raises(ValueError, match="not between 0 and 2"):
+        Assignment(model.EPOCHS_MAX, "a", 1, ("a",))
+    raw = encode(Assignment(1, "a", 1, ("a",))).replace(b'"epoch":1', b'"epoch":%d' % model.EPOCHS_MAX)
+    with pytest.raises(msgspec.ValidationError, match="not between 0 and 2"):
+        decode(raw, Assignment)
