@@ -10,6 +10,8 @@ Keys, all below `/holdfast/<cluster>/`, values JSON so that etcdctl shows them:
     heat/<node id>           Heat: how busy the shards are that the node owns, under its lease
     pauses/<kind>/<key>      Pause: an operator has stopped deliveries and alarms to an object, or, without a key, to a kind
     controller               the node id of the controller, under its lease
+
+Below `/holdfast-marks/<cluster>/`, which nobody watches: `<node id>`, how much was written to a node's data directory.
 """
 
 from __future__ import annotations
@@ -140,6 +142,10 @@ class Assignment(msgspec.Struct, frozen=True):
     """In-sync replicas that are not needed any more: the owner is asked to have them removed."""
     born: int = 0
     """Copies that end before this epoch are void: an operator has given up on them (`holdfast reset-shard`)."""
+    forked: tuple[str, ...] = ()
+    """Nodes whose copies hold committed entries of turns that differ: nobody serves the shard until an operator chooses one."""
+    keeper: str = ""
+    """With `born`: the node whose copy is not void, because an operator has chosen it of several that differ."""
     version: int = 0
     """Grows by one with every change of the assignment, whatever changes. An etcd that was put back shows an older one."""
     nonce: int = 0
@@ -225,6 +231,8 @@ class Keys:
         if not CLUSTER_NAME.fullmatch(cluster):
             raise ValueError(f"cluster name {cluster!r}: lower-case letters, digits, dots and dashes, up to 64")
         self.prefix = f"/holdfast/{cluster}/"
+        self.marks = f"/holdfast-marks/{cluster}/"
+        """Beside the prefix, which every process watches."""
         self.settings = self.prefix + "settings"
         self.controller = self.prefix + "controller"
         self.members = self.prefix + "members/"
@@ -238,6 +246,9 @@ class Keys:
 
     def incarnation(self, node: str) -> str:
         return f"{self.prefix}incarnations/{node}"
+
+    def mark(self, node: str) -> str:
+        return self.marks + node
 
     def drain(self, node: str) -> str:
         return self.drains + node

@@ -13,6 +13,7 @@ from struct import Struct
 import msgspec
 
 from holdfast_node import keys
+from holdfast_node.replication.chain import Term
 from holdfast_node.replication.changes import Replies, Rows, encode_changes, term_data
 from holdfast_node.replication.disk import encode_log_state, encode_record
 from holdfast_node.replication.events import LogEntry, Position
@@ -104,6 +105,8 @@ def _convert_logs(store: Store) -> int:
             batch.put("log", raw_key, encode_record(entry, 0))
             done += 1
         batch.put("meta", key, encode_log_state(epoch, Position(base_epoch, base_seq)))
+        if base_seq:
+            batch.put("meta", keys.chain_key(shard), msgspec.msgpack.encode([Term(base_epoch, 0, 1)]))
         store.write(batch)
     return done
 

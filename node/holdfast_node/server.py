@@ -33,6 +33,7 @@ from holdfast_node.commit import Entry, Flusher
 from holdfast_node.config import NodeConfig
 from holdfast_node.delivery.letters import Letters
 from holdfast_node.directory import DataDirectory
+from holdfast_node.disk_mark import DiskMark
 from holdfast_node.engine import Engine
 from holdfast_node.inspection import Inspection
 from holdfast_node.liveness import Liveness, Watchdog
@@ -106,6 +107,7 @@ class NodeServer:
         dispatcher = Dispatcher(feed, config.dispatch, (node_id, local), certificates)
         self._shards = shards = Shards(self._drop_shards)
         self._flusher = flusher = Flusher(self._store)
+        mark = DiskMark(self._store, flusher, etcd, keys, node_id)
 
         def identity() -> str:
             return f"{node_id}:{self._member.incarnation if self._member else 0}"
@@ -267,9 +269,11 @@ class NodeServer:
                     tasks.append(group.create_task(replication.run(), name="replication"))
                     tasks.append(group.create_task(heat.tell(heat.Thermometer(shards), etcd, keys, membership), name="heat"))
                 try:
+                    await unless_stopped(stop, mark.check())
                     await unless_stopped(stop, membership.join())
                 except Stopped:
                     pass
+                tasks.append(group.create_task(mark.run(), name="disk mark"))
                 tasks.append(group.create_task(membership.run(), name="membership"))
                 tasks.append(group.create_task(_readiness(membership, healthy), name="readiness"))
                 log.info("node %s serves at %s", node_id, address)

@@ -196,6 +196,11 @@ class Store:
         self._db.flush_wal(True)
         self.syncs += 1
 
+    @property
+    def written(self) -> int:
+        """How much was ever written: RocksDB's number of the newest write."""
+        return int(self._db.latest_sequence_number())
+
     def approximate_bytes(self) -> int:
         """About what the live data of objects and their kept replies takes."""
         size = 0

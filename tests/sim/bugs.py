@@ -41,9 +41,9 @@ class DoesNotCutItsTail(r.Replica):
 
     def _replicate(self, sender: str, message: r.Replicate, now: float) -> None:
         known = tuple(mine if (mine := self._at(entry.seq)) is not None else entry for entry in message.entries)
-        super()._replicate(sender, r.Replicate(message.epoch, message.previous, known, message.commit, message.sent_at), now)
+        super()._replicate(sender, msgspec.structs.replace(message, entries=known), now)
 
-    def matches(self, previous: r.Position) -> bool:
+    def matches(self, previous: r.Position, nonce: int) -> bool:
         return previous.seq <= self.last.seq
 
 
@@ -123,13 +123,55 @@ class DropsItsCopyUnasked(r.Replica):
             self._drop(r.Position(0, 0))
 
 
+class IsElectedUnasked(r.Replica):
+    """A copy that was restarted relies on itself, as if a disk could not be put back."""
+
+    def may_begin(self, now: float) -> bool:
+        return True
+
+
+class IgnoresItsHighWater(r.Replica):
+    """Follows the owner, whatever it knows to be committed."""
+
+    def _replicate(self, sender: str, message: r.Replicate, now: float) -> None:
+        self.high = 0
+        super()._replicate(sender, message, now)
+
+    def cut(self, seq: int) -> None:
+        self.applied = self.committed = min(self.applied, seq - 1)
+        super().cut(seq)
+
+
+class NeverConcedes(r.Replica):
+    """A restarted owner goes on with what it has, though others have told it of more."""
+
+    def _weigh(self, now: float) -> None:
+        pass
+
+
+class TakesEveryCopyForUnbroken(r.Replica):
+    @classmethod
+    def start(cls, *given: Any) -> r.Replica:
+        replica = super().start(*given)
+        replica.unbroken = True
+        return replica
+
+
+class OverlooksALostTail(r.Replica):
+    """Waits for ever for a copy that has lost what it acknowledged."""
+
+    def _mismatched(self, name: str, peer: Any, last: int, sent_at: float, now: float) -> None:
+        if last >= peer.matched:
+            super()._mismatched(name, peer, last, sent_at, now)
+
+
 class SendsASnapshotWithoutItsPosition(Node):
     """The state goes on while it is sent, and the position is that of the beginning."""
 
     def snapshot(self, epoch: int) -> r.Snapshot:
         right = super().snapshot(epoch)
         later = [entry.data for entry in self.replica.entries if entry.seq > right.position.seq and not is_term(entry.data)]
-        return r.Snapshot(right.epoch, right.position, msgspec.msgpack.encode([*self.state, *later[:1]]), right.sent_at)
+        return msgspec.structs.replace(right, state=msgspec.msgpack.encode([*self.state, *later[:1]]))
 
 
 def elects_outside_in_sync(view: View, members_min: int, expected: dict[str, Member]) -> list[Transition]:
@@ -161,6 +203,11 @@ CAUGHT_BY = {
     "an unknown swap taken for a yes": 54,
     "snapshot without its log position": 1,
     "copy dropped without the owner's word": 195,
+    "elected without a report": 0,
+    "high-water ignored": 0,
+    "reports not heeded": 0,
+    "restarted copy taken for unbroken": 0,
+    "lost tail overlooked": 0,
 }
 
 BUGS: dict[str, dict[str, Any]] = {
@@ -177,5 +224,10 @@ BUGS: dict[str, dict[str, Any]] = {
     "served on while releasing": {"replica": ServesOnWhileItReleases},
     "an unknown swap taken for a yes": {"replica": TrustsAnUnknownSwap},
     "copy dropped without the owner's word": {"replica": DropsItsCopyUnasked},
+    "elected without a report": {"replica": IsElectedUnasked},
+    "high-water ignored": {"replica": IgnoresItsHighWater},
+    "reports not heeded": {"replica": NeverConcedes},
+    "restarted copy taken for unbroken": {"replica": TakesEveryCopyForUnbroken},
+    "lost tail overlooked": {"replica": OverlooksALostTail},
     "snapshot without its log position": {"shell": SendsASnapshotWithoutItsPosition},
 }

@@ -7,6 +7,7 @@ correct store whose replies may be lost, whose watches lag, and which may be awa
 
 from __future__ import annotations
 
+import copy
 import heapq
 import random
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Member, V
 from holdfast_cluster.plan import Transition, plan
 from holdfast_cluster.ring import Ring, RingNode
 from holdfast_node import replication as r
+from holdfast_node.replication.chain import until
 from holdfast_node.replication.changes import encode_changes, is_term
 
 from .checks import Checks, Operation
@@ -44,6 +46,8 @@ class Disk:
     entries: list[r.LogEntry] = field(default_factory=list)
     applied: int = 0
     state: list[bytes] = field(default_factory=list)
+    chain: list[r.Term] = field(default_factory=list)
+    high: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,8 @@ class World:
             self.add_node(f"n{i}")
         self._operations = 0
         self.working = True
+        self.puts_back = seed % 3 == 0
+        """Whether a disk is put back to an earlier state in this world, once, instead of disks that are lost."""
 
     # -- time
 
@@ -195,6 +201,8 @@ class World:
                 else:
                     self.etcd.drain(node.name, True)
                     self.at(8.0 * self.random.random(), lambda: self.etcd.drain(node.name, False))
+            case "lose disk" if self.puts_back:
+                self._put_back_later(node)
             case "lose disk":
                 self._lose_disk(node)
 
@@ -238,6 +246,23 @@ class World:
         name = f"{node.name.split('.')[0]}.{int(self.now * 1000)}"
         self.tell(f"{node.name}: its disk is lost; it comes back as {name}")
         self.at(0.5, lambda: self.add_node(name))
+
+    def _put_back_later(self, node: Node) -> None:
+        """A snapshot of a running node comes back after a crash. Its start counter fits if the node was not restarted since."""
+        if not node.up:
+            return
+        taken, life = copy.deepcopy(node.disk), node.life
+        self.tell(f"{node.name}: a snapshot of its disk is taken")
+
+        def put_back() -> None:
+            if self.working and self.puts_back and node.up and node.life == life:
+                self.puts_back = False
+                node.crash()
+                node.disk = taken
+                self.tell(f"{node.name}: its disk is put back; its log ends with {taken.base.seq + len(taken.entries)}")
+                self.at(self.random.expovariate(1 / 0.5), node.start)
+
+        self.at(self.random.choice((0.1, 1.0, 6.0)) * self.random.random(), put_back)
 
     def _cut(self, pairs: Iterable[tuple[str, str]], seconds: float | None = None) -> None:
         cut = {(a, b) for a, b in pairs if a != b}
@@ -349,9 +374,10 @@ class Etcd:
         self.members[name] = (found[0], self.world.now + LEASE_S)
         return True
 
-    def swap(self, revision: int, to: Assignment) -> tuple[bool, int]:
+    def swap(self, revision: int, to: Assignment) -> tuple[bool, int, Assignment | None]:
         if self.assignment_revision != revision:
-            return False, 0
+            return False, 0, None
+        to = msgspec.structs.replace(to, version=to.version + 1, nonce=self.world.random.getrandbits(53))
         self.revision += 1
         before = self.assignment
         self.assignment, self.assignment_revision = to, self.revision
@@ -361,7 +387,7 @@ class Etcd:
         )
         self._publish()
         self.world.at_a_bad_moment(before, to)
-        return True, self.revision
+        return True, self.revision, to
 
     def _expire(self) -> None:
         self.world.at(0.1, self._expire)
@@ -437,9 +463,9 @@ class Node:
         self.seen: dict[str, tuple[Member, float]] = {}
         self.sending: set[str] = set()
         self.disk.incarnation += 1
-        self.replica = self.world.replica.start(
-            self.name, self.disk.incarnation, r.ReplicationSettings(log_keep_max=6), self.disk, self.clock
-        )
+        # A copy that is alone may count only where no disk is put back: that is all that its patience is for.
+        settings = r.ReplicationSettings(log_keep_max=6, lone_patience_s=1e9 if self.world.seed % 3 == 0 else 6.0)
+        self.replica = self.world.replica.start(self.name, self.disk.incarnation, settings, self.disk, self.clock)
         self.world.tell(
             f"{self.name}: starts, incarnation {self.disk.incarnation}, epoch {self.disk.epoch}, log to {self.replica.last}"
         )
@@ -565,7 +591,14 @@ class Node:
         if self.replica.owning and assignment is not None and assignment.handover in self.view.members and not self.operations:
             incarnation = self.view.members[assignment.handover].incarnation
             self.do(r.Release(assignment.handover, incarnation))
-        if assignment is not None and self.replica.cornered(self.clock):
+        if assignment is not None and (self.replica.concedes_to or self.replica.unheard(self.clock)):
+            others = [name for name in assignment.in_sync if name != self.name]
+            others = [self.replica.concedes_to] if self.replica.concedes_to else others
+            there = [name for name in others if name in self.view.members]
+            if there:
+                self.world.tell(f"{self.name}: concedes to {there[0]}")
+                self.do(r.Concede(there[0], self.view.members[there[0]].incarnation))
+        elif assignment is not None and self.replica.cornered(self.clock):
             others = [name for name in assignment.in_sync if name != self.name and name in self.view.members]
             if others:
                 to = self.world.random.choice(others)
@@ -582,7 +615,10 @@ class Node:
                 case r.Apply(entries, trim):
                     self.state += [entry.data for entry in entries if not is_term(entry.data)]
                     self.world.checks.applied(self.name, entries)
-                    self._stage(lambda disk, e=entries, t=trim: _apply(disk, e, t))
+                    chain = until(self.replica.chain, trim)
+                    self._stage(lambda disk, e=entries, t=trim, c=chain: _apply(disk, e, t, c))
+                case r.KeepHigh(high):
+                    self._stage(lambda disk, h=high: _keep_high(disk, h))
                 case r.Send(to, message):
                     self.world.send(self, to, message)
                 case r.SendSnapshot(to, epoch):
@@ -624,7 +660,8 @@ class Node:
         at = self.replica._at(seq)
         position = r.Position(at.epoch, at.seq) if at is not None else self.replica.base
         assert position.seq == seq
-        return r.Snapshot(epoch, position, msgspec.msgpack.encode(self.state), self.clock)
+        chain = tuple(until(self.replica.chain, seq))
+        return r.Snapshot(epoch, position, msgspec.msgpack.encode(self.state), self.clock, chain=chain)
 
     def _swap(self, revision: int, to: Assignment) -> None:
         def answered(result: Any) -> None:
@@ -704,22 +741,32 @@ class Node:
 
 def _persist(disk: Disk, effect: r.Persist) -> int:
     disk.epoch = max(disk.epoch, effect.epoch)
+    if effect.entries:
+        disk.high = max(disk.high, effect.high)
     if effect.install is not None:
         disk.base, disk.entries = effect.install.position, []
         disk.applied, disk.state = effect.install.position.seq, msgspec.msgpack.decode(effect.install.state)
+        disk.chain, disk.high = list(effect.install.chain), effect.install.position.seq
     if effect.wipe is not None:
         disk.base, disk.entries, disk.applied, disk.state = effect.wipe, [], effect.wipe.seq, []
+        disk.chain, disk.high = [], effect.wipe.seq
     if effect.cut is not None:
         del disk.entries[effect.cut - disk.base.seq - 1 :]
     disk.entries += effect.entries
     return effect.number
 
 
-def _apply(disk: Disk, entries: tuple[r.LogEntry, ...], trim: int) -> int:
+def _keep_high(disk: Disk, high: int) -> int:
+    disk.high = high
+    return 0
+
+
+def _apply(disk: Disk, entries: tuple[r.LogEntry, ...], trim: int, chain: list[r.Term]) -> int:
     disk.state = disk.state + [entry.data for entry in entries if not is_term(entry.data)]
     disk.applied = entries[-1].seq
     if trim > disk.base.seq:
         gone = disk.entries[trim - disk.base.seq - 1]
         del disk.entries[: trim - disk.base.seq]
+        disk.chain = chain
         disk.base = r.Position(gone.epoch, gone.seq)
     return 0

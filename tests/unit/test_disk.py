@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from holdfast_node import keys
-from holdfast_node.replication import LogEntry, Persist, Position, Snapshot
+from holdfast_node.replication import LogEntry, Persist, Position, Snapshot, Term
 from holdfast_node.replication.changes import Until, encode_changes, term_data
 from holdfast_node.replication.disk import CopyStore, SnapshotFiles, StoredCopy
 from holdfast_node.store import RowFiles, Store
@@ -32,12 +32,12 @@ class Copy:
         self.disk.persist(batch, SHARD, effect)
         self.store.write(batch)
 
-    def apply(self, *entries: LogEntry, base: Position | None = None) -> None:
+    def apply(self, *entries: LogEntry, base: Position | None = None, chain: tuple[Term, ...] = ()) -> None:
         batch = self.store.batch()
         for entry in entries:
             self.disk.apply(batch, SHARD, entry)
         if base is not None:
-            self.disk.shorten(batch, SHARD, base, entries[-1])
+            self.disk.shorten(batch, SHARD, base, entries[-1], chain)
         self.store.write(batch)
 
     def again(self) -> StoredCopy:
@@ -157,3 +157,36 @@ def test_what_is_dropped_is_gone_but_not_its_epoch(copy: Copy) -> None:
     copy.persist(Persist(2, 4, wipe=Position(0, 0)))
     found = copy.again()
     assert (found.epoch, found.base, found.applied, found.entries, copy.state()) == (4, (0, 0), 0, [], {})
+
+
+def test_terms_and_high_water_are_there_after_a_start(copy: Copy) -> None:
+    first = LogEntry(1, 1, term_data(11))
+    entries = [first, *(put(n, "k", str(n)) for n in range(2, 6))]
+    copy.persist(Persist(1, 1, None, tuple(entries), high=3))
+    copy.apply(*entries[:4], base=Position(1, 3), chain=(Term(1, 11, 1), Term(2, 22, 6)))
+    found = copy.again()
+    assert (found.chain, found.high) == ([Term(1, 11, 1)], 3)
+    batch = copy.store.batch()
+    copy.disk.keep_high(batch, SHARD, 5)
+    copy.store.write(batch)
+    assert copy.again().high == 5
+    copy.persist(Persist(2, 4, wipe=Position(0, 0)))
+    found = copy.again()
+    assert (found.chain, found.high) == ([], 0)
+
+
+def test_a_snapshot_brings_its_terms_and_times(copy: Copy) -> None:
+    taken = msgspec.structs.replace(snapshot(copy, a="1"), chain=(Term(1, 11, 1), Term(3, 33, 20)), shard_ms=77_000)
+    copy.persist(Persist(1, 3, install=taken))
+    found = copy.again()
+    assert found.chain == [Term(1, 11, 1), Term(3, 33, 20)]
+    assert copy.disk.times(SHARD).shard_ms == 77_000
+
+
+def test_a_shards_time_goes_on_from_its_newest_entry(copy: Copy) -> None:
+    entries = [LogEntry(1, 1, term_data(11)), *(LogEntry(1, n, encode_changes([], [], None, n * 1000)) for n in (2, 3, 4))]
+    copy.persist(Persist(1, 1, None, tuple(entries)))
+    copy.apply(*entries[:3], base=Position(1, 2))
+    found = copy.again()
+    assert copy.disk.times(SHARD).shard_ms == 3000
+    assert copy.disk.times(SHARD, [*found.entries, LogEntry(2, 5, term_data(22))]).shard_ms == 4000

@@ -1,5 +1,6 @@
 """Replication of shards, as a pure core: its rules are at the head of replica.py, its choices in docs/decisions/0004."""
 
+from holdfast_node.replication.chain import Term
 from holdfast_node.replication.events import (
     Abdicate,
     Acknowledge,
@@ -7,9 +8,13 @@ from holdfast_node.replication.events import (
     Appended,
     Apply,
     Assigned,
+    Canvass,
+    Concede,
+    Conflict,
     Drop,
     Effect,
     Event,
+    KeepHigh,
     LogEntry,
     Lost,
     MayDrop,
@@ -25,6 +30,7 @@ from holdfast_node.replication.events import (
     Release,
     Replicate,
     ReplicationSettings,
+    Report,
     Send,
     SendSnapshot,
     Snapshot,
@@ -33,6 +39,7 @@ from holdfast_node.replication.events import (
     Swap,
     Swapped,
     Tick,
+    Yield,
 )
 from holdfast_node.replication.replica import Disk, Replica
 
@@ -43,10 +50,14 @@ __all__ = [
     "Appended",
     "Apply",
     "Assigned",
+    "Canvass",
+    "Concede",
+    "Conflict",
     "Disk",
     "Drop",
     "Effect",
     "Event",
+    "KeepHigh",
     "LogEntry",
     "Lost",
     "MayDrop",
@@ -63,6 +74,7 @@ __all__ = [
     "Replica",
     "Replicate",
     "ReplicationSettings",
+    "Report",
     "Send",
     "SendSnapshot",
     "Snapshot",
@@ -70,5 +82,7 @@ __all__ = [
     "SnapshotStarted",
     "Swap",
     "Swapped",
+    "Term",
     "Tick",
+    "Yield",
 ]

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import msgspec
 
 from holdfast_node import keys
+from holdfast_node.replication.chain import Term, until
 from holdfast_node.replication.changes import Replies, Rows, Until, decode_changes, read_header
 from holdfast_node.replication.events import LogEntry, Persist, Position
 from holdfast_node.replies import Forgotten, stage_forgotten
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 
 _log_state = Struct(">QQQQQ")
 _record = Struct(">QQ")
+_OF_COPY = (keys.applied_key, keys.high_key, keys.chain_key)
+_encode_chain = msgspec.msgpack.Encoder().encode
+_decode_chain = msgspec.msgpack.Decoder(list[Term]).decode
 _NOTHING = (0, Position(0, 0))
 
 
@@ -89,6 +93,8 @@ class StoredCopy:
     base: Position = field(default_factory=lambda: Position(0, 0))
     entries: list[LogEntry] = field(default_factory=list)
     applied: int = 0
+    chain: list[Term] = field(default_factory=list)
+    high: int = 0
 
 
 class CopyStore:
@@ -120,13 +126,17 @@ class CopyStore:
                 continue
             base = Position(base_epoch, base_seq)
             self._times[shard] = Times(shard_ms, cluster_time)
-            applied = self._store.get("meta", keys.applied_key(shard))
+            applied, kept_high, chain = (self._store.get("meta", key(shard)) for key in _OF_COPY)
             copy = copies[shard] = StoredCopy(epoch, base, applied=int.from_bytes(applied or b"", "big"))
+            copy.high = int.from_bytes(kept_high or b"", "big")
+            copy.chain = [] if chain is None else _decode_chain(chain)
             seq = base.seq
             for raw_key, raw in self._store.scan("log", keys.log_key(shard, seq + 1), keys.after(keys.shard_prefix(shard))):
                 seq += 1
                 assert keys.read_log_key(raw_key) == seq, f"shard {shard}: the log has {keys.read_log_key(raw_key)} in place of {seq}"
-                copy.entries.append(decode_record(seq, raw)[0])
+                entry, high = decode_record(seq, raw)
+                copy.entries.append(entry)
+                copy.high = max(copy.high, high)
             assert base.seq <= copy.applied <= seq, f"shard {shard}: applied {copy.applied}, log from {base.seq} to {seq}"
             self._written[shard] = epoch, base
         self._store.write(batch)
@@ -166,6 +176,7 @@ class CopyStore:
         self._times[shard] = Times(effect.install.shard_ms, effect.install.cluster_time)
         self._put_log_state(batch, shard, effect.epoch, position)
         batch.put("meta", keys.applied_key(shard), position.seq.to_bytes(8, "big"))
+        batch.put("meta", keys.chain_key(shard), _encode_chain(effect.install.chain))
         batch.delete("meta", keys.install_key(shard))
         self._store.write(batch)
 
@@ -219,11 +230,16 @@ class CopyStore:
             newest = Times(max(newest.shard_ms, header.shard_ms), max(newest.cluster_time, header.cluster_time))
         return newest
 
-    def shorten(self, batch: Batch, shard: int, base: Position, applied: LogEntry) -> None:
-        """Have the log begin behind `base`; the state is as of `applied`."""
+    def keep_high(self, batch: Batch, shard: int, high: int) -> None:
+        """Keep a copy's high-water in a row of its own."""
+        batch.put("meta", keys.high_key(shard), high.to_bytes(8, "big"))
+
+    def shorten(self, batch: Batch, shard: int, base: Position, applied: LogEntry, chain: Iterable[Term] = ()) -> None:
+        """Have the log begin behind `base`; the state is as of `applied`, `chain` the copy's."""
         epoch, before = self._written[shard]
         self._times[shard] = self.times(shard, [applied])
         batch.put("meta", keys.applied_key(shard), applied.seq.to_bytes(8, "big"))
+        batch.put("meta", keys.chain_key(shard), _encode_chain(until(chain, base.seq)))
         batch.delete_range("log", keys.log_key(shard, before.seq), keys.log_key(shard, base.seq + 1))
         self._put_log_state(batch, shard, epoch, base)
 
@@ -239,7 +255,8 @@ class CopyStore:
             # A deletion of nothing would stand in the way of files that are ingested. (What is staged is not seen here.)
             if not written or self._store.any(family, start, end):
                 batch.delete_range(family, start, end)
-        batch.delete("meta", keys.applied_key(shard))
+        for key in _OF_COPY:
+            batch.delete("meta", key(shard))
 
     @staticmethod
     def _log_end(shard: int) -> bytes:

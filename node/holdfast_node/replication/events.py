@@ -8,6 +8,8 @@ from typing import NamedTuple
 import msgspec
 from holdfast_cluster.model import Assignment
 
+from holdfast_node.replication.chain import Term
+
 
 class Position(NamedTuple):
     """A place in a log; the higher epoch is the later, whatever its seq."""
@@ -36,6 +38,12 @@ class ReplicationSettings:
     """How long a new owner waits for a replica's first word before it has it removed: it may be absent as the owner before is."""
     corner_patience_s: float = 2.0
     """How much longer an owner waits that would be left with too few copies to write: it may be the one that is cut off."""
+    canvass_patience_s: float = 2.0
+    """How long an owner that was restarted waits for the reports of more in-sync replicas once one other has reported."""
+    lone_patience_s: float = 30.0
+    """How long it waits when no other reports. After that its copy alone counts."""
+    high_patience_s: float = 1.0
+    """After so long without an entry that could carry it, the high-water is kept in a row of its own."""
     swap_retry_s: float = 1.0
     min_in_sync: int = 2
     """Below it the shard is read-only."""
@@ -113,6 +121,13 @@ class Lost(msgspec.Struct, frozen=True, gc=False):
     node: str
 
 
+class Concede(msgspec.Struct, frozen=True, gc=False):
+    """Give the shard to a node whose copy has more than the owner's (`concedes_to`), or, while nobody is heard, to an in-sync one."""
+
+    to: str
+    incarnation: int
+
+
 class SnapshotStarted(msgspec.Struct, frozen=True, gc=False):
     """The shell has taken the state as it is now, and sends it: the log behind it is needed until the replica has it."""
 
@@ -131,7 +146,19 @@ class Tick(msgspec.Struct, frozen=True, gc=False):
 
 
 Event = (
-    Assigned | Append | Persisted | Received | Swapped | Release | Abdicate | Rejoined | Lost | SnapshotStarted | SnapshotEnded | Tick
+    Assigned
+    | Append
+    | Persisted
+    | Received
+    | Swapped
+    | Release
+    | Abdicate
+    | Concede
+    | Rejoined
+    | Lost
+    | SnapshotStarted
+    | SnapshotEnded
+    | Tick
 )
 
 
@@ -139,13 +166,17 @@ Event = (
 
 
 class Replicate(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
-    """Owner to replica: entries behind `previous`, and how far the owner has committed. Without entries it is a heartbeat."""
+    """Owner to replica: entries behind `previous`, and how far the owner has committed. Without entries it is a heartbeat.
+
+    `nonce`: that of the term that `previous` belongs to.
+    """
 
     epoch: int
     previous: Position
     entries: tuple[LogEntry, ...]
     commit: int
     sent_at: float
+    nonce: int = 0
 
 
 class Snapshot(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=7):
@@ -157,6 +188,7 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=7):
     sent_at: float
     shard_ms: int = 0
     cluster_time: int = 0
+    chain: tuple[Term, ...] = ()
 
 
 class Acknowledge(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2):
@@ -182,18 +214,64 @@ class Refused(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=4):
 
 
 class MayDrop(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=5):
-    """Replica to owner: it holds a copy that it is not assigned (any more), and would like to drop it."""
+    """Replica to owner: it holds a copy that it is not assigned (any more), and would like to drop it. `number`: of this question."""
 
     epoch: int
+    number: int = 0
 
 
 class Drop(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=6):
-    """Owner to replica: the owner does not know it as a replica, so nothing rests on its copy."""
+    """Owner to replica: the owner does not know it as a replica, so nothing rests on its copy. Answers the question `number`."""
 
     epoch: int
+    number: int = 0
 
 
-WireMessage = Replicate | Acknowledge | Mismatch | Refused | MayDrop | Drop
+class Canvass(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=8):
+    """A new owner to an in-sync replica, before its first entry: what do you hold?"""
+
+    epoch: int
+    sent_at: float
+
+
+class Report(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=9):
+    """The answer. It promises as `Acknowledge` does.
+
+    `last` is where the log ends, `turn` its newest entry of a turn, `high` how far it is known to be committed. `unbroken`: see
+    `Replica`. `hears_owner` is kept for elections without the controller: whether it hears the owner before.
+    """
+
+    epoch: int
+    last: Position
+    turn: Position
+    high: int
+    chain: tuple[Term, ...]
+    unbroken: bool
+    sent_at: float
+    hears_owner: bool = False
+
+
+class Conflict(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=10):
+    """Replica to owner: up to `high` its log is known to be committed, and the owner's log is another one. Nothing was cut.
+
+    It promises as `Acknowledge` does.
+    """
+
+    epoch: int
+    last: Position
+    high: int
+    chain: tuple[Term, ...]
+    sent_at: float
+
+
+class Yield(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=11):
+    """Owner to a replica that has told of a conflict: behind `seq` your log holds no entry of a turn; give that up."""
+
+    epoch: int
+    seq: int
+
+
+WireMessage = Replicate | Acknowledge | Mismatch | Refused | MayDrop | Drop | Canvass | Report | Conflict | Yield
 """What frames carry (links.py); snapshots have streams of their own."""
 Message = WireMessage | Snapshot
 
@@ -222,6 +300,12 @@ class Apply(msgspec.Struct, frozen=True, gc=False):
 
     entries: tuple[LogEntry, ...]
     trim: int
+
+
+class KeepHigh(msgspec.Struct, frozen=True, gc=False):
+    """Keep the high-water in a row of its own, with whatever is written next."""
+
+    high: int
 
 
 class Send(msgspec.Struct, frozen=True, gc=False):
@@ -257,4 +341,4 @@ class Swap(msgspec.Struct, frozen=True, gc=False):
     to: Assignment
 
 
-Effect = Persist | Apply | Send | SendSnapshot | Appended | NotAppended | Swap
+Effect = Persist | Apply | KeepHigh | Send | SendSnapshot | Appended | NotAppended | Swap

@@ -56,6 +56,9 @@ class Handovers:
             if copy.replica.cornered(now):
                 self._abdicate(copy, view)
                 continue
+            if copy.replica.concedes_to or copy.replica.unheard(now):
+                self._concede(copy, view)
+                continue
             shard, assignment = copy.shard, copy.replica.assignment
             if (
                 shard is not None
@@ -78,6 +81,18 @@ class Handovers:
         if others:
             log.warning("shard %d: no replica is heard; it is given to %s", copy.number, others[0])
             self._replicas.abdicate(copy.number, view.members[others[0]])
+
+    def _concede(self, copy: Copy, view: View) -> None:
+        """Give the shard to the copy that has what this one has not; or, while nobody is heard, to one of those that are there."""
+        assert copy.replica.assignment is not None
+        if copy.replica.concedes_to:
+            names, why = [copy.replica.concedes_to], "its copy has more than this one"
+        else:
+            names, why = [name for name in copy.replica.assignment.in_sync if name != copy.replica.me], "no copy is heard"
+        there = [name for name in names if name in view.members]
+        if there and copy.replica.swap_is_free:
+            log.warning("shard %d: it is given to %s: %s", copy.number, there[0], why)
+            self._replicas.concede(copy.number, view.members[there[0]])
 
     def _go_on(self, copy: Copy, shard: Shard, since: float, view: View, now: float) -> None:
         replica = copy.replica

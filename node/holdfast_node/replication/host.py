@@ -16,6 +16,7 @@ from holdfast_cluster.clock import boottime
 from holdfast_cluster.model import SHARDS_MAX, Assignment, Member, View
 
 from holdfast_node.commit import Entry, Flusher
+from holdfast_node.replication.chain import Term, until
 from holdfast_node.replication.changes import encode_changes
 from holdfast_node.replication.disk import CopyStore, StoredCopy, Times
 from holdfast_node.replication.events import (
@@ -24,8 +25,10 @@ from holdfast_node.replication.events import (
     Appended,
     Apply,
     Assigned,
+    Concede,
     Effect,
     Event,
+    KeepHigh,
     LogEntry,
     Lost,
     NotAppended,
@@ -210,7 +213,13 @@ class Replicas:
         self._do(self._copies[number], Abdicate(to.id, to.incarnation))
         self._end()
 
-    def snapshot_started(self, number: int, to: str) -> tuple[Position, Times]:
+    def concede(self, number: int, to: Member) -> None:
+        """Give an owned shard to a node whose copy has more, or is heard."""
+        self._now = boottime()
+        self._do(self._copies[number], Concede(to.id, to.incarnation))
+        self._end()
+
+    def snapshot_started(self, number: int, to: str) -> tuple[Position, Times, tuple[Term, ...]]:
         """The store shows the state as of the position returned, now and until the loop goes on: for a snapshot to `to`."""
         self._flusher.write()
         replica = self._copies[number].replica
@@ -220,7 +229,7 @@ class Replicas:
         self._now = boottime()
         self._do(self._copies[number], SnapshotStarted(to))
         self._end()
-        return position, self._disk.times(number, replica.entries)
+        return position, self._disk.times(number, replica.entries), tuple(until(replica.chain, position.seq))
 
     def snapshot_ended(self, number: int, to: str, delivered: bool) -> None:
         """The snapshot is with `to`, or was given up."""
@@ -305,6 +314,8 @@ class Replicas:
                 self.swaps.ask(copy.number, revision, assignment)
             case SendSnapshot(to, epoch):
                 self.snapshots.send(copy.number, to, epoch)
+            case KeepHigh(high):
+                self._disk.keep_high(self._flusher.batch, copy.number, high)
             case NotAppended(why):
                 raise AssertionError(f"shard {copy.number}: an entry of an epoch that is over was not abandoned: {why}")
 
@@ -328,7 +339,7 @@ class Replicas:
                     self._disk.apply(batch, copy.number, logged)
         if self._disk.base(copy.number) != copy.replica.base:
             self._catch_up(copy)
-            self._disk.shorten(self._flusher.batch, copy.number, copy.replica.base, entries[-1])
+            self._disk.shorten(self._flusher.batch, copy.number, copy.replica.base, entries[-1], copy.replica.chain)
 
     def _catch_up(self, copy: Copy) -> None:
         """Put what is only in the log of a copy into its state. Many entries at once cost less: they write the same rows again."""
@@ -369,7 +380,13 @@ class Replicas:
         if lost:
             self._shards.drop(lost)
         for copy in touched:
-            if copy.shard is None and copy.replica.owning and not copy.replica.releasing:
+            if copy.shard is None and copy.replica.owning and not copy.replica.releasing and not copy.replica.electing:
+                if copy.replica.alone:
+                    log.critical(
+                        "shard %d: no other in-sync copy was heard, so this one alone counts from now on; if its disk lost writes, "
+                        "so has the shard",
+                        copy.number,
+                    )
                 try:
                     self._catch_up(copy)
                 except Exception:
@@ -380,7 +397,10 @@ class Replicas:
                 self._shards.take(copy.shard)
             assignment = copy.replica.assignment
             if copy.shard is None or assignment is None:
-                self._restless.discard(copy)
+                if copy.replica.owning:
+                    self._restless.add(copy)
+                else:
+                    self._restless.discard(copy)
                 continue
             copy.shard.until = copy.replica.serves_until(self._now)
             copy.shard.read_only = copy.replica.read_only()

@@ -10,9 +10,18 @@ Rules (each has a method of its own, and a test that breaks it):
 - own disk: an entry of ours counts only after `Persisted`; a replica acknowledges only what it has persisted.
 - fence: a replica that has heard of an epoch (on disk before it answers) refuses every lower one, and takes back acknowledgements
   under a lower one that have not left yet.
-- match: a replica appends only behind an entry equal in (epoch, seq) to the owner's, and cuts its tail at the first that differs;
-  it applies up to a commit position only as far as it has matched with the owner of its epoch.
+- match: a replica appends only behind an entry equal to the owner's in (epoch, nonce of its term, seq), and cuts its tail at the
+  first that differs; it applies up to a commit position only as far as it has matched with the owner of its epoch.
+- high-water: how far a copy knows its log to be committed; on disk with each entry. A replica cuts nothing at or below it, installs
+  no snapshot in its place and passes nothing over that differs from it: it answers `Conflict`. The owner then stops serving, and
+  removes nobody. The side whose log holds no entry of a turn behind the place where the two part gives way; where both hold some,
+  the shard is *forked* until an operator chooses.
+- election: a new owner asks all of `in_sync` for reports. It writes its first entry once every high-water that was reported lies on
+  its chain, and one of these holds: it is unbroken; all have reported; one has and `canvass_patience_s` passed; nobody has for
+  `lone_patience_s`. *Unbroken* is a copy that acknowledged everything committed in this life of its process and was not dropped
+  since: it has lost nothing. A restarted one may have lost what its disk lost: if a report has later entries of turns, it concedes.
 - first entry: an owner commits an empty entry of its own epoch, and with it everything before, before it serves.
+- lost tail: a mismatch that answers what was sent after the copy had acknowledged more proves that the copy lost it: it is removed.
 - promise: an acknowledgement promises to serve under no higher epoch for `promise_s`, counted by the owner from when it *sent*
   what was acknowledged, by the replica from when it answers. An owner serves while it holds promises of all counted replicas; a
   new one waits out its own, unless the owner before it released the shard itself. After a start a replica counts as having
@@ -32,7 +41,8 @@ from typing import Protocol
 import msgspec
 from holdfast_cluster.model import Assignment
 
-from holdfast_node.replication.changes import term_data
+from holdfast_node.replication.chain import TERMS_MAX, Term, parting, term_at, turns_between, until
+from holdfast_node.replication.changes import is_term, nonce_of, term_data
 from holdfast_node.replication.events import (
     Abdicate,
     Acknowledge,
@@ -40,9 +50,13 @@ from holdfast_node.replication.events import (
     Appended,
     Apply,
     Assigned,
+    Canvass,
+    Concede,
+    Conflict,
     Drop,
     Effect,
     Event,
+    KeepHigh,
     LogEntry,
     Lost,
     MayDrop,
@@ -58,6 +72,7 @@ from holdfast_node.replication.events import (
     Release,
     Replicate,
     ReplicationSettings,
+    Report,
     Send,
     SendSnapshot,
     Snapshot,
@@ -66,21 +81,27 @@ from holdfast_node.replication.events import (
     Swap,
     Swapped,
     Tick,
+    Yield,
 )
 
 _FOR_EVER = float("inf")
+_NOT_YET = 1 << 62
 
 SEQS_PER_BIRTH = 1 << 40
 """How far apart the logs of a shard are that was given up and begun anew: more entries than any of them will ever have."""
 
 
 class Disk(Protocol):
-    """What a replica finds on its disk when it starts: `base` is the position of the entry before the first of `entries`."""
+    """What a replica finds on its disk when it starts: `base` is the position of the entry before the first of `entries`, `chain` has
+    the terms up to there, `high` the high-water.
+    """
 
     epoch: int
     base: Position
     entries: list[LogEntry]
     applied: int
+    chain: list[Term]
+    high: int
 
 
 @dataclass(slots=True)
@@ -88,13 +109,16 @@ class Peer:
     """What the owner knows of a replica. `next`: the seq to send next; `heard_at`: when it answered last, or was met.
 
     `met_at`: when it became a replica. What it said to an earlier message counts no more: it may have dropped its copy since.
-    `holds`: the seq of the snapshot that is on its way to it.
+    `holds`: the seq of the snapshot that is on its way to it. `matched_at`: when it acknowledged more for the last time. `lost`: it
+    has lost what it had acknowledged.
     """
 
     next: int
     met_at: float
     heard_at: float
     matched: int = 0
+    matched_at: float = float("-inf")
+    lost: bool = False
     promised_until: float = 0.0
     sent_at: float = float("-inf")
     holds: int | None = None
@@ -112,7 +136,7 @@ class _Held:
 
     number: int
     to: str
-    message: Acknowledge | Mismatch
+    message: Acknowledge | Mismatch | Report | Conflict
 
 
 @dataclass(slots=True)
@@ -130,6 +154,22 @@ class Replica:
     committed: int = 0
     matched: int = 0
     """As a replica: how far the log equals that of this epoch's owner."""
+    chain: list[Term] = field(default_factory=list)
+    """The terms of the log, with those that it does not hold any more."""
+    high: int = 0
+    """The high-water: everything up to here is known to be committed."""
+    unbroken: bool = False
+    """Whether this life of the process has held everything that was committed, and has not dropped it since."""
+    electing: bool = False
+    """As an owner: the reports that the first entry needs are not there yet."""
+    reports: dict[str, Report] = field(default_factory=dict)
+    elected_at: float = 0.0
+    concedes_to: str = ""
+    """The node whose copy has what this owner's has not."""
+    alone: bool = False
+    """As an owner: the term was begun without a report of any other in-sync replica."""
+    forked: frozenset[str] = frozenset()
+    """As an owner: nodes whose copies hold committed entries of turns in place of which this one holds others."""
     promised_until: float = 0.0
     assignment: Assignment | None = None
     revision: int = 0
@@ -144,7 +184,11 @@ class Replica:
     """Messages taken from owners: tells whether anything was said since the owner was asked whether the copy may go."""
     _counted: frozenset[str] = frozenset()
     _log_bytes: int = 0
-    _asked: tuple[float, int] = (float("-inf"), -1)
+    _asked: tuple[float, int, int] = (float("-inf"), -1, 0)
+    _questions: int = 0
+    _high_kept: int = 0
+    _high_since: float = 0.0
+    _high_number: int = 0
     _number: int = 0
     _flushed: int = 0
     _own: list[tuple[int, int]] = field(default_factory=list)
@@ -161,6 +205,10 @@ class Replica:
         self.entries = list(disk.entries)
         self._log_bytes = sum(len(entry.data) for entry in self.entries)
         self.applied = self.committed = disk.applied
+        self.chain = list(disk.chain)
+        for entry in self.entries:
+            self._note_term(entry)
+        self.high = self._high_kept = max(disk.applied, min(disk.high, self.last_seq))
         self.persisted = self.last_seq
         self.promised_until = now + settings.promise_s
         return self
@@ -187,6 +235,8 @@ class Replica:
     def serves_until(self, now: float) -> float:
         """Until when this node may answer for the shard if nothing happens; 0 when it may not now."""
         if not self.owning or self.releasing or self.committed < self.first_seq or now < self.wait_until:
+            return 0.0
+        if self.concedes_to or self.is_forked:
             return 0.0
         until = _FOR_EVER
         for name in self._counted:
@@ -246,11 +296,12 @@ class Replica:
             case Abdicate(to, incarnation):
                 if self.cornered(now):
                     self._give_to(to, incarnation)
+            case Concede(to, incarnation):
+                if self._swapping is None and (to == self.concedes_to or self.unheard(now)):
+                    self._concede(to, incarnation)
             case Rejoined(incarnation):
                 self.incarnation = incarnation
-                self.owning = False
-                self.peers = {}
-                self._swapping = None
+                self._own_no_more()
                 if self.assignment is not None and self._is_mine(self.assignment) and self.assignment.epoch >= self.epoch:
                     self._begin(self.assignment, now)  # etcd's view was quicker than its answer
             case Lost(node):
@@ -284,10 +335,11 @@ class Replica:
             peer.next = matched + 1
         if matched > peer.matched:
             peer.matched = matched
+            peer.matched_at = now
             if peer.holds is not None:
                 peer.holds = None if matched >= self.applied else max(peer.holds, matched)
             self._advance()
-        if peer.next <= self.last_seq:
+        if peer.next <= self.last_seq and not self.electing:
             self._stream(sender, peer, now)
 
     def _received_rarely(self, sender: str, message: Message, now: float) -> None:
@@ -298,17 +350,33 @@ class Replica:
             case Mismatch(epoch, last, sent_at):
                 if (peer := self._answered(sender, epoch, sent_at)) is not None:
                     self._promised(peer, sent_at, now)
-                    if last + 1 < peer.next and peer.next > peer.matched + 1:
-                        peer.next = max(peer.matched, last) + 1
-                        self._stream(sender, peer, now)
+                    self._mismatched(sender, peer, last, sent_at, now)
+            case Canvass(epoch, sent_at):
+                if self._heard(sender, epoch):
+                    report = Report(epoch, self.last, self.turn, self.high, tuple(self.chain), self.unbroken, sent_at)
+                    self._hold(sender, report, now)
+            case Report(epoch, sent_at=sent_at):
+                if (peer := self._answered(sender, epoch, sent_at)) is not None:
+                    self._promised(peer, sent_at, now)
+                    if self.electing:
+                        self.reports[sender] = message
+                        self._weigh(now)
+                        self._try_first_entry(now)
+            case Conflict(epoch, sent_at=sent_at):
+                if (peer := self._answered(sender, epoch, sent_at)) is not None:
+                    self._promised(peer, sent_at, now)
+                    self._conflicts(sender, message, now)
+            case Yield(epoch, seq):
+                if self._heard(sender, epoch):
+                    self._yielded(seq)
             case Refused(epoch):
                 if epoch > self.epoch:
                     self._raise(epoch)
-            case MayDrop(epoch):
+            case MayDrop(epoch, number):
                 if self.owning and epoch == self.epoch and sender not in self.peers:
-                    self._out.append(Send(sender, Drop(epoch)))
-            case Drop(epoch):
-                if not self.owning and self.accepts(epoch) and self._asked[1] == self.heard:
+                    self._out.append(Send(sender, Drop(epoch, number)))
+            case Drop(epoch, number):
+                if not self.owning and self.accepts(epoch) and self._asked[1:] == (self.heard, number):
                     self._drop(Position(0, 0))
 
     def _answered(self, sender: str, epoch: int, sent_at: float) -> Peer | None:
@@ -338,66 +406,116 @@ class Replica:
     def _raise(self, epoch: int) -> None:
         """Follow a higher epoch from now on; on disk before anything is answered under it."""
         self.epoch = epoch
-        self.owning = False
         self.matched = 0
-        self.peers = {}
-        self._swapping = None
         self.releasing = False
+        self._own_no_more()
         self._persist()
+
+    def _own_no_more(self) -> None:
+        self.owning = self.electing = False
+        self.peers = {}
+        self.reports = {}
+        self._swapping = None
+        self.concedes_to = ""
+        self.forked = frozenset()
+        self.alone = False
 
     # -- as a replica
 
     def _replicate(self, sender: str, message: Replicate, now: float) -> None:
-        if not self.matches(message.previous):
-            last = min(self.last_seq, message.previous.seq - 1)
-            self._hold(sender, Mismatch(message.epoch, max(last, self.applied), message.sent_at), now)
+        if not self.matches(message.previous, message.nonce):
+            if message.previous.seq <= self.high:
+                self._object(sender, message.epoch, message.sent_at, now)
+            else:
+                last = min(self.last_seq, message.previous.seq - 1)
+                self._hold(sender, Mismatch(message.epoch, max(last, self.high), message.sent_at), now)
             return
         new = []
         cut = None
         entries = message.entries
         for entry in entries:
             seq = entry.seq
-            if seq <= self.applied:
-                continue
-            mine = self._at(seq)
-            if mine is not None and mine.epoch != entry.epoch:
+            if seq <= self.last_seq:
+                if self._has(entry):
+                    continue
+                if seq <= self.high:
+                    self._object(sender, message.epoch, message.sent_at, now)
+                    return
                 cut = seq
                 self.cut(seq)
-                mine = None
-            if mine is None:
-                self.entries.append(entry)
-                self._log_bytes += len(entry.data)
-                new.append(entry)
+            self.entries.append(entry)
+            self._log_bytes += len(entry.data)
+            self._note_term(entry)
+            new.append(entry)
         reached = entries[-1].seq if entries else message.previous.seq
         if reached > self.matched:
             self.matched = reached
         if new or cut is not None:
             self._persist(cut, tuple(new))
+        if self.matched >= message.commit:
+            self.unbroken = True
         self._hold(sender, Acknowledge(message.epoch, self.matched, message.sent_at), now)
         self._apply(min(message.commit, self.matched))
 
-    def matches(self, previous: Position) -> bool:
-        """Whether the log has this entry. What is applied was committed, and is the same everywhere."""
-        if previous.seq <= self.applied:
-            return True
-        mine = self._at(previous.seq)
-        return mine is not None and mine.epoch == previous.epoch
+    def matches(self, previous: Position, nonce: int) -> bool:
+        """Whether the log has this entry, which belongs to the term with this nonce."""
+        seq = previous.seq
+        if seq > self.last_seq:
+            return False
+        term = term_at(self.chain, seq)
+        if term is None:  # before the first term that is known
+            return seq < self.base.seq or seq == 0 or previous.epoch == self.base.epoch
+        return term.epoch == previous.epoch and term.nonce == nonce
+
+    def _has(self, entry: LogEntry) -> bool:
+        """Whether the log, which has the entry before this one, has this one as well."""
+        term = term_at(self.chain, entry.seq)
+        if term is None:
+            return entry.seq <= self.base.seq
+        if is_term(entry.data):
+            return term == Term(entry.epoch, nonce_of(entry.data), entry.seq)
+        return term.epoch == entry.epoch and term.first != entry.seq
 
     def cut(self, seq: int) -> None:
-        """Forget the log from `seq` on: it is not what the owner has. Never anything that was applied."""
-        assert seq > self.applied, f"{self.me}: cutting at {seq}, applied {self.applied}"
+        """Forget the log from `seq` on: it is not what the owner has. Never anything that is known to be committed."""
+        assert seq > self.high, f"{self.me}: cutting at {seq}, high-water {self.high}"
         at = seq - self.base.seq - 1
         self._log_bytes -= sum(len(entry.data) for entry in self.entries[at:])
         del self.entries[at:]
+        self.chain = until(self.chain, seq - 1)
+
+    def _object(self, owner: str, epoch: int, sent_at: float, now: float) -> None:
+        """What the owner sent would undo what is known to be committed here: change nothing, and say so."""
+        self._hold(owner, Conflict(epoch, self.last, self.high, tuple(self.chain), sent_at), now)
+
+    def _yielded(self, seq: int) -> None:
+        """The owner's log parts from this one at `seq`, and behind that this one holds only first entries: they may go."""
+        if self.owning or seq >= self.high or turns_between(self.chain, seq, self.high):
+            return
+        if self.base.seq > seq:
+            self._drop(Position(0, 0))
+            return
+        self.high = seq
+        self.committed = min(self.committed, seq)
+        self.applied = min(self.applied, seq)
+        self.matched = min(self.matched, seq)
+        self.cut(seq + 1)
+        self._persist(seq + 1)
+        self._keep_high()
 
     def _install(self, sender: str, message: Snapshot, now: float) -> None:
         position = message.position
-        mine = self._at(position.seq)
-        if position.seq > self.applied and (mine is None or mine.epoch != position.epoch):
+        same = parting(self.chain, self.last_seq, message.chain, position.seq)
+        if same < min(self.high, position.seq):
+            self._object(sender, message.epoch, message.sent_at, now)
+            return
+        if same < position.seq:
             self.base = position
             self.entries = []
             self._log_bytes = 0
-            self.applied = self.committed = position.seq
+            self.applied = self.committed = self.high = self._high_kept = position.seq
+            self.chain = list(message.chain)
+            self.unbroken = False
             self._persist(install=message)
         self.matched = max(self.matched, position.seq)
         self._hold(sender, Acknowledge(message.epoch, self.matched, message.sent_at), now)
@@ -407,11 +525,13 @@ class Replica:
         self.base = base
         self.entries = []
         self._log_bytes = 0
-        self.applied = self.committed = base.seq
+        self.applied = self.committed = self.high = self._high_kept = base.seq
+        self.chain = []
+        self.unbroken = False
         self.matched = 0
         self._persist(wipe=base)
 
-    def _hold(self, to: str, message: Acknowledge | Mismatch, now: float) -> None:
+    def _hold(self, to: str, message: Acknowledge | Mismatch | Report | Conflict, now: float) -> None:
         """An answer: it leaves when all that was written before it is on disk."""
         self._held.append(_Held(self._number, to, message))
         if self.on_disk(self._number):
@@ -451,8 +571,8 @@ class Replica:
         if assignment.epoch < self.epoch:
             return  # a message has told of a later one
         mine = self._is_mine(assignment)
-        if assignment.born > self.last.epoch:
-            # Everybody's copies are void. The owner begins so far behind them that no old log can pass for a part of the new one.
+        if assignment.born > self.last.epoch and assignment.keeper != self.me:
+            # Others' copies are void. The owner begins so far behind them that no old log can pass for a part of the new one.
             void = self.last != (0, 0)
             if assignment.owner == self.me:
                 self._drop(Position(assignment.born, assignment.born * SEQS_PER_BIRTH))
@@ -476,23 +596,132 @@ class Replica:
         return assignment.owner == self.me and assignment.incarnation == self.incarnation
 
     def _begin(self, assignment: Assignment, now: float) -> None:
-        """Own the shard under a new epoch: its first entry commits everything before it."""
+        """Own the shard under a new epoch: ask what the others hold, and begin with an entry that commits everything before it."""
+        self._own_no_more()
         self.epoch = assignment.epoch
-        self.owning = True
+        self.owning = self.electing = True
         self.releasing = False
         self.matched = 0
-        self._swapping = None
         self.wait_until = self.may_serve_from(assignment)
-        self.peers = {}
         self._own = []
         self.persisted = 0
-        self.first_seq = self.last_seq + 1
+        self.first_seq = _NOT_YET
+        self.elected_at = now
         self._counted = frozenset(self.counted())
-        self._log(term_data(assignment.nonce))
+        self._persist()
         self._know_peers(now)
         if not assignment.released:
             for peer in self.peers.values():
                 peer.heard_at = now - self.settings.replica_timeout_s + self.settings.first_patience_s
+        self._try_first_entry(now)
+
+    def _try_first_entry(self, now: float) -> None:
+        """Begin the term, once enough is known of what others hold."""
+        if self.electing and not self.concedes_to and not self.is_forked and self._swapping is None and self.may_begin(now):
+            assert self.assignment is not None
+            self.electing = False
+            self.alone = not self.unbroken and not self.reports and set(self.assignment.in_sync) != {self.me}
+            self.first_seq = self.last_seq + 1
+            self._log(term_data(self.assignment.nonce))
+            for name, peer in self.peers.items():
+                peer.next = self.first_seq
+                self._stream(name, peer, now)
+
+    def may_begin(self, now: float) -> bool:
+        """Whether what was reported, or not, is enough to rely on this copy. That it fits has been seen as reports came."""
+        assert self.assignment is not None
+        others = set(self.assignment.in_sync) - {self.me}
+        waited = now - self.elected_at
+        if self.unbroken or others <= set(self.reports):
+            return True
+        if self.reports:
+            return waited >= self.settings.canvass_patience_s
+        return waited >= self.settings.lone_patience_s
+
+    @property
+    def swap_is_free(self) -> bool:
+        """Whether no swap is under way."""
+        return self._swapping is None
+
+    def unheard(self, now: float) -> bool:
+        """Whether nobody has reported for so long that this node is probably the one that is cut off."""
+        patience = self.settings.replica_timeout_s + self.settings.corner_patience_s
+        return self.electing and not self.reports and self._swapping is None and now - self.elected_at >= patience
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether copies hold different committed entries of turns, so that an operator has to choose one."""
+        return bool(self.forked or (self.assignment is not None and self.assignment.forked))
+
+    def _weigh(self, now: float) -> None:
+        """What the reports say that are fresh: whether to concede, and to whom."""
+        self.concedes_to = ""
+        most = self.turn
+        differing = False
+        for name, report in list(self.reports.items()):
+            if name not in self.peers or now - self.peers[name].heard_at > self.settings.replica_timeout_s:
+                del self.reports[name]
+            elif not self._fits(name, report):
+                if not differing or report.turn > most:
+                    self.concedes_to, most, differing = name, report.turn, True
+            elif not differing and not self.unbroken and report.turn > most:
+                self.concedes_to, most = name, report.turn  # it has kept what this restarted copy has lost, or never had
+
+    def _conflicts(self, name: str, theirs: Conflict, now: float) -> None:
+        """A replica will not follow: somebody has to give way."""
+        peer = self.peers[name]
+        same = parting(self.chain, self.last_seq, theirs.chain, theirs.last.seq)
+        if theirs.high <= same:
+            if not self.electing and peer.next != theirs.high + 1:  # it could not tell, but the chains do
+                peer.next = theirs.high + 1
+                self._stream(name, peer, now)
+        elif not self._fits(name, theirs):
+            if not self.forked:
+                self.concedes_to = name
+        elif not self.electing:
+            self._out.append(Send(name, Yield(self.epoch, same)))
+
+    def _fits(self, name: str, theirs: Report | Conflict) -> bool:
+        """Whether this owner's log has all entries of turns that another copy knows to be committed. Tells when both have some that
+        the other has not.
+        """
+        assert self.assignment is not None
+        if theirs.last.epoch < self.assignment.born and name != self.assignment.keeper:
+            return True  # an operator has given up on it; it has not heard so yet
+        same = parting(self.chain, self.last_seq, theirs.chain, theirs.last.seq)
+        if not turns_between(theirs.chain, same, theirs.high):
+            return True
+        if turns_between(self.chain, same, self.last_seq):
+            self.forked |= {name}
+        return False
+
+    def _concede(self, to: str, incarnation: int) -> None:
+        """Have etcd make the node the owner whose copy has more. It waits out this owner's promises."""
+        assert self.assignment is not None
+        self._swap(
+            msgspec.structs.replace(
+                self.assignment,
+                epoch=self.epoch + 1,
+                owner=to,
+                incarnation=incarnation,
+                in_sync=self.assignment.in_sync if to in self.assignment.in_sync else (*self.assignment.in_sync, to),
+                joining=tuple(name for name in self.assignment.joining if name != to),
+                released=False,
+                handover="",
+                leaving=(),
+            )
+        )
+
+    def _mismatched(self, name: str, peer: Peer, last: int, sent_at: float, now: float) -> None:
+        if last < peer.matched and sent_at > peer.matched_at:  # it was asked after it had acknowledged more
+            if name in self._counted:
+                peer.lost = True
+            else:
+                peer.matched, peer.next = last, last + 1
+                self._stream(name, peer, now)
+        elif last + 1 < peer.next and peer.next > peer.matched + 1 and not self.electing:
+            peer.next = max(peer.matched, last) + 1
+            self._stream(name, peer, now)
 
     def may_serve_from(self, assignment: Assignment) -> float:
         """A new owner waits out what it has promised, unless the owner before it gave the shard up itself."""
@@ -503,12 +732,12 @@ class Replica:
         wanted = {*self.assignment.in_sync, *self.assignment.joining} - {self.me}
         for name in sorted(wanted - set(self.peers)):
             peer = self.peers[name] = Peer(next=self.last_seq + 1, met_at=now, heard_at=now)
-            self._stream(name, peer, now)
+            self._speak(name, peer, now)
         for name in set(self.peers) - wanted - self._counted:
             del self.peers[name]
 
     def _append(self, data: bytes, now: float) -> None:
-        if not self.owning or self.releasing:
+        if not self.owning or self.releasing or self.electing:
             self._out.append(NotAppended("this node does not own the shard"))
             return
         self._log(data)
@@ -520,6 +749,7 @@ class Replica:
     def _log(self, data: bytes) -> None:
         entry = LogEntry(self.epoch, self.last_seq + 1, data)
         self.entries.append(entry)
+        self._note_term(entry)
         self._log_bytes += len(data)
         self._persist(entries=(entry,))
         self._own.append((self._number, entry.seq))
@@ -549,11 +779,14 @@ class Replica:
             # What was appended while there were enough copies waits until there are again, and is not told to anybody before.
             reached = min(reached, max(self.first_seq, self.committed))
         if reached >= self.first_seq:
+            self.unbroken = True
             self._apply(reached)
 
     def _apply(self, upto: int) -> None:
         if upto > self.committed:
             self.committed = upto
+        if upto > self.high:
+            self.high = upto
         if upto <= self.applied:
             return
         first = self.applied - self.base.seq
@@ -590,6 +823,16 @@ class Replica:
             peer.promised_until = until
         peer.heard_at = now
 
+    def _speak(self, name: str, peer: Peer, now: float) -> None:
+        """Say something to a replica: what it lacks, or, before the first entry, the question what it holds."""
+        if not self.electing:
+            self._stream(name, peer, now)
+            return
+        assert self.assignment is not None
+        if name in self.assignment.in_sync:
+            self._out.append(Send(name, Canvass(self.epoch, now)))
+        peer.sent_at = now
+
     def _stream(self, name: str, peer: Peer, now: float, made: Replicate | None = None) -> Replicate | None:
         """Send a replica what it lacks, or a heartbeat: the same that another one was just sent (`made`) if it is as far."""
         if peer.next <= self.base.seq:
@@ -605,7 +848,7 @@ class Replica:
                 previous = Position(epoch, seq)
             else:
                 previous = self.base
-            made = Replicate(self.epoch, previous, entries, self.committed, now)
+            made = Replicate(self.epoch, previous, entries, self.committed, now, self._nonce_at(previous.seq))
         self._out.append(Send(name, made))
         peer.next += len(made.entries)
         peer.sent_at = now
@@ -625,6 +868,10 @@ class Replica:
     def _tick(self, now: float) -> None:
         if self._held:
             self._let_go(now)
+        if self.high == self._high_kept or self._number != self._high_number:
+            self._high_since, self._high_number = now, self._number
+        elif now - self._high_since >= self.settings.high_patience_s:
+            self._keep_high()
         if not self.owning:
             self._ask_to_drop(now)
             return
@@ -633,12 +880,21 @@ class Replica:
             if now - peer.sent_at >= self.settings.heartbeat_s:
                 if peer.next > peer.matched + 1:
                     peer.next = max(peer.matched + 1, 1)  # no word of what was sent: send it again
-                self._stream(name, peer, now)
+                self._speak(name, peer, now)
         if self._swapping is not None:
             if now >= self._swapping.retry_at:
                 self._swapping.retry_at = float("inf")
                 self._out.append(self._swapping.swap)
             return
+        if self.forked - set(self.assignment.forked):
+            names = sorted({*self.assignment.forked, *self.forked, self.me})
+            self._swap(msgspec.structs.replace(self.assignment, forked=tuple(names), handover="", leaving=()))
+            return
+        if self.electing:
+            self._weigh(now)
+            self._try_first_entry(now)
+        if self.electing or self.concedes_to or self.is_forked:
+            return  # nobody is removed by an owner that has not been found to hold everything
         if not self.assignment.joining and not self.assignment.leaving and self._all_heard(now):
             return
         silent = {
@@ -649,6 +905,7 @@ class Replica:
         if len(set(self.assignment.in_sync) - silent) < self.settings.min_in_sync:
             earliest = now - self.settings.replica_timeout_s - self.settings.corner_patience_s
             silent = {name for name in silent if self.peers[name].heard_at < earliest}
+        silent |= {name for name in self.assignment.in_sync if name != self.me and self.peers[name].lost}
         leaving = set(self.assignment.leaving) - {self.me}
         if len(set(self.assignment.in_sync) - leaving - silent) >= self.settings.min_in_sync:
             silent |= leaving & set(self.assignment.in_sync)
@@ -661,7 +918,7 @@ class Replica:
 
     def _all_heard(self, now: float) -> bool:
         oldest = now - self.settings.replica_timeout_s
-        return all(peer.heard_at >= oldest for peer in self.peers.values())
+        return all(peer.heard_at >= oldest and not peer.lost for peer in self.peers.values())
 
     def _ask_to_drop(self, now: float) -> None:
         """A copy that this node is not assigned takes room: ask the owner whether anything rests on it, now and then."""
@@ -669,8 +926,9 @@ class Replica:
         if assignment is None or assignment.epoch != self.epoch or self.me in (*assignment.in_sync, *assignment.joining):
             return
         if self.last != (0, 0) and now - self._asked[0] >= self.settings.swap_retry_s:
-            self._asked = now, self.heard
-            self._out.append(Send(assignment.owner, MayDrop(self.epoch)))
+            self._questions += 1
+            self._asked = now, self.heard, self.incarnation << 20 | self._questions & 0xFFFFF
+            self._out.append(Send(assignment.owner, MayDrop(self.epoch, self._asked[2])))
 
     def caught_up(self, peer: Peer, now: float) -> bool:
         """Whether a joining replica holds all that is committed, and has promised: from the swap on it is counted."""
@@ -730,6 +988,30 @@ class Replica:
 
     # -- log and disk
 
+    @property
+    def turn(self) -> Position:
+        """The position of the newest entry of a turn: of one that is not the first of a term."""
+        last = self.last_seq
+        for term in reversed(self.chain):
+            if last > term.first:
+                return Position(term.epoch, last)
+            last = min(last, term.first - 1)
+        return Position(0, 0) if self.chain else self.base
+
+    def _note_term(self, entry: LogEntry) -> None:
+        if is_term(entry.data):
+            self.chain.append(Term(entry.epoch, nonce_of(entry.data), entry.seq))
+            del self.chain[:-TERMS_MAX]
+
+    def _nonce_at(self, seq: int) -> int:
+        """The nonce of the term that an entry belongs to; 0 before the first that is known."""
+        term = term_at(self.chain, seq)
+        return 0 if term is None else term.nonce
+
+    def _keep_high(self) -> None:
+        self._high_kept = self.high
+        self._out.append(KeepHigh(self.high))
+
     def _at(self, seq: int) -> LogEntry | None:
         index = seq - self.base.seq - 1
         return self.entries[index] if 0 <= index < len(self.entries) else None
@@ -742,4 +1024,6 @@ class Replica:
         wipe: Position | None = None,
     ) -> None:
         self._number += 1
-        self._out.append(Persist(self._number, self.epoch, cut, entries, install, wipe, self.committed))
+        if entries:
+            self._high_kept = self.high
+        self._out.append(Persist(self._number, self.epoch, cut, entries, install, wipe, self.high))

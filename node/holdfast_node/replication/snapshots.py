@@ -25,6 +25,7 @@ from holdfast_cluster.clock import boottime
 from holdfast_cluster.streams import FRAME_BYTES_MAX
 
 from holdfast_node import keys
+from holdfast_node.replication.chain import Term
 from holdfast_node.replication.disk import CopyStore, SnapshotFiles
 from holdfast_node.replication.events import Position, Snapshot
 from holdfast_node.replication.host import Replicas
@@ -54,6 +55,7 @@ class Header(msgspec.Struct, array_like=True, tag=1):
     position: Position
     shard_ms: int = 0
     cluster_time: int = 0
+    chain: tuple[Term, ...] = ()
 
 
 class Chunk(msgspec.Struct, array_like=True, tag=2):
@@ -153,9 +155,9 @@ class SnapshotSender:
         try:
             # The position and the iterators in one go: nothing else runs on the loop in between.
             start, stop = keys.shard_prefix(shard), keys.after(keys.shard_prefix(shard))
-            position, times = self._replicas.snapshot_started(shard, to)
+            position, times, chain = self._replicas.snapshot_started(shard, to)
             scans = {family: self._store.scan_now(family, start, stop) for family in _FAMILIES}
-            await call.write(_encode(Header(shard, epoch, position, *times)))
+            await call.write(_encode(Header(shard, epoch, position, *times, chain)))
             for family, rows in scans.items():
                 for chunk, chunk_bytes in _chunks(rows):
                     await self._throttle.pass_(chunk_bytes)
@@ -224,7 +226,15 @@ class SnapshotReceiver:
                 # What the files replace is written out before, on a thread: otherwise it would be while they are taken, on the loop.
                 await asyncio.get_running_loop().run_in_executor(None, self._store.flush, family)
             paths = SnapshotFiles(*([str(path) for path in files[family].files] for family in _FAMILIES))
-            snapshot = Snapshot(header.epoch, header.position, _encode(paths), part.sent_at, header.shard_ms, header.cluster_time)
+            snapshot = Snapshot(
+                header.epoch,
+                header.position,
+                _encode(paths),
+                part.sent_at,
+                header.shard_ms,
+                header.cluster_time,
+                header.chain,
+            )
             self._replicas.snapshot_arrived(sender, header.shard, snapshot)
             self.received += 1
         finally:
