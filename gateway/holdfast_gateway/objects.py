@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
+from holdfast.blocking import ATTEMPT_METADATA
 from holdfast.errors import (
     HoldfastError,
     InvalidArgument,
@@ -118,7 +119,7 @@ class ObjectsService:
             arguments=request.json.encode() if is_json else request.msgpack,
             codec=pb.CODEC_JSON if is_json else pb.CODEC_MSGPACK,
             request_id=request_id,
-            attempt=1 if own_id else 0,  # the caller's own id: this may well be the second time
+            attempt=_attempt(context) if own_id else 0,
             timeout_ms=timeout_ms,
             metadata=request.metadata,
         )
@@ -332,6 +333,12 @@ class _Waiting:
             self._guest.done(1)  # now, and not when the caller goes away: until then the call is under way
         if not self.future.done():
             self.future.set_result(reply)
+
+
+def _attempt(context: Any) -> int:
+    """How many earlier attempts of a call have an unknown outcome. Who brings an id and does not say may well have tried before."""
+    said = next((str(value) for name, value in context.invocation_metadata() or () if name == ATTEMPT_METADATA), "1")
+    return min(int(said), 1 << 20) if said.isdecimal() and len(said) < 10 else 1
 
 
 async def _abort(context: Any, error: pb.Error) -> None:

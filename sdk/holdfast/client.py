@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
 
+from holdfast import forks
 from holdfast.app import kind_name
 from holdfast.budget import RATIO, Budgets
 from holdfast.channels import MESSAGE_BYTES_MAX, check_address, open_client_channel
@@ -103,8 +104,23 @@ class Client:
         self._writer: FrameWriter[pb.Call] | None = None
         self._task: asyncio.Task[None] | None = None
         self._last_error = ""
+        self._forked = False
+        forks.register(self)
+
+    def before_fork(self) -> bool:
+        """An open connection cannot be taken from the loop: a child of this moment cannot use gRPC. See `holdfast.forks`."""
+        return self._task is None
+
+    def after_fork(self) -> None:
+        """In a child: neither use nor free what belongs to the parent's loop."""
+        if self._task is not None:
+            forks.abandon((self._task, self._writer, self._pending, self._loop))
+            self._task, self._writer, self._pending = None, None, {}
+            self._forked = True
 
     async def __aenter__(self) -> Client:
+        self._check_forked()
+        forks.opened()
         self._loop = asyncio.get_running_loop()
         self._deadlines = Deadlines(self._pending, self._expire)
         self._task = asyncio.create_task(self._run(), name="holdfast client")
@@ -115,6 +131,8 @@ class Client:
 
     async def close(self) -> None:
         """End the connection. Calls under way fail with Unavailable; whether they took effect is not known."""
+        if self._forked:
+            return  # it is the parent's
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -183,6 +201,7 @@ class Client:
     ) -> asyncio.Future[bytes]:
         """Send a call; the future of its encoded result."""
         if self._task is None:
+            self._check_forked()
             raise RuntimeError("the client is not open: use it as `async with holdfast.connect(...) as client`")
         if len(self._pending) >= CALLS_IN_FLIGHT_MAX:
             raise Overloaded(
@@ -225,6 +244,13 @@ class Client:
             pending.sent = True
             self._writer.push(message, size)
         return future
+
+    def _check_forked(self) -> None:
+        if self._forked:
+            raise forks.ForkedError(
+                "this asyncio client was open when its process was forked: its connection and its loop are the parent's. "
+                "Open a client in the child, and fork before the parent opens one; a blocking client may be inherited"
+            )
 
     def _traced(self, span: Span, done: asyncio.Future[bytes]) -> None:
         assert self._tracing is not None
