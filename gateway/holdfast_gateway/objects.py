@@ -22,6 +22,7 @@ from holdfast.errors import (
     Unavailable,
     error_to_proto,
     grpc_status,
+    not_definite_after,
 )
 from holdfast.frames import FrameWriter, ends
 from holdfast.ids import EFFECT, RequestIds, idempotent_id
@@ -90,7 +91,6 @@ class ObjectsService:
         if self.draining:
             self.refused["draining"] += 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this gateway stops")
-        guest = None if self._door is None else await self._guest(context)
         is_json = request.WhichOneof("arguments") == "json"
         remaining = context.time_remaining()
         timeout_ms = request.timeout_ms
@@ -100,6 +100,8 @@ class ObjectsService:
             (str(value) for name, value in context.invocation_metadata() or () if name == IDEMPOTENCY_METADATA), ""
         )
         request_id = request.request_id
+        attempt = _attempt(context) if request_id or idempotency_key else 0
+        guest = None if self._door is None else await self._guest(context, attempt)
         if idempotency_key:
             if request_id:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a call has a request_id or an idempotency_key, not both")
@@ -107,9 +109,8 @@ class ObjectsService:
                 request_id = idempotent_id(request.kind, request.key, idempotency_key)
             except ValueError as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        own_id = bool(request_id)
         if request_id.startswith(_EFFECT):
-            await _abort(context, self._taken(request_id))
+            await _abort(context, self._taken(request_id, attempt))
         if not request_id:
             request_id = self._ids.next()
         call = pb.Call(
@@ -119,7 +120,7 @@ class ObjectsService:
             arguments=request.json.encode() if is_json else request.msgpack,
             codec=pb.CODEC_JSON if is_json else pb.CODEC_MSGPACK,
             request_id=request_id,
-            attempt=_attempt(context) if own_id else 0,
+            attempt=attempt,
             timeout_ms=timeout_ms,
             metadata=request.metadata,
         )
@@ -150,7 +151,7 @@ class ObjectsService:
 
     async def _serve(self, context: Any) -> bool:
         """Whether the session ends because its client does not read."""
-        guest = None if self._door is None else await self._guest(context)
+        guest = None if self._door is None else await self._guest(context, 0)
         session = _Session(asyncio.current_task(), guest, self._tracing)
         writer = session.writer
         sending = asyncio.create_task(writer.run(context.write))
@@ -172,7 +173,7 @@ class ObjectsService:
                 session.under_way += len(calls)
                 for call in calls:
                     if call.request_id.startswith(_EFFECT):
-                        session.refuse(pb.Reply(id=call.id, error=self._taken(call.request_id)))
+                        session.refuse(pb.Reply(id=call.id, error=self._taken(call.request_id, call.attempt)))
                         continue
                     if call.notification or call.chain:  # nodes alone may say so
                         call.ClearField("notification")
@@ -203,8 +204,8 @@ class ObjectsService:
         self.refused["unread"] += session.unread
         return session.unread
 
-    async def _guest(self, context: Any) -> Guest:
-        """Who calls. Ends the call when that is not known."""
+    async def _guest(self, context: Any, attempt: int) -> Guest:
+        """Who calls. Ends the call, or the session, when that is not known."""
         assert self._door is not None
         try:
             return self._door.let_in(context)
@@ -212,13 +213,14 @@ class ObjectsService:
             self.refused["unauthenticated"] += 1
             if self._few.allow():
                 log.info("unauthenticated: %s, from %s", refused, context.peer())
-            await _abort(context, error_to_proto(Unauthenticated(str(refused), definite=True)))
+            await _abort(context, not_definite_after(attempt, error_to_proto(Unauthenticated(str(refused), definite=True))))
             raise AssertionError from None
 
-    def _taken(self, request_id: bytes) -> pb.Error:
+    def _taken(self, request_id: bytes, attempt: int) -> pb.Error:
         self.refused["malformed"] += 1
         message = f"request ids that begin with {_EFFECT.hex()} are the cluster's own: use a UUIDv7, or an idempotency key"
-        return error_to_proto(InvalidArgument(message, path="request_id", definite=True, request_id=request_id))
+        refused = InvalidArgument(message, path="request_id", definite=True, request_id=request_id)
+        return not_definite_after(attempt, error_to_proto(refused))
 
     def _refusal(self, guest: Guest, call: pb.Call) -> pb.Error | None:
         """Why a call is not taken from this guest; None when it is, and is made out to it."""
@@ -235,7 +237,7 @@ class ObjectsService:
             call.caller = guest.caller
             return None
         error.request_id = call.request_id
-        return error_to_proto(error)
+        return not_definite_after(call.attempt, error_to_proto(error))
 
 
 def begin_span(tracing: Tracing, call: pb.Call) -> Span | None:
