@@ -7,8 +7,9 @@ Gateways use it for their callers, nodes for the calls that turns make. A call i
   behind it. The queue is sent when the view gives the shard another owner or epoch, when the pipe comes up, or after a backoff;
 - *done*: replied, or its deadline passed.
 
-A call is sent again with the same request id and `attempt + 1`, so that its effect happens once whatever became of the attempt
-before. What is held and in flight is bounded; when full, calls are refused with OVERLOADED.
+A call is sent again with the same request id, so that its effect happens once. If nobody heard what became of the attempt before,
+it is sent with `attempt + 1`, and from then on no error is definite (the rule of `definite` in holdfast.errors); nor is one of a call
+that came with an `attempt`. What is held and in flight is bounded; when full, calls are refused with OVERLOADED.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from holdfast.errors import (
     TooLarge,
     Unavailable,
     error_to_proto,
+    not_definite_after,
 )
 from holdfast.ids import REQUEST_ID_BYTES
 from holdfast.metrics import Histogram
@@ -78,9 +80,9 @@ class Origin(Protocol):
 
 
 class Pending:
-    """A call on its way. `unknown`: an attempt was sent whose outcome nobody heard."""
+    """A call on its way."""
 
-    __slots__ = ("call", "deadline", "late", "origin", "origin_id", "pipe", "shard", "size", "submitted", "unknown")
+    __slots__ = ("call", "deadline", "late", "origin", "origin_id", "pipe", "shard", "size", "submitted")
 
     def __init__(self, call: pb.Call, origin: Origin, shard: int, deadline: float, size: int) -> None:
         self.size = size
@@ -90,7 +92,6 @@ class Pending:
         self.shard = shard
         self.deadline = deadline
         self.pipe: Pipe | None = None
-        self.unknown = False
         self.late = False
         self.submitted = perf_counter()
 
@@ -203,7 +204,7 @@ class Dispatcher:
             or len(call.request_id) != REQUEST_ID_BYTES
         ) and (error := self._refusal(call)) is not None:
             error.request_id = call.request_id
-            told = error_to_proto(error)
+            told = not_definite_after(call.attempt, error_to_proto(error))
             self._refused[told.code] += 1
             origin.push(pb.Reply(id=call.id, error=told), _ENVELOPE_BYTES)
             return
@@ -253,8 +254,11 @@ class Dispatcher:
             if pending.pipe is not pipe:
                 return  # an attempt that was given up; the one under way will tell
             if reply.error.code == pb.CODE_WRONG_OWNER:
+                if not reply.error.definite:  # it ran, or may have run
+                    pending.call.attempt += 1
                 self._hold(pending)
                 return
+            not_definite_after(pending.call.attempt, reply.error)
         if pending.pipe is None:
             self._unhold(pending)
         self._drop(reply.id, pending)
@@ -278,7 +282,7 @@ class Dispatcher:
         self._targets = [None if target is pipe else target for target in self._targets]
         for pending in list(self._pending.values()):
             if pending.pipe is pipe:
-                pending.unknown = True
+                pending.call.attempt += 1
                 self._hold(pending)
 
     # -- routes
@@ -297,7 +301,7 @@ class Dispatcher:
         if moved:
             for pending in list(self._pending.values()):
                 if pending.shard in moved and pending.pipe is not None:
-                    pending.unknown = True
+                    pending.call.attempt += 1
                     self._hold(pending)
             for shard in moved:
                 if shard in self._held:
@@ -335,7 +339,7 @@ class Dispatcher:
         if self._held_count >= self._limits.held_max:
             self._drop(pending.call.id, pending)
             message = f"{self._limits.held_max} calls wait for shards that are not served"
-            self._fail(pending, Overloaded(message, definite=not pending.unknown, retryable=True, retry_after_s=1.0))
+            self._fail(pending, Overloaded(message, definite=True, retryable=True, retry_after_s=1.0))
             return
         pending.pipe = None
         shard = pending.shard
@@ -388,7 +392,6 @@ class Dispatcher:
         self._targets[shard] = pipe
         for pending in calls:
             call = pending.call
-            call.attempt += 1
             self.sent_again += 1
             call.timeout_ms = max(1, int((pending.deadline - now) * 1000))
             pending.pipe = pipe
@@ -409,7 +412,7 @@ class Dispatcher:
             self._unhold(pending)
             self._fail(
                 pending,
-                Unavailable(f"{what}: {self._why_held(pending.shard)}", definite=not pending.unknown, retryable=True),
+                Unavailable(f"{what}: {self._why_held(pending.shard)}", definite=True, retryable=True),
             )
         else:
             self._fail(pending, DeadlineExceeded(f"{what}: its node did not answer before the deadline", retryable=True))
@@ -449,8 +452,9 @@ class Dispatcher:
         return None
 
     def _fail(self, pending: Pending, error: HoldfastError) -> None:
+        """`error` says whether it is definite of a call whose attempts are all known."""
         error.request_id = pending.call.request_id
-        told = error_to_proto(error)
+        told = not_definite_after(pending.call.attempt, error_to_proto(error))
         self.seconds.observe(perf_counter() - pending.submitted)
         self._failed[told.code] += 1
         pending.origin.push(pb.Reply(id=pending.origin_id, error=told), _ENVELOPE_BYTES)

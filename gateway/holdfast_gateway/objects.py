@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
+from holdfast.blocking import ATTEMPT_METADATA
 from holdfast.errors import (
     HoldfastError,
     InvalidArgument,
@@ -21,6 +22,7 @@ from holdfast.errors import (
     Unavailable,
     error_to_proto,
     grpc_status,
+    not_definite_after,
 )
 from holdfast.frames import FrameWriter, ends
 from holdfast.ids import EFFECT, RequestIds, idempotent_id
@@ -46,9 +48,6 @@ _UNREAD = f"more than {BACKLOG_BYTES_MAX >> 20} MiB of replies wait to be read: 
 
 IDEMPOTENCY_METADATA = "idempotency-key"
 """Where callers of `Call` may put their key, in place of the field."""
-
-ATTEMPT_MAX = 1 << 20
-"""A call is sent again far less often, so a client's word is cut to it."""
 
 _EFFECT = bytes([EFFECT])
 _DRAIN_LOOK_S = 0.02
@@ -92,7 +91,6 @@ class ObjectsService:
         if self.draining:
             self.refused["draining"] += 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this gateway stops")
-        guest = None if self._door is None else await self._guest(context)
         is_json = request.WhichOneof("arguments") == "json"
         remaining = context.time_remaining()
         timeout_ms = request.timeout_ms
@@ -102,6 +100,8 @@ class ObjectsService:
             (str(value) for name, value in context.invocation_metadata() or () if name == IDEMPOTENCY_METADATA), ""
         )
         request_id = request.request_id
+        attempt = _attempt(context) if request_id or idempotency_key else 0
+        guest = None if self._door is None else await self._guest(context, attempt)
         if idempotency_key:
             if request_id:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a call has a request_id or an idempotency_key, not both")
@@ -110,7 +110,7 @@ class ObjectsService:
             except ValueError as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         elif request_id[:1] >= _EFFECT:
-            await _abort(context, self._taken(request_id))
+            await _abort(context, self._taken(request_id, attempt))
         own_id = bool(request_id) and not request.drawn
         if not request_id:
             request_id = self._ids.next()
@@ -121,7 +121,7 @@ class ObjectsService:
             arguments=request.json.encode() if is_json else request.msgpack,
             codec=pb.CODEC_JSON if is_json else pb.CODEC_MSGPACK,
             request_id=request_id,
-            attempt=1 if own_id else min(request.attempt, ATTEMPT_MAX),  # the caller's own id: this may well be the second time
+            attempt=attempt,
             keep_reply=own_id,
             timeout_ms=timeout_ms,
             metadata=request.metadata,
@@ -153,7 +153,7 @@ class ObjectsService:
 
     async def _serve(self, context: Any) -> bool:
         """Whether the session ends because its client does not read."""
-        guest = None if self._door is None else await self._guest(context)
+        guest = None if self._door is None else await self._guest(context, 0)
         session = _Session(asyncio.current_task(), guest, self._tracing)
         writer = session.writer
         sending = asyncio.create_task(writer.run(context.write))
@@ -208,8 +208,8 @@ class ObjectsService:
         self.refused["unread"] += session.unread
         return session.unread
 
-    async def _guest(self, context: Any) -> Guest:
-        """Who calls. Ends the call when that is not known."""
+    async def _guest(self, context: Any, attempt: int) -> Guest:
+        """Who calls. Ends the call, or the session, when that is not known."""
         assert self._door is not None
         try:
             return self._door.let_in(context)
@@ -217,26 +217,30 @@ class ObjectsService:
             self.refused["unauthenticated"] += 1
             if self._few.allow():
                 log.info("unauthenticated: %s, from %s", refused, context.peer())
-            await _abort(context, error_to_proto(Unauthenticated(str(refused), definite=True)))
+            await _abort(context, not_definite_after(attempt, error_to_proto(Unauthenticated(str(refused), definite=True))))
             raise AssertionError from None
 
     def _own_id(self, call: pb.Call) -> pb.Error | None:
         """Make the request id of a call that came with an idempotency key, or with an id that callers may not use: then why not."""
         if call.request_id or not call.idempotency_key:
-            return self._taken(call.request_id) if call.request_id else None  # one without is refused where all are checked
+            return (
+                self._taken(call.request_id, call.attempt) if call.request_id else None
+            )  # one without is refused where all are checked
         try:
             call.request_id = idempotent_id(call.kind, call.key, call.idempotency_key)
         except ValueError as error:
             self.refused["malformed"] += 1
-            return error_to_proto(InvalidArgument(str(error), path="idempotency_key", definite=True))
+            refused = error_to_proto(InvalidArgument(str(error), path="idempotency_key", definite=True))
+            return not_definite_after(call.attempt, refused)
         call.ClearField("idempotency_key")
         call.keep_reply = True
         return None
 
-    def _taken(self, request_id: bytes) -> pb.Error:
+    def _taken(self, request_id: bytes, attempt: int) -> pb.Error:
         self.refused["malformed"] += 1
         message = f"request ids that begin with {request_id[:1].hex()} are the cluster's own: use a UUIDv7, or an idempotency key"
-        return error_to_proto(InvalidArgument(message, path="request_id", definite=True, request_id=request_id))
+        refused = InvalidArgument(message, path="request_id", definite=True, request_id=request_id)
+        return not_definite_after(attempt, error_to_proto(refused))
 
     def _refusal(self, guest: Guest, call: pb.Call) -> pb.Error | None:
         """Why a call is not taken from this guest; None when it is, and is made out to it."""
@@ -253,7 +257,7 @@ class ObjectsService:
             call.caller = guest.caller
             return None
         error.request_id = call.request_id
-        return error_to_proto(error)
+        return not_definite_after(call.attempt, error_to_proto(error))
 
 
 def begin_span(tracing: Tracing, call: pb.Call) -> Span | None:
@@ -351,6 +355,12 @@ class _Waiting:
             self._guest.done(1)  # now, and not when the caller goes away: until then the call is under way
         if not self.future.done():
             self.future.set_result(reply)
+
+
+def _attempt(context: Any) -> int:
+    """How many earlier attempts of a call have an unknown outcome. Who brings an id and does not say may well have tried before."""
+    said = next((str(value) for name, value in context.invocation_metadata() or () if name == ATTEMPT_METADATA), "1")
+    return min(int(said), 1 << 20) if said.isdecimal() and len(said) < 10 else 1
 
 
 async def _abort(context: Any, error: pb.Error) -> None:

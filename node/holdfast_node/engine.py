@@ -35,6 +35,7 @@ from holdfast.errors import (
     Unavailable,
     WrongOwner,
     error_to_proto,
+    not_definite_after,
 )
 from holdfast.ids import EFFECT, RequestIds
 from holdfast.signature import Handler
@@ -210,7 +211,8 @@ class Engine:
                     self._flusher.write()  # what is committed may be staged still
                     kept = responses.find(shard, identity_of(activation.digest, handler, call), call)  # type: ignore[arg-type]
                     if kept is not None:
-                        port.reply(call.id, kept.result, kept.error, shard)
+                        error = None if kept.error is None else not_definite_after(attempt, kept.error)
+                        port.reply(call.id, kept.result, error, shard)
                         return
             if activation.turn is not None and call.chain:
                 self._check_chain(call, activation)
@@ -218,7 +220,7 @@ class Engine:
                 raise _overloaded(f"{self._limits.in_flight_max} calls are in flight on this node")
         except HoldfastError as error:
             error.request_id = request_id
-            told = error_to_proto(error, call.codec)
+            told = not_definite_after(call.attempt, error_to_proto(error, call.codec))
             if (stats := self.stats.get(call.kind)) is not None and call.method in stats:
                 refused = stats[call.method].refused
                 refused[told.code] = refused.get(told.code, 0) + 1
@@ -249,7 +251,7 @@ class Engine:
                 full.request_id = request_id
                 refused = activation.stats[handler.name].refused
                 refused[pb.CODE_OVERLOADED] = refused.get(pb.CODE_OVERLOADED, 0) + 1
-                port.reply(call.id, b"", error_to_proto(full), shard)
+                port.reply(call.id, b"", not_definite_after(call.attempt, error_to_proto(full)), shard)
                 return
             self._in_flight[request_id] = turn
             mailbox.append(turn)
@@ -294,7 +296,7 @@ class Engine:
             before.arguments,
         ):
             error = InvalidArgument(f"request id {call.request_id.hex()} is in use by another call", path="request_id", definite=True)
-            port.reply(call.id, b"", error_to_proto(error), None)
+            port.reply(call.id, b"", not_definite_after(call.attempt, error_to_proto(error)), None)
             return
         if turn.also is None:
             turn.also = []
@@ -533,6 +535,8 @@ class Engine:
         if not shard.owned and error is None:
             # Committed or not, this node may no longer speak for the shard; the next attempt finds the kept reply.
             result, error = b"", error_to_proto(_moved(shard.number))
+        if error is not None:
+            not_definite_after(turn.attempt, error)
         turn.activation.stats[turn.handler.name].ended(turn.arrived, turn.began, turn.ended_at, perf_counter(), error)
         if turn.span is not None:
             turn.span.ended(turn, error)

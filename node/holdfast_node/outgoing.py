@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from holdfast.app import kind_name
 from holdfast.errors import InvalidArgument, Overloaded, TooLarge, error_from_proto
+from holdfast.ids import EFFECT
 from holdfast.signature import decode_result, encode_arguments, return_type
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.dispatch import KEY_BYTES_MAX, DispatchLimits
 
 from holdfast_node.delivery.records import Notification, encode
+from holdfast_node.turn import RUNNING
 
 if TYPE_CHECKING:
     from holdfast_node.activation import Activation
@@ -88,6 +90,8 @@ class _Stub:
         # What earlier turns wrote must be committed before anything that may rest on it leaves the object.
         while (entry := activation.uncommitted) is not None and not entry.abandoned:
             await entry.settled()
+        if turn.state != RUNNING:
+            raise RuntimeError("the turn was abandoned at its deadline: it was answered, and may not call any more")
         remaining = turn.remaining_s if self._timeout is None else min(self._timeout, turn.remaining_s)
         call = pb.Call(
             kind=self._name,
@@ -95,7 +99,8 @@ class _Stub:
             method=method,
             arguments=arguments,
             request_id=derived_id(turn.request_id, number, self._name, self._key, method, arguments),
-            attempt=turn.attempt,
+            # An alarm, a notification or a deletion runs again under its id, which does not tell whether it ran before.
+            attempt=turn.attempt or int(turn.request_id[0] >= EFFECT),
             timeout_ms=max(1, int(remaining * 1000)),
             metadata=turn.call.metadata,  # with the turn's span, when it has one
             chain=chain,

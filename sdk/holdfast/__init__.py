@@ -21,6 +21,7 @@ from holdfast.errors import (
     Unavailable,
     WrongOwner,
 )
+from holdfast.forks import ForkedError
 from holdfast.ids import new_request_id
 from holdfast.object import DurableObject
 from holdfast.tls import TLS
@@ -35,6 +36,7 @@ __all__ = [
     "DeadlineExceeded",
     "Deadlock",
     "DurableObject",
+    "ForkedError",
     "HoldfastError",
     "InternalError",
     "InvalidArgument",

@@ -2,6 +2,8 @@
 
 It makes unary calls on gRPC's own threads and needs no event loop, so it also works beside one. A call that meets a gateway which
 is away is sent again with the same request id, to the next gateway, until its deadline: its effect happens once.
+
+A client connects when it is first used, in the process that uses it. It may be inherited by a fork (holdfast.forks).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any, TypeVar, cast
 import grpc
 from google.rpc.status_pb2 import Status
 
+from holdfast import forks
 from holdfast.app import kind_name
 from holdfast.budget import RATIO, Budgets
 from holdfast.channels import CHANNEL_OPTIONS, check_address
@@ -28,6 +31,9 @@ from holdfast.tracing import ClientTracing, of_application
 from holdfast.v1 import objects_pb2 as pb
 
 T = TypeVar("T")
+
+ATTEMPT_METADATA = "holdfast-attempt"
+"""Where a caller of `Objects.Call` with a request id of its own says how many earlier attempts have an unknown outcome; else 1."""
 
 _BACKOFF_S = (0.05, 1.0)
 
@@ -48,42 +54,64 @@ class BlockingClient:
             raise ValueError("name at least one gateway, as host:port")
         for endpoint in endpoints:
             check_address(endpoint)
+        if tls is not None:
+            tls.credentials()  # what is wrong with it is told now
+        self._tls = tls
+        if not callable(token):
+            authorization(token)  # the same
         self._token = token
         self._tracing = ClientTracing(of_application()) if tracing else None
-        self._tls = tls
         self._endpoints = endpoints
-        self._connect()
-        self._use = random.randrange(len(endpoints))
         self._timeout = timeout
-        self._budgets = Budgets(retry_budget)
-        self._budgets_lock = threading.Lock()
-        self._connect_lock = threading.Lock()
+        self._retry_budget = retry_budget
         self._ids = RequestIds()
+        self._closed = False
+        self._begin()
+        forks.register(self)
 
-    def _connect(self) -> None:
-        self._files = None if self._tls is None else self._tls.state()
-        self._channels = [(endpoint, _open(endpoint, self._tls)) for endpoint in self._endpoints]
-        self._calls = [
-            channel.unary_unary(
-                "/holdfast.v1.Objects/Call",
-                request_serializer=pb.CallRequest.SerializeToString,
-                response_deserializer=pb.CallResponse.FromString,
-            )
-            for _, channel in self._channels
-        ]
+    def _begin(self) -> None:
+        """What each process has of its own."""
+        self._connections: _Connections | None = None
+        self._lock = threading.Lock()
+        self._use = random.randrange(len(self._endpoints))
+        self._budgets = Budgets(self._retry_budget)
+        self._budgets_lock = threading.Lock()
+
+    def before_fork(self) -> bool:
+        """Close the connections; calls of other threads on them are sent again. See `holdfast.forks`."""
+        with self._lock:
+            before, self._connections = self._connections, None
+        if before is not None:
+            before.close()
+        return True
+
+    def after_fork(self) -> None:
+        """Begin anew in a child."""
+        if self._connections is not None:
+            forks.abandon(self._connections)
+        self._begin()
+
+    def _connected(self) -> _Connections:
+        """The connections, opened if there are none."""
+        with self._lock:
+            if self._closed:
+                raise Unavailable("the client was closed")
+            if self._connections is None:
+                forks.opened()
+                self._connections = _Connections(self._endpoints, self._tls)
+            return self._connections
 
     def _connect_again(self) -> None:
         """When files of certificates have changed: a channel connects with those that it was made with, for ever."""
-        with self._connect_lock:
-            if self._tls is None or self._tls.state() == self._files:
+        with self._lock:
+            before = self._connections
+            if self._tls is None or before is None or self._tls.state() == before.files:
                 return
-            before = self._channels
             try:
-                self._connect()
+                self._connections = _Connections(self._endpoints, self._tls)
             except (OSError, ValueError):
                 return  # they are being written: the next try has them
-        for _, channel in before:
-            channel.close()  # calls of other threads on it are sent again
+        before.close()  # calls of other threads on it are sent again
 
     def __enter__(self) -> BlockingClient:
         return self
@@ -92,9 +120,12 @@ class BlockingClient:
         self.close()
 
     def close(self) -> None:
-        """End the connections."""
-        for _, channel in self._channels:
-            channel.close()
+        """End the connections. Calls of other threads fail; whether they took effect is not known."""
+        with self._lock:
+            self._closed = True
+            connections, self._connections = self._connections, None
+        if connections is not None:
+            connections.close()
 
     def get(
         self,
@@ -126,6 +157,7 @@ class BlockingClient:
         """One call with a msgpack payload; its msgpack result. Raises as `Client.call` does."""
         check_own_id(kind, key, request_id, idempotency_key)
         deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
+        own = request_id is not None or idempotency_key is not None
         request = pb.CallRequest(kind=kind, key=key, method=method, msgpack=arguments, metadata=metadata)
         if idempotency_key is not None:
             request.idempotency_key = idempotency_key
@@ -135,19 +167,21 @@ class BlockingClient:
             request.request_id = self._ids.next()
             request.drawn = True
         if request.ByteSize() > CALL_BYTES_MAX:
-            raise TooLarge(f"a call of {request.ByteSize()} bytes, at most {CALL_BYTES_MAX}", definite=True)
+            raise TooLarge(f"a call of {request.ByteSize()} bytes, at most {CALL_BYTES_MAX}", definite=not own)
+        attempt = int(own)  # the caller's own id: this may well be the second time
         if self._tracing is None:
-            return self._send(request, deadline)
+            return self._send(request, attempt, deadline)
         span = self._tracing.began(kind, key, method, request.metadata)
         try:
-            result = self._send(request, deadline)
+            result = self._send(request, attempt, deadline)
         except BaseException as error:
             self._tracing.ended(span, error)
             raise
         self._tracing.ended(span, None)
         return result
 
-    def _send(self, request: pb.CallRequest, deadline: float) -> bytes:
+    def _send(self, request: pb.CallRequest, attempt: int, deadline: float) -> bytes:
+        """Send until there is an answer. `attempt` counts the attempts of unknown outcome (docs/errors.md, "Definite errors")."""
         kind = request.kind
         backoff, longest = _BACKOFF_S
         retries = 0
@@ -156,15 +190,25 @@ class BlockingClient:
         while True:
             left = max(deadline - time.monotonic(), 0.001)
             request.timeout_ms = max(1, int(left * 1000))
+            shown = (*(authorization(self._token) or ()), (ATTEMPT_METADATA, str(attempt)))
             use = self._use
-            try:
-                reply: pb.CallResponse = self._calls[use](
-                    request, timeout=left + DEADLINE_SLACK_S, metadata=authorization(self._token)
-                )
-                return reply.msgpack
-            except grpc.RpcError as failed:
-                error = _error(failed, request, self._channels[use][0])
-            request.attempt += 1
+            with forks.in_grpc():
+                try:
+                    connections = self._connected()
+                except Unavailable as closed:
+                    closed.definite = not attempt
+                    closed.request_id = request.request_id
+                    raise
+                try:
+                    reply: pb.CallResponse = connections.calls[use](request, timeout=left + DEADLINE_SLACK_S, metadata=shown)
+                    return reply.msgpack
+                except grpc.RpcError as failed:
+                    error = _error(failed, request, self._endpoints[use])
+                except ValueError as closed_before:  # another thread, or a fork, has closed the channel
+                    error = _GatewayAway(f"{request.kind}/{request.key}.{request.method}(): {closed_before}")
+            if not error.definite:
+                attempt += 1
+            error.definite = not attempt
             if not isinstance(error, _GatewayAway):
                 pause = retry_pause(error.retry_after_s, retries)
                 retries += 1
@@ -175,13 +219,35 @@ class BlockingClient:
                         raise error
                 time.sleep(pause)
                 continue
+            if self._connections is not connections and time.monotonic() < deadline:
+                continue  # closed on this side, for a fork or for new certificates: the gateway is not away
             pause = backoff * random.uniform(0.5, 1.0)
             if time.monotonic() + pause >= deadline:
                 raise Unavailable(error.message, retryable=True, request_id=request.request_id)
-            self._use = (use + 1) % len(self._calls)
+            self._use = (use + 1) % len(self._endpoints)
             self._connect_again()
             time.sleep(pause)
             backoff = min(backoff * 2, longest)
+
+
+class _Connections:
+    """A channel to each gateway, of one process."""
+
+    def __init__(self, endpoints: tuple[str, ...], tls: TLS | None) -> None:
+        self.files = None if tls is None else tls.state()
+        self._channels = [_open(endpoint, tls) for endpoint in endpoints]
+        self.calls = [
+            channel.unary_unary(
+                "/holdfast.v1.Objects/Call",
+                request_serializer=pb.CallRequest.SerializeToString,
+                response_deserializer=pb.CallResponse.FromString,
+            )
+            for channel in self._channels
+        ]
+
+    def close(self) -> None:
+        for channel in self._channels:
+            channel.close()
 
 
 def _open(endpoint: str, tls: TLS | None) -> grpc.Channel:

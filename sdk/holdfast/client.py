@@ -1,9 +1,9 @@
 """The asynchronous client: typed stubs over one batched stream, which reconnects and sends again by itself.
 
 A call that was under way when a connection broke is sent again on the next one with the same request id and
-`attempt + 1`, so its effect happens once. What is refused as OVERLOADED or UNAVAILABLE, and could succeed later, is sent again
-after a pause (full jitter, and what the refusal asks for), while the budget lasts and the deadline allows. A caller sees an error
-only from the object, from a limit, or at the deadline.
+`attempt + 1`, so its effect happens once. A call that is refused as OVERLOADED or UNAVAILABLE, and could succeed later, is sent
+again after a pause (full jitter, and what the refusal asks for), while the budget lasts and the deadline allows. A caller sees an
+error only from the object, from a limit, or at the deadline.
 """
 
 from __future__ import annotations
@@ -18,11 +18,21 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
 
+from holdfast import forks
 from holdfast.app import kind_name
 from holdfast.budget import RATIO, Budgets
 from holdfast.channels import MESSAGE_BYTES_MAX, check_address, open_client_channel
 from holdfast.deadlines import Deadlines
-from holdfast.errors import DeadlineExceeded, HoldfastError, Overloaded, TooLarge, Unauthenticated, Unavailable, error_from_proto
+from holdfast.errors import (
+    DeadlineExceeded,
+    HoldfastError,
+    Overloaded,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    error_from_proto,
+    not_definite_after,
+)
 from holdfast.frames import FrameWriter, ends
 from holdfast.ids import EFFECT, REQUEST_ID_BYTES, RequestIds, idempotent_id
 from holdfast.signature import decode_result, encode_arguments, return_type
@@ -55,7 +65,7 @@ _RETRIED = (pb.CODE_OVERLOADED, pb.CODE_UNAVAILABLE)
 
 
 class _Pending:
-    """A call that waits for its reply."""
+    """A call that waits for its reply. `sent`: on this connection, and not answered yet."""
 
     __slots__ = ("deadline", "future", "message", "resting", "retries", "sent")
 
@@ -66,6 +76,11 @@ class _Pending:
         self.sent = False
         self.resting = False  # it is to be sent again after a pause
         self.retries = 0
+
+    @property
+    def untouched(self) -> bool:
+        """Whether certainly no attempt has had, or can have, an effect (the rule of `definite` in holdfast.errors)."""
+        return not self.sent and not self.message.attempt
 
 
 class Client:
@@ -103,8 +118,23 @@ class Client:
         self._writer: FrameWriter[pb.Call] | None = None
         self._task: asyncio.Task[None] | None = None
         self._last_error = ""
+        self._forked = False
+        forks.register(self)
+
+    def before_fork(self) -> bool:
+        """An open connection cannot be taken from the loop: a child of this moment cannot use gRPC. See `holdfast.forks`."""
+        return self._task is None
+
+    def after_fork(self) -> None:
+        """In a child: neither use nor free what belongs to the parent's loop."""
+        if self._task is not None:
+            forks.abandon((self._task, self._writer, self._pending, self._loop))
+            self._task, self._writer, self._pending = None, None, {}
+            self._forked = True
 
     async def __aenter__(self) -> Client:
+        self._check_forked()
+        forks.opened()
         self._loop = asyncio.get_running_loop()
         self._deadlines = Deadlines(self._pending, self._expire)
         self._task = asyncio.create_task(self._run(), name="holdfast client")
@@ -115,6 +145,8 @@ class Client:
 
     async def close(self) -> None:
         """End the connection. Calls under way fail with Unavailable; whether they took effect is not known."""
+        if self._forked:
+            return  # it is the parent's
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -123,7 +155,7 @@ class Client:
         for pending in self._pending.values():
             if not pending.future.done():
                 pending.future.set_exception(
-                    Unavailable("the client was closed", definite=not pending.sent, request_id=pending.message.request_id)
+                    Unavailable("the client was closed", definite=pending.untouched, request_id=pending.message.request_id)
                 )
         self._pending.clear()
 
@@ -183,11 +215,12 @@ class Client:
     ) -> asyncio.Future[bytes]:
         """Send a call; the future of its encoded result."""
         if self._task is None:
+            self._check_forked()
             raise RuntimeError("the client is not open: use it as `async with holdfast.connect(...) as client`")
         if len(self._pending) >= CALLS_IN_FLIGHT_MAX:
             raise Overloaded(
                 f"{CALLS_IN_FLIGHT_MAX} calls in flight on this client",
-                definite=True,
+                definite=request_id is None and idempotency_key is None,
                 retryable=True,
                 retry_after_s=0.1,
             )
@@ -216,7 +249,9 @@ class Client:
         span = None if self._tracing is None else self._tracing.began(kind, key, method, message.metadata)
         size = message.ByteSize()
         if size > CALL_BYTES_MAX:  # gRPC would end the stream, and every other call on it
-            raise TooLarge(f"a call of {size} bytes, at most {CALL_BYTES_MAX}", definite=True)
+            raise TooLarge(
+                f"a call of {size} bytes, at most {CALL_BYTES_MAX}", definite=request_id is None and idempotency_key is None
+            )
         loop = self._loop
         future: asyncio.Future[bytes] = loop.create_future()
         deadline = loop.time() + timeout + DEADLINE_SLACK_S
@@ -229,6 +264,13 @@ class Client:
             pending.sent = True
             self._writer.push(message, size)
         return future
+
+    def _check_forked(self) -> None:
+        if self._forked:
+            raise forks.ForkedError(
+                "this asyncio client was open when its process was forked: its connection and its loop are the parent's. "
+                "Open a client in the child, and fork before the parent opens one; a blocking client may be inherited"
+            )
 
     def _traced(self, span: Span, done: asyncio.Future[bytes]) -> None:
         assert self._tracing is not None
@@ -272,7 +314,7 @@ class Client:
         for number, pending in list(self._pending.items()):
             del self._pending[number]
             if not pending.future.done():
-                error = Unauthenticated(why, definite=not pending.sent, request_id=pending.message.request_id)
+                error = Unauthenticated(why, definite=pending.untouched, request_id=pending.message.request_id)
                 pending.future.set_exception(error)
 
     async def _session(self, call: Any) -> None:
@@ -289,7 +331,7 @@ class Client:
             if pending.resting:
                 continue
             message = pending.message
-            if pending.sent:
+            if pending.sent:  # on the connection before
                 message.attempt += 1
             message.timeout_ms = max(1, int((pending.deadline - DEADLINE_SLACK_S - self._loop.time()) * 1000))
             pending.sent = True
@@ -306,8 +348,10 @@ class Client:
                     result = reply.result
                     if result:
                         done.future.set_result(result)
-                    elif not (reply.error.retryable and reply.error.code in _RETRIED and self._retry(done, reply.error)):
-                        done.future.set_exception(error_from_proto(reply.error, done.message.codec))
+                        continue
+                    error = not_definite_after(done.message.attempt, reply.error)
+                    if not (error.retryable and error.code in _RETRIED and self._retry(done, error)):
+                        done.future.set_exception(error_from_proto(error, done.message.codec))
         finally:
             self._writer = None
             sending.cancel()
@@ -320,6 +364,9 @@ class Client:
             return False
         pending.retries += 1
         pending.resting = True
+        pending.sent = False
+        if not error.definite:
+            pending.message.attempt += 1
         self._pending[pending.message.id] = pending
         self._loop.call_later(pause, self._again, pending)
         return True
@@ -329,8 +376,8 @@ class Client:
         message = pending.message
         if message.id not in self._pending or pending.future.done() or self._writer is None:
             return  # without a connection: the next one takes it along
-        message.attempt += 1
         message.timeout_ms = max(1, int((pending.deadline - DEADLINE_SLACK_S - self._loop.time()) * 1000))
+        pending.sent = True
         self._writer.push(message, message.ByteSize())
 
     def _expire(self, pending: _Pending) -> None:
@@ -342,12 +389,17 @@ class Client:
         if self._writer is None:
             error: HoldfastError = Unavailable(
                 f"{what}: no gateway reached before the deadline; {self._last_error or 'not connected yet'}",
-                definite=not pending.sent,
+                definite=pending.untouched,
                 retryable=True,
                 request_id=message.request_id,
             )
         else:
-            error = DeadlineExceeded(f"{what}: no reply before the deadline", retryable=True, request_id=message.request_id)
+            error = DeadlineExceeded(
+                f"{what}: no reply before the deadline",
+                definite=pending.untouched,
+                retryable=True,
+                request_id=message.request_id,
+            )
         pending.future.set_exception(error)
 
 

@@ -4,6 +4,20 @@ Every error answers two questions that a caller has to ask. `definite`: did the 
 `retryable`: can the same request succeed later? A call whose outcome is unknown (`definite` is false) may be repeated
 with the same request id: the effect still happens once.
 
+The rule of `definite`. An error is definite only if no attempt of the request, at any hop, has had or can ever have an effect. An
+error of one attempt says nothing of the others. So every call carries `attempt`, the number of its attempts whose outcome is unknown:
+
+1. Whoever sends a call again has counted the attempt before, unless that was answered by a definite error. An attempt is counted when
+   its sender gives it up: its connection broke, its shard moved, or its answer was not definite.
+2. Whoever makes an error for a call calls it definite only if `attempt` is 0, and if this very delivery has no effect: it was refused
+   before it ran, or was rolled back before it had called another object.
+3. Whoever passes an error on calls it definite only if it is, and if `attempt` is 0 by its own count.
+4. A call whose caller brought a request id or an idempotency key begins at 1: only the caller knows of attempts before. So do the
+   calls of turns whose own attempt is not 0, and of turns that notifications and alarms cause.
+
+A call may be sent again and again with attempt 0: nothing is left of those before. In doubt an attempt counts. `not_definite_after`
+applies the rule to an error.
+
 On the wire an error is a `holdfast.v1.Error`. `error_from_proto` and `error_to_proto` are each other's inverse, except
 that a class of the user's own arrives as `ApplicationError` with its name in `type`.
 """
@@ -202,6 +216,13 @@ def error_to_proto(error: HoldfastError, codec: pb.Codec = pb.CODEC_MSGPACK) -> 
         case Deadlock():
             out.cycle.extend(error.cycle)
     return out
+
+
+def not_definite_after(attempt: int, error: pb.Error) -> pb.Error:
+    """The error, not definite if an earlier attempt of its call has an unknown outcome (the rule of `definite`, above)."""
+    if attempt and error.definite:
+        error.definite = False
+    return error
 
 
 def error_from_proto(message: pb.Error, codec: pb.Codec = pb.CODEC_MSGPACK) -> HoldfastError:

@@ -6,14 +6,11 @@ import base64
 import os
 import struct
 import time
-from collections.abc import Iterator
 from hashlib import blake2b
 
 REQUEST_ID_BYTES = 16
 
-_RANDOM_AT_ONCE = 256
 _pack = struct.Struct(">QQ").pack
-_unpack = struct.Struct(f">{_RANDOM_AT_ONCE}Q").unpack
 
 
 KEYED = 0xFF
@@ -29,33 +26,34 @@ IDEMPOTENCY_KEY_BYTES_MAX = 255
 
 
 class RequestIds:
-    """Makes request ids: unique among all makers by 62 random bits, increasing within one maker, and not to be foretold from others:
-    who knew the id of a call that is about to be made could have it refused, or joined to a call of his own.
+    """Makes request ids that differ in every process, thread and interpreter, and that others cannot foretell: whoever knew the id
+    of a call that is about to be made could have it refused, or joined to a call of their own.
 
     Layout: 48 bits of Unix time in ms | 4 bits version | 12 bits counter | 2 bits variant | 62 random bits.
+
+    The random bits alone make an id unique, and the kernel gives them for each id anew. Bits that are drawn ahead are copied by
+    `fork`, and by a snapshot of the machine: two calls then have one id, and one of them never takes effect.
     """
 
+    __slots__ = ("_count", "_ms")
+
     def __init__(self) -> None:
-        self._random: Iterator[int] = iter(())
         self._ms = 0
         self._count = 0
 
     def next(self) -> bytes:
-        """A new id, 16 bytes. Ids of one maker increase, also when the clock steps back or a ms holds over 4,095 of them."""
+        """Return a new id, 16 bytes. The ids of one thread increase, also when the clock steps back or a ms holds over 4,095."""
         ms = time.time_ns() // 1_000_000
-        if ms > self._ms:
-            self._ms = ms
-            self._count = 0
-        else:
-            self._count += 1
-            if self._count > 0xFFF:
-                self._ms += 1
-                self._count = 0
-        low = next(self._random, None)
-        if low is None:
-            self._random = iter(_unpack(os.urandom(8 * _RANDOM_AT_ONCE)))
-            low = next(self._random)
-        return _pack(self._ms << 16 | 0x7000 | self._count, 0x8000_0000_0000_0000 | low & 0x3FFF_FFFF_FFFF_FFFF)
+        count = 0
+        if ms <= self._ms:
+            ms = self._ms
+            count = self._count + 1
+            if count > 0xFFF:
+                ms += 1
+                count = 0
+        self._ms, self._count = ms, count
+        low = int.from_bytes(os.urandom(8), "big")
+        return _pack(ms << 16 | 0x7000 | count, 0x8000_0000_0000_0000 | low & 0x3FFF_FFFF_FFFF_FFFF)
 
 
 def id_prefix(time_ms: int) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from holdfast import Alarm, App, DurableObject
+from typing import ClassVar
+
+from holdfast import Alarm, App, DurableObject, Rejected
 from holdfast.verify.app import Account as GoodAccount
 from holdfast.verify.app import Clock as GoodClock
 from holdfast.verify.app import Journal as GoodJournal
@@ -52,13 +54,22 @@ class Counter(DurableObject):
 
 @app.kind("holdfast.verify.journal")
 class Journal(GoodJournal):
-    """Every tenth element is stored twice."""
+    """Every tenth element is stored twice. Some are kept outside the storage, and their callers told that they were refused."""
+
+    kept: ClassVar[dict[str, list[str]]] = {}
 
     async def append(self, element: str) -> int:
         place = await super().append(element)
         if place % 10 == 9:
             await super().append(element)
+        if element.endswith("7"):
+            Journal.kept.setdefault(self.key, []).append(element)
+            raise Rejected("it is there all the same")
         return place
+
+    async def elements(self, start: int = 0, limit: int = 1000) -> list[str]:
+        stored = await super().elements(start, limit)
+        return stored or Journal.kept.get(self.key, [])[start - self.storage.get("length", int, default=0) :]
 
 
 @app.kind("holdfast.verify.station")

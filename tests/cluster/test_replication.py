@@ -54,13 +54,17 @@ def start(cluster: Processes, nodes: int, *options: str) -> Any:
 
 @pytest.mark.timeout(400)
 def test_every_promise_is_kept_under_every_fault(tmp_path: Path) -> None:
-    """kill -9, SIGSTOP for 10 s, a rolling restart, a one-way partition, etcd killed, a drain, a join and a lost disk, under load."""
+    """kill -9, SIGSTOP for 10 s, a rolling restart, a one-way partition, etcd killed, a drain, a join, a lost disk, and
+    a gateway that dies together with a node, under load.
+    """
     picture = tmp_path / "timeline.svg"
-    done = run("verify", "--duration", "1", "--seed", "5", "--json", "--picture", str(picture), timeout=380)
+    done = run("verify", "--duration", "1", "--seed", "5", "--json", "--picture", str(picture), timeout=400)
     report = json.loads(done.stdout)
     assert done.returncode == 0, (report, done.stderr)
     assert (report["lost"], report["doubled"], report["linearizable"]) == ([], [], "yes")
-    assert len(report["faults"]) == 8
+    assert len(report["faults"]) == 9
+    assert report["definite_errors_with_an_effect"] == []
+    assert min(report["hasty_calls"].values()) > 0, report["hasty_calls"]  # there were such errors
     assert report["acknowledged"] > 2_000
     assert min(report["token_hops"], report["transfers"], report["alarms"]) > 100
     assert (report["failed"], report["unknown"]) == (0, 0), report["errors"]  # callers see latency, not errors
@@ -79,6 +83,7 @@ def test_verify_fails_when_a_promise_is_broken(cluster: Processes, tmp_path: Pat
     broken = " ".join([*report["lost"], *report["doubled"]])
     for what in ("token ", "all accounts together", "clock ", "counter ", "journal "):
         assert what in broken, report
+    assert "which certainly failed" in " ".join(report["definite_errors_with_an_effect"])
     assert report["linearizable"] == "no"
     refused = run("verify", "--faults", "kill,flood")
     assert (refused.returncode, "there are kill, pause" in refused.stderr) == (1, True)

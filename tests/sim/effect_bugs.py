@@ -1,12 +1,15 @@
-"""Engines that each break one rule of what happens exactly once. The simulator has to catch every one of them."""
+"""Engines and dispatchers that each break one rule of what happens exactly once. The simulator has to catch every one of them."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
+from holdfast.errors import HoldfastError
 from holdfast.ids import effect_id
 from holdfast.v1 import objects_pb2 as pb
+from holdfast_cluster.dispatch import Dispatcher, Pending
+from holdfast_cluster.pipe import Pipe
 from holdfast_node import keys
 from holdfast_node.activation import Activation
 from holdfast_node.delivery.alarms import Inside, following, shown
@@ -111,6 +114,37 @@ class TrustsFirstAttempts(Engine):
         super().deliver(call, port)
 
 
+class ForgetsAttemptsBeforeItself(Dispatcher):
+    """Takes its own attempts for all that there are: what the call arrived with is forgotten when it fails here."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._came: dict[int, int] = {}
+
+    def submit(self, call: pb.Call, origin: Any) -> None:
+        self._came[self._number + 1] = call.attempt
+        super().submit(call, origin)
+
+    def _fail(self, pending: Pending, error: HoldfastError) -> None:
+        pending.call.attempt -= self._came[pending.call.id]
+        super()._fail(pending, error)
+
+
+class DoesNotCountWhatABrokenPipeTook(Dispatcher):
+    """Sends what was on a broken pipe again as if it had never been sent."""
+
+    def on_pipe_down(self, pipe: Pipe) -> None:
+        before = {number: pending.call.attempt for number, pending in self._pending.items() if pending.pipe is pipe}
+        super().on_pipe_down(pipe)
+        for number, attempt in before.items():
+            if (pending := self._pending.get(number)) is not None:
+                pending.call.attempt = attempt
+
+
+DISPATCHER_BUGS: dict[str, type[Dispatcher]] = {
+    "a retry's earlier attempts forgotten": ForgetsAttemptsBeforeItself,
+    "attempt not counted when its pipe breaks": DoesNotCountWhatABrokenPipeTook,
+}
 BUGS: dict[str, type[Engine]] = {
     "dedup record outside the entry": KeepsMarksOutsideTheEntry,
     "outbox record dropped before the receiver committed": DropsNotificationsBeforeTheReceiverCommitted,

@@ -1,7 +1,9 @@
 """A simulated world for what happens exactly once: calls, notifications, alarms, under crashes, fail-overs and bad links.
 
 It runs the very engine, turns, deliveries and kept replies of production, with the objects of `holdfast verify`, on an event loop
-whose time is virtual. What replication.py proves is taken for granted here, and simulated as what it promises: a shard's entries are
+whose time is virtual. Beside them callers come through gateways (gateways.py).
+
+What replication.py proves is taken for granted here, and simulated as what it promises: a shard's entries are
 committed in order, by the owner of its epoch only, and what was on its way when an owner died is committed or not. One seed is one
 world.
 """
@@ -25,6 +27,7 @@ from holdfast.errors import Unavailable, error_to_proto
 from holdfast.ids import RequestIds
 from holdfast.v1 import objects_pb2 as pb
 from holdfast.verify.app import app
+from holdfast_cluster.dispatch import Dispatcher
 from holdfast_cluster.ring import shard_of
 from holdfast_node.commit import Entry
 from holdfast_node.delivery.outbox import OutboxLimits
@@ -32,6 +35,9 @@ from holdfast_node.engine import Engine, EngineLimits
 from holdfast_node.replication.changes import Until
 from holdfast_node.replies import ResponseCache, stage_forgotten
 from holdfast_node.shards import FOR_EVER, Shard, Shards
+
+from .gateways import Front, Pipe
+from .verdicts import Broken
 
 SHARDS = 8
 NODES = 3
@@ -46,10 +52,6 @@ RUNG_MIN = int(UNDER_FIRE_S * 1000 / EVERY_MS)
 """How often a clock is rung in a world, in the end: one whose last attempt failed is tried again two seconds later."""
 START_MS = 1_800_000_000_000
 LIMITS = EngineLimits(outbox=OutboxLimits(backoff_s=(0.1, 5.0)), turn_timeout_s=5.0)
-
-
-class Broken(AssertionError):
-    """Something happened twice, or never."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -174,6 +176,8 @@ class SimNode:
     def __init__(self, world: EffectsWorld, name: str) -> None:
         self.world = world
         self.name = name
+        world.lives += 1
+        self.life = world.lives
         self.up = True
         loop = asyncio.get_running_loop()
         self.store = Memory()
@@ -352,15 +356,17 @@ class _Port:
 
 
 class EffectsWorld:
-    """Everything there is. `engine` can be replaced by a broken one."""
+    """Everything there is. `engine` and `dispatcher` can be replaced by broken ones."""
 
-    def __init__(self, seed: int, engine: type[Engine] = Engine) -> None:
+    def __init__(self, seed: int, engine: type[Engine] = Engine, dispatcher: type[Dispatcher] = Dispatcher) -> None:
         self.chance = random.Random(seed)
         self.engine = engine
         self.loss, self.doubled, self.late = 0.03, 0.05, 0.02
         self.truths = [Truth(number) for number in range(SHARDS)]
         self.working = True
         self.transfers = 0
+        self.lives = 0
+        self.front = Front(self, seed, dispatcher)
         self._before: dict[int, SimNode] = {}
 
     async def live(self) -> None:
@@ -370,12 +376,14 @@ class EffectsWorld:
             self.chance.choice(self.nodes).take(truth)
         self._client = Router(self, None)
         self._ids = RequestIds()
+        self.front.begin()
         async with asyncio.TaskGroup() as group:
             for i in range(TOKENS):
                 group.create_task(self.ask("station", STATIONS[i], "arrive", f"token {i}", 0, STATIONS))
             for key in CLOCKS:
                 group.create_task(self.ask("clock", key, "start", EVERY_MS))
             trouble = group.create_task(self._trouble())
+            group.create_task(self.front.call())
             for i in range(4):
                 group.create_task(self._transfer(i))
             await asyncio.sleep(UNDER_FIRE_S)
@@ -441,6 +449,7 @@ class EffectsWorld:
                 node.lose(truth)
                 asyncio.get_running_loop().call_later(self.chance.random() * 2, self._fail_over, truth)
         node.up = False
+        self.front.died(node)
         for number in range(SHARDS):
             node.forget(number)
         asyncio.get_running_loop().call_later(self.chance.random(), self._restart, i)
@@ -489,7 +498,7 @@ class EffectsWorld:
     # -- the end
 
     async def _check(self) -> None:
-        """Like `holdfast verify`: tokens, money and times are all there, once."""
+        """Like `holdfast verify`: tokens, money and times are all there, once; and what callers were told of their calls is true."""
         loop = asyncio.get_running_loop()
         for key in STATIONS:
             await self.ask("station", key, "halt")
@@ -518,6 +527,7 @@ class EffectsWorld:
         total = sum([await self.ask("account", key, "balance") for key in ACCOUNTS])
         if total:
             raise Broken(f"the sum is constant: it is {total} after {self.transfers} transfers")
+        self.definite = await self.front.check()
         self.alarms = 0
         for key in CLOCKS:
             await self.ask("clock", key, "stop")
@@ -538,10 +548,10 @@ class _Future:
             self._future.set_result(reply)
 
 
-def live(seed: int, engine: type[Engine] = Engine) -> EffectsWorld:
+def live(seed: int, engine: type[Engine] = Engine, dispatcher: type[Dispatcher] = Dispatcher) -> EffectsWorld:
     """One world from beginning to end. Raises Broken with the seed."""
     loop = VirtualLoop()
-    world = EffectsWorld(seed, engine)
+    world = EffectsWorld(seed, engine, dispatcher)
     modules = ("engine", "delivery.deliveries", "delivery.letters")
     with contextlib.ExitStack() as stack:
         stack.callback(loop.close)
@@ -549,6 +559,11 @@ def live(seed: int, engine: type[Engine] = Engine) -> EffectsWorld:
             stack.enter_context(mock.patch(f"holdfast_node.{module}.boottime", loop.time))
         stack.enter_context(mock.patch("time.time_ns", loop.time_ns))
         stack.enter_context(mock.patch("os.urandom", world.chance.randbytes))
+        stack.enter_context(mock.patch("holdfast_cluster.dispatch.RemotePipe", Pipe))
+        stack.enter_context(mock.patch("holdfast_cluster.dispatch.random", world.front.chance))
+        stack.enter_context(mock.patch("holdfast.client.random", world.front.chance))
+        stack.enter_context(mock.patch("holdfast.client.open_client_channel", world.front.channel))
+        stack.enter_context(mock.patch("holdfast.forks.opened"))
         stack.enter_context(mock.patch("random.Random", lambda *given: _seeded(world, *given)))
         try:
             loop.run_until_complete(world.live())

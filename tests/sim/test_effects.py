@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from holdfast_cluster.dispatch import Dispatcher
 from holdfast_node.engine import Engine
 
-from .effect_bugs import BUGS
-from .effects import Broken, live
+from .effect_bugs import BUGS, DISPATCHER_BUGS
+from .effects import live
+from .verdicts import Broken
 
 SEEDS = int(os.environ.get("SEEDS", "400"))
 PARTS = 4
@@ -28,13 +30,15 @@ def _quiet() -> Iterator[None]:
 @pytest.mark.parametrize("part", range(PARTS))
 def test_every_effect_happens_once_in_every_world(part: int) -> None:
     seeds = range(part, SEEDS, PARTS)
-    hops = transfers = alarms = 0
+    hops = transfers = alarms = definite = 0
     for seed in seeds:
         world = live(seed)
         hops += world.hops
         transfers += world.transfers
         alarms += world.alarms
+        definite += world.definite
     assert min(hops, transfers, alarms) > 50 * len(seeds)  # they work, too
+    assert definite > 5 * len(seeds)
 
 
 def test_a_seed_is_one_story() -> None:
@@ -51,9 +55,17 @@ def test_every_planted_bug_is_caught(bug: str) -> None:
     assert any(rule in caught for rule in ("once", "constant", "in order")), caught
 
 
-def broken_in(seed: int, engine: type[Engine]) -> Broken | None:
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("bug", DISPATCHER_BUGS)
+def test_every_planted_bug_of_the_dispatcher_is_caught(bug: str) -> None:
+    caught = next((str(error) for seed in range(BUG_SEEDS_MAX) if (error := broken_in(seed, Engine, DISPATCHER_BUGS[bug]))), None)
+    assert caught is not None, f"not caught in {BUG_SEEDS_MAX} worlds"
+    assert any(rule in caught for rule in ("definite", "once")), caught
+
+
+def broken_in(seed: int, engine: type[Engine], dispatcher: type[Dispatcher] = Dispatcher) -> Broken | None:
     try:
-        live(seed, engine)
+        live(seed, engine, dispatcher)
     except Broken as broken:
         return broken
     return None

@@ -5,7 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from holdfast.errors import WrongOwner, error_to_proto
+import pytest
+from holdfast.errors import (
+    CODES,
+    DeadlineExceeded,
+    HoldfastError,
+    NotFound,
+    Overloaded,
+    Rejected,
+    WrongOwner,
+    error_to_proto,
+)
 from holdfast.ids import RequestIds
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.dispatch import Dispatcher, DispatchLimits
@@ -188,6 +198,94 @@ async def test_what_a_gone_origin_has_sent_is_answered_to_its_heir() -> None:
     assert (dispatcher.in_flight, dispatcher.held) == (1, 0)
     dispatcher.on_reply(pipe, pb.Reply(id=pipe.sent[0].id, result=b"\x01"))
     assert (origin.replies, len(heir.replies), dispatcher.in_flight) == ([], 1, 0)
+    await dispatcher.close()
+
+
+DEFINITE = [
+    WrongOwner("refused before it ran", definite=True, retryable=True),
+    Overloaded("the mailbox is full", definite=True, retryable=True),
+    DeadlineExceeded("rolled back", definite=True),
+    Rejected("no"),
+    NotFound("no such method", definite=True),
+]
+
+
+def refused(number: int, error: HoldfastError) -> pb.Reply:
+    return pb.Reply(id=number, error=error_to_proto(error))
+
+
+@pytest.mark.parametrize("error", DEFINITE[1:], ids=lambda error: error.code)
+@pytest.mark.parametrize(
+    "before", ["arrived as a retry", "pipe broke", "shard moved", "refused and perhaps run", "refused", "nothing"]
+)
+async def test_a_definite_error_is_passed_on_only_if_no_earlier_attempt_is_unknown(error: HoldfastError, before: str) -> None:
+    feed, pipe, dispatcher, origin = world()
+    feed.show(view(1))
+    dispatcher.submit(call(attempt=int(before == "arrived as a retry")), origin)
+    number = pipe.sent[0].id
+    match before:
+        case "pipe broke":
+            dispatcher.on_pipe_down(pipe)
+        case "shard moved":
+            feed.show(view(2))
+        case "refused and perhaps run":
+            dispatcher.on_reply(pipe, wrong_owner(number))
+        case "refused":
+            dispatcher.on_reply(pipe, refused(number, DEFINITE[0]))
+    again = before not in ("arrived as a retry", "nothing")
+    await until(lambda: len(pipe.sent) == 1 + again)
+    unknown = before not in ("refused", "nothing")
+    assert pipe.sent[-1].attempt == int(unknown)  # the next hop has to know as well
+    dispatcher.on_reply(pipe, refused(number, error))
+    (reply,) = origin.replies
+    assert (reply.error.code, reply.error.definite) == (CODES[error.code][0], not unknown)
+    await dispatcher.close()
+
+
+@pytest.mark.parametrize("attempt", [0, 1, 7])
+async def test_no_refusal_of_the_dispatchers_own_is_definite_for_a_call_that_arrives_as_a_retry(attempt: int) -> None:
+    feed, _pipe, dispatcher, origin = world(DispatchLimits(in_flight_max=3, held_max=1, argument_bytes_max=10))
+    dispatcher.submit(call(1, attempt=attempt), origin)  # no routes yet
+    feed.show(view(1, Member("other", "127.0.0.1:2", 1, "h")))
+    dispatcher.submit(call(2, attempt=attempt, timeout_ms=50), origin)  # held until its deadline
+    dispatcher.submit(call(3, attempt=attempt), origin)  # the queue is full
+    dispatcher.submit(call(4, attempt=attempt, arguments=b"x" * 11), origin)
+    dispatcher.submit(call(5, attempt=attempt, key="k" * 1025), origin)
+    dispatcher.submit(call(6, attempt=attempt, request_id=b"short"), origin)
+    await until(lambda: len(origin.replies) == 6)
+    feed.show(view(1))
+    for number in (7, 8, 9, 10):
+        dispatcher.submit(call(number, attempt=attempt), origin)  # the last is too much
+    assert sorted(reply.id for reply in origin.replies) == [1, 2, 3, 4, 5, 6, 10]
+    assert {reply.error.definite for reply in origin.replies} == {attempt == 0}
+    await dispatcher.close()
+
+
+@pytest.mark.parametrize("sent_before", [False, True])
+async def test_a_call_that_overflows_the_queue_or_ends_in_it_tells_whether_it_was_sent(sent_before: bool) -> None:
+    feed, _pipe, dispatcher, origin = world(DispatchLimits(held_max=1))
+    if sent_before:
+        feed.show(view(1))
+    for number in (1, 2):
+        dispatcher.submit(call(number, timeout_ms=80), origin)
+    feed.show(view(2, Member("other", "127.0.0.1:2", 1, "h")))
+    if not sent_before:
+        origin.replies.clear()  # they came before the routes
+        for number in (1, 2):
+            dispatcher.submit(call(number, timeout_ms=80), origin)
+    await until(lambda: len(origin.replies) == 2)
+    assert [reply.error.code for reply in origin.replies] == [pb.CODE_OVERLOADED, pb.CODE_UNAVAILABLE]
+    assert {reply.error.definite for reply in origin.replies} == {not sent_before}
+    await dispatcher.close()
+
+
+async def test_a_call_that_was_held_and_never_sent_is_a_first_attempt_when_it_is_sent() -> None:
+    feed, pipe, dispatcher, origin = world()
+    feed.show(view(1, Member("other", "127.0.0.1:2", 1, "h")))
+    dispatcher.submit(call(), origin)
+    feed.show(view(2))
+    await until(lambda: pipe.sent)
+    assert pipe.sent[0].attempt == 0
     await dispatcher.close()
 
 

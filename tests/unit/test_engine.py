@@ -57,6 +57,30 @@ async def test_a_first_attempt_that_arrives_after_its_retry_was_run_is_not_run_a
     assert await bench.answered(bench.call("a", "increment", request_id=request_id, attempt=0)) == [1]
 
 
+async def test_a_node_calls_no_error_definite_when_an_attempt_before_is_unknown(bench: Bench) -> None:
+    for attempt in (0, 1):
+        errors = await bench.answered(
+            bench.call("a", "nonsense", attempt=attempt),
+            bench.call("k" * 2000, "value", attempt=attempt),
+            bench.call("a", "increment_then", "raise", attempt=attempt),
+            bench.call("a", "increment", "no number", attempt=attempt),
+        )
+        assert {error.definite for error in errors} == {attempt == 0}, errors
+
+
+async def test_who_joins_a_turn_as_a_retry_makes_its_error_indefinite_for_all(bench: Bench) -> None:
+    bench.may_sync.clear()
+    wrote = bench.call("a", "increment")
+    request_id = IDS.next()
+    first = bench.call("a", "increment_then", "raise", request_id=request_id)  # its error waits for the write before it
+    again = bench.call("a", "increment_then", "raise", request_id=request_id, attempt=1)
+    other = bench.call("a", "increment", request_id=request_id, attempt=1)  # another call under the same id
+    bench.may_sync.set()
+    errors = (await bench.answered(wrote, first, again, other))[1:]
+    assert [error.code for error in errors] == [pb.CODE_APPLICATION, pb.CODE_APPLICATION, pb.CODE_INVALID_ARGUMENT]
+    assert not any(error.definite for error in errors)
+
+
 async def test_nothing_of_the_engine_grows_with_calls_that_ended(bench: Bench) -> None:
     for i in range(50):
         await bench.answered(bench.call(f"k{i % 5}", "increment"), bench.call(f"k{i % 5}", "increment_then", "raise"))

@@ -44,7 +44,7 @@ CODE_UNAUTHENTICATED: Code
 CODE_PERMISSION_DENIED: Code
 
 class CallRequest(_message.Message):
-    __slots__ = ("kind", "key", "method", "json", "msgpack", "request_id", "metadata", "idempotency_key", "timeout_ms", "drawn", "attempt")
+    __slots__ = ("kind", "key", "method", "json", "msgpack", "request_id", "metadata", "idempotency_key", "timeout_ms", "drawn")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -62,7 +62,6 @@ class CallRequest(_message.Message):
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     DRAWN_FIELD_NUMBER: _ClassVar[int]
-    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     kind: str
     key: str
     method: str
@@ -73,8 +72,7 @@ class CallRequest(_message.Message):
     idempotency_key: str
     timeout_ms: int
     drawn: bool
-    attempt: int
-    def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ..., method: _Optional[str] = ..., json: _Optional[str] = ..., msgpack: _Optional[bytes] = ..., request_id: _Optional[bytes] = ..., metadata: _Optional[_Mapping[str, str]] = ..., idempotency_key: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., drawn: bool = ..., attempt: _Optional[int] = ...) -> None: ...
+    def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ..., method: _Optional[str] = ..., json: _Optional[str] = ..., msgpack: _Optional[bytes] = ..., request_id: _Optional[bytes] = ..., metadata: _Optional[_Mapping[str, str]] = ..., idempotency_key: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., drawn: bool = ...) -> None: ...
 
 class CallResponse(_message.Message):
     __slots__ = ("json", "msgpack", "request_id", "epoch")

@@ -54,9 +54,9 @@ def verify(
     picture: Path,
     as_json: bool,
 ) -> None:
-    """Run a cluster under load and faults, then check every reply: nothing acknowledged is lost, nothing happened twice, and there is
-    an order of all calls that explains what each of them answered. Exit status 1 when a promise was broken, 3 when the cluster did
-    not become whole again.
+    """Run a cluster under load and faults, then check every reply: nothing acknowledged is lost, nothing happened twice, nothing
+    happened of which an error said that it certainly had not, and there is an order of all calls that explains what each of them
+    answered. Exit status 1 when a promise was broken, 3 when the cluster did not become whole again.
 
     \b
     Examples:
@@ -100,6 +100,7 @@ class _Run:
         self._chance = random.Random(seed)
         self.bands: list[Band] = []
         self.made: list[Made] = []
+        self.hasty: list[Made] = []
         self.findings = Findings()
         self.failed = ""
         self.seconds = 0.0
@@ -113,7 +114,7 @@ class _Run:
             assert target is not None
             async with connect(target, timeout=_CALL_TIMEOUT_S) as client:
                 work = Workload(client, self._clients, _THINK_S, self._seed, f"{self._seed}-{time.time_ns()}")
-                self.made = work.made
+                self.made, self.hasty = work.made, work.hasty
                 stop = asyncio.Event()
                 calling = asyncio.create_task(work.run(stop))
                 try:
@@ -185,6 +186,7 @@ class _Run:
             "unknown": len(unknown),
             "lost": found.lost,
             "doubled": found.doubled,
+            "definite_errors_with_an_effect": found.definite,
             "linearizable": order,
             "registers_checked": found.registers,
             "not_linearizable": found.not_linearizable,
@@ -193,6 +195,11 @@ class _Run:
             "alarms": found.alarms,
             "p99_ms": round(latencies[int(len(latencies) * 0.99)] * 1e3, 1) if latencies else 0.0,
             "slowest_without_fault_ms": round(max((one.ended - one.began for one in calm), default=0.0) * 1e3, 1),
+            "hasty_calls": {
+                "acknowledged": sum(one.ok is True for one in self.hasty),
+                "failed": sum(one.ok is False for one in self.hasty),
+                "unknown": sum(one.ok is None for one in self.hasty),
+            },
             "faults": {
                 fault: {"times": len(longest), "longest_wait_s": round(max(longest), 2), "waits_s": [round(w, 2) for w in longest]}
                 for fault, longest in by_fault.items()
@@ -212,7 +219,15 @@ class _Run:
             f"\n{len(made):,} operations in {self.seconds:.0f} s (seed {self._seed}): {acknowledged:,} acknowledged, "
             f"{len(failed)} failed without effect, {len(unknown)} with an unknown outcome"
         )
-        console.print(f"lost {len(found.lost)}, doubled {len(found.doubled)}, linearizable: {order} ({found.registers} registers)")
+        hasty = [sum(one.ok is ok for one in self.hasty) for ok in (True, False, None)]
+        console.print(
+            f"{len(self.hasty):,} with short deadlines beside them: {hasty[0]:,} acknowledged, {hasty[1]:,} failed without effect, "
+            f"{hasty[2]:,} with an unknown outcome"
+        )
+        console.print(
+            f"lost {len(found.lost)}, doubled {len(found.doubled)}, there although it certainly failed {len(found.definite)}"
+        )
+        console.print(f"linearizable: {order} ({found.registers} registers)")
         console.print(
             f"{found.hops:,} hops of tokens by notification, {found.transfers:,} transfers by call and by notification, "
             f"{found.alarms:,} alarms: each once"
@@ -226,7 +241,7 @@ class _Run:
         for fault, longest in sorted(by_fault.items()):
             table.add_row(fault, str(len(longest)), f"{max(longest):.2f} s")
         console.print(table)
-        for line in (*found.lost, *found.doubled, *found.not_linearizable)[:50]:
+        for line in (*found.lost, *found.doubled, *found.definite, *found.not_linearizable)[:50]:
             console.print(f"[red]broken[/red]: {line}")
         for line in found.undecided[:10]:
             console.print(f"not decided: {line}")

@@ -18,7 +18,7 @@ from holdfast.local import ClusterFailed, LocalCluster, free_port
 from holdfast.v1 import admin_pb2
 from holdfast.verify.proxy import FaultProxy
 
-FAULTS = ("kill", "pause", "restart", "partition", "etcd", "drain", "join", "disk")
+FAULTS = ("kill", "pause", "restart", "partition", "etcd", "drain", "join", "disk", "gateway")
 APP = "holdfast.verify.app"
 
 _WHOLE_S = 90.0
@@ -204,6 +204,10 @@ async def strike(fault: str, victims: Victims, chance: random.Random) -> tuple[s
                 pass
 
             return f"{new} joined", 0.0, nothing
+        case "gateway":
+            await asyncio.gather(victims.end("gateway", signal.SIGKILL), victims.end(name, signal.SIGKILL))
+            victims.start_gateway("gateway", victims.gateway_port)
+            return f"the gateway and {name} killed at once", 5.0, lambda: victims.node(name)
         case "disk":
             await victims.end(name, signal.SIGKILL)
             victims.lose_disk(name)

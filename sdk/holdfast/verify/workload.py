@@ -33,6 +33,9 @@ _SETTLE_S = 120.0
 _STILL_S = 15.0  # longer than what waits after such a run pauses between two attempts
 _GENERATION_S = 15.0  # registers are new ones after that: a history that is short is checked quickly
 _PAGE = 1000
+_HASTY = 3
+_HASTY_JOURNALS = 4
+_HASTY_TIMEOUTS_S = (0.002, 0.02, 0.2, 1.0)
 
 
 @dataclass(slots=True)
@@ -47,10 +50,11 @@ class Made:
 
 @dataclass
 class Findings:
-    """What the histories say. Empty lists are what one wants."""
+    """What the histories say. Empty lists are what one wants. `definite`: effects of calls whose errors said that there was none."""
 
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
+    definite: list[str] = field(default_factory=list)
     not_linearizable: list[str] = field(default_factory=list)
     undecided: list[str] = field(default_factory=list)
     registers: int = 0
@@ -60,7 +64,7 @@ class Findings:
 
     @property
     def broken(self) -> bool:
-        return bool(self.lost or self.doubled or self.not_linearizable)
+        return bool(self.lost or self.doubled or self.definite or self.not_linearizable)
 
 
 class Workload:
@@ -78,7 +82,10 @@ class Workload:
         self._zero = time.monotonic()
         self._values = itertools.count(1)
         self.made: list[Made] = []
+        self.hasty: list[Made] = []
+        """Calls with deadlines that are too short in trouble: they are there to be refused, and each refusal is checked."""
         self._registers: dict[str, list[Call]] = defaultdict(list)
+        self._refused: dict[str, set[int]] = defaultdict(set)  # values that registers certainly never had
         self._increments: dict[str, list[tuple[bool | None, int]]] = defaultdict(list)
         self._appends: dict[str, dict[str, bool | None]] = defaultdict(dict)
         self._stations = [f"{run_id}-{i}" for i in range(_STATIONS)]
@@ -99,6 +106,8 @@ class Workload:
         async with asyncio.TaskGroup() as group:
             for i in range(self._clients):
                 group.create_task(self._work(i, random.Random(self._random.random()), stop))
+            for i in range(_HASTY):
+                group.create_task(self._hurry(i, random.Random(self._random.random()), stop))
 
     async def _work(self, i: int, chance: random.Random, stop: asyncio.Event) -> None:
         while not stop.is_set():
@@ -114,6 +123,14 @@ class Workload:
                 await self._increment(f"{self._run}-{chance.randrange(_COUNTERS)}")
             else:
                 await self._append(f"{self._run}-{chance.randrange(_JOURNALS)}", f"{i}-{next(self._values)}")
+            await asyncio.sleep(chance.expovariate(1 / self._think_s))
+
+    async def _hurry(self, i: int, chance: random.Random, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            key, element = f"{self._run}-hasty-{chance.randrange(_HASTY_JOURNALS)}", f"hasty {i}-{next(self._values)}"
+            self._appends[key][element] = None
+            call = self._client.get(Journal, key, timeout=chance.choice(_HASTY_TIMEOUTS_S)).append(element)
+            _, _, self._appends[key][element], _ = await self._make(call, self.hasty)
             await asyncio.sleep(chance.expovariate(1 / self._think_s))
 
     async def _register(self, key: str, chance: random.Random) -> None:
@@ -136,6 +153,8 @@ class Workload:
             self._registers[key].append(Call(began, ended, what, result))
         elif ok is None and what[0] != "read":
             self._registers[key].append(Call(began, NEVER, what))
+        elif what[0] != "read":
+            self._refused[key].add(value)
 
     async def _increment(self, key: str) -> None:
         _, _, ok, result = await self._make(self._client.get(Counter, key).increment())
@@ -156,17 +175,18 @@ class Workload:
         while (await self._make(method(taker, amount)))[2] is not True:
             await asyncio.sleep(0.2)
 
-    async def _make(self, coroutine: Any) -> tuple[float, float, bool | None, Any]:
+    async def _make(self, coroutine: Any, made: list[Made] | None = None) -> tuple[float, float, bool | None, Any]:
+        made = self.made if made is None else made
         began = self.now()
         try:
             result = await coroutine
         except HoldfastError as error:
             ended = self.now()
             ok = False if error.definite else None
-            self.made.append(Made(began, ended, ok, f"{error.code}: {error.message}"))
+            made.append(Made(began, ended, ok, f"{error.code}: {error.message}"))
             return began, ended, ok, None
         ended = self.now()
-        self.made.append(Made(began, ended, True))
+        made.append(Made(began, ended, True))
         return began, ended, True, result
 
     async def check(self) -> Findings:
@@ -182,7 +202,10 @@ class Workload:
             if value < acknowledged:
                 found.lost.append(f"counter {key} is {value}, but {acknowledged} increments were acknowledged")
             if value > acknowledged + unknown:
-                found.doubled.append(f"counter {key} is {value}, but only {acknowledged} and perhaps {unknown} more were made")
+                refused = sum(ok is False for ok, _ in increments)
+                (found.definite if value <= acknowledged + unknown + refused else found.doubled).append(
+                    f"counter {key} is {value}, but only {acknowledged} and perhaps {unknown} more were made, {refused} were not"
+                )
             twice = [n for n, times in Tally(n for ok, n in increments if ok).items() if times > 1]
             if twice:
                 found.doubled.append(f"counter {key} answered {twice[:5]} twice")
@@ -193,7 +216,12 @@ class Workload:
             times = Tally(there)
             found.lost += [f"journal {key} has not {e}, which was acknowledged" for e, ok in elements.items() if ok and not times[e]]
             found.doubled += [f"journal {key} has {e} {n} times" for e, n in times.items() if n > 1]
-            found.doubled += [f"journal {key} has {e}, which certainly failed" for e in times if elements.get(e, False) is False]
+            found.definite += [f"journal {key} has {e}, which certainly failed" for e in times if elements.get(e) is False]
+            found.doubled += [f"journal {key} has {e}, which nobody appended" for e in times if e not in elements]
+        for key, never in self._refused.items():
+            seen = {call.result for call in self._registers[key] if call.what[0] == "read"}
+            seen.add(await self._client.get(Register, key).read())
+            found.definite += [f"register {key} had {value}, whose write certainly failed" for value in sorted(never & seen)]
         for key, calls in self._registers.items():
             order = await asyncio.to_thread(linearizable, calls, register, 0)
             if order is False:

@@ -1,0 +1,153 @@
+"""Forks of a process that uses gRPC.
+
+gRPC's threads and sockets do not live on in a child: two processes would write into one connection, and a lock that another thread
+held stays locked. gRPC makes itself new in the child, but only if no thread is inside it at the moment of the fork. So:
+
+- Before a fork the connections of all blocking clients are closed, and the fork waits until no thread is in a call. A child inherits
+  no connection. The parent sends calls that were under way again, with the same request id. The next call of either process connects.
+- An open `Client` always has a thread in gRPC. A child of such a process cannot use gRPC at all, and `check_usable` says so.
+- gRPC ends itself, in a thread, when its last channel goes. A child of that moment would wait for the thread for ever. One channel,
+  which connects to nothing, is therefore kept.
+
+Servers may fork without telling Python (uWSGI without `py-call-osafterfork`). Blocking clients compare the process id as well.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+from weakref import WeakSet
+
+import grpc
+
+_QUIET_S = 5.0
+"""How long a fork waits for threads to leave gRPC. Their calls are cancelled, so they leave at once."""
+_LOOK_S = 0.02
+
+
+class ForkedError(RuntimeError):
+    """A client was inherited by a forked process that cannot use it."""
+
+
+class Connected(Protocol):
+    """A client that this process may inherit to others."""
+
+    def before_fork(self) -> bool:
+        """Close the connections; whether gRPC is free of this client's threads then."""
+
+    def after_fork(self) -> None:
+        """In the child: begin as a new client does."""
+
+
+class _Forks:
+    """The state of this process. The lock is reentrant: a signal handler may call while its own thread is in a call."""
+
+    def __init__(self) -> None:
+        self.clients: WeakSet[Connected] = WeakSet()
+        self.unusable = ""
+        self.begin()
+
+    def begin(self) -> None:
+        self.pid = os.getpid()
+        self.changed = threading.Condition()
+        self.forking = 0
+        self.inside: dict[int, int] = {}  # calls by thread
+        self.found_busy = False
+        self.grpc_used = False
+
+    def before(self) -> None:
+        me = threading.get_ident()
+        with self.changed:
+            self.forking += 1
+            clients = list(self.clients)
+        for _ in range(int(_QUIET_S / _LOOK_S)):
+            free = [client.before_fork() for client in clients]  # again and again: a thread that was about to connect has done so
+            with self.changed:
+                if self.changed.wait_for(lambda: not self.inside.keys() - {me}, _LOOK_S):
+                    break
+        with self.changed:
+            self.found_busy = bool(self.inside) or not all(free)
+
+    def after_in_parent(self) -> None:
+        with self.changed:
+            self.forking -= 1
+            self.changed.notify_all()
+
+    def untold(self) -> None:
+        """Python was not told of the fork that made this process."""
+        self.pid = os.getpid()
+        self.found_busy = bool(self.inside)
+        self.after_in_child()
+
+    def after_in_child(self) -> None:
+        switched_off = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "1").lower() in ("0", "false", "no", "off", "f", "n")
+        if self.found_busy:
+            self.unusable = "a thread of it was in gRPC, as an open asyncio client's is"
+        elif self.grpc_used and switched_off:
+            self.unusable = "GRPC_ENABLE_FORK_SUPPORT switches gRPC's own part in it off"
+        self.begin()
+        for client in list(self.clients):
+            client.after_fork()
+
+
+_forks = _Forks()
+_anchor: grpc.Channel | None = None
+_abandoned: list[Any] = []
+os.register_at_fork(before=_forks.before, after_in_parent=_forks.after_in_parent, after_in_child=_forks.after_in_child)
+
+
+def register(client: Connected) -> None:
+    """Tell a client of forks as long as it lives."""
+    with _forks.changed:
+        _forks.clients.add(client)
+
+
+def check_usable() -> None:
+    """Raise ForkedError in a process that cannot use gRPC."""
+    if _forks.unusable:
+        raise ForkedError(
+            f"this process cannot use gRPC: the process that forked it was using it ({_forks.unusable}). "
+            "Fork before the client is opened, or start processes with multiprocessing's spawn or forkserver"
+        )
+
+
+def opened() -> None:
+    """A channel is about to be opened in this process. Raises ForkedError where that cannot work."""
+    global _anchor
+    check_usable()
+    _forks.grpc_used = True
+    if _anchor is None:
+        _anchor = grpc.insecure_channel("127.0.0.1:1", options=[("grpc.use_local_subchannel_pool", 1)])
+
+
+def abandon(inherited: Any) -> None:
+    """Keep what a child inherited from being closed or freed: both would go through the parent's gRPC."""
+    _abandoned.append(inherited)
+
+
+@contextmanager
+def in_grpc() -> Iterator[None]:
+    """Around a call: no fork begins while a thread is in it, and none enters while a fork is under way."""
+    me = threading.get_ident()
+    forks = _forks
+    if forks.pid != os.getpid():
+        forks.untold()
+    changed = forks.changed
+    with changed:
+        while forks.forking and me not in forks.inside:
+            changed.wait()
+        forks.inside[me] = forks.inside.get(me, 0) + 1
+    try:
+        yield
+    finally:
+        with changed:
+            left = forks.inside.get(me, 1) - 1
+            if left:
+                forks.inside[me] = left
+            else:
+                forks.inside.pop(me, None)
+            if forks.forking:
+                changed.notify_all()
