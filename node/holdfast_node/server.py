@@ -20,7 +20,7 @@ from holdfast.tls import Certificates
 from holdfast.tracing import start as trace_process
 from holdfast.v1 import admin_pb2
 from holdfast_cluster.clock import boottime
-from holdfast_cluster.controller import Controller
+from holdfast_cluster.controller import AT_ONCE_S, Controller
 from holdfast_cluster.dispatch import Dispatcher
 from holdfast_cluster.etcd import Etcd, EtcdError
 from holdfast_cluster.feed import ViewFeed
@@ -225,7 +225,14 @@ class NodeServer:
 
         feed.listeners.append(follow)
         self._controller = controller = Controller(
-            etcd, keys, feed, membership, settings.id, config.members_min or settings.replication, config.repair_after_s
+            etcd,
+            keys,
+            feed,
+            membership,
+            settings.id,
+            config.members_min or settings.replication,
+            config.repair_after_s,
+            at_once_s=max(AT_ONCE_S, config.lease_ttl_s),  # leases of members that die together end so far apart at most
         )
         loop_lag = Histogram()
         page: MetricsPage | None = None
