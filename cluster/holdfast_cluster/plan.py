@@ -10,12 +10,13 @@ Rules, for each shard, the first that applies:
   a moment is waited for, as long as enough others are in sync to write. One that was superseded is not: its disk was replaced, so
   its place in the in-sync set counts for nothing. Shards with the fewest copies come first.
 - leave: a member that stops, drains or whose disk is full owns nothing if anybody in sync can take over, at once and for all of
-  its shards; one that stops is taken out of the in-sync sets as well, so that nobody waits for it, as long as enough others are in sync to write.
+  its shards; one that stops is taken out of the in-sync sets as well, so that nobody waits for it, as long as enough others are in
+  sync to write.
 - move, a few shards at a time: what the ring wants and is not there joins; then the owner is asked to hand over to the ring's
   favourite; then what the ring does not want is asked to leave. Never fewer copies on the way than before. Quiet shards begin,
   the busiest come last: by then most of the load that makes a hand-over costly has other places to go.
 
-A member whose disk is full gets no new copy, and keeps those that it has: it frees room by leaving, when it has to.
+A member whose disk is full gets no new copy: the ring's next one gets it. It keeps the copies that it has, while the ring wants them.
 
 Members that are away for a moment (`expected`, or stopping) keep their place on the ring: a restart moves no data. When more than a
 third is away nothing moves at all, whatever the reason is; fail-over and repair go on.
@@ -81,6 +82,7 @@ class _Plan:
         self.away = {name: member for name, member in expected.items() if name not in view.members}
         self.active = {name for name in view.members if view.state_of(name) == "active"}
         self.stopping = {name for name in view.members if view.state_of(name) == "stopping"}
+        self.full = {name for name in view.members if view.state_of(name) == "full"}
         self.forming = len(self.active) >= members_min
         self.ring = view.ring_with(self.away)
         self.calm = not too_many_away(view, expected)
@@ -195,17 +197,17 @@ class _Plan:
             return None  # handing over already, or nobody could take it
         if now.handover and now.handover not in now.in_sync:
             return msgspec.structs.replace(now, handover="")  # it fell out meanwhile
-        wanted = self.ring.preference_list(shard, self.copies)
+        wanted = self._wanted(shard, now)
         started = _is_moving(now)
         if not wanted or (not started and self.moving >= MOVES_MAX):
             return None  # everybody drains; or enough is on its way
         missing = [name for name in wanted if name not in now.in_sync and name not in now.joining and name in self.active]
         if missing:
             to = msgspec.structs.replace(now, joining=(*now.joining, missing[0]), handover="", leaving=())
-        elif now.joining or any(name not in now.in_sync or name not in self.active for name in wanted):
+        elif now.joining or any(name not in now.in_sync or name not in self.active | self.full for name in wanted):
             return None  # on its way, or not possible now
         else:
-            handover = "" if now.owner == wanted[0] else wanted[0]
+            handover = wanted[0] if wanted[0] in self.active and wanted[0] != now.owner else ""
             spare = not handover and len(wanted) >= self.copies
             leaving = tuple(name for name in now.in_sync if name not in wanted) if spare else ()
             to = msgspec.structs.replace(now, handover=handover, leaving=leaving)
@@ -213,6 +215,21 @@ class _Plan:
             return None
         self.moving += not started
         return to
+
+    def _wanted(self, shard: int, now: Assignment) -> list[str]:
+        """Who should have a copy, the one that should own the shard first: whom the ring names, but that a full member gets no more.
+
+        Whoever has the copy in its place keeps it meanwhile.
+        """
+        favourites = self.ring.preference_list(shard, len(self.ring.nodes))
+        wanted = favourites[: self.copies]
+        if not self.full.isdisjoint(wanted):
+            wanted = [name for name in wanted if name not in self.full or name in now.in_sync]
+            others = [name for name in favourites if name in self.active and name not in wanted]
+            others.sort(key=lambda name: name not in now.in_sync)
+            wanted += others[: self.copies - len(wanted)]
+            wanted.sort(key=lambda name: name != now.owner)  # it stays where it is as long as the ring does not get its way
+        return wanted
 
 
 def _is_moving(now: Assignment) -> bool:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Event, Thread
 
-import holdfast
 import pytest
 from conftest import Processes
-from holdfast.blocking import BlockingClient
-from holdfast.errors import HoldfastError
 from holdfast.local import free_port
+from load import Load
 from test_replication import wait_until, whole
 
-KEYS = 60
 REPAIR_AFTER_S = 600
 """Far beyond the test: copies that come back in it were not made because a patience was over."""
 
@@ -30,48 +24,6 @@ def cluster(tmp_path: Path) -> Iterator[Processes]:
         yield processes
     finally:
         processes.stop()
-
-
-class Load:
-    """Increments from a thread of its own, and which of them were acknowledged, or may have happened."""
-
-    def __init__(self, gateway: str) -> None:
-        self._gateway = gateway
-        self._stop = Event()
-        self.acknowledged: Counter[str] = Counter()
-        self.unknown: Counter[str] = Counter()
-        self._thread = Thread(target=lambda: asyncio.run(self._run()))
-
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    async def _run(self) -> None:
-
-        async with holdfast.connect(self._gateway, timeout=30) as client:
-
-            async def increment(key: str) -> None:
-                while not self._stop.is_set():
-                    try:
-                        await client.get("Counter", key).increment()
-                        self.acknowledged[key] += 1
-                    except HoldfastError as error:
-                        if not error.definite:
-                            self.unknown[key] += 1
-                        await asyncio.sleep(0.05)
-                    await asyncio.sleep(0.02)
-
-            await asyncio.gather(*(increment(f"k{i}") for i in range(KEYS)))
-
-    def check(self, gateway: str) -> None:
-        """Every acknowledged increment is there, and nothing that nobody made."""
-        with BlockingClient(gateway, timeout=40) as client:
-            for key, count in self.acknowledged.items():
-                assert count <= client.get("Counter", key).value() <= count + self.unknown[key], key
 
 
 @pytest.mark.timeout(240)

@@ -384,6 +384,25 @@ def test_a_full_member_gets_no_copy_and_none_that_was_on_its_way() -> None:
     assert plan(with_state(joined, "full", "e"), 1) == []
 
 
+def test_with_a_full_member_the_others_still_drain_and_join() -> None:
+    picture, _ = settle(replicated(*NODES))
+    full = with_state(picture, "full", "a")
+    held = {shard for shard, versioned in picture.assignments.items() if "a" in versioned.assignment.in_sync}
+    after, _ = settle(msgspec.structs.replace(full, drains={"b": Drain(0.0)}))
+    assert all("b" not in versioned.assignment.in_sync for versioned in after.assignments.values())
+    assert held >= {shard for shard, versioned in after.assignments.items() if "a" in versioned.assignment.in_sync}
+    assert all(versioned.assignment.owner not in "ab" for versioned in after.assignments.values())
+    took = 0
+    for name in "fghij":
+        new = Member(name, "127.0.0.1:6", 1, f"h-{name}")
+        joined, _ = settle(msgspec.structs.replace(full, members={**full.members, name: new}))
+        assert any(name in versioned.assignment.in_sync for versioned in joined.assignments.values())
+        holds = {shard for shard, versioned in joined.assignments.items() if "a" in versioned.assignment.in_sync}
+        assert holds <= held
+        took += len(held - holds)
+    assert took, "who joins takes copies off a full one too"
+
+
 def test_a_full_member_becomes_an_owner_only_when_nobody_else_can() -> None:
     full = with_state(replicated(*NODES, assignments={0: Versioned(Assignment(2, "z", 1, ("z", "a", "b")), 7)}), "full", "a")
     [one] = [t for t in plan(full, 9) if t.shard == 0]

@@ -18,7 +18,7 @@ import msgspec
 
 from holdfast_node import keys
 from holdfast_node.replication.events import LogEntry, Persist, Position
-from holdfast_node.store import Batch, Store
+from holdfast_node.store import Batch, Store, remove_files
 
 log = logging.getLogger(__name__)
 
@@ -157,8 +157,7 @@ class CopyStore:
     def discard(self, state: bytes) -> None:
         """Remove the files of a snapshot that was not installed."""
         files = msgspec.msgpack.decode(state, type=SnapshotFiles)
-        for path in (*files.state, *files.replies):
-            Path(path).unlink(missing_ok=True)
+        remove_files(Path(path) for path in (*files.state, *files.replies))
 
     def base(self, shard: int) -> Position:
         """Where the log of a shard begins, by the newest batch."""
