@@ -59,6 +59,7 @@ _STOP_GRACE_S = 0.5
 _REPLICATION_TICK_S = 0.05
 _READINESS_S = 0.25
 _DISK_STATE_S = 0.25
+_CRITICAL_S = 2.0  # before a node leaves: by then it knows of the others whose disks have become full at the same time
 
 
 class NodeServer:
@@ -417,6 +418,7 @@ async def _tell_of_disk(
     watch: DiskWatch, membership: Membership, feed: ViewFeed, single: SingleCopies | None, no_room: asyncio.Event
 ) -> None:
     """Tell the cluster whether the disk is full, and set `no_room` when it is critical and the node is not needed."""
+    calm_at = boottime()
     while True:
         state = "full" if watch.full else "active"
         if single is not None:
@@ -427,7 +429,10 @@ async def _tell_of_disk(
             except EtcdError as error:
                 log.debug("cannot tell that this node is %s: %s; still trying", state, error)
         me = membership.member
-        if single is None and watch.level is Level.CRITICAL and me is not None and not _is_needed(feed.view, me.id):
+        if watch.level is not Level.CRITICAL:
+            calm_at = boottime()
+        waited = boottime() - calm_at > _CRITICAL_S
+        if single is None and waited and me is not None and not _is_needed(feed.view, me.id):
             log.error("%s: the node leaves, and comes back when there is room", watch.full)
             no_room.set()
         await asyncio.sleep(_DISK_STATE_S)
@@ -508,8 +513,8 @@ class Replication:
     def _full(self, assignment: Assignment) -> str | None:
         """Why a shard that this node owns takes no writes because of the disk; None when it does, or is about to be handed over."""
         why = self._watch.full
-        if why is None or self._watch.level is Level.CRITICAL:
-            return why
+        if why is None:
+            return None
         view = self._feed.view
         return None if any(view.state_of(name) == "active" for name in assignment.in_sync if name != self._node_id) else why
 

@@ -193,6 +193,52 @@ def test_a_write_that_finds_no_room_ends_the_node_whose_start_waits_for_room(mak
             assert client.get("Counter", key).increment() > load.acknowledged[key]
 
 
+@pytest.mark.timeout(240)
+def test_full_nodes_that_are_needed_stay_until_a_write_fails_and_lose_nothing(make: Callable[[int], Cluster]) -> None:
+    cluster = make(3)
+    disks = [cluster.disk(name, 400) for name in ("n2", "n3")]
+    cluster.start_all("--disk-reserve", "100", nodes=3, app=APP)
+    cluster.wait_ready(cluster.gateway)
+    wait_until(cluster, whole)
+    with Load(cluster.gateway, ROW_BYTES, keys=16, pause_s=0.005, timeout=3) as load:
+        wait_for(lambda: load.count > 100, "no load")
+        for disk in disks:
+            disk.fill(10 * MIB)
+        assert [cluster.exit_code(name, 60) for name in ("n2", "n3")] == [EXIT_DISK_FULL] * 2
+        wait_for(lambda: not load.goes_on(), "it takes writes")
+    alone = pytest.raises(holdfast.Unavailable, match="read-only: 1 copies are in sync")
+    with BlockingClient(cluster.gateway, timeout=5) as client, alone:
+        client.get("Counter", "other").increment()
+    for disk in disks:
+        disk.empty()
+    for name in ("n2", "n3"):
+        cluster.node(name, "--disk-reserve", "100", app=APP)
+    wait_until(cluster, whole)
+    assert "raceback" not in cluster.said("n2") + cluster.said("n3")
+    cluster.kill("n1")
+    load.check(cluster.gateway)
+
+
+@pytest.mark.timeout(240)
+def test_workers_whose_disk_is_full_are_started_again_and_wait_for_room(make: Callable[[int], Cluster]) -> None:
+    cluster = make(1)
+    disk = cluster.disk("n1", 400)
+    cluster.start_all("--workers", "2", "--members-min", "2", "--disk-reserve", "0", nodes=1, app=APP)
+    cluster.wait_ready(cluster.gateway)
+    wait_until(cluster, whole)
+    with Load(cluster.gateway, ROW_BYTES, keys=16, pause_s=0.005, timeout=3) as load:
+        wait_for(lambda: load.count > 200, "no load")
+        disk.fill(2 * MIB)
+        wait_for(lambda: len(set(re.findall(r"worker (\d) ended with 71; again in 1 s", cluster.said("n1")))) == 2, "one goes on", 60)
+    wait_for(lambda: cluster.said("n1").count("the node starts when") == 2, "they do not wait")
+    time.sleep(3)
+    said = cluster.said("n1")
+    assert (said.count("; again in"), said.count("the node starts when"), "raceback" in said) == (2, 2, False)
+    disk.empty()
+    load.check(cluster.gateway)
+    assert cluster.processes["n1"].poll() is None
+
+
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
 def test_a_store_that_cannot_write_its_memory_out_takes_nothing_more_and_has_all_that_it_took(tmp_path: Path, kind: str) -> None:
     disk = SmallDisk(tmp_path / "disk", 200, kind)

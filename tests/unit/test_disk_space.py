@@ -9,10 +9,12 @@ from typing import Any
 import grpc
 import msgspec
 import pytest
+from holdfast_cluster.model import Assignment, ClusterSettings, Member, Versioned, View
 from holdfast_node import disk_space, store
 from holdfast_node.disk_space import BALLAST_BYTES, FORGET_S, STAY_S, DiskSpace, DiskWatch, Level
 from holdfast_node.replication import Position
 from holdfast_node.replication.snapshots import Backoff, Chunk, End, Header, SnapshotReceiver, SnapshotSender
+from holdfast_node.server import _is_needed
 from holdfast_node.store import RowFiles
 
 MIB = 1 << 20
@@ -114,6 +116,23 @@ def test_a_disk_on_which_no_file_can_be_made_is_full(monkeypatch: pytest.MonkeyP
     assert watch.look() is ENOUGH
     disk.files_free = 3
     assert watch.look() is CRITICAL
+
+
+def needed(in_sync: str, owner: str, full: str = "", absent: str = "") -> bool:
+    """Whether node `a` is needed for a shard of three copies, two of which have to be in sync for writes."""
+    members = {n: Member(n, "127.0.0.1:1", 1, n, state="full" if n in full else "active") for n in "abcd" if n not in absent}
+    assignment = Assignment(1, owner, 1, tuple(in_sync))
+    return _is_needed(View(1, ClusterSettings(replication=3, id="c"), members, {0: Versioned(assignment, 1)}), "a")
+
+
+def test_a_critical_node_is_needed_while_calls_would_notice_that_it_is_gone() -> None:
+    assert not needed("abc", "b", full="a")
+    assert not needed("bcd", "b", full="a")
+    assert needed("abc", "a", full="a"), "it owns the shard"
+    assert needed("ab", "b", full="a"), "writes need its copy"
+    assert needed("abc", "b", full="ac"), "c may be about to leave as well"
+    assert needed("abc", "b", full="a", absent="c")
+    assert needed("abc", "b", full="a", absent="b"), "it may have to own the shard"
 
 
 # -- files
