@@ -13,36 +13,64 @@ from holdfast_cluster.etcd import TXN_OPS_MAX, Etcd, EtcdError, at_revision, put
 from holdfast_cluster.feed import ViewFeed
 from holdfast_cluster.membership import Membership
 from holdfast_cluster.model import FEATURES, Keys, Member, View, encode
-from holdfast_cluster.plan import REASONS, Transition, plan, too_many_away
+from holdfast_cluster.plan import REASONS, Transition, more_than_a_third, plan, too_many_away
 
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.2
 _INTERVAL_S = 0.1
 HOLD_MOVES_S = 600.0
-"""How long members are waited for, and no data moves, when more than a third has vanished."""
+"""How long members are waited for, and no data moves, when more than a third has vanished at once."""
+AT_ONCE_S = 10.0
+"""Members that vanish within this time have vanished at once."""
 
 
 class Expected:
-    """Who is waited for. `repair_after_s`: how long a member that is not there is expected back."""
+    """Who is waited for.
 
-    def __init__(self, repair_after_s: float) -> None:
+    `repair_after_s`: how long a member that is not there is expected back. `at_once_s`: see AT_ONCE_S.
+    """
+
+    def __init__(self, repair_after_s: float, at_once_s: float = AT_ONCE_S) -> None:
         self._repair_after_s = repair_after_s
+        self._at_once_s = at_once_s
         self._seen: dict[str, tuple[Member, float]] = {}
+        self.superseded: frozenset[str] = frozenset()
+        """Absent nodes whose place another one has taken, with their name at their address: their disks were replaced."""
+        self.holding = False
+        """Whether more than a third has vanished at once, and is waited for for long."""
 
     def look(self, view: View, now: float) -> dict[str, Member]:
-        """The members that were there a moment ago, at `now` in seconds; when more than a third vanished, for long."""
+        """The members that were there a moment ago, at `now` in seconds; when more than a third vanished at once, for long."""
         for name, member in view.members.items():
             self._seen[name] = member, now
+        self._forget_superseded(view)
         for name, (member, at) in list(self._seen.items()):
             # Who stopped in order was not taken away by a network or a mistake.
             patience = self._repair_after_s if member.state == "stopping" else max(self._repair_after_s, HOLD_MOVES_S)
             if now - at > patience or (name not in view.members and name in view.drains):
                 del self._seen[name]
-        recent = {name: member for name, (member, _) in self._seen.items()}
-        if too_many_away(view, recent):
-            return recent
-        return {name: member for name, (member, at) in self._seen.items() if now - at <= self._repair_after_s}
+        held = self._vanished_at_once(view)
+        self.holding = bool(held)
+        return {name: member for name, (member, at) in self._seen.items() if name in held or now - at <= self._repair_after_s}
+
+    def _forget_superseded(self, view: View) -> None:
+        self.superseded -= view.members.keys()
+        places = {(member.name, member.address) for member in view.members.values()}
+        for name, (member, _) in list(self._seen.items()):
+            if name not in view.members and (member.name, member.address) in places:
+                del self._seen[name]
+                self.superseded |= {name}
+
+    def _vanished_at_once(self, view: View) -> set[str]:
+        """The absent members of every moment in which more than a third of those that were there vanished."""
+        away = sorted((at, name) for name, (_, at) in self._seen.items() if name not in view.members)
+        held: set[str] = set()
+        for first, (began, _) in enumerate(away):
+            group = [name for at, name in away[first:] if at - began <= self._at_once_s]
+            if more_than_a_third(len(group), len(view.members) + len(away) - first):
+                held.update(group)
+        return held
 
 
 class Controller:
@@ -61,6 +89,7 @@ class Controller:
         members_min: int,
         repair_after_s: float,
         features: tuple[str, ...] = FEATURES,
+        at_once_s: float = AT_ONCE_S,
     ) -> None:
         self._features = features
         self._etcd = etcd
@@ -69,7 +98,8 @@ class Controller:
         self._membership = membership
         self._cluster_id = cluster_id
         self._members_min = members_min
-        self._expected = Expected(repair_after_s)  # kept by every node, so that whoever becomes the controller knows
+        self._repair_after_s = repair_after_s
+        self._expected = Expected(repair_after_s, at_once_s)  # kept by every node, so that whoever becomes the controller knows
         self._done: object = None
         self.transitions: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
         """Swaps of assignments that this node has made, by reason."""
@@ -93,7 +123,7 @@ class Controller:
                 pass  # what is decided also changes with time, and with being a member: look again now and then
             view = self._feed.view
             expected = self._expected.look(view, time.monotonic())
-            what = view.revision, self._membership.member, frozenset(expected)
+            what = view.revision, self._membership.member, frozenset(expected), self._expected.superseded
             if what == self._done:
                 continue
             try:
@@ -116,15 +146,16 @@ class Controller:
         elif view.controller == me.id:
             if too_many_away(view, expected):
                 away = sorted(name for name in expected if name not in view.members)
+                patience_s = max(self._repair_after_s, HOLD_MOVES_S) if self._expected.holding else self._repair_after_s
                 notice = (
                     f"{len(away)} of {len(expected)} members are away ({', '.join(away)}): fail-over goes on, no data is moved "
-                    f"until they are back or {HOLD_MOVES_S / 60:.0f} minutes have passed"
+                    f"until they are back or {_duration(patience_s)} have passed"
                 )
                 if notice != self.notice:
                     log.error("%s", notice)
                 self.notice = notice
             await self._turn_on_features(view, expected)
-            await self._apply(plan(view, self._members_min, expected))
+            await self._apply(plan(view, self._members_min, expected, self._expected.superseded))
 
     async def _turn_on_features(self, view: View, expected: dict[str, Member]) -> None:
         """Write the features that every member has announced into the settings. Nobody turns one off again."""
@@ -163,3 +194,7 @@ class Controller:
         if done:
             self.transitions.update(one.why for one in batch)
         return done
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"

@@ -101,6 +101,11 @@ class Membership:
         self._lease.renewed = listener
 
     @property
+    def state(self) -> str:
+        """The member's state, as etcd knows it, or as the next join will tell it."""
+        return (self.member or self._template).state
+
+    @property
     def lease_id(self) -> int:
         """The lease that the member's keys hang on."""
         return self._lease.id

@@ -94,13 +94,19 @@ class Member(msgspec.Struct, frozen=True):
     streams: str = ""
     """The address for streams (holdfast_cluster.streams); `address` is that for gRPC."""
     state: str = "active"
-    """`active`, or `stopping`: it will be away for a moment, so it wants to own nothing; its copies stay."""
+    """`active`; `stopping`: it will be away for a moment, so it wants to own nothing; its copies stay. `full`: its disk is: it
+    wants to own nothing and to get nothing, and its copies stay."""
     version: int = 1
     """The newest format of records and messages that the process reads and writes; see `VERSION`."""
     kinds: tuple[str, ...] = ()
     """The kinds of its app, sorted."""
     features: tuple[str, ...] = ()
     """What it can do beyond the first version; see `ClusterSettings.features`."""
+
+    @property
+    def name(self) -> str:
+        """The id without its random part: the same for every disk that the node has had."""
+        return self.id.rpartition("-")[0] or self.id
 
 
 class Drain(msgspec.Struct, frozen=True):
@@ -198,7 +204,7 @@ class View(msgspec.Struct, frozen=True, dict=True):
         return _ring(tuple(nodes), self.settings.shards, self.settings.points)
 
     def state_of(self, node: str) -> str:
-        """`active`, `stopping`, `draining` or `absent`."""
+        """`active`, `stopping`, `full`, `draining` or `absent`."""
         member = self.members.get(node)
         if member is None:
             return "absent"

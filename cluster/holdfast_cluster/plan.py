@@ -7,12 +7,16 @@ Rules, for each shard, the first that applies:
   owner under the next epoch, the ring's favourite first. Whoever is in sync has everything that was ever committed, so any of them
   will do. With none present nothing happens (rule 7): the shard waits for its data.
 - repair: while there are fewer copies than wanted, the ring's next member becomes a joining replica. A wanted one that is away for
-  a moment is waited for, as long as enough others are in sync to write.
-- leave: a member that stops or drains owns nothing if anybody in sync can take over, at once and for all of its shards; one that
-  stops is taken out of the in-sync sets as well, so that nobody waits for it, as long as enough others are in sync to write.
+  a moment is waited for, as long as enough others are in sync to write. One that was superseded is not: its disk was replaced, so
+  its place in the in-sync set counts for nothing. Shards with the fewest copies come first.
+- leave: a member that stops, drains or whose disk is full owns nothing if anybody in sync can take over, at once and for all of
+  its shards; one that stops is taken out of the in-sync sets as well, so that nobody waits for it, as long as enough others are in
+  sync to write.
 - move, a few shards at a time: what the ring wants and is not there joins; then the owner is asked to hand over to the ring's
   favourite; then what the ring does not want is asked to leave. Never fewer copies on the way than before. Quiet shards begin,
   the busiest come last: by then most of the load that makes a hand-over costly has other places to go.
+
+A member whose disk is full gets no new copy: the ring's next one gets it. It keeps the copies that it has, while the ring wants them.
 
 Members that are away for a moment (`expected`, or stopping) keep their place on the ring: a restart moves no data. When more than a
 third is away nothing moves at all, whatever the reason is; fail-over and repair go on.
@@ -20,7 +24,7 @@ third is away nothing moves at all, whatever the reason is; fail-over and repair
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import msgspec
@@ -44,32 +48,41 @@ class Transition:
     why: str
 
 
-def plan(view: View, members_min: int, expected: Mapping[str, Member] | None = None) -> list[Transition]:
+def plan(
+    view: View, members_min: int, expected: Mapping[str, Member] | None = None, superseded: Set[str] = frozenset()
+) -> list[Transition]:
     """The transitions that are due.
 
-    `members_min`: how many active members formation waits for. `expected`: members that were there a moment ago.
+    `members_min`: how many active members formation waits for. `expected`: members that were there a moment ago. `superseded`: absent
+    ones whose disks were replaced.
     """
     if view.settings is None:
         return []
-    return _Plan(view, members_min, expected or {}).transitions()
+    return _Plan(view, members_min, expected or {}, superseded).transitions()
 
 
 def too_many_away(view: View, expected: Mapping[str, Member]) -> bool:
     """Whether more than a third of the members is away: then the network is to blame, or somebody's mistake, and no data moves."""
     away = sum(name not in view.members for name in expected)
-    return away * 3 > len(view.members) + away
+    return more_than_a_third(away, len(view.members) + away)
+
+
+def more_than_a_third(some: int, of: int) -> bool:
+    return some * 3 > of
 
 
 class _Plan:
-    def __init__(self, view: View, members_min: int, expected: Mapping[str, Member]) -> None:
+    def __init__(self, view: View, members_min: int, expected: Mapping[str, Member], superseded: Set[str]) -> None:
         assert view.settings is not None
         self.view = view
         self.copies = view.settings.replication
         self.shards = view.settings.shards
         self.writable_from = view.settings.writable_from
+        self.superseded = superseded
         self.away = {name: member for name, member in expected.items() if name not in view.members}
         self.active = {name for name in view.members if view.state_of(name) == "active"}
         self.stopping = {name for name in view.members if view.state_of(name) == "stopping"}
+        self.full = {name for name in view.members if view.state_of(name) == "full"}
         self.forming = len(self.active) >= members_min
         self.ring = view.ring_with(self.away)
         self.calm = not too_many_away(view, expected)
@@ -77,6 +90,7 @@ class _Plan:
 
     def transitions(self) -> list[Transition]:
         out = []
+        repairs = []
         movable = []
         for shard in range(self.shards):
             versioned = self.view.assignments.get(shard)
@@ -90,12 +104,16 @@ class _Plan:
                 to, why = self._fail_over(shard, now), "fail-over" if owner is None else "restart"
             else:
                 to, why = self._repair(shard, now), "repair"
-                if to is None and self.copies > 1:  # moving the only copy needs what is not built yet
+                if to is not None:
+                    repairs.append((len(self._holding(now)), Transition(shard, versioned.revision, to, why)))
+                    continue
+                if self.copies > 1:  # moving the only copy needs what is not built yet
                     to, why = self._leave(shard, now), "leave"
                     if to is None and self.calm:
                         movable.append(shard)
             if to is not None:
                 out.append(Transition(shard, versioned.revision, to, why))
+        out += [transition for _, transition in sorted(repairs, key=lambda repair: repair[0])]
         for shard in sorted(movable, key=self._turn_to_move):
             versioned = self.view.assignments[shard]
             to = self._move(shard, versioned.assignment)
@@ -104,7 +122,8 @@ class _Plan:
         return out
 
     def _form(self, shard: int) -> Assignment:
-        in_sync = tuple(name for name in self.view.ring.preference_list(shard, self.copies))
+        favourites = self.view.ring.preference_list(shard, len(self.view.ring.nodes))
+        in_sync = tuple([name for name in favourites if name in self.active][: self.copies])
         owner = self.view.members[in_sync[0]]
         # Nobody owned it before: there are no promises to wait out.
         return Assignment(epoch=1, owner=owner.id, incarnation=owner.incarnation, in_sync=in_sync, released=True)
@@ -137,8 +156,9 @@ class _Plan:
 
     def _repair(self, shard: int, now: Assignment) -> Assignment | None:
         joining = [name for name in now.joining if name in self.active]
-        copies = {*now.in_sync, *joining}
-        if len(now.in_sync) >= self.writable_from:
+        in_sync = self._holding(now)
+        copies = {*in_sync, *joining}
+        if len(in_sync) >= self.writable_from:
             waited_for = self.stopping | set(self.away)
             copies |= {name for name in self.ring.preference_list(shard, self.copies) if name in waited_for}
         for name in self.ring.preference_list(shard, len(self.ring.nodes)):
@@ -150,6 +170,10 @@ class _Plan:
         if tuple(joining) == now.joining:
             return None
         return msgspec.structs.replace(now, joining=tuple(joining))
+
+    def _holding(self, now: Assignment) -> list[str]:
+        """The in-sync members whose disks have not been replaced."""
+        return [name for name in now.in_sync if name not in self.superseded]
 
     def _leave(self, shard: int, now: Assignment) -> Assignment | None:
         if now.owner not in self.active:
@@ -173,17 +197,17 @@ class _Plan:
             return None  # handing over already, or nobody could take it
         if now.handover and now.handover not in now.in_sync:
             return msgspec.structs.replace(now, handover="")  # it fell out meanwhile
-        wanted = self.ring.preference_list(shard, self.copies)
+        wanted = self._wanted(shard, now)
         started = _is_moving(now)
         if not wanted or (not started and self.moving >= MOVES_MAX):
             return None  # everybody drains; or enough is on its way
         missing = [name for name in wanted if name not in now.in_sync and name not in now.joining and name in self.active]
         if missing:
             to = msgspec.structs.replace(now, joining=(*now.joining, missing[0]), handover="", leaving=())
-        elif now.joining or any(name not in now.in_sync or name not in self.active for name in wanted):
+        elif now.joining or any(name not in now.in_sync or name not in self.active | self.full for name in wanted):
             return None  # on its way, or not possible now
         else:
-            handover = "" if now.owner == wanted[0] else wanted[0]
+            handover = wanted[0] if wanted[0] in self.active and wanted[0] != now.owner else ""
             spare = not handover and len(wanted) >= self.copies
             leaving = tuple(name for name in now.in_sync if name not in wanted) if spare else ()
             to = msgspec.structs.replace(now, handover=handover, leaving=leaving)
@@ -191,6 +215,21 @@ class _Plan:
             return None
         self.moving += not started
         return to
+
+    def _wanted(self, shard: int, now: Assignment) -> list[str]:
+        """Who should have a copy, the one that should own the shard first: whom the ring names, but that a full member gets no more.
+
+        Whoever has the copy in its place keeps it meanwhile.
+        """
+        favourites = self.ring.preference_list(shard, len(self.ring.nodes))
+        wanted = favourites[: self.copies]
+        if not self.full.isdisjoint(wanted):
+            wanted = [name for name in wanted if name not in self.full or name in now.in_sync]
+            others = [name for name in favourites if name in self.active and name not in wanted]
+            others.sort(key=lambda name: name not in now.in_sync)
+            wanted += others[: self.copies - len(wanted)]
+            wanted.sort(key=lambda name: name != now.owner)  # it stays where it is as long as the ring does not get its way
+        return wanted
 
 
 def _is_moving(now: Assignment) -> bool:

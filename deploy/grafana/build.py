@@ -421,6 +421,7 @@ def drilldown() -> Dashboard:
             "",
             (f"holdfast_store_size_bytes{node}", "files {{instance}}"),
             (f"holdfast_disk_free_bytes{node}", "free {{instance}}"),
+            (f"holdfast_disk_reserve_bytes{node}", "reserve {{instance}}"),
         ),
         graph(
             "In memory",

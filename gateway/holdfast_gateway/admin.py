@@ -136,7 +136,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
                 grpc.StatusCode.FAILED_PRECONDITION, "the cluster keeps single copies: they cannot be moved, only waited for"
             )
         assignments = [versioned.assignment for versioned in view.assignments.values()]
-        others = [name for name in view.members if name != node and name not in view.drains]
+        others = [name for name in view.members if name != node and view.state_of(name) not in ("draining", "full")]
         here = [now for now in assignments if node in now.in_sync]
         placeable = len(others) >= view.settings.replication
         response = admin_pb2.DrainResponse(
@@ -310,6 +310,12 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
             problem("controller", "no node is the controller at the moment")
         for node in sorted(set(view.members) - set(stats)):
             problem(f"node {node}", "it is a member but does not answer")
+        for node in sorted(view.members):
+            if view.state_of(node) == "full":
+                problem(
+                    f"node {node}",
+                    "its disk is full: it gets no copies and gives away what it owns; what nobody else can own takes no writes",
+                )
         for answer in stats.values():
             if answer.notice:
                 problem("members", answer.notice)

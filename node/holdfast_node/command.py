@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -20,13 +22,19 @@ from holdfast.tracing import TracingMissing
 from holdfast_cluster.etcd import etcd_tls
 from holdfast_cluster.membership import Refused
 
+from holdfast_node.commit import EXIT_STORE_FAILED
 from holdfast_node.config import NodeConfig
 from holdfast_node.delivery.outbox import OutboxLimits
 from holdfast_node.directory import WrongDirectory
+from holdfast_node.disk_space import EXIT_DISK_FULL
 from holdfast_node.engine import EngineLimits
 from holdfast_node.server import NodeServer
-from holdfast_node.store import StoreError
+from holdfast_node.store import StoreError, is_no_space
 
+log = logging.getLogger(__name__)
+
+REFUSALS = (AppError, StoreError, WrongDirectory, Refused, AddressInUse, ValueError, TracingMissing)
+"""Why a node cannot run: somebody has to mend it, so it is not started again."""
 _RESTART_BACKOFF_S = (1.0, 30.0)
 _SWITCH_INTERVAL_S = 0.0005  # the fsync thread gets the GIL back soon; with 5 ms, the default, a busy loop holds replies up
 
@@ -63,6 +71,7 @@ _SWITCH_INTERVAL_S = 0.0005  # the fsync thread gets the GIL back soon; with 5 m
 @option("--backlog-rate", default=1000.0, help="Notifications and late alarms a second that the node delivers of what has waited.")
 @option("--replies-window", default=600.0, help="Seconds for which a request may be sent again.")
 @option("--drain-timeout", default=10.0, help="Seconds that running turns get when the node is stopped.")
+@option("--disk-reserve", default=512, help="MiB to keep free on the disk of DATA: with less the node is full; 0: do not look.")
 @common_options
 def node(
     app: str,
@@ -89,6 +98,7 @@ def node(
     backlog_rate: float,
     replies_window: float,
     drain_timeout: float,
+    disk_reserve: int,
     etcd_endpoints: str,
     etcd_ca: Path | None,
     etcd_cert: Path | None,
@@ -156,6 +166,7 @@ def node(
             move_rate=move_rate * 1e6,
             drain_timeout_s=drain_timeout,
             memory_max_bytes=memory_max_mb << 20,
+            disk_reserve_bytes=disk_reserve << 20,
             limits=EngineLimits(
                 in_flight_max=in_flight_max,
                 mailbox_max=mailbox_max,
@@ -171,9 +182,33 @@ def node(
     prefer_batches()
     logs.configure(name or "node", log_level, log_format)
     try:
-        uvloop.run(_run(config))
-    except* (AppError, StoreError, WrongDirectory, Refused, AddressInUse, ValueError, TracingMissing) as group:
+        _until_it_ends(config)
+    except* REFUSALS as group:
         raise click.ClickException("; ".join(str(error) for error in group.exceptions)) from None
+
+
+def _until_it_ends(config: NodeConfig) -> None:
+    """Run the node. What is nobody's mistake to mend ends the process with a status for which it is started again."""
+    try:
+        uvloop.run(_run(config))
+    except Exception as error:
+        whys = list(_whys(error))
+        if any(is_no_space(why) for why in whys):
+            log.critical("%s; the node stops, and starts again when there is room", "; ".join(str(why) for why in whys))
+            raise SystemExit(EXIT_DISK_FULL) from None
+        if not all(isinstance(why, REFUSALS) for why in whys):
+            log.critical("a bug ends the node", exc_info=True)
+            raise SystemExit(EXIT_STORE_FAILED) from None
+        raise
+
+
+def _whys(error: BaseException) -> Iterator[BaseException]:
+    """What is in a group of exceptions."""
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _whys(each)
+    else:
+        yield error
 
 
 async def _run(config: NodeConfig) -> None:

@@ -8,7 +8,8 @@ those of shards that it is a replica of.
 shard with a single copy writes its state at once and is committed by the fsync; one with replicas appends the entry to its log
 (`replication/`), and is committed when every in-sync replica has it on disk as well.
 
-If an fsync fails nobody can know what is on disk: the process ends (rule 5), and starts from what the disk says.
+If a write or an fsync fails nobody can know what is on disk: the process ends (rule 5), and starts from what the disk says. When
+there was no room it ends with a status of its own, and its next start waits for room.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Thread
@@ -24,11 +26,12 @@ from typing import TYPE_CHECKING
 
 from holdfast.metrics import Histogram
 
+from holdfast_node.disk_space import EXIT_DISK_FULL
 from holdfast_node.replication.changes import Replies, Rows
 from holdfast_node.replication.disk import stage_changes
 from holdfast_node.replies import Forgotten
 from holdfast_node.shards import Shard
-from holdfast_node.store import Batch, Store
+from holdfast_node.store import Batch, Store, is_no_space
 
 if TYPE_CHECKING:
     from holdfast_node.delivery.outbox import Note
@@ -155,7 +158,10 @@ class Flusher:
                 self.die("a write to the store failed")
         if self._visible:
             visible, self._visible = self._visible, []
-            self.applied(visible)
+            try:
+                self.applied(visible)
+            except Exception:
+                self.die("a bug in the commit pipeline")
 
     async def drain(self) -> None:
         """Wait until nothing gathers and no flush is under way."""
@@ -216,9 +222,14 @@ class Flusher:
     @staticmethod
     def die(why: str) -> None:
         """End the process because of the exception that is being handled: memory and disk may not agree any more."""
-        log.critical("%s; the node stops, so that nothing is acknowledged that is not on disk", why, exc_info=True)
+        error = sys.exc_info()[1]
+        full = is_no_space(error)
+        if full:
+            log.critical("%s: %s; the node stops, and starts again when there is room", why, error)
+        else:
+            log.critical("%s; the node stops, so that nothing is acknowledged that is not on disk", why, exc_info=True)
         logging.shutdown()
-        os._exit(EXIT_STORE_FAILED)
+        os._exit(EXIT_DISK_FULL if full else EXIT_STORE_FAILED)
 
 
 class Committer:
@@ -269,7 +280,10 @@ class Committer:
     def _impatient(self) -> None:
         self._patient = False
         if self._gathering:
-            self._gather(force=True)
+            try:
+                self._gather(force=True)
+            except Exception:
+                self._flusher.die("a bug in the commit pipeline")
             self._flusher.request()
 
     def _gather(self, force: bool = False) -> None:

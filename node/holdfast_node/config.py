@@ -62,6 +62,8 @@ class NodeConfig:
     drain_timeout_s: float = 10.0
     memory_max_bytes: int = 0
     """Above this resident memory activations are evicted; 0: no such bound."""
+    disk_reserve_bytes: int = 512 << 20
+    """With less free on the disk of `data` the node is full; see holdfast_node.disk_space. 0: nobody looks ahead."""
     limits: EngineLimits = field(default_factory=EngineLimits)
     dispatch: DispatchLimits = field(default_factory=DispatchLimits)
 
@@ -82,6 +84,8 @@ class NodeConfig:
             raise ValueError(f"move-rate is {self.move_rate / 1e6}; at least 0.1 MB/s")
         if self.limits.outbox.backlog_per_s < 1:
             raise ValueError(f"backlog-rate is {self.limits.outbox.backlog_per_s}; at least 1 a second")
+        if self.disk_reserve_bytes < 0:
+            raise ValueError(f"disk-reserve is {self.disk_reserve_bytes >> 20}; at least 0 MiB")
         if self.members_min is not None and self.members_min < 1:
             raise ValueError(f"members-min is {self.members_min}; at least 1")
         if self.replies_window_s < 60:

@@ -20,6 +20,7 @@ from holdfast_cluster.metrics import certificate_metrics, dispatcher_metrics, fe
 from prometheus_client.core import Metric
 
 from holdfast_node.commit import Committer, Flusher
+from holdfast_node.disk_space import DiskWatch
 from holdfast_node.engine import Engine
 from holdfast_node.shards import Shards
 from holdfast_node.stats import MethodStats
@@ -46,6 +47,7 @@ class NodeMetrics:
     loop_lag: Histogram
     memory_max_bytes: int
     certificates: Certificates | None
+    watch: DiskWatch
 
     def collect(self) -> Iterator[Metric]:
         me = self.membership.member
@@ -141,6 +143,11 @@ class NodeMetrics:
         )
         yield counter("holdfast_snapshots_sent", "Copies of shards sent to other nodes.", stats.get("snapshots_sent", 0))
         yield counter("holdfast_snapshot_sent_bytes", "What was sent for them.", stats.get("snapshot_bytes_sent", 0))
+        yield counter(
+            "holdfast_snapshots_failed",
+            "Copies of shards that another node did not take.",
+            self.replication.sender.failed if self.replication is not None else 0,
+        )
         yield gauge("holdfast_snapshots_waiting", "Copies that are being sent, or wait for it.", stats.get("snapshots_waiting", 0))
         yield counter("holdfast_handovers", "Shards given to another node while both served.", stats.get("handovers", 0))
         yield counter(
@@ -190,3 +197,9 @@ class NodeMetrics:
         yield gauge("holdfast_store_keys", "About how many rows there are, kept replies and indexes included.", properties.keys)
         yield gauge("holdfast_disk_free_bytes", "Free space where the data directory is.", properties.disk_free_bytes)
         yield gauge("holdfast_disk_size_bytes", "Size of that file system.", properties.disk_size_bytes)
+        yield gauge("holdfast_disk_reserve_bytes", "With less free the node is full; 0: nobody looks.", self.watch.reserve)
+        yield gauge(
+            "holdfast_disk_full",
+            "1 while the node is full: it takes no copies, and gives away what it owns.",
+            self.watch.full is not None,
+        )

@@ -20,12 +20,12 @@ from holdfast.tls import Certificates
 from holdfast.tracing import start as trace_process
 from holdfast.v1 import admin_pb2
 from holdfast_cluster.clock import boottime
-from holdfast_cluster.controller import Controller
+from holdfast_cluster.controller import AT_ONCE_S, Controller
 from holdfast_cluster.dispatch import Dispatcher
 from holdfast_cluster.etcd import Etcd, EtcdError
 from holdfast_cluster.feed import ViewFeed
 from holdfast_cluster.membership import Membership, agree_on_settings
-from holdfast_cluster.model import FEATURES, VERSION, ClusterSettings, Keys, Member, View
+from holdfast_cluster.model import FEATURES, VERSION, Assignment, ClusterSettings, Keys, Member, View
 from holdfast_cluster.streams import StreamServer
 
 from holdfast_node import heat
@@ -34,6 +34,7 @@ from holdfast_node.config import NodeConfig
 from holdfast_node.delivery.letters import Letters
 from holdfast_node.directory import DataDirectory
 from holdfast_node.disk_mark import DiskMark
+from holdfast_node.disk_space import DiskWatch, Level, wait_for_room
 from holdfast_node.engine import Engine
 from holdfast_node.inspection import Inspection
 from holdfast_node.liveness import Liveness, Watchdog
@@ -58,6 +59,8 @@ _DROP_REPLIES_S = 60.0
 _STOP_GRACE_S = 0.5
 _REPLICATION_TICK_S = 0.05
 _READINESS_S = 0.25
+_DISK_STATE_S = 0.25
+_CRITICAL_S = 2.0  # before a node leaves: by then it knows of the others whose disks have become full at the same time
 
 
 class NodeServer:
@@ -71,7 +74,35 @@ class NodeServer:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Join the cluster and serve. Raises StoreError, WrongDirectory, Refused, AddressInUse when it cannot."""
+        self._watch = DiskWatch(self._config.data, self._config.disk_reserve_bytes)
+        try:
+            again = True
+            while again:
+                await self._wait_for_room(stop)
+                again = await self._run_once(stop)
+        except Stopped:
+            log.info("stopped before the cluster was there")
+
+    async def _wait_for_room(self, stop: asyncio.Event) -> None:
+        """Return when the disk has room for the store. Raises Stopped."""
         config = self._config
+        if self._watch.cannot_start is None:
+            return
+        healthy = health.aio.HealthServicer()
+        await healthy.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        await healthy.set(LIVE, health_pb2.HealthCheckResponse.SERVING)  # to end the process would give no room
+        probes = HealthPort(healthy)
+        try:
+            if config.health_port is not None:
+                await probes.listen(f"{config.listen.rpartition(':')[0]}:{config.health_port}")
+            await unless_stopped(stop, wait_for_room(self._watch))
+        finally:
+            await probes.close()
+
+    async def _run_once(self, stop: asyncio.Event) -> bool:
+        """Serve until `stop`, or until the disk has no room: then True is returned. Raises Stopped before there is a cluster."""
+        config = self._config
+        self._member = None
         self._store = Store(config.data)
         directory = DataDirectory(self._store)
         node_id = directory.node_id(config.name)
@@ -81,9 +112,7 @@ class NodeServer:
             wanted = msgspec.structs.replace(ClusterSettings(), **config.settings)
             settings = await unless_stopped(stop, agree_on_settings(etcd, keys, wanted, config.settings))
             directory.claim(settings.id)
-            await self._serve(stop, etcd, keys, settings, directory, node_id)
-        except Stopped:
-            log.info("stopped before the cluster was there")
+            return await self._serve(stop, etcd, keys, settings, directory, node_id)
         finally:
             await etcd.close()
             self._store.close()
@@ -96,8 +125,9 @@ class NodeServer:
         settings: ClusterSettings,
         directory: DataDirectory,
         node_id: str,
-    ) -> None:
+    ) -> bool:
         config = self._config
+        watch = self._watch
         feed = ViewFeed(etcd, keys)
         replicated = settings.replication > 1
         liveness = Liveness(config.lease_ttl_s, enabled=not replicated)
@@ -113,7 +143,7 @@ class NodeServer:
             return f"{node_id}:{self._member.incarnation if self._member else 0}"
 
         self._replication = replication = (
-            Replication(node_id, identity, self._store, flusher, shards, settings, etcd, keys, config.move_rate, certificates)
+            Replication(node_id, identity, self._store, flusher, shards, settings, etcd, keys, config.move_rate, certificates, watch)
             if replicated
             else None
         )
@@ -200,6 +230,7 @@ class NodeServer:
         membership.on_renewed(liveness.confirm)
 
         self._single = single = SingleCopies(self._store, shards) if replication is None else None
+        no_room = asyncio.Event()
 
         def joined(member: Member) -> None:
             self._member = member
@@ -227,7 +258,14 @@ class NodeServer:
 
         feed.listeners.append(follow)
         self._controller = controller = Controller(
-            etcd, keys, feed, membership, settings.id, config.members_min or settings.replication, config.repair_after_s
+            etcd,
+            keys,
+            feed,
+            membership,
+            settings.id,
+            config.members_min or settings.replication,
+            config.repair_after_s,
+            at_once_s=max(AT_ONCE_S, config.lease_ttl_s),  # leases of members that die together end so far apart at most
         )
         loop_lag = Histogram()
         page: MetricsPage | None = None
@@ -252,6 +290,7 @@ class NodeServer:
                     loop_lag,
                     config.memory_max_bytes,
                     certificates,
+                    watch,
                 )
                 page = MetricsPage(f"{host}:{config.metrics_port}", metrics.collect)
                 log.info("metrics at port %d", page.port)
@@ -264,6 +303,7 @@ class NodeServer:
                     group.create_task(measure_lag(loop_lag), name="loop lag"),
                     *([] if certificates is None else [group.create_task(certificates.watch(), name="certificates")]),
                     group.create_task(controller.run(), name="controller"),
+                    group.create_task(watch.run(), name="disk"),
                 ]
                 if replication is not None:
                     tasks.append(group.create_task(replication.run(), name="replication"))
@@ -275,10 +315,15 @@ class NodeServer:
                     pass
                 tasks.append(group.create_task(mark.run(), name="disk mark"))
                 tasks.append(group.create_task(membership.run(), name="membership"))
-                tasks.append(group.create_task(_readiness(membership, healthy), name="readiness"))
+                told = [
+                    group.create_task(_readiness(membership, healthy), name="readiness"),
+                    group.create_task(_tell_of_disk(watch, membership, feed, single, no_room), name="disk state"),
+                ]
                 log.info("node %s serves at %s", node_id, address)
-                await stop.wait()
-                tasks.pop().cancel()
+                await _first_of(stop, no_room)
+                for task in told:
+                    task.cancel()
+                await asyncio.wait(told)  # what they say must not come after what is said now
                 await healthy.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
                 drain_until = boottime() + config.drain_timeout_s
                 if replication is not None:
@@ -304,6 +349,7 @@ class NodeServer:
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)
         log.info("stopped")
+        return no_room.is_set() and not stop.is_set()
 
     async def _give_up_shards(self, membership: Membership, feed: ViewFeed, until: float) -> None:
         """Have other nodes take over what this one owns, and go on without it, so that its going is not noticed."""
@@ -370,6 +416,53 @@ async def _readiness(membership: Membership, healthy: health.aio.HealthServicer)
         await asyncio.sleep(_READINESS_S)
 
 
+async def _tell_of_disk(
+    watch: DiskWatch, membership: Membership, feed: ViewFeed, single: SingleCopies | None, no_room: asyncio.Event
+) -> None:
+    """Tell the cluster whether the disk is full, and set `no_room` when it is critical and the node is not needed."""
+    calm_at = boottime()
+    while True:
+        state = "full" if watch.full else "active"
+        if single is not None:
+            single.set_read_only(watch.full)
+        if membership.state != state:
+            try:
+                await membership.announce(state)
+            except EtcdError as error:
+                log.debug("cannot tell that this node is %s: %s; still trying", state, error)
+        me = membership.member
+        if watch.level is not Level.CRITICAL:
+            calm_at = boottime()
+        waited = boottime() - calm_at > _CRITICAL_S
+        if single is None and waited and me is not None and not _is_needed(feed.view, me.id):
+            log.error("%s: the node leaves, and comes back when there is room", watch.full)
+            no_room.set()
+        await asyncio.sleep(_DISK_STATE_S)
+
+
+async def _first_of(*events: asyncio.Event) -> None:
+    """Return when one of them is set."""
+    tasks = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _is_needed(view: View, node: str) -> bool:
+    """Whether calls would notice that this node is gone: it owns a shard, or writes to one need its copy."""
+    active = {name for name in view.members if view.state_of(name) == "active"}
+    writable_from = view.settings.writable_from if view.settings is not None else 1
+    for versioned in view.assignments.values():
+        now = versioned.assignment
+        # Only those that have room count: others may be about to leave as this one is.
+        others = active.intersection(now.in_sync) - {node}
+        if now.owner == node or (node in now.in_sync and (now.owner not in active or len(others) < writable_from)):
+            return True
+    return False
+
+
 def _others_could_take_over(view: View, node: str) -> bool:
     """Whether there is a shard that this node owns, or is in sync for, and that does not need it."""
     active = {name for name in view.members if view.state_of(name) == "active"}
@@ -399,14 +492,17 @@ class Replication:
         keys: Keys,
         move_rate: float,
         certificates: Certificates | None,
+        watch: DiskWatch,
     ) -> None:
         self._store = store
+        self._node_id = node_id
+        self._watch = watch
         disk = CopyStore(store)
         self.replicas = Replicas(node_id, disk, flusher, shards, ReplicationSettings(min_in_sync=settings.writable_from))
         self.links = self.replicas.links = Links(node_id, identity, self.replicas.received, certificates)
         self.swaps = self.replicas.swaps = EtcdSwaps(etcd, keys, self.replicas.swapped)
         self.sender = self.replicas.snapshots = SnapshotSender(store, self.replicas, self.links, identity, move_rate, certificates)
-        self.receiver = SnapshotReceiver(store, disk, self.replicas)
+        self.receiver = SnapshotReceiver(store, disk, self.replicas, watch)
 
     def connect(self, engine: Engine, feed: ViewFeed) -> None:
         """Tie it to the engine whose entries it replicates."""
@@ -414,6 +510,15 @@ class Replication:
         self.links.broke = self.replicas.lost
         self.handovers = Handovers(self.replicas, engine)
         self._feed = feed
+        self.replicas.full = self._full
+
+    def _full(self, assignment: Assignment) -> str | None:
+        """Why a shard that this node owns takes no writes because of the disk; None when it does, or is about to be handed over."""
+        why = self._watch.full
+        if why is None:
+            return None
+        view = self._feed.view
+        return None if any(view.state_of(name) == "active" for name in assignment.in_sync if name != self._node_id) else why
 
     def replica(self, shard: int) -> Replica | None:
         """The core of one shard's copy here."""

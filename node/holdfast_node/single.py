@@ -24,6 +24,7 @@ class SingleCopies:
         self._store = store
         self._shards = shards
         self._broken: set[int] = set()
+        self._read_only: str | None = None
 
     def follow(self, view: View, member: Member | None) -> None:
         """Own what `view` assigns to this incarnation of the node, and nothing else."""
@@ -50,6 +51,12 @@ class SingleCopies:
         for shard in self._shards.owned():
             batch.put("meta", keys.position_key(shard.number), keys.encode_position(shard.epoch, int(shard.time_ms)))
 
+    def set_read_only(self, why: str | None) -> None:
+        """Take no writes from now on, because of `why`; None: take them again."""
+        self._read_only = why
+        for shard in self._shards.owned():
+            shard.read_only = why
+
     def _take(self, gained: list[tuple[int, int]]) -> None:
         """Bring shards up under their new epochs, which are on disk before anything is served under them."""
         batch = self._store.batch()
@@ -75,6 +82,7 @@ class SingleCopies:
         for shard in ready:
             self._shards.take(shard)
             shard.until = FOR_EVER
+            shard.read_only = self._read_only
         log.info("serving %d shards (%d of them new)", len(self._shards.owned()), len(ready))
 
 

@@ -6,9 +6,10 @@ costs much); `sync` is the one call that belongs on a thread. What was written i
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from rocksdict import (
     WriteBatch,
     WriteOptions,
 )
+
+log = logging.getLogger(__name__)
 
 FAMILIES = ("state", "replies", "log", "meta")
 _WAL_BYTES_MAX = 128 << 20  # what a start has to replay at most
@@ -65,6 +68,18 @@ class StoreProperties:
 
 class StoreError(Exception):
     """The store cannot be opened or has failed; the message names the file where RocksDB told it."""
+
+
+class DiskFull(StoreError):
+    """There was no room to open the store. The message names the file."""
+
+
+_NO_SPACE = ("No space left on device", "Disk quota exceeded")
+
+
+def is_no_space(error: BaseException | None) -> bool:
+    """Whether an exception of the store, or of the file system, says that the disk is full."""
+    return isinstance(error, DiskFull) or (error is not None and any(text in str(error) for text in _NO_SPACE))
 
 
 class Batch:
@@ -133,7 +148,7 @@ class Store:
             path.mkdir(parents=True, exist_ok=True)
             self._db = Rdict(str(path), options(), column_families={name: options() for name in FAMILIES})
         except Exception as error:
-            raise StoreError(_explain(path, error)) from None
+            raise (DiskFull if is_no_space(error) else StoreError)(_explain(path, error)) from None
         # Each family is fetched once and kept: dropping such an object would flush its memtable.
         self._families = {name: self._db.get_column_family(name) for name in FAMILIES}
         self._handles: dict[str, object] = {name: self._db.get_column_family_handle(name) for name in FAMILIES}
@@ -234,7 +249,11 @@ class Store:
         self._gets.clear()
         self._handles.clear()
         self._families.clear()
-        self._db.close()
+        try:
+            self._db.close()
+        except Exception as error:
+            # It could not write out what is in memory only. All that was made durable is in the log, and a start reads it there.
+            log.warning("the store was closed in a hurry: %s", error)
 
 
 class RowFiles:
@@ -268,10 +287,18 @@ class RowFiles:
             writer.finish()
 
     def remove(self) -> None:
-        """Remove what was not ingested."""
-        self.finish()
-        for file in self.files:
+        """Remove what was not ingested. Raises nothing: it is called when something has gone wrong."""
+        self._writer = None  # not finished: that would write more, and may be what went wrong
+        remove_files(self.files)
+
+
+def remove_files(files: Iterable[Path]) -> None:
+    """Remove files that may be there. What cannot be removed the next start tries again; the others go all the same."""
+    for file in files:
+        try:
             file.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s cannot be removed: %s", file, error)
 
 
 def _explain(path: Path, error: Exception) -> str:

@@ -196,7 +196,7 @@ class World:
                         self._cut({(each.name, "etcd"), ("etcd", each.name)}, 3.0 + 2.0 * self.random.random())
             case "drain":
                 if self.random.random() < 0.5:
-                    node.set_state("stopping")
+                    node.set_state(self.random.choice(("stopping", "full")))
                     self.at(8.0 * self.random.random(), lambda: node.set_state("active"))
                 else:
                     self.etcd.drain(node.name, True)

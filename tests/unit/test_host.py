@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from holdfast_cluster.clock import boottime
@@ -12,9 +12,30 @@ from holdfast_cluster.model import Assignment, ClusterSettings, Member, Versione
 from holdfast_node.commit import Entry
 from holdfast_node.replication import changes, host
 from holdfast_node.replication.disk import CopyStore
-from holdfast_node.replication.events import ReplicationSettings
-from holdfast_node.replication.host import Replicas
+from holdfast_node.replication.events import (
+    Abdicate,
+    Append,
+    Assigned,
+    Concede,
+    Effect,
+    Event,
+    Lost,
+    Persisted,
+    Position,
+    Received,
+    Refused,
+    Rejoined,
+    Release,
+    ReplicationSettings,
+    Snapshot,
+    SnapshotEnded,
+    SnapshotStarted,
+    Swapped,
+    Tick,
+)
+from holdfast_node.replication.host import NoSuchShard, Replicas
 from holdfast_node.replication.links import pack, unpack
+from holdfast_node.replication.replica import Replica
 from holdfast_node.shards import Shard, Shards
 from holdfast_node.store import Batch, Store
 
@@ -297,3 +318,76 @@ def test_a_node_ends_when_what_is_committed_cannot_be_applied(trio: Trio, monkey
         monkeypatch.setattr(changes, "_decode", no_memory)
         with pytest.raises(Died, match="shard 7: what its replica decided"):
             trio.assign("b", 2, joined=())
+
+
+ROUNDS: dict[type[Event], Callable[[Trio], object]] = {
+    Rejoined: lambda trio: trio.assign("a", 2),
+    Assigned: lambda trio: trio.assign("b", 2, joined=()),
+    Append: lambda trio: trio.put("a", b"1"),
+    Persisted: lambda trio: trio.put("a", b"1"),
+    Received: lambda trio: trio.put("a", b"1"),
+    Swapped: lambda trio: trio.nodes["a"].replicas.swapped(SHARD, None, 0, Assignment(1, "a", 1, NAMES)),
+    Lost: lambda trio: trio.nodes["a"].replicas.lost("b"),
+    Tick: lambda trio: trio.tick(),
+    Release: lambda trio: trio.nodes["a"].replicas.release(SHARD, trio.members["b"]),
+    Abdicate: lambda trio: trio.nodes["a"].replicas.abdicate(SHARD, trio.members["b"]),
+    Concede: lambda trio: trio.nodes["a"].replicas.concede(SHARD, trio.members["b"]),
+    SnapshotStarted: lambda trio: trio.nodes["a"].replicas.snapshot_started(SHARD, "b"),
+    SnapshotEnded: lambda trio: trio.nodes["a"].replicas.snapshot_ended(SHARD, "b", True),
+    Snapshot: lambda trio: trio.nodes["b"].replicas.snapshot_arrived("a", SHARD, Snapshot(1, Position(1, 9), b"", 0.0)),
+}
+"""What brings each event to a core."""
+
+
+def test_every_event_has_a_round() -> None:
+    assert set(get_args(Event)) == set(ROUNDS) - {Snapshot}  # which comes as a message
+
+
+@pytest.mark.parametrize("event", ROUNDS, ids=lambda event: event.__name__)
+def test_a_core_that_asserts_ends_the_node_in_every_path(trio: Trio, monkeypatch: pytest.MonkeyPatch, event: type) -> None:
+    """Whoever brought the event (a stream, a call of gRPC, a task) would log the exception, and the node would go on."""
+    handle = Replica.handle
+
+    def asserts(self: Replica, what: Event, now: float) -> list[Effect]:
+        assert not isinstance(getattr(what, "message", what) if event is Snapshot else what, event)
+        return handle(self, what, now)
+
+    monkeypatch.setattr(Replica, "handle", asserts)
+    with pytest.raises(Died, match="shard 7: what its replica decided"):
+        ROUNDS[event](trio)
+
+
+@pytest.mark.parametrize("asked", ["serves_until", "read_only"])
+def test_a_core_that_asserts_when_it_is_asked_ends_the_node(trio: Trio, monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+    def asserts(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(Replica, asked, asserts)
+    with pytest.raises(Died, match="a bug in replication"):
+        trio.tick()
+
+
+def test_an_exception_of_who_is_told_of_commits_ends_the_node(trio: Trio) -> None:
+    def raises(entries: list[Entry]) -> None:
+        raise KeyError
+
+    trio.nodes["a"].replicas.committed = raises
+    with pytest.raises(Died, match="a bug in replication"):
+        trio.put("a", b"1")
+
+
+def test_a_shard_that_there_cannot_be_is_the_fault_of_who_speaks_of_it(trio: Trio) -> None:
+    with pytest.raises(NoSuchShard):
+        trio.nodes["a"].replicas.received("b", [(1 << 20, Refused(1))])
+
+
+def test_an_owner_takes_no_writes_while_its_disk_is_full(trio: Trio) -> None:
+    a = trio.nodes["a"]
+    shard = a.shards.get(SHARD)
+    assert shard is not None
+    a.replicas.full = lambda assignment: f"no room for a shard of {assignment.owner}"
+    trio.tick()
+    assert shard.read_only == "no room for a shard of a"
+    a.replicas.full = lambda assignment: None
+    trio.tick()
+    assert shard.read_only is None

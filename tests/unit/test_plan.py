@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import msgspec
-from holdfast_cluster.controller import HOLD_MOVES_S, Expected
+from holdfast_cluster.controller import AT_ONCE_S, HOLD_MOVES_S, Expected
 from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Heat, Member, Versioned, View
 from holdfast_cluster.plan import MOVES_MAX, Transition, plan, too_many_away
 
@@ -140,9 +140,13 @@ def test_a_draining_node_loses_everything_and_a_cluster_that_drains_as_a_whole_s
     assert plan(msgspec.structs.replace(picture, drains={node.id: Drain(0.0) for node in NODES}), 1) == []
 
 
-def stopping(picture: View, *names: str) -> View:
-    members = {n: msgspec.structs.replace(m, state="stopping") if n in names else m for n, m in picture.members.items()}
+def with_state(picture: View, state: str, *names: str) -> View:
+    members = {n: msgspec.structs.replace(m, state=state) if n in names else m for n, m in picture.members.items()}
     return msgspec.structs.replace(picture, members=members)
+
+
+def stopping(picture: View, *names: str) -> View:
+    return with_state(picture, "stopping", *names)
 
 
 def test_a_node_that_stops_owns_nothing_at_once_leaves_the_in_sync_sets_and_moves_no_data() -> None:
@@ -265,3 +269,155 @@ def test_patience_may_be_longer_than_moves_are_held() -> None:
     expected = Expected(3 * HOLD_MOVES_S)
     expected.look(view(*members), 0.0)
     assert set(expected.look(view(*members[:4]), 2 * HOLD_MOVES_S)) == set("abcde")
+
+
+def five(*replaced: str) -> list[Member]:
+    """Nodes as they name themselves: `n3-x` after the disk of `n3-a` was replaced, at the same address."""
+    return [Member(f"n{i}-{'x' if f'n{i}' in replaced else 'a'}", f"10.0.0.{i}:7401", 1, f"h{i}") for i in range(1, 6)]
+
+
+def test_who_takes_the_name_and_address_of_an_absent_member_supersedes_it() -> None:
+    expected = Expected(30.0)
+    expected.look(view(*five()), 0.0)
+    without_n4 = [member for member in five() if member.name != "n4"]
+    assert "n4-a" in expected.look(view(*without_n4), 1.0)
+    elsewhere = Member("n4-y", "10.0.0.9:7401", 1, "h9")
+    other_name = Member("n9-y", "10.0.0.4:7401", 1, "h4")
+    assert "n4-a" in expected.look(view(*without_n4, elsewhere, other_name), 2.0), "a name alone, or an address, is no proof"
+    now = view(*five("n4"))
+    assert set(expected.look(now, 3.0)) == {*now.members, "n4-y", "n9-y"}
+    assert expected.superseded == {"n4-a"}
+    back = view(*five())  # the old disk is in its place again
+    assert "n4-a" in expected.look(back, 4.0)
+    assert expected.superseded == {"n4-x"}
+
+
+def test_two_disks_that_are_replaced_one_after_the_other_are_two_members_that_are_there() -> None:
+    expected = Expected(30.0)
+    expected.look(view(*five()), 0.0)
+    expected.look(view(*[member for member in five() if member.name != "n4"]), 1.0)
+    expected.look(view(*five("n4")), 5.0)
+    expected.look(view(*[member for member in five("n4") if member.name != "n5"]), 9.0)
+    now = view(*five("n4", "n5"))
+    assert set(expected.look(now, 13.0)) == set(now.members)
+    assert not expected.holding
+    assert not too_many_away(now, expected.look(now, 14.0))
+
+
+def test_members_that_vanish_one_after_the_other_are_each_waited_for_as_one() -> None:
+    members = [Member(name, f"127.0.0.1:{i}", 1, f"h{i}") for i, name in enumerate("abcde")]
+    expected = Expected(30.0)
+    expected.look(view(*members), 0.0)
+    expected.look(view(*members[:4]), AT_ONCE_S + 1)  # d is seen once more, so e has vanished long before it
+    few = view(*members[:3])
+    assert set(expected.look(few, 20.0)) == set("abcde")
+    assert not expected.holding
+    assert set(expected.look(few, 35.0)) == set("abcd")
+    assert set(expected.look(few, 60.0)) == set("abc")
+
+
+def test_members_that_vanish_within_ten_seconds_have_vanished_at_once() -> None:
+    members = [Member(name, f"127.0.0.1:{i}", 1, f"h{i}") for i, name in enumerate("abcde")]
+    expected = Expected(30.0)
+    expected.look(view(*members), 0.0)
+    expected.look(view(*members[:4]), AT_ONCE_S - 1)
+    few = view(*members[:3])
+    assert set(expected.look(few, 100.0)) == set("abcde")
+    assert expected.holding
+    assert expected.look(view(*members[:4]), 101.0).keys() == set("abcd"), "with one back, the other is one that is away"
+    assert not expected.holding
+
+
+def assigned(shard: int, in_sync: tuple[str, ...], joining: tuple[str, ...] = ()) -> dict[int, Versioned]:
+    return {shard: Versioned(Assignment(2, in_sync[0], 1, in_sync, joining), 7)}
+
+
+def test_the_in_sync_place_of_a_superseded_member_is_repaired_at_once() -> None:
+    now = view(*five("n5"), assignments=assigned(0, ("n1-a", "n2-a", "n5-a")), settings=THREE)
+    assert [t for t in plan(now, 9) if t.shard == 0 and t.why == "repair"] == []  # its owner has it removed when it is silent
+    [repair] = [t for t in plan(now, 9, {}, {"n5-a"}) if t.shard == 0]
+    assert (repair.why, repair.to.in_sync, len(repair.to.joining)) == ("repair", ("n1-a", "n2-a", "n5-a"), 1)
+
+
+def test_shards_with_the_fewest_copies_are_repaired_first() -> None:
+    a, b, c, _, _ = [node.id for node in NODES]
+    copies = [(a, b), (a,), (a, b, c), (b, c), (c,), (a, c)]
+    assignments = {shard: assigned(shard, in_sync)[shard] for shard, in_sync in enumerate(copies)}
+    repairs = [t for t in plan(replicated(*NODES, assignments=assignments), 9) if t.why == "repair"]
+    assert [len(t.to.in_sync) for t in repairs] == [1, 1, 2, 2, 2]
+
+
+def test_below_what_writes_need_a_shard_is_repaired_whatever_is_away() -> None:
+    left, away = NODES[:3], {node.id: node for node in NODES[3:]}
+    assert too_many_away(replicated(*left), {**{node.id: node for node in left}, **away})
+    assignments = {shard: assigned(shard, ("a",))[shard] for shard in range(8)}
+    repaired = {t.shard: t.to.joining for t in plan(replicated(*left, assignments=assignments), 9, away)}
+    assert set(repaired) == set(range(8))
+    assert all(set(joining) == {"b", "c"} for joining in repaired.values())
+
+
+# -- a disk that is full
+
+
+def test_a_full_member_gives_its_shards_away_and_keeps_its_copies() -> None:
+    picture, _ = settle(replicated(*NODES))
+    full = picture.assignments[0].assignment.owner
+    owned = {shard for shard, versioned in picture.assignments.items() if versioned.assignment.owner == full}
+    transitions = plan(with_state(picture, "full", full), 1)
+    assert {t.shard for t in transitions} == owned
+    assert all(t.to.handover not in ("", full) and not t.to.leaving and not t.to.joining for t in transitions)
+    after, _ = settle(with_state(picture, "full", full))
+    assert not any(versioned.assignment.owner == full for versioned in after.assignments.values())
+    assert [v.assignment.in_sync for v in after.assignments.values()] == [v.assignment.in_sync for v in picture.assignments.values()]
+    again, _ = settle(with_state(after, "active", full))
+    assert {shard for shard, versioned in again.assignments.items() if versioned.assignment.owner == full} == owned
+
+
+def test_a_full_member_gets_no_copy_and_none_that_was_on_its_way() -> None:
+    picture = replicated(*NODES[:4], assignments={shard: assigned(shard, ("a", "b"), ("c",))[shard] for shard in range(8)})
+    transitions = plan(with_state(picture, "full", "c"), 9)
+    assert {t.shard for t in transitions} == set(range(8))
+    assert all(t.to.joining == ("d",) for t in transitions)
+    nowhere = with_state(picture, "full", "c", "d")
+    assert all(t.to.joining == () for t in plan(nowhere, 9))
+    joined = replicated(*NODES, assignments=dict(settle(replicated(*NODES[:4]))[0].assignments))
+    assert plan(with_state(joined, "full", "e"), 1) == []
+
+
+def test_with_a_full_member_the_others_still_drain_and_join() -> None:
+    picture, _ = settle(replicated(*NODES))
+    full = with_state(picture, "full", "a")
+    held = {shard for shard, versioned in picture.assignments.items() if "a" in versioned.assignment.in_sync}
+    after, _ = settle(msgspec.structs.replace(full, drains={"b": Drain(0.0)}))
+    assert all("b" not in versioned.assignment.in_sync for versioned in after.assignments.values())
+    assert held >= {shard for shard, versioned in after.assignments.items() if "a" in versioned.assignment.in_sync}
+    assert all(versioned.assignment.owner not in "ab" for versioned in after.assignments.values())
+    took = 0
+    for name in "fghij":
+        new = Member(name, "127.0.0.1:6", 1, f"h-{name}")
+        joined, _ = settle(msgspec.structs.replace(full, members={**full.members, name: new}))
+        assert any(name in versioned.assignment.in_sync for versioned in joined.assignments.values())
+        holds = {shard for shard, versioned in joined.assignments.items() if "a" in versioned.assignment.in_sync}
+        assert holds <= held
+        took += len(held - holds)
+    assert took, "who joins takes copies off a full one too"
+
+
+def test_a_full_member_becomes_an_owner_only_when_nobody_else_can() -> None:
+    full = with_state(replicated(*NODES, assignments={0: Versioned(Assignment(2, "z", 1, ("z", "a", "b")), 7)}), "full", "a")
+    [one] = [t for t in plan(full, 9) if t.shard == 0]
+    assert (one.why, one.to.owner) == ("fail-over", "b")
+    [other] = [t for t in plan(with_state(full, "full", "a", "b"), 9) if t.shard == 0]
+    assert other.to.owner in ("a", "b")
+
+
+def test_a_cluster_is_formed_without_those_whose_disks_are_full() -> None:
+    picture = with_state(replicated(*NODES), "full", "a", "b")
+    assert plan(picture, 4) == []
+    formed = plan(picture, 3)
+    assert all(set(t.to.in_sync) == {"c", "d", "e"} and t.to.owner == t.to.in_sync[0] for t in formed)
+
+
+def test_when_all_are_full_everything_stays_where_it_is() -> None:
+    picture, _ = settle(replicated(*NODES[:3]))
+    assert plan(with_state(picture, "full", "a", "b", "c"), 1) == []

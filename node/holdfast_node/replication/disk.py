@@ -23,7 +23,7 @@ from holdfast_node.replication.chain import Term, until
 from holdfast_node.replication.changes import Replies, Rows, Until, decode_changes, read_header
 from holdfast_node.replication.events import LogEntry, Persist, Position
 from holdfast_node.replies import Forgotten, stage_forgotten
-from holdfast_node.store import Batch, Store
+from holdfast_node.store import Batch, Store, remove_files
 
 log = logging.getLogger(__name__)
 
@@ -187,8 +187,7 @@ class CopyStore:
     def discard(self, state: bytes) -> None:
         """Remove the files of a snapshot that was not installed."""
         files = msgspec.msgpack.decode(state, type=SnapshotFiles)
-        for path in (*files.state, *files.replies):
-            Path(path).unlink(missing_ok=True)
+        remove_files(Path(path) for path in (*files.state, *files.replies))
 
     def base(self, shard: int) -> Position:
         """Where the log of a shard begins, by the newest batch."""

@@ -7,10 +7,11 @@ messages of a round that go to one node leave in one frame.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeVar
 
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.model import SHARDS_MAX, Assignment, Member, View
@@ -55,8 +56,34 @@ from holdfast_node.shards import Shard, Shards
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _TICKS_ROUND = 10
 _REFRESH_S = 1.0  # until when a shard may be answered for is looked at anew when less is left; a tick does so more often than that
+
+
+class NoSuchShard(ValueError):
+    """A node speaks of a shard that there cannot be."""
+
+
+def _ends_the_node(step: Callable[P, T]) -> Callable[P, T]:
+    """A step of `Replicas` that cannot be done ends the node.
+
+    Whoever called it would log the exception, or end a task that nobody waits for, and the replicas would go on half changed.
+    """
+
+    @functools.wraps(step)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return step(*args, **kwargs)
+        except NoSuchShard:
+            raise
+        except Exception:
+            args[0]._flusher.die(f"{step.__name__}: a bug in replication")  # type: ignore[attr-defined]
+            raise
+
+    return guarded
 
 
 class Swaps(Protocol):
@@ -108,6 +135,8 @@ class Replicas:
         self.links: Links
         self.swaps: Swaps
         self.snapshots: Snapshots
+        self.full: Callable[[Assignment], str | None] = lambda assignment: None
+        """Why owned shards with such an assignment take no writes because of this node's disk; None when they do."""
         self._incarnation = 0
         self._revision = 0
         self._now = boottime()
@@ -135,6 +164,7 @@ class Replicas:
 
     # -- what happens
 
+    @_ends_the_node
     def joined(self, member: Member, view: View) -> None:
         """The node is a member under a new incarnation."""
         self._incarnation = member.incarnation
@@ -144,6 +174,7 @@ class Replicas:
         self._end()
         self.follow(view)
 
+    @_ends_the_node
     def follow(self, view: View) -> None:
         """etcd shows new assignments."""
         self._now = boottime()
@@ -157,6 +188,7 @@ class Replicas:
         self._revision = newest
         self._end()
 
+    @_ends_the_node
     def received(self, sender: str, messages: list[tuple[int, WireMessage]]) -> None:
         """A frame came from a node."""
         self._now = boottime()
@@ -164,6 +196,7 @@ class Replicas:
             self._do_often(self._copy(number), Received(sender, message))
         self._end()
 
+    @_ends_the_node
     def append(self, entries: list[Entry]) -> None:
         """Entries of shards that this node owns; they come back to `committed`."""
         self._now = boottime()
@@ -175,12 +208,14 @@ class Replicas:
             self._do_often(copy, Append(data), entry)
         self._end()
 
+    @_ends_the_node
     def swapped(self, number: int, happened: bool | None, revision: int, written: Assignment) -> None:
         """etcd has answered a swap, or its answer was lost."""
         self._now = boottime()
         self._do(self._copies[number], Swapped(happened, revision, written))
         self._end()
 
+    @_ends_the_node
     def lost(self, node: str) -> None:
         """The connection to a node broke."""
         self._now = boottime()
@@ -190,6 +225,7 @@ class Replicas:
                 self._do(copy, Lost(node))
         self._end()
 
+    @_ends_the_node
     def tick(self) -> None:
         """Time has passed; call it about twenty times a second. Copies where nothing is to be done get every tenth tick."""
         self._now = boottime()
@@ -201,24 +237,28 @@ class Replicas:
         self._end()
         self._flusher.write()
 
+    @_ends_the_node
     def release(self, number: int, to: Member) -> None:
         """Give an owned shard, whose replies have all left, to another in-sync replica."""
         self._now = boottime()
         self._do(self._copies[number], Release(to.id, to.incarnation))
         self._end()
 
+    @_ends_the_node
     def abdicate(self, number: int, to: Member) -> None:
         """Give up an owned shard, whose replicas this node cannot hear, to one of them."""
         self._now = boottime()
         self._do(self._copies[number], Abdicate(to.id, to.incarnation))
         self._end()
 
+    @_ends_the_node
     def concede(self, number: int, to: Member) -> None:
         """Give an owned shard to a node whose copy has more, or is heard."""
         self._now = boottime()
         self._do(self._copies[number], Concede(to.id, to.incarnation))
         self._end()
 
+    @_ends_the_node
     def snapshot_started(self, number: int, to: str) -> tuple[Position, Times, tuple[Term, ...]]:
         """The store shows the state as of the position returned, now and until the loop goes on: for a snapshot to `to`."""
         self._flusher.write()
@@ -231,12 +271,14 @@ class Replicas:
         self._end()
         return position, self._disk.times(number, replica.entries), tuple(until(replica.chain, position.seq))
 
+    @_ends_the_node
     def snapshot_ended(self, number: int, to: str, delivered: bool) -> None:
         """The snapshot is with `to`, or was given up."""
         self._now = boottime()
         self._do(self._copies[number], SnapshotEnded(to, delivered))
         self._end()
 
+    @_ends_the_node
     def snapshot_arrived(self, sender: str, number: int, snapshot: Snapshot) -> None:
         """Somebody sent a shard; its files are there."""
         self._now = boottime()
@@ -259,7 +301,7 @@ class Replicas:
         copy = self._copies.get(number)
         if copy is None:
             if not 0 <= number < SHARDS_MAX:
-                raise ValueError(f"no shard has the number {number}")
+                raise NoSuchShard(f"no shard has the number {number}")
             copy = self._new(number, StoredCopy())
         return copy
 
@@ -273,9 +315,8 @@ class Replicas:
         """The same for what comes with every entry: nobody need look while the node owns the shard, and may answer for long."""
         number = copy.number
         replica = copy.replica
-        effects = replica.handle(event, self._now)
         try:
-            for effect in effects:
+            for effect in replica.handle(event, self._now):
                 kind = type(effect)  # by identity, as in `Replica.handle`: the first three come with every entry
                 if kind is Send:
                     self.links.send(effect.to, number, effect.message)  # type: ignore[union-attr, arg-type]
@@ -403,12 +444,13 @@ class Replicas:
                     self._restless.discard(copy)
                 continue
             copy.shard.until = copy.replica.serves_until(self._now)
-            copy.shard.read_only = copy.replica.read_only()
+            copy.shard.read_only = copy.replica.read_only() or self.full(assignment)
             if copy.shard.until <= self._now or assignment.joining or assignment.leaving or assignment.handover:
                 self._restless.add(copy)
             else:
                 self._restless.discard(copy)
 
+    @_ends_the_node
     def _persisted(self, numbers: dict[Copy, int]) -> None:
         self._now = boottime()
         for copy, number in numbers.items():

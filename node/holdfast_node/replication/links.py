@@ -108,6 +108,9 @@ class Link:
                 why = await stream.wait()
             except (OSError, StreamRefused, ValueError) as error:
                 why = str(error)
+            except Exception as error:
+                log.exception("a bug in the link to %s", member.id)  # nobody waits for this task: it has to go on
+                why = str(error)
             finally:
                 if self.up:
                     log.info("replication to %s at %s is down: %s", member.id, member.streams, why[:_EXPLAINED])

@@ -4,15 +4,16 @@ The sender reads the state from iterators that it makes at one moment, with the 
 later follows as log. It sends chunks on a stream of their own, which gRPC's flow control slows down to what the receiver takes,
 and `--move-rate` to what the operator allows; calls go on beside it. A few shards at a time.
 
-The receiver writes the rows to files, and hands them to the core when all are there: until then its copy is what it was.
+The receiver writes the rows to files, and hands them to the core when all are there: until then its copy is what it was. One whose
+disk is full refuses. A node that took no snapshot is left alone for a while, longer each time; the core asks again until it has one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
@@ -22,15 +23,17 @@ import msgspec
 from holdfast.channels import open_process_channel
 from holdfast.tls import Certificates
 from holdfast_cluster.clock import boottime
+from holdfast_cluster.model import Member
 from holdfast_cluster.streams import FRAME_BYTES_MAX
 
 from holdfast_node import keys
+from holdfast_node.disk_space import DiskWatch
 from holdfast_node.replication.chain import Term
 from holdfast_node.replication.disk import CopyStore, SnapshotFiles
 from holdfast_node.replication.events import Position, Snapshot
 from holdfast_node.replication.host import Replicas
 from holdfast_node.replication.links import Links
-from holdfast_node.store import RowFiles, Store
+from holdfast_node.store import RowFiles, Store, is_no_space
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +47,7 @@ CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
 ]
 _CHUNK_BYTES = 256 << 10
 _AT_A_TIME = 2
+_BACKOFF_S = (0.5, 30.0)
 _FAMILIES = ("state", "replies")
 
 
@@ -91,6 +95,32 @@ class Throttle:
             await asyncio.sleep(0)  # calls go first
 
 
+class Backoff:
+    """Which nodes are left alone for now. A node that joined again begins anew. Pure but for `chance`, between 0 and 1."""
+
+    def __init__(self, chance: Callable[[], float] = random.random) -> None:
+        self._chance = chance
+        self._failed: dict[str, tuple[int, int, float]] = {}
+
+    def failed(self, node: str, incarnation: int, now: float) -> float:
+        """The node took nothing; for how many seconds from `now` on it is left alone."""
+        shortest, longest = _BACKOFF_S
+        seen, times, _ = self._failed.get(node, (incarnation, 0, 0.0))
+        times = times + 1 if seen == incarnation else 1
+        wait = min(shortest * 2.0 ** min(times - 1, 30), longest) * (0.5 + self._chance() / 2)
+        self._failed[node] = incarnation, times, now + wait
+        return wait
+
+    def succeeded(self, node: str) -> None:
+        """The node took something."""
+        self._failed.pop(node, None)
+
+    def waits(self, node: str, incarnation: int, now: float) -> bool:
+        """Whether the node is left alone now."""
+        seen, _, until = self._failed.get(node, (incarnation, 0, 0.0))
+        return seen == incarnation and now < until
+
+
 class SnapshotSender:
     """Implements `holdfast_node.replication.host.Snapshots`. `rate`: bytes a second that this node sends at most."""
 
@@ -105,9 +135,11 @@ class SnapshotSender:
         self.rate = rate
         self._throttle = Throttle(rate)
         self._known: set[tuple[int, str]] = set()
-        self._queue: deque[tuple[int, str, int]] = deque()
+        self._queue: list[tuple[int, str, int]] = []
         self._wake = asyncio.Event()
+        self._backoff = Backoff()
         self.sent = 0
+        self.failed = 0
         self.sent_bytes = 0
 
     @property
@@ -116,8 +148,8 @@ class SnapshotSender:
         return len(self._known)
 
     def send(self, shard: int, to: str, epoch: int) -> None:
-        """Send a shard to a node, unless that is under way."""
-        if (shard, to) not in self._known:
+        """Send a shard to a node, unless that is under way, or the node is left alone for now: then the core asks again."""
+        if (shard, to) not in self._known and self._taker(to) is not None:
             self._known.add((shard, to))
             self._queue.append((shard, to, epoch))
             self._wake.set()
@@ -133,18 +165,50 @@ class SnapshotSender:
             while not self._queue:
                 self._wake.clear()
                 await self._wake.wait()
-            shard, to, epoch = self._queue.popleft()
+            shard, to, epoch = self._next()
             try:
-                await self._send(shard, to, epoch)
-            except grpc.aio.AioRpcError as error:
-                log.info("snapshot of shard %d to %s: %s: %s", shard, to, error.code().name, error.details())
+                member = self._taker(to)
+                if member is not None:
+                    await self._try(shard, member, epoch)
             finally:
                 self._known.discard((shard, to))
 
-    async def _send(self, shard: int, to: str, epoch: int) -> None:
-        copy = self._replicas.get(shard)
+    def _taker(self, to: str) -> Member | None:
+        """The member to which snapshots may be sent now."""
         member = self._links.address_of(to)
-        if copy is None or not copy.replica.owning or copy.replica.epoch != epoch or member is None or to not in copy.replica.peers:
+        return None if member is None or self._backoff.waits(to, member.incarnation, time.monotonic()) else member
+
+    def _next(self) -> tuple[int, str, int]:
+        """What is sent next: of the shard with the fewest copies."""
+
+        def copies(asked: tuple[int, str, int]) -> int:
+            copy = self._replicas.get(asked[0])
+            assignment = copy.replica.assignment if copy is not None else None
+            return len(assignment.in_sync) if assignment is not None else 0
+
+        first = min(self._queue, key=copies)
+        self._queue.remove(first)
+        return first
+
+    async def _try(self, shard: int, member: Member, epoch: int) -> None:
+        try:
+            await self._send(shard, member, epoch)
+        except grpc.aio.AioRpcError as error:
+            self.failed += 1
+            wait = self._backoff.failed(member.id, member.incarnation, time.monotonic())
+            log.warning(
+                "snapshot of shard %d to %s: %s: %s; it gets none for %.1f s",
+                shard,
+                member.id,
+                error.code().name,
+                error.details(),
+                wait,
+            )
+
+    async def _send(self, shard: int, member: Member, epoch: int) -> None:
+        copy = self._replicas.get(shard)
+        to = member.id
+        if copy is None or not copy.replica.owning or copy.replica.epoch != epoch or to not in copy.replica.peers:
             return
         began = time.monotonic()
         channel = open_process_channel(member.address, self._certificates, CHANNEL_OPTIONS)
@@ -171,6 +235,7 @@ class SnapshotSender:
             await call
             delivered = True
             self.sent += 1
+            self._backoff.succeeded(to)
         except asyncio.InvalidStateError:  # the stream broke: the call itself says how
             await call
         finally:
@@ -196,10 +261,11 @@ def _chunks(rows: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[list[tuple[by
 class SnapshotReceiver:
     """The other end."""
 
-    def __init__(self, store: Store, disk: CopyStore, replicas: Replicas) -> None:
+    def __init__(self, store: Store, disk: CopyStore, replicas: Replicas, watch: DiskWatch) -> None:
         self._store = store
         self._disk = disk
         self._replicas = replicas
+        self._watch = watch
         self._numbers = count()
         self.received = 0
 
@@ -212,34 +278,46 @@ class SnapshotReceiver:
         number = next(self._numbers)
         files = {family: RowFiles(self._disk.snapshots, f"{header.shard}-{number}-{family}") for family in _FAMILIES}
         try:
-            while isinstance(part := await self._next(context), Chunk):
-                put = files[part.family].put
-                for key, value in part.rows:
-                    put(key, value)
-            if not isinstance(part, End):
-                return  # the sender gave up
-            for each in files.values():
-                each.finish()
-            for family in _FAMILIES:
-                if not self._disk.has_rows(header.shard, family):
-                    continue
-                # What the files replace is written out before, on a thread: otherwise it would be while they are taken, on the loop.
-                await asyncio.get_running_loop().run_in_executor(None, self._store.flush, family)
-            paths = SnapshotFiles(*([str(path) for path in files[family].files] for family in _FAMILIES))
-            snapshot = Snapshot(
-                header.epoch,
-                header.position,
-                _encode(paths),
-                part.sent_at,
-                header.shard_ms,
-                header.cluster_time,
-                header.chain,
-            )
-            self._replicas.snapshot_arrived(sender, header.shard, snapshot)
-            self.received += 1
+            await self._take(sender, header, files, context)
+        except Exception as error:
+            if not is_no_space(error):
+                raise
+            self._watch.failed()
+            await self._refuse(context)
         finally:
             for each in files.values():
                 each.remove()
+
+    async def _take(self, sender: str, header: Header, files: dict[str, RowFiles], context: Any) -> None:
+        while True:
+            if self._watch.full:
+                await self._refuse(context)
+            part = await self._next(context)
+            if not isinstance(part, Chunk):
+                break
+            put = files[part.family].put
+            for key, value in part.rows:
+                put(key, value)
+        if not isinstance(part, End):
+            return  # the sender gave up
+        for each in files.values():
+            each.finish()
+        for family in _FAMILIES:
+            if not self._disk.has_rows(header.shard, family):
+                continue
+            # What the files replace is written out before, on a thread: otherwise it would be while they are taken, on the loop.
+            await asyncio.get_running_loop().run_in_executor(None, self._store.flush, family)
+        paths = SnapshotFiles(*([str(path) for path in files[family].files] for family in _FAMILIES))
+        snapshot = Snapshot(
+            header.epoch, header.position, _encode(paths), part.sent_at, header.shard_ms, header.cluster_time, header.chain
+        )
+        self._replicas.snapshot_arrived(sender, header.shard, snapshot)
+        self.received += 1
+
+    async def _refuse(self, context: Any) -> None:
+        """The sender logs it: there is one line for each time that it has tried."""
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, self._watch.full or "the disk was full")
+        raise AssertionError
 
     @staticmethod
     async def _next(context: Any) -> Header | Chunk | End | None:
