@@ -38,7 +38,7 @@ class Clients:
         self._world = world
         self._ids = RequestIds()
         self._elements = 0
-        self._later: set[asyncio.Task[Any]] = set()
+        self._later: dict[asyncio.Task[Any], None] = {}
 
     async def work(self) -> None:
         """One caller, until the world is healed."""
@@ -73,8 +73,8 @@ class Clients:
         operation.length = codec.decode(reply.result) + 1
         if world.chance.random() < 0.1:
             again = asyncio.create_task(self._again(key, element, request_id, reply.result))
-            self._later.add(again)
-            again.add_done_callback(self._later.discard)
+            self._later[again] = None
+            again.add_done_callback(lambda task: self._later.pop(task, None))
         return True
 
     async def read(self, key: str, attempts: int = _ATTEMPTS_MAX) -> list[str] | None:

@@ -55,7 +55,7 @@ class Etcd:
         self.history: list[pb.Event] = []
         self._leases: dict[int, _Lease] = {}
         self._watches: dict[_Watch, None] = {}
-        self._calls: set[ServerContext] = set()
+        self._calls: dict[ServerContext, None] = {}
         self.away_until = 0.0
         self.lost_replies = 0.0
         self.lag_until = 0.0
@@ -108,7 +108,7 @@ class Etcd:
         context.task = self._loop.create_task(self._serve(context))
 
     async def _serve(self, context: ServerContext) -> None:
-        self._calls.add(context)
+        self._calls[context] = None
         try:
             request = await context.read()
             await asyncio.sleep(_WORK_S * self._chance.random())
@@ -128,7 +128,7 @@ class Etcd:
                     context.send(reply)
                     context.finish()
         finally:
-            self._calls.discard(context)
+            self._calls.pop(context, None)
 
     def _answer(self, method: str, request: Any) -> Any:
         header = pb.ResponseHeader(cluster_id=1, revision=self.revision)

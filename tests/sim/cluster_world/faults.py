@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .etcd import Backup
     from .world import World
 
-MEAN_S = 0.9
+MEAN_S = 1.4
 """Mean time between faults."""
 _LONG_S = 3.5
 """Longer than a lease, and than a promise."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("PROCESS", default=None)
 """The process that runs; None for the world itself."""
 
+_WORLD = contextvars.Context()
 _SPINS_MAX = 200_000
 """Callbacks in one instant: more of them are a loop that never ends."""
 
@@ -34,16 +35,42 @@ class WorldStandsStill(Exception):
     """Nothing will ever happen again, or nothing but callbacks happens."""
 
 
-class _Handle(asyncio.Handle):
-    __slots__ = ("process",)
+class _Handle:
+    """A callback, of a process or (None) of the world. `at`: when it is due, by its process's clock."""
 
-    process: Process | None
+    __slots__ = ("args", "at", "callback", "context", "dropped", "process")
+
+    def __init__(
+        self, callback: Callable[..., Any], args: tuple[Any, ...], context: contextvars.Context, process: Process | None, at: float = 0.0
+    ) -> None:
+        self.callback = callback
+        self.args = args
+        self.context = context
+        self.process = process
+        self.at = at
+        self.dropped = False
+
+    # -- asyncio.TimerHandle
+
+    def cancel(self) -> None:
+        self.dropped = True
+
+    def cancelled(self) -> bool:
+        return self.dropped
+
+    def when(self) -> float:
+        return self.at
 
 
-class _Timer(asyncio.TimerHandle):
-    __slots__ = ("process",)
+class _Task(asyncio.Task[Any]):
+    """A task that sets order by its number, not by its address: task groups cancel theirs in the order of a set."""
 
-    process: Process | None
+    def __init__(self, number: int, coroutine: Any, loop: Any, context: Any) -> None:
+        self._number = number
+        super().__init__(coroutine, loop=loop, context=context)
+
+    def __hash__(self) -> int:
+        return self._number
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
@@ -55,10 +82,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.network: Network
         self.tasks: list[asyncio.Task[Any]] = []
         self.errors: list[tuple[Process | None, str, BaseException | None]] = []
-        self._timers: list[tuple[float, int, _Timer]] = []
+        self._timers: list[tuple[float, int, _Handle]] = []
         self._count = 0
-        self._queue: deque[_Handle | _Timer] = deque()
-        self._spins = 0
+        self._left = _SPINS_MAX
+        self._queue: deque[_Handle] = deque()
         self.set_task_factory(self._new_task)
         self.set_exception_handler(VirtualLoop._failed)
 
@@ -69,32 +96,36 @@ class VirtualLoop(asyncio.BaseEventLoop):
     # -- callbacks
 
     def call_soon(self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None) -> Any:
-        handle = _Handle(callback, args, self, context)
-        handle.process = PROCESS.get() if context is None else context.get(PROCESS)
+        if context is None:
+            context = contextvars.copy_context()
+        handle = _Handle(callback, args, context, context.get(PROCESS))
         self._queue.append(handle)
         return handle
 
     call_soon_threadsafe = call_soon
 
     def call_at(self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None) -> Any:
-        timer = _Timer(when, callback, args, self, context)
-        timer.process = PROCESS.get() if context is None else context.get(PROCESS)
-        self._set(timer)
-        return timer
+        if context is None:
+            context = contextvars.copy_context()
+        handle = _Handle(callback, args, context, context.get(PROCESS), when)
+        self._set(handle)
+        return handle
+
+    def call_later(self, delay: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None) -> Any:
+        return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def world_later(self, delay: float, callback: Callable[..., Any], *args: Any) -> None:
         """Call back after a time of the world's, as the world itself."""
-        timer = _Timer(self.now + delay, callback, args, self, WORLD)
-        timer.process = None
+        self._world_at(self.now + delay, callback, *args)
+
+    def _world_at(self, at: float, callback: Callable[..., Any], *args: Any) -> None:
         self._count += 1
-        heapq.heappush(self._timers, (timer._when, self._count, timer))  # type: ignore[attr-defined]
+        heapq.heappush(self._timers, (at, self._count, _Handle(callback, args, _WORLD, None, at)))
 
     def post(self, process: Process, callback: Callable[..., Any], *args: Any) -> None:
         """Call back in a process, as soon as it can."""
         if not process.ended:
-            handle = _Handle(callback, args, self, process.context)
-            handle.process = process
-            self._queue.append(handle)
+            self._queue.append(_Handle(callback, args, process.context, process))
 
     def start(self, process: Process, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run a coroutine in a process."""
@@ -128,57 +159,56 @@ class VirtualLoop(asyncio.BaseEventLoop):
     # -- running
 
     def _run_once(self) -> None:
-        if self._queue:
-            self._spins += 1
-        else:
-            self._spins = 0
+        queue = self._queue
+        if not queue:
             self._advance()
-        if self._spins > _SPINS_MAX:
-            raise WorldStandsStill(f"at {self.now:.3f} callbacks go on and on")
-        for _ in range(len(self._queue)):
-            handle = self._queue.popleft()
-            if not handle._cancelled:  # type: ignore[union-attr]
+        while queue and not self._stopping:  # type: ignore[attr-defined]
+            handle = queue.popleft()
+            if not handle.dropped:
                 self._run_in(handle)
-            if self._stopping:  # type: ignore[attr-defined]
-                break
+            self._left -= 1
+            if not self._left:
+                raise WorldStandsStill(f"at {self.now:.3f} callbacks go on and on, now {handle.callback}")
 
     def _advance(self) -> None:
         """Go to when something is due."""
         timers = self._timers
-        while timers and timers[0][2]._cancelled:  # type: ignore[attr-defined]
+        while timers and timers[0][2].dropped:
             heapq.heappop(timers)
         if not timers:
             raise WorldStandsStill("nothing is due")
-        self.now = max(self.now, timers[0][0])
-        while timers and timers[0][0] <= self.now:
-            timer = heapq.heappop(timers)[2]
-            if timer._cancelled:  # type: ignore[attr-defined]
+        if timers[0][0] > self.now:
+            self.now = timers[0][0]
+            self._left = _SPINS_MAX
+        now = self.now
+        while timers and timers[0][0] <= now:
+            handle = heapq.heappop(timers)[2]
+            if handle.dropped:
                 continue
-            process = timer.process
-            if process is not None and process.machine.monotonic() < timer._when - 1e-6:  # type: ignore[attr-defined]
-                self._set(timer)  # its machine slept meanwhile, and the timer with it
+            process = handle.process
+            if process is not None and process.machine.monotonic() < handle.at - 1e-6:
+                self._set(handle)  # its machine slept meanwhile, and the timer with it
             else:
-                self._queue.append(timer)
+                self._queue.append(handle)
 
-    def _set(self, timer: _Timer) -> None:
-        when = timer._when  # type: ignore[attr-defined]
-        process = timer.process
+    def _set(self, handle: _Handle) -> None:
+        when, process = handle.at, handle.process
         at = when if process is None else self.now + max(0.0, when - process.machine.monotonic()) / process.machine.rate
         self._count += 1
-        heapq.heappush(self._timers, (at, self._count, timer))
+        heapq.heappush(self._timers, (at, self._count, handle))
 
-    def _run_in(self, handle: _Handle | _Timer) -> None:
+    def _run_in(self, handle: _Handle) -> None:
         process = handle.process
         if process is None:
-            handle._run()
+            self._run(handle)
         elif process.ended:
             pass
         elif process.backlog or process.busy_until > self.now:
             process.backlog.append(handle)
             if len(process.backlog) == 1:
-                self.world_later(max(0.0, process.busy_until - self.now), self._go_on, process)
+                self._world_at(process.busy_until, self._go_on, process)
         else:
-            handle._run()
+            self._run(handle)
             if process.step_s:
                 process.busy_until = max(process.busy_until, self.now + process.step_s)
 
@@ -186,15 +216,26 @@ class VirtualLoop(asyncio.BaseEventLoop):
         backlog = process.backlog
         while backlog and not process.ended and process.busy_until <= self.now:
             handle = backlog.popleft()
-            if not handle._cancelled:
-                handle._run()
+            if not handle.dropped:
+                self._run(handle)
                 if process.step_s:
                     process.busy_until = max(process.busy_until, self.now + process.step_s)
         if backlog and not process.ended:
-            self.world_later(process.busy_until - self.now, self._go_on, process)
+            self._world_at(process.busy_until, self._go_on, process)
+
+    def _run(self, handle: _Handle) -> None:
+        try:
+            handle.context.run(handle.callback, *handle.args)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            process = handle.process
+            if not isinstance(error, ProcessEnded) and (process is None or not process.ended):
+                self.errors.append((process, f"{handle.callback}", error))
 
     def _new_task(self, loop: Any, coroutine: Any, context: Any = None) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=self, context=context)
+        self._count += 1
+        task = _Task(self._count, coroutine, self, context)
         task._log_destroy_pending = False  # type: ignore[attr-defined]
         self.tasks.append(task)  # a process that ended leaves tasks: they may not be collected, and unwound, at any moment
         if len(self.tasks) > 4096:
@@ -230,5 +271,3 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._timers.clear()
         self._queue.clear()
 
-
-WORLD = contextvars.Context()

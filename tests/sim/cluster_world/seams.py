@@ -1,13 +1,14 @@
 """Puts production onto simulated machines: what is replaced, and where. Nothing of Holdfast is on the list but what starts threads.
 
 Clocks, chance and the end of a process are replaced in the standard library; rocksdict's names in `holdfast_node.store`; the fsync
-thread and its queue in `holdfast_node.commit`; the makers of channels and servers in `grpc.aio`. Sets of copies and shards are
-ordered by number, not by address, so that a seed is one story.
+thread and its queue in `holdfast_node.commit`; the makers of channels and servers in `grpc.aio`. Sets of copies, shards and streams
+are ordered by number, not by address, so that a seed is one story.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import random
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import grpc
+from holdfast_cluster.streams import Stream
 from holdfast_node.replication import host
 from holdfast_node.shards import Shard
 
@@ -48,6 +50,17 @@ class _Shard(Shard):
         return self.number
 
 
+class _Stream(Stream):
+    _numbers = itertools.count()
+
+    def __init__(self, *given: Any) -> None:
+        self._number = next(self._numbers)
+        super().__init__(*given)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
 class _Watchdog:
     """No thread watches a simulated loop."""
 
@@ -59,6 +72,10 @@ class _Watchdog:
 
     def stop(self) -> None:
         pass
+
+
+async def _no_lag(histogram: Any) -> None:
+    """How late the real loop is says nothing here."""
 
 
 @contextlib.contextmanager
@@ -114,9 +131,12 @@ def production_on(world: World) -> Iterator[None]:
         "holdfast_node.commit.SimpleQueue": rocks.SimQueue,
         "holdfast_node.server.Watchdog": _Watchdog,
         "holdfast_node.server.gc": SimpleNamespace(collect=lambda: 0, freeze=lambda: None, set_threshold=lambda *_: None),
+        "holdfast_node.server.measure_lag": _no_lag,
+        "holdfast_cluster.streams.Stream": _Stream,
         "holdfast_node.replication.host.Copy": _Copy,
         "holdfast_node.replication.host.Shard": _Shard,
     }
+    _Stream._numbers = itertools.count()
     chance = random.getstate()
     with contextlib.ExitStack() as stack:
         for owner, name, value in replaced:

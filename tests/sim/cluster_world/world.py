@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+from holdfast.errors import HoldfastError
 from holdfast_cluster.model import Assignment, Keys
 from holdfast_node.server import NodeServer
 
@@ -189,7 +190,7 @@ class _Errors(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         process = PROCESS.get()
-        if record.exc_info and (process is None or (not process.ended and process not in process.machine.disk.failed)):
+        if record.exc_info and not isinstance(record.exc_info[1], HoldfastError) and (process is None or (not process.ended and process not in process.machine.disk.failed)):
             self._world.failed(f"{process.name if process is not None else 'the world'}: {record.getMessage()}", record.exc_info[1])
 
 
