@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .world import World
 
 KEYS = [f"l{i}" for i in range(6)]
+_REFUSALS = (pb.CODE_INVALID_ARGUMENT, pb.CODE_INTERNAL, pb.CODE_APPLICATION)
 _TIMEOUT_S = 2.0
 _PATIENCE_S = 0.5
 _ATTEMPTS_MAX = 6
@@ -124,6 +125,8 @@ class Clients:
             if reply is not None:
                 if reply.result:
                     return reply
+                if reply.error.code in _REFUSALS:
+                    world.failed(f"what is right is not refused: {key}.{method} was answered {reply.error.message}")
                 if reply.error.definite and not unknown and not reply.error.retryable:
                     return reply
                 unknown = unknown or not reply.error.definite

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +60,7 @@ class Etcd:
         self.away_until = 0.0
         self.lost_replies = 0.0
         self.lag_until = 0.0
+        self.wrote: Callable[[bytes, bytes], None] = lambda key, value: None
         network.listeners[ADDRESS] = process, self
         self._expire()
 
@@ -243,6 +245,9 @@ class Etcd:
     def _changed(self, events: list[pb.Event], revision: int) -> None:
         self.revision = revision
         self.history += events
+        for event in events:
+            if event.type == pb.Event.PUT:
+                self.wrote(event.kv.key, event.kv.value)
         for watch in list(self._watches):
             watch.show(events, revision, self._loop.now + max(0.0, self.lag_until - self._loop.now) * self._chance.random())
 

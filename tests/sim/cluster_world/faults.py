@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from holdfast_cluster.model import Drain, Keys, encode
+from holdfast_cluster.model import Assignment, Drain, Keys, encode
 
 from .node import CLUSTER, Gateway, Node
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MEAN_S = 1.4
 """Mean time between faults."""
+_OFTEN = 6
 _LONG_S = 3.5
 """Longer than a lease, and than a promise."""
 
@@ -31,6 +32,7 @@ class Faults:
         self._names = sorted(names)
         self._chance = world.chance
         self._replaced = False
+        self._aim: Node | None = None
         self._backup: Backup | None = None
 
     async def run(self) -> None:
@@ -40,6 +42,25 @@ class Faults:
 
     def strike(self, name: str) -> None:
         FAULTS[name](self)
+
+    def at_a_change(self, before: Assignment, now: Assignment) -> None:
+        """Faults like to come while an assignment changes, and to those whom it concerns."""
+        world = self._world
+        if not world.working or not self._names or self._chance.random() < 0.6:
+            return
+        by_id = {node.replicas._node: node for node in world.nodes.values() if node.replicas is not None}
+        changed = sorted(({before.owner, now.owner} if before.owner != now.owner else set(before.in_sync) ^ set(now.in_sync)) & set(by_id))
+        if not changed:
+            return
+        node = by_id[self._chance.choice(changed)]
+        name = self._chance.choice([name for name in _AIMED if name in self._names] or self._names)
+        world.loop.world_later(0.02 * self._chance.random(), lambda: self._strike_at(name, node))
+
+    def _strike_at(self, name: str, node: Node) -> None:
+        if self._world.working:
+            self._aim = node
+            self.strike(name)
+            self._aim = None
 
     def heal(self) -> None:
         """No more faults from now on; everything is started."""
@@ -70,6 +91,8 @@ class Faults:
 
     def _node(self) -> Node:
         """A node; more often than chance would have it one that owns something."""
+        if self._aim is not None:
+            return self._aim
         nodes = list(self._world.nodes.values())
         owners = [node for node in nodes if node.runs and node.shards is not None and node.shards.owned()]
         return self._chance.choice(owners if owners and self._chance.random() < 0.5 else nodes)
@@ -344,5 +367,14 @@ FAULTS: dict[str, Callable[[Faults], None]] = {
     "etcd emptied": Faults.etcd_emptied,
     "etcd put back": Faults.etcd_put_back,
 }
+_AIMED = ("slow disk", "slow disk", "pause", "cut one way", "cut off", "power", "kill", "late", "etcd late", "etcd's replies", "owner without etcd", "suspend")
 LATER = ("full disk", "disk put back", "log tail", "wall clock", "etcd emptied", "etcd put back")
 DEFAULT = tuple(name for name in FAULTS if name not in LATER)
+
+
+def often(names: Iterable[str]) -> tuple[str, ...]:
+    """The default faults, and these so often that every world has some."""
+    unknown = set(names) - set(FAULTS)
+    if unknown:
+        raise ValueError(f"no such fault: {', '.join(sorted(unknown))}")
+    return (*DEFAULT, *(name for name in names for _ in range(_OFTEN)))

@@ -30,7 +30,7 @@ class Network:
         self.chance = chance
         self.machines: dict[str, Machine] = {}
         self.cuts: dict[tuple[str, str], int] = {}
-        self.delay_s = 0.0005
+        self.delay_s = chance.choice((0.0005, 0.004))
         self.lag_until: dict[tuple[str, str], float] = {}
         self.connections: dict[Connection, None] = {}
         self._stuck: dict[tuple[str, str], list[_Way]] = {}

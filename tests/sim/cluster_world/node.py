@@ -13,6 +13,7 @@ from holdfast_cluster.model import Keys
 from holdfast_node.config import NodeConfig
 from holdfast_node.replication.disk import CopyStore
 from holdfast_node.replication.host import Replicas
+from holdfast_node.server import NodeServer
 from holdfast_node.shards import Shards
 
 from .app import app
@@ -80,7 +81,7 @@ class Node:
             repair_after_s=REPAIR_AFTER_S,
             drain_timeout_s=3.0,
         )
-        self.server = self.world.server(config, app)
+        self.server = NodeServer(config, app)
         self.world.tell(f"{self.name}: starts")
         task = process.loop.start(process, self.server.run(self._stop), self.name)
         task.add_done_callback(lambda task: self._returned(process, task))

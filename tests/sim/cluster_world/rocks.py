@@ -154,7 +154,7 @@ class Disk:
         self.databases: dict[str, Database] = {}
         self.files: dict[str, list[tuple[bytes, bytes]]] = {}
         self.open: dict[str, Process] = {}
-        self.sync_s = chance.uniform(0.0005, 0.004)
+        self.sync_s = chance.choice((0.001, 0.004, 0.02))
         self.slow_until = 0.0
         self.slow_s = 0.0
         self.failing: set[str] = set()

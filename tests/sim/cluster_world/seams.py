@@ -14,7 +14,7 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -79,8 +79,8 @@ async def _no_lag(histogram: Any) -> None:
 
 
 @contextlib.contextmanager
-def production_on(world: World) -> Iterator[None]:
-    """While it is open, production runs on this world's machines."""
+def production_on(world: World, broken: Iterable[tuple[Any, str, Any]] = ()) -> Iterator[None]:
+    """While it is open, production runs on this world's machines; `broken` is replaced in it as well."""
 
     def monotonic() -> float:
         process = PROCESS.get()
@@ -139,7 +139,7 @@ def production_on(world: World) -> Iterator[None]:
     _Stream._numbers = itertools.count()
     chance = random.getstate()
     with contextlib.ExitStack() as stack:
-        for owner, name, value in replaced:
+        for owner, name, value in (*replaced, *broken):
             stack.enter_context(mock.patch.object(owner, name, value))
         for name, value in named.items():
             stack.enter_context(mock.patch(name, value))

@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 from holdfast.errors import HoldfastError
 from holdfast_cluster.model import Assignment, Keys
-from holdfast_node.server import NodeServer
 
 from . import checks
 from .checks import Broken, History
@@ -34,18 +33,18 @@ _START_AGAIN_S = 0.5
 
 
 class World:
-    """Everything there is. `server` makes the process of a node; it can be replaced by a broken one."""
+    """Everything there is."""
 
-    def __init__(self, seed: int, faults: Iterable[str] = DEFAULT, server: type[NodeServer] = NodeServer) -> None:
+    def __init__(self, seed: int, faults: Iterable[str] = DEFAULT) -> None:
         self.seed = seed
         self.chance = random.Random(seed)
-        self.server = server
         self.loop = VirtualLoop()
         self.network = self.loop.network = Network(self.loop, self.chance)
         self.story: list[str] = []
         self.failures: list[str] = []
         self.history = History()
         self.working = True
+        self._known: dict[int, Assignment] = {}
         self.nodes: dict[str, Node] = {}
         self.gateways: list[Gateway] = []
         self.faults = Faults(self, faults)
@@ -65,6 +64,7 @@ class World:
     async def live(self) -> None:
         """From beginning to end. Raises Broken."""
         self.etcd = Etcd(self.loop, self.network, Process(self.machine("etcd"), "etcd"), self.chance)
+        self.etcd.wrote = self._assigned
         for i in range(self.chance.choice((3, 3, 4))):
             self.add_node(f"n{i}", self.machine(f"m{i}"))
         for i in range(2):
@@ -94,6 +94,16 @@ class World:
         node = self.nodes[name] = Node(self, machine, name)
         node.start()
         return node
+
+    def _assigned(self, key: bytes, value: bytes) -> None:
+        """etcd has a new assignment: a good moment for faults."""
+        prefix = Keys(CLUSTER).shards.encode()
+        if key.startswith(prefix):
+            number, now = int(key[len(prefix) :]), msgspec.json.decode(value, type=Assignment)
+            before, self._known[number] = self._known.get(number), now
+            if before is not None:
+                self.tell(f"shard {number}: epoch {now.epoch}, {now.owner}, in sync {', '.join(now.in_sync)}{', joining ' * bool(now.joining)}{', '.join(now.joining)}{', released' * now.released}")
+                self.faults.at_a_change(before, now)
 
     # -- watching
 
@@ -194,14 +204,30 @@ class _Errors(logging.Handler):
             self._world.failed(f"{process.name if process is not None else 'the world'}: {record.getMessage()}", record.exc_info[1])
 
 
-def live(seed: int, **broken: Any) -> World:
-    """One world from beginning to end. Raises Broken with the seed and the end of its story."""
-    world = World(seed, **broken)
+class _Shown(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        process = PROCESS.get()
+        if process is not None and not process.ended:
+            print(f"{process.loop.now:9.4f}  {process.name:5} {record.levelname:8} {record.getMessage()}")
+
+
+def show_logs() -> None:
+    """Print what production logs, with the world's time and the name of the process."""
+    logging.getLogger().addHandler(_Shown())
+    logging.getLogger().setLevel(logging.INFO)
+
+
+def live(seed: int, faults: Iterable[str] = DEFAULT, replaced: Iterable[tuple[Any, str, Any]] = ()) -> World:
+    """One world from beginning to end. Raises Broken with the seed and the end of its story.
+
+    `replaced`: what is broken in production for this world: owners, names and what stands there instead.
+    """
+    world = World(seed, faults)
     errors = _Errors(world)
     root = logging.getLogger()
     root.addHandler(errors)
     try:
-        with production_on(world):
+        with production_on(world, replaced):
             try:
                 world.loop.run_until_complete(world.live())
             finally:
