@@ -8,6 +8,7 @@ are ordered by number, not by address, so that a seed is one story.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -21,7 +22,7 @@ from unittest import mock
 
 import grpc
 from holdfast_cluster.streams import Stream
-from holdfast_node.replication import host
+from holdfast_node.replication import ReplicationSettings, host
 from holdfast_node.shards import Shard
 
 from . import rocks
@@ -32,6 +33,8 @@ from .rpc import Channel, Server
 if TYPE_CHECKING:
     from .world import World
 
+_LOG_KEEP_MAX = 8
+"""Entries that stay in a log: so few that replicas that come back often need a snapshot."""
 _Random = random.Random
 _CLOCK_MONOTONIC = time.CLOCK_MONOTONIC
 
@@ -131,6 +134,8 @@ def production_on(world: World, broken: Iterable[tuple[Any, str, Any]] = ()) -> 
         "holdfast_node.commit.SimpleQueue": rocks.SimQueue,
         "holdfast_node.server.Watchdog": _Watchdog,
         "holdfast_node.server.gc": SimpleNamespace(collect=lambda: 0, freeze=lambda: None, set_threshold=lambda *_: None),
+        "holdfast_node.server.ReplicationSettings": functools.partial(ReplicationSettings, log_keep_max=_LOG_KEEP_MAX),
+        "holdfast_node.server._DROP_REPLIES_S": 1.0,
         "holdfast_node.server.measure_lag": _no_lag,
         "holdfast_cluster.streams.Stream": _Stream,
         "holdfast_node.replication.host.Copy": _Copy,

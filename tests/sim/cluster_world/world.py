@@ -43,7 +43,7 @@ class World:
         self.story: list[str] = []
         self.failures: list[str] = []
         self.history = History()
-        self.working = True
+        self.working = False  # under fire
         self._known: dict[int, Assignment] = {}
         self.nodes: dict[str, Node] = {}
         self.gateways: list[Gateway] = []
@@ -73,6 +73,7 @@ class World:
             self.gateways.append(gateway)
         self.clients = Clients(self)
         await self._until(self._settled, 20.0, "the cluster is not formed")
+        self.working = True
         async with asyncio.TaskGroup() as group:
             callers = [group.create_task(self.clients.work()) for _ in range(_CLIENTS)]
             watch = group.create_task(self._watch())
