@@ -13,6 +13,13 @@ class Broken(AssertionError):
     """A promise does not hold."""
 
 
+def first(error: BaseException) -> BaseException:
+    """What a group of exceptions began with."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 @dataclass
 class Operation:
     """One use of a list by a caller. `length`: how long the list was, as the answer shows; None while nobody knows."""
@@ -66,8 +73,10 @@ def _check_list(key: str, final: list[str], operations: list[Operation]) -> None
         if operation.elements is not None:
             length = len(operation.elements)
             if operation.elements != final[:length]:
-                raise Broken(f"linearizable: a read of {key} at {operation.called_at:.3f} shows {operation.elements[-3:]} at its end, "
-                             f"where {final[max(0, length - 3):length]} came to be")
+                raise Broken(
+                    f"linearizable: a read of {key} at {operation.called_at:.3f} shows {operation.elements[-3:]} at its end, "
+                    f"where {final[max(0, length - 3) : length]} came to be"
+                )
             for element in operation.elements:
                 assert operation.answered_at is not None
                 if element not in asked or asked[element].called_at > operation.answered_at:
@@ -81,8 +90,10 @@ def _check_list(key: str, final: list[str], operations: list[Operation]) -> None
             longest = max(longest, answered[at][1])
             at += 1
         if operation.length is not None and operation.length - bool(operation.element) < longest:
-            raise Broken(f"linearizable: an answer of {key} to a call of {operation.called_at:.3f} shows a length of "
-                         f"{operation.length - bool(operation.element)}, an earlier one {longest}")
+            raise Broken(
+                f"linearizable: an answer of {key} to a call of {operation.called_at:.3f} shows a length of "
+                f"{operation.length - bool(operation.element)}, an earlier one {longest}"
+            )
 
 
 def one_serves(world: World) -> None:

@@ -14,7 +14,6 @@ from holdfast_cluster.model import Assignment, Drain, Keys, encode
 from .node import CLUSTER, Gateway, Node
 
 if TYPE_CHECKING:
-    from .etcd import Backup
     from .world import World
 
 MEAN_S = 1.4
@@ -33,7 +32,8 @@ class Faults:
         self._chance = world.chance
         self._replaced = False
         self._aim: Node | None = None
-        self._backup: Backup | None = None
+        self._put_back: set[str] = set()
+        self._etcd_changed = False
 
     async def run(self) -> None:
         while self._world.working and self._names:
@@ -49,7 +49,9 @@ class Faults:
         if not world.working or not self._names or self._chance.random() < 0.6:
             return
         by_id = {node.replicas._node: node for node in world.nodes.values() if node.replicas is not None}
-        changed = sorted(({before.owner, now.owner} if before.owner != now.owner else set(before.in_sync) ^ set(now.in_sync)) & set(by_id))
+        changed = sorted(
+            ({before.owner, now.owner} if before.owner != now.owner else set(before.in_sync) ^ set(now.in_sync)) & set(by_id)
+        )
         if not changed:
             return
         node = by_id[self._chance.choice(changed)]
@@ -196,13 +198,20 @@ class Faults:
         if self._replaced or any(len(now.in_sync) < 3 for now in world.assignments().values()):
             return
         self._replaced = True
-        node = self._node()
+        self.replace_disk(self._node())
+
+    def replace_disk(self, node: Node) -> None:
+        world = self._world
         node.kill()
         del world.nodes[node.name]
         node.machine.disk.databases.clear()
         node.machine.disk.files.clear()
         world.tell(f"{node.name}: its disk is replaced")
         world.loop.world_later(0.5, lambda: world.add_node(f"{node.name}r", node.machine))
+
+    def may_be_refused(self, node: Node) -> bool:
+        """Whether a node may refuse to serve its data, or the cluster a node: somebody has put something back."""
+        return self._etcd_changed or node.name in self._put_back
 
     def disk_full(self) -> None:
         node = self._node()
@@ -222,6 +231,7 @@ class Faults:
         def put_back() -> None:
             if self._world.nodes.get(node.name) is node:
                 node.kill()
+                self._put_back.add(node.name)
                 sequence = node.machine.disk.databases[node.path].sequence
                 node.machine.disk.databases[node.path] = before
                 self._world.tell(f"{node.name}: its disk is put back to {before.sequence}, from {sequence}")
@@ -232,6 +242,7 @@ class Faults:
         """The newest records of the log are lost, though they were synced."""
         node = self._node()
         node.kill()
+        self._put_back.add(node.name)
         database = node.machine.disk.databases.get(node.path)
         if database is not None:
             lost = database.cut_tail(self._chance.randint(1, 30))
@@ -308,6 +319,7 @@ class Faults:
         etcd = self._world.etcd
         backup = etcd.backup()
         etcd.empty()
+        self._etcd_changed = True
         self._world.tell("etcd is emptied")
 
         def put_back() -> None:
@@ -323,6 +335,7 @@ class Faults:
 
         def put_back() -> None:
             etcd.put_back(backup, bump)
+            self._etcd_changed = True
             self._world.tell(f"etcd is put back to revision {backup.revision}{', raised' * bump}")
 
         self._later(0.5 + self._seconds(), put_back)
@@ -367,7 +380,20 @@ FAULTS: dict[str, Callable[[Faults], None]] = {
     "etcd emptied": Faults.etcd_emptied,
     "etcd put back": Faults.etcd_put_back,
 }
-_AIMED = ("slow disk", "slow disk", "pause", "cut one way", "cut off", "power", "kill", "late", "etcd late", "etcd's replies", "owner without etcd", "suspend")
+_AIMED = (
+    "slow disk",
+    "slow disk",
+    "pause",
+    "cut one way",
+    "cut off",
+    "power",
+    "kill",
+    "late",
+    "etcd late",
+    "etcd's replies",
+    "owner without etcd",
+    "suspend",
+)
 LATER = ("full disk", "disk put back", "log tail", "wall clock", "etcd emptied", "etcd put back")
 DEFAULT = tuple(name for name in FAULTS if name not in LATER)
 

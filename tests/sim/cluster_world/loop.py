@@ -41,7 +41,12 @@ class _Handle:
     __slots__ = ("args", "at", "callback", "context", "dropped", "process")
 
     def __init__(
-        self, callback: Callable[..., Any], args: tuple[Any, ...], context: contextvars.Context, process: Process | None, at: float = 0.0
+        self,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+        context: contextvars.Context,
+        process: Process | None,
+        at: float = 0.0,
     ) -> None:
         self.callback = callback
         self.args = args
@@ -270,4 +275,3 @@ class VirtualLoop(asyncio.BaseEventLoop):
             sys.unraisablehook = hook
         self._timers.clear()
         self._queue.clear()
-

@@ -9,14 +9,17 @@ from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.dispatch import Dispatcher, DispatchLimits
 from holdfast_cluster.etcd import Etcd
 from holdfast_cluster.feed import ViewFeed
+from holdfast_cluster.membership import Refused
 from holdfast_cluster.model import Keys
 from holdfast_node.config import NodeConfig
+from holdfast_node.directory import WrongDirectory
 from holdfast_node.replication.disk import CopyStore
 from holdfast_node.replication.host import Replicas
 from holdfast_node.server import NodeServer
 from holdfast_node.shards import Shards
 
 from .app import app
+from .checks import first
 from .machine import Machine, Process
 from .rocks import Database, Family, SimPath
 
@@ -89,9 +92,13 @@ class Node:
     def _returned(self, process: Process, task: asyncio.Task[Any]) -> None:
         if process.ended:
             return
-        error = None if task.cancelled() else task.exception()
+        raised = None if task.cancelled() else task.exception()
+        error = None if raised is None else first(raised)
         self.world.tell(f"{self.name}: returns {error!r}" if error is not None else f"{self.name}: has stopped")
-        if error is not None and process not in self.machine.disk.failed:
+        if isinstance(error, Refused | WrongDirectory) and self.world.faults.may_be_refused(self):
+            if isinstance(error, Refused):
+                self.world.faults.replace_disk(self)  # as its message tells the operator
+        elif error is not None and process not in self.machine.disk.failed:
             self.world.failed(f"{self.name} ended by itself", error)
         process.end("it returned")
 

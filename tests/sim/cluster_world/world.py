@@ -14,7 +14,7 @@ from holdfast.errors import HoldfastError
 from holdfast_cluster.model import Assignment, Keys
 
 from . import checks
-from .checks import Broken, History
+from .checks import Broken, History, first
 from .clients import KEYS, Clients
 from .etcd import Etcd
 from .faults import DEFAULT, Faults
@@ -54,7 +54,7 @@ class World:
 
     def failed(self, what: str, error: BaseException | None = None) -> None:
         """Something happened that must not."""
-        self.failures.append(what if error is None else f"{what}: {_first(error)!r}")
+        self.failures.append(what if error is None else f"{what}: {first(error)!r}")
         self.tell(f"FAILED {self.failures[-1]}")
 
     def machine(self, name: str) -> Machine:
@@ -103,7 +103,9 @@ class World:
             number, now = int(key[len(prefix) :]), msgspec.json.decode(value, type=Assignment)
             before, self._known[number] = self._known.get(number), now
             if before is not None:
-                self.tell(f"shard {number}: epoch {now.epoch}, {now.owner}, in sync {', '.join(now.in_sync)}{', joining ' * bool(now.joining)}{', '.join(now.joining)}{', released' * now.released}")
+                joining = f", joining {', '.join(now.joining)}" if now.joining else ""
+                in_sync = ", ".join(now.in_sync)
+                self.tell(f"shard {number}: epoch {now.epoch}, {now.owner}, in sync {in_sync}{joining}{', released' * now.released}")
                 self.faults.at_a_change(before, now)
 
     # -- watching
@@ -132,7 +134,7 @@ class World:
         for process, message, error in self.loop.errors:
             if process is None or process not in process.machine.disk.failed:
                 who = "the world" if process is None else process.name
-                self.failures.append(f"{who}: {message}: {_first(error) if error is not None else ''!r}")
+                self.failures.append(f"{who}: {message}: {first(error) if error is not None else ''!r}")
         self.loop.errors.clear()
         if self.failures:
             raise Broken(f"no errors: {self.failures[0]}")
@@ -179,12 +181,11 @@ class World:
     def _copies_agree(self) -> None:
         for number, now in self.assignments().items():
             shown = {node.name: node.rows(number) for node in self.nodes.values() if _node_id(node) in now.in_sync}
-            first = next(iter(shown))
-            for name, rows in shown.items():
-                for family in rows:
-                    differing = {key for key in {*rows[family], *shown[first][family]} if rows[family].get(key) != shown[first][family].get(key)}
-                    if differing:
-                        raise Broken(f"copies agree: shard {number} of {first} and {name} differ in {len(differing)} rows of {family}: {sorted(differing)[:3]}")
+            first, *others = shown
+            for name in others:
+                for family, rows in shown[name].items():
+                    if differing := sorted(key for key, _ in rows.items() ^ shown[first][family].items()):
+                        raise Broken(f"copies agree: {first} and {name} differ in {family} of shard {number}: {differing[:3]}")
 
 
 def _node_id(node: Node) -> str:
@@ -201,7 +202,11 @@ class _Errors(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         process = PROCESS.get()
-        if record.exc_info and not isinstance(record.exc_info[1], HoldfastError) and (process is None or (not process.ended and process not in process.machine.disk.failed)):
+        if (
+            record.exc_info
+            and not isinstance(record.exc_info[1], HoldfastError)
+            and (process is None or (not process.ended and process not in process.machine.disk.failed))
+        ):
             self._world.failed(f"{process.name if process is not None else 'the world'}: {record.getMessage()}", record.exc_info[1])
 
 
@@ -239,14 +244,8 @@ def live(seed: int, faults: Iterable[str] = DEFAULT, replaced: Iterable[tuple[An
                 world.loop.bury()
     except Exception as error:
         story = "\n".join(world.story[-60:])
-        raise Broken(f"seed {seed}: {_first(error)!r}\nreplay: python -m tests.sim cluster {seed}\n{story}") from error
+        raise Broken(f"seed {seed}: {first(error)!r}\nreplay: python -m tests.sim cluster {seed}\n{story}") from error
     finally:
         root.removeHandler(errors)
         world.loop.close()
     return world
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
