@@ -119,6 +119,9 @@ class Etcd:
             elif context.path.endswith("Watch/Watch"):
                 await self._watch(context, request.create_request)
             else:
+                if self._chance.random() < self.lost_replies / 2:
+                    context.finish(grpc.StatusCode.UNAVAILABLE, "connection reset by peer")  # and it was not done
+                    return
                 try:
                     reply = self._answer(context.path.rpartition("/")[2], request)
                 except _NoLease:

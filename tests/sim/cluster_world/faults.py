@@ -281,6 +281,17 @@ class Faults:
             ways = [way for other in nodes for way in ((node, other), (other, node))]
             self._later(1.2 + self._chance.random() * 1.6, lambda: self._cut(ways, self._seconds()))
 
+    def torn_owner(self) -> None:
+        """An owner loses etcd and one replica, which may be elected; then the others. Some callers do not hear of it."""
+        node = self._node().machine.name
+        others = [each.machine.name for each in self._world.nodes.values() if each.machine.name != node]
+        gateway = self._chance.choice(self._world.gateways).machine.name
+        lost = ["etcd", self._chance.choice(others)]
+        ways = [way for other in lost for way in ((node, other), (other, node))]
+        self._cut([*ways, ("etcd", gateway), (gateway, "etcd")], 2 * _LONG_S)
+        rest = [way for other in others for way in ((node, other), (other, node))]
+        self._later(1.8 + self._chance.random(), lambda: self._cut(rest, _LONG_S))
+
     def lose_connections(self) -> None:
         for _ in range(self._chance.choice((1, 3, 10))):
             self._world.network.lose_one()
@@ -367,6 +378,7 @@ FAULTS: dict[str, Callable[[Faults], None]] = {
     "cut one way": Faults.cut_one_way,
     "cut off": Faults.cut_off,
     "owner without etcd": Faults.owner_without_etcd,
+    "torn owner": Faults.torn_owner,
     "lost connections": Faults.lose_connections,
     "late": Faults.lag,
     "etcd away": Faults.etcd_away,
