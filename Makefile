@@ -11,7 +11,7 @@ help:
 	@echo "make test   every test, with real etcd and real processes"
 	@echo "make check  format, lint, types, import layers, generated code fresh, unit and property tests"
 	@echo "make bench  calls per second on this machine; BENCH='--json --seconds 5' passes options on"
-	@echo "make sim    simulated clusters under faults; SEEDS=100000 for more, a seed again with: .venv/bin/python -m tests.sim SEED"
+	@echo "make sim    simulated clusters under faults; SEEDS=100000 for more, a seed again with: .venv/bin/python -m tests.sim [cluster|effects] SEED"
 	@echo "make proto  regenerate the code from proto/"
 
 .venv/dev: pyproject.toml constraints.txt

@@ -285,6 +285,8 @@ async def open_stream(
     answered: asyncio.Future[None] = loop.create_future()
 
     def answer(frame: bytes) -> None:
+        if answered.done():
+            return  # it came too late: the stream was given up
         try:
             refused = _decode_answer(frame).refused
         except msgspec.DecodeError:

@@ -47,6 +47,17 @@ class DoesNotCutItsTail(r.Replica):
         return previous.seq <= self.last.seq
 
 
+class ServesBeforeItsFirstEntry(r.Replica):
+    """Answers by what it has applied, though more may have been committed by the owner before."""
+
+    def serves_until(self, now: float) -> float:
+        committed, self.committed = self.committed, max(self.committed, self.first_seq)
+        try:
+            return super().serves_until(now)
+        finally:
+            self.committed = committed
+
+
 class DoesNotWaitOutItsPromise(r.Replica):
     def may_serve_from(self, assignment: Assignment) -> float:
         return 0.0
@@ -193,6 +204,7 @@ CAUGHT_BY = {
     "commit without one in-sync member": 1,
     "election outside in-sync": 52,
     "no tail cut": 0,
+    "served before its first entry": 3,
     "promise not waited out": 14,
     "promises forgotten in a restart": 16,
     "removal before etcd agreed": 39,
@@ -215,6 +227,7 @@ BUGS: dict[str, dict[str, Any]] = {
     "commit without one in-sync member": {"replica": CommitsWithoutOneInSyncMember},
     "election outside in-sync": {"planner": elects_outside_in_sync},
     "no tail cut": {"replica": DoesNotCutItsTail},
+    "served before its first entry": {"replica": ServesBeforeItsFirstEntry},
     "promise not waited out": {"replica": DoesNotWaitOutItsPromise},
     "promises forgotten in a restart": {"replica": ForgetsItsPromisesInARestart},
     "removal before etcd agreed": {"replica": RemovesBeforeEtcdAgreed},

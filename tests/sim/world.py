@@ -459,6 +459,7 @@ class Node:
         self.view = View()
         self.state = list(self.disk.state)
         self.operations: list[tuple[int, Operation, list[bytes] | None]] = []
+        self.last_write = 0
         self.joined = False
         self.seen: dict[str, tuple[Member, float]] = {}
         self.sending: set[str] = set()
@@ -634,6 +635,7 @@ class Node:
         if was and not self.replica.owning:
             self.world.tell(f"{self.name}: owns no more")
             self.operations = []
+            self.last_write = 0
         self._reply()
         return effects
 
@@ -718,12 +720,14 @@ class Node:
                 return
             self.world.checks.called(operation)
             if operation.kind == "read":
-                self.operations.append((self.replica.last.seq, operation, None))
+                # As in production: it waits for what this owner itself has written to the object, and for nothing else.
+                self.operations.append((self.last_write, operation, None))
                 self._reply()
                 return
             data = encode_changes([], [(b"", b"w%d" % operation.number)])
             for effect in self.do(r.Append(data)):
                 if isinstance(effect, r.Appended):
+                    self.last_write = effect.seq
                     self.operations.append((effect.seq, operation, [data]))
             self._reply()
 

@@ -1,0 +1,188 @@
+"""Ways to break production's shell, each by one rule. The simulator has to catch every one of them.
+
+A bug is a list of replacements, (owner, name, value), that hold for a world; `faults` names what brings it out soonest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from holdfast_cluster import controller
+from holdfast_cluster.model import Member, View
+from holdfast_cluster.plan import Transition, plan
+from holdfast_node.commit import Flusher
+from holdfast_node.replication.disk import CopyStore
+from holdfast_node.replication.events import Persist, Position
+from holdfast_node.replication.host import Copy, Replicas
+from holdfast_node.replication.replica import Replica
+from holdfast_node.replication.swaps import EtcdSwaps
+from holdfast_node.store import Store
+
+from .faults import DEFAULT, often
+from .machine import Machine
+
+_serves_until = Replica.serves_until
+_begin = Replica._begin
+_install = CopyStore.install
+_persist = CopyStore.persist
+_synced = Flusher._synced
+_look = Replicas._look
+_joined = Replicas.joined
+_scan_now = Store.scan_now
+_snapshot_started = Replicas.snapshot_started
+_init_swaps = EtcdSwaps.__init__
+_swapped = Replica._swapped
+
+
+def _serves_before_its_first_entry(self: Replica, now: float) -> float:
+    committed, self.committed = self.committed, max(self.committed, self.first_seq)
+    try:
+        return _serves_until(self, now)
+    finally:
+        self.committed = committed
+
+
+def _serves_by_the_last_promise(self: Replica, now: float) -> float:
+    if not _serves_until(self, now):
+        return 0.0
+    return max((self.peers[name].promised_until for name in self._counted), default=float("inf"))
+
+
+def _begins_with_what_was_persisted_before(self: Replica, *given: Any) -> None:
+    persisted = self.persisted
+    _begin(self, *given)
+    self.persisted = persisted
+
+
+def _installs_without_fsync(self: CopyStore, shard: int, effect: Persist) -> None:
+    sync, self._store.sync = self._store.sync, lambda: None  # type: ignore[method-assign]
+    try:
+        _install(self, shard, effect)
+    finally:
+        self._store.sync = sync  # type: ignore[method-assign]
+
+
+def _leaves_the_log_in_the_page_cache(self: Store) -> None:
+    self._db.flush_wal(False)
+    self.syncs += 1
+
+
+def _runs_the_next_callbacks_too(self: Flusher, waiting: Any) -> None:
+    early, self._waiting = self._waiting, []
+    _synced(self, waiting + early)
+
+
+def _never_lowers_until(self: Replicas, touched: set[Copy], done: Any) -> None:
+    before = [(copy.shard, copy.shard.until) for copy in touched if copy.shard is not None]
+    _look(self, touched, done)
+    for shard, until in before:
+        if shard.owned:
+            shard.until = max(shard.until, until)
+
+
+def _does_not_tell_that_it_joined_again(self: Replicas, member: Member, view: View) -> None:
+    if self._incarnation == 0:
+        _joined(self, member, view)
+    else:
+        self._incarnation = member.incarnation
+        self.follow(view)
+
+
+def _plans_joining_ones_in_sync(view: View, members_min: int, expected: dict[str, Member]) -> list[Transition]:
+    return [
+        msgspec_replace(transition, in_sync=(*transition.to.in_sync, *transition.to.joining), joining=())
+        for transition in plan(view, members_min, expected)
+    ]
+
+
+def msgspec_replace(transition: Transition, **changes: Any) -> Transition:
+    return Transition(transition.shard, transition.revision, msgspec.structs.replace(transition.to, **changes), transition.why)
+
+
+def _does_not_persist_epochs(self: CopyStore, batch: Any, shard: int, effect: Persist) -> None:
+    if effect.wipe is None and shard in self._written:
+        effect = msgspec.structs.replace(effect, epoch=self._written[shard][0])
+    _persist(self, batch, shard, effect)
+
+
+def _sends_no_replies(self: Store, family: str, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+    return iter(()) if family == "replies" else _scan_now(self, family, start, end)
+
+
+def _tells_a_later_position(self: Replicas, number: int, to: str) -> Position:
+    _snapshot_started(self, number, to)
+    return self._copies[number].replica.last
+
+
+def _takes_an_unknown_swap_for_refused(self: EtcdSwaps, etcd: Any, keys: Any, answer: Any) -> None:
+    _init_swaps(self, etcd, keys, lambda shard, happened, revision: answer(shard, bool(happened), revision))
+
+
+def _gives_an_unknown_swap_up(self: Replica, happened: bool | None, revision: int, now: float) -> None:
+    if happened is None and self._swapping is not None:
+        self._swapping = None
+        self.releasing = False
+        self._counted = frozenset(self.counted())
+    else:
+        _swapped(self, happened, revision, now)
+
+
+@dataclass(frozen=True)
+class Bug:
+    replaced: list[tuple[Any, str, Any]]
+    faults: tuple[str, ...] = DEFAULT
+
+
+BUGS = {
+    "served before its first entry": Bug([(Replica, "serves_until", _serves_before_its_first_entry)]),
+    "serves until the last promise": Bug([(Replica, "serves_until", _serves_by_the_last_promise)], often(("torn owner",))),
+    "flush_wal(False)": Bug([(Store, "sync", _leaves_the_log_in_the_page_cache)]),
+    "an fsync error only logged": Bug([(Flusher, "die", staticmethod(lambda why: None))]),
+    "callbacks of the next flush run early": Bug(
+        [(Flusher, "_synced", _runs_the_next_callbacks_too)], often(("power of all", "slow disk"))
+    ),
+    "Rejoined not passed on": Bug([(Replicas, "joined", _does_not_tell_that_it_joined_again)]),
+    "a controller that adds to in_sync": Bug([(controller, "plan", _plans_joining_ones_in_sync)]),
+    "snapshot without kept replies": Bug([(Store, "scan_now", _sends_no_replies)], often(("replaced disk", "drain"))),
+    "snapshot's position taken late": Bug(
+        [(Replicas, "snapshot_started", _tells_a_later_position)], often(("replaced disk", "drain"))
+    ),
+    "CLOCK_MONOTONIC for CLOCK_BOOTTIME": Bug([(Machine, "boottime", Machine.monotonic)], often(("suspend",))),
+}
+
+NOT_CAUGHT_YET = {
+    "persisted not reset by an epoch": Bug(
+        [(Replica, "_begin", _begins_with_what_was_persisted_before)], often(("power of all", "slow disk"))
+    ),
+    "ingest without fsync": Bug(
+        [(CopyStore, "install", _installs_without_fsync)], often(("replaced disk", "drain", "power of all", "power"))
+    ),
+    "until never lowered": Bug([(Replicas, "_look", _never_lowers_until)], often(("torn owner",))),
+    "epochs not persisted": Bug(
+        [(CopyStore, "persist", _does_not_persist_epochs)], often(("kill all", "power of all", "owner without etcd"))
+    ),
+    "unknown swap taken for refused": Bug(
+        [(EtcdSwaps, "__init__", _takes_an_unknown_swap_for_refused)], often(("etcd's replies", "etcd late", "drain", "kill"))
+    ),
+    "unknown swap given up": Bug(
+        [(Replica, "_swapped", _gives_an_unknown_swap_up)], often(("etcd's replies", "etcd late", "drain", "kill"))
+    ),
+}
+"""Looked for in a few dozen worlds each, and not found: worlds that bring them out, or a proof that a rule is redundant, are due."""
+
+# The first world known to catch it: tried first, so that the test is quick.
+CAUGHT_BY = {
+    "served before its first entry": 0,
+    "serves until the last promise": 72,
+    "flush_wal(False)": 0,
+    "an fsync error only logged": 12,
+    "callbacks of the next flush run early": 0,
+    "Rejoined not passed on": 7,
+    "a controller that adds to in_sync": 7,
+    "snapshot without kept replies": 0,
+    "snapshot's position taken late": 2,
+    "CLOCK_MONOTONIC for CLOCK_BOOTTIME": 17,
+}
