@@ -4,7 +4,8 @@ Gateways use it for their callers, nodes for the calls that turns make. A call i
 
 - *sent*: on a pipe to the node that, by the newest view, may serve its shard;
 - *held*: there is no such node or pipe, or the node refused; it waits in its shard's queue, and calls that come later wait
-  behind it. The queue is sent when the view gives the shard another owner or epoch, when the pipe comes up, or after a backoff;
+  behind it. The queue is sent when the view gives the shard another owner or epoch, when the pipe comes up, or after a backoff.
+  A call whose kind the node lacks waits in another queue of its shard, so that no other call waits behind it;
 - *done*: replied, or its deadline passed.
 
 A call is sent again with the same request id and `attempt + 1`, so that its effect happens once whatever became of the attempt
@@ -78,9 +79,9 @@ class Origin(Protocol):
 
 
 class Pending:
-    """A call on its way. `unknown`: an attempt was sent whose outcome nobody heard."""
+    """A call on its way. `unknown`: an attempt was sent whose outcome nobody heard. `lacking`: it was refused for its kind."""
 
-    __slots__ = ("call", "deadline", "late", "origin", "origin_id", "pipe", "shard", "size", "submitted", "unknown")
+    __slots__ = ("call", "deadline", "lacking", "late", "origin", "origin_id", "pipe", "shard", "size", "submitted", "unknown")
 
     def __init__(self, call: pb.Call, origin: Origin, shard: int, deadline: float, size: int) -> None:
         self.size = size
@@ -91,6 +92,7 @@ class Pending:
         self.deadline = deadline
         self.pipe: Pipe | None = None
         self.unknown = False
+        self.lacking = False
         self.late = False
         self.submitted = perf_counter()
 
@@ -125,6 +127,7 @@ class Dispatcher:
         self._pending: dict[int, Pending] = {}
         self._deadlines = Deadlines(self._pending, self._expire)
         self._held: dict[int, _Held] = {}
+        self._lacking: dict[int, _Held] = {}  # the calls whose kind the owner lacks
         self._held_count = 0
         self._bytes = 0
         self._small = min(_CALL_SMALL, limits.argument_bytes_max)  # up to here no part of a call needs a closer look
@@ -253,7 +256,7 @@ class Dispatcher:
             if pending.pipe is not pipe:
                 return  # an attempt that was given up; the one under way will tell
             if reply.error.code == pb.CODE_WRONG_OWNER:
-                self._hold(pending)
+                self._hold(pending, reply.error.lacks_kind)
                 return
         if pending.pipe is None:
             self._unhold(pending)
@@ -300,8 +303,9 @@ class Dispatcher:
                     pending.unknown = True
                     self._hold(pending)
             for shard in moved:
-                if shard in self._held:
-                    self._held[shard].retry_at = 0.0
+                for held in (self._held.get(shard), self._lacking.get(shard)):
+                    if held is not None:
+                        held.retry_at = 0.0
         self._retarget(view)
 
     def _open_pipes(self, view: View) -> None:
@@ -318,6 +322,8 @@ class Dispatcher:
         now = self._loop.time()
         for shard in list(self._held):
             self._release(shard, now)
+        for shard in list(self._lacking):
+            self._release_lacking(shard, now)
 
     def _pipe_of(self, view: View, shard: int) -> Pipe | None:
         """The connected pipe to the node that may serve the shard."""
@@ -331,20 +337,23 @@ class Dispatcher:
 
     # -- holding
 
-    def _hold(self, pending: Pending) -> None:
+    def _hold(self, pending: Pending, lacking: bool = False) -> None:
         if self._held_count >= self._limits.held_max:
             self._drop(pending.call.id, pending)
             message = f"{self._limits.held_max} calls wait for shards that are not served"
             self._fail(pending, Overloaded(message, definite=not pending.unknown, retryable=True, retry_after_s=1.0))
             return
         pending.pipe = None
+        pending.lacking = lacking
         shard = pending.shard
-        held = self._held.get(shard)
+        queues = self._lacking if lacking else self._held
+        held = queues.get(shard)
         if held is None:
-            held = self._held[shard] = _Held(self._loop.time())
+            held = queues[shard] = _Held(self._loop.time())
         held.calls.append(pending)
         self._held_count += 1
-        self._targets[shard] = None  # whatever comes now waits behind it
+        if not lacking:
+            self._targets[shard] = None  # whatever comes now waits behind it
         if not self._ticking:
             self._ticking = True
             self._loop.call_later(_TICK_S, self._tick)
@@ -354,7 +363,8 @@ class Dispatcher:
         self._bytes -= pending.size
 
     def _unhold(self, pending: Pending) -> None:
-        if pending.pipe is None and (held := self._held.get(pending.shard)) is not None and pending in held.calls:
+        queues = self._lacking if pending.lacking else self._held
+        if pending.pipe is None and (held := queues.get(pending.shard)) is not None and pending in held.calls:
             held.calls.remove(pending)
             self._held_count -= 1
 
@@ -363,7 +373,9 @@ class Dispatcher:
         now = self._loop.time()
         for shard in [shard for shard, held in self._held.items() if held.retry_at <= now]:
             self._release(shard, now)
-        if self._held:
+        for shard in [shard for shard, held in self._lacking.items() if held.retry_at <= now]:
+            self._release_lacking(shard, now)
+        if self._held or self._lacking:
             self._ticking = True
             self._loop.call_later(_TICK_S, self._tick)
 
@@ -374,18 +386,29 @@ class Dispatcher:
             self._targets[shard] = None
             return
         pipe = self._pipe_of(self._feed.view, shard)
-        calls = held.calls
-        if not calls:
+        if not held.calls:
             del self._held[shard]
             self._targets[shard] = pipe
             return
+        if self._send_again(held, pipe, now):
+            self._targets[shard] = pipe
+
+    def _release_lacking(self, shard: int, now: float) -> None:
+        """The same for the calls that were refused for their kind: the owner may have it now, or be another one."""
+        held = self._lacking[shard]
+        if not held.calls:
+            del self._lacking[shard]
+        elif held.retry_at <= now:
+            self._send_again(held, self._pipe_of(self._feed.view, shard), now)
+
+    def _send_again(self, held: _Held, pipe: Pipe | None, now: float) -> bool:
+        """Send a queue, if there is a pipe for it."""
         held.backoff_s = min(held.backoff_s * 2, _BACKOFF_S[1])
         held.retry_at = now + held.backoff_s * random.uniform(0.5, 1.0)
         if pipe is None:
-            return
-        held.calls = []  # the queue itself stays until the next round: refused calls find their backoff there
+            return False
+        calls, held.calls = held.calls, []  # the queue itself stays until the next round: refused calls find their backoff there
         self._held_count -= len(calls)
-        self._targets[shard] = pipe
         for pending in calls:
             call = pending.call
             call.attempt += 1
@@ -393,6 +416,7 @@ class Dispatcher:
             call.timeout_ms = max(1, int((pending.deadline - now) * 1000))
             pending.pipe = pipe
             pipe.send(call, pending.size)
+        return True
 
     # -- errors
 
@@ -409,13 +433,14 @@ class Dispatcher:
             self._unhold(pending)
             self._fail(
                 pending,
-                Unavailable(f"{what}: {self._why_held(pending.shard)}", definite=not pending.unknown, retryable=True),
+                Unavailable(f"{what}: {self._why_held(pending)}", definite=not pending.unknown, retryable=True),
             )
         else:
             self._fail(pending, DeadlineExceeded(f"{what}: its node did not answer before the deadline", retryable=True))
 
-    def _why_held(self, shard: int) -> str:
+    def _why_held(self, pending: Pending) -> str:
         view = self._feed.view
+        shard = pending.shard
         versioned = view.assignments.get(shard)
         if versioned is None:
             return f"shard {shard} is not assigned yet"
@@ -427,6 +452,10 @@ class Dispatcher:
             return f"shard {shard}: its owner {assignment.owner} is absent; copies are on {', '.join(assignment.in_sync)}"
         if member.incarnation != assignment.incarnation:
             return f"shard {shard}: node {assignment.owner} was started again and has not been assigned it yet"
+        if pending.lacking:
+            hosts = ", ".join(sorted(m.id for m in view.members.values() if pending.call.kind in m.kinds))
+            where = f"nodes that have it: {hosts}" if hosts else "no node that is there has it"
+            return f"shard {shard}: its owner {assignment.owner} lacks kind {pending.call.kind}; {where}"
         return f"shard {shard}: node {assignment.owner} at {member.address} cannot be reached or does not serve it yet"
 
     def _refusal(self, call: pb.Call) -> HoldfastError | None:

@@ -10,24 +10,30 @@ Rules, for each shard, the first that applies:
   a moment is waited for, as long as enough others are in sync to write.
 - leave: a member that stops or drains owns nothing if anybody in sync can take over, at once and for all of its shards; one that
   stops is taken out of the in-sync sets as well, so that nobody waits for it, as long as enough others are in sync to write.
+- hosting: when a shard is asked for a kind that its owner lacks, the owner is asked to hand it to an in-sync member that has it.
 - move, a few shards at a time: what the ring wants and is not there joins; then the owner is asked to hand over to the ring's
   favourite; then what the ring does not want is asked to leave. Never fewer copies on the way than before. Quiet shards begin,
   the busiest come last: by then most of the load that makes a hand-over costly has other places to go.
 
 Members that are away for a moment (`expected`, or stopping) keep their place on the ring: a restart moves no data. When more than a
 third is away nothing moves at all, whatever the reason is; fail-over and repair go on.
+
+Members may have different kinds. Kinds are a preference in choosing owners, and come after data. Fail-over takes an in-sync member
+that has the kinds if there is one, and waits for nobody. A move puts no shard on a node that lacks a kind that the present owner has
+and that the shard has objects of: the first member of the ring's whole list that has them all takes the favourite's place. So a shard
+that was handed over because of a kind is not moved back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
 
 from holdfast_cluster.model import Assignment, Member, View
 
-REASONS = ("formation", "fail-over", "restart", "repair", "leave", "move")
+REASONS = ("formation", "fail-over", "restart", "repair", "leave", "hosting", "move")
 """Why an assignment changes: `Transition.why`."""
 
 MOVES_MAX = 4
@@ -73,6 +79,9 @@ class _Plan:
         self.forming = len(self.active) >= members_min
         self.ring = view.ring_with(self.away)
         self.calm = not too_many_away(view, expected)
+        self.known = {**self.away, **view.members}
+        self.kinds = frozenset(kind for member in self.known.values() for kind in member.kinds)
+        self.mixed = any(member.missing(self.kinds) for member in self.known.values())
         self.moving = sum(1 for each in view.assignments.values() if _is_moving(each.assignment))
 
     def transitions(self) -> list[Transition]:
@@ -92,7 +101,10 @@ class _Plan:
                 to, why = self._repair(shard, now), "repair"
                 if to is None and self.copies > 1:  # moving the only copy needs what is not built yet
                     to, why = self._leave(shard, now), "leave"
-                    if to is None and self.calm:
+                    if to is None and (host := self._host_in_sync(shard, now)):
+                        if now.handover != host:
+                            to, why = msgspec.structs.replace(now, handover=host, leaving=()), "hosting"
+                    elif to is None and self.calm:
                         movable.append(shard)
             if to is not None:
                 out.append(Transition(shard, versioned.revision, to, why))
@@ -110,7 +122,8 @@ class _Plan:
         return Assignment(epoch=1, owner=owner.id, incarnation=owner.incarnation, in_sync=in_sync, released=True)
 
     def _fail_over(self, shard: int, now: Assignment) -> Assignment | None:
-        owner = self._best(shard, [name for name in now.in_sync if name in self.view.members])
+        had = self.view.kinds.get(now.owner, ()) if now.owner not in self.view.members else ()
+        owner = self._best(shard, [name for name in now.in_sync if name in self.view.members], had)
         if owner is None:
             return None
         joining = tuple(name for name in now.joining if name in self.view.members)
@@ -126,12 +139,15 @@ class _Plan:
             leaving=(),
         )
 
-    def _best(self, shard: int, names: list[str]) -> Member | None:
-        """Who of these present members should own the shard: one that stays, the ring's favourite first."""
+    def _best(self, shard: int, names: list[str], kinds: Iterable[str]) -> Member | None:
+        """Who of these present members should own the shard: one that stays, that has these kinds, that has most of all kinds, and of
+        those the ring's favourite."""
         favourites = self.ring.preference_list(shard, len(self.ring.nodes))
 
-        def rank(name: str) -> tuple[bool, int]:
-            return name not in self.active, favourites.index(name) if name in favourites else len(favourites)
+        def rank(name: str) -> tuple[bool, int, int, int]:
+            member = self.view.members[name]
+            place = favourites.index(name) if name in favourites else len(favourites)
+            return name not in self.active, member.missing(kinds), member.missing(self.kinds), place
 
         return self.view.members[min(names, key=rank)] if names else None
 
@@ -153,7 +169,7 @@ class _Plan:
 
     def _leave(self, shard: int, now: Assignment) -> Assignment | None:
         if now.owner not in self.active:
-            to = self._best(shard, [name for name in now.in_sync if name in self.active])
+            to = self._best(shard, [name for name in now.in_sync if name in self.active], self._held(shard, now))
             if to is not None and not (now.handover in self.active and now.handover in now.in_sync):
                 return msgspec.structs.replace(now, handover=to.id, leaving=())
             return None
@@ -164,16 +180,70 @@ class _Plan:
             return msgspec.structs.replace(now, leaving=(*now.leaving, *gone))
         return None
 
-    def _turn_to_move(self, shard: int) -> tuple[bool, float]:
-        """Those with a copy too many are under way, and end first; then the quiet ones."""
-        return len(self.view.assignments[shard].assignment.in_sync) <= self.copies, self.view.heat_of(shard)
+    # -- kinds
+
+    def _held(self, shard: int, now: Assignment) -> list[str]:
+        """The kinds of the present owner that the shard has objects of; all that the owner has, as long as it has not looked."""
+        owner = self.view.members[now.owner]
+        told = self.view.hosting_of(owner)
+        if not self.mixed or shard not in told.holds:
+            return list(owner.kinds) if self.mixed else []
+        return [kind for kind in owner.kinds if kind in told.holds[shard] or kind not in told.looked_for]
+
+    def _host(self, shard: int, now: Assignment) -> str:
+        """The active member that should own the shard because it has a kind which the owner lacks and which is asked for, or ""."""
+        asked = self.view.hosting_of(self.view.members[now.owner]).asks.get(shard, ()) if self.mixed else ()
+        if not asked:
+            return ""
+        held = self._held(shard, now)
+
+        def rank(name: str) -> tuple[int, int, bool]:
+            member = self.view.members[name]
+            return member.missing(asked), member.missing(held), name not in now.in_sync
+
+        names = [name for name in self.ring.preference_list(shard, len(self.ring.nodes)) if name in self.active]
+        hosts = [name for name in names if set(asked).intersection(self.view.members[name].kinds)]
+        return min(hosts, key=rank, default="")
+
+    def _host_in_sync(self, shard: int, now: Assignment) -> str:
+        """The same, if it has the data already: handing over to it moves nothing."""
+        host = self._host(shard, now)
+        return host if host in now.in_sync and host != now.owner else ""
+
+    def _wanted(self, shard: int, now: Assignment) -> list[str]:
+        """Who is to have copies, the one that is to own the shard first: what the ring wants, as far as kinds allow it."""
+        wanted = self.ring.preference_list(shard, self.copies)
+        if not self.mixed or not wanted:
+            return wanted
+        first = self._host(shard, now)
+        if not first:
+            held = self._held(shard, now)
+            everybody = self.ring.preference_list(shard, len(self.ring.nodes))
+            first = next((name for name in everybody if not self.known[name].missing(held)), now.owner)
+        others = [name for name in wanted if name != first]
+        if len(others) == self.copies:  # the copy that it shares a host or a zone with is needed least
+            nodes = self.ring.nodes
+            mine = nodes[first]
+            others.remove(
+                next((name for name in reversed(others) if nodes[name].host == mine.host), "")
+                or next((name for name in reversed(others) if mine.zone and nodes[name].zone == mine.zone), "")
+                or others[-1]
+            )
+        return [first, *others]
+
+    # -- moving
+
+    def _turn_to_move(self, shard: int) -> tuple[bool, bool, float]:
+        """Those with a copy too many are under way, and end first; then those whose calls wait for a kind; then the quiet ones."""
+        now = self.view.assignments[shard].assignment
+        return len(now.in_sync) <= self.copies, not self._host(shard, now), self.view.heat_of(shard)
 
     def _move(self, shard: int, now: Assignment) -> Assignment | None:
         if now.owner not in self.active:
             return None  # handing over already, or nobody could take it
         if now.handover and now.handover not in now.in_sync:
             return msgspec.structs.replace(now, handover="")  # it fell out meanwhile
-        wanted = self.ring.preference_list(shard, self.copies)
+        wanted = self._wanted(shard, now)
         started = _is_moving(now)
         if not wanted or (not started and self.moving >= MOVES_MAX):
             return None  # everybody drains; or enough is on its way

@@ -14,7 +14,7 @@ from holdfast.v1 import admin_pb2, admin_pb2_grpc
 from holdfast_cluster.dispatch import KEY_BYTES_MAX, Dispatcher
 from holdfast_cluster.etcd import Etcd, EtcdError, at_revision, delete, put
 from holdfast_cluster.feed import ViewFeed
-from holdfast_cluster.model import Assignment, Drain, Keys, Pause, View, encode
+from holdfast_cluster.model import Assignment, Drain, Keys, Member, Pause, View, encode
 from holdfast_cluster.ring import shard_of
 
 from holdfast_gateway.door import Door, permit
@@ -313,6 +313,10 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         for answer in stats.values():
             if answer.notice:
                 problem("members", answer.notice)
+        kinds = {kind for member in view.members.values() for kind in member.kinds}
+        for node, member in sorted(view.members.items()):
+            if member.missing(kinds):
+                problem(f"node {node}", _what_lacks(view, member, kinds))
         lost: dict[tuple[str, ...], list[int]] = defaultdict(list)
         few: Counter[int] = Counter()
         for shard, versioned in view.assignments.items():
@@ -344,6 +348,14 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
                     f"node {node} owns them but does not serve them; its log says why",
                 )
         return problems
+
+
+def _what_lacks(view: View, member: Member, kinds: set[str]) -> str:
+    lacked = sorted(kinds.difference(member.kinds))
+    asks = view.hosting_of(member).asks
+    waiting = sum(versioned is not None and versioned.assignment.owner == member.id for versioned in map(view.assignments.get, asks))
+    what = f"it lacks kind {', '.join(lacked)}: calls to it are held, and their shards handed to nodes that have it"
+    return f"{what}; {waiting} of its shards wait for that" if waiting else what
 
 
 def _merged(pages: list[tuple[Any, bool]], limit: int) -> tuple[list[Any], bool]:
