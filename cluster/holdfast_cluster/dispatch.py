@@ -52,6 +52,7 @@ _KEY_SHORT = KEY_BYTES_MAX // 4  # so many characters fit whatever they are
 _ENVELOPE_BYTES = 100
 _DEADLINE_SLACK_S = 0.15  # a call that was sent is given this long for the node's own word on its deadline
 _BACKOFF_S = (0.02, 0.5)
+_LACKING_BACKOFF_S = (0.1, 5.0)  # another owner is a new epoch, which sends these calls at once
 _TICK_S = 0.02
 _STALE_S = 5.0
 
@@ -100,11 +101,11 @@ class Pending:
 class _Held:
     """The queue of a shard that cannot be reached."""
 
-    __slots__ = ("backoff_s", "calls", "retry_at")
+    __slots__ = ("backoff_max_s", "backoff_s", "calls", "retry_at")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, backoff_s: tuple[float, float]) -> None:
         self.calls: list[Pending] = []
-        self.backoff_s = _BACKOFF_S[0]
+        self.backoff_s, self.backoff_max_s = backoff_s
         self.retry_at = now + self.backoff_s * random.uniform(0.5, 1.0)
 
 
@@ -349,7 +350,7 @@ class Dispatcher:
         queues = self._lacking if lacking else self._held
         held = queues.get(shard)
         if held is None:
-            held = queues[shard] = _Held(self._loop.time())
+            held = queues[shard] = _Held(self._loop.time(), _LACKING_BACKOFF_S if lacking else _BACKOFF_S)
         held.calls.append(pending)
         self._held_count += 1
         if not lacking:
@@ -403,7 +404,7 @@ class Dispatcher:
 
     def _send_again(self, held: _Held, pipe: Pipe | None, now: float) -> bool:
         """Send a queue, if there is a pipe for it."""
-        held.backoff_s = min(held.backoff_s * 2, _BACKOFF_S[1])
+        held.backoff_s = min(held.backoff_s * 2, held.backoff_max_s)
         held.retry_at = now + held.backoff_s * random.uniform(0.5, 1.0)
         if pipe is None:
             return False

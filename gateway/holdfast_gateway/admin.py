@@ -316,7 +316,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         kinds = {kind for member in view.members.values() for kind in member.kinds}
         for node, member in sorted(view.members.items()):
             if member.missing(kinds):
-                problem(f"node {node}", _what_lacks(view, member, kinds))
+                problem(f"node {node}", what_lacks(view, member, kinds))
         lost: dict[tuple[str, ...], list[int]] = defaultdict(list)
         few: Counter[int] = Counter()
         for shard, versioned in view.assignments.items():
@@ -350,7 +350,8 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         return problems
 
 
-def _what_lacks(view: View, member: Member, kinds: set[str]) -> str:
+def what_lacks(view: View, member: Member, kinds: set[str]) -> str:
+    """Which of the cluster's kinds a member lacks, and what becomes of them, for operators."""
     lacked = sorted(kinds.difference(member.kinds))
     asks = view.hosting_of(member).asks
     waiting = sum(versioned is not None and versioned.assignment.owner == member.id for versioned in map(view.assignments.get, asks))

@@ -66,6 +66,7 @@ class ShardKinds:
         self._clock = clock
         self._asked: dict[Shard, dict[_Object, float]] = {}
         self._since: dict[Shard, float] = {}
+        self._view = View()
         self._looked_for: tuple[str, ...] = ()
         self._holds: dict[int, tuple[str, ...]] = {}
         self._look_at = 0.0
@@ -98,9 +99,12 @@ class ShardKinds:
         now = self._clock()
         owned = self._shards.owned()
         self._since = {shard: self._since.get(shard, now) for shard in owned}
-        differing = tuple(sorted(k for k in self._mine if any(member.missing((k,)) for member in view.members.values())))
-        if differing != self._looked_for:
-            self._looked_for, self._holds, self._look_at = differing, {}, now
+        if view is not self._view:
+            self._view = view
+            differing = tuple(sorted(k for k in self._mine if any(member.missing((k,)) for member in view.members.values())))
+            if differing != self._looked_for:
+                self._looked_for, self._holds, self._look_at = differing, {}, now
+        differing = self._looked_for
         if not differing or now < self._look_at or len(owned) > SHARDS_MAX:
             return
         self._look_at = now + LOOK_S

@@ -119,6 +119,9 @@ async def test_a_rolling_upgrade_that_adds_a_kind_serves_it_from_the_first_node_
             status = await apps.until(lambda status: apps.is_whole(status, "n1"))
             assert {apps.owner(status, "Extra", key) for key in keys} == {"n1"}
             assert lacking(status) == {"n2": "Extra", "n3": "Extra"}
+            elsewhere = next(f"x{i}" for i in range(100) if apps.owner(status, "Extra", f"x{i}") != "n1")
+            _, explained = await asyncio.to_thread(apps.ask, "explain", "Extra", elsewhere)
+            assert "lacks kind Extra; calls wait until a node that has it owns the shard (n1-" in explained["unserved"]
             await client.get("Counter", "k0").tell("Extra", "told")
             for number, name in enumerate(("n2", "n3"), 2):
                 await apps.roll(name, "Counter", "Extra")

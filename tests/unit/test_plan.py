@@ -426,4 +426,8 @@ def test_a_member_of_the_version_before_is_in_nobodys_way() -> None:
     members = [*having(a="X", b="X", c="X", d="X")[:4], NODES[4]]
     plain, _ = settle(replicated(*NODES))
     picture = mixed(members, dict(plain.assignments))
-    assert [t for t in plan(picture, 1) if t.why != "repair"] == []
+    assert plan(picture, 1) == []
+    before, _ = settle(replicated(*members[:4]))
+    joined, _ = settle(mixed(members, dict(before.assignments)))
+    assert {s: v.assignment.owner for s, v in joined.assignments.items()} == dict(enumerate(joined.ring.owners))
+    assert "e" in joined.ring.owners
