@@ -145,7 +145,8 @@ class Hosting(msgspec.Struct, frozen=True):
     holds: Mapping[int, tuple[str, ...]] = {}
     """By shard: which of them the shard has objects of. The node has not looked into a shard that is not here."""
     asks: Mapping[int, tuple[str, ...]] = {}
-    """By shard: kinds that are asked for there and that the node lacks. It wants a member that has them to own the shard."""
+    """By shard: the kinds of the member that the node wants as the owner in its place. Some are asked for and the node lacks them. The
+    others are in use there already."""
 
 
 class Assignment(msgspec.Struct, frozen=True):

@@ -191,19 +191,17 @@ class _Plan:
         return [kind for kind in owner.kinds if kind in told.holds[shard] or kind not in told.looked_for]
 
     def _host(self, shard: int, now: Assignment) -> str:
-        """The active member that should own the shard because it has a kind which the owner lacks and which is asked for, or ""."""
+        """The active member that should own the shard because it has what the owner asks for, or ""."""
         asked = self.view.hosting_of(self.view.members[now.owner]).asks.get(shard, ()) if self.mixed else ()
         if not asked:
             return ""
         held = self._held(shard, now)
 
-        def rank(name: str) -> tuple[int, int, bool]:
-            member = self.view.members[name]
-            return member.missing(asked), member.missing(held), name not in now.in_sync
+        def rank(name: str) -> tuple[int, bool]:
+            return self.view.members[name].missing(held), name not in now.in_sync
 
         names = [name for name in self.ring.preference_list(shard, len(self.ring.nodes)) if name in self.active]
-        hosts = [name for name in names if set(asked).intersection(self.view.members[name].kinds)]
-        return min(hosts, key=rank, default="")
+        return min((name for name in names if set(asked).issubset(self.view.members[name].kinds)), key=rank, default="")
 
     def _host_in_sync(self, shard: int, now: Assignment) -> str:
         """The same, if it has the data already: handing over to it moves nothing."""

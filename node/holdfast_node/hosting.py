@@ -3,9 +3,10 @@
 An owner that lacks a kind refuses a call as `LacksKind` while any node has the kind, or may have it; gateways hold the call. The
 owner then asks that the shard be handed to a member that has the kind (`Hosting.asks`). The controller decides to whom.
 
-When no such member has all that the shard is used for, somebody has to wait. The shard is asked away only if more objects wait for
-kinds that this node lacks than objects were used of the kinds that would be lacking then, both within `MEMORY_S`. A shard that was
-handed over stays for `EVERY_S`, whatever it is asked for. So a shard that two apps want does not go back and forth.
+When no such member has all that the shard is used for, somebody has to wait. The owner asks for a member only if more objects that
+wait would be served there than objects that were used would be lacking there, both within `MEMORY_S`. So every hand-over raises the
+number of objects that are served, and a shard that several apps want does not go back and forth. A shard that was handed over stays
+for `EVERY_S`, whatever it is asked for.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ OBJECTS_MAX = 1_000
 """Objects of one shard that are remembered as asked for."""
 SHARDS_MAX = 4_096
 """A node that owns more shards does not tell what they hold: the value in etcd stays below 200 KB."""
+_COUNT_S = 1.0  # how old the count of used objects may be: it looks at every object in memory
 _STEP = 100  # shards that are looked into between two chances for the loop to do something else
 
 _Object = tuple[str, str]
@@ -70,6 +72,8 @@ class ShardKinds:
         self._looked_for: tuple[str, ...] = ()
         self._holds: dict[int, tuple[str, ...]] = {}
         self._look_at = 0.0
+        self._used: Counter[tuple[Shard, str]] = Counter()
+        self._count_at = 0.0
 
     # -- what calls, alarms and notifications meet
 
@@ -91,6 +95,10 @@ class ShardKinds:
         objects = self._asked.setdefault(shard, {})
         if len(objects) < OBJECTS_MAX or (kind, key) in objects:
             objects[kind, key] = self._clock()
+
+    def lacked(self, kinds: Iterable[str]) -> list[str]:
+        """Those of the kinds that this node lacks."""
+        return [kind for kind in kinds if kind not in self._mine]
 
     # -- what is told
 
@@ -127,32 +135,46 @@ class ShardKinds:
 
     def _asks(self, view: View, settled: set[int]) -> dict[int, tuple[str, ...]]:
         oldest = self._clock() - MEMORY_S
-        hosts = [frozenset(member.kinds) for member in view.members.values() if view.state_of(member.id) == "active"]
+        hosts = {frozenset(member.kinds) for member in view.members.values() if view.state_of(member.id) == "active"}
         out: dict[int, tuple[str, ...]] = {}
-        contested: dict[Shard, frozenset[str]] = {}
+        contested: dict[Shard, Counter[str]] = {}
         for shard, objects in list(self._asked.items()):
             objects = self._asked[shard] = {one: at for one, at in objects.items() if at >= oldest}
             if not objects or not shard.owned:
                 del self._asked[shard]
                 continue
-            kinds = {kind for kind, _ in objects}
-            # What would be lacking then, at the host that has most of what is here.
-            lost = min((self._mine - host for host in hosts if host & kinds), key=len, default=None)
-            if lost is None or (_was_handed_over(view, shard) and shard.number not in settled):
+            if _was_handed_over(view, shard) and shard.number not in settled:
                 continue
-            out[shard.number] = tuple(sorted(kinds))
-            if lost:
-                contested[shard] = lost
-        if contested:
-            used = Counter(
-                activation.shard
-                for activation in self._active(set(contested))
-                if activation.kind.name in contested[activation.shard] and activation.last_used >= oldest
+            waiting = Counter(kind for kind, _ in objects)
+            best = max((host for host in hosts if self._mine <= host), key=lambda host: _sum(waiting, host), default=self._mine)
+            if gained := best & waiting.keys():
+                out[shard.number] = tuple(sorted(gained | self._mine))
+            elif any(host & waiting.keys() for host in hosts):
+                contested[shard] = waiting
+        self._count_used(contested.keys(), oldest)
+        for shard, waiting in contested.items():
+            used = Counter({kind: self._used[shard, kind] for kind in self._mine})
+            gain, best = max(
+                ((_sum(waiting, host) - _sum(used, self._mine - host), host) for host in hosts),
+                key=lambda one: (one[0], sorted(one[1])),
             )
-            for shard in contested:
-                if used[shard] >= len(self._asked[shard]):
-                    del out[shard.number]
+            if gain > 0:
+                out[shard.number] = tuple(sorted(best & (waiting.keys() | {kind for kind in used if used[kind]})))
         return out
+
+    def _count_used(self, shards: Collection[Shard], oldest: float) -> None:
+        """Count the objects of shards that were used since then, by kind; now and then."""
+        now = self._clock()
+        if not shards or now < self._count_at:
+            return
+        self._count_at = now + _COUNT_S
+        self._used = Counter(
+            (activation.shard, activation.kind.name) for activation in self._active(set(shards)) if activation.last_used >= oldest
+        )
+
+
+def _sum(objects: Counter[str], kinds: Collection[str]) -> int:
+    return sum(objects[kind] for kind in kinds)
 
 
 def _was_handed_over(view: View, shard: Shard) -> bool:
@@ -174,7 +196,7 @@ async def tell(kinds: ShardKinds, feed: ViewFeed, etcd: Etcd, keys: Keys, member
             continue
         new = {shard: names for shard, names in hosting.asks.items() if told is None or told[0].asks.get(shard) != names}
         if new:
-            shown = ", ".join(f"{shard} ({' '.join(names)})" for shard, names in sorted(new.items())[:20])
+            shown = ", ".join(f"{shard} ({' '.join(kinds.lacked(names))})" for shard, names in sorted(new.items())[:20])
             log.warning("this node lacks kinds that %d shards are asked for: %s", len(new), shown)
         try:
             await etcd.txn([], [put(keys.hosting(me.id), encode(hosting), membership.lease_id)])
