@@ -145,8 +145,8 @@ class Hosting(msgspec.Struct, frozen=True):
     holds: Mapping[int, tuple[str, ...]] = {}
     """By shard: which of them the shard has objects of. The node has not looked into a shard that is not here."""
     asks: Mapping[int, tuple[str, ...]] = {}
-    """By shard: the kinds of the member that the node wants as the owner in its place. Some are asked for and the node lacks them. The
-    others are in use there already."""
+    """By shard: kinds of the member that the node wants as the owner in its place. The node lacks some, which are asked for there. The
+    others are in use there."""
 
 
 class Assignment(msgspec.Struct, frozen=True):

@@ -307,6 +307,8 @@ async def test_a_shard_that_two_apps_want_does_not_go_back_and_forth(
         ({"a": "XY", "b": "YZ", "c": "ZX"}, {"X": 2, "Y": 2, "Z": 2}),
         ({"a": "XY", "b": "YZ", "c": "ZX"}, {"X": 1, "Y": 2, "Z": 3}),
         ({"a": "XYU", "b": "YV", "c": "VX"}, {"X": 2, "Y": 2, "U": 1, "V": 2}),
+        ({"a": "XU", "b": "YX", "c": "YU"}, {"X": 3, "Y": 3, "U": 1}),
+        ({"a": "XU", "b": "YU", "c": "YX"}, {"X": 3, "Y": 3, "U": 1}),
     ],
 )
 @pytest.mark.parametrize("owner", ["a", "b", "c"])
