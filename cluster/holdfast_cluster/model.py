@@ -145,8 +145,8 @@ class Hosting(msgspec.Struct, frozen=True):
     holds: Mapping[int, tuple[str, ...]] = {}
     """By shard: which of them the shard has objects of. The node has not looked into a shard that is not here."""
     asks: Mapping[int, tuple[str, ...]] = {}
-    """By shard: kinds of the member that the node wants as the owner in its place. The node lacks some, which are asked for there. The
-    others are in use there."""
+    """By shard: kinds of the member that the node wants as the owner in its place. Some the node lacks, and they are asked for there;
+    the others are in use there."""
 
 
 class Assignment(msgspec.Struct, frozen=True):

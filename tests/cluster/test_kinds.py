@@ -58,7 +58,7 @@ class Apps(Processes):
         self.wait_ready(self.gateway)
 
     def run_app(self, name: str, *kinds: str, members_min: int = 3) -> None:
-        options = ("--members-min", str(members_min), "--shards", str(SHARDS), "--repair-after", "3")
+        options = ("--members-min", str(members_min), "--shards", str(SHARDS), "--repair-after", "20")
         self.node(name, *options, app=self.app(*kinds))
 
     async def roll(self, name: str, *kinds: str) -> None:
