@@ -4,7 +4,8 @@ Gateways use it for their callers, nodes for the calls that turns make. A call i
 
 - *sent*: on a pipe to the node that, by the newest view, may serve its shard;
 - *held*: there is no such node or pipe, or the node refused; it waits in its shard's queue, and calls that come later wait
-  behind it. The queue is sent when the view gives the shard another owner or epoch, when the pipe comes up, or after a backoff;
+  behind it. The queue is sent when the view gives the shard another owner or epoch, when the pipe comes up, or after a backoff.
+  A call whose kind the node lacks waits in another queue of its shard, so that no other call waits behind it;
 - *done*: replied, or its deadline passed.
 
 A call is sent again with the same request id, so that its effect happens once. If nobody heard what became of the attempt before,
@@ -53,6 +54,7 @@ _KEY_SHORT = KEY_BYTES_MAX // 4  # so many characters fit whatever they are
 _ENVELOPE_BYTES = 100
 _DEADLINE_SLACK_S = 0.15  # a call that was sent is given this long for the node's own word on its deadline
 _BACKOFF_S = (0.02, 0.5)
+_LACKING_BACKOFF_S = (0.1, 5.0)  # another owner is a new epoch, which sends these calls at once
 _TICK_S = 0.02
 _STALE_S = 5.0
 
@@ -80,9 +82,9 @@ class Origin(Protocol):
 
 
 class Pending:
-    """A call on its way."""
+    """A call on its way. `lacking`: it was refused for its kind."""
 
-    __slots__ = ("call", "deadline", "late", "origin", "origin_id", "pipe", "shard", "size", "submitted")
+    __slots__ = ("call", "deadline", "lacking", "late", "origin", "origin_id", "pipe", "shard", "size", "submitted")
 
     def __init__(self, call: pb.Call, origin: Origin, shard: int, deadline: float, size: int) -> None:
         self.size = size
@@ -92,6 +94,7 @@ class Pending:
         self.shard = shard
         self.deadline = deadline
         self.pipe: Pipe | None = None
+        self.lacking = False
         self.late = False
         self.submitted = perf_counter()
 
@@ -99,11 +102,11 @@ class Pending:
 class _Held:
     """The queue of a shard that cannot be reached."""
 
-    __slots__ = ("backoff_s", "calls", "retry_at")
+    __slots__ = ("backoff_max_s", "backoff_s", "calls", "retry_at")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, backoff_s: tuple[float, float]) -> None:
         self.calls: list[Pending] = []
-        self.backoff_s = _BACKOFF_S[0]
+        self.backoff_s, self.backoff_max_s = backoff_s
         self.retry_at = now + self.backoff_s * random.uniform(0.5, 1.0)
 
 
@@ -126,6 +129,7 @@ class Dispatcher:
         self._pending: dict[int, Pending] = {}
         self._deadlines = Deadlines(self._pending, self._expire)
         self._held: dict[int, _Held] = {}
+        self._lacking: dict[int, _Held] = {}  # the calls whose kind the owner lacks
         self._held_count = 0
         self._bytes = 0
         self._small = min(_CALL_SMALL, limits.argument_bytes_max)  # up to here no part of a call needs a closer look
@@ -256,7 +260,7 @@ class Dispatcher:
             if reply.error.code == pb.CODE_WRONG_OWNER:
                 if not reply.error.definite:  # it ran, or may have run
                     pending.call.attempt += 1
-                self._hold(pending)
+                self._hold(pending, reply.error.lacks_kind)
                 return
             not_definite_after(pending.call.attempt, reply.error)
         if pending.pipe is None:
@@ -304,8 +308,9 @@ class Dispatcher:
                     pending.call.attempt += 1
                     self._hold(pending)
             for shard in moved:
-                if shard in self._held:
-                    self._held[shard].retry_at = 0.0
+                for held in (self._held.get(shard), self._lacking.get(shard)):
+                    if held is not None:
+                        held.retry_at = 0.0
         self._retarget(view)
 
     def _open_pipes(self, view: View) -> None:
@@ -322,6 +327,8 @@ class Dispatcher:
         now = self._loop.time()
         for shard in list(self._held):
             self._release(shard, now)
+        for shard in list(self._lacking):
+            self._release_lacking(shard, now)
 
     def _pipe_of(self, view: View, shard: int) -> Pipe | None:
         """The connected pipe to the node that may serve the shard."""
@@ -335,20 +342,23 @@ class Dispatcher:
 
     # -- holding
 
-    def _hold(self, pending: Pending) -> None:
+    def _hold(self, pending: Pending, lacking: bool = False) -> None:
         if self._held_count >= self._limits.held_max:
             self._drop(pending.call.id, pending)
             message = f"{self._limits.held_max} calls wait for shards that are not served"
             self._fail(pending, Overloaded(message, definite=True, retryable=True, retry_after_s=1.0))
             return
         pending.pipe = None
+        pending.lacking = lacking
         shard = pending.shard
-        held = self._held.get(shard)
+        queues = self._lacking if lacking else self._held
+        held = queues.get(shard)
         if held is None:
-            held = self._held[shard] = _Held(self._loop.time())
+            held = queues[shard] = _Held(self._loop.time(), _LACKING_BACKOFF_S if lacking else _BACKOFF_S)
         held.calls.append(pending)
         self._held_count += 1
-        self._targets[shard] = None  # whatever comes now waits behind it
+        if not lacking:
+            self._targets[shard] = None  # whatever comes now waits behind it
         if not self._ticking:
             self._ticking = True
             self._loop.call_later(_TICK_S, self._tick)
@@ -358,7 +368,8 @@ class Dispatcher:
         self._bytes -= pending.size
 
     def _unhold(self, pending: Pending) -> None:
-        if pending.pipe is None and (held := self._held.get(pending.shard)) is not None and pending in held.calls:
+        queues = self._lacking if pending.lacking else self._held
+        if pending.pipe is None and (held := queues.get(pending.shard)) is not None and pending in held.calls:
             held.calls.remove(pending)
             self._held_count -= 1
 
@@ -367,7 +378,9 @@ class Dispatcher:
         now = self._loop.time()
         for shard in [shard for shard, held in self._held.items() if held.retry_at <= now]:
             self._release(shard, now)
-        if self._held:
+        for shard in [shard for shard, held in self._lacking.items() if held.retry_at <= now]:
+            self._release_lacking(shard, now)
+        if self._held or self._lacking:
             self._ticking = True
             self._loop.call_later(_TICK_S, self._tick)
 
@@ -378,24 +391,36 @@ class Dispatcher:
             self._targets[shard] = None
             return
         pipe = self._pipe_of(self._feed.view, shard)
-        calls = held.calls
-        if not calls:
+        if not held.calls:
             del self._held[shard]
             self._targets[shard] = pipe
             return
-        held.backoff_s = min(held.backoff_s * 2, _BACKOFF_S[1])
+        if self._send_again(held, pipe, now):
+            self._targets[shard] = pipe
+
+    def _release_lacking(self, shard: int, now: float) -> None:
+        """The same for the calls that were refused for their kind: the owner may have it now, or be another one."""
+        held = self._lacking[shard]
+        if not held.calls:
+            del self._lacking[shard]
+        elif held.retry_at <= now:
+            self._send_again(held, self._pipe_of(self._feed.view, shard), now)
+
+    def _send_again(self, held: _Held, pipe: Pipe | None, now: float) -> bool:
+        """Send a queue, if there is a pipe for it."""
+        held.backoff_s = min(held.backoff_s * 2, held.backoff_max_s)
         held.retry_at = now + held.backoff_s * random.uniform(0.5, 1.0)
         if pipe is None:
-            return
-        held.calls = []  # the queue itself stays until the next round: refused calls find their backoff there
+            return False
+        calls, held.calls = held.calls, []  # the queue itself stays until the next round: refused calls find their backoff there
         self._held_count -= len(calls)
-        self._targets[shard] = pipe
         for pending in calls:
             call = pending.call
             self.sent_again += 1
             call.timeout_ms = max(1, int((pending.deadline - now) * 1000))
             pending.pipe = pipe
             pipe.send(call, pending.size)
+        return True
 
     # -- errors
 
@@ -412,13 +437,14 @@ class Dispatcher:
             self._unhold(pending)
             self._fail(
                 pending,
-                Unavailable(f"{what}: {self._why_held(pending.shard)}", definite=True, retryable=True),
+                Unavailable(f"{what}: {self._why_held(pending)}", definite=True, retryable=True),
             )
         else:
             self._fail(pending, DeadlineExceeded(f"{what}: its node did not answer before the deadline", retryable=True))
 
-    def _why_held(self, shard: int) -> str:
+    def _why_held(self, pending: Pending) -> str:
         view = self._feed.view
+        shard = pending.shard
         versioned = view.assignments.get(shard)
         if versioned is None:
             return f"shard {shard} is not assigned yet"
@@ -430,6 +456,10 @@ class Dispatcher:
             return f"shard {shard}: its owner {assignment.owner} is absent; copies are on {', '.join(assignment.in_sync)}"
         if member.incarnation != assignment.incarnation:
             return f"shard {shard}: node {assignment.owner} was started again and has not been assigned it yet"
+        if pending.lacking:
+            hosts = ", ".join(sorted(m.id for m in view.members.values() if pending.call.kind in m.kinds))
+            where = f"nodes that have it: {hosts}" if hosts else "no node that is there has it"
+            return f"shard {shard}: its owner {assignment.owner} lacks kind {pending.call.kind}; {where}"
         return f"shard {shard}: node {assignment.owner} at {member.address} cannot be reached or does not serve it yet"
 
     def _refusal(self, call: pb.Call) -> HoldfastError | None:

@@ -11,7 +11,20 @@ from collections.abc import Callable, Iterable
 from holdfast_cluster.etcd import Changes, Etcd, Listing, WatchState
 from holdfast_cluster.etcdpb import etcd_pb2 as pb
 from holdfast_cluster.membership import refuse_unknown_features
-from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Heat, Keys, Member, Pause, Versioned, View, decode
+from holdfast_cluster.model import (
+    Assignment,
+    ClusterSettings,
+    Drain,
+    Heat,
+    Hosting,
+    Keys,
+    Member,
+    Pause,
+    Versioned,
+    View,
+    decode,
+    decode_kinds,
+)
 
 log = logging.getLogger(__name__)
 
@@ -83,11 +96,13 @@ def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
     else:
         rows = ((event.type == pb.Event.PUT, event.kv) for event in update.events)
     settings, settings_revision, controller = view.settings, view.settings_revision, view.controller
-    members, assignments, drains, heat, pauses = (
+    members, assignments, drains, heat, hosting, kinds, pauses = (
         dict(view.members),
         dict(view.assignments),
         dict(view.drains),
         dict(view.heat),
+        dict(view.hosting),
+        dict(view.kinds),
         view.pauses,
     )
     for there, row in rows:
@@ -116,6 +131,18 @@ def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
                 heat[node] = decode(row.value, Heat)
             else:
                 heat.pop(node, None)
+        elif key.startswith(keys.hostings):
+            node = key[len(keys.hostings) :]
+            if there:
+                hosting[node] = decode(row.value, Hosting)
+            else:
+                hosting.pop(node, None)
+        elif key.startswith(keys.all_kinds):
+            node = key[len(keys.all_kinds) :]
+            if there:
+                kinds[node] = decode_kinds(row.value)
+            else:
+                kinds.pop(node, None)
         elif key.startswith(keys.pauses):
             kind, _, name = key[len(keys.pauses) :].partition("/")
             pauses = {what: pause for what, pause in pauses.items() if what != (kind, name)}
@@ -126,4 +153,4 @@ def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
             settings_revision = row.mod_revision
         elif key == keys.controller:
             controller = row.value.decode() if there else ""
-    return View(update.revision, settings, members, assignments, controller, drains, pauses, heat, settings_revision)
+    return View(update.revision, settings, members, assignments, controller, drains, pauses, heat, hosting, kinds, settings_revision)

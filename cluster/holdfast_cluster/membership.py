@@ -17,7 +17,7 @@ from typing import Protocol
 import msgspec
 
 from holdfast_cluster.etcd import Etcd, EtcdError, EtcdUnavailable, EtcdUnknown, Lease, at_revision, put
-from holdfast_cluster.model import ClusterSettings, Keys, Member, decode, encode
+from holdfast_cluster.model import ClusterSettings, Keys, Member, decode, encode, encode_kinds
 
 log = logging.getLogger(__name__)
 
@@ -186,6 +186,7 @@ class Membership:
             [
                 put(self._keys.incarnation(node), str(incarnation).encode()),
                 put(self._keys.member(node), encode(member), self._lease.id),
+                put(self._keys.kinds(node), encode_kinds(member.kinds)),
             ],
         )
         if done:

@@ -8,6 +8,8 @@ Keys, all below `/holdfast/<cluster>/`, values JSON so that etcdctl shows them:
     shards/<number>          Assignment
     drains/<node id>         Drain: an operator wants the node to be given up
     heat/<node id>           Heat: how busy the shards are that the node owns, under its lease
+    kinds/<node id>          the kinds that the node had when it joined last, kept for ever
+    hosting/<node id>        Hosting: the kinds that the shards need which the node owns, under its lease
     pauses/<kind>/<key>      Pause: an operator has stopped deliveries and alarms to an object, or, without a key, to a kind
     controller               the node id of the controller, under its lease
 
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property, lru_cache
 from typing import TypeVar
 
@@ -33,6 +35,7 @@ EPOCHS_MAX = 1 << 48
 """Epochs stay below it: sequences of notifications keep the 16 bits above for the moves of an object (docs/format.md)."""
 VERSION = 2
 """What `Member.version` says of this program: the newest format of records and messages that it reads and writes."""
+_KINDS_SINCE = 2
 FEATURES: tuple[str, ...] = ()
 """The features that this program knows. A cluster turns one on when every member has announced it; see `ClusterSettings.features`."""
 CLUSTER_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?")
@@ -108,6 +111,15 @@ class Member(msgspec.Struct, frozen=True):
         """The id without its random part: the same for every disk that the node has had."""
         return self.id.rpartition("-")[0] or self.id
 
+    def missing(self, kinds: Iterable[str]) -> int:
+        """How many of these kinds it lacks; 0 for a member of version 1, which does not say what it has."""
+        return len(set(kinds).difference(self.kinds)) if self.tells_kinds else 0
+
+    @property
+    def tells_kinds(self) -> bool:
+        """Whether `kinds` says what it has."""
+        return self.version >= _KINDS_SINCE
+
 
 class Drain(msgspec.Struct, frozen=True):
     """A node that is to lose what it owns and every copy; it stays so until the drain is cancelled."""
@@ -130,6 +142,19 @@ class Heat(msgspec.Struct, frozen=True):
 
     turns_per_s: Mapping[int, float]
     """By shard, the busiest ones; the others are quiet."""
+
+
+class Hosting(msgspec.Struct, frozen=True):
+    """What a node says of the kinds that its shards need, while the members do not all have the same kinds."""
+
+    incarnation: int
+    looked_for: tuple[str, ...] = ()
+    """The kinds that the node has looked for in its shards: those of its own that another member lacks."""
+    holds: Mapping[int, tuple[str, ...]] = {}
+    """By shard: which of them the shard has objects of. The node has not looked into a shard that is not here."""
+    asks: Mapping[int, tuple[str, ...]] = {}
+    """By shard: kinds of the member that the node wants as the owner in its place. Some the node lacks, and they are asked for there;
+    the others are in use there."""
 
 
 class Assignment(msgspec.Struct, frozen=True):
@@ -188,6 +213,10 @@ class View(msgspec.Struct, frozen=True, dict=True):
     """By kind and key; an empty key is the whole kind."""
     heat: Mapping[str, Heat] = {}
     """By node."""
+    hosting: Mapping[str, Hosting] = {}
+    """By node."""
+    kinds: Mapping[str, tuple[str, ...]] = {}
+    """By node, also by one that is absent: what it had when it joined last. A node that was always of version 1 is not here."""
     settings_revision: int = 0
     """The revision at which the settings were changed last."""
 
@@ -216,6 +245,11 @@ class View(msgspec.Struct, frozen=True, dict=True):
         heat = self.heat.get(versioned.assignment.owner) if versioned is not None else None
         return heat.turns_per_s.get(shard, 0.0) if heat is not None else 0.0
 
+    def hosting_of(self, member: Member) -> Hosting:
+        """What a member has said of its shards' kinds in its present incarnation; nothing, when it has not said anything."""
+        told = self.hosting.get(member.id)
+        return told if told is not None and told.incarnation == member.incarnation else _NOTHING_TOLD
+
     def owner_of(self, shard: int) -> Member | None:
         """The member that may serve the shard now: its owner, present, in the incarnation that was assigned."""
         versioned = self.assignments.get(shard)
@@ -223,6 +257,9 @@ class View(msgspec.Struct, frozen=True, dict=True):
             return None
         member = self.members.get(versioned.assignment.owner)
         return member if member is not None and member.incarnation == versioned.assignment.incarnation else None
+
+
+_NOTHING_TOLD = Hosting(0)
 
 
 @lru_cache(maxsize=8)
@@ -246,6 +283,8 @@ class Keys:
         self.drains = self.prefix + "drains/"
         self.pauses = self.prefix + "pauses/"
         self.heats = self.prefix + "heat/"
+        self.all_kinds = self.prefix + "kinds/"
+        self.hostings = self.prefix + "hosting/"
 
     def member(self, node: str) -> str:
         return self.members + node
@@ -262,6 +301,12 @@ class Keys:
     def heat(self, node: str) -> str:
         return self.heats + node
 
+    def kinds(self, node: str) -> str:
+        return self.all_kinds + node
+
+    def hosting(self, node: str) -> str:
+        return self.hostings + node
+
     def pause(self, kind: str, key: str) -> str:
         return f"{self.pauses}{kind}/{key}"
 
@@ -271,6 +316,14 @@ class Keys:
 
 def encode(value: msgspec.Struct) -> bytes:
     return msgspec.json.encode(value)
+
+
+def encode_kinds(kinds: tuple[str, ...]) -> bytes:
+    return msgspec.json.encode(kinds)
+
+
+def decode_kinds(raw: bytes) -> tuple[str, ...]:
+    return msgspec.json.decode(raw, type=tuple[str, ...])
 
 
 def decode(raw: bytes, type: type[S]) -> S:

@@ -12,6 +12,7 @@ Rules, for each shard, the first that applies:
 - leave: a member that stops, drains or whose disk is full owns nothing if anybody in sync can take over, at once and for all of
   its shards; one that stops is taken out of the in-sync sets as well, so that nobody waits for it, as long as enough others are in
   sync to write.
+- hosting: when a shard is asked for a kind that its owner lacks, the owner is asked to hand it to an in-sync member that has it.
 - move, a few shards at a time: what the ring wants and is not there joins; then the owner is asked to hand over to the ring's
   favourite; then what the ring does not want is asked to leave. Never fewer copies on the way than before. Quiet shards begin,
   the busiest come last: by then most of the load that makes a hand-over costly has other places to go.
@@ -20,18 +21,23 @@ A member whose disk is full gets no new copy: the ring's next one gets it. It ke
 
 Members that are away for a moment (`expected`, or stopping) keep their place on the ring: a restart moves no data. When more than a
 third is away nothing moves at all, whatever the reason is; fail-over and repair go on.
+
+Members may have different kinds. Kinds are a preference in choosing owners, and come after data. Fail-over takes an in-sync member
+that has the kinds if there is one, and waits for nobody. A move puts no shard on a node that lacks a kind that the present owner has
+and that the shard has objects of: the first member of the ring's whole list that has them all takes the favourite's place. So a shard
+that was handed over because of a kind is not moved back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 import msgspec
 
 from holdfast_cluster.model import Assignment, Member, View
 
-REASONS = ("formation", "fail-over", "restart", "repair", "leave", "move")
+REASONS = ("formation", "fail-over", "restart", "repair", "leave", "hosting", "move")
 """Why an assignment changes: `Transition.why`."""
 
 MOVES_MAX = 4
@@ -86,6 +92,9 @@ class _Plan:
         self.forming = len(self.active) >= members_min
         self.ring = view.ring_with(self.away)
         self.calm = not too_many_away(view, expected)
+        self.known = {**self.away, **view.members}
+        self.kinds = frozenset(kind for member in self.known.values() for kind in member.kinds)
+        self.mixed = any(member.missing(self.kinds) for member in self.known.values())
         self.moving = sum(1 for each in view.assignments.values() if _is_moving(each.assignment))
 
     def transitions(self) -> list[Transition]:
@@ -109,7 +118,10 @@ class _Plan:
                     continue
                 if self.copies > 1:  # moving the only copy needs what is not built yet
                     to, why = self._leave(shard, now), "leave"
-                    if to is None and self.calm:
+                    if to is None and (host := self._host_in_sync(shard, now)):
+                        if now.handover != host:
+                            to, why = msgspec.structs.replace(now, handover=host, leaving=()), "hosting"
+                    elif to is None and self.calm:
                         movable.append(shard)
             if to is not None:
                 out.append(Transition(shard, versioned.revision, to, why))
@@ -129,7 +141,8 @@ class _Plan:
         return Assignment(epoch=1, owner=owner.id, incarnation=owner.incarnation, in_sync=in_sync, released=True)
 
     def _fail_over(self, shard: int, now: Assignment) -> Assignment | None:
-        owner = self._best(shard, [name for name in now.in_sync if name in self.view.members])
+        had = self.view.kinds.get(now.owner, ()) if now.owner not in self.view.members else ()
+        owner = self._best(shard, [name for name in now.in_sync if name in self.view.members], had)
         if owner is None:
             return None
         joining = tuple(name for name in now.joining if name in self.view.members)
@@ -145,12 +158,15 @@ class _Plan:
             leaving=(),
         )
 
-    def _best(self, shard: int, names: list[str]) -> Member | None:
-        """Who of these present members should own the shard: one that stays, the ring's favourite first."""
+    def _best(self, shard: int, names: list[str], kinds: Iterable[str]) -> Member | None:
+        """Who of these present members should own the shard: one that stays, that has these kinds, that has most of all kinds, and of
+        those the ring's favourite."""
         favourites = self.ring.preference_list(shard, len(self.ring.nodes))
 
-        def rank(name: str) -> tuple[bool, int]:
-            return name not in self.active, favourites.index(name) if name in favourites else len(favourites)
+        def rank(name: str) -> tuple[bool, int, int, int]:
+            member = self.view.members[name]
+            place = favourites.index(name) if name in favourites else len(favourites)
+            return name not in self.active, member.missing(kinds), member.missing(self.kinds), place
 
         return self.view.members[min(names, key=rank)] if names else None
 
@@ -177,7 +193,7 @@ class _Plan:
 
     def _leave(self, shard: int, now: Assignment) -> Assignment | None:
         if now.owner not in self.active:
-            to = self._best(shard, [name for name in now.in_sync if name in self.active])
+            to = self._best(shard, [name for name in now.in_sync if name in self.active], self._held(shard, now))
             if to is not None and not (now.handover in self.active and now.handover in now.in_sync):
                 return msgspec.structs.replace(now, handover=to.id, leaving=())
             return None
@@ -188,9 +204,62 @@ class _Plan:
             return msgspec.structs.replace(now, leaving=(*now.leaving, *gone))
         return None
 
-    def _turn_to_move(self, shard: int) -> tuple[bool, float]:
-        """Those with a copy too many are under way, and end first; then the quiet ones."""
-        return len(self.view.assignments[shard].assignment.in_sync) <= self.copies, self.view.heat_of(shard)
+    # -- kinds
+
+    def _held(self, shard: int, now: Assignment) -> list[str]:
+        """The kinds of the present owner that the shard has objects of; all that the owner has, as long as it has not looked."""
+        owner = self.view.members[now.owner]
+        told = self.view.hosting_of(owner)
+        if not self.mixed or shard not in told.holds:
+            return list(owner.kinds) if self.mixed else []
+        return [kind for kind in owner.kinds if kind in told.holds[shard] or kind not in told.looked_for]
+
+    def _host(self, shard: int, now: Assignment) -> str:
+        """The active member that should own the shard because it has what the owner asks for, or ""."""
+        asked = self.view.hosting_of(self.view.members[now.owner]).asks.get(shard, ()) if self.mixed else ()
+        if not asked:
+            return ""
+        held = self._held(shard, now)
+
+        def rank(name: str) -> tuple[int, bool]:
+            return self.view.members[name].missing(held), name not in now.in_sync
+
+        names = [name for name in self.ring.preference_list(shard, len(self.ring.nodes)) if name in self.active]
+        return min((name for name in names if set(asked).issubset(self.view.members[name].kinds)), key=rank, default="")
+
+    def _host_in_sync(self, shard: int, now: Assignment) -> str:
+        """The same, if it has the data already: handing over to it moves nothing."""
+        host = self._host(shard, now)
+        return host if host in now.in_sync and host != now.owner else ""
+
+    def _wanted(self, shard: int, now: Assignment) -> list[str]:
+        """Who is to have copies, the one that is to own the shard first: what the ring wants, as far as kinds allow it."""
+        wanted = self._with_room(shard, now)
+        if not self.mixed or not wanted:
+            return wanted
+        first = self._host(shard, now)
+        if not first:
+            held = self._held(shard, now)
+            everybody = self.ring.preference_list(shard, len(self.ring.nodes))
+            roomy = [name for name in everybody if name not in self.full]
+            first = next((name for name in roomy if not self.known[name].missing(held)), now.owner)
+        others = [name for name in wanted if name != first]
+        if len(others) == self.copies:  # the copy that it shares a host or a zone with is needed least
+            nodes = self.ring.nodes
+            mine = nodes[first]
+            others.remove(
+                next((name for name in reversed(others) if nodes[name].host == mine.host), "")
+                or next((name for name in reversed(others) if mine.zone and nodes[name].zone == mine.zone), "")
+                or others[-1]
+            )
+        return [first, *others]
+
+    # -- moving
+
+    def _turn_to_move(self, shard: int) -> tuple[bool, bool, float]:
+        """Those with a copy too many are under way, and end first; then those whose calls wait for a kind; then the quiet ones."""
+        now = self.view.assignments[shard].assignment
+        return len(now.in_sync) <= self.copies, not self._host(shard, now), self.view.heat_of(shard)
 
     def _move(self, shard: int, now: Assignment) -> Assignment | None:
         if now.owner not in self.active:
@@ -216,7 +285,7 @@ class _Plan:
         self.moving += not started
         return to
 
-    def _wanted(self, shard: int, now: Assignment) -> list[str]:
+    def _with_room(self, shard: int, now: Assignment) -> list[str]:
         """Who should have a copy, the one that should own the shard first: whom the ring names, but that a full member gets no more.
 
         Whoever has the copy in its place keeps it meanwhile.

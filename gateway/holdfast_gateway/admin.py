@@ -14,7 +14,7 @@ from holdfast.v1 import admin_pb2, admin_pb2_grpc
 from holdfast_cluster.dispatch import KEY_BYTES_MAX, Dispatcher
 from holdfast_cluster.etcd import Etcd, EtcdError, at_revision, delete, put
 from holdfast_cluster.feed import ViewFeed
-from holdfast_cluster.model import Assignment, Drain, Keys, Pause, View, encode
+from holdfast_cluster.model import Assignment, Drain, Keys, Member, Pause, View, encode
 from holdfast_cluster.ring import shard_of
 
 from holdfast_gateway.door import Door, permit
@@ -293,8 +293,8 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         assert view.settings is not None
         problems = []
 
-        def problem(what: str, why: str) -> None:
-            problems.append(admin_pb2.Problem(what=what, why=why))
+        def problem(what: str, why: str, minor: bool = False) -> None:
+            problems.append(admin_pb2.Problem(what=what, why=why, minor=minor))
 
         if self._feed.disconnected_s:
             problem(
@@ -319,6 +319,11 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         for answer in stats.values():
             if answer.notice:
                 problem("members", answer.notice)
+        kinds = {kind for member in view.members.values() for kind in member.kinds}
+        for node, member in sorted(view.members.items()):
+            if member.missing(kinds):
+                why, waiting = what_lacks(view, member, kinds)
+                problem(f"node {node}", why, minor=not waiting)
         lost: dict[tuple[str, ...], list[int]] = defaultdict(list)
         few: Counter[int] = Counter()
         for shard, versioned in view.assignments.items():
@@ -350,6 +355,15 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
                     f"node {node} owns them but does not serve them; its log says why",
                 )
         return problems
+
+
+def what_lacks(view: View, member: Member, kinds: set[str]) -> tuple[str, int]:
+    """Which of the cluster's kinds a member lacks, and what becomes of them, for operators; and how many of its shards wait."""
+    lacked = sorted(kinds.difference(member.kinds))
+    asks = view.hosting_of(member).asks
+    waiting = sum(versioned is not None and versioned.assignment.owner == member.id for versioned in map(view.assignments.get, asks))
+    what = f"it lacks kind {', '.join(lacked)}: calls to it are held, and their shards handed to nodes that have it"
+    return (f"{what}; {waiting} of its shards wait for that" if waiting else what), waiting
 
 
 def _merged(pages: list[tuple[Any, bool]], limit: int) -> tuple[list[Any], bool]:

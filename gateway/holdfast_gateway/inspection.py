@@ -110,6 +110,10 @@ class ObjectAdmin:
         if owner is None:
             there = [name for name in now.in_sync if name in view.members]
             response.unserved = f"its owner {now.owner} is absent; copies are on {', '.join(there) or 'no node that is there'}"
+        elif owner.missing((request.kind,)):
+            hosts = ", ".join(sorted(member.id for member in view.members.values() if request.kind in member.kinds))
+            where = f"calls wait until a node that has it owns the shard ({hosts})" if hosts else "no node that is there has it"
+            response.unserved = f"its owner {owner.id} lacks kind {request.kind}; {where}"
         known = {copy.node: copy for copy in response.copies}
         for name in (*now.in_sync, *now.joining):
             copy = known.get(name)

@@ -44,6 +44,7 @@ from holdfast.tracing import Tracing
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.dispatch import KEY_BYTES_MAX
+from holdfast_cluster.kinds import KnownKinds
 from holdfast_cluster.ring import shard_of
 
 from holdfast_node import keys
@@ -53,6 +54,7 @@ from holdfast_node.commit import Committer, Entry, Flusher
 from holdfast_node.delivery.alarms import AlarmChange, Firing, Inside, LetterChange
 from holdfast_node.delivery.deliveries import Deliveries, Forget
 from holdfast_node.delivery.outbox import OutboxLimits
+from holdfast_node.hosting import ShardKinds
 from holdfast_node.hottest import SAMPLE, Hottest
 from holdfast_node.outgoing import Notify, Outgoing
 from holdfast_node.replication.changes import Until
@@ -110,8 +112,9 @@ class Engine:
         limits: EngineLimits,
         append: Callable[[list[Entry]], None],
         tracing: Tracing | None = None,
+        known: KnownKinds | None = None,
     ) -> None:
-        """`append` takes the entries of shards that have replicas; they come back to `settled`."""
+        """`append` takes the entries of shards that have replicas; they come back to `settled`. `known`: the cluster's kinds."""
         self._app = app
         self._store = store
         self._shards_total = shards_total
@@ -124,8 +127,13 @@ class Engine:
         self._flusher = flusher
         self._committer = Committer(store, flusher, self.committed, append)
         flusher.applied = self._applied
-        self.deliveries = Deliveries(app, store, shards, outgoing, self, self._committer.entry, flusher.write, limits.outbox)
         self._activations = Activations()
+        self.kinds = ShardKinds(
+            app.kinds, known or KnownKinds(0.0, boottime), store, shards, self._activations.of_shards, self._loop.time
+        )
+        self.deliveries = Deliveries(
+            app, store, shards, outgoing, self, self.kinds, self._committer.entry, flusher.write, limits.outbox
+        )
         self._in_flight: dict[bytes, Turn] = {}
         self._deadlines = Deadlines(self._in_flight, self._expire)
         self._draining = False
@@ -258,7 +266,6 @@ class Engine:
             self._deadlines.watch(deadline)
 
     def _activate(self, call: pb.Call) -> Activation:
-        kind = self._app.get(call.kind)
         size = len(call.key.encode())
         if not 0 < size <= KEY_BYTES_MAX:
             raise InvalidArgument(f"an object's key has 1 to {KEY_BYTES_MAX} bytes, this one {size}", path="key", definite=True)
@@ -268,6 +275,9 @@ class Engine:
             shard is None or shard.until <= boottime() or ((self._draining or shard.closing) and not call.chain)
         ):  # a turn that is let end may call others
             raise WrongOwner(f"shard {number} is not served by this node", definite=True, retryable=True)
+        kind = self._app.kinds.get(call.kind)
+        if kind is None:
+            raise self.kinds.refusal(shard, call.kind, call.key, call.attempt)
         while len(self._activations) >= self._limits.activations_max:
             if not self._evict_oldest():
                 raise _overloaded(f"{self._limits.activations_max} objects are active and busy on this node")
@@ -275,6 +285,7 @@ class Engine:
             kind, call.key, shard, self._store, self._limits.storage, self._outgoing, self.deliveries, self.stats[kind.name]
         )
         self._activations.add(activation)
+        shard.kinds.add(kind.name)
         self.activations_created += 1
         return activation
 

@@ -24,11 +24,12 @@ from holdfast_cluster.controller import AT_ONCE_S, Controller
 from holdfast_cluster.dispatch import Dispatcher
 from holdfast_cluster.etcd import Etcd, EtcdError
 from holdfast_cluster.feed import ViewFeed
+from holdfast_cluster.kinds import KnownKinds
 from holdfast_cluster.membership import Membership, agree_on_settings
 from holdfast_cluster.model import FEATURES, VERSION, Assignment, ClusterSettings, Keys, Member, View
 from holdfast_cluster.streams import StreamServer
 
-from holdfast_node import heat
+from holdfast_node import heat, hosting
 from holdfast_node.commit import Entry, Flusher
 from holdfast_node.config import NodeConfig
 from holdfast_node.delivery.letters import Letters
@@ -147,6 +148,8 @@ class NodeServer:
             if replicated
             else None
         )
+        known = KnownKinds(config.repair_after_s, boottime)
+        feed.listeners.append(known.follow)
         tracing = None if not config.trace else trace_process("holdfast-node", node_id, config.trace)
         self._engine = engine = Engine(
             self._app,
@@ -159,6 +162,7 @@ class NodeServer:
             config.limits,
             _no_replicas if replication is None else replication.replicas.append,
             tracing,
+            known,
         )
         if replication is not None:
             replication.connect(engine, feed)
@@ -304,6 +308,7 @@ class NodeServer:
                     *([] if certificates is None else [group.create_task(certificates.watch(), name="certificates")]),
                     group.create_task(controller.run(), name="controller"),
                     group.create_task(watch.run(), name="disk"),
+                    group.create_task(hosting.tell(engine.kinds, feed, etcd, keys, membership), name="hosting"),
                 ]
                 if replication is not None:
                     tasks.append(group.create_task(replication.run(), name="replication"))

@@ -31,7 +31,7 @@ class Shard:
     `until`: while the clock (`boottime`) is below it, the node may answer for the shard: 0 when it may not at the moment.
     `closing`: it is about to be handed over, so no turn begins. `read_only`: why turns may not write at the moment. `replicated`:
     whether entries go to a log that others copy. `fresh_from`: a request whose id is older may have been run by an owner before.
-    `turns`: how many began.
+    `turns`: how many began. `kinds`: those that objects were taken into memory of.
 
     `time_ms` is the *shard's time*: how long the shard has been served, by whichever owner. It follows no wall clock, goes from owner
     to owner with the entries, and never runs back. `timed_bucket` and `day_bucket` are where replies are kept that come now.
@@ -45,6 +45,7 @@ class Shard:
         "first_buckets",
         "fresh_from",
         "gathering",
+        "kinds",
         "number",
         "owned",
         "prefix",
@@ -67,6 +68,7 @@ class Shard:
         self.closing = False
         self.read_only: str | None = None
         self.turns = 0
+        self.kinds: set[str] = set()
         self.gathering: Entry | None = None
         self.fresh_from = id_prefix(time.time_ns() // 1_000_000 + CLOCKS_APART_MS)
         self.time_ms = time_ms

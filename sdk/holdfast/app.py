@@ -6,7 +6,7 @@ import difflib
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, overload
@@ -107,8 +107,13 @@ class App:
         """The kind of a name. Raises NotFound, which names the nearest ones."""
         found = self.kinds.get(name)
         if found is None:
-            raise NotFound(f"no kind {name!r}{_nearest(name, self.kinds)}", definite=True)
+            raise no_kind(name, self.kinds)
         return found
+
+
+def no_kind(name: str, known: Iterable[str]) -> NotFound:
+    """The error for a kind that is not among those that are known."""
+    return NotFound(f"no kind {name!r}{_nearest(name, known)}", definite=True)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -127,8 +132,9 @@ def _overridden(cls: type[DurableObject], method: str) -> Callable[[Any], Any] |
     return None if function is getattr(DurableObject, method) else function
 
 
-def _nearest(name: str, known: dict[str, Any]) -> str:
+def _nearest(name: str, known: Iterable[str]) -> str:
+    known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     if near:
         return f"; did you mean {' or '.join(near)}?"
-    return f"; there are {', '.join(sorted(known)[:20])}" if known else "; there are none"
+    return f"; there are {', '.join(known[:20])}" if known else "; there are none"

@@ -205,10 +205,11 @@ def status(gateway: str, as_json: bool) -> None:
         for one in answer.paused:
             console.print(f"paused: {f'{one.kind}/{one.key}' if one.key else one.kind} (holdfast resume)")
         for problem in answer.problems:
-            console.print(f"[red]{problem.what}[/red]: {problem.why}")
+            colour = "yellow" if problem.minor else "red"
+            console.print(f"[{colour}]{problem.what}[/{colour}]: {problem.why}")
         if not answer.problems:
             console.print("[green]healthy[/green]")
-    if answer.problems:
+    if not all(problem.minor for problem in answer.problems):
         raise SystemExit(2)
 
 

@@ -105,6 +105,10 @@ class WrongOwner(HoldfastError):
     code = "WRONG_OWNER"
 
 
+class LacksKind(WrongOwner):
+    """The node that was asked serves the shard but lacks the kind, which another node has or may have."""
+
+
 class Unavailable(HoldfastError):
     """The object cannot be served now: its node is away, or nothing could be reached before the deadline."""
 
@@ -213,6 +217,8 @@ def error_to_proto(error: HoldfastError, codec: pb.Codec = pb.CODEC_MSGPACK) -> 
                         out.message = f"{_cut(error.message)} (its data, {len(data)} bytes, was left behind)"
         case InvalidArgument():
             out.path = error.path
+        case LacksKind():
+            out.lacks_kind = True
         case Deadlock():
             out.cycle.extend(error.cycle)
     return out
@@ -240,6 +246,8 @@ def error_from_proto(message: pb.Error, codec: pb.Codec = pb.CODEC_MSGPACK) -> H
         error = InvalidArgument(message.message, path=message.path)
     elif name == "DEADLOCK":
         error = Deadlock(message.message, cycle=tuple(message.cycle))
+    elif name == "WRONG_OWNER" and message.lacks_kind:
+        error = LacksKind(message.message)
     else:
         error = CODES[name][2](message.message)
     error.definite = message.definite

@@ -10,6 +10,7 @@ from holdfast.errors import (
     CODES,
     DeadlineExceeded,
     HoldfastError,
+    LacksKind,
     NotFound,
     Overloaded,
     Rejected,
@@ -302,4 +303,79 @@ async def test_routes_that_lag_behind_the_nodes_for_long_are_not_ready(monkeypat
     assert not dispatcher.ready()
     feed.show(view(9))
     assert dispatcher.ready()
+    await dispatcher.close()
+
+
+def lacks_kind(number: int) -> pb.Reply:
+    return pb.Reply(id=number, error=error_to_proto(LacksKind("not here", definite=True, retryable=True)))
+
+
+async def test_nothing_waits_behind_a_call_whose_kind_the_owner_lacks() -> None:
+    feed, pipe, dispatcher, origin = world()
+    feed.show(view())
+    dispatcher.submit(call(1, kind="Order"), origin)
+    dispatcher.on_reply(pipe, lacks_kind(pipe.sent[0].id))
+    assert (dispatcher.held, origin.replies) == (1, [])
+    for number in range(2, 30):  # in every shard, that of the call too
+        dispatcher.submit(call(number, key=str(number)), origin)
+    assert len(pipe.sent) == 29
+    assert dispatcher.reachable("Order", "a")
+    dispatcher.submit(call(30, kind="Order"), origin)
+    assert len(pipe.sent) == 30
+    await dispatcher.close()
+
+
+async def test_a_call_whose_kind_the_owner_lacks_is_sent_again_after_a_backoff_and_at_once_to_the_next_owner() -> None:
+    feed, pipe, dispatcher, origin = world()
+    feed.show(view(1))
+    dispatcher.submit(call(7, kind="Order"), origin)
+    for attempt in range(4):
+        await until(lambda attempt=attempt: len(pipe.sent) == attempt + 1)
+        assert pipe.sent[-1].attempt == 0  # a refusal for the kind is definite
+        dispatcher.on_reply(pipe, lacks_kind(pipe.sent[-1].id))
+    assert dispatcher.held == 1  # for 0.4 s or longer by now
+    feed.show(view(2))
+    assert len(pipe.sent) == 5
+    dispatcher.on_reply(pipe, pb.Reply(id=pipe.sent[-1].id, result=b"\x01"))
+    assert [(reply.id, reply.result) for reply in origin.replies] == [(7, b"\x01")]
+    await until(lambda: not dispatcher._lacking)
+    assert (len(pipe.sent), dispatcher.held, dispatcher.in_flight) == (5, 0, 0)
+    await dispatcher.close()
+
+
+async def test_a_call_whose_kind_nobody_serves_fails_at_its_deadline_and_says_who_has_it() -> None:
+    feed, pipe, dispatcher, origin = world()
+    owner, other = Member("n", "127.0.0.1:1", 1, "h", kinds=("K",)), Member("m", "127.0.0.1:2", 1, "h", kinds=("K", "Order"))
+    feed.show(view(1, owner, other))
+    dispatcher.submit(call(kind="Order", timeout_ms=400), origin)
+
+    async def refuse() -> None:
+        answered = 0
+        while not origin.replies:
+            for sent in pipe.sent[answered:]:
+                dispatcher.on_reply(pipe, lacks_kind(sent.id))
+            answered = len(pipe.sent)
+            await asyncio.sleep(0.005)
+
+    async with asyncio.timeout(5):
+        await refuse()
+    error = origin.replies[0].error
+    assert (error.code, error.definite, error.retryable) == (pb.CODE_UNAVAILABLE, True, True)
+    assert error.message == "Order/a.m(): shard 0: its owner n lacks kind Order; nodes that have it: m"
+    assert len(pipe.sent) > 2
+    assert dispatcher.in_flight == dispatcher.held == 0
+    await dispatcher.close()
+
+
+async def test_calls_that_wait_for_a_kind_count_among_those_that_are_held_and_go_with_their_caller() -> None:
+    feed, pipe, dispatcher, origin = world(DispatchLimits(held_max=2))
+    feed.show(view())
+    for number in range(3):
+        dispatcher.submit(call(number, kind="Order"), origin)
+    for sent in list(pipe.sent):
+        dispatcher.on_reply(pipe, lacks_kind(sent.id))
+    assert [reply.error.code for reply in origin.replies] == [pb.CODE_OVERLOADED]
+    assert dispatcher.held == 2
+    dispatcher.forget(origin)
+    assert dispatcher.held == dispatcher.in_flight == 0
     await dispatcher.close()

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 from holdfast.v1 import admin_pb2
+from holdfast_cluster.model import Assignment, ClusterSettings, Hosting, Member, Versioned, View
 from holdfast_cluster.ring import shard_of
 from holdfast_gateway import inspection
+from holdfast_gateway.admin import what_lacks
 from holdfast_gateway.inspection import ObjectAdmin
 
 
@@ -96,3 +98,15 @@ async def test_what_was_deleted_and_not_answered_in_time_is_counted_once(monkeyp
     cluster.deaf = 3
     last = (await delete_all(cluster))[-1]
     assert (last.deleted, last.failures) == (600, 0)
+
+
+def test_status_says_what_a_node_lacks_and_how_many_of_its_shards_wait_for_that() -> None:
+    a = Member("a", "", 4, "h", version=2, kinds=("X",))
+    assigned = {shard: Versioned(Assignment(1, owner, 4, ("a", "b")), 1) for shard, owner in enumerate("aab")}
+    view = View(1, ClusterSettings(shards=3), {"a": a}, assigned)
+    said, waiting = what_lacks(view, a, {"X", "Y", "Z"})
+    assert waiting == 0
+    assert said == "it lacks kind Y, Z: calls to it are held, and their shards handed to nodes that have it"
+    told = {"a": Hosting(4, asks={0: ("Y",), 1: ("Z",), 2: ("Z",)})}  # it does not own shard 2 any more
+    view = View(1, ClusterSettings(shards=3), {"a": a}, assigned, hosting=told)
+    assert what_lacks(view, a, {"X", "Y", "Z"}) == (f"{said}; 2 of its shards wait for that", 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 from holdfast_cluster.controller import AT_ONCE_S, HOLD_MOVES_S, Expected
-from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Heat, Member, Versioned, View
+from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Heat, Hosting, Member, Versioned, View
 from holdfast_cluster.plan import MOVES_MAX, Transition, plan, too_many_away
 
 SETTINGS = ClusterSettings(shards=8, replication=1, id="c")
@@ -421,3 +421,169 @@ def test_a_cluster_is_formed_without_those_whose_disks_are_full() -> None:
 def test_when_all_are_full_everything_stays_where_it_is() -> None:
     picture, _ = settle(replicated(*NODES[:3]))
     assert plan(with_state(picture, "full", "a", "b", "c"), 1) == []
+
+
+# -- members with different kinds
+
+
+def having(**kinds: str) -> list[Member]:
+    """The first nodes, each with the kinds whose letters are given; the others with all of them."""
+    union = tuple(sorted(set("".join(kinds.values()))))
+    return [msgspec.structs.replace(node, version=2, kinds=tuple(kinds.get(node.id, union))) for node in NODES]
+
+
+def mixed(members: list[Member], assignments: dict[int, Versioned], **hosting: Hosting) -> View:
+    return msgspec.structs.replace(
+        replicated(*members, assignments=assignments), hosting=hosting, kinds={node.id: node.kinds for node in NODES + members}
+    )
+
+
+def one_shard(picture: View, shard: int = 0) -> Assignment:
+    return picture.assignments[shard].assignment
+
+
+def asks_of(now: Assignment, kinds: str, holds: str | None = None) -> dict[str, Hosting]:
+    """The owner of shard 0 asks for another one, and has perhaps said what the shard holds."""
+    told = {} if holds is None else {0: tuple(holds)}
+    return {now.owner: Hosting(1, looked_for=tuple("XYZ"), holds=told, asks={0: tuple(kinds)})}
+
+
+def only(picture: View, shard: int = 0) -> View:
+    """The picture without the other shards' assignments."""
+    return msgspec.structs.replace(
+        picture, settings=msgspec.structs.replace(THREE, shards=1), assignments={shard: picture.assignments[shard]}
+    )
+
+
+def test_kinds_change_nothing_while_all_members_have_the_same() -> None:
+    plain, _ = settle(replicated(*NODES))
+    same, _ = settle(mixed(having(), {}))
+    assert {s: v.assignment for s, v in plain.assignments.items()} == {s: v.assignment for s, v in same.assignments.items()}
+
+
+def test_fail_over_takes_one_that_has_what_the_owner_had_and_waits_for_nobody() -> None:
+    formed_, _ = settle(replicated(*NODES))
+    now = one_shard(formed_)
+    first, second = now.in_sync[1:]
+    for kinds, owner in (
+        ({now.owner: "X", first: "Y", second: "XY"}, second),  # the ring's favourite lacks what the owner had
+        ({now.owner: "X", first: "XY", second: "Y"}, first),
+        ({now.owner: "X", first: "Y", second: "Z"}, first),  # nobody has it: the data decides
+        ({now.owner: "Y", first: "XYZ", second: "XY"}, first),  # both have it: the one with more of all kinds
+        ({now.owner: "Y", first: "XY", second: "XYZ"}, second),
+    ):
+        members = having(**kinds)
+        left = [node for node in members if node.id != now.owner]
+        picture = msgspec.structs.replace(mixed(left, dict(formed_.assignments)), kinds={node.id: node.kinds for node in members})
+        moved = next(t for t in plan(picture, 1) if t.shard == 0)
+        assert (moved.why, moved.to.owner) == ("fail-over", owner), kinds
+    nobody = [node for node in having(**dict.fromkeys("abcde", "Y")) if node.id != now.owner]
+    picture = msgspec.structs.replace(mixed(nobody, dict(formed_.assignments)), kinds={now.owner: ("X",)})
+    assert next(t for t in plan(picture, 1) if t.shard == 0).to.owner == first
+
+
+def test_a_shard_that_is_asked_for_a_kind_is_handed_to_an_in_sync_member_that_has_it_and_stays_there() -> None:
+    formed_, _ = settle(replicated(*NODES))
+    now = one_shard(formed_)
+    host = now.in_sync[2]
+    members = having(**{node.id: "X" for node in NODES if node.id != host}, **{host: "XY"})
+    picture = mixed(members, dict(formed_.assignments), **asks_of(now, "Y"))
+    asked = next(t for t in plan(picture, 1) if t.shard == 0)
+    assert (asked.why, asked.to) == ("hosting", msgspec.structs.replace(now, handover=host))
+    after, _ = settle(picture)
+    assert one_shard(after).owner == host
+    assert set(one_shard(after).in_sync) == set(now.in_sync)
+    told = {host: Hosting(1, looked_for=("Y",), holds={0: ("Y",)})}
+    assert plan(only(msgspec.structs.replace(after, hosting=told)), 1) == []
+    # It has no object of Y any more: the ring decides again.
+    told = {host: Hosting(1, looked_for=("Y",), holds={0: ()})}
+    back, _ = settle(msgspec.structs.replace(after, hosting=told))
+    assert one_shard(back).owner == now.owner
+
+
+def test_a_hand_over_for_a_kind_moves_no_data_and_does_not_wait_until_all_are_back() -> None:
+    formed_, _ = settle(replicated(*NODES))
+    now = one_shard(formed_)
+    host = now.in_sync[1]
+    members = having(**{node.id: "X" for node in NODES if node.id != host}, **{host: "XY"})
+    there = [node for node in members if node.id in now.in_sync]
+    expected = {node.id: node for node in members}
+    assert too_many_away(replicated(*there), expected)
+    picture = mixed(there, {0: formed_.assignments[0]}, **asks_of(now, "Y"))
+    assert [(t.why, t.to.handover) for t in plan(only(picture), 1, expected)] == [("hosting", host)]
+
+
+def test_a_node_that_alone_has_a_kind_gets_a_copy_and_then_the_shard() -> None:
+    formed_, _ = settle(replicated(*NODES))
+    now = one_shard(formed_)
+    host = next(node.id for node in NODES if node.id not in now.in_sync)
+    members = having(**{node.id: "X" for node in NODES if node.id != host}, **{host: "XY"})
+    picture = mixed(members, dict(formed_.assignments), **asks_of(now, "Y", holds="X"))
+    joins = next(t for t in plan(picture, 1) if t.shard == 0)
+    assert (joins.why, joins.to.joining) == ("move", (host,))
+    after, _ = settle(picture)
+    assert one_shard(after).owner == host
+    assert len(one_shard(after).in_sync) == 3
+
+
+def test_the_copy_that_gives_way_is_the_one_on_the_same_host_as_the_new_owner() -> None:
+    formed_, _ = settle(replicated(*NODES))
+    now = one_shard(formed_)
+    host = next(node.id for node in NODES if node.id not in now.in_sync)
+    twin = now.in_sync[1]
+    members = [
+        msgspec.structs.replace(node, host=f"h-{twin}") if node.id == host else node
+        for node in having(**{node.id: "X" for node in NODES if node.id != host}, **{host: "XY"})
+    ]
+    after, _ = settle(mixed(members, {0: formed_.assignments[0]}, **asks_of(now, "Y", holds="X")))
+    assert set(one_shard(after).in_sync) == {*now.in_sync, host} - {twin}
+
+
+def test_nothing_moves_to_a_node_that_would_take_objects_out_of_service() -> None:
+    """A node with another app joins: it gets copies, and owns only what it has all kinds of."""
+    before, _ = settle(replicated(*having(**dict.fromkeys("abcd", "X"))[:4]))
+    members = having(**dict.fromkeys("abcd", "X"), e="Y")
+    unknown, _ = settle(mixed(members, dict(before.assignments)))
+    owners = [versioned.assignment.owner for versioned in unknown.assignments.values()]
+    assert "e" not in owners
+    assert any("e" in versioned.assignment.in_sync for versioned in unknown.assignments.values())
+    looked = {
+        node.id: Hosting(1, looked_for=("X",), holds={shard: ("X",) if shard % 2 else () for shard in range(8)})
+        for node in members[:4]
+    }
+    known, _ = settle(mixed(members, dict(before.assignments), **looked))
+    wanted = {shard for shard in range(8) if known.ring.owners[shard] == "e"}
+    assert wanted
+    assert {shard for shard, v in known.assignments.items() if v.assignment.owner == "e"} == {s for s in wanted if not s % 2}
+
+
+def test_a_wish_for_what_nobody_has_or_of_an_earlier_life_changes_nothing() -> None:
+    formed_, _ = settle(mixed(having(a="X", b="X", c="XY", d="X", e="XY"), {}))
+    now = one_shard(formed_)
+    assert plan(only(msgspec.structs.replace(formed_, hosting=asks_of(now, "Q"))), 1) == []
+    before = {name: msgspec.structs.replace(told, incarnation=0) for name, told in asks_of(now, "Y").items()}
+    assert plan(only(msgspec.structs.replace(formed_, hosting=before)), 1) == []
+
+
+def test_one_that_stops_hands_its_shards_to_those_that_have_their_kinds() -> None:
+    formed_, _ = settle(replicated(*NODES))
+    now = one_shard(formed_)
+    first, second = now.in_sync[1:]
+    for holds, to in (("X", second), ("Y", first)):
+        members = having(**{now.owner: "XY", first: "Y", second: "X"})
+        members = [msgspec.structs.replace(node, state="stopping") if node.id == now.owner else node for node in members]
+        told = {now.owner: Hosting(1, looked_for=("X", "Y"), holds={0: tuple(holds)})}
+        leaves = next(t for t in plan(mixed(members, dict(formed_.assignments), **told), 1) if t.shard == 0)
+        assert (leaves.why, leaves.to.handover) == ("leave", to)
+
+
+def test_a_member_of_the_version_before_is_in_nobodys_way() -> None:
+    """It does not say which kinds it has: nothing is moved away from it, and it takes over like any other."""
+    members = [*having(a="X", b="X", c="X", d="X")[:4], NODES[4]]
+    plain, _ = settle(replicated(*NODES))
+    picture = mixed(members, dict(plain.assignments))
+    assert plan(picture, 1) == []
+    before, _ = settle(replicated(*members[:4]))
+    joined, _ = settle(mixed(members, dict(before.assignments)))
+    assert {s: v.assignment.owner for s, v in joined.assignments.items()} == dict(enumerate(joined.ring.owners))
+    assert "e" in joined.ring.owners

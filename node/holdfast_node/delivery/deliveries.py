@@ -31,6 +31,7 @@ from holdfast_node.store import Store
 
 if TYPE_CHECKING:
     from holdfast_node.commit import Entry
+    from holdfast_node.hosting import ShardKinds
     from holdfast_node.outgoing import Notify
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class Deliveries:
         shards: Shards,
         router: Router,
         turns: Turns,
+        kinds: ShardKinds,
         entry: Callable[[Shard], Entry],
         show: Callable[[], None],
         limits: OutboxLimits,
@@ -98,6 +100,7 @@ class Deliveries:
         self._store = store
         self._shards = shards
         self._router = router
+        self._kinds = kinds
         self._entry = entry
         self.show = show
         self._first = 0
@@ -114,7 +117,7 @@ class Deliveries:
         self._forgotten: set[bytes] = set()
         self._paused: frozenset[tuple[str, str]] = frozenset()
         self._sweep: tuple[int, bytes] = (0, b"")
-        self.alarms = AlarmClock(app, store, turns, self, limits.backlog_per_s)
+        self.alarms = AlarmClock(app, store, turns, self, kinds, limits.backlog_per_s)
         self.census = AlarmCensus(store, shards)
 
     # -- what turns do
@@ -397,7 +400,12 @@ class Deliveries:
         kind = self._app.kinds.get(note.row.sender_kind)
         retries = kind.retries if kind is not None else Retries()
         duties = self._duties.get(shard)
-        may_die = duties is not None and duties.letters < self._limits.letters_max and self._may_write(shard)
+        may_die = (
+            duties is not None
+            and duties.letters < self._limits.letters_max
+            and self._may_write(shard)
+            and not (kind is None and self._kinds.elsewhere(note.row.sender_kind))  # how long to try is written there
+        )
         age_ms = int(retries.notify_age.total_seconds() * 1000)
         now = self._loop.time()
         outcome = self.outbox.answered(note, failure, now, _now_ms(), retries.notify_attempts, age_ms, may_die)

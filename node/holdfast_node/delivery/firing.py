@@ -28,6 +28,7 @@ from holdfast_node.store import Store
 
 if TYPE_CHECKING:
     from holdfast_node.activation import Activation
+    from holdfast_node.hosting import ShardKinds
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +89,9 @@ class _Next:
 class AlarmClock:
     """The alarms of the shards that a node owns."""
 
-    def __init__(self, app: App, store: Store, turns: Turns, room: Room, late_per_s: float) -> None:
+    def __init__(self, app: App, store: Store, turns: Turns, room: Room, kinds: ShardKinds, late_per_s: float) -> None:
         self._app = app
+        self._kinds = kinds
         self._store = store
         self._turns = turns
         self._room = room
@@ -141,7 +143,11 @@ class AlarmClock:
             if key in self._firing:
                 continue
             kind, name_of, raw = keys.read_ident(rest)
-            if kind not in self._app.kinds or self._room.paused((kind, name_of)):
+            if self._room.paused((kind, name_of)):
+                held += 1
+                continue
+            if kind not in self._app.kinds:
+                self._kinds.ask(shard, kind, name_of)
                 held += 1
                 continue
             if wall - due > _LATE_MS and not self._late.take(now):

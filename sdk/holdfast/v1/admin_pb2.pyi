@@ -581,12 +581,14 @@ class MovesStatus(_message.Message):
     def __init__(self, joining: _Optional[int] = ..., handovers: _Optional[int] = ..., leaving: _Optional[int] = ..., bytes_sent: _Optional[int] = ...) -> None: ...
 
 class Problem(_message.Message):
-    __slots__ = ("what", "why")
+    __slots__ = ("what", "why", "minor")
     WHAT_FIELD_NUMBER: _ClassVar[int]
     WHY_FIELD_NUMBER: _ClassVar[int]
+    MINOR_FIELD_NUMBER: _ClassVar[int]
     what: str
     why: str
-    def __init__(self, what: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
+    minor: bool
+    def __init__(self, what: _Optional[str] = ..., why: _Optional[str] = ..., minor: bool = ...) -> None: ...
 
 class GatewayStatus(_message.Message):
     __slots__ = ("routes_revision", "etcd_connected", "calls_in_flight", "calls_held", "process")
