@@ -9,8 +9,9 @@ from collections import Counter
 
 import msgspec
 
-from holdfast_cluster.etcd import TXN_OPS_MAX, Etcd, EtcdError, at_revision, put
+from holdfast_cluster.etcd import TXN_OPS_MAX, EtcdError, absent, put, unchanged
 from holdfast_cluster.feed import ViewFeed
+from holdfast_cluster.guarded import GuardedEtcd
 from holdfast_cluster.membership import Membership
 from holdfast_cluster.model import FEATURES, Keys, Member, View, encode
 from holdfast_cluster.plan import REASONS, Transition, plan, too_many_away
@@ -46,14 +47,14 @@ class Expected:
 
 
 class Controller:
-    """Runs in every node; at most one acts. Two that act at once harm nothing: every swap names the revision it was planned from.
+    """Runs in every node; at most one acts. Two that act at once harm nothing: every swap names the assignment it was planned from.
 
     `repair_after_s`: how long a member that vanished is expected back, before its copies are made elsewhere.
     """
 
     def __init__(
         self,
-        etcd: Etcd,
+        etcd: GuardedEtcd,
         keys: Keys,
         feed: ViewFeed,
         membership: Membership,
@@ -85,15 +86,17 @@ class Controller:
     async def run(self) -> None:
         """Stand for election whenever there is no controller, and act while being it. Ends by cancellation."""
         while True:
-            seen = self._feed.view.revision
+            seen = self._feed.view
             try:
                 async with asyncio.timeout(_INTERVAL_S):
-                    await self._feed.until(lambda view, seen=seen: view.revision > seen)  # type: ignore[misc]
+                    await self._feed.until(lambda view, seen=seen: view is not seen)  # type: ignore[misc]
             except TimeoutError:
                 pass  # what is decided also changes with time, and with being a member: look again now and then
             view = self._feed.view
             expected = self._expected.look(view, time.monotonic())
-            what = view.revision, self._membership.member, frozenset(expected)
+            if self._feed.strange:
+                continue  # nothing of what etcd says is acted on, and etcd takes nothing
+            what = view, self._membership.member, frozenset(expected)
             if what == self._done:
                 continue
             try:
@@ -111,7 +114,7 @@ class Controller:
             return
         if not view.controller:
             key = self._keys.controller
-            if await self._etcd.txn([at_revision(key, 0)], [put(key, me.id.encode(), self._membership.lease_id)]):
+            if await self._etcd.txn([absent(key)], [put(key, me.id.encode(), self._membership.lease_id)]):
                 log.info("became the controller")
         elif view.controller == me.id:
             if too_many_away(view, expected):
@@ -124,7 +127,7 @@ class Controller:
                     log.error("%s", notice)
                 self.notice = notice
             await self._turn_on_features(view, expected)
-            await self._apply(plan(view, self._members_min, expected))
+            await self._apply(view, plan(view, self._members_min, expected))
 
     async def _turn_on_features(self, view: View, expected: dict[str, Member]) -> None:
         """Write the features that every member has announced into the settings. Nobody turns one off again."""
@@ -134,19 +137,19 @@ class Controller:
         if new := common - set(view.settings.features):
             to = msgspec.structs.replace(view.settings, features=tuple(sorted({*view.settings.features, *new})))
             key = self._keys.settings
-            if await self._etcd.txn([at_revision(key, view.settings_revision)], [put(key, encode(to))]):
+            if await self._etcd.txn([unchanged(key, view.settings_raw)], [put(key, encode(to))]):
                 log.warning("every member knows %s: the cluster uses it from now on", ", ".join(sorted(new)))
 
-    async def _apply(self, transitions: list[Transition]) -> None:
+    async def _apply(self, view: View, transitions: list[Transition]) -> None:
         if not transitions:
             return
         done = 0
         for i in range(0, len(transitions), TXN_OPS_MAX):
             batch = transitions[i : i + TXN_OPS_MAX]
-            if await self._swap(batch):
+            if await self._swap(view, batch):
                 done += len(batch)
             else:  # one of them was planned from an old view: the others need not wait for it
-                done += sum([await self._swap([one]) for one in batch])
+                done += sum([await self._swap(view, [one]) for one in batch])
         reasons = Counter(transition.why for transition in transitions)
         log.info(
             "assignments: %d of %d swapped (%s)",
@@ -155,9 +158,11 @@ class Controller:
             ", ".join(f"{n} {why}" for why, n in reasons.items()),
         )
 
-    async def _swap(self, batch: list[Transition]) -> int:
+    async def _swap(self, view: View, batch: list[Transition]) -> int:
+        """Do what was planned from `view`, if nothing of it has changed."""
+        old = {one.shard: view.assignments.get(one.shard) for one in batch}
         done = await self._etcd.txn(
-            [at_revision(self._keys.shard(one.shard), one.revision) for one in batch],
+            [unchanged(self._keys.shard(shard), None if now is None else now.raw) for shard, now in old.items()],
             [put(self._keys.shard(one.shard), encode(one.to.stamped())) for one in batch],
         )
         if done:

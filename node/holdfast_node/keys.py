@@ -7,7 +7,7 @@ Column families and their keys (numbers big-endian, so that byte order is number
     replies   shard u16 | request id 16 bytes, which begin with the time      what is older than a time is one contiguous range
               shard u16 | FF | hour u32 | id 16 bytes                         the same for callers' idempotency keys
     log       shard u16 | seq u64
-    meta      names of the directory's facts, and 'position', 'log', 'applied', 'install' + shard u16
+    meta      names of the directory's facts, and 'position', 'log', 'applied', 'install', 'assignment' + shard u16
 
 A text that is followed by something is written as UTF-8 with 00 as 00 FF, ended by 00 01: no encoding is a prefix of another, and
 byte order is text order. (A lone 00 as the end would make "a" a prefix of "a\\0".)
@@ -39,6 +39,8 @@ NODE_ID = b"node"
 CLUSTER_ID = b"cluster"
 INCARNATION = b"incarnation"
 FORMAT = b"format"
+FACTS = b"facts"
+"""What the node knows of the cluster beyond assignments; see assignments.py."""
 
 _SHARD_BYTES = 2
 
@@ -153,6 +155,16 @@ def applied_key(shard: int) -> bytes:
 def install_key(shard: int) -> bytes:
     """There while a copy is being replaced by a snapshot: its state is neither the old nor the new one."""
     return b"install" + shard_prefix(shard)
+
+
+def assignment_key(shard: int) -> bytes:
+    """Where the newest assignment of a shard that the node has seen is kept, whether it has a copy or not."""
+    return b"assignment" + shard_prefix(shard)
+
+
+def read_assignment_key(raw: bytes) -> int:
+    """The shard of such a key."""
+    return int.from_bytes(raw[-_SHARD_BYTES:], "big")
 
 
 def encode_position(epoch: int, seq: int) -> bytes:

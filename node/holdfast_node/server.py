@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import socket
@@ -18,17 +19,19 @@ from holdfast.metrics import Histogram, MetricsPage, measure_lag
 from holdfast.processes import Stopped, process_stats, rss_bytes, unless_stopped
 from holdfast.tls import Certificates
 from holdfast.tracing import start as trace_process
-from holdfast.v1 import admin_pb2
+from holdfast.v1 import admin_pb2, peer_pb2
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.controller import Controller
 from holdfast_cluster.dispatch import Dispatcher
-from holdfast_cluster.etcd import Etcd, EtcdError
+from holdfast_cluster.etcd import EtcdError
 from holdfast_cluster.feed import ViewFeed
+from holdfast_cluster.guarded import GuardedEtcd
 from holdfast_cluster.membership import Membership, agree_on_settings
-from holdfast_cluster.model import FEATURES, VERSION, ClusterSettings, Keys, Member, View
+from holdfast_cluster.model import FEATURES, VERSION, Assignment, ClusterSettings, Keys, Member, Versioned, View
 from holdfast_cluster.streams import StreamServer
 
 from holdfast_node import heat
+from holdfast_node.assignments import KeptAssignments
 from holdfast_node.commit import Entry, Flusher
 from holdfast_node.config import NodeConfig
 from holdfast_node.delivery.letters import Letters
@@ -37,7 +40,7 @@ from holdfast_node.engine import Engine
 from holdfast_node.inspection import Inspection
 from holdfast_node.liveness import Liveness, Watchdog
 from holdfast_node.metrics import NodeMetrics
-from holdfast_node.peer import LocalPipe, PeerService
+from holdfast_node.peer import LocalPipe, PeerService, WaitingRoom
 from holdfast_node.replication import ReplicationSettings
 from holdfast_node.replication.disk import CopyStore
 from holdfast_node.replication.handover import Handovers
@@ -49,7 +52,7 @@ from holdfast_node.replication.swaps import EtcdSwaps
 from holdfast_node.replies import KeptReplies
 from holdfast_node.shards import Shard, Shards
 from holdfast_node.single import SingleCopies
-from holdfast_node.store import Store
+from holdfast_node.store import Batch, Store
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ _DROP_REPLIES_S = 60.0
 _STOP_GRACE_S = 0.5
 _REPLICATION_TICK_S = 0.05
 _READINESS_S = 0.25
+_WAITING_ROOM_AFTER_S = 2.0
 
 
 class NodeServer:
@@ -74,11 +78,16 @@ class NodeServer:
         self._store = Store(config.data)
         directory = DataDirectory(self._store)
         node_id = directory.node_id(config.name)
-        etcd = Etcd(config.etcd_endpoints, tls=config.etcd_tls)
         keys = Keys(config.cluster)
+        etcd = GuardedEtcd(config.etcd_endpoints, keys, tls=config.etcd_tls)
         try:
             wanted = msgspec.structs.replace(ClusterSettings(), **config.settings)
-            settings = await unless_stopped(stop, agree_on_settings(etcd, keys, wanted, config.settings))
+            agreed = asyncio.ensure_future(
+                unless_stopped(stop, agree_on_settings(etcd, keys, wanted, config.settings, directory.cluster_id))
+            )
+            await asyncio.wait({agreed}, timeout=_WAITING_ROOM_AFTER_S)
+            async with self._waiting_room(directory, node_id) if not agreed.done() else contextlib.nullcontext():
+                settings = await agreed
             directory.claim(settings.id)
             await self._serve(stop, etcd, keys, settings, directory, node_id)
         except Stopped:
@@ -87,17 +96,28 @@ class NodeServer:
             await etcd.close()
             self._store.close()
 
+    def _waiting_room(self, directory: DataDirectory, node_id: str) -> contextlib.AbstractAsyncContextManager[object]:
+        """What a node with data serves until etcd tells of its cluster. Where there is no data there is nothing to ask for."""
+        if not directory.cluster_id:
+            return contextlib.nullcontext()
+        memory = KeptAssignments(directory.cluster_id, self._store, _Unstaged())
+        epochs = {shard: copy.epoch for shard, copy in CopyStore(self._store).load().items()}
+        report = memory.report(node_id, directory.incarnation, epochs)
+        return WaitingRoom(self._config.listen, report, self._config.certificates)
+
     async def _serve(
         self,
         stop: asyncio.Event,
-        etcd: Etcd,
+        etcd: GuardedEtcd,
         keys: Keys,
         settings: ClusterSettings,
         directory: DataDirectory,
         node_id: str,
     ) -> None:
         config = self._config
-        feed = ViewFeed(etcd, keys)
+        flusher = Flusher(self._store)
+        memory = KeptAssignments(settings.id, self._store, flusher)
+        feed = ViewFeed(etcd, keys, memory, f"node {node_id}")
         replicated = settings.replication > 1
         liveness = Liveness(config.lease_ttl_s, enabled=not replicated)
         self._kept = KeptReplies(self._store, config.replies_window_s)
@@ -105,13 +125,12 @@ class NodeServer:
         certificates = config.certificates
         dispatcher = Dispatcher(feed, config.dispatch, (node_id, local), certificates)
         self._shards = shards = Shards(self._drop_shards)
-        flusher = Flusher(self._store)
 
         def identity() -> str:
             return f"{node_id}:{self._member.incarnation if self._member else 0}"
 
         self._replication = replication = (
-            Replication(node_id, identity, self._store, flusher, shards, settings, etcd, keys, config.move_rate, certificates)
+            Replication(node_id, identity, self._store, flusher, memory, shards, settings, etcd, keys, config.move_rate, certificates)
             if replicated
             else None
         )
@@ -145,12 +164,16 @@ class NodeServer:
         async def stats(request: admin_pb2.StatsRequest) -> admin_pb2.StatsResponse:
             return self.stats()
 
+        async def known(request: peer_pb2.KnownRequest) -> peer_pb2.KnownResponse:
+            epochs = {} if replication is None else {copy.number: copy.replica.epoch for copy in replication.replicas.copies()}
+            return memory.report(node_id, directory.incarnation, epochs)
+
         peer = PeerService(
             engine,
             liveness,
             identity,
-            lambda: feed.view.revision,
-            {"Stats": stats, **Letters(self._store, shards, engine.deliveries).answers(), **inspection.answers()},
+            lambda: feed.view.order,
+            {"Stats": stats, "Known": known, **Letters(self._store, shards, engine.deliveries).answers(), **inspection.answers()},
             None if replication is None else replication.links,
             None if replication is None else replication.receiver,
             certificates,
@@ -216,6 +239,7 @@ class NodeServer:
 
         def follow(view: View) -> None:
             if single is not None:
+                flusher.write()  # the rows of assignments, which are durable with what is taken
                 single.follow(view, self._member)
             if replication is not None:
                 replication.links.follow(view)
@@ -391,20 +415,28 @@ class Replication:
         identity: Callable[[], str],
         store: Store,
         flusher: Flusher,
+        memory: KeptAssignments,
         shards: Shards,
         settings: ClusterSettings,
-        etcd: Etcd,
+        etcd: GuardedEtcd,
         keys: Keys,
         move_rate: float,
         certificates: Certificates | None,
     ) -> None:
         self._store = store
+        self._memory = memory
         disk = CopyStore(store)
         self.replicas = Replicas(node_id, disk, flusher, shards, ReplicationSettings(min_in_sync=settings.writable_from))
         self.links = self.replicas.links = Links(node_id, identity, self.replicas.received, certificates)
-        self.swaps = self.replicas.swaps = EtcdSwaps(etcd, keys, self.replicas.swapped)
+        self.swaps = self.replicas.swaps = EtcdSwaps(etcd, keys, self._swapped)
         self.sender = self.replicas.snapshots = SnapshotSender(store, self.replicas, self.links, identity, move_rate, certificates)
         self.receiver = SnapshotReceiver(store, disk, self.replicas)
+
+    def _swapped(self, shard: int, written: Versioned | None, to: Assignment) -> None:
+        """A swap was answered: what was written is kept before the shard's replica hears of it."""
+        if written is not None:
+            self._memory.learn(shard, written)
+        self.replicas.swapped(shard, written, to)
 
     def connect(self, engine: Engine, feed: ViewFeed) -> None:
         """Tie it to the engine whose entries it replicates."""
@@ -446,6 +478,14 @@ class Replication:
             await asyncio.sleep(_REPLICATION_TICK_S)
             self.replicas.tick()
             self.handovers.tick(self._feed.view)
+
+
+class _Unstaged:
+    """For a memory that only tells what it knows."""
+
+    @property
+    def batch(self) -> Batch:
+        raise AssertionError("nothing is learnt while a node waits for its cluster")
 
 
 def _no_replica(shard: int) -> None:

@@ -113,7 +113,7 @@ class Trio:
     ) -> None:
         """Show an assignment; nodes that are in `joined` hear that they are members."""
         self.revision += 1
-        assignment = Assignment(epoch, owner, 1, in_sync, released=True)
+        assignment = Assignment(epoch, owner, 1, in_sync, released=True, version=self.revision)
         settings = ClusterSettings(shards=8, id="test")
         view = View(self.revision, settings, self.members, {SHARD: Versioned(assignment, self.revision)}, "a")
         for name, node in self.nodes.items():

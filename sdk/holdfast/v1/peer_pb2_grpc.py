@@ -90,6 +90,11 @@ class PeerStub(object):
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.DeleteTheseRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_admin__pb2.DeleteTheseResponse.FromString,
                 _registered_method=True)
+        self.Known = channel.unary_unary(
+                '/holdfast.v1.Peer/Known',
+                request_serializer=holdfast_dot_v1_dot_peer__pb2.KnownRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_peer__pb2.KnownResponse.FromString,
+                _registered_method=True)
         self.Snapshot = channel.stream_unary(
                 '/holdfast.v1.Peer/Snapshot',
                 request_serializer=holdfast_dot_v1_dot_peer__pb2.Frame.SerializeToString,
@@ -167,6 +172,13 @@ class PeerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Known(self, request, context):
+        """What the node knows of the cluster, from memory and disk: for `holdfast adopt-etcd`, also while the node waits for etcd.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Snapshot(self, request_iterator, context):
         """One shard, from its owner to a replica that is too far behind for the log.
         """
@@ -231,6 +243,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.DeleteThese,
                     request_deserializer=holdfast_dot_v1_dot_admin__pb2.DeleteTheseRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_admin__pb2.DeleteTheseResponse.SerializeToString,
+            ),
+            'Known': grpc.unary_unary_rpc_method_handler(
+                    servicer.Known,
+                    request_deserializer=holdfast_dot_v1_dot_peer__pb2.KnownRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_peer__pb2.KnownResponse.SerializeToString,
             ),
             'Snapshot': grpc.stream_unary_rpc_method_handler(
                     servicer.Snapshot,
@@ -535,6 +552,33 @@ class Peer(object):
             '/holdfast.v1.Peer/DeleteThese',
             holdfast_dot_v1_dot_admin__pb2.DeleteTheseRequest.SerializeToString,
             holdfast_dot_v1_dot_admin__pb2.DeleteTheseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Known(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Peer/Known',
+            holdfast_dot_v1_dot_peer__pb2.KnownRequest.SerializeToString,
+            holdfast_dot_v1_dot_peer__pb2.KnownResponse.FromString,
             options,
             channel_credentials,
             insecure,
