@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Iterable
 
@@ -29,13 +30,19 @@ class GuardedEtcd(Etcd):
         super().__init__(endpoints, timeout_s=timeout_s, tls=tls)
         self.keys = keys
         self._followed: bytes | None = None
+        self._is_followed = asyncio.Event()
         self.generation = 0
         """Of the lineage that is followed."""
 
     def follow(self, lineage: Lineage, raw: bytes) -> None:
         """Transactions compare this from now on."""
         self._followed = raw
+        self._is_followed.set()
         self.generation = lineage.generation
+
+    async def followed(self) -> None:
+        """Return when a lineage is followed for the first time."""
+        await self._is_followed.wait()
 
     async def txn(self, compare: list[pb.Compare], success: list[pb.RequestOp]) -> int:
         """As `Etcd.txn`; raises EtcdForeign when etcd does not have the lineage that is followed."""

@@ -8,6 +8,7 @@ refused. Every join, also one within a process, is a new incarnation: what was a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import secrets
@@ -24,6 +25,7 @@ from holdfast_cluster.model import ClusterSettings, Keys, Lineage, Member, decod
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.5
+_FOLLOW_S = 2.0
 _SAY_EVERY = 20  # tries: what is waited for is logged every 10 s
 
 
@@ -66,8 +68,8 @@ async def agree_on_settings(
             if cluster or lineage is not None:
                 log.log(
                     logging.CRITICAL if attempt % _SAY_EVERY == 0 else logging.DEBUG,
-                    "etcd knows no cluster at %s, but there was one%s: etcd was emptied. No other one is formed. Put etcd's data "
-                    "back, or run `holdfast adopt-etcd`; waiting for that",
+                    "etcd knows no cluster at %s, but there was one%s: etcd was emptied, or this process is to use another etcd "
+                    "or --cluster. No other one is formed. Put etcd's data back, or run `holdfast adopt-etcd`; waiting for that",
                     keys.prefix,
                     f", {cluster}, of which this is a node" if cluster else "",
                 )
@@ -129,7 +131,10 @@ class Membership:
         return self._lease.expires_at
 
     async def join(self) -> None:
-        """Register under a new incarnation; waits while etcd is away. Raises Refused for a directory that is behind."""
+        """Register under a new incarnation; waits while etcd is away, or foreign. Raises Refused for a directory that is behind."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FOLLOW_S):
+                await self._etcd.followed()
         for attempt in itertools.count():
             try:
                 if await self._register():

@@ -109,10 +109,14 @@ class GatewayServer:
                     *([] if certificates is None else [group.create_task(certificates.watch(), name="certificates")]),
                     *([] if access is None else [group.create_task(access.watch(), name="access")]),
                 ]
-                await feed.until(lambda view: view.settings is not None or stop.is_set())
-                await server.start()
-                log.info("gateway serves at %s:%d", config.listen.rpartition(":")[0], port)
-                await stop.wait()
+                try:
+                    await unless_stopped(stop, feed.until(lambda view: view.settings is not None))
+                except Stopped:
+                    log.info("stopped before etcd was to be believed")
+                else:
+                    await server.start()
+                    log.info("gateway serves at %s:%d", config.listen.rpartition(":")[0], port)
+                    await stop.wait()
                 tasks[1].cancel()
                 objects.draining = True
                 await healthy.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
