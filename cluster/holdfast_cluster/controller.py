@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 _RETRY_S = 0.2
 _INTERVAL_S = 0.1
+WITNESSES_S = 2.0
+"""How long after a listing no assignment is changed: whoever knows more than an etcd that went back lists it, too, and halts it."""
 HOLD_MOVES_S = 600.0
 """How long members are waited for, and no data moves, when more than a third has vanished."""
 
@@ -94,8 +96,8 @@ class Controller:
                 pass  # what is decided also changes with time, and with being a member: look again now and then
             view = self._feed.view
             expected = self._expected.look(view, time.monotonic())
-            if self._feed.strange:
-                continue  # nothing of what etcd says is acted on, and etcd takes nothing
+            if self._feed.strange or self._is_new(view):
+                continue  # nothing of what etcd says is acted on
             what = view, self._membership.member, frozenset(expected)
             if what == self._done:
                 continue
@@ -105,6 +107,11 @@ class Controller:
             except EtcdError as error:
                 log.warning("controller: %s", error)
                 await asyncio.sleep(_RETRY_S)
+
+    def _is_new(self, view: View) -> bool:
+        """Whether etcd was listed so lately that a witness may yet halt it. (A single copy has no other that could be chosen.)"""
+        replicated = view.settings is not None and view.settings.replication > 1
+        return replicated and bool(view.assignments) and time.monotonic() - self._feed.listed_at < WITNESSES_S
 
     async def _act(self, view: View, expected: dict[str, Member]) -> None:
         me = self._membership.member

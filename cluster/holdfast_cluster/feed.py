@@ -45,6 +45,8 @@ class ViewFeed:
         self._changed = asyncio.Event()
         self.view = View()
         self.strange = ""
+        self.listed_at = float("-inf")
+        """When etcd was listed last and believed, in monotonic seconds."""
         self.listeners: list[Callable[[View], None]] = []
 
     @property
@@ -82,6 +84,7 @@ class ViewFeed:
                     if self.strange:
                         log.warning("etcd is what this process knows again, at revision %d: it is followed", view.revision)
                         self.strange = ""
+                    self.listed_at = time.monotonic()
                 elif is_suspicious(self.view, view):
                     log.warning("etcd shows what does not follow from what it said before; listing again")
                     return 0.0
