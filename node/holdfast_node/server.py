@@ -81,13 +81,7 @@ class NodeServer:
         keys = Keys(config.cluster)
         etcd = GuardedEtcd(config.etcd_endpoints, keys, tls=config.etcd_tls)
         try:
-            wanted = msgspec.structs.replace(ClusterSettings(), **config.settings)
-            agreed = asyncio.ensure_future(
-                unless_stopped(stop, agree_on_settings(etcd, keys, wanted, config.settings, directory.cluster_id))
-            )
-            await asyncio.wait({agreed}, timeout=_WAITING_ROOM_AFTER_S)
-            async with self._waiting_room(directory, node_id) if not agreed.done() else contextlib.nullcontext():
-                settings = await agreed
+            settings = await self._agree(stop, etcd, keys, directory, node_id)
             directory.claim(settings.id)
             await self._serve(stop, etcd, keys, settings, directory, node_id)
         except Stopped:
@@ -95,6 +89,22 @@ class NodeServer:
         finally:
             await etcd.close()
             self._store.close()
+
+    async def _agree(
+        self, stop: asyncio.Event, etcd: GuardedEtcd, keys: Keys, directory: DataDirectory, node_id: str
+    ) -> ClusterSettings:
+        """The cluster's settings, once etcd tells them."""
+        config = self._config
+        wanted = msgspec.structs.replace(ClusterSettings(), **config.settings)
+        agreed = asyncio.ensure_future(
+            unless_stopped(stop, agree_on_settings(etcd, keys, wanted, config.settings, directory.cluster_id))
+        )
+        try:
+            await asyncio.wait({agreed}, timeout=_WAITING_ROOM_AFTER_S)
+            async with contextlib.nullcontext() if agreed.done() else self._waiting_room(directory, node_id):
+                return await agreed
+        finally:
+            agreed.cancel()
 
     def _waiting_room(self, directory: DataDirectory, node_id: str) -> contextlib.AbstractAsyncContextManager[object]:
         """What a node with data serves until etcd tells of its cluster. Where there is no data there is nothing to ask for."""
