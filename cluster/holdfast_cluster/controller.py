@@ -9,8 +9,9 @@ from collections import Counter
 
 import msgspec
 
-from holdfast_cluster.etcd import TXN_OPS_MAX, Etcd, EtcdError, at_revision, put
+from holdfast_cluster.etcd import TXN_OPS_MAX, EtcdError, absent, put, unchanged
 from holdfast_cluster.feed import ViewFeed
+from holdfast_cluster.guarded import GuardedEtcd
 from holdfast_cluster.membership import Membership
 from holdfast_cluster.model import FEATURES, Keys, Member, View, encode
 from holdfast_cluster.plan import REASONS, Transition, more_than_a_third, plan, too_many_away
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 
 _RETRY_S = 0.2
 _INTERVAL_S = 0.1
+WITNESSES_S = 2.0
+"""How long after a listing no assignment is changed: whoever knows more than an etcd that went back lists it, too, and halts it."""
 HOLD_MOVES_S = 600.0
 """How long members are waited for, and no data moves, when more than a third has vanished at once."""
 AT_ONCE_S = 10.0
@@ -74,14 +77,14 @@ class Expected:
 
 
 class Controller:
-    """Runs in every node; at most one acts. Two that act at once harm nothing: every swap names the revision it was planned from.
+    """Runs in every node; at most one acts. Two that act at once harm nothing: every swap names the assignment it was planned from.
 
     `repair_after_s`: how long a member that vanished is expected back, before its copies are made elsewhere.
     """
 
     def __init__(
         self,
-        etcd: Etcd,
+        etcd: GuardedEtcd,
         keys: Keys,
         feed: ViewFeed,
         membership: Membership,
@@ -115,15 +118,17 @@ class Controller:
     async def run(self) -> None:
         """Stand for election whenever there is no controller, and act while being it. Ends by cancellation."""
         while True:
-            seen = self._feed.view.revision
+            seen = self._feed.view
             try:
                 async with asyncio.timeout(_INTERVAL_S):
-                    await self._feed.until(lambda view, seen=seen: view.revision > seen)  # type: ignore[misc]
+                    await self._feed.until(lambda view, seen=seen: view is not seen)  # type: ignore[misc]
             except TimeoutError:
                 pass  # what is decided also changes with time, and with being a member: look again now and then
             view = self._feed.view
             expected = self._expected.look(view, time.monotonic())
-            what = view.revision, self._membership.member, frozenset(expected), self._expected.superseded
+            if self._feed.strange or self._is_new(view):
+                continue  # nothing of what etcd says is acted on
+            what = view, self._membership.member, frozenset(expected), self._expected.superseded
             if what == self._done:
                 continue
             try:
@@ -133,6 +138,11 @@ class Controller:
                 log.warning("controller: %s", error)
                 await asyncio.sleep(_RETRY_S)
 
+    def _is_new(self, view: View) -> bool:
+        """Whether etcd was listed so lately that a witness may yet halt it. (A single copy has no other that could be chosen.)"""
+        replicated = view.settings is not None and view.settings.replication > 1
+        return replicated and bool(view.assignments) and time.monotonic() - self._feed.listed_at < WITNESSES_S
+
     async def _act(self, view: View, expected: dict[str, Member]) -> None:
         me = self._membership.member
         if me is None or view.settings is None or view.controller != me.id or not too_many_away(view, expected):
@@ -141,7 +151,7 @@ class Controller:
             return
         if not view.controller:
             key = self._keys.controller
-            if await self._etcd.txn([at_revision(key, 0)], [put(key, me.id.encode(), self._membership.lease_id)]):
+            if await self._etcd.txn([absent(key)], [put(key, me.id.encode(), self._membership.lease_id)]):
                 log.info("became the controller")
         elif view.controller == me.id:
             if too_many_away(view, expected):
@@ -155,7 +165,7 @@ class Controller:
                     log.error("%s", notice)
                 self.notice = notice
             await self._turn_on_features(view, expected)
-            await self._apply(plan(view, self._members_min, expected, self._expected.superseded))
+            await self._apply(view, plan(view, self._members_min, expected, self._expected.superseded))
 
     async def _turn_on_features(self, view: View, expected: dict[str, Member]) -> None:
         """Write the features that every member has announced into the settings. Nobody turns one off again."""
@@ -165,19 +175,19 @@ class Controller:
         if new := common - set(view.settings.features):
             to = msgspec.structs.replace(view.settings, features=tuple(sorted({*view.settings.features, *new})))
             key = self._keys.settings
-            if await self._etcd.txn([at_revision(key, view.settings_revision)], [put(key, encode(to))]):
+            if await self._etcd.txn([unchanged(key, view.settings_raw)], [put(key, encode(to))]):
                 log.warning("every member knows %s: the cluster uses it from now on", ", ".join(sorted(new)))
 
-    async def _apply(self, transitions: list[Transition]) -> None:
+    async def _apply(self, view: View, transitions: list[Transition]) -> None:
         if not transitions:
             return
         done = 0
         for i in range(0, len(transitions), TXN_OPS_MAX):
             batch = transitions[i : i + TXN_OPS_MAX]
-            if await self._swap(batch):
+            if await self._swap(view, batch):
                 done += len(batch)
             else:  # one of them was planned from an old view: the others need not wait for it
-                done += sum([await self._swap([one]) for one in batch])
+                done += sum([await self._swap(view, [one]) for one in batch])
         reasons = Counter(transition.why for transition in transitions)
         log.info(
             "assignments: %d of %d swapped (%s)",
@@ -186,9 +196,11 @@ class Controller:
             ", ".join(f"{n} {why}" for why, n in reasons.items()),
         )
 
-    async def _swap(self, batch: list[Transition]) -> int:
+    async def _swap(self, view: View, batch: list[Transition]) -> int:
+        """Do what was planned from `view`, if nothing of it has changed."""
+        old = {one.shard: view.assignments.get(one.shard) for one in batch}
         done = await self._etcd.txn(
-            [at_revision(self._keys.shard(one.shard), one.revision) for one in batch],
+            [unchanged(self._keys.shard(shard), None if now is None else now.raw) for shard, now in old.items()],
             [put(self._keys.shard(one.shard), encode(one.to.stamped())) for one in batch],
         )
         if done:

@@ -144,7 +144,7 @@ class Dispatcher:
         self._refused: Counter[int] = Counter()  # at once, by `submit`
         self.sent_again = 0
         """Attempts beyond the first."""
-        self._heard_revision = 0
+        self._heard: dict[Pipe, int] = {}  # the newest word of each node, not the highest: etcd may be put back at a lower revision
         self._stale_since: float | None = None
         feed.listeners.append(self._on_view)
 
@@ -184,7 +184,7 @@ class Dispatcher:
         """
         if self._shards == 0:
             return False
-        if self._heard_revision <= self._feed.view.revision:
+        if max(self._heard.values(), default=0) <= self._feed.view.order:
             self._stale_since = None
             return True
         if self._stale_since is None:
@@ -272,10 +272,9 @@ class Dispatcher:
         reply.id = pending.origin_id
         pending.origin.push(reply, len(result) + _ENVELOPE_BYTES if result else reply.ByteSize())
 
-    def on_revision(self, revision: int) -> None:
-        """A node works with this revision of the routes."""
-        if revision > self._heard_revision:
-            self._heard_revision = revision
+    def on_revision(self, pipe: Pipe, order: int) -> None:
+        """A node works with the view of this order."""
+        self._heard[pipe] = order
 
     def on_pipe_up(self, pipe: Pipe) -> None:
         """A pipe is connected: send what waits for it."""
@@ -283,6 +282,7 @@ class Dispatcher:
 
     def on_pipe_down(self, pipe: Pipe) -> None:
         """A pipe broke: what was on it has an unknown outcome and is sent again."""
+        self._heard.pop(pipe, None)
         self._targets = [None if target is pipe else target for target in self._targets]
         for pending in list(self._pending.values()):
             if pending.pipe is pipe:

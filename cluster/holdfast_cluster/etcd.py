@@ -5,7 +5,8 @@ Why our own: docs/decisions/0002-etcd-client.md. The rules that it follows:
 - A read is tried on every endpoint in turn. A transaction is sent once: when its reply is lost it has perhaps happened
   (`EtcdUnknown`), and only a read tells.
 - A lease's local expiry counts from when the renewal was *sent*, so it never ends later here than in etcd.
-- A watch lists first, then follows from that revision; a broken stream resumes at the next revision, a compacted one lists again.
+- A watch lists first, then follows from that revision, until it breaks. Whoever follows lists again then: an etcd that was put
+  back may be at any revision, so a watch that resumed at the next one could miss everything that changed.
   Streams demand a leader, so a member that is cut off from its quorum ends them instead of going silent.
 """
 
@@ -127,6 +128,10 @@ class WatchState:
     disconnected_since: float = field(default_factory=time.monotonic)
 
 
+def get(key: str) -> pb.RequestOp:
+    return pb.RequestOp(request_range=pb.RangeRequest(key=key.encode()))
+
+
 def put(key: str, value: bytes, lease: int = 0) -> pb.RequestOp:
     return pb.RequestOp(request_put=pb.PutRequest(key=key.encode(), value=value, lease=lease))
 
@@ -135,12 +140,22 @@ def delete(key: str) -> pb.RequestOp:
     return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=key.encode()))
 
 
-def at_revision(key: str, revision: int) -> pb.Compare:
-    """Holds while the row's last change is this revision; 0: while there is no such row."""
-    return pb.Compare(result=pb.Compare.EQUAL, target=pb.Compare.MOD, key=key.encode(), mod_revision=revision)
+def delete_prefix(prefix: str) -> pb.RequestOp:
+    return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=prefix.encode(), range_end=_prefix_end(prefix)))
 
 
-def value_is(key: str, value: bytes) -> pb.Compare:
+def absent(key: str) -> pb.Compare:
+    """Holds while there is no such row."""
+    return pb.Compare(result=pb.Compare.EQUAL, target=pb.Compare.MOD, key=key.encode(), mod_revision=0)
+
+
+def unchanged(key: str, value: bytes | None) -> pb.Compare:
+    """Holds while the row has this value; None: while there is no such row.
+
+    Revisions are not compared anywhere: an etcd that was put back counts them a second time.
+    """
+    if value is None:
+        return absent(key)
     return pb.Compare(result=pb.Compare.EQUAL, target=pb.Compare.VALUE, key=key.encode(), value=value)
 
 
@@ -187,9 +202,14 @@ class Etcd:
 
     async def txn(self, compare: list[pb.Compare], success: list[pb.RequestOp]) -> int:
         """Do `success` if every comparison holds: the revision of it, 0 when it was not done. EtcdUnknown when the reply was lost."""
-        assert len(success) <= TXN_OPS_MAX
-        reply = await self._unary("KV/Txn", pb.TxnRequest(compare=compare, success=success), pb.TxnResponse)
+        reply = await self.transact(compare, success, [])
         return int(reply.header.revision) if reply.succeeded else 0
+
+    async def transact(self, compare: list[pb.Compare], success: list[pb.RequestOp], failure: list[pb.RequestOp]) -> pb.TxnResponse:
+        """A transaction as etcd has them. Raises EtcdUnknown when the reply was lost."""
+        assert len(success) <= TXN_OPS_MAX
+        request = pb.TxnRequest(compare=compare, success=success, failure=failure)
+        return await self._unary("KV/Txn", request, pb.TxnResponse)  # type: ignore[no-any-return]
 
     async def grant(self, ttl_s: int) -> int:
         """A new lease; its id. Repeated freely: one that nobody knows expires by itself."""
@@ -223,38 +243,18 @@ class Etcd:
             call.cancel()
 
     async def watch(self, prefix: str, state: WatchState) -> AsyncGenerator[Listing | Changes, None]:
-        """Follow a prefix for ever: a Listing, then Changes; a Listing again when history was compacted away.
+        """Follow a prefix: a Listing, then Changes, with nothing skipped or repeated between them.
 
-        Nothing is skipped or repeated between them. While etcd is away it waits and `state` says so.
+        Raises EtcdError when etcd does not answer, when the watch breaks, when what is to come was compacted, when etcd went back.
         """
-        revision = 0
-        backoff = 0.1
-        while True:
-            try:
-                if revision == 0:
-                    listing = await self.list_prefix(prefix)
-                    revision = listing.revision
-                    yield listing
-                async with contextlib.aclosing(self._watch_from(prefix, revision + 1, state)) as batches:
-                    async for changes in batches:
-                        backoff = 0.1
-                        if changes.revision > revision:
-                            revision = changes.revision
-                            yield changes
-            except _WentBack:
-                log.critical("etcd is at an earlier revision than %d, which was seen: it lost data; listing again", revision)
-                revision = 0
-                self._away(state)
-                await asyncio.sleep(1.0)
-            except _Compacted:
-                log.warning("etcd compacted revision %d away; listing again", revision)
-                revision = 0
-            except EtcdError as error:
-                if state.connected:
-                    log.warning("watch on etcd broke (%s); still trying", error)
-                self._away(state)
-                await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
-                backoff = min(backoff * 2, 1.0)
+        listing = await self.list_prefix(prefix)
+        yield listing
+        revision = listing.revision
+        async with contextlib.aclosing(self._watch_from(prefix, revision + 1, state)) as batches:
+            async for changes in batches:
+                if changes.revision > revision:
+                    revision = changes.revision
+                    yield changes
 
     async def _watch_from(self, prefix: str, revision: int, state: WatchState) -> AsyncGenerator[Changes, None]:
         call: Any = self._channel().stream_stream(
@@ -269,9 +269,12 @@ class Etcd:
             await call.write(pb.WatchRequest(create_request=create))
             while (reply := await call.read()) is not grpc.aio.EOF:
                 if reply.header.revision < revision - 1:
-                    raise _WentBack  # it would wait for a future that is our past
+                    # It would wait for a future that is our past.
+                    raise EtcdError(
+                        f"{self.endpoint}: etcd is at revision {reply.header.revision}, {revision - 1} was seen: it went back"
+                    )
                 if reply.compact_revision:
-                    raise _Compacted
+                    raise EtcdError(f"{self.endpoint}: revision {revision} was compacted away")
                 if reply.canceled:
                     raise EtcdUnavailable(f"{self.endpoint}: watch cancelled: {reply.cancel_reason}")
                 if not state.connected:
@@ -335,14 +338,6 @@ class Etcd:
                 channel = grpc.aio.insecure_channel(self.endpoint, options=_OPTIONS)
             self._channels[key] = channel  # one of older files stays for what goes on on it
         return channel
-
-
-class _Compacted(Exception):
-    pass
-
-
-class _WentBack(Exception):
-    pass
 
 
 class Lease:

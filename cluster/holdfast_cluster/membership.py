@@ -8,20 +8,24 @@ refused. Every join, also one within a process, is a new incarnation: what was a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
+import secrets
 import uuid
 from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
 
-from holdfast_cluster.etcd import Etcd, EtcdError, EtcdUnavailable, EtcdUnknown, Lease, at_revision, put
-from holdfast_cluster.model import ClusterSettings, Keys, Member, decode, encode, encode_kinds
+from holdfast_cluster.etcd import EtcdError, EtcdUnavailable, EtcdUnknown, Lease, put, unchanged
+from holdfast_cluster.guarded import EtcdForeign, GuardedEtcd
+from holdfast_cluster.model import ClusterSettings, Keys, Lineage, Member, decode, encode, encode_kinds
 
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.5
+_FOLLOW_S = 2.0
 _SAY_EVERY = 20  # tries: what is waited for is logged every 10 s
 
 
@@ -42,9 +46,12 @@ def refuse_unknown_features(settings: ClusterSettings) -> None:
         raise Refused(f"the cluster uses {', '.join(unknown)}, which this version does not know: start a newer version")
 
 
-async def agree_on_settings(etcd: Etcd, keys: Keys, mine: ClusterSettings | None, wanted: dict[str, int]) -> ClusterSettings:
+async def agree_on_settings(
+    etcd: GuardedEtcd, keys: Keys, mine: ClusterSettings | None, wanted: dict[str, int], cluster: str = ""
+) -> ClusterSettings:
     """The cluster's settings, written to etcd first if `mine` is given and the cluster is not formed yet.
 
+    `cluster`: the id of the cluster that this process's data is of. With data there is nothing to form: etcd was emptied then.
     `wanted`: the settings that this process was told explicitly. Raises Refused, with both values, when they differ from the
     cluster's, or when the cluster hashes in a way, or uses a feature, that this version does not know. Waits while etcd is away.
     """
@@ -52,15 +59,28 @@ async def agree_on_settings(etcd: Etcd, keys: Keys, mine: ClusterSettings | None
         level = logging.WARNING if attempt % _SAY_EVERY == 0 else logging.DEBUG
         try:
             row = await etcd.get(keys.settings)
-            if row is None and mine is not None:
+            lineage = await etcd.get(keys.lineage)
+            if row is not None:
+                if lineage is None and mine is not None and not cluster:  # formed by a version that kept no lineage
+                    first = Lineage(nonce=secrets.randbits(53))
+                    await etcd.begin([unchanged(keys.settings, row.value)], [], None, first)
+                break
+            if cluster or lineage is not None:
+                log.log(
+                    logging.CRITICAL if attempt % _SAY_EVERY == 0 else logging.DEBUG,
+                    "etcd knows no cluster at %s, but there was one%s: etcd was emptied, or this process is to use another etcd "
+                    "or --cluster. No other one is formed. Put etcd's data back, or run `holdfast adopt-etcd`; waiting for that",
+                    keys.prefix,
+                    f", {cluster}, of which this is a node" if cluster else "",
+                )
+            elif mine is not None:
                 mine.validate()
                 formed = msgspec.structs.replace(mine, id=uuid.uuid4().hex)
-                if await etcd.txn([at_revision(keys.settings, 0)], [put(keys.settings, encode(formed))]):
+                if await etcd.form(formed):
                     log.info("formed the cluster: %s", formed)
                 continue
-            if row is not None:
-                break
-            log.log(level, "the cluster at %s is not formed yet: waiting for its first node", keys.prefix)
+            else:
+                log.log(level, "the cluster at %s is not formed yet: waiting for its first node", keys.prefix)
         except (EtcdUnavailable, EtcdUnknown) as error:
             log.log(level, "etcd does not answer (%s); still trying", error)
         await asyncio.sleep(_RETRY_S)
@@ -78,7 +98,7 @@ class Membership:
 
     def __init__(
         self,
-        etcd: Etcd,
+        etcd: GuardedEtcd,
         keys: Keys,
         member: Member,
         directory: Directory,
@@ -116,7 +136,10 @@ class Membership:
         return self._lease.expires_at
 
     async def join(self) -> None:
-        """Register under a new incarnation; waits while etcd is away. Raises Refused for a directory that is behind."""
+        """Register under a new incarnation; waits while etcd is away, or foreign. Raises Refused for a directory that is behind."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FOLLOW_S):
+                await self._etcd.followed()
         for attempt in itertools.count():
             try:
                 if await self._register():
@@ -129,8 +152,25 @@ class Membership:
         """Keep the lease; when it was lost, say so (`lost`), and join again (`joined`). Ends by cancellation or Refused."""
         while True:
             await self._lease.keep()
+            if await self._waited_for_lineage() and await self._lease.renew():
+                continue  # the data that was put back has the lease
             self._lose("the lease ended")
             await self.join()
+
+    async def _waited_for_lineage(self) -> bool:
+        """Wait until etcd has the lineage that is followed: whether that took any time. Another one says nothing of our lease."""
+        for attempt in itertools.count():
+            try:
+                await self._etcd.verify()
+            except EtcdForeign as error:
+                if attempt == 0:
+                    log.warning("the lease is gone, but etcd is not to be believed (%s): still a member", error)
+            except EtcdError as error:
+                log.debug("cannot tell whether the lease ended: %s", error)
+            else:
+                return attempt > 0
+            await asyncio.sleep(_RETRY_S)
+        raise AssertionError("unreachable")
 
     async def announce(self, state: str) -> None:
         """Tell the cluster that this member's state is another one now. Raises EtcdError when it cannot be told."""
@@ -143,7 +183,7 @@ class Membership:
         if row is None or decode(row.value, Member).incarnation != me.incarnation:
             return
         changed = msgspec.structs.replace(me, state=state)
-        if await self._etcd.txn([at_revision(key, row.mod_revision)], [put(key, encode(changed), self._lease.id)]):
+        if await self._etcd.txn([unchanged(key, row.value)], [put(key, encode(changed), self._lease.id)]):
             self.member = changed
 
     async def leave(self) -> None:
@@ -162,6 +202,7 @@ class Membership:
 
     async def _register(self) -> bool:
         node = self._template.id
+        await self._etcd.verify()  # no start is counted while nobody can join
         settings = await self._etcd.get(self._keys.settings)
         if settings is None or decode(settings.value, ClusterSettings).id != self._cluster_id:
             raise EtcdError(f"etcd does not describe cluster {self._cluster_id} any more")
@@ -179,9 +220,9 @@ class Membership:
         member = msgspec.structs.replace(self._template, incarnation=incarnation)
         done = await self._etcd.txn(
             [
-                at_revision(self._keys.settings, settings.mod_revision),  # no feature may come into use while this node joins
-                at_revision(self._keys.incarnation(node), counter.mod_revision if counter else 0),
-                at_revision(self._keys.member(node), current.mod_revision if current else 0),
+                unchanged(self._keys.settings, settings.value),  # no feature may come into use while this node joins
+                unchanged(self._keys.incarnation(node), counter.value if counter else None),
+                unchanged(self._keys.member(node), current.value if current else None),
             ],
             [
                 put(self._keys.incarnation(node), str(incarnation).encode()),

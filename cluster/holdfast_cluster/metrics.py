@@ -20,10 +20,14 @@ def feed_metrics(feed: ViewFeed) -> Iterator[Metric]:
     )
     yield gauge(
         "holdfast_etcd_strange",
-        "1 when etcd describes another cluster, or none: emptied, or restored from nothing.",
+        "1 when etcd is not believed: it was emptied, put back to an older state, halted, or describes another cluster.",
         bool(feed.strange),
     )
-    yield gauge("holdfast_routes_revision", "The etcd revision of the routes that the process works with.", view.revision)
+    yield gauge(
+        "holdfast_routes_revision",
+        "The etcd revision of the routes that the process works with; it goes back when etcd is put back.",
+        view.revision,
+    )
     yield gauge("holdfast_shards", "Shards of the cluster.", view.settings.shards if view.settings is not None else 0)
     yield gauge("holdfast_members", "Members of the cluster, as far as the process knows.", len(view.members))
 

@@ -2,7 +2,8 @@
 
 Keys, all below `/holdfast/<cluster>/`, values JSON so that etcdctl shows them:
 
-    settings                 ClusterSettings, written once at formation
+    etcd_lineage             Lineage: which course of events this etcd tells of; every transaction compares it
+    settings                 ClusterSettings, written at formation
     members/<node id>        Member, under the node's lease
     incarnations/<node id>   how often the node's data directory was started, kept for ever
     shards/<number>          Assignment
@@ -33,6 +34,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 SHARDS_MAX = 65_536
 EPOCHS_MAX = 1 << 48
 """Epochs stay below it: sequences of notifications keep the 16 bits above for the moves of an object (docs/format.md)."""
+GENERATIONS_MAX = 1 << 15
 VERSION = 2
 """What `Member.version` says of this program: the newest format of records and messages that it reads and writes."""
 _KINDS_SINCE = 2
@@ -83,6 +85,24 @@ class ClusterSettings(msgspec.Struct, frozen=True):
         """The settings in which two processes disagree, as `name: mine, theirs`."""
         names = ("shards", "replication", "min_in_sync", "points", "hash_version")
         return [f"{n}: {getattr(self, n)} here, {getattr(other, n)} there" for n in names if getattr(self, n) != getattr(other, n)]
+
+
+class Lineage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Which course of events etcd tells of. An etcd that was put back to an older state tells of an older one: see lineage.py."""
+
+    generation: int = 0
+    """Grows by one each time that etcd is rebuilt (`holdfast adopt-etcd`): whatever an earlier one said counts no more."""
+    nonce: int = 0
+    """Drawn anew with every generation, below 2^53."""
+    state: str = ""
+    """Empty: followed. `halted`: a process has found that etcd went back, and nobody follows it. `adopting`: it is being rebuilt."""
+    by: str = ""
+    """Who halted it."""
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.generation < GENERATIONS_MAX:
+            raise ValueError(f"generation {self.generation} is not between 0 and {GENERATIONS_MAX}")
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -194,10 +214,25 @@ class Assignment(msgspec.Struct, frozen=True):
 
 
 class Versioned(msgspec.Struct, frozen=True):
-    """An assignment with the etcd revision that a compare-and-swap has to name."""
+    """An assignment as it is in etcd."""
 
     assignment: Assignment
     revision: int
+    """etcd's revision of it. Revisions repeat when etcd is put back: neither a comparison nor an order may rest on them."""
+    raw: bytes = b""
+    """The very bytes, which a swap compares: they hold version and nonce, so no other assignment has them."""
+    generation: int = 0
+    """Of the lineage under which it was read."""
+
+    @property
+    def order(self) -> int:
+        """Grows with every change of the shard's assignment, across rebuilt etcds too."""
+        return order_of(self.generation, self.assignment.version)
+
+
+def order_of(generation: int, version: int) -> int:
+    """The order of assignments of one shard, and of views: above 0 for any that exists."""
+    return (generation << 48) + version + 1
 
 
 class View(msgspec.Struct, frozen=True, dict=True):
@@ -217,8 +252,15 @@ class View(msgspec.Struct, frozen=True, dict=True):
     """By node."""
     kinds: Mapping[str, tuple[str, ...]] = {}
     """By node, also by one that is absent: what it had when it joined last. A node that was always of version 1 is not here."""
-    settings_revision: int = 0
-    """The revision at which the settings were changed last."""
+    settings_raw: bytes = b""
+    """The very bytes of the settings, for whoever changes them."""
+    lineage: Lineage | None = None
+    lineage_raw: bytes = b""
+
+    @property
+    def order(self) -> int:
+        """Grows from view to view, except when an etcd is put back that says the same at a lower revision."""
+        return order_of(self.lineage.generation if self.lineage is not None else 0, self.revision)
 
     @cached_property
     def ring(self) -> Ring:
@@ -276,6 +318,7 @@ class Keys:
         self.prefix = f"/holdfast/{cluster}/"
         self.marks = f"/holdfast-marks/{cluster}/"
         """Beside the prefix, which every process watches."""
+        self.lineage = self.prefix + "etcd_lineage"
         self.settings = self.prefix + "settings"
         self.controller = self.prefix + "controller"
         self.members = self.prefix + "members/"
@@ -285,12 +328,13 @@ class Keys:
         self.heats = self.prefix + "heat/"
         self.all_kinds = self.prefix + "kinds/"
         self.hostings = self.prefix + "hosting/"
+        self.incarnations = self.prefix + "incarnations/"
 
     def member(self, node: str) -> str:
         return self.members + node
 
     def incarnation(self, node: str) -> str:
-        return f"{self.prefix}incarnations/{node}"
+        return f"{self.incarnations}{node}"
 
     def mark(self, node: str) -> str:
         return self.marks + node

@@ -34,7 +34,7 @@ class PipeEnd(Protocol):
     """Who is told what comes back."""
 
     def on_reply(self, pipe: Pipe, reply: pb.Reply) -> None: ...
-    def on_revision(self, revision: int) -> None: ...
+    def on_revision(self, pipe: Pipe, order: int) -> None: ...
     def on_pipe_up(self, pipe: Pipe) -> None: ...
     def on_pipe_down(self, pipe: Pipe) -> None: ...
 
@@ -101,7 +101,7 @@ class RemotePipe:
 
     def _received(self, frame: bytes) -> None:
         response = peer_pb2.PipeResponse.FromString(frame)
-        self._end.on_revision(response.routes_revision)
+        self._end.on_revision(self, response.routes_revision)
         on_reply = self._end.on_reply
         for reply in response.replies:
             on_reply(self, reply)

@@ -12,8 +12,9 @@ from google.protobuf import message_factory
 from holdfast.processes import process_stats
 from holdfast.v1 import admin_pb2, admin_pb2_grpc
 from holdfast_cluster.dispatch import KEY_BYTES_MAX, Dispatcher
-from holdfast_cluster.etcd import Etcd, EtcdError, at_revision, delete, put
+from holdfast_cluster.etcd import EtcdError, delete, put, unchanged
 from holdfast_cluster.feed import ViewFeed
+from holdfast_cluster.guarded import GuardedEtcd
 from holdfast_cluster.model import Assignment, Drain, Keys, Member, Pause, View, encode
 from holdfast_cluster.ring import shard_of
 
@@ -33,7 +34,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         self,
         feed: ViewFeed,
         dispatcher: Dispatcher,
-        etcd: Etcd,
+        etcd: GuardedEtcd,
         keys: Keys,
         cluster: str,
         nodes: Nodes,
@@ -191,7 +192,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         ).stamped()
         key = self._keys.shard(request.shard)
         try:
-            done = await self._etcd.txn([at_revision(key, versioned.revision)], [put(key, encode(fresh))])
+            done = await self._etcd.txn([unchanged(key, versioned.raw)], [put(key, encode(fresh))])
         except EtcdError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"etcd: {error}; look at the status before you try again")
         if not done:
@@ -296,13 +297,13 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         def problem(what: str, why: str, minor: bool = False) -> None:
             problems.append(admin_pb2.Problem(what=what, why=why, minor=minor))
 
-        if self._feed.disconnected_s:
+        if self._feed.strange:
+            problem("etcd", self._feed.strange)
+        elif self._feed.disconnected_s:
             problem(
                 "etcd",
                 f"this gateway's watch has been down for {self._feed.disconnected_s:.0f} s; calls go on with known routes",
             )
-        if self._feed.strange:
-            problem("etcd", self._feed.strange)
         missing = view.settings.shards - len(view.assignments)
         if missing:
             problem(f"{missing} shards", "not assigned yet: the controller waits for enough nodes, or there is none")

@@ -16,8 +16,9 @@ from holdfast.metrics import Histogram, MetricsPage, measure_lag
 from holdfast.processes import Stopped, unless_stopped
 from holdfast.tracing import start as trace_process
 from holdfast_cluster.dispatch import Dispatcher
-from holdfast_cluster.etcd import Etcd
 from holdfast_cluster.feed import ViewFeed
+from holdfast_cluster.guarded import GuardedEtcd
+from holdfast_cluster.lineage import Memory
 from holdfast_cluster.membership import agree_on_settings
 from holdfast_cluster.model import Keys
 
@@ -46,14 +47,14 @@ class GatewayServer:
         config.validate()
         access = None if config.access is None else AccessFile(config.access)
         certificates = config.certificates
-        etcd = Etcd(config.etcd_endpoints, tls=config.etcd_tls)
         keys = Keys(config.cluster)
+        etcd = GuardedEtcd(config.etcd_endpoints, keys, tls=config.etcd_tls)
         server = grpc.aio.server(options=SERVER_OPTIONS)
         credentials = None if certificates is None else certificates.server_credentials(for_clients=True)
         port = bind(server, config.listen, credentials)  # before anything waits: a port that is taken is told at once
         try:
-            await unless_stopped(stop, agree_on_settings(etcd, keys, None, config.settings))
-            await self._serve(stop, etcd, keys, server, port, access)
+            settings = await unless_stopped(stop, agree_on_settings(etcd, keys, None, config.settings))
+            await self._serve(stop, etcd, keys, settings.id, server, port, access)
         except Stopped:
             log.info("stopped before the cluster was there")
         finally:
@@ -61,10 +62,17 @@ class GatewayServer:
             await etcd.close()
 
     async def _serve(
-        self, stop: asyncio.Event, etcd: Etcd, keys: Keys, server: grpc.aio.Server, port: int, access: AccessFile | None
+        self,
+        stop: asyncio.Event,
+        etcd: GuardedEtcd,
+        keys: Keys,
+        cluster: str,
+        server: grpc.aio.Server,
+        port: int,
+        access: AccessFile | None,
     ) -> None:
         config = self._config
-        feed = ViewFeed(etcd, keys)
+        feed = ViewFeed(etcd, keys, Memory(cluster), f"a gateway at {socket.gethostname()}:{port}")
         certificates = config.certificates
         dispatcher = Dispatcher(feed, config.dispatch, certificates=certificates)
         door = None if access is None else Door(access)
@@ -101,10 +109,14 @@ class GatewayServer:
                     *([] if certificates is None else [group.create_task(certificates.watch(), name="certificates")]),
                     *([] if access is None else [group.create_task(access.watch(), name="access")]),
                 ]
-                await feed.until(lambda view: view.settings is not None or stop.is_set())
-                await server.start()
-                log.info("gateway serves at %s:%d", config.listen.rpartition(":")[0], port)
-                await stop.wait()
+                try:
+                    await unless_stopped(stop, feed.until(lambda view: view.settings is not None))
+                except Stopped:
+                    log.info("stopped before etcd was to be believed")
+                else:
+                    await server.start()
+                    log.info("gateway serves at %s:%d", config.listen.rpartition(":")[0], port)
+                    await stop.wait()
                 tasks[1].cancel()
                 objects.draining = True
                 await healthy.set("", health_pb2.HealthCheckResponse.NOT_SERVING)

@@ -45,6 +45,16 @@ class DataDirectory:
             raise WrongDirectory(f"data directory {self._store.path} is node {node}'s, not {name!r}'s: name its own or an empty one")
         return node
 
+    @property
+    def cluster_id(self) -> str:
+        """The cluster that the directory is bound to; empty while it is bound to none."""
+        return (self._store.get("meta", keys.CLUSTER_ID) or b"").decode()
+
+    @property
+    def incarnation(self) -> int:
+        """How often the node was started, or has joined again."""
+        return int(self._store.get("meta", keys.INCARNATION) or b"0")
+
     def claim(self, cluster_id: str) -> None:
         """Bind the directory to a cluster at its first start. Raises WrongDirectory when it is another one's."""
         raw = self._store.get("meta", keys.CLUSTER_ID)
@@ -58,8 +68,7 @@ class DataDirectory:
 
     def next_incarnation(self) -> int:
         """Raise the start counter by one, on disk before this returns."""
-        raw = self._store.get("meta", keys.INCARNATION)
-        incarnation = int(raw or b"0") + 1
+        incarnation = self.incarnation + 1
         self._put(keys.INCARNATION, str(incarnation).encode())
         return incarnation
 

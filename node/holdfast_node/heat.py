@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable
 
 from holdfast_cluster.clock import boottime
-from holdfast_cluster.etcd import Etcd, EtcdError, put
+from holdfast_cluster.etcd import EtcdError, put
+from holdfast_cluster.guarded import GuardedEtcd
 from holdfast_cluster.membership import Membership
 from holdfast_cluster.model import Heat, Keys, encode
 
@@ -42,7 +43,9 @@ class Thermometer:
         )  # two digits: what hardly changes is not written again
 
 
-async def tell(thermometer: Thermometer, etcd: Etcd, keys: Keys, membership: Membership, interval_s: float = INTERVAL_S) -> None:
+async def tell(
+    thermometer: Thermometer, etcd: GuardedEtcd, keys: Keys, membership: Membership, interval_s: float = INTERVAL_S
+) -> None:
     """Write what is measured under the member's lease, when it has changed; until cancelled."""
     told: tuple[Heat, int] | None = None
     while True:

@@ -44,6 +44,8 @@ NODE_ID = b"node"
 CLUSTER_ID = b"cluster"
 INCARNATION = b"incarnation"
 FORMAT = b"format"
+FACTS = b"facts"
+"""What the node knows of the cluster beyond assignments; see assignments.py."""
 
 _SHARD_BYTES = 2
 
@@ -175,14 +177,19 @@ def chain_key(shard: int) -> bytes:
     return b"chain" + shard_prefix(shard)
 
 
-def assignment_key(shard: int) -> bytes:
-    """Where the newest assignment that this node has seen of a shard is kept."""
-    return b"assignment" + shard_prefix(shard)
-
-
 def install_key(shard: int) -> bytes:
     """There while a copy is being replaced by a snapshot: its state is neither the old nor the new one."""
     return b"install" + shard_prefix(shard)
+
+
+def assignment_key(shard: int) -> bytes:
+    """Where the newest assignment of a shard that the node has seen is kept, whether it has a copy or not."""
+    return b"assignment" + shard_prefix(shard)
+
+
+def read_assignment_key(raw: bytes) -> int:
+    """The shard of such a key."""
+    return int.from_bytes(raw[-_SHARD_BYTES:], "big")
 
 
 def encode_position(epoch: int, seq: int) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 from google.protobuf import message_factory
 from google.protobuf.message import DecodeError
+from holdfast.channels import SERVER_OPTIONS, bind
 from holdfast.errors import HoldfastError, WrongOwner, error_to_proto, grpc_status
 from holdfast.frames import BACKLOG_BYTES_MAX, FrameWriter
 from holdfast.logs import Few
@@ -126,11 +127,7 @@ class PeerService:
 
     async def _check_process(self, context: Any) -> None:
         """With TLS: only processes of the cluster may ask."""
-        if self._certificates is not None and not self._certificates.is_process(names_of(context)):
-            shown = ", ".join(names_of(context)) or "no name"
-            if self._few.allow():
-                log.warning("a certificate of %s is refused, from %s", shown, context.peer())
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "this certificate is not one of the cluster's processes")
+        await _check_process(self._certificates, self._few, context)
 
     async def _sender(self, context: Any) -> str:
         """The node that a stream comes from, when it is meant for this one."""
@@ -168,6 +165,41 @@ class PeerService:
             for number, _, _, _ in replies:
                 add(id=number, error=_NOT_SERVING)
         return response.SerializeToString()
+
+
+class WaitingRoom:
+    """What a node serves while etcd does not tell of its cluster: the one method that `holdfast adopt-etcd` asks it."""
+
+    def __init__(self, listen: str, report: peer_pb2.KnownResponse, certificates: Certificates | None) -> None:
+        self._listen = listen
+        self._certificates = certificates
+        self._report = report
+        self._few = Few()
+
+    async def __aenter__(self) -> None:
+        async def known(request: peer_pb2.KnownRequest) -> peer_pb2.KnownResponse:
+            return self._report
+
+        async def check(context: Any) -> None:
+            await _check_process(self._certificates, self._few, context)
+
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        handlers = {"Known": _unary("Known", known, check)}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("holdfast.peer.v1.Peer", handlers),))
+        port = bind(self._server, self._listen, None if self._certificates is None else self._certificates.server_credentials())
+        await self._server.start()
+        log.info("what this node knows can be asked for at port %d", port)
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._server.stop(None)
+
+
+async def _check_process(certificates: Certificates | None, few: Few, context: Any) -> None:
+    if certificates is not None and not certificates.is_process(names_of(context)):
+        shown = ", ".join(names_of(context)) or "no name"
+        if few.allow():
+            log.warning("a certificate of %s is refused, from %s", shown, context.peer())
+        await context.abort(grpc.StatusCode.PERMISSION_DENIED, "this certificate is not one of the cluster's processes")
 
 
 def _unary(name: str, answer: Callable[[Any], Awaitable[Any]], check: Callable[[Any], Awaitable[None]]) -> Any:

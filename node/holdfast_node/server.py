@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import socket
@@ -22,14 +23,17 @@ from holdfast.v1 import admin_pb2
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.controller import AT_ONCE_S, Controller
 from holdfast_cluster.dispatch import Dispatcher
-from holdfast_cluster.etcd import Etcd, EtcdError
+from holdfast_cluster.etcd import EtcdError
 from holdfast_cluster.feed import ViewFeed
+from holdfast_cluster.guarded import GuardedEtcd
 from holdfast_cluster.kinds import KnownKinds
 from holdfast_cluster.membership import Membership, agree_on_settings
-from holdfast_cluster.model import FEATURES, VERSION, Assignment, ClusterSettings, Keys, Member, View
+from holdfast_cluster.model import FEATURES, VERSION, Assignment, ClusterSettings, Keys, Member, Versioned, View
+from holdfast_cluster.peerpb import peer_pb2
 from holdfast_cluster.streams import StreamServer
 
 from holdfast_node import heat, hosting
+from holdfast_node.assignments import KeptAssignments
 from holdfast_node.commit import Entry, Flusher
 from holdfast_node.config import NodeConfig
 from holdfast_node.delivery.letters import Letters
@@ -40,7 +44,7 @@ from holdfast_node.engine import Engine
 from holdfast_node.inspection import Inspection
 from holdfast_node.liveness import Liveness, Watchdog
 from holdfast_node.metrics import NodeMetrics
-from holdfast_node.peer import LocalPipe, PeerService
+from holdfast_node.peer import LocalPipe, PeerService, WaitingRoom
 from holdfast_node.replication import ReplicationSettings
 from holdfast_node.replication.disk import CopyStore
 from holdfast_node.replication.handover import Handovers
@@ -52,7 +56,7 @@ from holdfast_node.replication.swaps import EtcdSwaps
 from holdfast_node.replies import ResponseCache
 from holdfast_node.shards import Shard, Shards
 from holdfast_node.single import SingleCopies
-from holdfast_node.store import Store
+from holdfast_node.store import Batch, Store
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +66,7 @@ _REPLICATION_TICK_S = 0.05
 _READINESS_S = 0.25
 _DISK_STATE_S = 0.25
 _CRITICAL_S = 2.0  # before a node leaves: by then it knows of the others whose disks have become full at the same time
+_WAITING_ROOM_AFTER_S = 2.0
 
 
 class NodeServer:
@@ -107,21 +112,45 @@ class NodeServer:
         self._store = Store(config.data)
         directory = DataDirectory(self._store)
         node_id = directory.node_id(config.name)
-        etcd = Etcd(config.etcd_endpoints, tls=config.etcd_tls)
         keys = Keys(config.cluster)
+        etcd = GuardedEtcd(config.etcd_endpoints, keys, tls=config.etcd_tls)
         try:
-            wanted = msgspec.structs.replace(ClusterSettings(), **config.settings)
-            settings = await unless_stopped(stop, agree_on_settings(etcd, keys, wanted, config.settings))
+            settings = await self._agree(stop, etcd, keys, directory, node_id)
             directory.claim(settings.id)
             return await self._serve(stop, etcd, keys, settings, directory, node_id)
         finally:
             await etcd.close()
             self._store.close()
 
+    async def _agree(
+        self, stop: asyncio.Event, etcd: GuardedEtcd, keys: Keys, directory: DataDirectory, node_id: str
+    ) -> ClusterSettings:
+        """The cluster's settings, once etcd tells them."""
+        config = self._config
+        wanted = msgspec.structs.replace(ClusterSettings(), **config.settings)
+        agreed = asyncio.ensure_future(
+            unless_stopped(stop, agree_on_settings(etcd, keys, wanted, config.settings, directory.cluster_id))
+        )
+        try:
+            await asyncio.wait({agreed}, timeout=_WAITING_ROOM_AFTER_S)
+            async with contextlib.nullcontext() if agreed.done() else self._waiting_room(directory, node_id):
+                return await agreed
+        finally:
+            agreed.cancel()
+
+    def _waiting_room(self, directory: DataDirectory, node_id: str) -> contextlib.AbstractAsyncContextManager[object]:
+        """What a node with data serves until etcd tells of its cluster. Where there is no data there is nothing to ask for."""
+        if not directory.cluster_id:
+            return contextlib.nullcontext()
+        memory = KeptAssignments(directory.cluster_id, self._store, _Unstaged())
+        epochs = {shard: copy.epoch for shard, copy in CopyStore(self._store).load().items()}
+        report = memory.report(node_id, directory.incarnation, epochs)
+        return WaitingRoom(self._config.listen, report, self._config.certificates)
+
     async def _serve(
         self,
         stop: asyncio.Event,
-        etcd: Etcd,
+        etcd: GuardedEtcd,
         keys: Keys,
         settings: ClusterSettings,
         directory: DataDirectory,
@@ -129,7 +158,10 @@ class NodeServer:
     ) -> bool:
         config = self._config
         watch = self._watch
-        feed = ViewFeed(etcd, keys)
+        self._flusher = flusher = Flusher(self._store)
+        mark = DiskMark(self._store, flusher, etcd, keys, node_id)
+        memory = KeptAssignments(settings.id, self._store, flusher)
+        feed = ViewFeed(etcd, keys, memory, f"node {node_id}")
         replicated = settings.replication > 1
         liveness = Liveness(config.lease_ttl_s, enabled=not replicated)
         responses = ResponseCache(self._store, config.replies_window_s)
@@ -137,19 +169,19 @@ class NodeServer:
         certificates = config.certificates
         dispatcher = Dispatcher(feed, config.dispatch, (node_id, local), certificates)
         self._shards = shards = Shards(self._drop_shards)
-        self._flusher = flusher = Flusher(self._store)
-        mark = DiskMark(self._store, flusher, etcd, keys, node_id)
 
         def identity() -> str:
             return f"{node_id}:{self._member.incarnation if self._member else 0}"
 
         self._replication = replication = (
-            Replication(node_id, identity, self._store, flusher, shards, settings, etcd, keys, config.move_rate, certificates, watch)
+            Replication(
+                node_id, identity, self._store, flusher, memory, shards, settings, etcd, keys, config.move_rate, certificates, watch
+            )
             if replicated
             else None
         )
-        known = KnownKinds(config.repair_after_s, boottime)
-        feed.listeners.append(known.follow)
+        kinds = KnownKinds(config.repair_after_s, boottime)
+        feed.listeners.append(kinds.follow)
         tracing = None if not config.trace else trace_process("holdfast-node", node_id, config.trace)
         self._engine = engine = Engine(
             self._app,
@@ -162,7 +194,7 @@ class NodeServer:
             config.limits,
             _no_replicas if replication is None else replication.replicas.append,
             tracing,
-            known,
+            kinds,
         )
         if replication is not None:
             replication.connect(engine, feed)
@@ -181,12 +213,16 @@ class NodeServer:
         async def stats(request: admin_pb2.StatsRequest) -> admin_pb2.StatsResponse:
             return self.stats()
 
+        async def known(request: peer_pb2.KnownRequest) -> peer_pb2.KnownResponse:
+            epochs = {} if replication is None else {copy.number: copy.replica.epoch for copy in replication.replicas.copies()}
+            return memory.report(node_id, directory.incarnation, epochs)
+
         peer = PeerService(
             engine,
             liveness,
             identity,
-            lambda: feed.view.revision,
-            {"Stats": stats, **Letters(self._store, shards, engine.deliveries).answers(), **inspection.answers()},
+            lambda: feed.view.order,
+            {"Stats": stats, "Known": known, **Letters(self._store, shards, engine.deliveries).answers(), **inspection.answers()},
             None if replication is None else replication.links,
             None if replication is None else replication.receiver,
             certificates,
@@ -253,6 +289,7 @@ class NodeServer:
 
         def follow(view: View) -> None:
             if single is not None:
+                flusher.write()  # the rows of assignments, which are durable with what is taken
                 single.follow(view, self._member)
             if replication is not None:
                 replication.links.follow(view)
@@ -491,9 +528,10 @@ class Replication:
         identity: Callable[[], str],
         store: Store,
         flusher: Flusher,
+        memory: KeptAssignments,
         shards: Shards,
         settings: ClusterSettings,
-        etcd: Etcd,
+        etcd: GuardedEtcd,
         keys: Keys,
         move_rate: float,
         certificates: Certificates | None,
@@ -502,12 +540,19 @@ class Replication:
         self._store = store
         self._node_id = node_id
         self._watch = watch
+        self._memory = memory
         disk = CopyStore(store)
         self.replicas = Replicas(node_id, disk, flusher, shards, ReplicationSettings(min_in_sync=settings.writable_from))
         self.links = self.replicas.links = Links(node_id, identity, self.replicas.received, certificates)
-        self.swaps = self.replicas.swaps = EtcdSwaps(etcd, keys, self.replicas.swapped)
+        self.swaps = self.replicas.swaps = EtcdSwaps(etcd, keys, self._swapped)
         self.sender = self.replicas.snapshots = SnapshotSender(store, self.replicas, self.links, identity, move_rate, certificates)
         self.receiver = SnapshotReceiver(store, disk, self.replicas, watch)
+
+    def _swapped(self, shard: int, written: Versioned | None, to: Assignment) -> None:
+        """A swap was answered: what was written is kept before the shard's replica hears of it."""
+        if written is not None:
+            self._memory.learn(shard, written)
+        self.replicas.swapped(shard, written, to)
 
     def connect(self, engine: Engine, feed: ViewFeed) -> None:
         """Tie it to the engine whose entries it replicates."""
@@ -558,6 +603,14 @@ class Replication:
             await asyncio.sleep(_REPLICATION_TICK_S)
             self.replicas.tick()
             self.handovers.tick(self._feed.view)
+
+
+class _Unstaged:
+    """For a memory that only tells what it knows."""
+
+    @property
+    def batch(self) -> Batch:
+        raise AssertionError("nothing is learnt while a node waits for its cluster")
 
 
 def _no_replica(shard: int) -> None:

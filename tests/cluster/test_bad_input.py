@@ -219,6 +219,13 @@ async def test_a_data_directory_in_use_of_another_node_cluster_or_time_is_refuse
         assert code == 1
         assert "is node n1-" in said
         assert "not 'other'" in said
+        processes.start_node("lost", APP, "--data", str(data), "--name", "n1", "--cluster", "elsewhere")
+        while "No other one is formed" not in processes.said("lost"):  # a directory with data forms no cluster
+            await asyncio.sleep(0.1)
+        processes.kill("lost")
+        processes.start_node("founder", APP, "--cluster", "elsewhere")
+        while "formed the cluster" not in processes.said("founder"):
+            await asyncio.sleep(0.1)
         code, said = a_node(data, *at, "--cluster", "elsewhere")
         assert code == 1
         assert "belongs to cluster" in said

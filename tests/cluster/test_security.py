@@ -25,8 +25,9 @@ from grpc_health.v1 import health_pb2
 from holdfast.channels import open_channel
 from holdfast.ids import EFFECT
 from holdfast.local import free_port
-from holdfast.v1 import admin_pb2, peer_pb2
+from holdfast.v1 import admin_pb2
 from holdfast.v1 import objects_pb2 as pb
+from holdfast_cluster.peerpb import peer_pb2
 from holdfast_cluster.streams import StreamRefused, open_stream
 
 from tests.certs import Authority
@@ -395,17 +396,38 @@ async def test_no_link_works_without_tls(secured: Secured) -> None:
         await open_stream(streams_of(secured, "n1"), "pipe", f"{member['id']}:1", lambda frame: None)
 
 
-def streams_of(secured: Secured, node: str) -> str:
-    """Where a node takes streams."""
+def etcdctl(secured: Secured, *arguments: str) -> str:
     process, key = secured.files / "process.pem", secured.files / "process-key.pem"
-    found = subprocess.run(
+    return subprocess.run(
         ["etcdctl", "--endpoints", f"https://{secured.etcd}",
-         "--cacert", str(secured.ca.file), "--cert", str(process), "--key", str(key),
-         "get", "--prefix", "--print-value-only", f"/holdfast/default/members/{node}"],
+         "--cacert", str(secured.ca.file), "--cert", str(process), "--key", str(key), *arguments],
         capture_output=True, text=True, check=True,
         env={**os.environ, "ETCDCTL_API": "3", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-    )  # fmt: skip
-    return str(json.loads(found.stdout.splitlines()[0])["streams"])
+    ).stdout  # fmt: skip
+
+
+def streams_of(secured: Secured, node: str) -> str:
+    """Where a node takes streams."""
+    found = etcdctl(secured, "get", "--prefix", "--print-value-only", f"/holdfast/default/members/{node}")
+    return str(json.loads(found.splitlines()[0])["streams"])
+
+
+def test_etcd_is_rebuilt_with_the_certificate_of_a_process_only(secured: Secured) -> None:
+    lineage = etcdctl(secured, "get", "--print-value-only", "/holdfast/default/etcd_lineage").strip()
+    etcdctl(secured, "put", "/holdfast/default/etcd_lineage", lineage[:-1] + ',"state":"halted","by":"a test","why":"so"}')
+    at = ["adopt-etcd", "--etcd-endpoints", secured.etcd, "--dry-run"]
+    try:
+        done = run(*at, *secured.tls())
+        assert "reports of 3 nodes" in done.stdout, done.stderr
+        plain = run(*at, *secured.tls()[6:])
+        assert plain.returncode == 1
+        assert "no node has reported" in plain.stderr
+    finally:
+        etcdctl(secured, "put", "/holdfast/default/etcd_lineage", lineage)
+    deadline = time.monotonic() + 30
+    while secured.command("ops", "status", "--json").returncode:  # it is followed again
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 class Shown:

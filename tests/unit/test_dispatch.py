@@ -291,12 +291,12 @@ async def test_a_call_that_was_held_and_never_sent_is_a_first_attempt_when_it_is
 
 
 async def test_routes_that_lag_behind_the_nodes_for_long_are_not_ready(monkeypatch: Any) -> None:
-    feed, _pipe, dispatcher, _origin = world()
+    feed, pipe, dispatcher, _origin = world()
     assert not dispatcher.ready()
     feed.show(view(3))
-    dispatcher.on_revision(3)
+    dispatcher.on_revision(pipe, view(3).order)
     assert dispatcher.ready()
-    dispatcher.on_revision(9)
+    dispatcher.on_revision(pipe, view(9).order)
     monkeypatch.setattr("holdfast_cluster.dispatch._STALE_S", 0.05)
     assert dispatcher.ready()
     await asyncio.sleep(0.1)

@@ -7,49 +7,38 @@ from typing import Any
 
 import msgspec
 import pytest
+from fake_etcd import KEYS, FakeEtcd, Rows
 from holdfast_cluster import model
 from holdfast_cluster.controller import Controller
 from holdfast_cluster.feed import ViewFeed
 from holdfast_cluster.membership import Membership, Refused, agree_on_settings, refuse_unknown_features
-from holdfast_cluster.model import Assignment, ClusterSettings, Keys, Member, View, decode, encode
+from holdfast_cluster.model import Assignment, ClusterSettings, Lineage, Member, View, decode, encode
 
 SETTINGS = ClusterSettings(id="c")
-KEYS = Keys("test")
 
 
-class Row:
-    def __init__(self, value: bytes, mod_revision: int) -> None:
-        self.value = value
-        self.mod_revision = mod_revision
+class Etcd(FakeEtcd):
+    """One that a cluster with these settings was formed in; what happens before a transaction can be set."""
 
-
-class Etcd:
-    """Holds rows; a transaction is done when every row is at the revision that it names."""
-
-    def __init__(self, **rows: bytes) -> None:
-        self.rows = {KEYS.prefix + key: Row(value, 1) for key, value in rows.items()}
-        self.revision = 1
+    def __init__(self, settings: ClusterSettings) -> None:
+        super().__init__(Rows())
         self.before_txn: Any = lambda: None
-
-    async def get(self, key: str) -> Row | None:
-        return self.rows.get(key)
+        lineage = Lineage(nonce=7)
+        self.store.put(KEYS.settings, encode(settings))
+        self.store.put(KEYS.lineage, encode(lineage))
+        self.follow(lineage, encode(lineage))
 
     async def grant(self, ttl_s: int) -> int:
         return 7
 
-    async def txn(self, compare: list[Any], success: list[Any]) -> int:
+    async def transact(self, compare: Any, success: Any, failure: Any) -> Any:
         self.before_txn()
-        for one in compare:
-            row = self.rows.get(one.key.decode())
-            if (row.mod_revision if row else 0) != one.mod_revision:
-                return 0
-        self.revision += 1
-        for op in success:
-            self.rows[op.request_put.key.decode()] = Row(op.request_put.value, self.revision)
-        return self.revision
+        return await super().transact(compare, success, failure)
 
     def settings(self) -> ClusterSettings:
-        return decode(self.rows[KEYS.settings].value, ClusterSettings)
+        raw = self.store.value(KEYS.settings)
+        assert raw is not None
+        return decode(raw, ClusterSettings)
 
 
 class Directory:
@@ -62,7 +51,8 @@ def member(name: str, *features: str) -> Member:
 
 
 def controller(etcd: Etcd, *knows: str) -> Controller:
-    return Controller(etcd, KEYS, ViewFeed(etcd, KEYS), None, "c", 1, 30.0, knows)  # type: ignore[arg-type]
+    feed = ViewFeed(etcd, KEYS, None, "test")  # type: ignore[arg-type]
+    return Controller(etcd, KEYS, feed, None, "c", 1, 30.0, features=knows)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -77,15 +67,15 @@ def controller(etcd: Etcd, *knows: str) -> Controller:
 async def test_a_feature_comes_into_use_when_every_member_knows_it(
     members: list[Member], expected: list[Member], turned_on: tuple[str, ...]
 ) -> None:
-    etcd = Etcd(settings=encode(SETTINGS))
-    view = View(1, SETTINGS, {one.id: one for one in members}, settings_revision=1)
+    etcd = Etcd(SETTINGS)
+    view = View(1, SETTINGS, {one.id: one for one in members}, settings_raw=encode(SETTINGS))
     await controller(etcd, "x", "y")._turn_on_features(view, {one.id: one for one in expected})
     assert etcd.settings().features == turned_on
 
 
 async def test_who_does_not_know_a_feature_neither_starts_nor_joins_nor_goes_on() -> None:
     new = msgspec.structs.replace(SETTINGS, features=("sql",))
-    etcd = Etcd(settings=encode(new))
+    etcd = Etcd(new)
     with pytest.raises(Refused, match="uses sql, which this version does not know"):
         await agree_on_settings(etcd, KEYS, None, {})  # type: ignore[arg-type]
     membership = Membership(etcd, KEYS, member("a"), Directory(), "c", 3, lambda: 0.0)  # type: ignore[arg-type]
@@ -96,18 +86,18 @@ async def test_who_does_not_know_a_feature_neither_starts_nor_joins_nor_goes_on(
 
 
 async def test_a_feature_that_comes_into_use_while_a_node_joins_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    etcd = Etcd(settings=encode(SETTINGS))
+    etcd = Etcd(SETTINGS)
 
     def meanwhile() -> None:
         etcd.before_txn = lambda: None
-        etcd.rows[KEYS.settings] = Row(encode(msgspec.structs.replace(SETTINGS, features=("sql",))), 5)
+        etcd.store.put(KEYS.settings, encode(msgspec.structs.replace(SETTINGS, features=("sql",))))
 
     etcd.before_txn = meanwhile
     membership = Membership(etcd, KEYS, member("a"), Directory(), "c", 3, lambda: 0.0)  # type: ignore[arg-type]
     async with asyncio.timeout(5):
         with pytest.raises(Refused, match="uses sql"):
             await membership.join()
-    assert KEYS.member("a") not in etcd.rows
+    assert etcd.store.value(KEYS.member("a")) is None
 
 
 def test_each_change_of_an_assignment_has_a_version_and_a_nonce_of_its_own() -> None:

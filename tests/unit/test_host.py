@@ -134,7 +134,7 @@ class Trio:
     ) -> None:
         """Show an assignment; nodes that are in `joined` hear that they are members."""
         self.revision += 1
-        assignment = Assignment(epoch, owner, 1, in_sync, released=True)
+        assignment = Assignment(epoch, owner, 1, in_sync, released=True, version=self.revision)
         settings = ClusterSettings(shards=8, id="test")
         view = View(self.revision, settings, self.members, {SHARD: Versioned(assignment, self.revision)}, "a")
         for name, node in self.nodes.items():
@@ -326,7 +326,7 @@ ROUNDS: dict[type[Event], Callable[[Trio], object]] = {
     Append: lambda trio: trio.put("a", b"1"),
     Persisted: lambda trio: trio.put("a", b"1"),
     Received: lambda trio: trio.put("a", b"1"),
-    Swapped: lambda trio: trio.nodes["a"].replicas.swapped(SHARD, None, 0, Assignment(1, "a", 1, NAMES)),
+    Swapped: lambda trio: trio.nodes["a"].replicas.swapped(SHARD, None, Assignment(1, "a", 1, NAMES)),
     Lost: lambda trio: trio.nodes["a"].replicas.lost("b"),
     Tick: lambda trio: trio.tick(),
     Release: lambda trio: trio.nodes["a"].replicas.release(SHARD, trio.members["b"]),

@@ -8,6 +8,63 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class KnownRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class KnownResponse(_message.Message):
+    __slots__ = ("node", "incarnation", "cluster", "generation", "revision", "settings", "members", "drains", "pauses", "shards")
+    class DrainsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    DRAINS_FIELD_NUMBER: _ClassVar[int]
+    PAUSES_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    incarnation: int
+    cluster: str
+    generation: int
+    revision: int
+    settings: bytes
+    members: _containers.RepeatedScalarFieldContainer[bytes]
+    drains: _containers.ScalarMap[str, bytes]
+    pauses: _containers.RepeatedCompositeFieldContainer[KnownPause]
+    shards: _containers.RepeatedCompositeFieldContainer[KnownShard]
+    def __init__(self, node: _Optional[str] = ..., incarnation: _Optional[int] = ..., cluster: _Optional[str] = ..., generation: _Optional[int] = ..., revision: _Optional[int] = ..., settings: _Optional[bytes] = ..., members: _Optional[_Iterable[bytes]] = ..., drains: _Optional[_Mapping[str, bytes]] = ..., pauses: _Optional[_Iterable[_Union[KnownPause, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[KnownShard, _Mapping]]] = ...) -> None: ...
+
+class KnownPause(_message.Message):
+    __slots__ = ("kind", "key", "pause")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    PAUSE_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    key: str
+    pause: bytes
+    def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ..., pause: _Optional[bytes] = ...) -> None: ...
+
+class KnownShard(_message.Message):
+    __slots__ = ("shard", "generation", "assignment", "epoch")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    generation: int
+    assignment: bytes
+    epoch: int
+    def __init__(self, shard: _Optional[int] = ..., generation: _Optional[int] = ..., assignment: _Optional[bytes] = ..., epoch: _Optional[int] = ...) -> None: ...
+
 class Frame(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -85,6 +85,11 @@ class PeerStub(object):
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.EvictObjectRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_admin__pb2.EvictObjectResponse.FromString,
                 _registered_method=True)
+        self.Known = channel.unary_unary(
+                '/holdfast.peer.v1.Peer/Known',
+                request_serializer=holdfast__cluster_dot_peerpb_dot_peer__pb2.KnownRequest.SerializeToString,
+                response_deserializer=holdfast__cluster_dot_peerpb_dot_peer__pb2.KnownResponse.FromString,
+                _registered_method=True)
         self.DeleteThese = channel.unary_unary(
                 '/holdfast.peer.v1.Peer/DeleteThese',
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.DeleteTheseRequest.SerializeToString,
@@ -161,6 +166,13 @@ class PeerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Known(self, request, context):
+        """What the node knows of the cluster, from memory and disk: for `holdfast adopt-etcd`, also while the node waits for etcd.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteThese(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -226,6 +238,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.EvictObject,
                     request_deserializer=holdfast_dot_v1_dot_admin__pb2.EvictObjectRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_admin__pb2.EvictObjectResponse.SerializeToString,
+            ),
+            'Known': grpc.unary_unary_rpc_method_handler(
+                    servicer.Known,
+                    request_deserializer=holdfast__cluster_dot_peerpb_dot_peer__pb2.KnownRequest.FromString,
+                    response_serializer=holdfast__cluster_dot_peerpb_dot_peer__pb2.KnownResponse.SerializeToString,
             ),
             'DeleteThese': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteThese,
@@ -508,6 +525,33 @@ class Peer(object):
             '/holdfast.peer.v1.Peer/EvictObject',
             holdfast_dot_v1_dot_admin__pb2.EvictObjectRequest.SerializeToString,
             holdfast_dot_v1_dot_admin__pb2.EvictObjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Known(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.peer.v1.Peer/Known',
+            holdfast__cluster_dot_peerpb_dot_peer__pb2.KnownRequest.SerializeToString,
+            holdfast__cluster_dot_peerpb_dot_peer__pb2.KnownResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import ParamSpec, Protocol, TypeVar
 
 from holdfast_cluster.clock import boottime
-from holdfast_cluster.model import SHARDS_MAX, Assignment, Member, View
+from holdfast_cluster.model import SHARDS_MAX, Assignment, Member, Versioned, View
 
 from holdfast_node.commit import Entry, Flusher
 from holdfast_node.replication.chain import Term, until
@@ -89,7 +89,8 @@ def _ends_the_node(step: Callable[P, T]) -> Callable[P, T]:
 class Swaps(Protocol):
     """Asks etcd to swap assignments; the answers come back to `Replicas.swapped`."""
 
-    def ask(self, shard: int, revision: int, to: Assignment) -> None: ...
+    def ask(self, shard: int, old: bytes, to: Assignment) -> None:
+        """`old`: the very bytes that are to be replaced."""
 
 
 class Snapshots(Protocol):
@@ -103,9 +104,10 @@ class Copy:
     """One shard's copy on this node. `shard` is there while this node owns it; `waiting` are its entries that are not committed.
 
     `behind`: committed entries that are in the log only. Nobody reads the state of a copy that is not owned.
+    `order` and `raw`: of the assignment that the replica was told last. Replicas get the order in place of etcd's revision.
     """
 
-    __slots__ = ("behind", "number", "replica", "shard", "waiting")
+    __slots__ = ("behind", "number", "order", "raw", "replica", "shard", "waiting")
 
     def __init__(self, number: int, replica: Replica) -> None:
         self.number = number
@@ -113,6 +115,8 @@ class Copy:
         self.shard: Shard | None = None
         self.waiting: deque[Entry] = deque()
         self.behind: list[LogEntry] = []
+        self.order = 0
+        self.raw = b""
 
 
 class Replicas:
@@ -138,7 +142,7 @@ class Replicas:
         self.full: Callable[[Assignment], str | None] = lambda assignment: None
         """Why owned shards with such an assignment take no writes because of this node's disk; None when they do."""
         self._incarnation = 0
-        self._revision = 0
+        self._orders: dict[int, int] = {}  # by shard, of the newest assignment that was shown
         self._now = boottime()
         self._ticks = 0
         self._restless: set[Copy] = set()  # owned, and not as they should be
@@ -176,16 +180,24 @@ class Replicas:
 
     @_ends_the_node
     def follow(self, view: View) -> None:
-        """etcd shows new assignments."""
-        self._now = boottime()
-        newest = self._revision
+        """etcd shows new assignments, whose rows are staged. Nothing happens under them before those are on disk."""
+        new = []
         for number, versioned in view.assignments.items():
-            if versioned.revision > self._revision:
-                newest = max(newest, versioned.revision)
+            if versioned.order > self._orders.get(number, 0):
+                self._orders[number] = versioned.order
                 to = versioned.assignment
                 if number in self._copies or self._node in (to.owner, *to.in_sync, *to.joining):
-                    self._do(self._copy(number), Assigned(to, versioned.revision))
-        self._revision = newest
+                    new.append((number, versioned))
+        if new:
+            self._flusher.when_durable(lambda: self._assigned(new))
+
+    def _assigned(self, new: list[tuple[int, Versioned]]) -> None:
+        self._now = boottime()
+        for number, versioned in new:
+            copy = self._copy(number)
+            if versioned.order > copy.order:  # else a swap of this node's has told sooner
+                copy.order, copy.raw = versioned.order, versioned.raw
+                self._do(copy, Assigned(versioned.assignment, versioned.order))
         self._end()
 
     @_ends_the_node
@@ -209,10 +221,21 @@ class Replicas:
         self._end()
 
     @_ends_the_node
-    def swapped(self, number: int, happened: bool | None, revision: int, written: Assignment) -> None:
-        """etcd has answered a swap, or its answer was lost."""
+    def swapped(self, number: int, written: Versioned | None, unknown: Assignment) -> None:
+        """etcd has answered a swap: it happened, and the row of what is `written` is staged. Or nobody knows about `unknown`."""
+        if written is not None:
+            self._flusher.when_durable(lambda: self._swapped(number, written))
+        else:
+            self._now = boottime()
+            self._do(self._copies[number], Swapped(None, 0, unknown))
+            self._end()
+
+    def _swapped(self, number: int, written: Versioned) -> None:
         self._now = boottime()
-        self._do(self._copies[number], Swapped(happened, revision, written))
+        copy = self._copies[number]
+        if written.order > copy.order:
+            copy.order, copy.raw = written.order, written.raw
+        self._do(copy, Swapped(True, written.order, written.assignment))
         self._end()
 
     @_ends_the_node
@@ -352,7 +375,8 @@ class Replicas:
                 assert entry is not None
                 entry.seq = seq
             case Swap(revision, assignment):
-                self.swaps.ask(copy.number, revision, assignment)
+                # One that was planned from an older assignment than the newest is not to happen: no row has no bytes.
+                self.swaps.ask(copy.number, copy.raw if revision == copy.order else b"", assignment)
             case SendSnapshot(to, epoch):
                 self.snapshots.send(copy.number, to, epoch)
             case KeepHigh(high):

@@ -6,22 +6,24 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from holdfast_cluster.etcd import TXN_OPS_MAX, Etcd, EtcdError, EtcdUnknown, at_revision, put
-from holdfast_cluster.model import Assignment, Keys, encode
+from holdfast_cluster.etcd import TXN_OPS_MAX, EtcdError, EtcdUnknown, put, unchanged
+from holdfast_cluster.guarded import EtcdForeign, GuardedEtcd
+from holdfast_cluster.model import Assignment, Keys, Versioned, encode
 
 log = logging.getLogger(__name__)
 
-_Asked = tuple[int, int, Assignment]
+_Asked = tuple[int, bytes, Assignment]
 _RETRY_S = 0.2
 
 
 class EtcdSwaps:
     """Implements `holdfast_node.replication.host.Swaps`.
 
-    `answer`: shard, whether it happened (None: nobody knows), and, if it did, the revision and the assignment as it was written.
+    `answer`: shard, what was written (None: nobody knows whether it was), and what was to be written. A swap that etcd refused
+    counts as unknown: etcd may have been put back to an older state, and what is there later may be what was to be replaced.
     """
 
-    def __init__(self, etcd: Etcd, keys: Keys, answer: Callable[[int, bool | None, int, Assignment], None]) -> None:
+    def __init__(self, etcd: GuardedEtcd, keys: Keys, answer: Callable[[int, Versioned | None, Assignment], None]) -> None:
         self._etcd = etcd
         self._keys = keys
         self._answer = answer
@@ -29,9 +31,9 @@ class EtcdSwaps:
         self._wake = asyncio.Event()
         self.done = 0
 
-    def ask(self, shard: int, revision: int, to: Assignment) -> None:
-        """Put `to` in the place of what is at `revision`."""
-        self._asked.append((shard, revision, to.stamped()))
+    def ask(self, shard: int, old: bytes, to: Assignment) -> None:
+        """Put `to` in the place of `old`."""
+        self._asked.append((shard, old, to.stamped()))
         self._wake.set()
 
     async def run(self) -> None:
@@ -49,26 +51,34 @@ class EtcdSwaps:
 
     async def _swap(self, batch: list[_Asked]) -> bool:
         """Whether it is known what became of them, and said."""
+        generation = self._etcd.generation
         try:
             revision = await self._etcd.txn(
-                [at_revision(self._keys.shard(shard), at) for shard, at, _ in batch],
+                [unchanged(self._keys.shard(shard), old) for shard, old, _ in batch],
                 [put(self._keys.shard(shard), encode(to)) for shard, _, to in batch],
             )
+        except EtcdForeign as error:
+            log.warning("%d assignments cannot be swapped now: %s", len(batch), error)
+            self._unknown(batch)
+            return True
         except EtcdUnknown as error:
             log.warning("a swap of %d assignments has perhaps happened (%s); both are counted until etcd tells", len(batch), error)
-            for shard, _, to in batch:
-                self._answer(shard, None, 0, to)
+            self._unknown(batch)
             await asyncio.sleep(_RETRY_S)
             return True
         except EtcdError as error:
             log.warning("etcd refused to swap %d assignments: %s", len(batch), error)
-            for shard, _, to in batch:
-                self._answer(shard, None, 0, to)
+            self._unknown(batch)
             return True
-        if revision or len(batch) == 1:
+        if revision:
             for shard, _, to in batch:
-                self.done += bool(revision)
-                self._answer(shard, bool(revision), revision, to)
-                if revision:
-                    log.info("shard %d: epoch %d, owner %s, in sync %s", shard, to.epoch, to.owner, ", ".join(to.in_sync))
+                self.done += 1
+                self._answer(shard, Versioned(to, revision, encode(to), generation), to)
+                log.info("shard %d: epoch %d, owner %s, in sync %s", shard, to.epoch, to.owner, ", ".join(to.in_sync))
+        elif len(batch) == 1:
+            self._unknown(batch)
         return bool(revision) or len(batch) == 1
+
+    def _unknown(self, batch: list[_Asked]) -> None:
+        for shard, _, to in batch:
+            self._answer(shard, None, to)

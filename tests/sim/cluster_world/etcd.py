@@ -166,18 +166,24 @@ class Etcd:
         operations = request.success if succeeded else request.failure
         if any(operation.request_put.lease not in (0, *self._leases) for operation in operations):
             raise _NoLease
-        if operations:
-            changed = []
-            revision = self.revision + 1
-            for operation in operations:
-                if operation.HasField("request_put"):
-                    put = operation.request_put
-                    changed.append(self._put(put.key, put.value, put.lease, revision))
-                elif operation.HasField("request_delete_range"):
-                    changed += self._delete([operation.request_delete_range.key], revision)
-            if changed:
-                self._changed(changed, revision)
-        return pb.TxnResponse(header=pb.ResponseHeader(cluster_id=1, revision=self.revision), succeeded=succeeded)
+        changed = []
+        answers = []
+        revision = self.revision + 1
+        for operation in operations:
+            answer = pb.ResponseOp()
+            if operation.HasField("request_put"):
+                put = operation.request_put
+                changed.append(self._put(put.key, put.value, put.lease, revision))
+            elif operation.HasField("request_delete_range"):
+                changed += self._delete([operation.request_delete_range.key], revision)
+            else:
+                row = self.rows.get(operation.request_range.key)
+                answer.response_range.kvs.extend([] if row is None else [row])
+            answers.append(answer)
+        if changed:
+            self._changed(changed, revision)
+        header = pb.ResponseHeader(cluster_id=1, revision=self.revision)
+        return pb.TxnResponse(header=header, succeeded=succeeded, responses=answers)
 
     def _holds(self, compare: Any) -> bool:
         row = self.rows.get(compare.key)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.dispatch import Dispatcher, DispatchLimits
-from holdfast_cluster.etcd import Etcd
 from holdfast_cluster.feed import ViewFeed
-from holdfast_cluster.membership import Refused
+from holdfast_cluster.guarded import GuardedEtcd
+from holdfast_cluster.lineage import Memory
+from holdfast_cluster.membership import Refused, agree_on_settings
 from holdfast_cluster.model import Keys
 from holdfast_node.config import NodeConfig
 from holdfast_node.directory import WrongDirectory
@@ -160,7 +161,10 @@ class Gateway:
             self.process.loop.start(self.process, self._run(), self.machine.name)
 
     async def _run(self) -> None:
-        feed = ViewFeed(Etcd(ENDPOINTS), Keys(CLUSTER))
+        keys = Keys(CLUSTER)
+        etcd = GuardedEtcd(ENDPOINTS, keys)
+        settings = await agree_on_settings(etcd, keys, None, {})
+        feed = ViewFeed(etcd, keys, Memory(settings.id), f"gateway {self.machine.name}")
         self.dispatcher = Dispatcher(feed, DispatchLimits())
         await feed.run()
 
