@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import message_factory
+from holdfast.ids import letter_place
 from holdfast.processes import process_stats
 from holdfast.v1 import admin_pb2, admin_pb2_grpc
 from holdfast_cluster.dispatch import KEY_BYTES_MAX, Dispatcher
@@ -164,7 +165,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         return response
 
     async def ResetShard(self, request: admin_pb2.ResetShardRequest, context: Any) -> admin_pb2.ResetShardResponse:
-        """Have a shard begin anew, empty, when nobody who has its data is there."""
+        """Have a shard begin anew, empty, when nobody who has its data is there; or with one of several copies that differ."""
         view = await self._view(context)
         assert view.settings is not None
         versioned = view.assignments.get(request.shard)
@@ -176,19 +177,29 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION, "the cluster keeps single copies: a node that has one may return"
             )
-        wanted = f"give up the data of shard {request.shard}"
+        keep = request.keep
+        wanted = f"keep the copy of {keep} of shard {request.shard}" if keep else f"give up the data of shard {request.shard}"
         if request.confirmation != wanted:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the confirmation has to be: {wanted}")
         there = [name for name in now.in_sync if name in view.members]
-        if there:
+        if keep and keep not in now.forked:
+            differing = f"its copies on {', '.join(now.forked)} differ" if now.forked else "its copies do not differ"
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"nothing is to be chosen between for {keep}: {differing}")
+        if keep and keep not in view.members:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"node {keep} is absent: start it first")
+        if not keep and now.forked:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION, f"copies on {', '.join(now.forked)} differ: choose one with `keep`"
+            )
+        if not keep and there:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"the data is on {', '.join(there)}: nothing is given up")
-        favourites = [name for name in view.ring.preference_list(request.shard, 1) if name in view.members]
+        favourites = [keep] if keep else [name for name in view.ring.preference_list(request.shard, 1) if name in view.members]
         if not favourites:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "there is no node that could own it")
         owner = view.members[favourites[0]]
         epoch = now.epoch + 1
         fresh = Assignment(
-            epoch, owner.id, owner.incarnation, (owner.id,), born=epoch, version=now.version, level=now.level
+            epoch, owner.id, owner.incarnation, (owner.id,), born=epoch, keeper=keep, version=now.version, level=now.level
         ).stamped()
         key = self._keys.shard(request.shard)
         try:
@@ -197,7 +208,8 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"etcd: {error}; look at the status before you try again")
         if not done:
             await context.abort(grpc.StatusCode.ABORTED, "the assignment has changed meanwhile; look at the status")
-        log.critical("shard %d begins anew, its data is given up; asked for by %s", request.shard, self.asked_by(context))
+        what = f"goes on with the copy of {keep}, all others are void" if keep else "begins anew, its data is given up"
+        log.critical("shard %d %s; asked for by %s", request.shard, what, self.asked_by(context))
         return admin_pb2.ResetShardResponse(shard=shard_status(request.shard, fresh))
 
     async def DeadLetters(self, request: admin_pb2.DeadLettersRequest, context: Any) -> admin_pb2.DeadLettersResponse:
@@ -241,12 +253,13 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         else:
             by_owner: dict[str, list[str]] = defaultdict(list)
             for text in request.ids:
-                shard = text.partition("-")[0]
-                owner = view.owner_of(int(shard)) if shard.isdecimal() else None
+                try:
+                    owner = view.owner_of(int.from_bytes(letter_place(text)[:2], "big"))
+                except ValueError as error:
+                    response.refused[text] = str(error)
+                    continue
                 if owner is None:
-                    response.refused[text] = (
-                        "no node owns its shard at the moment" if shard.isdecimal() else "it is no dead letter's id"
-                    )
+                    response.refused[text] = "no node owns its shard at the moment"
                 else:
                     by_owner[owner.id].append(text)
             answers = {}
@@ -325,6 +338,13 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
             if member.missing(kinds):
                 why, waiting = what_lacks(view, member, kinds)
                 problem(f"node {node}", why, minor=not waiting)
+        for shard, versioned in sorted(view.assignments.items()):
+            if versioned.assignment.forked:
+                problem(
+                    f"shard {shard}",
+                    f"copies on nodes {', '.join(versioned.assignment.forked)} hold different acknowledged writes: nobody serves it "
+                    f"until you choose one with `holdfast reset-shard {shard} --keep NODE`",
+                )
         lost: dict[tuple[str, ...], list[int]] = defaultdict(list)
         few: Counter[int] = Counter()
         for shard, versioned in view.assignments.items():

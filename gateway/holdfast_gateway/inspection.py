@@ -286,4 +286,5 @@ def shard_status(shard: int, assignment: Any) -> admin_pb2.ShardStatus:
         joining=assignment.joining,
         handover=assignment.handover,
         leaving=assignment.leaving,
+        forked=assignment.forked,
     )

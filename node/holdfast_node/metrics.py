@@ -129,6 +129,11 @@ class NodeMetrics:
             "Owned shards with fewer copies in sync than wanted.",
             sum(n < wanted for n in in_sync),
         )
+        yield gauge(
+            "holdfast_shards_forked",
+            "Shards that nobody serves because their copies hold different acknowledged writes, as the node sees it.",
+            sum(bool(versioned.assignment.forked) for versioned in self.feed.view.assignments.values()),
+        )
         yield gauge("holdfast_in_sync_copies_min", "Copies in sync of the owned shard that has fewest.", min(in_sync, default=wanted))
         yield gauge("holdfast_replication_wanted", "Copies that each shard should have.", wanted)
         stats = self.replication.stats() if self.replication is not None else {}

@@ -252,27 +252,36 @@ def drain(node: str, dry_run: bool, cancel: bool, wait: bool, gateway: str, as_j
 
 @click.command(name="reset-shard", short_help="Give up on data whose every copy is gone.")
 @click.argument("shard", type=int)
-@click.option("--confirm", help='What you would be asked to type: "give up the data of shard SHARD".')
+@click.option(
+    "--keep", metavar="NODE", default="", help="Of a shard whose copies differ: go on with this node's copy; others are void."
+)
+@click.option("--confirm", help='What you would be asked to type, as in "give up the data of shard SHARD".')
 @_gateway
 @_json
-def reset_shard(shard: int, confirm: str | None, gateway: str, as_json: bool) -> None:
+def reset_shard(shard: int, keep: str, confirm: str | None, gateway: str, as_json: bool) -> None:
     """Have SHARD begin anew, EMPTY, when every node that has its data is gone for good. What it held is lost.
 
     It is refused while a node that is in sync is there. Should one come back later, its copy is thrown away.
 
+    With --keep SHARD goes on with the copy of one node. It is for a shard whose copies hold different acknowledged writes, as
+    `holdfast status` says: what only the other copies hold is lost.
+
     
     Example:
       holdfast reset-shard 17
+      holdfast reset-shard 17 --keep node-1-3f9a2c
     """
-    wanted = f"give up the data of shard {shard}"
+    wanted = f"keep the copy of {keep} of shard {shard}" if keep else f"give up the data of shard {shard}"
     if confirm is None:
-        confirm = click.prompt(f"All objects of shard {shard} will be empty. To go on, type: {wanted}\n", prompt_suffix="> ")
-    request = admin_pb2.ResetShardRequest(shard=shard, confirmation=confirm)
+        what = f"What only other nodes hold of shard {shard} will be lost" if keep else f"All objects of shard {shard} will be empty"
+        confirm = click.prompt(f"{what}. To go on, type: {wanted}\n", prompt_suffix="> ")
+    request = admin_pb2.ResetShardRequest(shard=shard, confirmation=confirm, keep=keep)
     answer = _ask(gateway, "ResetShard", request, admin_pb2.ResetShardResponse)
     if as_json:
         click.echo(codec.encode_json(_plain(answer)).decode())
     else:
-        click.echo(f"shard {shard} begins anew on {answer.shard.owner} under epoch {answer.shard.epoch}")
+        how = "goes on" if keep else "begins anew"
+        click.echo(f"shard {shard} {how} on {answer.shard.owner} under epoch {answer.shard.epoch}")
 
 
 async def _reach(gateway: str, tls: TLS | None) -> None:

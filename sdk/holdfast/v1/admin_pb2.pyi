@@ -605,7 +605,7 @@ class GatewayStatus(_message.Message):
     def __init__(self, routes_revision: _Optional[int] = ..., etcd_connected: bool = ..., calls_in_flight: _Optional[int] = ..., calls_held: _Optional[int] = ..., process: _Optional[_Union[ProcessStats, _Mapping]] = ...) -> None: ...
 
 class ShardStatus(_message.Message):
-    __slots__ = ("shard", "epoch", "owner", "in_sync", "joining", "handover", "leaving")
+    __slots__ = ("shard", "epoch", "owner", "in_sync", "joining", "handover", "leaving", "forked")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
@@ -613,6 +613,7 @@ class ShardStatus(_message.Message):
     JOINING_FIELD_NUMBER: _ClassVar[int]
     HANDOVER_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
+    FORKED_FIELD_NUMBER: _ClassVar[int]
     shard: int
     epoch: int
     owner: str
@@ -620,7 +621,8 @@ class ShardStatus(_message.Message):
     joining: _containers.RepeatedScalarFieldContainer[str]
     handover: str
     leaving: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., owner: _Optional[str] = ..., in_sync: _Optional[_Iterable[str]] = ..., joining: _Optional[_Iterable[str]] = ..., handover: _Optional[str] = ..., leaving: _Optional[_Iterable[str]] = ...) -> None: ...
+    forked: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, shard: _Optional[int] = ..., epoch: _Optional[int] = ..., owner: _Optional[str] = ..., in_sync: _Optional[_Iterable[str]] = ..., joining: _Optional[_Iterable[str]] = ..., handover: _Optional[str] = ..., leaving: _Optional[_Iterable[str]] = ..., forked: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("node", "cancel", "dry_run")
@@ -647,12 +649,14 @@ class DrainResponse(_message.Message):
     def __init__(self, owned: _Optional[int] = ..., copies: _Optional[int] = ..., copies_that_stay: _Optional[int] = ..., bytes: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class ResetShardRequest(_message.Message):
-    __slots__ = ("shard", "confirmation")
+    __slots__ = ("shard", "confirmation", "keep")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     CONFIRMATION_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
     shard: int
     confirmation: str
-    def __init__(self, shard: _Optional[int] = ..., confirmation: _Optional[str] = ...) -> None: ...
+    keep: str
+    def __init__(self, shard: _Optional[int] = ..., confirmation: _Optional[str] = ..., keep: _Optional[str] = ...) -> None: ...
 
 class ResetShardResponse(_message.Message):
     __slots__ = ("shard",)

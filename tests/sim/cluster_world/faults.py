@@ -213,6 +213,10 @@ class Faults:
         """Whether a node may refuse to serve its data, or the cluster a node: somebody has put something back."""
         return self._etcd_changed or node.name in self._put_back
 
+    def _may_lose_a_disk(self) -> bool:
+        """Once in a world, and while all copies are there: more is more than what is promised."""
+        return not self._replaced and all(len(now.in_sync) >= 3 for now in self._world.assignments().values())
+
     def disk_full(self) -> None:
         node = self._node()
         node.machine.disk.full = True
@@ -220,7 +224,7 @@ class Faults:
         self._later(self._seconds(4.0), lambda: setattr(node.machine.disk, "full", False))
 
     def disk_put_back(self) -> None:
-        """A snapshot of the disk, taken while the node ran, is put back."""
+        """A snapshot of the disk, taken while the node ran, is put back. It counts as the one disk that a world may lose."""
         node = self._node()
         if not node.runs or node.path not in node.machine.disk.databases:
             return
@@ -229,7 +233,8 @@ class Faults:
         self._world.tell(f"{node.name}: a copy of its disk is taken, at {before.sequence}")
 
         def put_back() -> None:
-            if self._world.nodes.get(node.name) is node:
+            if self._world.nodes.get(node.name) is node and self._may_lose_a_disk():
+                self._replaced = True
                 node.kill()
                 self._put_back.add(node.name)
                 sequence = node.machine.disk.databases[node.path].sequence
@@ -239,7 +244,10 @@ class Faults:
         self._later(0.2 + self._seconds(), put_back)
 
     def log_tail(self) -> None:
-        """The newest records of the log are lost, though they were synced."""
+        """The newest records of the log are lost, though they were synced. It counts as a lost disk, too."""
+        if not self._may_lose_a_disk():
+            return
+        self._replaced = True
         node = self._node()
         node.kill()
         self._put_back.add(node.name)
