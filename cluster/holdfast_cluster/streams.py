@@ -98,7 +98,12 @@ class Stream(asyncio.BufferedProtocol):
         self._busy: asyncio.Task[None] | None = None
 
     async def write(self, frame: bytes) -> None:
-        """Send a frame. Waits while the connection takes no more. Raises ConnectionResetError when it is over."""
+        """Send a frame. Waits while the connection takes no more. Raises ConnectionResetError when it is over.
+
+        Raises ValueError for a frame that the other side would not take: here the reason is known, there it would be a reset.
+        """
+        if len(frame) > FRAME_BYTES_MAX:
+            raise ValueError(f"a frame of {len(frame)} bytes is not sent to {self.peer}; at most {FRAME_BYTES_MAX}")
         while self._room is not None:
             await asyncio.shield(self._room)
         if self.ended.done() or self._why:
@@ -211,7 +216,9 @@ class Stream(asyncio.BufferedProtocol):
             size = int.from_bytes(buffer[start : start + _HEAD], "little")
             if size > self.frame_bytes_max:
                 self._start = self._end = 0
-                self.abort(f"a frame of {size} bytes; at most {self.frame_bytes_max}")
+                why = f"a frame of {size} bytes; at most {self.frame_bytes_max}"
+                log.warning("a stream from %s is ended: %s", self.peer, why)
+                self.abort(why)
                 return
             if end - start - _HEAD < size:
                 self._start = start

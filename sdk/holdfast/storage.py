@@ -68,6 +68,7 @@ class Storage:
     """
 
     __slots__ = (
+        "_beside_bytes",
         "_cache",
         "_cleared",
         "_limits",
@@ -87,6 +88,7 @@ class Storage:
         self._writes: dict[str, bytes | None] | None = None
         self._cleared = False
         self._write_bytes = 0
+        self._beside_bytes = 0
         self._recent: dict[str, tuple[Applied, bytes | None]] | None = None
         self._newest: Applied | None = None
         self._recent_cleared: Applied | None = None
@@ -185,7 +187,7 @@ class Storage:
         if self._writes is None:
             raise _outside()
         self._writes.clear()
-        self._write_bytes = 0
+        self._write_bytes = self._beside_bytes
         self._cleared = True
 
     @contextmanager
@@ -193,13 +195,13 @@ class Storage:
         """A part of the turn that can fail alone: an exception that leaves the block undoes what the block wrote."""
         if self._writes is None:
             raise _outside()
-        before = dict(self._writes), self._cleared, self._write_bytes
+        before = dict(self._writes), self._cleared, self._write_bytes, self._beside_bytes
         beside = len(self.beside)
         try:
             yield
         except BaseException:
             if self._writes is not None:
-                self._writes, self._cleared, self._write_bytes = before
+                self._writes, self._cleared, self._write_bytes, self._beside_bytes = before
                 del self.beside[beside:]
             raise
 
@@ -209,7 +211,7 @@ class Storage:
         """Open a turn."""
         assert self._writes is None, "a turn of this object is open"
         self._writes = {}
-        self._write_bytes = 0
+        self._write_bytes = self._beside_bytes = 0
         if self._recent:
             self.settle()
 
@@ -231,9 +233,10 @@ class Storage:
         """Note what the open turn does beside its rows; `size` counts as written bytes."""
         if self._writes is None:
             raise _outside()
-        self._write_bytes += size
-        if self._write_bytes > self._limits.turn_bytes:
+        if self._write_bytes + size > self._limits.turn_bytes:
             raise TooLarge(f"the turn writes more than {self._limits.turn_bytes} bytes", definite=True)
+        self._write_bytes += size
+        self._beside_bytes += size
         self.beside.append(what)
 
     def take(self, prefix: bytes = b"") -> tuple[bool, Writes, bool]:

@@ -237,6 +237,15 @@ class Sender(DurableObject):
         for i in range(count):
             self.notify(Receiver, to).take(self.key, i)
 
+    def send_and_delete(self, rounds: int) -> int:
+        """Send 15 MB and delete everything, again and again."""
+        for i in range(rounds):
+            for j in range(9):
+                self.notify(Receiver, f"big-{i}-{j}").take("big", b"x" * 1_700_000)
+            self.storage.delete_all()
+        self.storage.put("rounds", rounds)
+        return rounds
+
 
 @app.kind(alarm_attempts=2)
 class Receiver(DurableObject):

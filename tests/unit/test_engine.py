@@ -169,3 +169,11 @@ async def test_a_call_in_another_codec_is_another_call(bench: Bench) -> None:
     assert await bench.answered(first) == [1]
     (kept,) = await bench.answered(bench.call("a", "increment", request_id=request_id, attempt=1, codec_=pb.CODEC_JSON))
     assert refused.code == kept.code == pb.CODE_INVALID_ARGUMENT
+
+
+async def test_what_a_turn_sends_counts_against_its_limit_whatever_it_deletes(bench: Bench) -> None:
+    """Nine notifications of 1.7 MB between deletions of everything once made an entry of 76 MB, which no frame to a replica holds."""
+    (error,) = await bench.answered(bench.call("big", "send_and_delete", 5, kind="Sender"))
+    assert (error.code, error.definite) == (pb.CODE_TOO_LARGE, True)
+    assert bench.engine.entries == 0
+    assert await bench.answered(bench.call("big", "send_and_delete", 0, kind="Sender")) == [0]

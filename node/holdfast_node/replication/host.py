@@ -15,6 +15,7 @@ from typing import ParamSpec, Protocol, TypeVar
 
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.model import SHARDS_MAX, Assignment, Member, Versioned, View
+from holdfast_cluster.streams import FRAME_BYTES_MAX
 
 from holdfast_node.commit import Entry, Flusher
 from holdfast_node.replication.chain import Term, until
@@ -60,6 +61,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _TICKS_ROUND = 10
+_DATA_BYTES_MAX = FRAME_BYTES_MAX - (1 << 20)  # an entry has to fit into a frame to a replica
 _REFRESH_S = 1.0  # until when a shard may be answered for is looked at anew when less is left; a tick does so more often than that
 
 
@@ -217,6 +219,7 @@ class Replicas:
             assert copy.shard is entry.shard, "an entry of an epoch that is over was not abandoned"
             copy.waiting.append(entry)
             data = encode_changes(entry.rows, entry.replies, entry.forgotten, int(entry.shard.time_ms))
+            assert len(data) <= _DATA_BYTES_MAX, f"shard {copy.number}: an entry of {len(data)} bytes: a turn wrote more than it may"
             self._do_often(copy, Append(data), entry)
         self._end()
 
