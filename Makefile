@@ -4,11 +4,12 @@ BIN := .venv/bin
 PROTOS := $(wildcard proto/holdfast/v1/*.proto)
 CLUSTER_PROTOS := $(wildcard proto/holdfast_cluster/*/*.proto)
 
-.PHONY: help run demo test check tools bench sim proto proto-fresh clean
+.PHONY: help run demo test test-slow check tools bench sim proto proto-fresh clean
 help:
 	@echo "make run    start the property example on a local cluster; it stays up until Ctrl-C"
 	@echo "make demo   the same, but ends by itself"
-	@echo "make test   every test, with real etcd and real processes"
+	@echo "make test   the tests, with real etcd and real processes"
+	@echo "make test-slow  the long ones: etcd and disks that go back, full disks, other kinds"
 	@echo "make check  format, lint, types, import layers, generated code fresh, unit and property tests"
 	@echo "make bench  calls per second on this machine; BENCH='--json --seconds 5' passes options on"
 	@echo "make sim    simulated clusters under faults; SEEDS=100000 for more, a seed again with: .venv/bin/python -m tests.sim [cluster|effects] SEED"
@@ -37,8 +38,11 @@ check: .venv/dev proto-fresh
 test: .venv/dev tools
 	@# Real processes mostly wait: two files of them run at a time, and the simulators with what they leave.
 	@nice -n 19 $(BIN)/pytest tests/sim tests/unit tests/property --durations 5 > .venv/sim.log 2>&1 & sim=$$!; \
-	$(BIN)/pytest tests/cluster -n 2 --dist loadfile --no-loadscope-reorder --durations 10; cluster=$$?; \
+	$(BIN)/pytest tests/cluster -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations 10; cluster=$$?; \
 	wait $$sim; sim=$$?; cat .venv/sim.log; exit $$((cluster + sim))
+
+test-slow: .venv/dev
+	$(BIN)/pytest tests/cluster -m slow -n 2 --dist loadfile --no-loadscope-reorder --durations 10
 
 tools:
 	@# A real Prometheus for the tests that ask for one; where it cannot be installed they say that they are skipped.

@@ -315,7 +315,8 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         elif self._feed.disconnected_s:
             problem(
                 "etcd",
-                f"this gateway's watch has been down for {self._feed.disconnected_s:.0f} s; calls go on with known routes",
+                f"this gateway's watch has been down for {self._feed.disconnected_s:.0f} s; calls go on with known routes. "
+                "If a node dies meanwhile, shards with a copy there take no writes until etcd is back",
             )
         missing = view.settings.shards - len(view.assignments)
         if missing:

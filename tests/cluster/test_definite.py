@@ -16,6 +16,8 @@ import pytest
 from conftest import Processes
 from holdfast.local import free_port
 
+pytestmark = pytest.mark.slow
+
 CALLS = 600
 WAITS_S = 0.7
 THREADS = 40

@@ -18,6 +18,8 @@ import pytest
 from conftest import Processes, run
 from holdfast_node.disk_mark import INTERVAL_S
 
+pytestmark = pytest.mark.slow
+
 SHARDS = 8
 KEYS = [f"k{i}" for i in range(24)]
 OPTIONS = ("--members-min", "3", "--repair-after", "60", "--shards", str(SHARDS))

@@ -17,6 +17,8 @@ from conftest import Processes, run
 from holdfast.local import free_port
 from holdfast_cluster.etcd import Etcd, EtcdError, put
 
+pytestmark = pytest.mark.slow
+
 KEYS = [f"k{i}" for i in range(24)]
 BUMP = 1_000
 OPTIONS = ("--shards", "16", "--repair-after", "60")

@@ -23,6 +23,8 @@ from load import Load
 from small_disk import SmallDisk
 from test_replication import node, wait_until, whole
 
+pytestmark = pytest.mark.slow
+
 APP = str(Path(__file__).parent / "full_disk_app.py")
 MIB = 1 << 20
 EXIT_DISK_FULL = 71

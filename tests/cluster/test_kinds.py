@@ -15,6 +15,8 @@ from conftest import Processes
 from holdfast_cluster.ring import shard_of
 from test_restarts import Load
 
+pytestmark = pytest.mark.slow
+
 SHARDS = 32
 KIND = """
 @app.kind("{name}")

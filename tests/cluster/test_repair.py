@@ -13,6 +13,8 @@ from holdfast.local import free_port
 from load import Load
 from test_replication import wait_until, whole
 
+pytestmark = pytest.mark.slow
+
 REPAIR_AFTER_S = 600
 """Far beyond the test: copies that come back in it were not made because a patience was over."""
 
