@@ -62,7 +62,7 @@ class Faults:
 
 
 class World:
-    """Everything there is. `replica` and `planner` can be replaced by broken ones."""
+    """Everything there is. `replica` and `planner` can be replaced by broken ones; `strikes` are the faults to draw from."""
 
     def __init__(
         self,
@@ -71,7 +71,9 @@ class World:
         replica: type[r.Replica] = r.Replica,
         planner: Callable[[View, int, dict[str, Member]], list[Transition]] = plan,
         shell: type[Node] | None = None,
+        strikes: tuple[str, ...] = STRIKES,
     ) -> None:
+        self.strikes = strikes
         self.random = random.Random(seed)
         self.seed = seed
         self.now = 0.0
@@ -160,7 +162,7 @@ class World:
         node = self.random.choice(list(self.nodes.values()))
         if self.random.random() < 0.3:
             node = next((each for each in self.nodes.values() if each.up and each.replica.owning), node)
-        match self.random.choice(STRIKES):
+        match self.random.choice(self.strikes):
             case "crash":
                 node.crash()
                 self.at(self.random.expovariate(1 / 1.5), node.start)
