@@ -222,6 +222,8 @@ CAUGHT_BY = {
     "lost tail overlooked": 0,
 }
 
+DISKS_GO_BACK = (*STRIKES, *("lose disk",) * 8)
+
 BUGS: dict[str, dict[str, Any]] = {
     # One copy that lost its tail is found out; only when all lose power at once is anything lost.
     "own disk counted before it persisted": {"replica": CountsItsOwnDiskTooEarly, "strikes": (*STRIKES, *("all",) * 15)},
@@ -238,10 +240,10 @@ BUGS: dict[str, dict[str, Any]] = {
     "served on while releasing": {"replica": ServesOnWhileItReleases},
     "an unknown swap taken for a yes": {"replica": TrustsAnUnknownSwap},
     "copy dropped without the owner's word": {"replica": DropsItsCopyUnasked},
-    "elected without a report": {"replica": IsElectedUnasked},
-    "high-water ignored": {"replica": IgnoresItsHighWater},
-    "reports not heeded": {"replica": NeverConcedes},
-    "restarted copy taken for unbroken": {"replica": TakesEveryCopyForUnbroken},
-    "lost tail overlooked": {"replica": OverlooksALostTail},
+    "elected without a report": {"replica": IsElectedUnasked, "strikes": DISKS_GO_BACK},
+    "high-water ignored": {"replica": IgnoresItsHighWater, "strikes": DISKS_GO_BACK},
+    "reports not heeded": {"replica": NeverConcedes, "strikes": DISKS_GO_BACK},
+    "restarted copy taken for unbroken": {"replica": TakesEveryCopyForUnbroken, "strikes": DISKS_GO_BACK},
+    "lost tail overlooked": {"replica": OverlooksALostTail, "strikes": DISKS_GO_BACK},
     "snapshot without its log position": {"shell": SendsASnapshotWithoutItsPosition},
 }
