@@ -94,6 +94,7 @@ class World:
         self.working = True
         self.puts_back = seed % 3 == 0
         """Whether a disk is put back to an earlier state in this world, once, instead of disks that are lost."""
+        self.went_back = False
 
     # -- time
 
@@ -259,6 +260,7 @@ class World:
         def put_back() -> None:
             if self.working and self.puts_back and node.up and node.life == life:
                 self.puts_back = False
+                self.went_back = True
                 node.crash()
                 node.disk = taken
                 self.tell(f"{node.name}: its disk is put back; its log ends with {taken.base.seq + len(taken.entries)}")
