@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -42,13 +43,20 @@ class SmallDisk:
         return stat.f_bavail * stat.f_frsize
 
     def fill(self, leave: int) -> None:
-        """Have so many bytes free, by a file that takes the rest."""
-        size = self._filler.stat().st_size if self._filler.exists() else 0
-        with self._filler.open("ab") as filler:
-            if (more := self.free - leave) > 0:
-                os.posix_fallocate(filler.fileno(), size, more)
-            else:
-                filler.truncate(max(0, size + more))
+        """Have so many bytes free, by a file that takes the rest. Others may write meanwhile: then it is tried again."""
+        for _ in range(50):
+            size = self._filler.stat().st_size if self._filler.exists() else 0
+            with self._filler.open("ab") as filler:
+                try:
+                    if (more := self.free - leave) > 0:
+                        os.posix_fallocate(filler.fileno(), size, more)
+                    else:
+                        filler.truncate(max(0, size + more))
+                    return
+                except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+        raise AssertionError("the disk cannot be filled")
 
     def empty(self) -> None:
         """Give the room back."""

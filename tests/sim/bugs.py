@@ -168,14 +168,6 @@ class TakesEveryCopyForUnbroken(r.Replica):
         return replica
 
 
-class OverlooksALostTail(r.Replica):
-    """Waits for ever for a copy that has lost what it acknowledged."""
-
-    def _mismatched(self, name: str, peer: Any, last: int, sent_at: float, now: float) -> None:
-        if last >= peer.matched:
-            super()._mismatched(name, peer, last, sent_at, now)
-
-
 class SendsASnapshotWithoutItsPosition(Node):
     """The state goes on while it is sent, and the position is that of the beginning."""
 
@@ -219,7 +211,6 @@ CAUGHT_BY = {
     "high-water ignored": 0,
     "reports not heeded": 0,
     "restarted copy taken for unbroken": 0,
-    "lost tail overlooked": 0,
 }
 
 DISKS_GO_BACK = (*STRIKES, *("lose disk",) * 8)
@@ -244,6 +235,5 @@ BUGS: dict[str, dict[str, Any]] = {
     "high-water ignored": {"replica": IgnoresItsHighWater, "strikes": DISKS_GO_BACK},
     "reports not heeded": {"replica": NeverConcedes, "strikes": DISKS_GO_BACK},
     "restarted copy taken for unbroken": {"replica": TakesEveryCopyForUnbroken, "strikes": DISKS_GO_BACK},
-    "lost tail overlooked": {"replica": OverlooksALostTail, "strikes": DISKS_GO_BACK},
     "snapshot without its log position": {"shell": SendsASnapshotWithoutItsPosition},
 }
