@@ -15,10 +15,9 @@ from holdfast_cluster.model import Member, View
 from holdfast_cluster.plan import Transition, plan
 from holdfast_node.commit import Flusher
 from holdfast_node.replication.disk import CopyStore
-from holdfast_node.replication.events import Persist, Position
+from holdfast_node.replication.events import Persist
 from holdfast_node.replication.host import Copy, Replicas
 from holdfast_node.replication.replica import Replica
-from holdfast_node.replication.swaps import EtcdSwaps
 from holdfast_node.store import Store
 
 from .faults import DEFAULT, often
@@ -33,7 +32,6 @@ _look = Replicas._look
 _joined = Replicas.joined
 _scan_now = Store.scan_now
 _snapshot_started = Replicas.snapshot_started
-_init_swaps = EtcdSwaps.__init__
 _swapped = Replica._swapped
 
 
@@ -91,10 +89,10 @@ def _does_not_tell_that_it_joined_again(self: Replicas, member: Member, view: Vi
         self.follow(view)
 
 
-def _plans_joining_ones_in_sync(view: View, members_min: int, expected: dict[str, Member]) -> list[Transition]:
+def _plans_joining_ones_in_sync(view: View, members_min: int, expected: dict[str, Member], superseded: Any) -> list[Transition]:
     return [
         msgspec_replace(transition, in_sync=(*transition.to.in_sync, *transition.to.joining), joining=())
-        for transition in plan(view, members_min, expected)
+        for transition in plan(view, members_min, expected, superseded)
     ]
 
 
@@ -112,22 +110,19 @@ def _sends_no_replies(self: Store, family: str, start: bytes, end: bytes | None)
     return iter(()) if family == "replies" else _scan_now(self, family, start, end)
 
 
-def _tells_a_later_position(self: Replicas, number: int, to: str) -> Position:
-    _snapshot_started(self, number, to)
-    return self._copies[number].replica.last
+def _tells_a_later_position(self: Replicas, number: int, to: str) -> Any:
+    _, times, _ = _snapshot_started(self, number, to)
+    replica = self._copies[number].replica
+    return replica.last, times, tuple(replica.chain)
 
 
-def _takes_an_unknown_swap_for_refused(self: EtcdSwaps, etcd: Any, keys: Any, answer: Any) -> None:
-    _init_swaps(self, etcd, keys, lambda shard, happened, revision: answer(shard, bool(happened), revision))
-
-
-def _gives_an_unknown_swap_up(self: Replica, happened: bool | None, revision: int, now: float) -> None:
+def _gives_an_unknown_swap_up(self: Replica, happened: bool | None, revision: int, written: Any, now: float) -> None:
     if happened is None and self._swapping is not None:
         self._swapping = None
         self.releasing = False
         self._counted = frozenset(self.counted())
     else:
-        _swapped(self, happened, revision, now)
+        _swapped(self, happened, revision, written, now)
 
 
 @dataclass(frozen=True)
@@ -141,9 +136,6 @@ BUGS = {
     "serves until the last promise": Bug([(Replica, "serves_until", _serves_by_the_last_promise)], often(("torn owner",))),
     "flush_wal(False)": Bug([(Store, "sync", _leaves_the_log_in_the_page_cache)]),
     "an fsync error only logged": Bug([(Flusher, "die", staticmethod(lambda why: None))]),
-    "callbacks of the next flush run early": Bug(
-        [(Flusher, "_synced", _runs_the_next_callbacks_too)], often(("power of all", "slow disk"))
-    ),
     "Rejoined not passed on": Bug([(Replicas, "joined", _does_not_tell_that_it_joined_again)]),
     "a controller that adds to in_sync": Bug([(controller, "plan", _plans_joining_ones_in_sync)]),
     "snapshot without kept replies": Bug([(Store, "scan_now", _sends_no_replies)], often(("replaced disk", "drain"))),
@@ -154,6 +146,10 @@ BUGS = {
 }
 
 NOT_CAUGHT_YET = {
+    # One copy that acknowledges too early is found out by the others by now: only the loss of all shows it.
+    "callbacks of the next flush run early": Bug(
+        [(Flusher, "_synced", _runs_the_next_callbacks_too)], often(("power of all", "slow disk"))
+    ),
     "persisted not reset by an epoch": Bug(
         [(Replica, "_begin", _begins_with_what_was_persisted_before)], often(("power of all", "slow disk"))
     ),
@@ -163,9 +159,6 @@ NOT_CAUGHT_YET = {
     "until never lowered": Bug([(Replicas, "_look", _never_lowers_until)], often(("torn owner",))),
     "epochs not persisted": Bug(
         [(CopyStore, "persist", _does_not_persist_epochs)], often(("kill all", "power of all", "owner without etcd"))
-    ),
-    "unknown swap taken for refused": Bug(
-        [(EtcdSwaps, "__init__", _takes_an_unknown_swap_for_refused)], often(("etcd's replies", "etcd late", "drain", "kill"))
     ),
     "unknown swap given up": Bug(
         [(Replica, "_swapped", _gives_an_unknown_swap_up)], often(("etcd's replies", "etcd late", "drain", "kill"))
@@ -179,7 +172,6 @@ CAUGHT_BY = {
     "serves until the last promise": 72,
     "flush_wal(False)": 0,
     "an fsync error only logged": 12,
-    "callbacks of the next flush run early": 0,
     "Rejoined not passed on": 7,
     "a controller that adds to in_sync": 7,
     "snapshot without kept replies": 0,
