@@ -137,7 +137,6 @@ BUGS = {
     "flush_wal(False)": Bug([(Store, "sync", _leaves_the_log_in_the_page_cache)]),
     "an fsync error only logged": Bug([(Flusher, "die", staticmethod(lambda why: None))]),
     "Rejoined not passed on": Bug([(Replicas, "joined", _does_not_tell_that_it_joined_again)]),
-    "a controller that adds to in_sync": Bug([(controller, "plan", _plans_joining_ones_in_sync)]),
     "snapshot without kept replies": Bug([(Store, "scan_now", _sends_no_replies)], often(("replaced disk", "drain"))),
     "snapshot's position taken late": Bug(
         [(Replicas, "snapshot_started", _tells_a_later_position)], often(("replaced disk", "drain"))
@@ -146,6 +145,8 @@ BUGS = {
 }
 
 NOT_CAUGHT_YET = {
+    # An empty copy that is elected asks the others first, and concedes.
+    "a controller that adds to in_sync": Bug([(controller, "plan", _plans_joining_ones_in_sync)]),
     # One copy that acknowledges too early is found out by the others by now: only the loss of all shows it.
     "callbacks of the next flush run early": Bug(
         [(Flusher, "_synced", _runs_the_next_callbacks_too)], often(("power of all", "slow disk"))
@@ -168,13 +169,12 @@ NOT_CAUGHT_YET = {
 
 # The first world known to catch it: tried first, so that the test is quick.
 CAUGHT_BY = {
-    "served before its first entry": 0,
-    "serves until the last promise": 72,
-    "flush_wal(False)": 0,
-    "an fsync error only logged": 12,
-    "Rejoined not passed on": 7,
-    "a controller that adds to in_sync": 7,
+    "served before its first entry": 22,
+    "serves until the last promise": 20,
+    "flush_wal(False)": 2,
+    "an fsync error only logged": 10,
+    "Rejoined not passed on": 0,
     "snapshot without kept replies": 0,
-    "snapshot's position taken late": 2,
-    "CLOCK_MONOTONIC for CLOCK_BOOTTIME": 17,
+    "snapshot's position taken late": 0,
+    "CLOCK_MONOTONIC for CLOCK_BOOTTIME": 24,
 }
