@@ -125,15 +125,6 @@ class ForgetsItsPromisesInARestart(r.Replica):
         return replica
 
 
-class DropsItsCopyUnasked(r.Replica):
-    """Drops its copy as soon as an assignment that it knows does not name it, whatever has happened since."""
-
-    def _ask_to_drop(self, now: float) -> None:
-        assignment = self.assignment
-        if assignment is not None and self.me not in (*assignment.in_sync, *assignment.joining) and self.last != (0, 0):
-            self._drop(r.Position(0, 0))
-
-
 class IsElectedUnasked(r.Replica):
     """A copy that was restarted relies on itself, as if a disk could not be put back."""
 
@@ -206,7 +197,6 @@ CAUGHT_BY = {
     "served on while releasing": 59,
     "an unknown swap taken for a yes": 12,
     "snapshot without its log position": 1,
-    "copy dropped without the owner's word": 1137,
     "elected without a report": 30,
     "high-water ignored": 825,
     "reports not heeded": 78,
@@ -230,7 +220,6 @@ BUGS: dict[str, dict[str, Any]] = {
     "released before it served": {"replica": ReleasesBeforeItServes},
     "served on while releasing": {"replica": ServesOnWhileItReleases},
     "an unknown swap taken for a yes": {"replica": TrustsAnUnknownSwap},
-    "copy dropped without the owner's word": {"replica": DropsItsCopyUnasked},
     "elected without a report": {"replica": IsElectedUnasked, "strikes": DISKS_GO_BACK},
     "high-water ignored": {"replica": IgnoresItsHighWater, "strikes": DISKS_GO_BACK},
     "reports not heeded": {"replica": NeverConcedes, "strikes": DISKS_GO_BACK},
