@@ -1,6 +1,7 @@
 """What goes wrong in a world. Each fault has a name; a world draws from the names that it is given.
 
-`DEFAULT` are those that production is made to survive. `LATER` are those that it is not made to survive yet.
+`DEFAULT` are those that production is made to survive. `LATER` are those whose worlds do not all pass yet,
+or that have not been run for long enough.
 """
 
 from __future__ import annotations
