@@ -220,6 +220,11 @@ class Etcd:
         """End a lease and delete its keys."""
         await self._unary("Lease/LeaseRevoke", pb.LeaseRevokeRequest(ID=lease), pb.LeaseRevokeResponse, repeat=True)
 
+    async def alarms(self) -> set[str]:
+        """Why etcd takes no writes: NOSPACE when it has reached its quota, CORRUPT. Raises EtcdError."""
+        reply = await self._unary("Maintenance/Alarm", pb.AlarmRequest(), pb.AlarmResponse, repeat=True)
+        return {pb.AlarmType.Name(member.alarm) for member in reply.alarms}
+
     async def renew(self, lease: int, timeout_s: float) -> int:
         """Renew a lease: the seconds it has now, 0 when it has ended. Raises EtcdUnavailable."""
         # A short stream for each renewal: its deadline is gRPC's own, and a read never has to be abandoned.

@@ -102,6 +102,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
             if node in stats:
                 status.stats.CopyFrom(stats[node])
             response.nodes.append(status)
+        response.problems.extend(await self._etcd_problems())
         response.problems.extend(self._problems(view, stats, owned))
         for shard in sorted(view.assignments):
             response.assignments.append(shard_status(shard, view.assignments[shard].assignment))
@@ -303,6 +304,27 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
             paused.append(admin_pb2.Paused(kind=request.kind, key=request.key, at=time.time(), by=self.asked_by(context)))
         return admin_pb2.PauseResponse(paused=paused)
 
+    async def _etcd_problems(self) -> list[admin_pb2.Problem]:
+        if self._feed.strange:
+            return [admin_pb2.Problem(what="etcd", why=self._feed.strange)]
+        if self._feed.disconnected_s:
+            why = (
+                f"this gateway's watch has been down for {self._feed.disconnected_s:.0f} s; calls go on with known routes. "
+                "If a node dies meanwhile, shards with a copy there take no writes until etcd is back"
+            )
+            return [admin_pb2.Problem(what="etcd", why=why)]
+        try:
+            alarms = await self._etcd.alarms()
+        except EtcdError as error:
+            return [admin_pb2.Problem(what="etcd", why=f"it does not tell whether it takes writes: {error}", minor=True)]
+        if not alarms:
+            return []
+        why = (
+            f"it takes no writes (alarm {', '.join(sorted(alarms))}); calls go on. Nothing joins, fails over or moves, and if a node "
+            "dies, shards with a copy there take no writes, until etcd has space again and `etcdctl alarm disarm` was run"
+        )
+        return [admin_pb2.Problem(what="etcd", why=why)]
+
     def _problems(self, view: View, stats: dict[str, admin_pb2.StatsResponse], owned: Counter[str]) -> list[admin_pb2.Problem]:
         assert view.settings is not None
         problems = []
@@ -310,14 +332,6 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         def problem(what: str, why: str, minor: bool = False) -> None:
             problems.append(admin_pb2.Problem(what=what, why=why, minor=minor))
 
-        if self._feed.strange:
-            problem("etcd", self._feed.strange)
-        elif self._feed.disconnected_s:
-            problem(
-                "etcd",
-                f"this gateway's watch has been down for {self._feed.disconnected_s:.0f} s; calls go on with known routes. "
-                "If a node dies meanwhile, shards with a copy there take no writes until etcd is back",
-            )
         missing = view.settings.shards - len(view.assignments)
         if missing:
             problem(f"{missing} shards", "not assigned yet: the controller waits for enough nodes, or there is none")

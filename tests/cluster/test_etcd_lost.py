@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import shutil
 import subprocess
 import time
@@ -135,6 +136,11 @@ class Lost(Processes):
         done = subprocess.run([tool("etcdctl"), "--endpoints", self.etcd, *command], capture_output=True, text=True, check=True)
         return done.stdout
 
+    def fill_etcd(self) -> None:
+        """Put values of somebody else until etcd refuses one."""
+        for i in range(200):
+            self.etcdctl("put", f"/other/{i}", "x" * 100_000)
+
     def in_etcd(self, key: str) -> str:
         return self.etcdctl("get", "--print-value-only", f"/holdfast/default/{key}").strip()
 
@@ -219,6 +225,32 @@ async def test_without_etcd_calls_go_on_and_nothing_joins_until_it_is_back(lost:
             assert members(status) == 3
             lost.start_etcd()
             await asyncio.to_thread(lost.until, lambda status: members(status) == 4 and not status["problems"])
+        await ledger.check()
+
+
+async def test_a_full_etcd_is_named_and_followed_again_when_it_has_space(lost: Lost) -> None:
+    lost.kill("etcd")
+    lost.start_etcd("--quota-backend-bytes", "4000000")
+    lost.healthy()
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        lost.fill_etcd()
+    assert "database space exceeded" in refused.value.stderr
+    async with lost.connect() as client:
+        ledger = Ledger(client)
+        async with ledger.going_on():
+            status = await asyncio.to_thread(lost.until, lambda status: any("NOSPACE" in p["why"] for p in status["problems"]))
+            assert [p["what"] for p in status["problems"]] == ["etcd"]
+            await ledger.moves()
+            lost.kill("n2")
+            await asyncio.to_thread(lost.said_by, "n1", "database space exceeded")
+            lost.etcdctl("del", "--prefix", "/other/")
+            revision = json.loads(lost.etcdctl("endpoint", "status", "-w", "json"))[0]["Status"]["header"]["revision"]
+            lost.etcdctl("compact", str(revision))
+            lost.etcdctl("defrag")
+            lost.etcdctl("alarm", "disarm")
+            await ledger.moves()
+            lost.again("n2")
+            await asyncio.to_thread(lost.healthy)
         await ledger.check()
 
 

@@ -368,3 +368,75 @@ class Lease(object):
             timeout,
             metadata,
             _registered_method=True)
+
+
+class MaintenanceStub(object):
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Alarm = channel.unary_unary(
+                '/etcdserverpb.Maintenance/Alarm',
+                request_serializer=holdfast__cluster_dot_etcdpb_dot_etcd__pb2.AlarmRequest.SerializeToString,
+                response_deserializer=holdfast__cluster_dot_etcdpb_dot_etcd__pb2.AlarmResponse.FromString,
+                _registered_method=True)
+
+
+class MaintenanceServicer(object):
+    """Missing associated documentation comment in .proto file."""
+
+    def Alarm(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_MaintenanceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Alarm': grpc.unary_unary_rpc_method_handler(
+                    servicer.Alarm,
+                    request_deserializer=holdfast__cluster_dot_etcdpb_dot_etcd__pb2.AlarmRequest.FromString,
+                    response_serializer=holdfast__cluster_dot_etcdpb_dot_etcd__pb2.AlarmResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'etcdserverpb.Maintenance', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('etcdserverpb.Maintenance', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Maintenance(object):
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def Alarm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/etcdserverpb.Maintenance/Alarm',
+            holdfast__cluster_dot_etcdpb_dot_etcd__pb2.AlarmRequest.SerializeToString,
+            holdfast__cluster_dot_etcdpb_dot_etcd__pb2.AlarmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
