@@ -52,6 +52,7 @@ ENVELOPE_BYTES_MAX = 256 << 10
 _CALL_SMALL = 64 << 10
 _KEY_SHORT = KEY_BYTES_MAX // 4  # so many characters fit whatever they are
 _ENVELOPE_BYTES = 100
+_ATTEMPT_MAX = (1 << 32) - 1
 _DEADLINE_SLACK_S = 0.15  # a call that was sent is given this long for the node's own word on its deadline
 _BACKOFF_S = (0.02, 0.5)
 _LACKING_BACKOFF_S = (0.1, 5.0)  # another owner is a new epoch, which sends these calls at once
@@ -97,6 +98,11 @@ class Pending:
         self.lacking = False
         self.late = False
         self.submitted = perf_counter()
+
+    def outcome_unknown(self) -> None:
+        """Nobody will hear what became of the attempt that is under way."""
+        if self.call.attempt < _ATTEMPT_MAX:  # a caller may have begun at any number
+            self.call.attempt += 1
 
 
 class _Held:
@@ -259,7 +265,7 @@ class Dispatcher:
                 return  # an attempt that was given up; the one under way will tell
             if reply.error.code == pb.CODE_WRONG_OWNER:
                 if not reply.error.definite:  # it ran, or may have run
-                    pending.call.attempt += 1
+                    pending.outcome_unknown()
                 self._hold(pending, reply.error.lacks_kind)
                 return
             not_definite_after(pending.call.attempt, reply.error)
@@ -286,7 +292,7 @@ class Dispatcher:
         self._targets = [None if target is pipe else target for target in self._targets]
         for pending in list(self._pending.values()):
             if pending.pipe is pipe:
-                pending.call.attempt += 1
+                pending.outcome_unknown()
                 self._hold(pending)
 
     # -- routes
@@ -305,7 +311,7 @@ class Dispatcher:
         if moved:
             for pending in list(self._pending.values()):
                 if pending.shard in moved and pending.pipe is not None:
-                    pending.call.attempt += 1
+                    pending.outcome_unknown()
                     self._hold(pending)
             for shard in moved:
                 for held in (self._held.get(shard), self._lacking.get(shard)):

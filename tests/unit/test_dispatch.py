@@ -243,6 +243,25 @@ async def test_a_definite_error_is_passed_on_only_if_no_earlier_attempt_is_unkno
     await dispatcher.close()
 
 
+@pytest.mark.parametrize("before", ["pipe broke", "shard moved", "refused and perhaps run"])
+async def test_a_call_that_arrives_with_the_highest_attempt_is_sent_again_and_those_beside_it_too(before: str) -> None:
+    feed, pipe, dispatcher, origin = world()
+    feed.show(view(1))
+    for number, attempt in ((1, 2**32 - 1), (2, 0)):
+        dispatcher.submit(call(number, attempt=attempt), origin)
+    match before:
+        case "pipe broke":
+            dispatcher.on_pipe_down(pipe)
+        case "shard moved":
+            feed.show(view(2))
+        case "refused and perhaps run":
+            for sent in list(pipe.sent):
+                dispatcher.on_reply(pipe, wrong_owner(sent.id))
+    await until(lambda: len(pipe.sent) == 4)
+    assert [sent.attempt for sent in pipe.sent[2:]] == [2**32 - 1, 1]
+    await dispatcher.close()
+
+
 @pytest.mark.parametrize("attempt", [0, 1, 7])
 async def test_no_refusal_of_the_dispatchers_own_is_definite_for_a_call_that_arrives_as_a_retry(attempt: int) -> None:
     feed, _pipe, dispatcher, origin = world(DispatchLimits(in_flight_max=3, held_max=1, argument_bytes_max=10))
