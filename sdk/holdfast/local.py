@@ -78,7 +78,8 @@ class LocalCluster:
         self.start(
             "etcd", find_etcd(), "--name", "dev", "--data-dir", str(data), "--log-level", "warn",
             "--listen-client-urls", client, "--advertise-client-urls", client,
-            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"dev={peer}", *options,
+            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"dev={peer}",
+            "--auto-compaction-retention", "1h", *options,
         )  # fmt: skip
 
     def start_node(self, name: str, app: str, *options: str) -> None:
