@@ -21,7 +21,8 @@ from holdfast_gateway import access
 from holdfast_gateway.access import ANONYMOUS, Access, AccessError, AccessFile, Identity, Refused, SubjectLimits, Uses
 from holdfast_gateway.door import Guest
 
-NOW = time.time()
+NOW = time.time()  # when the file is read: minutes before its tests run, where others run first
+LIFETIME_S = 86_400
 
 
 def _base64(raw: bytes) -> bytes:
@@ -176,7 +177,7 @@ class Issuer:
         (self.folder / "jwks.json").write_text(json.dumps({"keys": keys}))
 
     def token(self, key: Any = None, algorithm: str = "RS256", kid: str | None = "r", **claims: Any) -> str:
-        all_claims = {"sub": "alice", "iss": ISSUER, "aud": AUDIENCE, "exp": NOW + 600, **claims}
+        all_claims = {"sub": "alice", "iss": ISSUER, "aud": AUDIENCE, "exp": NOW + LIFETIME_S, **claims}
         return jwt.encode(
             {name: value for name, value in all_claims.items() if value is not None},
             key or self.rsa, algorithm=algorithm, headers={} if kid is None else {"kid": kid},
@@ -196,9 +197,9 @@ def test_a_token_that_verifies_names_its_subject_until_it_expires(issuer: Issuer
     for token in (issuer.token(), issuer.token(issuer.ec, "ES256", "e"), issuer.token(kid=None)):
         known = rules.identify(f"Bearer {token}", "", (), NOW)
         assert known.subject == "alice"
-        assert known.until == pytest.approx(NOW + 600, abs=10)
+        assert known.until == pytest.approx(NOW + LIFETIME_S, abs=10)
         with pytest.raises(Refused, match="expired"):
-            rules.identify(f"Bearer {token}", "", (), NOW + 700)
+            rules.identify(f"Bearer {token}", "", (), NOW + LIFETIME_S + 100)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +213,7 @@ def test_a_token_that_verifies_names_its_subject_until_it_expires(issuer: Issuer
         ({"sub": None}, "sub"),
         ({"sub": ""}, "names no subject"),
         ({"sub": "object:Shop/a"}, "names no subject"),
-        ({"nbf": NOW + 300}, "not yet valid"),
+        ({"nbf": NOW + LIFETIME_S // 2}, "not yet valid"),
         ({"kid": "unknown"}, "signed by a key"),
     ],
 )
@@ -226,7 +227,7 @@ def test_a_token_that_is_not_for_us_is_refused(issuer: Issuer, claims: dict[str,
 def test_forged_tokens_are_refused(issuer: Issuer) -> None:
     rules = issuer.rules()
     public = issuer.rsa.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    claims = {"sub": "alice", "iss": ISSUER, "aud": AUDIENCE, "exp": NOW + 600}
+    claims = {"sub": "alice", "iss": ISSUER, "aud": AUDIENCE, "exp": NOW + LIFETIME_S}
     hs256 = b".".join(_base64(json.dumps(part).encode()) for part in ({"alg": "HS256", "kid": "r"}, claims))
     confused = (hs256 + b"." + _base64(hmac.digest(public, hs256, "sha256"))).decode()  # the public key for a secret
     head, body, _ = issuer.token().split(".")
