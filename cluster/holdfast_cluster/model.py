@@ -118,7 +118,7 @@ class Member(msgspec.Struct, frozen=True):
     """The address for streams (holdfast_cluster.streams); `address` is that for gRPC."""
     state: str = "active"
     """`active`; `stopping`: it will be away for a moment, so it wants to own nothing; its copies stay. `full`: its disk is: it
-    wants to own nothing and to get nothing, and its copies stay."""
+    wants to own nothing and to get nothing, and its copies stay. `slow`: its disk holds up writes; the same."""
     version: int = 1
     """The newest format of records and messages that the process reads and writes; see `VERSION`."""
     kinds: tuple[str, ...] = ()
@@ -275,7 +275,7 @@ class View(msgspec.Struct, frozen=True, dict=True):
         return _ring(tuple(nodes), self.settings.shards, self.settings.points)
 
     def state_of(self, node: str) -> str:
-        """`active`, `stopping`, `full`, `draining` or `absent`."""
+        """`active`, `stopping`, `full`, `slow`, `draining` or `absent`."""
         member = self.members.get(node)
         if member is None:
             return "absent"

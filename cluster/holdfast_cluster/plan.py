@@ -9,15 +9,16 @@ Rules, for each shard, the first that applies:
 - repair: while there are fewer copies than wanted, the ring's next member becomes a joining replica. A wanted one that is away for
   a moment is waited for, as long as enough others are in sync to write. One that was superseded is not: its disk was replaced, so
   its place in the in-sync set counts for nothing. Shards with the fewest copies come first.
-- leave: a member that stops, drains or whose disk is full owns nothing if anybody in sync can take over, at once and for all of
-  its shards; one that stops is taken out of the in-sync sets as well, so that nobody waits for it, as long as enough others are in
-  sync to write.
+- leave: a member that stops, drains or whose disk is full or slow owns nothing if anybody in sync can take over, at once and for
+  all of its shards. One that stops is taken out of the in-sync sets as well, so that nobody waits for it, as long as enough others
+  are in sync to write.
 - hosting: when a shard is asked for a kind that its owner lacks, the owner is asked to hand it to an in-sync member that has it.
 - move, a few shards at a time: what the ring wants and is not there joins; then the owner is asked to hand over to the ring's
   favourite; then what the ring does not want is asked to leave. Never fewer copies on the way than before. Quiet shards begin,
   the busiest come last: by then most of the load that makes a hand-over costly has other places to go.
 
-A member whose disk is full gets no new copy: the ring's next one gets it. It keeps the copies that it has, while the ring wants them.
+A member whose disk is full or slow gets no new copy: the ring's next one gets it. It keeps the copies that it has, while the ring
+wants them. Where a slow one is joining it goes on: owners have taken it out of the in-sync set, and will take it back.
 
 Members that are away for a moment (`expected`, or stopping) keep their place on the ring: a restart moves no data. When more than a
 third is away nothing moves at all, whatever the reason is; fail-over and repair go on.
@@ -88,7 +89,8 @@ class _Plan:
         self.away = {name: member for name, member in expected.items() if name not in view.members}
         self.active = {name for name in view.members if view.state_of(name) == "active"}
         self.stopping = {name for name in view.members if view.state_of(name) == "stopping"}
-        self.full = {name for name in view.members if view.state_of(name) == "full"}
+        self.slow = {name for name in view.members if view.state_of(name) == "slow"}
+        self.unfit = self.slow | {name for name in view.members if view.state_of(name) == "full"}
         self.forming = len(self.active) >= members_min
         self.ring = view.ring_with(self.away)
         self.calm = not too_many_away(view, expected)
@@ -171,7 +173,7 @@ class _Plan:
         return self.view.members[min(names, key=rank)] if names else None
 
     def _repair(self, shard: int, now: Assignment) -> Assignment | None:
-        joining = [name for name in now.joining if name in self.active]
+        joining = [name for name in now.joining if name in self.active | self.slow]
         in_sync = self._holding(now)
         copies = {*in_sync, *joining}
         if len(in_sync) >= self.writable_from:
@@ -241,8 +243,8 @@ class _Plan:
         if not first:
             held = self._held(shard, now)
             everybody = self.ring.preference_list(shard, len(self.ring.nodes))
-            roomy = [name for name in everybody if name not in self.full]
-            first = next((name for name in roomy if not self.known[name].missing(held)), now.owner)
+            fit = [name for name in everybody if name not in self.unfit]
+            first = next((name for name in fit if not self.known[name].missing(held)), now.owner)
         others = [name for name in wanted if name != first]
         if len(others) == self.copies:  # the copy that it shares a host or a zone with is needed least
             nodes = self.ring.nodes
@@ -273,7 +275,7 @@ class _Plan:
         missing = [name for name in wanted if name not in now.in_sync and name not in now.joining and name in self.active]
         if missing:
             to = msgspec.structs.replace(now, joining=(*now.joining, missing[0]), handover="", leaving=())
-        elif now.joining or any(name not in now.in_sync or name not in self.active | self.full for name in wanted):
+        elif now.joining or any(name not in now.in_sync or name not in self.active | self.unfit for name in wanted):
             return None  # on its way, or not possible now
         else:
             handover = wanted[0] if wanted[0] in self.active and wanted[0] != now.owner else ""
@@ -286,14 +288,15 @@ class _Plan:
         return to
 
     def _with_room(self, shard: int, now: Assignment) -> list[str]:
-        """Who should have a copy, the one that should own the shard first: whom the ring names, but that a full member gets no more.
+        """Who should have a copy, the one that should own the shard first: whom the ring names, but a full or slow one gets no more.
 
         Whoever has the copy in its place keeps it meanwhile.
         """
         favourites = self.ring.preference_list(shard, len(self.ring.nodes))
         wanted = favourites[: self.copies]
-        if not self.full.isdisjoint(wanted):
-            wanted = [name for name in wanted if name not in self.full or name in now.in_sync]
+        if not self.unfit.isdisjoint(wanted):
+            kept = {*now.in_sync, *self.slow.intersection(now.joining)}
+            wanted = [name for name in wanted if name not in self.unfit or name in kept]
             others = [name for name in favourites if name in self.active and name not in wanted]
             others.sort(key=lambda name: name not in now.in_sync)
             wanted += others[: self.copies - len(wanted)]

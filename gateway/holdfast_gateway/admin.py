@@ -139,7 +139,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
                 grpc.StatusCode.FAILED_PRECONDITION, "the cluster keeps single copies: they cannot be moved, only waited for"
             )
         assignments = [versioned.assignment for versioned in view.assignments.values()]
-        others = [name for name in view.members if name != node and view.state_of(name) not in ("draining", "full")]
+        others = [name for name in view.members if name != node and view.state_of(name) not in ("draining", "full", "slow")]
         here = [now for now in assignments if node in now.in_sync]
         placeable = len(others) >= view.settings.replication
         response = admin_pb2.DrainResponse(
@@ -345,6 +345,12 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
                     f"node {node}",
                     "its disk is full: it gets no copies and gives away what it owns; what nobody else can own takes no writes",
                 )
+        for node, by in _found_slow(stats):
+            if node in by:
+                why = "its disk is slow: its shards are handed to other nodes, as far as those have them"
+            else:
+                why = f"it is slow: nodes {', '.join(by)} go on without its copies until it keeps up again"
+            problem(f"node {node}", why)
         for answer in stats.values():
             if answer.notice:
                 problem("members", answer.notice)
@@ -391,6 +397,15 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
                     f"node {node} owns them but does not serve them; its log says why",
                 )
         return problems
+
+
+def _found_slow(stats: dict[str, admin_pb2.StatsResponse]) -> list[tuple[str, list[str]]]:
+    """The slow nodes, each with those that found it so."""
+    by: dict[str, list[str]] = defaultdict(list)
+    for name, answer in sorted(stats.items()):
+        for slow in answer.slow_nodes:
+            by[slow].append(name)
+    return sorted(by.items())
 
 
 def what_lacks(view: View, member: Member, kinds: set[str]) -> tuple[str, int]:

@@ -25,6 +25,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from holdfast.metrics import Histogram
+from holdfast_cluster.clock import boottime
 
 from holdfast_node.disk_space import EXIT_DISK_FULL
 from holdfast_node.replication.changes import Replies, Rows
@@ -121,6 +122,7 @@ class Flusher:
         self._requests = 0
         self._scheduled = False
         self._syncing = False
+        self._sync_began = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -130,6 +132,11 @@ class Flusher:
         if self._batch is None:
             self._batch = self._store.batch()
         return self._batch
+
+    @property
+    def busy_s(self) -> float:
+        """How long the fsync that is under way has taken so far; 0 when none is."""
+        return boottime() - self._sync_began if self._syncing else 0.0
 
     def when_visible(self, entries: list[Entry]) -> None:
         """Call `applied` with these when all that is staged by now can be read."""
@@ -190,6 +197,7 @@ class Flusher:
         if self._waiting:
             waiting, self._waiting = self._waiting, []
             self._syncing = True
+            self._sync_began = boottime()
             self._to_sync.put(waiting)
         else:
             self._idle.set()

@@ -146,6 +146,14 @@ class NodeMetrics:
             "Entries that the replica furthest behind has not acknowledged.",
             stats.get("replica_lag", 0),
         )
+        slow = self.replication.slow if self.replication is not None else frozenset()
+        members = self.feed.view.members if self.replication is not None else ()
+        yield gauge(
+            "holdfast_slow_node",
+            "1 for a node that this one finds slow: writes waited for its copies alone.",
+            [((name,), name in slow) for name in sorted({*members, *slow})],
+            ("node",),
+        )
         yield counter("holdfast_snapshots_sent", "Copies of shards sent to other nodes.", stats.get("snapshots_sent", 0))
         yield counter("holdfast_snapshot_sent_bytes", "What was sent for them.", stats.get("snapshot_bytes_sent", 0))
         yield counter(

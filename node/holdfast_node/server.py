@@ -359,7 +359,7 @@ class NodeServer:
                 tasks.append(group.create_task(membership.run(), name="membership"))
                 told = [
                     group.create_task(_readiness(membership, healthy), name="readiness"),
-                    group.create_task(_tell_of_disk(watch, membership, feed, single, no_room), name="disk state"),
+                    group.create_task(_tell_of_disk(watch, membership, feed, single, replication, no_room), name="disk state"),
                 ]
                 log.info("node %s serves at %s", node_id, address)
                 await _first_of(stop, no_room)
@@ -425,6 +425,7 @@ class NodeServer:
             notice=self._controller.notice,
             **engine.deliveries.counts(),
             **(self._replication.stats() if self._replication is not None else {}),
+            slow_nodes=sorted(self._replication.slow) if self._replication is not None else (),
         )
 
     def _drop_shards(self, shards: set[Shard]) -> None:
@@ -459,12 +460,18 @@ async def _readiness(membership: Membership, healthy: health.aio.HealthServicer)
 
 
 async def _tell_of_disk(
-    watch: DiskWatch, membership: Membership, feed: ViewFeed, single: SingleCopies | None, no_room: asyncio.Event
+    watch: DiskWatch,
+    membership: Membership,
+    feed: ViewFeed,
+    single: SingleCopies | None,
+    replication: Replication | None,
+    no_room: asyncio.Event,
 ) -> None:
-    """Tell the cluster whether the disk is full, and set `no_room` when it is critical and the node is not needed."""
+    """Tell the cluster whether the disk is full, or slow, and set `no_room` when it is critical and the node is not needed."""
     calm_at = boottime()
     while True:
-        state = "full" if watch.full else "active"
+        slow = replication is not None and replication.disk_is_slow
+        state = "full" if watch.full else "slow" if slow else "active"
         if single is not None:
             single.set_read_only(watch.full)
         if membership.state != state:
@@ -569,6 +576,16 @@ class Replication:
             return None
         view = self._feed.view
         return None if any(view.state_of(name) == "active" for name in assignment.in_sync if name != self._node_id) else why
+
+    @property
+    def slow(self) -> frozenset[str]:
+        """The nodes that this one has found slow; see `holdfast_node.replication.slowness`."""
+        return self.replicas.slowness.slow
+
+    @property
+    def disk_is_slow(self) -> bool:
+        """Whether this node's own disk is what writes wait for."""
+        return self._node_id in self.slow
 
     def replica(self, shard: int) -> Replica | None:
         """The core of one shard's copy here."""

@@ -54,6 +54,8 @@ class LocalCluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.environment: dict[str, dict[str, str]] = {}
+        """By process: variables that it gets beside this process's own."""
         self._log_from: dict[str, int] = {}
         self._etcd_ports = free_port(), free_port()
 
@@ -68,7 +70,9 @@ class LocalCluster:
         logs.mkdir(parents=True, exist_ok=True)
         with self.log(name).open("ab") as log:
             self._log_from[name] = log.tell()
-            self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self.processes[name] = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True, env={**os.environ, **self.environment.get(name, {})}
+            )
 
     def start_etcd(self, *options: str, scheme: str = "http") -> None:
         """Start etcd, on the data it had."""

@@ -9,10 +9,12 @@ from typing import Any
 import holdfast
 import pytest
 from conftest import Processes
+from holdfast.verify import inside
 
 pytestmark = pytest.mark.slow
 
-APP = str(Path(__file__).parent / "clock_app.py")
+APP = str(Path(__file__).parent / "faulty_app.py")
+AHEAD_S = 2 * 86_400
 KEYS = [f"k{i}" for i in range(12)]
 FORGETTING_S = 64
 """Within this every node has forgotten what it means to forget: it looks once a minute."""
@@ -20,16 +22,13 @@ BEYOND_THE_LOG = 215
 """So many entries push an older one out of a replica's log into its state."""
 
 
-async def test_a_clock_that_was_two_days_ahead_makes_nobody_forget_what_was_done(
-    processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_clock_that_was_two_days_ahead_makes_nobody_forget_what_was_done(processes: Processes, tmp_path: Path) -> None:
     processes.replication = 3
-    ahead = tmp_path / "ahead"
     options = ("--members-min", "3", "--repair-after", "600", "--shards", "24")
     processes.start_etcd()
     processes.node("n1", *options)
-    monkeypatch.setenv("CLOCK_AHEAD", str(ahead))
     for name in ("n2", "n3"):
+        processes.environment[name] = {inside.FOLDER: str(tmp_path / "faults")}
         processes.node(name, *options, app=APP)
     processes.front()
     processes.wait_ready(processes.gateway)
@@ -49,10 +48,10 @@ async def test_a_clock_that_was_two_days_ahead_makes_nobody_forget_what_was_done
             assert await again(key) == [1, 2]
         for key in KEYS:
             await asyncio.gather(*(client.get("Counter", key).increment() for _ in range(BEYOND_THE_LOG)))
-        ahead.touch()
+        inside.set_fault(tmp_path / "faults", inside.CLOCK_S, AHEAD_S)
         await asyncio.sleep(FORGETTING_S)
         assert {key: await again(key) for key in KEYS} == {key: [1, 2] for key in KEYS}
-        ahead.unlink()
+        inside.set_fault(tmp_path / "faults", inside.CLOCK_S, 0)
         await asyncio.sleep(1)
         assert {key: await again(key) for key in KEYS} == {key: [1, 2] for key in KEYS}
         processes.kill("n1")

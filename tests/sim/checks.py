@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -97,10 +98,26 @@ class Checks:
         if len(serving) > 1:
             raise Broken(f"one owner: {' and '.join(serving)} serve at once")
 
+    def _kept_by_one_of(self, forked: Iterable[str]) -> None:
+        """A disk went back, and an operator has to choose: what was acknowledged is in the copies to choose from."""
+        kept: set[bytes] = set()
+        for name in forked:
+            node = self._world.nodes[name]
+            kept.update(node.state, (entry.data for entry in node.replica.entries))
+        if missing := set(self.acknowledged) - kept:
+            raise Broken(f"acknowledged means kept: {sorted(missing)[:3]} are in none of the copies that differ")
+
     def finally_(self) -> None:
         """After healing: somebody serves, everything acknowledged is there once, and all replicas agree."""
         world = self._world
         serving = [node for node in world.nodes.values() if node.up and node.replica.serving(node.clock)]
+        assignment = world.etcd.assignment
+        forked = assignment.forked if assignment is not None else ()
+        if not serving and forked and world.went_back:
+            self._kept_by_one_of(forked)
+            return
+        if not serving and world.lone_never and assignment is not None and set(assignment.in_sync) - set(world.nodes):
+            return  # a restarted owner waits for a copy whose disk is lost: in these worlds its own never counts alone
         if not serving:
             raise Broken("progress: nobody serves after everything was healed")
         owner = serving[0]

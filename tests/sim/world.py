@@ -21,6 +21,7 @@ from holdfast_cluster.ring import Ring, RingNode
 from holdfast_node import replication as r
 from holdfast_node.replication.chain import until
 from holdfast_node.replication.changes import encode_changes, is_term
+from holdfast_node.replication.slowness import Held, Slowness
 
 from .checks import Checks, Operation
 
@@ -32,7 +33,7 @@ SETTINGS = ClusterSettings(shards=1, replication=3, points=16)
 
 STRIKES = (
     *("crash", "crash", "pause", "cut one way", "cut off", "slow disk", "etcd", "lag"),
-    *("owner without etcd", "owner without etcd", "release", "drain", "lose disk", "all"),
+    *("owner without etcd", "owner without etcd", "release", "drain", "lose disk", "all", "misjudge"),
 )
 
 
@@ -77,6 +78,11 @@ class World:
         self.random = random.Random(seed)
         self.seed = seed
         self.now = 0.0
+        self.lone_never = seed % 3 == 0
+        """Whether no copy ever counts alone: where disks are put back, for a copy that is alone may be the one that lost writes."""
+        self.puts_back = self.lone_never
+        """Whether a disk is put back to an earlier state in this world, once, instead of disks that are lost."""
+        self.went_back = False
         self.replica = replica
         self.planner = planner
         self.faults = Faults()
@@ -92,9 +98,6 @@ class World:
             self.add_node(f"n{i}")
         self._operations = 0
         self.working = True
-        self.puts_back = seed % 3 == 0
-        """Whether a disk is put back to an earlier state in this world, once, instead of disks that are lost."""
-        self.went_back = False
 
     # -- time
 
@@ -183,6 +186,10 @@ class World:
             case "slow disk":
                 node.slow_until = self.now + 3.0 * self.random.random()
                 self.tell(f"{node.name}: its disk is slow until {node.slow_until:.2f}")
+            case "misjudge":
+                node.misjudges = frozenset(name for name in self.nodes if self.random.random() < 0.5)
+                self.tell(f"{node.name}: takes for slow: {', '.join(sorted(node.misjudges))}")
+                self.at(4.0 * self.random.random(), lambda: setattr(node, "misjudges", frozenset()))
             case "etcd":
                 self.etcd.go_away(6.0 * self.random.random())
             case "lag":
@@ -439,6 +446,8 @@ class Node:
         self.paused_until = 0.0
         self.slow_until = 0.0
         self.lag_until = 0.0
+        self.misjudges: frozenset[str] = frozenset()
+        """Nodes that it takes for slow, whether they are or not."""
         self._waiting: list[Callable[[], None]] = []
         self.state_wanted = "active"
 
@@ -468,8 +477,8 @@ class Node:
         self.seen: dict[str, tuple[Member, float]] = {}
         self.sending: set[str] = set()
         self.disk.incarnation += 1
-        # A copy that is alone may count only where no disk is put back: that is all that its patience is for.
-        settings = r.ReplicationSettings(log_keep_max=6, lone_patience_s=1e9 if self.world.seed % 3 == 0 else 6.0)
+        self.slowness = Slowness(self.clock, (1.0, 4.0))
+        settings = r.ReplicationSettings(log_keep_max=6, lone_patience_s=1e9 if self.world.lone_never else 6.0)
         self.replica = self.world.replica.start(self.name, self.disk.incarnation, settings, self.disk, self.clock)
         self.world.tell(
             f"{self.name}: starts, incarnation {self.disk.incarnation}, epoch {self.disk.epoch}, log to {self.replica.last}"
@@ -591,7 +600,10 @@ class Node:
         self.when_awake(self.life, lambda: self.do(event))
 
     def _tick(self) -> None:
-        self.do(r.Tick())
+        held = {(name, SHARD): Held(*how) for name, *how in self.replica.held_up(self.slowness.slow)}
+        if self.slowness.look(held, (), self.clock):
+            self.world.tell(f"{self.name}: slow are now: {', '.join(sorted(self.slowness.slow))}")
+        self.do(r.Tick(self.slowness.slow | self.misjudges))
         assignment = self.replica.assignment
         if self.replica.owning and assignment is not None and assignment.handover in self.view.members and not self.operations:
             incarnation = self.view.members[assignment.handover].incarnation

@@ -423,6 +423,28 @@ def test_when_all_are_full_everything_stays_where_it_is() -> None:
     assert plan(with_state(picture, "full", "a", "b", "c"), 1) == []
 
 
+# -- a disk that is slow
+
+
+def test_a_slow_member_gives_its_shards_away_and_goes_on_joining() -> None:
+    picture, _ = settle(replicated(*NODES[:3]))
+    slow = picture.assignments[0].assignment.owner
+    transitions = plan(with_state(picture, "slow", slow), 1)
+    assert transitions
+    assert all(t.to.handover not in ("", slow) and not t.to.leaving for t in transitions)
+    others = tuple(name for name in "abc" if name != slow)
+    out = replicated(*NODES[:3], assignments={shard: assigned(shard, others, (slow,))[shard] for shard in range(8)})
+    assert plan(with_state(out, "slow", slow), 1) == [], "its owners have it joining, and nothing is copied to others for a while"
+    well, _ = settle(with_state(picture, "active", slow))
+    assert well.assignments[0].assignment.owner == slow
+
+
+def test_a_slow_member_gets_no_new_copies() -> None:
+    picture = replicated(*NODES[:4], assignments={shard: assigned(shard, ("a", "b"))[shard] for shard in range(8)})
+    joining = {name for t in plan(with_state(picture, "slow", "c"), 9) for name in t.to.joining}
+    assert joining == {"d"}
+
+
 # -- members with different kinds
 
 

@@ -178,6 +178,61 @@ def test_a_node_that_is_assigned_before_it_knows_that_it_is_a_member_takes_the_s
     assert replica.owning
 
 
+C_IS_SLOW = r.Tick(frozenset("c"))
+
+
+def test_a_slow_copy_leaves_the_in_sync_set_is_streamed_to_and_comes_back() -> None:
+    replica = owner()
+    answer(replica, 101.0)
+    [swap] = effects(replica.handle(C_IS_SLOW, 101.0), r.Swap)
+    assert (swap.to.in_sync, swap.to.joining) == (("a", "b"), ("c",))
+    out = replica.handle(r.Append(X), 101.0)
+    persist_all(replica, out, 101.0)
+    assert not effects(answer(replica, 101.0, "b"), r.Apply), "etcd may not have heard yet"
+    assert effects(replica.handle(r.Swapped(True, 2, swap.to), 101.1), r.Apply)
+    assert [effect.to for effect in effects(replica.handle(r.Append(X), 101.2), r.Send)] == ["b", "c"]
+    persist_all(replica, replica.handle(r.Append(X), 101.2), 101.2)
+    answer(replica, 101.3)
+    assert not effects(replica.handle(C_IS_SLOW, 101.4), r.Swap)
+    [back] = effects(replica.handle(r.Tick(), 101.5), r.Swap)
+    assert (back.to.in_sync, back.to.joining) == (("a", "b", "c"), ())
+
+
+def test_a_slow_copy_stays_where_writes_would_end_without_it_and_is_taken_back_when_they_would() -> None:
+    replica = owner()
+    replica.handle(r.Assigned(Assignment(1, "a", 1, ("a", "c")), 2), 101.0)
+    answer(replica, 101.0, "c")
+    assert not effects(replica.handle(C_IS_SLOW, 101.0), r.Swap)
+    other = owner()
+    [swap] = effects(other.handle(r.Tick(frozenset("bc")), 100.1), r.Swap)
+    assert (swap.to.in_sync, swap.to.joining) == (("a", "c"), ("b",)), "one of them has to stay"
+    late = owner()
+    late.handle(r.Assigned(Assignment(1, "a", 1, ("a", "b"), joining=("c",)), 2), 101.0)
+    answer(late, 101.0)
+    assert not effects(late.handle(C_IS_SLOW, 101.1), r.Swap)
+    answer(late, 103.5, "c")
+    [swap] = effects(late.handle(C_IS_SLOW, 103.6), r.Swap)
+    assert (swap.to.in_sync, swap.to.joining) == (("a", "c"), ()), "b is silent"
+
+
+def test_an_owner_tells_which_copies_hold_up_what_enough_others_have() -> None:
+    replica = owner()
+    base = replica.last.seq
+    out = replica.handle(r.Append(X), 101.0)
+    assert replica.held_up(()) == [], "nobody but the owner could have it"
+    answer(replica, 101.0, "b", "c")
+    assert replica.held_up(()) == [("a", base, base + 1)], "its own disk"
+    persist_all(replica, out, 101.0)
+    assert replica.held_up(()) == []
+    persist_all(replica, replica.handle(r.Append(X), 101.1), 101.1)
+    assert replica.held_up(()) == [], "two are late: neither is alone"
+    answer(replica, 101.1, "b")
+    assert replica.held_up(()) == [("c", base + 1, base + 2)]
+    replica.handle(r.Assigned(Assignment(1, "a", 1, ("a", "b"), joining=("c",)), 2), 101.2)
+    assert replica.held_up(()) == []
+    assert replica.held_up("c") == [("c", base + 1, base + 2)], "a slow one is watched on"
+
+
 def test_silent_replicas_and_those_that_leave_are_counted_together() -> None:
     replica = owner()
     replica.handle(r.Assigned(Assignment(1, "a", 1, ("a", "b", "c"), leaving=("c",)), 2), 101.0)

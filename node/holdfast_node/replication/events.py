@@ -142,7 +142,9 @@ class SnapshotEnded(msgspec.Struct, frozen=True, gc=False):
 
 
 class Tick(msgspec.Struct, frozen=True, gc=False):
-    """Time has passed."""
+    """Time has passed. `slow`: nodes whose copies hold up commits."""
+
+    slow: frozenset[str] = frozenset()
 
 
 Event = (

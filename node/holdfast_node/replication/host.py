@@ -53,6 +53,7 @@ from holdfast_node.replication.events import (
 )
 from holdfast_node.replication.links import Links
 from holdfast_node.replication.replica import Replica
+from holdfast_node.replication.slowness import FLOOR_S, PATIENCE_S, WINDOW_S, Held, Slowness
 from holdfast_node.shards import Shard, Shards
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ T = TypeVar("T")
 
 _TICKS_ROUND = 10
 _DATA_BYTES_MAX = FRAME_BYTES_MAX - (1 << 20)  # an entry has to fit into a frame to a replica
+_HURRY_S = 1.0  # for so long all copies get every tick, when something has changed that concerns many
+_UNWELL_S = 1.0  # a slow node that does not answer heartbeats for so long is still slow
 _REFRESH_S = 1.0  # until when a shard may be answered for is looked at anew when less is left; a tick does so more often than that
 
 
@@ -143,7 +146,9 @@ class Replicas:
         self.snapshots: Snapshots
         self.full: Callable[[Assignment], str | None] = lambda assignment: None
         """Why owned shards with such an assignment take no writes because of this node's disk; None when they do."""
+        self.slowness = Slowness(boottime())
         self._incarnation = 0
+        self._incarnations: dict[str, int] = {}
         self._orders: dict[int, int] = {}  # by shard, of the newest assignment that was shown
         self._now = boottime()
         self._ticks = 0
@@ -183,6 +188,10 @@ class Replicas:
     @_ends_the_node
     def follow(self, view: View) -> None:
         """etcd shows new assignments, whose rows are staged. Nothing happens under them before those are on disk."""
+        for name, member in view.members.items():
+            if self._incarnations.get(name, member.incarnation) != member.incarnation:
+                self.slowness.renewed(name)
+            self._incarnations[name] = member.incarnation
         new = []
         for number, versioned in view.assignments.items():
             if versioned.order > self._orders.get(number, 0):
@@ -245,7 +254,7 @@ class Replicas:
     def lost(self, node: str) -> None:
         """The connection to a node broke."""
         self._now = boottime()
-        self._hurry_until = self._now + 1.0
+        self._hurry_until = self._now + _HURRY_S
         for copy in self._copies.values():
             if node in copy.replica.peers:
                 self._do(copy, Lost(node))
@@ -256,12 +265,50 @@ class Replicas:
         """Time has passed; call it about twenty times a second. Copies where nothing is to be done get every tenth tick."""
         self._now = boottime()
         self._ticks += 1
+        self._judge()
+        tick = Tick(self.slowness.slow)
         hurry = self._now < self._hurry_until
         due = self._copies.values() if hurry else self._restless | self._in_turn[self._ticks % _TICKS_ROUND]
         for copy in list(due):
-            self._do(copy, Tick())
+            self._do(copy, tick)
         self._end()
         self._flusher.write()
+
+    def _judge(self) -> None:
+        """See whether a node's copies, or this one's own, hold up commits."""
+        slow = self.slowness.slow
+        held = {}
+        for copy in self._copies.values():
+            if copy.waiting or (slow and copy.shard is not None):
+                for name, reached, wanted in copy.replica.held_up(slow):
+                    held[name, copy.number] = Held(reached, wanted)
+        if not self.slowness.look(held, self._unwell(slow) if slow else (), self._now):
+            return
+        self._hurry_until = self._now + _HURRY_S
+        for name in sorted(self.slowness.slow - slow):
+            what = "this node's disk is" if name == self._node else f"{name} is"
+            log.warning(
+                "%s slow: of the last %.0f s, writes waited %.1f s for nothing else; it has to keep up for %.0f s now",
+                what,
+                WINDOW_S,
+                PATIENCE_S,
+                self.slowness.backoff_s(name),
+            )
+        for name in sorted(slow - self.slowness.slow):
+            log.warning("%s slow no more", "this node's disk is" if name == self._node else f"{name} is")
+
+    def _unwell(self, slow: Iterable[str]) -> set[str]:
+        """Those slow nodes that do not answer, or whose disk is this node's and does not."""
+        unwell = set()
+        for name in slow:
+            if name == self._node:
+                silent = self._flusher.busy_s
+            else:
+                heard = [peer.heard_at for copy in self._copies.values() if (peer := copy.replica.peers.get(name)) is not None]
+                silent = self._now - max(heard) if heard else 0.0
+            if silent > (FLOOR_S if name == self._node else _UNWELL_S):
+                unwell.add(name)
+        return unwell
 
     @_ends_the_node
     def release(self, number: int, to: Member) -> None:

@@ -22,6 +22,8 @@ Rules (each has a method of its own, and a test that breaks it):
   since: it has lost nothing. A restarted one may have lost what its disk lost: if a report has later entries of turns, it concedes.
 - first entry: an owner commits an empty entry of its own epoch, and with it everything before, before it serves.
 - lost tail: a mismatch that answers what was sent after the copy had acknowledged more proves that the copy lost it: it is removed.
+- slow copies: nodes that the shell finds slow (`Tick.slow`, see slowness.py) leave the in-sync set and are streamed to as joining
+  ones; they are taken back when they are slow no more, or when there would be too few copies to write. Never fewer than that.
 - promise: an acknowledgement promises to serve under no higher epoch for `promise_s`, counted by the owner from when it *sent*
   what was acknowledged, by the replica from when it answers. An owner serves while it holds promises of all counted replicas; a
   new one waits out its own, unless the owner before it released the shard itself. After a start a replica counts as having
@@ -35,6 +37,7 @@ Ongaro and Ousterhout, Raft, ATC 2014, 5.3 (log matching), 5.4.2 (entries of old
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -262,6 +265,27 @@ class Replica:
             names |= set(self._swapping.swap.to.in_sync)
         return names - {self.me}
 
+    def held_up(self, slow: Collection[str]) -> list[tuple[str, int, int]]:
+        """The copies that hold up entries which enough others have on disk: (node, how far it is, how far it should be).
+
+        Of `slow` nodes also those that are not counted, by what is committed.
+        """
+        if not self.owning or self.releasing or self.committed < self.first_seq:
+            return []
+        behind = [
+            (name, peer.matched, self.committed)
+            for name in slow
+            if (peer := self.peers.get(name)) is not None and name not in self._counted and peer.matched < self.committed
+        ]
+        if self.persisted == self.committed == self.last_seq:
+            return behind
+        reached = [(self.me, self.persisted), *((name, self.peers[name].matched) for name in self._counted)]
+        enough = self.settings.min_in_sync
+        if len(reached) > enough:
+            wanted = sorted((seq for _, seq in reached), reverse=True)[enough - 1]
+            behind += [(name, seq, wanted) for name, seq in reached if seq < wanted]
+        return behind
+
     def deadline(self, now: float) -> float:
         """When `Tick` is due at the latest."""
         return now + self.settings.heartbeat_s / 2
@@ -285,8 +309,8 @@ class Replica:
 
     def _happened(self, event: Event, now: float) -> None:
         match event:
-            case Tick():
-                self._tick(now)
+            case Tick(slow):
+                self._tick(slow, now)
             case Assigned(assignment, revision):
                 self._assigned(assignment, revision, now)
             case Swapped(happened, revision, written):
@@ -865,7 +889,7 @@ class Replica:
                     return tuple(entries[:i])
         return tuple(entries)
 
-    def _tick(self, now: float) -> None:
+    def _tick(self, slow: frozenset[str], now: float) -> None:
         if self._held:
             self._let_go(now)
         if self.high == self._high_kept or self._number != self._high_number:
@@ -895,26 +919,38 @@ class Replica:
             self._try_first_entry(now)
         if self.electing or self.concedes_to or self.is_forked:
             return  # nobody is removed by an owner that has not been found to hold everything
-        if not self.assignment.joining and not self.assignment.leaving and self._all_heard(now):
+        self._change_copies(slow, now)
+
+    def _change_copies(self, slow: frozenset[str], now: float) -> None:
+        """Have etcd take copies out of the in-sync set, or into it, as far as any is to go or to come."""
+        assert self.assignment is not None
+        in_sync = set(self.assignment.in_sync)
+        if not self.assignment.joining and not self.assignment.leaving and self._all_heard(now) and in_sync.isdisjoint(slow):
             return
-        silent = {
-            name
-            for name in self.assignment.in_sync
-            if name != self.me and now - self.peers[name].heard_at > self.settings.replica_timeout_s
-        }
-        if len(set(self.assignment.in_sync) - silent) < self.settings.min_in_sync:
+        enough = self.settings.min_in_sync
+        unheard = {name for name, peer in self.peers.items() if now - peer.heard_at > self.settings.replica_timeout_s}
+        ready = {name for name in set(self.assignment.joining) - {self.me} if self.caught_up(self.peers[name], now)}
+        silent = in_sync & unheard
+        if len((in_sync | ready) - unheard) < enough:
             earliest = now - self.settings.replica_timeout_s - self.settings.corner_patience_s
             silent = {name for name in silent if self.peers[name].heard_at < earliest}
-        silent |= {name for name in self.assignment.in_sync if name != self.me and self.peers[name].lost}
-        leaving = set(self.assignment.leaving) - {self.me}
-        if len(set(self.assignment.in_sync) - leaving - silent) >= self.settings.min_in_sync:
-            silent |= leaving & set(self.assignment.in_sync)
-        caught_up = {name for name in self.assignment.joining if name != self.me and self.caught_up(self.peers[name], now)}
-        if silent or caught_up:
-            in_sync = tuple(name for name in self.assignment.in_sync if name not in silent) + tuple(sorted(caught_up))
-            joining = tuple(name for name in self.assignment.joining if name not in caught_up)
-            still = tuple(name for name in self.assignment.leaving if name in in_sync)
-            self._swap(msgspec.structs.replace(self.assignment, in_sync=in_sync, joining=joining, leaving=still))
+        gone = silent | {name for name in in_sync - {self.me} if self.peers[name].lost}
+        leaving = in_sync.intersection(self.assignment.leaving) - {self.me}
+        if len(in_sync - leaving - gone) >= enough:
+            gone |= leaving
+        caught_up = ready - slow
+        if len((in_sync - gone) | caught_up) < enough:
+            caught_up = ready  # a slow copy is better than none
+        held_back: set[str] = set()
+        for name in sorted(slow & (in_sync - gone) - {self.me}):
+            if len((in_sync - gone - held_back - {name}) | caught_up) >= enough:
+                held_back.add(name)
+        if gone or caught_up or held_back:
+            out = gone | held_back
+            to = tuple(name for name in self.assignment.in_sync if name not in out) + tuple(sorted(caught_up))
+            joining = tuple(name for name in self.assignment.joining if name not in caught_up) + tuple(sorted(held_back))
+            still = tuple(name for name in self.assignment.leaving if name in to)
+            self._swap(msgspec.structs.replace(self.assignment, in_sync=to, joining=joining, leaving=still))
 
     def _all_heard(self, now: float) -> bool:
         oldest = now - self.settings.replica_timeout_s

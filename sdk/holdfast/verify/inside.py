@@ -1,0 +1,66 @@
+"""Faults inside a node's process, for `holdfast verify` and for tests: a slow disk, and a wall clock that is wrong.
+
+A process that was started with HOLDFAST_FAULTS=FOLDER looks there. While the file `fsync_s` is there, each fsync of its store takes
+so many seconds more. While `clock_s` is there, its wall clock is so many seconds ahead (below 0: behind).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+FOLDER = "HOLDFAST_FAULTS"
+FSYNC_S, CLOCK_S = "fsync_s", "clock_s"
+_LOOK_S = 0.02
+
+
+class _Amount:
+    """The number in a file, 0 while there is none; looked at now and then."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._value = 0.0
+        self._at = float("-inf")
+
+    def __call__(self) -> float:
+        now = time.monotonic()
+        if now - self._at >= _LOOK_S:
+            self._at = now
+            try:
+                self._value = float(self._path.read_text() or 0)
+            except FileNotFoundError:
+                self._value = 0.0
+        return self._value
+
+
+def set_fault(folder: Path, fault: str, amount: float) -> None:
+    """Begin a fault of the process that looks into `folder`, or end it with 0."""
+    file = folder / fault
+    if not amount:
+        file.unlink(missing_ok=True)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    new = folder / f".{fault}"
+    new.write_text(str(amount))
+    new.rename(file)
+
+
+def install() -> None:
+    """Have this process look for its faults, if it was started so. Modules that took `time.time` for their own keep the right one."""
+    if not (folder := os.environ.get(FOLDER)):
+        return
+    store = importlib.import_module("holdfast_node.store").Store  # the SDK rests on no node; this runs inside one
+    clock_s, fsync_s = _Amount(Path(folder, CLOCK_S)), _Amount(Path(folder, FSYNC_S))
+    wall, wall_ns, sync = time.time, time.time_ns, store.sync
+
+    def slow_sync(self: Any) -> None:
+        sync(self)
+        if extra := fsync_s():
+            time.sleep(extra)
+
+    time.time = lambda: wall() + clock_s()
+    time.time_ns = lambda: wall_ns() + int(clock_s() * 1e9)
+    store.sync = slow_sync
