@@ -12,16 +12,17 @@ from google.protobuf import message_factory
 from holdfast.ids import letter_place
 from holdfast.processes import process_stats
 from holdfast.v1 import admin_pb2, admin_pb2_grpc
+from holdfast_cluster.cluster_time import FAR_MS
 from holdfast_cluster.dispatch import KEY_BYTES_MAX, Dispatcher
 from holdfast_cluster.etcd import EtcdError, delete, put, unchanged
 from holdfast_cluster.feed import ViewFeed
 from holdfast_cluster.guarded import GuardedEtcd
 from holdfast_cluster.model import Assignment, Drain, Keys, Member, Pause, View, encode
+from holdfast_cluster.nodes import Nodes
 from holdfast_cluster.ring import shard_of
 
 from holdfast_gateway.door import Door, permit
 from holdfast_gateway.inspection import ObjectAdmin, asked_by, shard_status
-from holdfast_gateway.nodes import Nodes
 
 log = logging.getLogger(__name__)
 
@@ -351,6 +352,10 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
             else:
                 why = f"it is slow: nodes {', '.join(by)} go on without its copies until it keeps up again"
             problem(f"node {node}", why)
+        for node, answer in sorted(stats.items()):
+            if abs(answer.clock_ahead_s) * 1000 > FAR_MS:
+                off = f"{abs(answer.clock_ahead_s):.0f} s {'ahead of' if answer.clock_ahead_s > 0 else 'behind'} the cluster's time"
+                problem(f"node {node}", f"its machine's clock is {off}: alarms and requests do not follow it", minor=True)
         for answer in stats.values():
             if answer.notice:
                 problem("members", answer.notice)

@@ -16,9 +16,8 @@ from holdfast.v1 import admin_pb2
 from holdfast_cluster.dispatch import KEY_BYTES_MAX
 from holdfast_cluster.feed import ViewFeed
 from holdfast_cluster.model import View
+from holdfast_cluster.nodes import Nodes
 from holdfast_cluster.ring import shard_of
-
-from holdfast_gateway.nodes import Nodes
 
 log = logging.getLogger(__name__)
 

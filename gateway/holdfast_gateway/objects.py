@@ -25,10 +25,11 @@ from holdfast.errors import (
     not_definite_after,
 )
 from holdfast.frames import FrameWriter, ends
-from holdfast.ids import EFFECT, RequestIds, idempotent_id
+from holdfast.ids import EFFECT, TIME_METADATA, RequestIds, idempotent_id
 from holdfast.logs import Few
 from holdfast.tracing import TRACEPARENT, Tracing
 from holdfast.v1 import objects_pb2 as pb
+from holdfast_cluster.cluster_time import WALL, Time, WallTime
 from holdfast_cluster.dispatch import Dispatcher
 
 from holdfast_gateway.access import Refused
@@ -58,12 +59,15 @@ _STATUS_DATA_BYTES_MAX = 2_000
 class ObjectsService:
     """Serves `holdfast.v1.Objects`."""
 
-    def __init__(self, dispatcher: Dispatcher, door: Door | None = None, tracing: Tracing | None = None) -> None:
-        """`door`: who may call what; None: everybody may everything."""
+    def __init__(
+        self, dispatcher: Dispatcher, door: Door | None = None, tracing: Tracing | None = None, time: Time | WallTime = WALL
+    ) -> None:
+        """`door`: who may call what; None: everybody may everything. `time`: the cluster's, which clients make ids by."""
+        self._time = time
         self._tracing = tracing
         self._dispatcher = dispatcher
         self._door = door
-        self._ids = RequestIds()
+        self._ids = RequestIds(lambda: self._time.now_ms())
         self._few = Few()
         self.sessions = 0
         """Clients' sessions that are open."""
@@ -91,6 +95,8 @@ class ObjectsService:
         if self.draining:
             self.refused["draining"] += 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this gateway stops")
+        if any(name == TIME_METADATA for name, _ in context.invocation_metadata() or ()):
+            await context.send_initial_metadata(self._now())
         is_json = request.WhichOneof("arguments") == "json"
         remaining = context.time_remaining()
         timeout_ms = request.timeout_ms
@@ -145,6 +151,10 @@ class ObjectsService:
             return pb.CallResponse(json=reply.result.decode(), request_id=request_id, epoch=reply.epoch)
         return pb.CallResponse(msgpack=reply.result, request_id=request_id, epoch=reply.epoch)
 
+    def _now(self) -> tuple[tuple[str, str], ...]:
+        """What time it is, for the ids that a client makes, whose own clock may be wrong."""
+        return ((TIME_METADATA, str(self._time.now_ms())),) if self._time.started else ()
+
     async def session(self, _: object, context: Any) -> None:
         """One client's calls, until it goes away, asks for far more than it reads, or the gateway stops."""
         if await self._serve(context):
@@ -161,7 +171,7 @@ class ObjectsService:
         submit = self._dispatcher.submit
         self.sessions += 1
         try:
-            await context.send_initial_metadata(())  # tells the client that it is connected
+            await context.send_initial_metadata(self._now())  # tells the client that it is connected
             while (frame := await context.read()) is not grpc.aio.EOF:
                 if self.draining:
                     break  # what was just read is not begun: the client sends it again, elsewhere

@@ -15,19 +15,20 @@ from holdfast.health import LIVE, HealthPort
 from holdfast.metrics import Histogram, MetricsPage, measure_lag
 from holdfast.processes import Stopped, unless_stopped
 from holdfast.tracing import start as trace_process
+from holdfast_cluster.cluster_time import Time, keep_time
 from holdfast_cluster.dispatch import Dispatcher
 from holdfast_cluster.feed import ViewFeed
 from holdfast_cluster.guarded import GuardedEtcd
 from holdfast_cluster.lineage import Memory
 from holdfast_cluster.membership import agree_on_settings
 from holdfast_cluster.model import Keys
+from holdfast_cluster.nodes import Nodes
 
 from holdfast_gateway.access import AccessFile
 from holdfast_gateway.admin import AdminService, guarded
 from holdfast_gateway.config import GatewayConfig
 from holdfast_gateway.door import Door
 from holdfast_gateway.metrics import GatewayMetrics
-from holdfast_gateway.nodes import Nodes
 from holdfast_gateway.objects import ObjectsService
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,8 @@ class GatewayServer:
         dispatcher = Dispatcher(feed, config.dispatch, certificates=certificates)
         door = None if access is None else Door(access)
         tracing = None if not config.trace else trace_process("holdfast-gateway", f"{socket.gethostname()}:{port}", config.trace)
-        objects = ObjectsService(dispatcher, door, tracing)
+        time = Time()
+        objects = ObjectsService(dispatcher, door, tracing, time)
         nodes = Nodes(feed, certificates)
         admin = AdminService(feed, dispatcher, etcd, keys, config.cluster, nodes, door, objects.refused)
         server.add_generic_rpc_handlers((objects.handlers(), guarded(admin)))
@@ -102,9 +104,11 @@ class GatewayServer:
             if config.health_port is not None:
                 log.info("health at port %d", await probes.listen(f"{config.listen.rpartition(':')[0]}:{config.health_port}"))
             async with asyncio.TaskGroup() as group:
+                readiness = group.create_task(_readiness(dispatcher, healthy), name="readiness")
                 tasks = [
+                    readiness,
                     group.create_task(feed.run(), name="view feed"),
-                    group.create_task(_readiness(dispatcher, healthy), name="readiness"),
+                    group.create_task(keep_time(time, "", "", feed, nodes, lambda: False, 0), name="cluster time"),
                     group.create_task(measure_lag(loop_lag), name="loop lag"),
                     *([] if certificates is None else [group.create_task(certificates.watch(), name="certificates")]),
                     *([] if access is None else [group.create_task(access.watch(), name="access")]),
@@ -117,7 +121,7 @@ class GatewayServer:
                     await server.start()
                     log.info("gateway serves at %s:%d", config.listen.rpartition(":")[0], port)
                     await stop.wait()
-                tasks[1].cancel()
+                readiness.cancel()
                 objects.draining = True
                 await healthy.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
                 log.info("stopping: finishing %d calls", dispatcher.in_flight)

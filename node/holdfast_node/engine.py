@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -196,28 +195,27 @@ class Engine:
             if activation is None:
                 activation = self._activate(call)
             shard = activation.shard
-            if shard.until <= boottime() or (shard.closing and not call.chain):
+            now = boottime()
+            if shard.until <= now or (shard.closing and not call.chain):
                 raise WrongOwner(f"shard {shard.number} is not served by this node at the moment", definite=True, retryable=True)
             method = call.method
             handler: Handler | Inside = activation.kind.handlers.get(method) or activation.kind.handler(method)
             attempt = call.attempt
             responses = self._responses
-            if (
-                attempt
-                or not responses.fresh_from <= request_id < responses.ahead_to
-                or request_id < shard.fresh_from
-                or request_id in responses.retried
-            ):
+            again = attempt or request_id[0] >= EFFECT or responses.may_have_run(request_id, now)
+            if again or now < shard.look_until:
                 if call.notification:
                     if activation.took(call.notification):
                         handler = _AGAIN  # as a turn of its own, so that its answer waits for what the first one's waits for
-                        again = pb.Call()  # the sender, on this very node perhaps, still has the other one
-                        again.CopyFrom(call)
-                        again.ClearField("notification")
-                        call = again
+                        other = pb.Call()  # the sender, on this very node perhaps, still has the one that came
+                        other.CopyFrom(call)
+                        other.ClearField("notification")
+                        call = other
                 else:
-                    self._flusher.write()  # what is committed may be staged still
-                    kept = responses.find(shard, identity_of(activation.digest, handler, call), call)  # type: ignore[arg-type]
+                    if again:
+                        self._flusher.write()  # what is committed may be staged still
+                    identity = identity_of(activation.digest, handler, call)  # type: ignore[arg-type]
+                    kept = responses.find(shard, identity, call, before=not again)
                     if kept is not None:
                         error = None if kept.error is None else not_definite_after(attempt, kept.error)
                         port.reply(call.id, kept.result, error, shard)
@@ -579,7 +577,7 @@ class Engine:
         failed.request_id = turn.request_id
         self.turns_failed += 1
         turn.activation.last_error = LastError(
-            failed.code, failed.message, turn.handler.name, time.time_ns() // 1_000_000, turn.request_id
+            failed.code, failed.message, turn.handler.name, turn.activation.shard.clock.now_ms(), turn.request_id
         )
         if not isinstance(error, Rejected | InvalidArgument):
             log.error(

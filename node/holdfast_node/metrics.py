@@ -12,6 +12,7 @@ from holdfast.metrics import Histogram, counter, gauge, histogram
 from holdfast.processes import version
 from holdfast.tls import Certificates
 from holdfast_cluster.clock import boottime
+from holdfast_cluster.cluster_time import Time
 from holdfast_cluster.controller import Controller
 from holdfast_cluster.dispatch import Dispatcher
 from holdfast_cluster.feed import ViewFeed
@@ -48,6 +49,7 @@ class NodeMetrics:
     memory_max_bytes: int
     certificates: Certificates | None
     watch: DiskWatch
+    time: Time
 
     def collect(self) -> Iterator[Metric]:
         me = self.membership.member
@@ -63,6 +65,11 @@ class NodeMetrics:
             "holdfast_etcd_session_remaining_seconds",
             "Until the node's lease ends if it is not renewed; 0 while it has none.",
             max(0.0, self.membership.lease_expires_at - boottime()) if me is not None else 0.0,
+        )
+        yield gauge(
+            "holdfast_wall_clock_ahead_seconds",
+            "How far the machine's wall clock is ahead of the cluster's time; below 0: behind.",
+            self.time.wall_ahead_s,
         )
         yield from certificate_metrics(self.certificates)
         yield from feed_metrics(self.feed)

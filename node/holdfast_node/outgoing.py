@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
@@ -161,7 +160,7 @@ class Notifier:
             full = self._deliveries.room(activation.shard, (activation.kind.name, activation.key), sent)
         if full is not None:
             raise Overloaded(full, definite=True, retryable=True, retry_after_s=1.0)
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = activation.shard.clock.now_ms()
         row = Notification(activation.kind.name, activation.key, self._name, self._key, method, arguments, now_ms)
         if activation.turn is not None and activation.turn.span is not None:
             row.trace = activation.turn.span.header()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from itertools import islice
@@ -25,14 +24,15 @@ from holdfast.errors import DeadlineExceeded, InvalidArgument
 from holdfast.ids import EFFECT, KEYED, id_prefix
 from holdfast.signature import Handler
 from holdfast.v1 import objects_pb2 as pb
+from holdfast_cluster.clock import boottime
+from holdfast_cluster.cluster_time import WALL
 
 from holdfast_node import keys
-from holdfast_node.shards import DAY_BUCKET_MS, TIMED_BUCKET_MS, Shard
+from holdfast_node.shards import DAY_BUCKET_MS, LATE_S, TIMED_BUCKET_MS, Shard
 from holdfast_node.store import Batch, Store
 
 _AHEAD_MAX_MS = 600_000
 _RETRIED_MAX = 100_000
-_FRESH_MS = 2_000
 _ROWS_FEW = 2_000
 _DAY_MS = 24 * 3_600_000
 _NO_BUCKET = 1 << 32
@@ -72,35 +72,33 @@ class Response(NamedTuple):
 class ResponseCache:
     """The kept replies of a node. `window_s`: how long, of a shard's time, a request may be sent again after it came.
 
-    A request may have been run before, and has to be looked up with `find`, when it is a later attempt, when its id does not
-    lie between `fresh_from` and `ahead_to` (a first attempt that was long on its way), or when it is in `retried`.
+    A request may have been run before, and has to be looked up with `find`, when it is a later attempt, when its id tells no time,
+    when a later attempt of it may have been run by this owner (`may_have_run`), or by one before (`Shard.look_until`).
     """
 
     def __init__(self, store: Store, window_s: float, clock: Callable[[], int] | None = None) -> None:
-        """`clock`: Unix time in ms. It decides only whether a first attempt is looked up, never whether it is run."""
+        """`clock`: Unix time in ms. It decides only how long a reply is kept whose id tells a time that is far ahead."""
         self._store = store
-        self._now_ms = clock or _now_ms
+        self._now_ms = clock or WALL.now_ms
         self._window_ms = int(window_s * 1000)
-        self.fresh_from = b""
         self.ahead_to = b""
-        self.retried: set[bytes] = set()
-        self._retried_order: deque[bytes] = deque()
+        self._retried: dict[bytes, float] = {}  # by id, when: the oldest first
+        self._forgot_at = float("-inf")
         self.tick()
 
     def tick(self) -> None:
         """Follow the clock; call it a few times a second."""
-        now = self._now_ms()
-        self.fresh_from = id_prefix(now - _FRESH_MS)
-        self.ahead_to = id_prefix(now + _AHEAD_MAX_MS)
+        self.ahead_to = id_prefix(self._now_ms() + _AHEAD_MAX_MS)
 
-    def find(self, shard: Shard, identity: bytes, call: pb.Call) -> Response | None:
-        """The kept reply of the request with this identity (see `identity_of`).
+    def find(self, shard: Shard, identity: bytes, call: pb.Call, before: bool = False) -> Response | None:
+        """The kept reply of the request with this identity (see `identity_of`). `before`: only one that an owner before kept lately,
+        which is all that a first attempt has to fear that is late.
 
         Raises DeadlineExceeded for a later attempt whose reply may have been forgotten, and InvalidArgument for an id that another
         call had.
         """
         request_id = call.request_id
-        for key in self._places(shard, request_id):
+        for key in self._places_before(shard, request_id) if before else self._places(shard, request_id):
             row = self._store.get("replies", key)
             if row is not None:
                 return _read(row, identity, call)
@@ -120,6 +118,13 @@ class ResponseCache:
                 yield keys.reply_bucket(shard.number, keys.TIMED, bucket) + request_id
         for bucket in range(int(shard.time_ms) // DAY_BUCKET_MS, self._first(shard, keys.DAY, forgotten.day) - 1, -1):
             yield keys.reply_bucket(shard.number, keys.DAY, bucket) + request_id
+
+    def _places_before(self, shard: Shard, request_id: bytes) -> Iterator[bytes]:
+        """Where an owner before may have kept the reply of a request of which an attempt is still on its way."""
+        kept, width = (keys.TIMED, TIMED_BUCKET_MS) if request_id < self.ahead_to else (keys.DAY, DAY_BUCKET_MS)
+        taken_ms = shard.taken_ms
+        for bucket in range(taken_ms // width, max(0, taken_ms - int(LATE_S * 1000)) // width - 1, -1):
+            yield keys.reply_bucket(shard.number, kept, bucket) + request_id
 
     def _first(self, shard: Shard, kept: int, forgotten: int) -> int:
         """The first bucket that holds anything. Entries commit in order, so none before it is filled later."""
@@ -143,10 +148,13 @@ class ResponseCache:
 
     def note_retried(self, request_id: bytes) -> None:
         """This request was run as a retry: should its first attempt arrive later, it must be looked up."""
-        self.retried.add(request_id)
-        self._retried_order.append(request_id)
-        if len(self._retried_order) > _RETRIED_MAX:
-            self.retried.discard(self._retried_order.popleft())
+        self._retried[request_id] = boottime()
+        if len(self._retried) > _RETRIED_MAX:
+            self._forgot_at = self._retried.pop(next(iter(self._retried)))
+
+    def may_have_run(self, request_id: bytes, now: float) -> bool:
+        """Whether a later attempt of a request that comes now (seconds of `boottime`) as its first may have been run here."""
+        return request_id in self._retried or now < self._forgot_at + LATE_S
 
     # -- forgetting
 
@@ -246,7 +254,3 @@ def _time_of(request_id: bytes) -> str:
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
     except (ValueError, OverflowError, OSError):
         return f"{seconds:.0f} s after 1970"
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

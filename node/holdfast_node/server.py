@@ -21,6 +21,7 @@ from holdfast.tls import Certificates
 from holdfast.tracing import start as trace_process
 from holdfast.v1 import admin_pb2
 from holdfast_cluster.clock import boottime
+from holdfast_cluster.cluster_time import Time, keep_time, tell_time
 from holdfast_cluster.controller import AT_ONCE_S, Controller
 from holdfast_cluster.dispatch import Dispatcher
 from holdfast_cluster.etcd import EtcdError
@@ -29,6 +30,7 @@ from holdfast_cluster.guarded import GuardedEtcd
 from holdfast_cluster.kinds import KnownKinds
 from holdfast_cluster.membership import Membership, agree_on_settings
 from holdfast_cluster.model import FEATURES, VERSION, Assignment, ClusterSettings, Keys, Member, Versioned, View
+from holdfast_cluster.nodes import Nodes
 from holdfast_cluster.peerpb import peer_pb2
 from holdfast_cluster.streams import StreamServer
 
@@ -164,11 +166,12 @@ class NodeServer:
         feed = ViewFeed(etcd, keys, memory, f"node {node_id}")
         replicated = settings.replication > 1
         liveness = Liveness(config.lease_ttl_s, enabled=not replicated)
-        responses = ResponseCache(self._store, config.replies_window_s)
+        self._time = time = Time()
+        responses = ResponseCache(self._store, config.replies_window_s, time.now_ms)
         local = LocalPipe(liveness)
         certificates = config.certificates
         dispatcher = Dispatcher(feed, config.dispatch, (node_id, local), certificates)
-        self._shards = shards = Shards(self._drop_shards)
+        self._shards = shards = Shards(self._drop_shards, time)
 
         def identity() -> str:
             return f"{node_id}:{self._member.incarnation if self._member else 0}"
@@ -217,12 +220,21 @@ class NodeServer:
             epochs = {} if replication is None else {copy.number: copy.replica.epoch for copy in replication.replicas.copies()}
             return memory.report(node_id, directory.incarnation, epochs)
 
+        async def clock(request: peer_pb2.ClockRequest) -> peer_pb2.ClockResponse:
+            return await tell_time(time)
+
         peer = PeerService(
             engine,
             liveness,
             identity,
             lambda: feed.view.order,
-            {"Stats": stats, "Known": known, **Letters(self._store, shards, engine.deliveries).answers(), **inspection.answers()},
+            {
+                "Stats": stats,
+                "Known": known,
+                "Clock": clock,
+                **Letters(self._store, shards, engine.deliveries).answers(),
+                **inspection.answers(),
+            },
             None if replication is None else replication.links,
             None if replication is None else replication.receiver,
             certificates,
@@ -243,6 +255,8 @@ class NodeServer:
         except AddressInUse:
             await server.stop(None)
             raise
+        machine = config.host or socket.gethostname()
+        nodes = Nodes(feed, certificates)
         address = canonical(config.advertise or f"{host}:{port}")
         stream_address = (
             canonical(config.stream_advertise) if config.stream_advertise else f"{address.rpartition(':')[0]}:{stream_port}"
@@ -254,7 +268,7 @@ class NodeServer:
                 node_id,
                 address,
                 0,
-                config.host or socket.gethostname(),
+                machine,
                 config.zone,
                 config.weight,
                 stream_address,
@@ -332,6 +346,7 @@ class NodeServer:
                     config.memory_max_bytes,
                     certificates,
                     watch,
+                    time,
                 )
                 page = MetricsPage(f"{host}:{config.metrics_port}", metrics.collect)
                 log.info("metrics at port %d", page.port)
@@ -345,6 +360,12 @@ class NodeServer:
                     *([] if certificates is None else [group.create_task(certificates.watch(), name="certificates")]),
                     group.create_task(controller.run(), name="controller"),
                     group.create_task(watch.run(), name="disk"),
+                    group.create_task(
+                        keep_time(
+                            time, node_id, machine, feed, nodes, lambda: bool(shards.serving(boottime())), settings.replication
+                        ),
+                        name="cluster time",
+                    ),
                     group.create_task(hosting.tell(engine.kinds, feed, etcd, keys, membership), name="hosting"),
                 ]
                 if replication is not None:
@@ -383,6 +404,7 @@ class NodeServer:
             await streams.close()
             await probes.close()
             await dispatcher.close()
+            await nodes.close()
             if replication is not None:
                 await replication.links.close()
             await engine.close()
@@ -423,6 +445,7 @@ class NodeServer:
             cache_bytes=engine.cached_bytes,
             kinds=sorted(self._app.kinds),
             notice=self._controller.notice,
+            clock_ahead_s=self._time.wall_ahead_s,
             **engine.deliveries.counts(),
             **(self._replication.stats() if self._replication is not None else {}),
             slow_nodes=sorted(self._replication.slow) if self._replication is not None else (),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from holdfast.ids import id_prefix
+from holdfast_cluster.clock import boottime
+from holdfast_cluster.cluster_time import WALL, Time, WallTime
 
 from holdfast_node import keys
 
@@ -21,8 +21,9 @@ DAY_BUCKET_MS = 4 * 3_600_000
 """The same for those that are kept for a day."""
 _TICK_MAX_S = 1.0  # a longer pause between two ticks is one of the process, in which nothing was served
 
-CLOCKS_APART_MS = 2_000
-"""How far the clocks of those who make request ids may be ahead of the nodes'."""
+LATE_S = 300.0
+"""How long a first attempt of a request may be on its way: twice as long as a call is held. So long after a shard was taken all
+requests are looked up, for an owner before may have run a later attempt of any of them."""
 
 
 class Shard:
@@ -30,27 +31,33 @@ class Shard:
 
     `until`: while the clock (`boottime`) is below it, the node may answer for the shard: 0 when it may not at the moment.
     `closing`: it is about to be handed over, so no turn begins. `read_only`: why turns may not write at the moment. `replicated`:
-    whether entries go to a log that others copy. `fresh_from`: a request whose id is older may have been run by an owner before.
-    `turns`: how many began. `kinds`: those that objects were taken into memory of.
+    whether entries go to a log that others copy. `look_until`: until this time of `boottime` a later attempt of any request may have
+    been run by an owner before. `turns`: how many began. `kinds`: those that objects were taken into memory of.
 
     `time_ms` is the *shard's time*: how long the shard has been served, by whichever owner. It follows no wall clock, goes from owner
-    to owner with the entries, and never runs back. `timed_bucket` and `day_bucket` are where replies are kept that come now.
+    to owner with the entries, and never runs back. `taken_ms` is what it was when this owner took the shard, 0 when nobody had it
+    before. `timed_bucket` and `day_bucket` are where replies are kept that come now.
+
+    `clock` tells the cluster's time, and `stamp` is that of the newest entry.
     """
 
     __slots__ = (
         "_ticked",
+        "clock",
         "closing",
         "day_bucket",
         "epoch",
         "first_buckets",
-        "fresh_from",
         "gathering",
         "kinds",
+        "look_until",
         "number",
         "owned",
         "prefix",
         "read_only",
         "replicated",
+        "stamp",
+        "taken_ms",
         "time_bytes",
         "time_ms",
         "timed_bucket",
@@ -58,7 +65,7 @@ class Shard:
         "until",
     )
 
-    def __init__(self, number: int, epoch: int, replicated: bool = False, time_ms: float = 0.0) -> None:
+    def __init__(self, number: int, epoch: int, replicated: bool = False, time_ms: float = 0.0, stamp: int = 0) -> None:
         self.number = number
         self.prefix = keys.shard_prefix(number)
         self.epoch = epoch
@@ -70,7 +77,10 @@ class Shard:
         self.turns = 0
         self.kinds: set[str] = set()
         self.gathering: Entry | None = None
-        self.fresh_from = id_prefix(time.time_ns() // 1_000_000 + CLOCKS_APART_MS)
+        self.look_until = 0.0
+        self.taken_ms = int(time_ms)
+        self.clock: Time | WallTime = WALL
+        self.stamp = stamp
         self.time_ms = time_ms
         self._ticked = 0.0
         self.first_buckets: dict[int, int] = {}  # by class of kept replies, for the response cache
@@ -83,6 +93,14 @@ class Shard:
             self.time_ms += min(passed, _TICK_MAX_S) * 1000
             self._show_time()
 
+    def next_stamp(self) -> int:
+        """The cluster time of an entry that is appended now: 48 bits of Unix time in ms and 16 of a counter. It always grows.
+
+        It is the clock of Kulkarni et al., Logical Physical Clocks, OPODIS 2014, of one shard.
+        """
+        self.stamp = stamp = max(self.clock.now_ms() << 16, self.stamp + 1)
+        return stamp
+
     def _show_time(self) -> None:
         now = int(self.time_ms)
         self.time_bytes = now.to_bytes(8, "big")
@@ -91,10 +109,14 @@ class Shard:
 
 
 class Shards:
-    """The owned shards by number. `dropped` is called with those that stop being owned under the epoch they had."""
+    """The owned shards by number. `dropped` is called with those that stop being owned under the epoch they had.
 
-    def __init__(self, dropped: Callable[[set[Shard]], None]) -> None:
+    `clock` tells the cluster's time.
+    """
+
+    def __init__(self, dropped: Callable[[set[Shard]], None], clock: Time | WallTime = WALL) -> None:
         self._dropped = dropped
+        self.clock = clock
         self._owned: dict[int, Shard] = {}
         self.taken = 0
         """How often a shard was taken under a new epoch."""
@@ -118,6 +140,8 @@ class Shards:
     def take(self, shard: Shard) -> None:
         """Own a shard under a new epoch."""
         assert shard.number not in self._owned
+        shard.clock = self.clock
+        shard.look_until = boottime() + LATE_S if shard.taken_ms else 0.0
         self._owned[shard.number] = shard
         self.taken += 1
 

@@ -24,7 +24,7 @@ from holdfast.budget import RATIO, Budgets
 from holdfast.channels import CHANNEL_OPTIONS, check_address
 from holdfast.client import CALL_BYTES_MAX, DEADLINE_SLACK_S, TIMEOUT_S, check_key, check_own_id, retry_pause
 from holdfast.errors import DeadlineExceeded, HoldfastError, InternalError, Overloaded, TooLarge, Unavailable, error_from_proto
-from holdfast.ids import RequestIds
+from holdfast.ids import TIME_METADATA, RequestIds, told_time
 from holdfast.signature import decode_result, encode_arguments, return_type
 from holdfast.tls import TLS, Token, authorization
 from holdfast.tracing import ClientTracing, of_application
@@ -200,7 +200,16 @@ class BlockingClient:
                     closed.request_id = request.request_id
                     raise
                 try:
-                    reply: pb.CallResponse = connections.calls[use](request, timeout=left + DEADLINE_SLACK_S, metadata=shown)
+                    timeout = left + DEADLINE_SLACK_S
+                    reply: pb.CallResponse
+                    if connections.knows_time:
+                        reply = connections.calls[use](request, timeout=timeout, metadata=shown)
+                    else:
+                        shown = (*shown, (TIME_METADATA, ""))
+                        reply, call = connections.calls[use].with_call(request, timeout=timeout, metadata=shown)
+                        connections.knows_time = True
+                        if (now_ms := told_time(call.initial_metadata())) is not None:
+                            self._ids.follow(now_ms)
                     return reply.msgpack
                 except grpc.RpcError as failed:
                     error = _error(failed, request, self._endpoints[use])
@@ -235,6 +244,8 @@ class _Connections:
 
     def __init__(self, endpoints: tuple[str, ...], tls: TLS | None) -> None:
         self.files = None if tls is None else tls.state()
+        self.knows_time = False
+        """Whether a gateway was asked what time it is, for the ids of calls."""
         self._channels = [_open(endpoint, tls) for endpoint in endpoints]
         self.calls = [
             channel.unary_unary(

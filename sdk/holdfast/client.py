@@ -34,7 +34,7 @@ from holdfast.errors import (
     not_definite_after,
 )
 from holdfast.frames import FrameWriter, ends
-from holdfast.ids import EFFECT, REQUEST_ID_BYTES, RequestIds, idempotent_id
+from holdfast.ids import EFFECT, REQUEST_ID_BYTES, RequestIds, idempotent_id, told_time
 from holdfast.signature import decode_result, encode_arguments, return_type
 from holdfast.tls import TLS, Token, authorization
 from holdfast.tracing import ClientTracing, of_application
@@ -318,7 +318,9 @@ class Client:
                 pending.future.set_exception(error)
 
     async def _session(self, call: Any) -> None:
-        await call.initial_metadata()  # the gateway's word that it is there; what is sent from now on may have arrived
+        told = await call.initial_metadata()  # the gateway's word that it is there; what is sent from now on may have arrived
+        if (now_ms := told_time(told)) is not None:
+            self._ids.follow(now_ms)
         if call.done():
             await call.read()  # raises what went wrong
             return

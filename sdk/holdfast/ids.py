@@ -6,12 +6,16 @@ import base64
 import os
 import struct
 import time
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 
 REQUEST_ID_BYTES = 16
 
 _pack = struct.Struct(">QQ").pack
 
+
+TIME_METADATA = "holdfast-time"
+"""The gRPC metadata in which a gateway tells the cluster's time, Unix time in ms: in each session, and in calls that bring it."""
 
 KEYED = 0xFF
 """What the ids of requests with an idempotency key begin with: they are made of it instead of a time. No time begins so."""
@@ -23,6 +27,7 @@ Replies under ids that tell no time, all from EFFECT on, are kept for a day.
 """
 
 IDEMPOTENCY_KEY_BYTES_MAX = 255
+_TIME_CHARS_MAX = 14  # the year 5138
 
 
 class RequestIds:
@@ -35,15 +40,26 @@ class RequestIds:
     `fork`, and by a snapshot of the machine: two calls then have one id, and one of them never takes effect.
     """
 
-    __slots__ = ("_count", "_ms")
+    __slots__ = ("_clock", "_count", "_ms")
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], int] | None = None) -> None:
+        """`clock`: Unix time in ms."""
+        self._clock = clock or _wall_ms
         self._ms = 0
         self._count = 0
 
+    def follow(self, now_ms: int) -> None:
+        """Make ids of a time that is `now_ms` now, and goes on with the monotonic clock: the wall clock may be wrong."""
+        began_ms = now_ms - time.monotonic_ns() // 1_000_000
+        self._clock = lambda: began_ms + time.monotonic_ns() // 1_000_000
+        self._ms = 0  # what the wall clock showed before may be far ahead
+
     def next(self) -> bytes:
-        """Return a new id, 16 bytes. The ids of one thread increase, also when the clock steps back or a ms holds over 4,095."""
-        ms = time.time_ns() // 1_000_000
+        """Return a new id, 16 bytes. The ids of one thread increase, also when the clock steps back or a ms holds over 4,095.
+
+        Not when `follow` moves the clock.
+        """
+        ms = self._clock()
         count = 0
         if ms <= self._ms:
             ms = self._ms
@@ -54,6 +70,16 @@ class RequestIds:
         self._ms, self._count = ms, count
         low = int.from_bytes(os.urandom(8), "big")
         return _pack(ms << 16 | 0x7000 | count, 0x8000_0000_0000_0000 | low & 0x3FFF_FFFF_FFFF_FFFF)
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def told_time(metadata: Iterable[tuple[str, str | bytes]] | None) -> int | None:
+    """The time in a gateway's metadata; None when there is none that could be true."""
+    told = next((str(value) for name, value in metadata or () if name == TIME_METADATA), "")
+    return int(told) if told.isdecimal() and len(told) <= _TIME_CHARS_MAX else None
 
 
 def id_prefix(time_ms: int) -> bytes:

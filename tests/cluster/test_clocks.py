@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import holdfast
 import pytest
 from conftest import Processes
+from holdfast import ids
+from holdfast.blocking import BlockingClient
 from holdfast.verify import inside
 
 pytestmark = pytest.mark.slow
@@ -57,3 +61,67 @@ async def test_a_clock_that_was_two_days_ahead_makes_nobody_forget_what_was_done
         processes.kill("n1")
         assert {key: await again(key) for key in KEYS} == {key: [1, 2] for key in KEYS}
         assert {key: await client.get("Counter", key).value() for key in KEYS} == dict.fromkeys(KEYS, 2 + BEYOND_THE_LOG)
+
+
+HOUR_S = 3_600
+SOON_MS = 6_000
+LATE_S = 5.0
+"""So late an alarm may be, fail-over included."""
+
+
+async def fires_on_time(processes: Processes, client: holdfast.Client, keys: list[str], meanwhile: Callable[[], object]) -> None:
+    """Set alarms of these objects by distance, do something, and see each fire when it is due."""
+    before = {key: len(await client.get("Receiver", key).took()) for key in keys}
+    began = time.monotonic()
+    for key in keys:
+        await client.get("Receiver", key).alarm(SOON_MS)
+    await asyncio.to_thread(meanwhile)
+    for key in keys:
+        while len(await client.get("Receiver", key).took()) == before[key]:
+            assert time.monotonic() - began < SOON_MS / 1000 + LATE_S, f"{key} has not fired"
+            await asyncio.sleep(0.05)
+        assert time.monotonic() - began > SOON_MS / 1000 - 0.5, f"{key} fired too early"
+
+
+@pytest.mark.parametrize("ahead_s", [HOUR_S, -HOUR_S])
+async def test_alarms_come_when_they_are_due_whatever_the_owners_clock_shows(
+    processes: Processes, tmp_path: Path, ahead_s: int
+) -> None:
+    processes.replication = 3
+    options = ("--members-min", "3", "--repair-after", "600", "--shards", "24")
+    faults = {name: tmp_path / name for name in ("n1", "n2", "n3")}
+    inside.set_fault(faults["n1"], inside.CLOCK_S, ahead_s)  # wrong from the beginning
+    processes.start_etcd()
+    for name, folder in faults.items():
+        processes.environment[name] = {inside.FOLDER: str(folder)}
+        processes.node(name, *options, app=APP)
+    processes.front()
+    processes.wait_ready(processes.gateway)
+    async with processes.connect() as client:
+        await fires_on_time(processes, client, KEYS, lambda: None)
+        await fires_on_time(
+            processes, client, KEYS, lambda: inside.set_fault(faults["n2"], inside.CLOCK_S, -ahead_s)
+        )  # wrong all at once, and in the other direction
+        inside.set_fault(faults["n2"], inside.CLOCK_S, 0)
+        await fires_on_time(processes, client, KEYS, lambda: processes.kill("n2"))
+        processes.node("n2", *options, app=APP)
+        inside.set_fault(faults["n1"], inside.CLOCK_S, 0)
+        await fires_on_time(processes, client, KEYS, lambda: processes.kill("n1"))
+    assert "differs from the cluster's time" in processes.said("n3")
+
+
+async def test_a_client_whose_clock_is_wrong_makes_ids_by_the_clusters_time(
+    processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes.start_all()
+    for off_s in (-660, HOUR_S):
+        wrong = lambda off_s=off_s: time.time_ns() // 1_000_000 + off_s * 1000  # noqa: E731
+        monkeypatch.setattr(ids, "_wall_ms", wrong)
+        async with processes.connect() as client:
+            await client.get("Counter", "c").increment()
+            made = client._ids.next()
+        assert abs(int.from_bytes(made[:6], "big") / 1000 - time.time()) < LATE_S
+        with BlockingClient(processes.gateway) as blocking:
+            await asyncio.to_thread(lambda: blocking.get("Counter", "c").increment())
+            made = blocking._ids.next()
+        assert abs(int.from_bytes(made[:6], "big") / 1000 - time.time()) < LATE_S

@@ -100,6 +100,8 @@ class Checks:
 
     def _kept_by_one_of(self, forked: Iterable[str]) -> None:
         """A disk went back, and an operator has to choose: what was acknowledged is in the copies to choose from."""
+        if not set(forked) <= set(self._world.nodes):
+            return  # one of them was lost as well: more than is promised
         kept: set[bytes] = set()
         for name in forked:
             node = self._world.nodes[name]

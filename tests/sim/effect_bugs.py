@@ -13,7 +13,7 @@ from holdfast_cluster.pipe import Pipe
 from holdfast_node import keys
 from holdfast_node.activation import Activation
 from holdfast_node.delivery.alarms import Inside, following, shown
-from holdfast_node.delivery.deliveries import Deliveries, _now_ms
+from holdfast_node.delivery.deliveries import Deliveries
 from holdfast_node.delivery.firing import AlarmClock, Fired
 from holdfast_node.delivery.outbox import Note
 from holdfast_node.engine import Engine
@@ -84,7 +84,7 @@ class _FiresFromMemory(AlarmClock):
         def go_on(activation: Activation) -> None:
             record = activation.alarms.current().get(name)
             if record is not None and record.due_ms == due_ms:
-                activation.alarms.change(name, following(record, _now_ms()))
+                activation.alarms.change(name, following(record, activation.shard.clock.now_ms()))
                 fired.append(record)
 
         def then(error: pb.Error | None) -> None:
@@ -106,11 +106,11 @@ class DeletesAlarmsBeforeTheirEffect(Engine):
 
 
 class TrustsFirstAttempts(Engine):
-    """Takes every first attempt that is not old for one that nobody has run, also one made before it owned the shard."""
+    """Takes every first attempt for one that nobody has run, also one made before it owned the shard."""
 
     def deliver(self, call: pb.Call, port: Any) -> None:
         for shard in self._shards.owned():
-            shard.fresh_from = b""
+            shard.look_until = 0.0
         super().deliver(call, port)
 
 

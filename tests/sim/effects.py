@@ -167,6 +167,7 @@ class Truth:
     number: int
     epoch: int = 0
     owner: SimNode | None = None
+    time_ms: float = 1.0
     store: Memory = field(default_factory=Memory)
 
 
@@ -207,6 +208,9 @@ class SimNode:
 
     def take(self, truth: Truth) -> None:
         """Own a shard, under the epoch after the one before."""
+        before = None if truth.owner is None else truth.owner.shards.get(truth.number)
+        if before is not None:
+            truth.time_ms = max(truth.time_ms, before.time_ms)
         truth.epoch += 1
         truth.owner = self
         self.flusher.write()
@@ -216,7 +220,7 @@ class SimNode:
         for family, rows in truth.store.rows.items():
             for key, value in rows.items():
                 self.store.put(family, key, value)
-        shard = Shard(truth.number, truth.epoch, replicated=True)
+        shard = Shard(truth.number, truth.epoch, replicated=True, time_ms=truth.time_ms)
         self.shards.take(shard)
         shard.until = FOR_EVER
 

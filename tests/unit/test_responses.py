@@ -10,8 +10,10 @@ from holdfast.errors import DeadlineExceeded, InvalidArgument
 from holdfast.ids import id_prefix, idempotent_id
 from holdfast.signature import Handler
 from holdfast.v1 import objects_pb2 as pb
+from holdfast_cluster.clock import boottime
+from holdfast_node import replies
 from holdfast_node.replies import Forgotten, ResponseCache, identity_of, object_digest, stage_forgotten
-from holdfast_node.shards import FOR_EVER, Shard
+from holdfast_node.shards import FOR_EVER, LATE_S, Shard, Shards
 from holdfast_node.store import Store
 
 MINUTE_MS = 60_000
@@ -55,8 +57,8 @@ class Cache:
         self.store.write(batch)
         return call
 
-    def find(self, call: pb.Call) -> bytes | None:
-        found = self.responses.find(self.shard, identity_of(OBJECT, PAY, call), call)
+    def find(self, call: pb.Call, before: bool = False) -> bytes | None:
+        found = self.responses.find(self.shard, identity_of(OBJECT, PAY, call), call, before)
         return None if found is None else found.result
 
     def forget(self, late: bool = False) -> Forgotten | None:
@@ -196,3 +198,61 @@ def test_an_id_from_the_far_future_does_not_make_others_too_old(cache: Cache) ->
     due = cache.forget()
     assert due is not None
     assert due.newest == an_id(NOW_MS)
+
+
+def test_a_late_first_attempt_finds_what_an_owner_before_kept_whatever_clocks_show(cache: Cache) -> None:
+    cache.passes(900_000)
+    cache.passes(int(LATE_S * 1000))
+    far = [cache.keep(an_id(NOW_MS + off)) for off in (-86_400_000, 0, 86_400_000)]
+    cache.shard = Shard(3, 2, time_ms=cache.shard.time_ms)
+    cache.wall_ms += 3_600_000
+    cache.responses.tick()
+    for call in far:
+        assert cache.find(call, before=True) == b"r"
+    cache.passes(600_000)
+    later = cache.keep(an_id(NOW_MS, 2))
+    assert cache.find(later, before=True) is None, "this owner's own"
+    assert cache.find(later) == b"r"
+
+
+def test_a_shard_that_somebody_had_before_is_looked_into_for_a_while() -> None:
+    shards = Shards(lambda dropped: None)
+    new, old = Shard(1, 1), Shard(2, 5, time_ms=60_000)
+    for shard in (new, old):
+        shards.take(shard)
+    assert new.look_until == 0.0
+    assert LATE_S - 60 < old.look_until - boottime() <= LATE_S
+
+
+def test_what_was_retried_here_is_remembered_and_when_that_is_too_much_everything_is_looked_up(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replies, "_RETRIED_MAX", 2)
+    now = boottime()
+    first, *others = [an_id(NOW_MS, n) for n in range(3)]
+    cache.responses.note_retried(first)
+    assert cache.responses.may_have_run(first, now)
+    assert not cache.responses.may_have_run(others[0], now)
+    for other in others:
+        cache.responses.note_retried(other)
+    assert cache.responses.may_have_run(first, now)
+    assert cache.responses.may_have_run(an_id(NOW_MS, 9), now), "it may be one that was forgotten"
+    assert not cache.responses.may_have_run(an_id(NOW_MS, 9), boottime() + LATE_S)
+    assert cache.responses.may_have_run(others[0], boottime() + LATE_S)
+
+
+def test_stamps_of_a_shard_grow_whatever_its_clock_does() -> None:
+    class Back:
+        started = True
+
+        def __init__(self) -> None:
+            self.ms = 5_000
+
+        def now_ms(self) -> int:
+            self.ms -= 100
+            return self.ms
+
+    shard = Shard(1, 2, stamp=4_800 << 16)
+    shard.clock = Back()  # type: ignore[assignment]
+    stamps = [shard.next_stamp() for _ in range(5)]
+    assert stamps == [4_900 << 16, *((4_900 << 16) + n for n in range(1, 5))]

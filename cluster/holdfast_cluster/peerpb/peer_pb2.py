@@ -26,7 +26,7 @@ from holdfast.v1 import admin_pb2 as holdfast_dot_v1_dot_admin__pb2
 from holdfast.v1 import objects_pb2 as holdfast_dot_v1_dot_objects__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"holdfast_cluster/peerpb/peer.proto\x12\x10holdfast.peer.v1\x1a\x17holdfast/v1/admin.proto\x1a\x19holdfast/v1/objects.proto\"\x0e\n\x0cKnownRequest\"\xd4\x02\n\rKnownResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0f\n\x07\x63luster\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x10\n\x08revision\x18\x05 \x01(\x04\x12\x10\n\x08settings\x18\x06 \x01(\x0c\x12\x0f\n\x07members\x18\x07 \x03(\x0c\x12;\n\x06\x64rains\x18\x08 \x03(\x0b\x32+.holdfast.peer.v1.KnownResponse.DrainsEntry\x12,\n\x06pauses\x18\t \x03(\x0b\x32\x1c.holdfast.peer.v1.KnownPause\x12,\n\x06shards\x18\n \x03(\x0b\x32\x1c.holdfast.peer.v1.KnownShard\x1a-\n\x0b\x44rainsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"6\n\nKnownPause\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\r\n\x05pause\x18\x03 \x01(\x0c\"R\n\nKnownShard\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x12\n\nassignment\x18\x03 \x01(\x0c\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\"\x07\n\x05\x46rame\"/\n\x0bPipeRequest\x12 \n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x11.holdfast.v1.Call\"L\n\x0cPipeResponse\x12#\n\x07replies\x18\x01 \x03(\x0b\x32\x12.holdfast.v1.Reply\x12\x17\n\x0froutes_revision\x18\x02 \x01(\x03\x32\xe7\x07\n\x04Peer\x12>\n\x05Stats\x12\x19.holdfast.v1.StatsRequest\x1a\x1a.holdfast.v1.StatsResponse\x12P\n\x0b\x44\x65\x61\x64Letters\x12\x1f.holdfast.v1.DeadLettersRequest\x1a .holdfast.v1.DeadLettersResponse\x12\x62\n\x11\x43hangeDeadLetters\x12%.holdfast.v1.ChangeDeadLettersRequest\x1a&.holdfast.v1.ChangeDeadLettersResponse\x12\x41\n\x06\x41larms\x12\x1a.holdfast.v1.AlarmsRequest\x1a\x1b.holdfast.v1.AlarmsResponse\x12P\n\x0bListObjects\x12\x1f.holdfast.v1.ListObjectsRequest\x1a .holdfast.v1.ListObjectsResponse\x12S\n\x0c\x43ountObjects\x12 .holdfast.v1.CountObjectsRequest\x1a!.holdfast.v1.CountObjectsResponse\x12M\n\nShowObject\x12\x1e.holdfast.v1.ShowObjectRequest\x1a\x1f.holdfast.v1.ShowObjectResponse\x12\x44\n\x07\x45xplain\x12\x1b.holdfast.v1.ExplainRequest\x1a\x1c.holdfast.v1.ExplainResponse\x12<\n\x03Top\x12\x17.holdfast.v1.TopRequest\x1a\x1c.holdfast.v1.NodeTopResponse\x12P\n\x0b\x45victObject\x12\x1f.holdfast.v1.EvictObjectRequest\x1a .holdfast.v1.EvictObjectResponse\x12H\n\x05Known\x12\x1e.holdfast.peer.v1.KnownRequest\x1a\x1f.holdfast.peer.v1.KnownResponse\x12P\n\x0b\x44\x65leteThese\x12\x1f.holdfast.v1.DeleteTheseRequest\x1a .holdfast.v1.DeleteTheseResponse\x12>\n\x08Snapshot\x12\x17.holdfast.peer.v1.Frame\x1a\x17.holdfast.peer.v1.Frame(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"holdfast_cluster/peerpb/peer.proto\x12\x10holdfast.peer.v1\x1a\x17holdfast/v1/admin.proto\x1a\x19holdfast/v1/objects.proto\"\x0e\n\x0c\x43lockRequest\"E\n\rClockResponse\x12\x0f\n\x07wall_ms\x18\x01 \x01(\x01\x12\x12\n\ncluster_ms\x18\x02 \x01(\x01\x12\x0f\n\x07started\x18\x03 \x01(\x08\"\x0e\n\x0cKnownRequest\"\xd4\x02\n\rKnownResponse\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0f\n\x07\x63luster\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x10\n\x08revision\x18\x05 \x01(\x04\x12\x10\n\x08settings\x18\x06 \x01(\x0c\x12\x0f\n\x07members\x18\x07 \x03(\x0c\x12;\n\x06\x64rains\x18\x08 \x03(\x0b\x32+.holdfast.peer.v1.KnownResponse.DrainsEntry\x12,\n\x06pauses\x18\t \x03(\x0b\x32\x1c.holdfast.peer.v1.KnownPause\x12,\n\x06shards\x18\n \x03(\x0b\x32\x1c.holdfast.peer.v1.KnownShard\x1a-\n\x0b\x44rainsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"6\n\nKnownPause\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\r\n\x05pause\x18\x03 \x01(\x0c\"R\n\nKnownShard\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x12\n\nassignment\x18\x03 \x01(\x0c\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\"\x07\n\x05\x46rame\"/\n\x0bPipeRequest\x12 \n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x11.holdfast.v1.Call\"L\n\x0cPipeResponse\x12#\n\x07replies\x18\x01 \x03(\x0b\x32\x12.holdfast.v1.Reply\x12\x17\n\x0froutes_revision\x18\x02 \x01(\x03\x32\xb1\x08\n\x04Peer\x12>\n\x05Stats\x12\x19.holdfast.v1.StatsRequest\x1a\x1a.holdfast.v1.StatsResponse\x12P\n\x0b\x44\x65\x61\x64Letters\x12\x1f.holdfast.v1.DeadLettersRequest\x1a .holdfast.v1.DeadLettersResponse\x12\x62\n\x11\x43hangeDeadLetters\x12%.holdfast.v1.ChangeDeadLettersRequest\x1a&.holdfast.v1.ChangeDeadLettersResponse\x12\x41\n\x06\x41larms\x12\x1a.holdfast.v1.AlarmsRequest\x1a\x1b.holdfast.v1.AlarmsResponse\x12P\n\x0bListObjects\x12\x1f.holdfast.v1.ListObjectsRequest\x1a .holdfast.v1.ListObjectsResponse\x12S\n\x0c\x43ountObjects\x12 .holdfast.v1.CountObjectsRequest\x1a!.holdfast.v1.CountObjectsResponse\x12M\n\nShowObject\x12\x1e.holdfast.v1.ShowObjectRequest\x1a\x1f.holdfast.v1.ShowObjectResponse\x12\x44\n\x07\x45xplain\x12\x1b.holdfast.v1.ExplainRequest\x1a\x1c.holdfast.v1.ExplainResponse\x12<\n\x03Top\x12\x17.holdfast.v1.TopRequest\x1a\x1c.holdfast.v1.NodeTopResponse\x12P\n\x0b\x45victObject\x12\x1f.holdfast.v1.EvictObjectRequest\x1a .holdfast.v1.EvictObjectResponse\x12H\n\x05Known\x12\x1e.holdfast.peer.v1.KnownRequest\x1a\x1f.holdfast.peer.v1.KnownResponse\x12P\n\x0b\x44\x65leteThese\x12\x1f.holdfast.v1.DeleteTheseRequest\x1a .holdfast.v1.DeleteTheseResponse\x12H\n\x05\x43lock\x12\x1e.holdfast.peer.v1.ClockRequest\x1a\x1f.holdfast.peer.v1.ClockResponse\x12>\n\x08Snapshot\x12\x17.holdfast.peer.v1.Frame\x1a\x17.holdfast.peer.v1.Frame(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,22 +35,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_KNOWNRESPONSE_DRAINSENTRY']._loaded_options = None
   _globals['_KNOWNRESPONSE_DRAINSENTRY']._serialized_options = b'8\001'
-  _globals['_KNOWNREQUEST']._serialized_start=108
-  _globals['_KNOWNREQUEST']._serialized_end=122
-  _globals['_KNOWNRESPONSE']._serialized_start=125
-  _globals['_KNOWNRESPONSE']._serialized_end=465
-  _globals['_KNOWNRESPONSE_DRAINSENTRY']._serialized_start=420
-  _globals['_KNOWNRESPONSE_DRAINSENTRY']._serialized_end=465
-  _globals['_KNOWNPAUSE']._serialized_start=467
-  _globals['_KNOWNPAUSE']._serialized_end=521
-  _globals['_KNOWNSHARD']._serialized_start=523
-  _globals['_KNOWNSHARD']._serialized_end=605
-  _globals['_FRAME']._serialized_start=607
-  _globals['_FRAME']._serialized_end=614
-  _globals['_PIPEREQUEST']._serialized_start=616
-  _globals['_PIPEREQUEST']._serialized_end=663
-  _globals['_PIPERESPONSE']._serialized_start=665
-  _globals['_PIPERESPONSE']._serialized_end=741
-  _globals['_PEER']._serialized_start=744
-  _globals['_PEER']._serialized_end=1743
+  _globals['_CLOCKREQUEST']._serialized_start=108
+  _globals['_CLOCKREQUEST']._serialized_end=122
+  _globals['_CLOCKRESPONSE']._serialized_start=124
+  _globals['_CLOCKRESPONSE']._serialized_end=193
+  _globals['_KNOWNREQUEST']._serialized_start=195
+  _globals['_KNOWNREQUEST']._serialized_end=209
+  _globals['_KNOWNRESPONSE']._serialized_start=212
+  _globals['_KNOWNRESPONSE']._serialized_end=552
+  _globals['_KNOWNRESPONSE_DRAINSENTRY']._serialized_start=507
+  _globals['_KNOWNRESPONSE_DRAINSENTRY']._serialized_end=552
+  _globals['_KNOWNPAUSE']._serialized_start=554
+  _globals['_KNOWNPAUSE']._serialized_end=608
+  _globals['_KNOWNSHARD']._serialized_start=610
+  _globals['_KNOWNSHARD']._serialized_end=692
+  _globals['_FRAME']._serialized_start=694
+  _globals['_FRAME']._serialized_end=701
+  _globals['_PIPEREQUEST']._serialized_start=703
+  _globals['_PIPEREQUEST']._serialized_end=750
+  _globals['_PIPERESPONSE']._serialized_start=752
+  _globals['_PIPERESPONSE']._serialized_end=828
+  _globals['_PEER']._serialized_start=831
+  _globals['_PEER']._serialized_end=1904
 # @@protoc_insertion_point(module_scope)

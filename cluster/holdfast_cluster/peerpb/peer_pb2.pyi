@@ -8,6 +8,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ClockRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ClockResponse(_message.Message):
+    __slots__ = ("wall_ms", "cluster_ms", "started")
+    WALL_MS_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_MS_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    wall_ms: float
+    cluster_ms: float
+    started: bool
+    def __init__(self, wall_ms: _Optional[float] = ..., cluster_ms: _Optional[float] = ..., started: bool = ...) -> None: ...
+
 class KnownRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

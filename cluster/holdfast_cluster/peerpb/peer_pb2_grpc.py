@@ -95,6 +95,11 @@ class PeerStub(object):
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.DeleteTheseRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_admin__pb2.DeleteTheseResponse.FromString,
                 _registered_method=True)
+        self.Clock = channel.unary_unary(
+                '/holdfast.peer.v1.Peer/Clock',
+                request_serializer=holdfast__cluster_dot_peerpb_dot_peer__pb2.ClockRequest.SerializeToString,
+                response_deserializer=holdfast__cluster_dot_peerpb_dot_peer__pb2.ClockResponse.FromString,
+                _registered_method=True)
         self.Snapshot = channel.stream_unary(
                 '/holdfast.peer.v1.Peer/Snapshot',
                 request_serializer=holdfast__cluster_dot_peerpb_dot_peer__pb2.Frame.SerializeToString,
@@ -179,6 +184,12 @@ class PeerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Clock(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Snapshot(self, request_iterator, context):
         """One shard, from its owner to a replica that is too far behind for the log.
         """
@@ -248,6 +259,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.DeleteThese,
                     request_deserializer=holdfast_dot_v1_dot_admin__pb2.DeleteTheseRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_admin__pb2.DeleteTheseResponse.SerializeToString,
+            ),
+            'Clock': grpc.unary_unary_rpc_method_handler(
+                    servicer.Clock,
+                    request_deserializer=holdfast__cluster_dot_peerpb_dot_peer__pb2.ClockRequest.FromString,
+                    response_serializer=holdfast__cluster_dot_peerpb_dot_peer__pb2.ClockResponse.SerializeToString,
             ),
             'Snapshot': grpc.stream_unary_rpc_method_handler(
                     servicer.Snapshot,
@@ -579,6 +595,33 @@ class Peer(object):
             '/holdfast.peer.v1.Peer/DeleteThese',
             holdfast_dot_v1_dot_admin__pb2.DeleteTheseRequest.SerializeToString,
             holdfast_dot_v1_dot_admin__pb2.DeleteTheseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Clock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.peer.v1.Peer/Clock',
+            holdfast__cluster_dot_peerpb_dot_peer__pb2.ClockRequest.SerializeToString,
+            holdfast__cluster_dot_peerpb_dot_peer__pb2.ClockResponse.FromString,
             options,
             channel_credentials,
             insecure,

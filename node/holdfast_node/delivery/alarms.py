@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -131,7 +130,7 @@ class ObjectAlarms:
         raw = codec.encode(payload)
         if len(raw) > PAYLOAD_BYTES_MAX:
             raise TooLarge(f"an alarm's payload of {len(raw)} bytes, at most {PAYLOAD_BYTES_MAX}", definite=True)
-        now = _now_ms()
+        now = activation.shard.clock.now_ms()
         check_timezone(timezone)
         repeat = None if every is None else check_every(every)
         if when is None:
@@ -173,7 +172,7 @@ class ObjectAlarms:
         record = self.current().get(name)
         if record is None or record.due_ms != due_ms:
             return None
-        now = _now_ms()
+        now = self._activation.shard.clock.now_ms()
         self.change(name, following(record, now))
         missed = not record.attempt and now - record.scheduled_ms > MISFIRE_GRACE_MS
         return None if missed and record.misfire == "skip" else shown(name, record)
@@ -183,7 +182,7 @@ class ObjectAlarms:
         record = self.current().get(name)
         if record is None or record.due_ms != due_ms:
             return None
-        now = _now_ms()
+        now = self._activation.shard.clock.now_ms()
         attempt = record.attempt + 1
         if final or attempt >= attempts_max:
             self.change(name, following(record, now))
@@ -249,7 +248,3 @@ class Firing:
             waits = instance.on_alarm(alarm)
             if waits is not None:
                 await waits
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

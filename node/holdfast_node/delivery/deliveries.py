@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -286,7 +285,9 @@ class Deliveries:
 
     def tick(self) -> None:
         """Take up shards that serve by now, move and fire what is due. What is wrong with one shard does not stop the others."""
-        now, wall = boottime(), _now_ms()
+        if not self._shards.clock.started:
+            return  # nobody knows what is due
+        now, wall = boottime(), self._shards.clock.now_ms()
         self.show()  # what is committed may be staged still: an index that is read has to be complete
         look = Look(_SCAN_MAX)
         shards = sorted(self._shards.serving(now), key=lambda shard: shard.number)
@@ -361,7 +362,7 @@ class Deliveries:
         now = self._loop.time()
         for note in self.outbox.take(now, self._ready, self.paused):
             row = note.row
-            if row.first_ms and _now_ms() - row.first_ms > _SAFE_AGE_MS:
+            if row.first_ms and self._shards.clock.now_ms() - row.first_ms > _SAFE_AGE_MS:
                 # It was tried, its receiver was paused for days since, and has perhaps forgotten by now that it took it.
                 why = "it was tried before a pause of days: whether it took effect is not known any more"
                 self._loop.call_soon(self._answered, note, Failure("DEADLINE", why, counts=False, final=True))
@@ -408,7 +409,7 @@ class Deliveries:
         )
         age_ms = int(retries.notify_age.total_seconds() * 1000)
         now = self._loop.time()
-        outcome = self.outbox.answered(note, failure, now, _now_ms(), retries.notify_attempts, age_ms, may_die)
+        outcome = self.outbox.answered(note, failure, now, self._shards.clock.now_ms(), retries.notify_attempts, age_ms, may_die)
         row_key = keys.index_prefix(shard.number, keys.OUTBOX) + note.sequence
         if duties is not None and shard.owned:
             match outcome:
@@ -422,7 +423,7 @@ class Deliveries:
 
     def _bury(self, shard: Shard, duties: _Duties, note: Note, why: Failure) -> None:
         row = note.row
-        letter = Letter(row, _now_ms(), why.code, why.message)
+        letter = Letter(row, self._shards.clock.now_ms(), why.code, why.message)
         duties.letters += 1
         self.given_up += 1
         own = keys.index_prefix(shard.number, keys.OUTBOX) + note.sequence
@@ -519,7 +520,7 @@ class Deliveries:
         oldest = self.outbox.oldest_ms()
         return {
             "outbox": self.outbox.depth,
-            "outbox_oldest_ms": 0 if oldest is None else max(0, _now_ms() - oldest),
+            "outbox_oldest_ms": 0 if oldest is None else max(0, self._shards.clock.now_ms() - oldest),
             "notifications_delivered": self.outbox.delivered,
             "notification_retries": self.outbox.retries,
             "notifications_delayed": sum(duties.delayed for duties in self._duties.values()),
@@ -547,7 +548,3 @@ def _failure(error: pb.Error) -> Failure:
     if error.code == pb.CODE_APPLICATION:
         return Failure(code, f"{error.type}: {error.message}", counts=True, final=error.type == "Rejected")
     return Failure(code, error.message, counts=error.code not in _NOT_COUNTED)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -233,7 +232,7 @@ class AlarmClock:
                     kind, key, kind, key, "on_alarm", record.payload, record.scheduled_ms, record.attempt + 1, error=told
                 )
                 code = code_name(error.code)
-                raw = encode(Letter(lost, time.time_ns() // 1_000_000, code, told, record, name))
+                raw = encode(Letter(lost, activation.shard.clock.now_ms(), code, told, record, name))
                 activation.storage.do_beside(LetterChange(raw), len(raw))
                 log.error("alarm %r of %s/%s is a dead letter after %d attempts: %s", name, kind, key, record.attempt + 1, told)
 

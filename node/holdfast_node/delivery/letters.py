@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -159,7 +158,7 @@ class Letters:
         rows: list[tuple[bytes, bytes | None]] = [(row, None)]
         notes = []
         if replay:
-            again = msgspec.structs.replace(notification, attempts=0, first_ms=0, error="", created_ms=time.time_ns() // 1_000_000)
+            again = msgspec.structs.replace(notification, attempts=0, first_ms=0, error="", created_ms=shard.clock.now_ms())
             note = Note(shard, self._deliveries.next_sequence(shard), again, backlog=True)
             rows.append((keys.index_prefix(shard.number, keys.OUTBOX) + note.sequence, encode(again)))
             notes.append(note)

@@ -227,7 +227,8 @@ class Replicas:
             copy = self._copies[entry.shard.number]
             assert copy.shard is entry.shard, "an entry of an epoch that is over was not abandoned"
             copy.waiting.append(entry)
-            data = encode_changes(entry.rows, entry.replies, entry.forgotten, int(entry.shard.time_ms))
+            shard = entry.shard
+            data = encode_changes(entry.rows, entry.replies, entry.forgotten, int(shard.time_ms), shard.next_stamp())
             assert len(data) <= _DATA_BYTES_MAX, f"shard {copy.number}: an entry of {len(data)} bytes: a turn wrote more than it may"
             self._do_often(copy, Append(data), entry)
         self._end()
@@ -507,8 +508,9 @@ class Replicas:
                 except Exception:
                     self._flusher.die(f"shard {copy.number}: its log could not be applied")
                 self._flusher.write()  # what is applied has to be there to be read
-                shard_ms = self._disk.times(copy.number, copy.replica.entries).shard_ms
-                copy.shard = Shard(copy.number, copy.replica.epoch, replicated=True, time_ms=shard_ms)
+                times = self._disk.times(copy.number, copy.replica.entries)
+                epoch = copy.replica.epoch
+                copy.shard = Shard(copy.number, epoch, replicated=True, time_ms=times.shard_ms, stamp=times.cluster_time)
                 self._shards.take(copy.shard)
             assignment = copy.replica.assignment
             if copy.shard is None or assignment is None:

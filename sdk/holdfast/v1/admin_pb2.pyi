@@ -687,7 +687,7 @@ class StatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatsResponse(_message.Message):
-    __slots__ = ("process", "turns", "turns_failed", "entries", "fsyncs", "activations", "evictions", "calls_in_flight", "shards_serving", "cache_bytes", "kinds", "notice", "copies", "entries_uncommitted", "replica_lag", "snapshots_sent", "snapshots_waiting", "snapshot_bytes_sent", "handovers", "data_bytes", "move_rate", "outbox", "outbox_oldest_ms", "notifications_delivered", "notification_retries", "notifications_delayed", "dead_letters", "alarms_fired", "alarms_failed", "slow_nodes")
+    __slots__ = ("process", "turns", "turns_failed", "entries", "fsyncs", "activations", "evictions", "calls_in_flight", "shards_serving", "cache_bytes", "kinds", "notice", "copies", "entries_uncommitted", "replica_lag", "snapshots_sent", "snapshots_waiting", "snapshot_bytes_sent", "handovers", "data_bytes", "move_rate", "outbox", "outbox_oldest_ms", "notifications_delivered", "notification_retries", "notifications_delayed", "dead_letters", "alarms_fired", "alarms_failed", "clock_ahead_s", "slow_nodes")
     PROCESS_FIELD_NUMBER: _ClassVar[int]
     TURNS_FIELD_NUMBER: _ClassVar[int]
     TURNS_FAILED_FIELD_NUMBER: _ClassVar[int]
@@ -717,6 +717,7 @@ class StatsResponse(_message.Message):
     DEAD_LETTERS_FIELD_NUMBER: _ClassVar[int]
     ALARMS_FIRED_FIELD_NUMBER: _ClassVar[int]
     ALARMS_FAILED_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_AHEAD_S_FIELD_NUMBER: _ClassVar[int]
     SLOW_NODES_FIELD_NUMBER: _ClassVar[int]
     process: ProcessStats
     turns: int
@@ -747,8 +748,9 @@ class StatsResponse(_message.Message):
     dead_letters: int
     alarms_fired: int
     alarms_failed: int
+    clock_ahead_s: float
     slow_nodes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, process: _Optional[_Union[ProcessStats, _Mapping]] = ..., turns: _Optional[int] = ..., turns_failed: _Optional[int] = ..., entries: _Optional[int] = ..., fsyncs: _Optional[int] = ..., activations: _Optional[int] = ..., evictions: _Optional[int] = ..., calls_in_flight: _Optional[int] = ..., shards_serving: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., kinds: _Optional[_Iterable[str]] = ..., notice: _Optional[str] = ..., copies: _Optional[int] = ..., entries_uncommitted: _Optional[int] = ..., replica_lag: _Optional[int] = ..., snapshots_sent: _Optional[int] = ..., snapshots_waiting: _Optional[int] = ..., snapshot_bytes_sent: _Optional[int] = ..., handovers: _Optional[int] = ..., data_bytes: _Optional[int] = ..., move_rate: _Optional[float] = ..., outbox: _Optional[int] = ..., outbox_oldest_ms: _Optional[int] = ..., notifications_delivered: _Optional[int] = ..., notification_retries: _Optional[int] = ..., notifications_delayed: _Optional[int] = ..., dead_letters: _Optional[int] = ..., alarms_fired: _Optional[int] = ..., alarms_failed: _Optional[int] = ..., slow_nodes: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, process: _Optional[_Union[ProcessStats, _Mapping]] = ..., turns: _Optional[int] = ..., turns_failed: _Optional[int] = ..., entries: _Optional[int] = ..., fsyncs: _Optional[int] = ..., activations: _Optional[int] = ..., evictions: _Optional[int] = ..., calls_in_flight: _Optional[int] = ..., shards_serving: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., kinds: _Optional[_Iterable[str]] = ..., notice: _Optional[str] = ..., copies: _Optional[int] = ..., entries_uncommitted: _Optional[int] = ..., replica_lag: _Optional[int] = ..., snapshots_sent: _Optional[int] = ..., snapshots_waiting: _Optional[int] = ..., snapshot_bytes_sent: _Optional[int] = ..., handovers: _Optional[int] = ..., data_bytes: _Optional[int] = ..., move_rate: _Optional[float] = ..., outbox: _Optional[int] = ..., outbox_oldest_ms: _Optional[int] = ..., notifications_delivered: _Optional[int] = ..., notification_retries: _Optional[int] = ..., notifications_delayed: _Optional[int] = ..., dead_letters: _Optional[int] = ..., alarms_fired: _Optional[int] = ..., alarms_failed: _Optional[int] = ..., clock_ahead_s: _Optional[float] = ..., slow_nodes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ProcessStats(_message.Message):
     __slots__ = ("pid", "cpu_s", "rss_bytes", "uptime_s")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,10 @@ def install() -> None:
         if extra := fsync_s():
             time.sleep(extra)
 
-    time.time = lambda: wall() + clock_s()
-    time.time_ns = lambda: wall_ns() + int(clock_s() * 1e9)
+    def off_s() -> float:
+        """gRPC adds its time-outs to what Python says, and compares that with the machine's clock: for it both have to be one."""
+        return 0.0 if sys._getframe(2).f_globals.get("__name__", "").startswith("grpc") else clock_s()
+
+    time.time = lambda: wall() + off_s()
+    time.time_ns = lambda: wall_ns() + int(off_s() * 1e9)
     store.sync = slow_sync

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from holdfast_cluster.cluster_time import Time
+
+from .machine import START_S
+
 if TYPE_CHECKING:
     from .world import World
 
@@ -94,6 +98,22 @@ def _check_list(key: str, final: list[str], operations: list[Operation]) -> None
                 f"linearizable: an answer of {key} to a call of {operation.called_at:.3f} shows a length of "
                 f"{operation.length - bool(operation.element)}, an earlier one {longest}"
             )
+
+
+TIME_OFF_MAX_S = 5.0
+"""Clocks whose rates are 5 % wrong run freely while no majority is heard."""
+
+
+def time_is_right(world: World) -> None:
+    """No process that knows the cluster's time is far from what a majority of the machines shows, whatever its own shows."""
+    for node in world.nodes.values():
+        process = node.process
+        if process is None or process.stopped or node.shards is None or not isinstance(time := node.shards.clock, Time):
+            continue
+        now = process.machine.boottime()
+        off = time.clock.now_ms(now) / 1000 - START_S - world.loop.now
+        if time.started and abs(off) > TIME_OFF_MAX_S:
+            raise Broken(f"time: {node.name} takes it to be {off:.1f} s later than it is at {world.loop.now:.3f}")
 
 
 def one_serves(world: World) -> None:

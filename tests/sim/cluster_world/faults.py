@@ -260,9 +260,12 @@ class Faults:
     # -- clocks
 
     def wall_clock(self) -> None:
+        """Of one machine at a time: what the majority shows is what time it is."""
         node = self._node()
         machine = node.machine
         before = machine.wall_ahead_s
+        if any(abs(other.machine.wall_ahead_s) > 1 for other in self._world.nodes.values()):
+            return
         machine.wall_ahead_s += self._chance.choice((-1, 1)) * self._chance.choice((60.0, 700.0, 3600.0, 172_800.0))
         self._world.tell(f"{node.name}: its wall clock is {machine.wall_ahead_s:.0f} s ahead")
         self._later(self._seconds(), lambda: setattr(machine, "wall_ahead_s", before))
@@ -415,7 +418,7 @@ _AIMED = (
     "owner without etcd",
     "suspend",
 )
-LATER = ("full disk", "disk put back", "log tail", "wall clock", "etcd emptied", "etcd put back")
+LATER = ("full disk", "disk put back", "log tail", "etcd emptied", "etcd put back")
 DEFAULT = tuple(name for name in FAULTS if name not in LATER)
 
 

@@ -250,7 +250,7 @@ class ServerContext:
 
 
 class Server:
-    """Implements what is used of grpc.aio.Server. Only stream_unary methods are served: nobody calls others in a world."""
+    """Implements what is used of grpc.aio.Server. No streams of replies are served: nobody calls for one in a world."""
 
     def __init__(self, network: Network) -> None:
         process = PROCESS.get()
@@ -287,10 +287,14 @@ class Server:
         for each in self._handlers:
             handler = handler or each.service(_Details(context.path))
         try:
-            if handler is None or handler.stream_unary is None:
+            if handler is not None and handler.unary_unary is not None:
+                reply = await handler.unary_unary(await context.read(), context)
+                context.send(reply)
+                context.finish(result=None)
+            elif handler is not None and handler.stream_unary is not None:
+                context.finish(result=await handler.stream_unary(None, context))
+            else:
                 context.finish(grpc.StatusCode.UNIMPLEMENTED, context.path)
-                return
-            context.finish(result=await handler.stream_unary(None, context))
         except _Aborted as aborted:
             context.finish(aborted.code, aborted.details)
         except asyncio.CancelledError:

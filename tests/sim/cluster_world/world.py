@@ -127,6 +127,7 @@ class World:
 
     def _look(self) -> None:
         checks.one_serves(self)
+        checks.time_is_right(self)
         for node in self.nodes.values():
             process = node.process
             if process is not None and process.why.startswith("it exited") and process not in node.machine.disk.failed:

@@ -10,6 +10,7 @@ import grpc
 from holdfast.channels import open_process_channel
 from holdfast.tls import Certificates
 from holdfast.v1 import admin_pb2
+
 from holdfast_cluster.feed import ViewFeed
 from holdfast_cluster.model import Member, View
 from holdfast_cluster.ring import shard_of
