@@ -143,6 +143,10 @@ class DiskWatch:
         if before is not self.level:
             self._say(before)
 
+    def has_spare(self) -> bool:
+        """Whether the log could still be written beside files of copies that come."""
+        return self._free() >= START_BYTES_MIN
+
     async def run(self) -> None:
         """Look until cancelled; make the ballast when there is room for it."""
         failed = ""

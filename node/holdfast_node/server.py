@@ -53,6 +53,7 @@ from holdfast_node.replication.handover import Handovers
 from holdfast_node.replication.host import Replicas
 from holdfast_node.replication.links import Links
 from holdfast_node.replication.replica import Replica
+from holdfast_node.replication.slowness import LOOK_S
 from holdfast_node.replication.snapshots import CHANNEL_OPTIONS, SnapshotReceiver, SnapshotSender
 from holdfast_node.replication.swaps import EtcdSwaps
 from holdfast_node.replies import ResponseCache
@@ -64,7 +65,6 @@ log = logging.getLogger(__name__)
 
 _DROP_REPLIES_S = 60.0
 _STOP_GRACE_S = 0.5
-_REPLICATION_TICK_S = 0.05
 _READINESS_S = 0.25
 _DISK_STATE_S = 0.25
 _CRITICAL_S = 2.0  # before a node leaves: by then it knows of the others whose disks have become full at the same time
@@ -640,7 +640,7 @@ class Replication:
 
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(_REPLICATION_TICK_S)
+            await asyncio.sleep(LOOK_S)
             self.replicas.tick()
             self.handovers.tick(self._feed.view)
 

@@ -139,7 +139,7 @@ async def until(ask: Any, wanted: Any) -> None:
 async def test_a_deletion_waits_for_the_turn_that_runs_and_survives_a_fail_over(shop: Processes, client: Any) -> None:
     target = client.get("Shop", "busy")
     await target.sell(1)
-    slow = asyncio.ensure_future(target.think(1.5))
+    slow = asyncio.ensure_future(target.think(4.0))
     await asyncio.sleep(0.3)
     explained = ask(shop, "explain", "Shop", "busy")
     assert explained["running"] == "think"

@@ -142,7 +142,7 @@ def test_every_page_passes_promtool_and_holds_no_key(watched: Any) -> None:
                 for braces in re.findall(r"^holdfast\w*\{([^}]*)\}", text, re.MULTILINE)
                 for name in re.findall(r"(\w+)=", braces)
             }
-            assert labels <= {"version", "kind", "method", "code", "le", "why", "reason", "subject"}
+            assert labels <= {"version", "kind", "method", "code", "le", "why", "reason", "subject", "node"}
             assert 'steal"' not in text, "a method that a caller made up"
 
 

@@ -15,6 +15,7 @@ import holdfast
 import pytest
 from conftest import Processes, run
 from holdfast.blocking import BlockingClient
+from holdfast.verify.faults import FAULTS
 
 
 @pytest.fixture
@@ -52,21 +53,28 @@ def start(cluster: Processes, nodes: int, *options: str) -> Any:
     return wait_until(cluster, whole)
 
 
+DEAD = "kill,pause,restart,partition,etcd,drain,join,disk,gateway"
+BACK_OR_SLOW = "disk-rollback,etcd-rollback,slow-disk,slow-node,clock"
+
+
 @pytest.mark.timeout(400)
-def test_every_promise_is_kept_under_every_fault(tmp_path: Path) -> None:
-    """kill -9, SIGSTOP for 10 s, a rolling restart, a one-way partition, etcd killed, a drain, a join, a lost disk, and
-    a gateway that dies together with a node, under load.
+@pytest.mark.parametrize("faults", [DEAD, pytest.param(BACK_OR_SLOW, marks=pytest.mark.slow)], ids=["dead", "back or slow"])
+def test_every_promise_is_kept_under_every_fault(tmp_path: Path, faults: str) -> None:
+    """kill -9, SIGSTOP for 10 s, a rolling restart, a one-way partition, etcd killed, a drain, a join, a lost disk, and a gateway
+    that dies together with a node, under load. A disk and an etcd that are put back, a slow disk, a node that stutters, a wrong
+    clock.
     """
+    assert {*DEAD.split(","), *BACK_OR_SLOW.split(",")} == set(FAULTS)
     picture = tmp_path / "timeline.svg"
-    done = run("verify", "--duration", "1", "--seed", "5", "--json", "--picture", str(picture), timeout=400)
+    done = run("verify", "--duration", "1", "--seed", "5", "--faults", faults, "--json", "--picture", str(picture), timeout=400)
     report = json.loads(done.stdout)
-    assert done.returncode == 0, (report, done.stderr)
+    assert done.returncode == 0, (report["cluster"], report, done.stderr)
     assert (report["lost"], report["doubled"], report["linearizable"]) == ([], [], "yes")
-    assert len(report["faults"]) == 9
+    assert set(report["faults"]) == set(faults.split(","))
     assert report["definite_errors_with_an_effect"] == []
     assert min(report["hasty_calls"].values()) > 0, report["hasty_calls"]  # there were such errors
     assert report["acknowledged"] > 2_000
-    assert min(report["token_hops"], report["transfers"], report["alarms"]) > 100
+    assert min(report["token_hops"], report["transfers"], report["alarms"], report["forked_calls"]) > 100
     assert (report["failed"], report["unknown"]) == (0, 0), report["errors"]  # callers see latency, not errors
     assert picture.read_text().startswith("<svg")
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from holdfast_cluster.model import Assignment, ClusterSettings, Member, Versioned, View
 from holdfast_node import disk_space, store
-from holdfast_node.disk_space import BALLAST_BYTES, FORGET_S, STAY_S, DiskSpace, DiskWatch, Level
+from holdfast_node.disk_space import BALLAST_BYTES, FORGET_S, START_BYTES_MIN, STAY_S, DiskSpace, DiskWatch, Level
 from holdfast_node.replication import Position
 from holdfast_node.replication.snapshots import Backoff, Chunk, End, Header, SnapshotReceiver, SnapshotSender
 from holdfast_node.server import _is_needed
@@ -194,6 +194,19 @@ class Context:
     async def abort(self, code: grpc.StatusCode, why: str) -> None:
         self.aborted = code, why
         raise Aborted
+
+
+async def test_a_snapshot_leaves_the_last_room_to_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = DiskWatch(tmp_path, 0)
+    monkeypatch.setattr(DiskWatch, "_free", lambda self: START_BYTES_MIN - 1)
+    copies = SimpleNamespace(snapshots=tmp_path / "snapshots", has_rows=lambda shard, family: False)
+    receiver = SnapshotReceiver(None, copies, None, watch)  # type: ignore[arg-type]
+    context = Context(Header(1, 1, Position(1, 1)), Chunk("state", [(b"a", b"b")]))
+    with pytest.raises(Aborted):
+        await receiver.serve("b", context)
+    assert context.aborted[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert watch.level is LOW
+    assert not copies.snapshots.exists()
 
 
 @pytest.mark.parametrize("rows", [3, 14, 20], ids=["when a file is finished", "in the second family", "in the first one"])

@@ -90,6 +90,18 @@ def test_a_stall_of_the_one_who_judges_is_blamed_on_nobody() -> None:
     assert world.slow == set()
 
 
+def test_where_everything_is_late_only_long_holds_count() -> None:
+    world = Watched()
+    world.go_on(5.0, step=0.15)
+    for _ in range(40):
+        world.go_on(0.3, world.stuck("c"), step=0.15)
+        world.go_on(0.3, step=0.15)
+    assert world.slow == set()
+    held = world.stuck("c")
+    world.go_on(3.0, held, step=0.15)
+    assert world.slow == {"c"}, "that is long, for everybody"
+
+
 def test_one_node_at_a_time_is_found_slow_and_the_worst_first() -> None:
     world = Watched()
     world.go_on(0.3, world.stuck("c"))

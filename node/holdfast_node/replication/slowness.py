@@ -5,9 +5,10 @@ ordinary course of things. A node whose copies held up entries for `PATIENCE_S` 
 copies out of the in-sync sets, go on sending to them, and take them back when the node has kept up for a while: `BACKOFF_S`, doubled
 each time that it is slow again within `FORGET_S`. One node at a time is found slow: what the others held up counts anew from then on.
 
-Per shard, each shard would have to wait by itself until the node is found out. The node that judges may be slow itself: of the time
-between two looks no more than `STEP_S` counts, so that a stall of its own is blamed on nobody. When its own disk is what the others
-wait for, it finds itself slow.
+Per shard, each shard would have to wait by itself until the node is found out. The node that judges may be slow itself, or all may be
+because they share a machine that has too much to do. So of the time between two looks no more than `STEP_S` counts, and while looks
+come late, holds have to be longer by `PER_LATE` times as much: a stall of its own is blamed on nobody. When its own disk is what the
+others wait for, it finds itself slow.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ from typing import NamedTuple
 PATIENCE_S = 0.5
 WINDOW_S = 5.0
 FLOOR_S = 0.1
+LOOK_S = 0.05
 STEP_S = 0.1
-BACKOFF_S = 5.0, 300.0
+PER_LATE = 3.0
+BACKOFF_S = 5.0, 60.0
 """How long a slow node has to keep up before it is trusted again: at first, and at most."""
 FORGET_S = 600.0
+_LATE_HALF_S = 2.5
 
 
 class Held(NamedTuple):
@@ -64,17 +68,20 @@ class Slowness:
         self._backoff_s = backoff_s
         self.slow: frozenset[str] = frozenset()
         self._looked_at = now
+        self._late_s = 0.0  # how late looks come; a late one is half forgotten after `_LATE_HALF_S`
         self._time = 0.0  # that this process has watched; everything below is counted in it
         self._marks: dict[tuple[str, int], _Mark] = {}
         self._nodes: dict[str, _Node] = {}
 
     def look(self, held: Mapping[tuple[str, int], Held], unwell: Collection[str], now: float) -> bool:
-        """See which copies hold entries up, by node and shard. True when `slow` has changed; call it about twenty times a second.
+        """See which copies hold entries up, by node and shard. True when `slow` has changed; call it every `LOOK_S`.
 
         `unwell`: slow nodes of which something else tells that they are still slow.
         """
-        self._time += min(now - self._looked_at, STEP_S)
+        passed = now - self._looked_at
+        self._time += min(passed, STEP_S)
         self._looked_at = now
+        self._late_s = max(passed - LOOK_S, self._late_s * 0.5 ** (passed / _LATE_HALF_S))
         if not held and not self._marks and not self.slow:
             return False
         oldest = self._mark(held)
@@ -96,7 +103,8 @@ class Slowness:
         return self._nodes[name].backoff_s
 
     def _mark(self, held: Mapping[tuple[str, int], Held]) -> dict[str, float]:
-        """Note what is held up. Since when, by node, if for longer than `FLOOR_S`."""
+        """Note what is held up. Since when, by node, if for long enough."""
+        floor = FLOOR_S + PER_LATE * self._late_s
         marks: dict[tuple[str, int], _Mark] = {}
         oldest: dict[str, float] = {}
         for place, (reached, wanted) in held.items():
@@ -104,7 +112,7 @@ class Slowness:
             if mark is None or reached >= mark.seq:
                 mark = _Mark(wanted, self._time)
             marks[place] = mark
-            if self._time - mark.since >= FLOOR_S:
+            if self._time - mark.since >= floor:
                 name = place[0]
                 oldest[name] = min(mark.since, oldest.get(name, mark.since))
         self._marks = marks

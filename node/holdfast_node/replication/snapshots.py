@@ -290,6 +290,8 @@ class SnapshotReceiver:
 
     async def _take(self, sender: str, header: Header, files: dict[str, RowFiles], context: Any) -> None:
         while True:
+            if not self._watch.full and not self._watch.has_spare():
+                self._watch.failed()  # the last room is for the log, without which the node ends
             if self._watch.full:
                 await self._refuse(context)
             part = await self._next(context)

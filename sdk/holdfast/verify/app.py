@@ -5,7 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 
 from holdfast import Alarm, App, DurableObject
+from holdfast.verify.inside import install
 
+install()
 app = App()
 
 

@@ -103,6 +103,7 @@ class _Run:
         self.hasty: list[Made] = []
         self.findings = Findings()
         self.failed = ""
+        self._work: Workload | None = None
         self.seconds = 0.0
 
     async def go(self, victims: Victims | None, target: str | None) -> None:
@@ -113,7 +114,7 @@ class _Run:
                 target = victims.gateway
             assert target is not None
             async with connect(target, timeout=_CALL_TIMEOUT_S) as client:
-                work = Workload(client, self._clients, _THINK_S, self._seed, f"{self._seed}-{time.time_ns()}")
+                work = self._work = Workload(client, target, self._clients, _THINK_S, self._seed, f"{self._seed}-{time.time_ns()}")
                 self.made, self.hasty = work.made, work.hasty
                 stop = asyncio.Event()
                 calling = asyncio.create_task(work.run(stop))
@@ -192,6 +193,7 @@ class _Run:
             "not_linearizable": found.not_linearizable,
             "token_hops": found.hops,
             "transfers": found.transfers,
+            "forked_calls": self._work.forked if self._work is not None else 0,
             "alarms": found.alarms,
             "p99_ms": round(latencies[int(len(latencies) * 0.99)] * 1e3, 1) if latencies else 0.0,
             "slowest_without_fault_ms": round(max((one.ended - one.began for one in calm), default=0.0) * 1e3, 1),
@@ -224,6 +226,7 @@ class _Run:
             f"{len(self.hasty):,} with short deadlines beside them: {hasty[0]:,} acknowledged, {hasty[1]:,} failed without effect, "
             f"{hasty[2]:,} with an unknown outcome"
         )
+        console.print(f"{facts['forked_calls']:,} calls of clients that forked were acknowledged")
         console.print(
             f"lost {len(found.lost)}, doubled {len(found.doubled)}, there although it certainly failed {len(found.definite)}"
         )

@@ -16,13 +16,19 @@ import grpc
 from holdfast.channels import open_channel
 from holdfast.local import ClusterFailed, LocalCluster, free_port
 from holdfast.v1 import admin_pb2
+from holdfast.verify import inside
 from holdfast.verify.proxy import FaultProxy
 
-FAULTS = ("kill", "pause", "restart", "partition", "etcd", "drain", "join", "disk", "gateway")
+FAULTS = (
+    *("kill", "pause", "restart", "partition", "etcd", "drain", "join", "disk", "gateway"),
+    *("disk-rollback", "etcd-rollback", "slow-disk", "slow-node", "clock"),
+)
 APP = "holdfast.verify.app"
 
 _WHOLE_S = 90.0
 _EXIT_S = 20.0
+_REFUSED_S = 6
+_REFUSED = "has lost writes that were on disk"  # what a node says that is behind its mark
 
 
 class Victims(LocalCluster):
@@ -54,20 +60,29 @@ class Victims(LocalCluster):
         """Start a node, on the data it had."""
         if name not in self._ports:
             self._ports[name] = free_port(), free_port(), free_port(), free_port()
-            outside, inside, streams_outside, streams_inside = self._ports[name]
-            proxy = self.proxies[name] = FaultProxy({outside: inside, streams_outside: streams_inside})
+            outside, within, streams_outside, streams_within = self._ports[name]
+            proxy = self.proxies[name] = FaultProxy({outside: within, streams_outside: streams_within})
             await proxy.start()
-        outside, inside, streams_outside, streams_inside = self._ports[name]
+        outside, within, streams_outside, streams_within = self._ports[name]
+        self.environment[name] = {inside.FOLDER: str(self.faults_of(name))}
         self.start_node(
             name, APP, "--members-min", str(self._formed), "--replication", str(self.replication),
-            "--listen", f"127.0.0.1:{inside}", "--advertise", f"127.0.0.1:{outside}",
-            "--stream-listen", f"127.0.0.1:{streams_inside}", "--stream-advertise", f"127.0.0.1:{streams_outside}",
-            "--data", str(self.folder / self._data.get(name, name)), "--repair-after", "5",
+            "--listen", f"127.0.0.1:{within}", "--advertise", f"127.0.0.1:{outside}",
+            "--stream-listen", f"127.0.0.1:{streams_within}", "--stream-advertise", f"127.0.0.1:{streams_outside}",
+            "--data", str(self.data_of(name)), "--repair-after", "5",
         )  # fmt: skip
+
+    def faults_of(self, name: str) -> Path:
+        """Where a node looks for the faults inside it; see `holdfast.verify.inside`."""
+        return self.folder / "faults" / name
+
+    def data_of(self, name: str) -> Path:
+        """A node's data directory."""
+        return self.folder / self._data.get(name, name)
 
     def lose_disk(self, name: str) -> None:
         """The node's directory is gone; what is started in its place is a new node."""
-        shutil.rmtree(self.folder / self._data.get(name, name))
+        shutil.rmtree(self.data_of(name))
         self._data[name] = f"{name}-{time.monotonic_ns()}"
 
     def signal(self, name: str, number: int) -> None:
@@ -212,7 +227,100 @@ async def strike(fault: str, victims: Victims, chance: random.Random) -> tuple[s
             await victims.end(name, signal.SIGKILL)
             victims.lose_disk(name)
             return f"{name} killed, its disk lost", 5.0, lambda: victims.node(name)
+        case "disk-rollback":
+            return await _put_disk_back(victims, name, chance)
+        case "etcd-rollback":
+            return await _put_etcd_back(victims, name)
+        case "slow-disk":
+            seconds = chance.choice((0.15, 0.4, 1.0))
+            return _inside(victims, name, inside.FSYNC_S, seconds, f"each fsync of {name} takes {seconds} s more")
+        case "clock":
+            off = chance.choice((-1, 1)) * chance.choice((60, 3_600, 172_800))
+            return _inside(victims, name, inside.CLOCK_S, off, f"the wall clock of {name} is {off:+} s ahead")
+        case "slow-node":
+            stopped_s = chance.choice((0.3, 0.9, 1.8))
+            stutter = asyncio.create_task(_stutter(victims, name, stopped_s))
+
+            async def run_on() -> None:
+                stutter.cancel()
+                await asyncio.gather(stutter, return_exceptions=True)
+
+            return f"{name} is stopped for {stopped_s} s again and again", 8.0, run_on
     raise AssertionError(fault)
+
+
+def _inside(victims: Victims, name: str, fault: str, amount: float, what: str) -> tuple[str, float, Mend]:
+    inside.set_fault(victims.faults_of(name), fault, amount)
+
+    async def end() -> None:
+        inside.set_fault(victims.faults_of(name), fault, 0)
+
+    return what, 8.0, end
+
+
+async def _stutter(victims: Victims, name: str, stopped_s: float) -> None:
+    while True:
+        victims.signal(name, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(stopped_s)
+        finally:
+            victims.signal(name, signal.SIGCONT)
+        await asyncio.sleep(0.2)
+
+
+async def _put_disk_back(victims: Victims, name: str, chance: random.Random) -> tuple[str, float, Mend]:
+    """A volume's snapshot of a running node comes back: the node is refused, or its copies give way to the others'."""
+    snapshot = victims.folder / "snapshot"
+    victims.signal(name, signal.SIGSTOP)  # a snapshot of a volume is of one moment
+    try:
+        await asyncio.to_thread(shutil.copytree, victims.data_of(name), snapshot)
+    finally:
+        victims.signal(name, signal.SIGCONT)
+    age_s = chance.choice((1.0, 3.0, 9.0))
+    await asyncio.sleep(age_s)
+    await victims.end(name, signal.SIGKILL)
+    shutil.rmtree(victims.data_of(name))
+    snapshot.rename(victims.data_of(name))
+
+    async def start() -> None:
+        await victims.node(name)
+        for _ in range(_REFUSED_S * 10):
+            await asyncio.sleep(0.1)
+            if victims.processes[name].poll() is not None:
+                break
+        else:
+            return
+        why = victims.ended() or ""
+        if _REFUSED not in why:
+            raise ClusterFailed(why)
+        victims.lose_disk(name)  # what an operator does with a directory that is refused
+        await victims.node(name)
+
+    return f"the disk of {name} is put back to what it was {age_s:.0f} s before", 1.0, start
+
+
+async def _put_etcd_back(victims: Victims, name: str) -> tuple[str, float, Mend]:
+    """etcd shows an older state, in which an owner is another one; then its own data is back."""
+    data, old, good = (victims.folder / folder for folder in ("etcd", "etcd-old", "etcd-good"))
+    await victims.end("etcd", signal.SIGKILL)
+    await asyncio.to_thread(shutil.copytree, data, old)
+    victims.start_etcd()
+    await victims.end(name, signal.SIGKILL)
+    await asyncio.sleep(8.0)
+    await victims.node(name)
+    await victims.whole()
+    await victims.end("etcd", signal.SIGKILL)
+    data.rename(good)
+    old.rename(data)
+    victims.start_etcd()
+
+    async def end() -> None:
+        await victims.end("etcd", signal.SIGKILL)
+        shutil.rmtree(data)
+        good.rename(data)
+        victims.start_etcd()
+
+    return f"etcd is put back to what it was before {name} was killed, then its own data is back", 6.0, end
 
 
 async def _id_of(victims: Victims, name: str) -> str:

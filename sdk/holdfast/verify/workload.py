@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import sys
 import time
 from collections import Counter as Tally
 from collections import defaultdict
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 from holdfast.client import Client
 from holdfast.errors import HoldfastError
 from holdfast.ids import new_request_id
+from holdfast.verify import forking
 from holdfast.verify.app import Account, Clock, Counter, Journal, Register, Station
 from holdfast.verify.linearizability import NEVER, Call, linearizable, register
 
@@ -35,6 +37,8 @@ _GENERATION_S = 15.0  # registers are new ones after that: a history that is sho
 _PAGE = 1000
 _HASTY = 3
 _HASTY_JOURNALS = 4
+_FORK_EVERY_S = 1.0
+_FORKS_A_JOURNAL = 10
 _HASTY_TIMEOUTS_S = (0.002, 0.02, 0.2, 1.0)
 
 
@@ -73,7 +77,8 @@ class Workload:
     `run_id` keeps the objects of two runs against one cluster apart. Times are seconds since the workload was made.
     """
 
-    def __init__(self, client: Client, clients: int, think_s: float, seed: int, run_id: str) -> None:
+    def __init__(self, client: Client, gateway: str, clients: int, think_s: float, seed: int, run_id: str) -> None:
+        self._gateway = gateway
         self._client = client
         self._clients = clients
         self._think_s = think_s
@@ -92,6 +97,8 @@ class Workload:
         self._accounts = [f"{run_id}-{i}" for i in range(_ACCOUNTS)]
         self._clocks = [f"{run_id}-{i}" for i in range(_CLOCKS)]
         self._transfers = 0
+        self.forked = 0
+        """Calls of clients that have forked, or are forked, that were acknowledged."""
 
     def now(self) -> float:
         return time.monotonic() - self._zero
@@ -108,6 +115,7 @@ class Workload:
                 group.create_task(self._work(i, random.Random(self._random.random()), stop))
             for i in range(_HASTY):
                 group.create_task(self._hurry(i, random.Random(self._random.random()), stop))
+            group.create_task(self._fork(stop))
 
     async def _work(self, i: int, chance: random.Random, stop: asyncio.Event) -> None:
         while not stop.is_set():
@@ -132,6 +140,26 @@ class Workload:
             call = self._client.get(Journal, key, timeout=chance.choice(_HASTY_TIMEOUTS_S)).append(element)
             _, _, self._appends[key][element], _ = await self._make(call, self.hasty)
             await asyncio.sleep(chance.expovariate(1 / self._think_s))
+
+    async def _fork(self, stop: asyncio.Event) -> None:
+        """Have clients fork that are in use. What a process did not tell, nobody knows."""
+        for n in itertools.count():
+            if stop.is_set():
+                return
+            key, prefix = f"{self._run}-forks-{n // _FORKS_A_JOURNAL}", f"fork{n}"
+            elements = self._appends[key]
+            names = [f"child{child}.{i}" for child in range(forking.CHILDREN) for i in range(forking.EACH)]
+            elements |= {f"{prefix}-{name}": None for name in ("before", *names, "after")}
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "holdfast.verify.forking", self._gateway, key, prefix,
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+            )  # fmt: skip
+            told, _ = await process.communicate()
+            for line in told.decode().splitlines():
+                element, _, ok = line.partition(" ")
+                elements[element] = {"True": True, "False": False}.get(ok)
+                self.forked += ok == "True"
+            await asyncio.sleep(_FORK_EVERY_S)
 
     async def _register(self, key: str, chance: random.Random) -> None:
         stub = self._client.get(Register, key)
