@@ -4,7 +4,7 @@ BIN := .venv/bin
 PROTOS := $(wildcard proto/holdfast/v1/*.proto)
 CLUSTER_PROTOS := $(wildcard proto/holdfast_cluster/*/*.proto)
 
-.PHONY: help run demo test test-slow check tools bench sim proto proto-fresh clean
+.PHONY: help run demo test test-slow check tools bench sim model proto proto-fresh clean
 help:
 	@echo "make run    start the property example on a local cluster; it stays up until Ctrl-C"
 	@echo "make demo   the same, but ends by itself"
@@ -13,6 +13,7 @@ help:
 	@echo "make check  format, lint, types, import layers, generated code fresh, unit and property tests"
 	@echo "make bench  calls per second on this machine; BENCH='--json --seconds 5' passes options on"
 	@echo "make sim    simulated clusters under faults; SEEDS=100000 for more, a seed again with: .venv/bin/python -m tests.sim [cluster|effects] SEED"
+	@echo "make model  all orders of events in small worlds of replicas; WORLDS=1000000"
 	@echo "make proto  regenerate the code from proto/"
 
 .venv/dev: pyproject.toml constraints.txt
@@ -37,7 +38,7 @@ check: .venv/dev proto-fresh
 
 test: .venv/dev tools
 	@# Real processes mostly wait: two files of them run at a time, and the simulators with what they leave.
-	@nice -n 19 $(BIN)/pytest tests/sim tests/unit tests/property --durations 5 > .venv/sim.log 2>&1 & sim=$$!; \
+	@nice -n 19 $(BIN)/pytest tests/sim tests/model tests/unit tests/property --durations 5 > .venv/sim.log 2>&1 & sim=$$!; \
 	$(BIN)/pytest tests/cluster -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations 10; cluster=$$?; \
 	wait $$sim; sim=$$?; cat .venv/sim.log; exit $$((cluster + sim))
 
@@ -55,6 +56,9 @@ bench: .venv/dev
 
 sim: .venv/dev
 	SEEDS=$(or $(SEEDS),10000) $(BIN)/pytest -n auto tests/sim
+
+model: .venv/dev
+	$(BIN)/python -m tests.model --worlds $(or $(WORLDS),1000000)
 
 define generate
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(1)/sdk --pyi_out=$(1)/sdk --grpc_python_out=$(1)/sdk $(PROTOS)
