@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 ASK_S, ASK_SOON_S = 5.0, 0.1
 """How often the others are asked, and how often before the own clock has started."""
 _TIMEOUT_S = 1.0  # an answer that took longer would tell too little
+_LAST_MS = 1 << 47  # the year 6429
 
 SLEW = 0.05
 """How much faster or slower than its clock a process's cluster time runs while it is corrected."""
@@ -87,7 +88,7 @@ class Clock:
         `mine` is this process's host ("" when it has no vote), `hosts` those of all members, `wanted` how many there should be at
         least, `wall_ms` what the own wall clock shows, `serving` whether anybody relies on this process's time.
         """
-        passed, self._corrected_at = now - self._corrected_at, now
+        passed, self._corrected_at = min(now - self._corrected_at, 2 * ASK_S), now
         votes = {host: told for host, told in self._heard.items() if host in hosts and now - told.at <= HEARD_S}
         if mine:  # another process of this host may run
             votes[mine] = Heard(wall_ms - now * 1000, votes[mine].cluster if mine in votes else None, now)
@@ -98,7 +99,7 @@ class Clock:
             self._served_s += passed if serving else 0.0
             if not mine:  # a follower takes what there is
                 majority = any(told.cluster is not None for told in votes.values())
-            if majority:
+            if majority and (not mine or self._is_clear(votes, of)):
                 self._start(votes, mine)
             elif mine:
                 self._offset = votes[mine].wall
@@ -115,11 +116,17 @@ class Clock:
         heard = {host: told.wall - self._offset for host, told in self._heard.items() if now - told.at <= HEARD_S}
         return {host: off for host, off in sorted(heard.items()) if abs(off) > FAR_MS}
 
+    def _is_clear(self, votes: dict[str, Heard], of: int) -> bool:
+        """Whether the clocks tell what time it is: they agree, or all have been heard, or a process that runs knows."""
+        low, high = self._middle([told.wall for told in votes.values()])
+        return high - low <= FAR_MS or len(votes) >= of or any(told.cluster is not None for told in votes.values())
+
     def _start(self, votes: dict[str, Heard], mine: str) -> None:
         low, high = self._middle([told.wall for told in votes.values()])
         running = [told.cluster for told in votes.values() if told.cluster is not None]
         if not mine:
             low, high = self._middle(running)
+        running = [offset for offset in running if low - FAR_MS <= offset <= high + FAR_MS]
         if running:
             self._offset = min(running, key=lambda offset: max(low - offset, offset - high))
         else:
@@ -193,30 +200,41 @@ async def keep_time(time: Time, me: str, host: str, feed: ViewFeed, nodes: Nodes
 
     `me` and `host` are those of this node, "" for a gateway, which has no vote. `wanted`: how many hosts there should be at least.
     """
-    clock = time.clock
     asked = 0
     said: dict[str, float] = {}
     while True:
-        members = feed.view.members
-        by_host: dict[str, list[Member]] = {}
-        for member in members.values():
-            if member.id != me:
-                by_host.setdefault(member.host, []).append(member)
+        try:
+            said = await _ask_all(time, me, host, feed, nodes, serving(), wanted, asked, said)
+        except Exception:
+            log.exception("a bug in keeping the time")
         asked += 1
-        await asyncio.gather(*(_ask(clock, there[asked % len(there)], nodes) for there in by_host.values()))
-        hosts = {*by_host, host} - {""}
-        # Nodes that share a host have one vote, so there are no more to wait for.
-        least = 0 if len(hosts) < len({*members, me} - {""}) else wanted
-        began = clock.started
-        clock.correct(host, hosts, least, wall_ms(), serving(), boottime())
-        if clock.started and not began:
-            log.info("the cluster's time is %s", datetime.fromtimestamp(time.now_ms() / 1000, UTC).isoformat(timespec="milliseconds"))
-        differing = clock.differing(boottime())
-        for name, off in differing.items():
-            if name not in said:
-                log.warning("the clock of host %s differs from the cluster's time by %.0f s", name, off / 1000)
-        said = differing
-        await asyncio.sleep(ASK_S * random.uniform(0.8, 1.2) if clock.started else ASK_SOON_S)
+        await asyncio.sleep(ASK_S * random.uniform(0.8, 1.2) if time.started else ASK_SOON_S)
+
+
+async def _ask_all(
+    time: Time, me: str, host: str, feed: ViewFeed, nodes: Nodes, serving: bool, wanted: int, asked: int, said: dict[str, float]
+) -> dict[str, float]:
+    """Ask a process of each host, the next one each time, and follow. The hosts whose clocks differ, as `said` were before."""
+    clock = time.clock
+    members = feed.view.members
+    by_host: dict[str, list[Member]] = {}
+    for member in members.values():
+        if member.id != me:
+            by_host.setdefault(member.host, []).append(member)
+    nodes.forget_others(members.values())
+    await asyncio.gather(*(_ask(clock, there[asked % len(there)], nodes) for there in by_host.values()))
+    hosts = {*by_host, host} - {""}
+    # Nodes that share a host have one vote, so there are no more to wait for.
+    least = 0 if len(hosts) < len({*members, me} - {""}) else wanted
+    began = clock.started
+    clock.correct(host, hosts, least, wall_ms(), serving, boottime())
+    if clock.started and not began:
+        log.info("the cluster's time is %s", datetime.fromtimestamp(time.now_ms() / 1000, UTC).isoformat(timespec="milliseconds"))
+    differing = clock.differing(boottime())
+    for name, off in differing.items():
+        if name not in said:
+            log.warning("the clock of host %s differs from the cluster's time by %.0f s", name, off / 1000)
+    return differing
 
 
 async def _ask(clock: Clock, member: Member, nodes: Nodes) -> None:
@@ -227,6 +245,11 @@ async def _ask(clock: Clock, member: Member, nodes: Nodes) -> None:
         log.debug("%s does not tell what time it is: %s", member.id, error.details())
         return
     ended = boottime()
+    if ended - began > _TIMEOUT_S:
+        return  # this process stood still meanwhile: nobody knows when that was
+    if not (0 <= told.wall_ms < _LAST_MS and 0 <= told.cluster_ms < _LAST_MS):
+        log.warning("%s says that it is %s, %s ms after 1970", member.id, told.wall_ms, told.cluster_ms)
+        return
     half = (ended - began) / 2 * 1000
     clock.heard(member.host, told.wall_ms + half, told.cluster_ms + half if told.started else None, ended)
 

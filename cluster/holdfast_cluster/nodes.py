@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import grpc
@@ -97,10 +98,14 @@ class Nodes:
                 return None
 
         members = list(view.members.values())
-        for address in set(self._channels) - {member.address for member in members}:
-            self._retire(address)
+        self.forget_others(members)
         answers = await asyncio.gather(*(ask(member) for member in members))
         return {member.id: answer for member, answer in zip(members, answers, strict=True) if answer is not None}
+
+    def forget_others(self, members: Iterable[Member]) -> None:
+        """Keep channels to these alone."""
+        for address in set(self._channels) - {member.address for member in members}:
+            self._retire(address)
 
     def _retire(self, address: str) -> None:
         """Use a channel no more; what goes on on it may end."""

@@ -121,10 +121,11 @@ class ResponseCache:
 
     def _places_before(self, shard: Shard, request_id: bytes) -> Iterator[bytes]:
         """Where an owner before may have kept the reply of a request of which an attempt is still on its way."""
-        kept, width = (keys.TIMED, TIMED_BUCKET_MS) if request_id < self.ahead_to else (keys.DAY, DAY_BUCKET_MS)
         taken_ms = shard.taken_ms
-        for bucket in range(taken_ms // width, max(0, taken_ms - int(LATE_S * 1000)) // width - 1, -1):
-            yield keys.reply_bucket(shard.number, kept, bucket) + request_id
+        first_ms = max(0, taken_ms - int(LATE_S * 1000))
+        for kept, width in ((keys.TIMED, TIMED_BUCKET_MS), (keys.DAY, DAY_BUCKET_MS)):  # which of them hung on that owner's clock
+            for bucket in range(taken_ms // width, first_ms // width - 1, -1):
+                yield keys.reply_bucket(shard.number, kept, bucket) + request_id
 
     def _first(self, shard: Shard, kept: int, forgotten: int) -> int:
         """The first bucket that holds anything. Entries commit in order, so none before it is filled later."""
@@ -148,6 +149,7 @@ class ResponseCache:
 
     def note_retried(self, request_id: bytes) -> None:
         """This request was run as a retry: should its first attempt arrive later, it must be looked up."""
+        self._retried.pop(request_id, None)  # it is the newest now
         self._retried[request_id] = boottime()
         if len(self._retried) > _RETRIED_MAX:
             self._forgot_at = self._retried.pop(next(iter(self._retried)))

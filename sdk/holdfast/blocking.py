@@ -207,8 +207,8 @@ class BlockingClient:
                     else:
                         shown = (*shown, (TIME_METADATA, ""))
                         reply, call = connections.calls[use].with_call(request, timeout=timeout, metadata=shown)
-                        connections.knows_time = True
                         if (now_ms := told_time(call.initial_metadata())) is not None:
+                            connections.knows_time = True
                             self._ids.follow(now_ms)
                     return reply.msgpack
                 except grpc.RpcError as failed:

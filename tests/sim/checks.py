@@ -102,11 +102,13 @@ class Checks:
         """A disk went back, and an operator has to choose: what was acknowledged is in the copies to choose from."""
         if not set(forked) <= set(self._world.nodes):
             return  # one of them was lost as well: more than is promised
-        kept: set[bytes] = set()
+        copies = []
         for name in forked:
             node = self._world.nodes[name]
-            kept.update(node.state, (entry.data for entry in node.replica.entries))
-        if missing := set(self.acknowledged) - kept:
+            copies.append({*node.state, *(entry.data for entry in node.replica.entries if not is_term(entry.data))})
+        if not any(one - other and other - one for one in copies for other in copies):
+            raise Broken(f"progress: {forked} count as forked, but one of them has all that the others have")
+        if missing := set(self.acknowledged) - set().union(*copies):
             raise Broken(f"acknowledged means kept: {sorted(missing)[:3]} are in none of the copies that differ")
 
     def finally_(self) -> None:

@@ -42,8 +42,11 @@ def test_a_process_starts_by_the_clocks_of_a_majority_not_by_its_own() -> None:
         process = Process(off)
         process.hear(0.1)
         assert not process.clock.started
-        process.hear(0.1, b=off / 2)
-        assert process.clock.started  # two of three, and nobody knows which is right
+        process.hear(0.1, b=0.0)
+        assert not process.clock.started, "two of three differ, and nobody knows which is right"
+        process.hear(0.1, b=0.0, c=0.0)
+        assert process.clock.started
+        assert process.error == pytest.approx(0.0, abs=1)
     process = Process(HOUR)
     process.hear(0.1, b=0.0, c=20.0)
     assert process.clock.started
@@ -57,6 +60,9 @@ def test_a_process_that_starts_takes_the_time_of_those_that_run() -> None:
     wrong = Process(HOUR)
     wrong.hear(0.1, b=(0.0, 0.0))
     assert wrong.error == pytest.approx(0.0, abs=1), "it runs, so it knows better than a clock of which nobody knows anything"
+    late = Process(0.0)
+    late.hear(0.1, b=(HOUR, HOUR), c=0.0)
+    assert late.error == pytest.approx(0.0, abs=1), "a clock that is wrong does not become the cluster's because it ran first"
     between = Process(0.0)
     between.hear(0.1, b=(0.0, 0.0), c=(HOUR, HOUR))
     assert between.error == pytest.approx(0.0, abs=1), "most clocks are with b"

@@ -198,6 +198,20 @@ def test_a_slow_copy_leaves_the_in_sync_set_is_streamed_to_and_comes_back() -> N
     assert (back.to.in_sync, back.to.joining) == (("a", "b", "c"), ())
 
 
+def test_a_slow_copy_that_has_lost_its_tail_does_not_come_back_with_it() -> None:
+    replica = owner()
+    persist_all(replica, replica.handle(r.Append(X), 101.0), 101.0)
+    answer(replica, 101.1)
+    [swap] = effects(replica.handle(C_IS_SLOW, 101.2), r.Swap)
+    replica.handle(r.Received("c", r.Mismatch(1, 1, 101.15)), 101.3)
+    assert replica.peers["c"].lost
+    replica.handle(r.Swapped(True, 2, swap.to), 101.4)
+    assert not effects(replica.handle(r.Tick(), 101.5), r.Swap), "nobody knows what it has"
+    answer(replica, 101.6)
+    [back] = effects(replica.handle(r.Tick(), 101.7), r.Swap)
+    assert back.to.in_sync == ("a", "b", "c")
+
+
 def test_a_slow_copy_stays_where_writes_would_end_without_it_and_is_taken_back_when_they_would() -> None:
     replica = owner()
     replica.handle(r.Assigned(Assignment(1, "a", 1, ("a", "c")), 2), 101.0)

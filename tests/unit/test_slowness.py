@@ -145,12 +145,17 @@ def test_a_slow_node_that_still_holds_up_or_does_not_answer_stays_slow() -> None
     assert world.slow == set()
 
 
-def test_a_new_process_is_trusted_at_once_but_its_past_is_not_forgotten() -> None:
+def test_a_node_that_joins_again_has_to_keep_up_as_long_as_the_first_time() -> None:
     world = Watched()
+    for _ in range(3):
+        world.go_on(PATIENCE_S + FLOOR_S, world.stuck("c"))
+        while world.slow:
+            world.go_on(TICK_S)
     world.go_on(PATIENCE_S + FLOOR_S, world.stuck("c"))
+    assert world.judge.backoff_s("c") == BACKOFF_S[0] * 8
     world.judge.renewed("c")
     world.judge.renewed("b")
-    assert world.slow == set()
-    world.go_on(1.0, world.stuck("c"))
+    world.go_on(BACKOFF_S[0] - 1)
     assert world.slow == {"c"}
-    assert world.judge.backoff_s("c") == BACKOFF_S[0] * 2
+    world.go_on(1.1)
+    assert world.slow == set()

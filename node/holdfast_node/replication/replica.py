@@ -614,6 +614,9 @@ class Replica:
                     self.first_seq = self.last_seq
             self._counted = frozenset(self.counted())
             self._know_peers(now)
+            for name, peer in self.peers.items():
+                if peer.lost and name not in self._counted:  # it joins again: what it said before says nothing
+                    self.peers[name] = Peer(next=self.last_seq + 1, met_at=now, heard_at=now)
             self._advance()
 
     def _is_mine(self, assignment: Assignment) -> bool:
@@ -741,7 +744,7 @@ class Replica:
             if name in self._counted:
                 peer.lost = True
             else:
-                peer.matched, peer.next = last, last + 1
+                peer.matched, peer.next, peer.lost = last, last + 1, False
                 self._stream(name, peer, now)
         elif last + 1 < peer.next and peer.next > peer.matched + 1 and not self.electing:
             peer.next = max(peer.matched, last) + 1
@@ -929,7 +932,8 @@ class Replica:
             return
         enough = self.settings.min_in_sync
         unheard = {name for name, peer in self.peers.items() if now - peer.heard_at > self.settings.replica_timeout_s}
-        ready = {name for name in set(self.assignment.joining) - {self.me} if self.caught_up(self.peers[name], now)}
+        joining = set(self.assignment.joining) - {self.me}
+        ready = {name for name in joining if self.caught_up(self.peers[name], now) and not self.peers[name].lost}
         silent = in_sync & unheard
         if len((in_sync | ready) - unheard) < enough:
             earliest = now - self.settings.replica_timeout_s - self.settings.corner_patience_s
@@ -948,9 +952,9 @@ class Replica:
         if gone or caught_up or held_back:
             out = gone | held_back
             to = tuple(name for name in self.assignment.in_sync if name not in out) + tuple(sorted(caught_up))
-            joining = tuple(name for name in self.assignment.joining if name not in caught_up) + tuple(sorted(held_back))
+            come = tuple(name for name in self.assignment.joining if name not in caught_up) + tuple(sorted(held_back))
             still = tuple(name for name in self.assignment.leaving if name in to)
-            self._swap(msgspec.structs.replace(self.assignment, in_sync=to, joining=joining, leaving=still))
+            self._swap(msgspec.structs.replace(self.assignment, in_sync=to, joining=come, leaving=still))
 
     def _all_heard(self, now: float) -> bool:
         oldest = now - self.settings.replica_timeout_s

@@ -94,9 +94,10 @@ class Slowness:
         return self.slow != before
 
     def renewed(self, name: str) -> None:
-        """The node's process is another one: it gets the benefit of the doubt, but its back-off is not forgotten."""
+        """The node has joined again, perhaps as another process: it has to keep up for no longer than the first time."""
         if name in self.slow:
-            self._trust(name)
+            node = self._nodes[name]
+            node.clean_since, node.backoff_s = self._time, self._backoff_s[0]
 
     def backoff_s(self, name: str) -> float:
         """How long a slow node has to keep up until it is trusted."""

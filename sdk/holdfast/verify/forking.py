@@ -35,16 +35,16 @@ def main(gateway: str, key: str, prefix: str) -> int:
         for child in range(CHILDREN):
             pid = os.fork()
             if not pid:
+                status = 1
                 try:
                     for i in range(EACH):
                         append(client, key, f"{prefix}-child{child}.{i}")
+                    status = 0
                 finally:
-                    os._exit(0)
+                    os._exit(status)
             children.append(pid)
         append(client, key, f"{prefix}-after")
-        for pid in children:
-            os.waitpid(pid, 0)
-    return 0
+        return max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0 for pid in children)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ _PAGE = 1000
 _HASTY = 3
 _HASTY_JOURNALS = 4
 _FORK_EVERY_S = 1.0
+_FORK_TIMEOUT_S = 5 * forking.TIMEOUT_S
 _FORKS_A_JOURNAL = 10
 _HASTY_TIMEOUTS_S = (0.002, 0.02, 0.2, 1.0)
 
@@ -154,7 +155,14 @@ class Workload:
                 sys.executable, "-m", "holdfast.verify.forking", self._gateway, key, prefix,
                 stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
             )  # fmt: skip
-            told, _ = await process.communicate()
+            began = self.now()
+            try:
+                told, _ = await asyncio.wait_for(process.communicate(), _FORK_TIMEOUT_S)
+            except TimeoutError:
+                process.kill()
+                told, _ = await process.communicate()
+            if process.returncode:
+                self.made.append(Made(began, self.now(), None, f"a client that forks ended with {process.returncode}"))
             for line in told.decode().splitlines():
                 element, _, ok = line.partition(" ")
                 elements[element] = {"True": True, "False": False}.get(ok)

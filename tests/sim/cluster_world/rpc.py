@@ -40,7 +40,7 @@ class Channel:
     def stream_unary(self, path: str, request_serializer: Any = None, response_deserializer: Any = None) -> Any:
         return lambda timeout=None, metadata=None: StreamCall(self._network, self._address, path, timeout, metadata)
 
-    async def close(self) -> None:
+    async def close(self, grace: float | None = None) -> None:
         pass
 
     async def _unary(self, path: str, request: Any, timeout: float | None) -> Any:
