@@ -13,7 +13,7 @@ help:
 	@echo "make check  format, lint, types, import layers, generated code fresh, unit and property tests"
 	@echo "make bench  calls per second on this machine; BENCH='--json --seconds 5' passes options on"
 	@echo "make sim    simulated clusters under faults; SEEDS=100000 for more, a seed again with: .venv/bin/python -m tests.sim [cluster|effects] SEED"
-	@echo "make model  all orders of events in small worlds of replicas; WORLDS=1000000"
+	@echo "make model  all orders of events in small worlds of replicas; WORLDS=1100000"
 	@echo "make proto  regenerate the code from proto/"
 
 .venv/dev: pyproject.toml constraints.txt
@@ -58,7 +58,7 @@ sim: .venv/dev
 	SEEDS=$(or $(SEEDS),10000) $(BIN)/pytest -n auto tests/sim
 
 model: .venv/dev
-	$(BIN)/python -m tests.model --worlds $(or $(WORLDS),1000000)
+	$(BIN)/python -m tests.model --worlds $(or $(WORLDS),1100000)
 
 define generate
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(1)/sdk --pyi_out=$(1)/sdk --grpc_python_out=$(1)/sdk $(PROTOS)
