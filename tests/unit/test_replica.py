@@ -229,6 +229,18 @@ def test_a_slow_copy_stays_where_writes_would_end_without_it_and_is_taken_back_w
     assert (swap.to.in_sync, swap.to.joining) == (("a", "c"), ()), "b is silent"
 
 
+def test_a_slow_copy_stays_until_enough_others_have_taken_something_of_the_term() -> None:
+    replica = r.Replica.start("a", 1, SETTINGS, Stored(), 90.0)
+    out = replica.handle(r.Assigned(Assignment(1, "a", 1, ("a", "b", "c"), released=True), 1), 100.0)
+    persist_all(replica, out, 100.0)
+    report(replica, 100.0)
+    answer(replica, 100.1, "c")
+    assert not effects(replica.handle(C_IS_SLOW, 100.1), r.Swap), "b may be dead, and then nothing could be committed"
+    answer(replica, 100.2, "b")
+    [swap] = effects(replica.handle(C_IS_SLOW, 100.2), r.Swap)
+    assert (swap.to.in_sync, swap.to.joining) == (("a", "b"), ("c",))
+
+
 def test_an_owner_tells_which_copies_hold_up_what_enough_others_have() -> None:
     replica = owner()
     base = replica.last.seq

@@ -946,8 +946,9 @@ class Replica:
         if len((in_sync - gone) | caught_up) < enough:
             caught_up = ready  # a slow copy is better than none
         held_back: set[str] = set()
+        taking = {self.me} | {name for name, peer in self.peers.items() if peer.matched >= self.first_seq}
         for name in sorted(slow & (in_sync - gone) - {self.me}):
-            if len((in_sync - gone - held_back - {name}) | caught_up) >= enough:
+            if len(((in_sync - gone - held_back - {name}) & taking) | caught_up) >= enough:  # one that took nothing yet may be dead
                 held_back.add(name)
         if gone or caught_up or held_back:
             out = gone | held_back

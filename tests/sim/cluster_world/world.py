@@ -25,7 +25,7 @@ from .node import CLUSTER, REPLICATION, Gateway, Node
 from .seams import production_on
 
 UNDER_FIRE_S = 10.0
-HEALED_S = 30.0
+HEALED_S = 45.0  # more than the 30 s after which a lone restarted copy counts
 QUIET_S = 2.0
 _CLIENTS = 4
 _LOOK_S = 0.02
