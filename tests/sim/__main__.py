@@ -19,19 +19,21 @@ from . import effects
 from .checks import Broken
 from .cluster_world import checks as cluster_checks
 from .cluster_world import world as cluster
-from .cluster_world.bugs import BUGS, NOT_CAUGHT_YET
+from .cluster_world.bugs import BUGS, UNIT_TEST_OF
 from .cluster_world.faults import DEFAULT, LATER, often
 from .test_replication import live
+
+_BUGS = BUGS | {name: bug for name, (bug, _) in UNIT_TEST_OF.items()}
 
 
 def _cluster(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim cluster", description=__doc__)
     parser.add_argument("seeds", help="a seed, or FIRST-END")
     parser.add_argument("--faults", default="", help=f"any of: {', '.join(LATER)}; or `all`")
-    parser.add_argument("--bug", choices=sorted(BUGS | NOT_CAUGHT_YET))
+    parser.add_argument("--bug", choices=sorted(_BUGS))
     parser.add_argument("--logs", action="store_true")
     given = parser.parse_args(arguments)
-    bug = (BUGS | NOT_CAUGHT_YET)[given.bug] if given.bug else None
+    bug = _BUGS[given.bug] if given.bug else None
     faults = bug.faults if bug is not None else DEFAULT
     if given.faults:
         faults = often(LATER if given.faults == "all" else given.faults.split(","))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from .cluster_world.bugs import BUGS, CAUGHT_BY
+from .cluster_world.bugs import BUGS, CAUGHT_BY, UNIT_TEST_OF
 from .cluster_world.checks import Broken
 from .cluster_world.world import live
 
 SEEDS = int(os.environ.get("SEEDS", "300"))
 PARTS = 4
 BUG_SEEDS_MAX = 400
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +51,28 @@ def test_every_planted_bug_is_caught(bug: str) -> None:
         except Broken:
             return
     pytest.fail(f"not caught in {BUG_SEEDS_MAX} worlds")
+
+
+class _Planting:
+    """A plugin of pytest that plants a bug before tests are imported."""
+
+    def __init__(self, bug: str) -> None:
+        self.bug = bug
+
+    def pytest_configure(self) -> None:
+        for owner, name, value in UNIT_TEST_OF[self.bug][0].replaced:
+            setattr(owner, name, value)
+
+
+@pytest.mark.parametrize("bug", UNIT_TEST_OF)
+def test_a_unit_test_catches_what_no_world_does(bug: str) -> None:
+    """In a process of its own, which ends with the bug in it."""
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.sim.test_cluster_world", bug], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout + run.stderr
+
+
+if __name__ == "__main__":
+    with_bug = [f"{ROOT}/tests/unit/{UNIT_TEST_OF[sys.argv[1]][1]}", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    raise SystemExit(pytest.main(with_bug, plugins=[_Planting(sys.argv[1])]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
@@ -106,3 +107,26 @@ async def test_a_core_that_asserts_when_patience_is_over_ends_the_process(exits:
     committer._gathering.clear()
     await asyncio.sleep(0)
     await flusher.close()
+
+
+async def test_what_is_staged_during_an_fsync_waits_for_the_next_one() -> None:
+    """That fsync may have begun before it was written."""
+    store = Store()
+    began, ends = SimpleQueue[None](), SimpleQueue[None]()
+
+    def sync() -> None:
+        began.put(None)
+        ends.get(timeout=10)
+
+    store.sync = sync  # type: ignore[method-assign]
+    flusher = Flusher(store)  # type: ignore[arg-type]
+    durable: list[str] = []
+    flusher.when_durable(lambda: durable.append("first"))
+    await asyncio.to_thread(began.get, timeout=10)
+    flusher.when_durable(lambda: durable.append("second"))
+    ends.put(None)
+    await asyncio.to_thread(began.get, timeout=10)
+    assert durable == ["first"]
+    ends.put(None)
+    await flusher.close()
+    assert durable == ["first", "second"]

@@ -134,6 +134,16 @@ def test_a_snapshot_replaces_everything_and_the_log_goes_on_behind_it(copy: Copy
     assert copy.state() == {key("a"): b"1", key("b"): b"2"}
 
 
+def test_a_snapshot_deletes_what_was_there_for_good_before_its_files_come(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ingested files outlast a power loss at once. Of a deletion that did not, old rows would come back among them."""
+    done: list[str] = []
+    for name in ("write", "sync", "ingest"):
+        real = getattr(copy.store, name)
+        monkeypatch.setattr(copy.store, name, lambda *given, name=name, real=real: (done.append(name), real(*given)))
+    copy.persist(Persist(1, 1, install=snapshot(copy, a="1")))
+    assert done == ["write", "sync", "ingest", "write"]
+
+
 def test_a_snapshot_that_was_cut_short_leaves_nothing_that_counts(copy: Copy) -> None:
     copy.persist(Persist(1, 1, None, (put(1, "old", "1"),)))
     copy.apply(put(1, "old", "1"))

@@ -270,6 +270,20 @@ def test_how_long_a_shard_may_be_answered_for_grows_with_what_replicas_promise(t
         assert shard.until - now >= 1.0, "it was not looked at anew while there was time"
 
 
+def test_a_shard_is_answered_for_no_longer_than_one_that_came_in_sync_has_promised(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From then on it may be elected, and waits for nothing but its own promise."""
+    trio.assign("a", 1, ("a", "b"), joined=())
+    trio.tick()
+    shard = trio.nodes["a"].shards.get(SHARD)
+    assert shard is not None
+    assert shard.until > boottime() + 2
+    monkeypatch.setattr(trio.nodes["c"].replicas, "received", lambda *given: None)
+    trio.assign("a", 1, joined=())
+    assert (shard.owned, shard.until) == (True, 0.0), "c has promised nothing yet"
+
+
 def test_a_shard_is_dropped_as_soon_as_a_replica_tells_of_a_later_epoch(trio: Trio) -> None:
     trio.put("a", b"1")
     a = trio.nodes["a"]

@@ -114,6 +114,15 @@ def test_a_dead_owner_is_replaced_from_the_in_sync_set_and_nobody_is_forgotten()
     assert not first.to.released
 
 
+def test_a_fail_over_keeps_all_that_it_does_not_concern() -> None:
+    """A field that comes later is kept too, unless it is named here."""
+    before = Assignment(4, "a", 1, ("a", "b", "c"), born=2, keeper="a", version=9, nonce=77, level=3)
+    left = replicated(*NODES[1:3], assignments={0: Versioned(before, 5)})
+    [after] = [t.to for t in plan(left, 1) if t.shard == 0]
+    changed = {name for name in before.__struct_fields__ if getattr(after, name) != getattr(before, name)}
+    assert {"epoch", "owner"} <= changed <= {"epoch", "owner", "incarnation", "joining"}
+
+
 def test_with_no_in_sync_member_present_a_shard_waits() -> None:
     picture, _ = settle(replicated(*NODES))
     copies = set(picture.assignments[0].assignment.in_sync)

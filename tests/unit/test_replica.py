@@ -71,6 +71,23 @@ def test_an_entry_is_committed_when_every_replica_and_its_own_disk_have_it() -> 
     assert [entry.data for entry in applied.entries] == [X]
 
 
+def test_what_was_persisted_under_an_earlier_epoch_says_nothing_of_the_same_places_now() -> None:
+    replica = owner()
+    first = replica.last.seq
+    for _ in range(3):  # nobody acknowledges these
+        persist_all(replica, replica.handle(r.Append(X), 101.0), 101.0)
+    assert replica.persisted == first + 3
+    replica.handle(r.Assigned(Assignment(2, "b", 1, ("a", "b", "c"), released=True), 2), 101.1)
+    [term] = [each for each in replica.chain if each.first == first]
+    theirs = r.Replicate(2, r.Position(1, first), (r.LogEntry(2, first + 1, term_data(5)),), first, 101.2, term.nonce)
+    persist_all(replica, replica.handle(r.Received("b", theirs), 101.2), 101.2)
+    assert replica.last == (2, first + 1), "what nobody acknowledged is cut"
+    out = replica.handle(r.Assigned(Assignment(3, "a", 1, ("a", "b", "c"), released=True), 3), 101.3)
+    assert (replica.first_seq, replica.last) == (first + 2, (3, first + 2))
+    assert not effects(answer(replica, 101.4), r.Apply), "its own disk has not got it"
+    assert effects(persist_all(replica, out, 101.5), r.Apply)
+
+
 def test_what_was_appended_with_enough_copies_is_not_committed_with_too_few() -> None:
     replica = owner()
     persist_all(replica, replica.handle(r.Append(X), 101.0), 101.0)
@@ -239,6 +256,19 @@ def test_a_slow_copy_stays_until_enough_others_have_taken_something_of_the_term(
     answer(replica, 100.2, "b")
     [swap] = effects(replica.handle(C_IS_SLOW, 100.2), r.Swap)
     assert (swap.to.in_sync, swap.to.joining) == (("a", "b"), ("c",))
+
+
+def test_a_swap_whose_result_is_unknown_is_tried_again_and_counts_until_then() -> None:
+    replica = owner()
+    replica.handle(r.Assigned(Assignment(1, "a", 1, ("a", "b"), joining=("c",)), 2), 101.0)
+    answer(replica, 101.0)
+    [swap] = effects(replica.handle(r.Tick(), 101.1), r.Swap)
+    assert swap.to.in_sync == ("a", "b", "c")
+    replica.handle(r.Swapped(None), 101.2)
+    persist_all(replica, replica.handle(r.Append(X), 101.3), 101.3)
+    assert not effects(answer(replica, 101.3, "b"), r.Apply), "etcd may count c by now"
+    [again] = effects(replica.handle(r.Tick(), 101.2 + SETTINGS.swap_retry_s), r.Swap)
+    assert again.to == swap.to
 
 
 def test_an_owner_tells_which_copies_hold_up_what_enough_others_have() -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from holdfast_cluster.cluster_time import Time
+from holdfast_cluster.model import Assignment
 
 from .machine import START_S
 
@@ -97,6 +98,19 @@ def _check_list(key: str, final: list[str], operations: list[Operation]) -> None
             raise Broken(
                 f"linearizable: an answer of {key} to a call of {operation.called_at:.3f} shows a length of "
                 f"{operation.length - bool(operation.element)}, an earlier one {longest}"
+            )
+
+
+def in_sync_grows_by_its_owner(world: World, number: int, before: Assignment, now: Assignment) -> None:
+    """Who comes into an in-sync set has every committed entry, and its owner alone knows who that is. So the owner asked for it."""
+    added = set(now.in_sync) - set(before.in_sync)
+    owner = next((node for node in world.nodes.values() if node.replicas is not None and node.replicas._node == before.owner), None)
+    if added and owner is not None and owner.runs and owner.replicas is not None:
+        copy = owner.replicas._copies.get(number)
+        swapping = copy.replica._swapping if copy is not None else None
+        if swapping is None or not added <= set(swapping.swap.to.in_sync):
+            raise Broken(
+                f"in sync by its owner's word: {sorted(added)} came into the in-sync set of shard {number}, not by {before.owner}"
             )
 
 

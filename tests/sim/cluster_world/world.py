@@ -106,6 +106,10 @@ class World:
                 joining = f", joining {', '.join(now.joining)}" if now.joining else ""
                 in_sync = ", ".join(now.in_sync)
                 self.tell(f"shard {number}: epoch {now.epoch}, {now.owner}, in sync {in_sync}{joining}{', released' * now.released}")
+                try:
+                    checks.in_sync_grows_by_its_owner(self, number, before, now)
+                except Broken as broken:
+                    self.failed(str(broken))
                 self.faults.at_a_change(before, now)
 
     # -- watching
