@@ -11,6 +11,8 @@ Gateways use it for their callers, nodes for the calls that turns make. A call i
 A call is sent again with the same request id, so that its effect happens once. If nobody heard what became of the attempt before,
 it is sent with `attempt + 1`, and from then on no error is definite (the rule of `definite` in holdfast.errors); nor is one of a call
 that came with an `attempt`. What is held and in flight is bounded; when full, calls are refused with OVERLOADED.
+
+A call that is cancelled leaves its queue, or its node is told; it is not sent again, and its origin's `heir` gets what is answered.
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ import asyncio
 import logging
 import random
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
 
 from holdfast.deadlines import Deadlines
 from holdfast.errors import (
+    Aborted,
     DeadlineExceeded,
     HoldfastError,
     InvalidArgument,
@@ -53,6 +57,9 @@ _CALL_SMALL = 64 << 10
 _KEY_SHORT = KEY_BYTES_MAX // 4  # so many characters fit whatever they are
 _ENVELOPE_BYTES = 100
 _ATTEMPT_MAX = (1 << 32) - 1
+TIMEOUT_MAX_S = 300.0
+"""The longest deadline of a call; what asks for more gets this. Requests are remembered for twice as long."""
+_TIMEOUT_MAX_MS = int(TIMEOUT_MAX_S * 1000)
 _DEADLINE_SLACK_S = 0.15  # a call that was sent is given this long for the node's own word on its deadline
 _BACKOFF_S = (0.02, 0.5)
 _LACKING_BACKOFF_S = (0.1, 5.0)  # another owner is a new epoch, which sends these calls at once
@@ -83,9 +90,9 @@ class Origin(Protocol):
 
 
 class Pending:
-    """A call on its way. `lacking`: it was refused for its kind."""
+    """A call on its way. `lacking`: it was refused for its kind. `cancelled`: nobody waits for it any more."""
 
-    __slots__ = ("call", "deadline", "lacking", "late", "origin", "origin_id", "pipe", "shard", "size", "submitted")
+    __slots__ = ("call", "cancelled", "deadline", "lacking", "late", "origin", "origin_id", "pipe", "shard", "size", "submitted")
 
     def __init__(self, call: pb.Call, origin: Origin, shard: int, deadline: float, size: int) -> None:
         self.size = size
@@ -97,6 +104,7 @@ class Pending:
         self.pipe: Pipe | None = None
         self.lacking = False
         self.late = False
+        self.cancelled = False
         self.submitted = perf_counter()
 
     def outcome_unknown(self) -> None:
@@ -201,8 +209,8 @@ class Dispatcher:
         """Whether calls to an object leave at once, as far as is known."""
         return bool(self._shards) and self._targets[shard_of(kind, key, self._shards)] is not None
 
-    def submit(self, call: pb.Call, origin: Origin) -> None:
-        """Send a call; its reply, or an error, goes to `origin` with the id that the call has now."""
+    def submit(self, call: pb.Call, origin: Origin) -> int:
+        """Send a call; its reply, or an error, goes to `origin` with the id that the call has now. Returns what `cancel` takes."""
         key = call.key
         size = call.ByteSize()
         if (
@@ -217,8 +225,10 @@ class Dispatcher:
             told = not_definite_after(call.attempt, error_to_proto(error))
             self._refused[told.code] += 1
             origin.push(pb.Reply(id=call.id, error=told), _ENVELOPE_BYTES)
-            return
+            return 0
         shard = shard_of(call.kind, key, self._shards)
+        if call.timeout_ms > _TIMEOUT_MAX_MS:
+            call.timeout_ms = _TIMEOUT_MAX_MS
         deadline = self._loop.time() + (call.timeout_ms / 1000 or self._limits.timeout_s)
         pending = Pending(call, origin, shard, deadline, size)
         self._bytes += size
@@ -232,6 +242,33 @@ class Dispatcher:
         else:
             pending.pipe = pipe
             pipe.send(call, size)
+        return number
+
+    def cancel(self, number: int, heir: Origin) -> None:
+        """Nobody waits any more for what `submit` took under this number. Whatever is still answered goes to `heir`, once."""
+        if (pending := self._pending.get(number)) is not None:
+            self._cancel(number, pending, heir)
+
+    def cancel_of(self, origin: Origin, ids: Collection[int], heir: Origin) -> int:
+        """The same for calls that came from `origin` under these ids; how many there were."""
+        those = [(n, pending) for n, pending in self._pending.items() if pending.origin is origin and pending.origin_id in ids]
+        for number, pending in those:
+            self._cancel(number, pending, heir)
+        return len(those)
+
+    def _cancel(self, number: int, pending: Pending, heir: Origin) -> None:
+        pending.origin = heir
+        if pending.pipe is None:
+            self._unhold(pending)
+            self._give_up(number, pending)
+        else:
+            pending.cancelled = True
+            pending.pipe.cancel(number, pending.call.request_id)
+
+    def _give_up(self, number: int, pending: Pending) -> None:
+        """A cancelled call is under way no more."""
+        self._drop(number, pending)
+        self._fail(pending, Aborted("its caller waits no more"))
 
     def forget(self, origin: Origin, heir: Origin | None = None) -> int:
         """The origin has gone: its calls run on, their replies are dropped, or go to `heir`; how many will."""
@@ -349,6 +386,9 @@ class Dispatcher:
     # -- holding
 
     def _hold(self, pending: Pending, lacking: bool = False) -> None:
+        if pending.cancelled:
+            self._give_up(pending.call.id, pending)
+            return
         if self._held_count >= self._limits.held_max:
             self._drop(pending.call.id, pending)
             message = f"{self._limits.held_max} calls wait for shards that are not served"

@@ -7,7 +7,11 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
 
 from holdfast_cluster.etcd import Changes, EtcdError, Listing, WatchState
 from holdfast_cluster.etcdpb import etcd_pb2 as pb
@@ -24,6 +28,7 @@ from holdfast_cluster.model import (
     Lineage,
     Member,
     Pause,
+    Unreadable,
     Versioned,
     View,
     decode,
@@ -32,9 +37,12 @@ from holdfast_cluster.model import (
 
 log = logging.getLogger(__name__)
 
+S = TypeVar("S", bound=msgspec.Struct)
+
 FOREIGN_S = 7.5
 """After how long an etcd that is not believed is listed again: 5 s on average, with jitter."""
 _HALTING_S = 0.2
+_SHARD_CHARS_MAX = 9
 _BACKOFF_S = (0.1, 1.0)
 WHAT_TO_DO = (
     "Assignments are not invented, and nothing of this is acted on: what is known goes on. Put etcd's newest data back, or run "
@@ -75,6 +83,12 @@ class ViewFeed:
             shown = self.view
             try:
                 pause_s = await self._watch()
+            except Unreadable as error:
+                strange = f"etcd has what cannot be read: {error}. Nothing of it is acted on, until that is mended"
+                if strange != self.strange:
+                    log.error("%s", strange)
+                self.strange = strange
+                pause_s = FOREIGN_S
             except EtcdError as error:
                 if shown is not self.view:
                     log.warning("watch on etcd broke (%s); listing again", error)
@@ -111,6 +125,8 @@ class ViewFeed:
         refuse_unknown_features(view.settings)
         self._etcd.follow(view.lineage, view.lineage_raw)
         self._memory.follow(view)
+        for key in view.unreadable.keys() - self.view.unreadable.keys():
+            log.error("etcd's value of %s cannot be read: %s; what was known before stays in force", key, view.unreadable[key])
         self.view = view
         for listener in self.listeners:
             listener(view)
@@ -141,15 +157,21 @@ class ViewFeed:
 
 
 def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
-    """The view after an update. Pure."""
+    """The view after an update. Pure.
+
+    Of a value that cannot be read, what the view had before stays. Raises Unreadable when it had no assignment, settings or lineage
+    in place of one that cannot be read: as if there were none, the cluster would be another one.
+    """
+    before = view
     if isinstance(update, Listing):
         raw = next((row.value for row in update.rows if row.key == keys.lineage.encode()), b"")
-        view = View(revision=update.revision, lineage=decode(raw, Lineage) if raw else None, lineage_raw=raw)
+        lineage, lineage_raw = _read_or(keys.lineage, raw, Lineage, before.lineage), raw
+        view = View(revision=update.revision)
         rows: Iterable[tuple[bool, pb.KeyValue]] = ((True, row) for row in update.rows)
     else:
+        lineage, lineage_raw = view.lineage, view.lineage_raw
         rows = ((event.type == pb.Event.PUT, event.kv) for event in update.events)
     settings, settings_raw, controller = view.settings, view.settings_raw, view.controller
-    lineage, lineage_raw = view.lineage, view.lineage_raw
     generation = lineage.generation if lineage is not None else 0
     members, assignments, drains, heat, hosting, kinds, pauses = (
         dict(view.members),
@@ -158,59 +180,40 @@ def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
         dict(view.heat),
         dict(view.hosting),
         dict(view.kinds),
-        view.pauses,
+        dict(view.pauses),
     )
+
+    def versioned(row: pb.KeyValue) -> Versioned:
+        return Versioned(decode(row.value, Assignment), row.mod_revision, row.value, generation)
+
+    tables: tuple[_Table, ...] = (
+        _Table(keys.shards, assignments, before.assignments, versioned, _shard),
+        _Table(keys.members, members, before.members, lambda row: decode(row.value, Member)),
+        _Table(keys.drains, drains, before.drains, lambda row: decode(row.value, Drain)),
+        _Table(keys.heats, heat, before.heat, lambda row: decode(row.value, Heat)),
+        _Table(keys.hostings, hosting, before.hosting, lambda row: decode(row.value, Hosting)),
+        _Table(keys.all_kinds, kinds, before.kinds, lambda row: decode_kinds(row.value)),
+        _Table(keys.pauses, pauses, before.pauses, lambda row: decode(row.value, Pause), _paused),
+    )
+    unreadable = dict(view.unreadable)
     for there, row in rows:
-        key = row.key.decode()
-        if key.startswith(keys.shards):
-            shard = int(key[len(keys.shards) :])
-            if there:
-                assignments[shard] = Versioned(decode(row.value, Assignment), row.mod_revision, row.value, generation)
+        key = row.key.decode(errors="backslashreplace")
+        unreadable.pop(key, None)
+        try:
+            if key == keys.settings:
+                settings_raw = row.value if there else b""
+                settings = _read_or(key, settings_raw, ClusterSettings, before.settings)
+            elif key == keys.lineage:
+                lineage_raw = row.value if there else b""
+                lineage = _read_or(key, lineage_raw, Lineage, before.lineage)
+            elif key == keys.controller:
+                controller = row.value.decode(errors="backslashreplace") if there else ""
             else:
-                assignments.pop(shard, None)
-        elif key.startswith(keys.members):
-            node = key[len(keys.members) :]
-            if there:
-                members[node] = decode(row.value, Member)
-            else:
-                members.pop(node, None)
-        elif key.startswith(keys.drains):
-            node = key[len(keys.drains) :]
-            if there:
-                drains[node] = decode(row.value, Drain)
-            else:
-                drains.pop(node, None)
-        elif key.startswith(keys.heats):
-            node = key[len(keys.heats) :]
-            if there:
-                heat[node] = decode(row.value, Heat)
-            else:
-                heat.pop(node, None)
-        elif key.startswith(keys.hostings):
-            node = key[len(keys.hostings) :]
-            if there:
-                hosting[node] = decode(row.value, Hosting)
-            else:
-                hosting.pop(node, None)
-        elif key.startswith(keys.all_kinds):
-            node = key[len(keys.all_kinds) :]
-            if there:
-                kinds[node] = decode_kinds(row.value)
-            else:
-                kinds.pop(node, None)
-        elif key.startswith(keys.pauses):
-            kind, _, name = key[len(keys.pauses) :].partition("/")
-            pauses = {what: pause for what, pause in pauses.items() if what != (kind, name)}
-            if there:
-                pauses[kind, name] = decode(row.value, Pause)
-        elif key == keys.settings:
-            settings = decode(row.value, ClusterSettings) if there else None
-            settings_raw = row.value if there else b""
-        elif key == keys.lineage:
-            lineage = decode(row.value, Lineage) if there else None
-            lineage_raw = row.value if there else b""
-        elif key == keys.controller:
-            controller = row.value.decode() if there else ""
+                for table in tables:
+                    if key.startswith(table.prefix):
+                        table.take(key, row, there)
+        except _PassedOver as error:
+            unreadable[key] = str(error)
     return View(
         update.revision,
         settings,
@@ -225,4 +228,59 @@ def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
         settings_raw,
         lineage,
         lineage_raw,
+        unreadable,
     )
+
+
+class _PassedOver(Exception):
+    """A value that cannot be read, in place of which there is an older one, or none is needed."""
+
+
+def _read_or(key: str, raw: bytes, type: type[S], before: S | None) -> S | None:
+    """A value that a view cannot do without; the one before when it cannot be read. Raises Unreadable without one."""
+    try:
+        return decode(raw, type) if raw else None
+    except Unreadable as error:
+        if before is None:
+            raise Unreadable(f"{key}: {error}") from None
+        return before
+
+
+@dataclass(slots=True)
+class _Table:
+    """The rows of one prefix. `name` makes what they are kept by of the rest of the key."""
+
+    prefix: str
+    rows: dict[Any, Any]
+    before: Mapping[Any, Any]
+    read: Callable[[pb.KeyValue], Any]
+    name: Callable[[str], Any] = str
+
+    def take(self, key: str, row: pb.KeyValue, there: bool) -> None:
+        """Raises _PassedOver, or Unreadable for an assignment that there was none of before."""
+        try:
+            name = self.name(key[len(self.prefix) :])
+        except ValueError as error:
+            raise _PassedOver(str(error)) from None
+        if not there:
+            self.rows.pop(name, None)
+            return
+        try:
+            self.rows[name] = self.read(row)
+        except Unreadable as error:
+            if name in self.before:
+                self.rows[name] = self.before[name]
+            elif self.name is _shard:
+                raise Unreadable(f"{key}: {error}") from None
+            raise _PassedOver(str(error)) from None
+
+
+def _shard(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= _SHARD_CHARS_MAX):
+        raise ValueError(f"{text[:100]!r} is no number of a shard")
+    return int(text)
+
+
+def _paused(text: str) -> tuple[str, str]:
+    kind, _, name = text.partition("/")
+    return kind, name

@@ -20,7 +20,7 @@ import msgspec
 
 from holdfast_cluster.etcd import EtcdError, EtcdUnavailable, EtcdUnknown, Lease, put, unchanged
 from holdfast_cluster.guarded import EtcdForeign, GuardedEtcd
-from holdfast_cluster.model import ClusterSettings, Keys, Lineage, Member, decode, encode, encode_kinds
+from holdfast_cluster.model import ClusterSettings, Keys, Lineage, Member, Unreadable, decode, encode, encode_kinds
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,10 @@ async def agree_on_settings(
             log.log(level, "etcd does not answer (%s); still trying", error)
         await asyncio.sleep(_RETRY_S)
     assert row is not None
-    theirs = decode(row.value, ClusterSettings)
+    try:
+        theirs = decode(row.value, ClusterSettings)
+    except Unreadable as error:
+        raise Refused(f"the cluster's settings at {keys.settings} in etcd cannot be read: {error}") from None
     refuse_unknown_features(theirs)
     asked = msgspec.structs.replace(theirs, hash_version=ClusterSettings().hash_version, **wanted)
     if differences := asked.differences(theirs):
@@ -180,8 +183,11 @@ class Membership:
             return
         key = self._keys.member(me.id)
         row = await self._etcd.get(key)
-        if row is None or decode(row.value, Member).incarnation != me.incarnation:
-            return
+        try:
+            if row is None or decode(row.value, Member).incarnation != me.incarnation:
+                return
+        except Unreadable as error:
+            raise EtcdError(f"what is under {key} cannot be read: {error}") from None
         changed = msgspec.structs.replace(me, state=state)
         if await self._etcd.txn([unchanged(key, row.value)], [put(key, encode(changed), self._lease.id)]):
             self.member = changed

@@ -30,6 +30,7 @@ import msgspec
 from holdfast_cluster.ring import HASH_VERSION, Ring, RingNode
 
 S = TypeVar("S", bound=msgspec.Struct)
+T = TypeVar("T")
 
 SHARDS_MAX = 65_536
 EPOCHS_MAX = 1 << 48
@@ -256,6 +257,8 @@ class View(msgspec.Struct, frozen=True, dict=True):
     """The very bytes of the settings, for whoever changes them."""
     lineage: Lineage | None = None
     lineage_raw: bytes = b""
+    unreadable: Mapping[str, str] = {}
+    """By key of etcd, why its value is passed over: what was there before holds."""
 
     @property
     def order(self) -> int:
@@ -366,9 +369,22 @@ def encode_kinds(kinds: tuple[str, ...]) -> bytes:
     return msgspec.json.encode(kinds)
 
 
+class Unreadable(ValueError):
+    """What etcd, or a disk, holds under a key is not what this program writes there."""
+
+
 def decode_kinds(raw: bytes) -> tuple[str, ...]:
-    return msgspec.json.decode(raw, type=tuple[str, ...])
+    """Raises Unreadable."""
+    return _decode(raw, tuple[str, ...])
 
 
 def decode(raw: bytes, type: type[S]) -> S:
-    return msgspec.json.decode(raw, type=type)
+    """Raises Unreadable."""
+    return _decode(raw, type)
+
+
+def _decode(raw: bytes, type: type[T]) -> T:
+    try:
+        return msgspec.json.decode(raw, type=type)
+    except Exception as error:  # RecursionError and UnicodeDecodeError are no errors of msgspec's
+        raise Unreadable(f"{error or repr(error)}") from None

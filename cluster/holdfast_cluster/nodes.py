@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import string
 from collections.abc import Iterable
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import grpc
 from holdfast.channels import open_process_channel
@@ -19,7 +21,8 @@ from holdfast_cluster.ring import shard_of
 log = logging.getLogger(__name__)
 
 ASKED_BY_METADATA = "holdfast-asked-by"
-"""Who wants a change, for the node's log."""
+"""Who wants a change, for the node's log; percent-encoded, because gRPC takes printable ASCII alone."""
+_PLAIN = " " + string.punctuation.replace("%", "")
 TIMEOUT_S = 20.0
 _STATS_TIMEOUT_S = 1.0
 _OWNER_PATIENCE_S = 5.0
@@ -51,7 +54,8 @@ class Nodes:
             request_serializer=type(request).SerializeToString,
             response_deserializer=answer.FromString,  # type: ignore[attr-defined]
         )
-        return await call(request, timeout=timeout, metadata=((ASKED_BY_METADATA, asked_by),) if asked_by else None)  # type: ignore[no-any-return]
+        by = ((ASKED_BY_METADATA, quote(asked_by, _PLAIN)),) if asked_by else None
+        return await call(request, timeout=timeout, metadata=by)  # type: ignore[no-any-return]
 
     async def ask_all(
         self, view: View, method: str, request: Any, answer: type[R], only: str | None = None, asked_by: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from typing import Protocol
+from typing import Protocol, cast
 
 from holdfast.frames import FrameWriter
 from holdfast.tls import Certificates
@@ -21,6 +21,8 @@ PIPE = "pipe"
 """The service of nodes that takes calls; see holdfast_cluster.streams."""
 
 _BACKOFF_S = (0.05, 1.0)
+_CANCEL_BYTES = 40
+_Message = pb.Call | peer_pb2.Cancel
 
 
 class Pipe(Protocol):
@@ -28,6 +30,9 @@ class Pipe(Protocol):
 
     def send(self, call: pb.Call, size: int) -> None:
         """Send a call of about `size` bytes; its reply goes to the dispatcher by `call.id`."""
+
+    def cancel(self, number: int, request_id: bytes) -> None:
+        """Nobody waits any more for the call with this `id`, which was sent before. A reply may come all the same."""
 
 
 class PipeEnd(Protocol):
@@ -50,12 +55,18 @@ class RemotePipe:
         self._member = member
         self._certificates = certificates
         self._retired = False
-        self._writer: FrameWriter[pb.Call] = FrameWriter(_pack, _size)
+        self._writer: FrameWriter[_Message] = FrameWriter(self._pack, _size)
+        self._cancels = 0
+        """Those that wait to be written."""
         self.up = False
         self._task = asyncio.create_task(self._run(), name=f"pipe to {member.id}")
 
     def send(self, call: pb.Call, size: int) -> None:
         self._writer.push(call, size)
+
+    def cancel(self, number: int, request_id: bytes) -> None:
+        self._cancels += 1
+        self._writer.push(peer_pb2.Cancel(id=number, request_id=request_id), _CANCEL_BYTES)
 
     def retire(self) -> None:
         """The member is gone from the view: replies still come, but a broken connection is not opened again."""
@@ -78,7 +89,8 @@ class RemotePipe:
             try:
                 target = f"{member.id}:{member.incarnation}"
                 stream = await open_stream(member.streams, PIPE, target, self._received, certificates=self._certificates)
-                self._writer = FrameWriter(_pack, _size)
+                self._writer = FrameWriter(self._pack, _size)
+                self._cancels = 0
                 sending = stream.send_from(self._writer)
                 self.up = True
                 backoff = _BACKOFF_S[0]
@@ -99,6 +111,14 @@ class RemotePipe:
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
             backoff = min(backoff * 2, longest)
 
+    def _pack(self, messages: list[_Message]) -> bytes:
+        if not self._cancels:
+            return peer_pb2.PipeRequest(calls=cast("list[pb.Call]", messages)).SerializeToString()
+        calls = [message for message in messages if isinstance(message, pb.Call)]
+        cancel = [message for message in messages if isinstance(message, peer_pb2.Cancel)]
+        self._cancels -= len(cancel)
+        return peer_pb2.PipeRequest(calls=calls, cancel=cancel).SerializeToString()
+
     def _received(self, frame: bytes) -> None:
         response = peer_pb2.PipeResponse.FromString(frame)
         self._end.on_revision(self, response.routes_revision)
@@ -107,9 +127,5 @@ class RemotePipe:
             on_reply(self, reply)
 
 
-def _pack(calls: list[pb.Call]) -> bytes:
-    return peer_pb2.PipeRequest(calls=calls).SerializeToString()
-
-
-def _size(call: pb.Call) -> int:
-    return call.ByteSize()
+def _size(message: _Message) -> int:
+    return message.ByteSize()

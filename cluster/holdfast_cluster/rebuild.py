@@ -49,9 +49,12 @@ class Gathered:
 async def look(etcd: GuardedEtcd, keys: Keys) -> Found:
     """What etcd holds. Raises EtcdError, and NotAdoptable when nothing has shown that it is wrong."""
     listing = await etcd.list_prefix(keys.prefix)
-    view = apply(View(), listing, keys)
     prefix = keys.incarnations.encode()
-    incarnations = {row.key[len(prefix) :].decode(): int(row.value) for row in listing.rows if bytes(row.key).startswith(prefix)}
+    try:
+        view = apply(View(), listing, keys)
+        incarnations = {row.key[len(prefix) :].decode(): int(row.value) for row in listing.rows if bytes(row.key).startswith(prefix)}
+    except ValueError as error:
+        raise NotAdoptable(f"etcd has what cannot be read: {error}. Delete that key first") from None
     if view.lineage is not None and not view.lineage.state:
         raise NotAdoptable(
             "etcd's lineage is not halted: no process has found that this etcd went back, so there is nothing to rebuild. "

@@ -296,7 +296,7 @@ async def open_stream(
             return  # it came too late: the stream was given up
         try:
             refused = _decode_answer(frame).refused
-        except msgspec.DecodeError:
+        except Exception:
             refused = "it does not speak this protocol"
         if refused:
             answered.set_exception(StreamRefused(refused))
@@ -449,7 +449,7 @@ class StreamServer:
             else:
                 stream.received = service(hello, stream)
                 stream.frame_bytes_max = FRAME_BYTES_MAX
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             refused = f"this is {PROTOCOL}; the first frame says who speaks"
         except StreamRefused as error:
             refused = str(error)

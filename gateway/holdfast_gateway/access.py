@@ -35,6 +35,7 @@ _ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "E
 _KNOWN_TOKENS_MAX = 10_000
 _LEEWAY_S = 5
 _FOR_EVER = float("inf")
+_FAR = 1 << 53
 
 
 class AccessError(Exception):
@@ -50,10 +51,12 @@ class _Jwt(msgspec.Struct, forbid_unknown_fields=True):
     issuer: str
     audience: str
     subject_claim: str = "sub"
+    prefix: str | None = None
 
 
 class _Certificates(msgspec.Struct, forbid_unknown_fields=True):
     subject: Literal["common-name", "dns"]
+    prefix: str | None = None
 
 
 class _Allow(msgspec.Struct, forbid_unknown_fields=True):
@@ -72,6 +75,7 @@ class SubjectLimits(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     calls_per_s: float | None = None
     in_flight: int | None = None
+    sessions: int | None = None
     bytes_per_s: float | None = None
 
 
@@ -106,8 +110,8 @@ class Access:
         """Read a file's text. Raises AccessError."""
         try:
             file = msgspec.toml.decode(text, type=_File)
-        except (msgspec.DecodeError, ValueError) as error:
-            raise AccessError(str(error)) from None
+        except Exception as error:  # whatever its library raises: RecursionError is no ValueError
+            raise AccessError(str(error) or type(error).__name__) from None
         tokens: dict[bytes, str] = {}
         for subject, hashes in file.tokens.items():
             _check_subject(subject)
@@ -123,9 +127,14 @@ class Access:
                 if tokens.setdefault(digest, subject) != subject:
                     raise AccessError(f"tokens: {subject} and {tokens[digest]} have the same one")
         for name, limits in file.limits.items():
-            for what in ("calls_per_s", "in_flight", "bytes_per_s"):
+            for what in ("calls_per_s", "in_flight", "sessions", "bytes_per_s"):
                 if (bound := getattr(limits, what)) is not None and not bound > 0:
                     raise AccessError(f"limits.{name}.{what} is {bound}; more than 0")
+        if file.jwt is not None and file.certificates is not None and None in (file.jwt.prefix, file.certificates.prefix):
+            raise AccessError(
+                "jwt and certificates: say the `prefix` of each one's subjects, so that a token's subject is not a certificate's; "
+                'or `prefix = ""` in both, if the same name is the same caller'
+            )
         keys = [] if file.jwt is None else _read_jwks(folder / file.jwt.jwks)
         return cls(file, tokens, keys)
 
@@ -146,8 +155,9 @@ class Access:
         if self._file.certificates is not None:
             names = [common_name] if self._file.certificates.subject == "common-name" else dns_names
             for name in names:
-                if name and not name.startswith(OBJECT_PREFIX) and name != ANONYMOUS:
-                    return Identity(name)
+                subject = f"{self._file.certificates.prefix or ''}{name}"
+                if name and self._is_free(subject):
+                    return Identity(subject)
         return Identity(ANONYMOUS)
 
     def _of_token(self, token: str, now: float) -> Identity:
@@ -170,7 +180,7 @@ class Access:
     def _of_jwt(self, token: str, config: _Jwt) -> Identity:
         try:
             header = jwt.get_unverified_header(token)
-        except jwt.InvalidTokenError:
+        except Exception:  # it is a stranger's
             raise Refused("the token is not known") from None
         wanted = header.get("kid")
         keys = [key for key in self._keys if wanted is None or key.key_id == wanted]
@@ -193,11 +203,17 @@ class Access:
                 continue
             except jwt.InvalidTokenError as error:
                 raise Refused(f"the token is not valid: {error}") from None
-            subject = claims[config.subject_claim]
-            if not isinstance(subject, str) or not subject or subject.startswith(OBJECT_PREFIX) or subject == ANONYMOUS:
-                raise Refused("the token names no subject")
-            return Identity(subject, float(claims["exp"]) + _LEEWAY_S)
+            except Exception as error:  # a claim that its library cannot work on: `exp` of 1e400
+                raise Refused(f"the token is not valid: {type(error).__name__}") from None
+            name = claims[config.subject_claim]
+            if not isinstance(name, str) or not name or not self._is_free(subject := f"{config.prefix or ''}{name}"):
+                raise Refused("the token names no subject, or one that it may not name")
+            return Identity(subject, min(int(claims["exp"]), _FAR) + _LEEWAY_S)
         raise Refused("the token's signature does not verify")
+
+    def _is_free(self, subject: str) -> bool:
+        """Whether somebody else than this file's author may name it: it is not reserved, and no token's of the file."""
+        return subject != ANONYMOUS and not subject.startswith(OBJECT_PREFIX) and subject not in self._file.tokens
 
     # -- what it may
 
@@ -240,12 +256,19 @@ def _fits(text: str, pattern: str) -> bool:
 def _read_jwks(path: Path) -> list[jwt.PyJWK]:
     try:
         found = json.loads(path.read_bytes())
-        if not isinstance(found, dict):
-            raise ValueError("it is no JSON object")
-        keys = jwt.PyJWKSet.from_dict(found).keys
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, jwt.PyJWTError) as error:
-        raise AccessError(f"jwt.jwks {path}: {error}") from None
-    usable = [key for key in keys if key.algorithm_name in _ALGORITHMS]
+        if not isinstance(found, dict) or not isinstance(found.get("keys"), list):
+            raise ValueError("it is no JSON object with a list of `keys`")
+    except Exception as error:  # RecursionError is no ValueError
+        raise AccessError(f"jwt.jwks {path}: {error or type(error).__name__}") from None
+    usable = []
+    for one in found["keys"]:
+        try:
+            key = jwt.PyJWK.from_dict(one)
+        except Exception as error:  # of a kind that this library does not know, or an odd one, which may raise anything
+            log.warning("access: a key of %s is passed over: %s", path, error or type(error).__name__)
+            continue
+        if key.algorithm_name in _ALGORITHMS:
+            usable.append(key)
     if not usable:
         raise AccessError(f"jwt.jwks {path}: no key of a kind that is accepted ({', '.join(_ALGORITHMS)})")
     return usable
@@ -327,11 +350,12 @@ class Uses:
 class Use:
     """One subject's. A second's worth of calls and bytes may be saved up."""
 
-    __slots__ = ("_at", "_bytes", "_calls", "_clock", "in_flight", "limits")
+    __slots__ = ("_at", "_bytes", "_calls", "_clock", "in_flight", "limits", "sessions")
 
     def __init__(self, limits: SubjectLimits, clock: Any) -> None:
         self.limits = limits
         self.in_flight = 0
+        self.sessions = 0
         self._clock = clock
         self._at: float = clock()
         self._calls = max(limits.calls_per_s or 0.0, 1.0)
@@ -361,4 +385,4 @@ class Use:
 
     def at_rest(self, now: float) -> bool:
         """Whether forgetting it gives nothing away."""
-        return self.in_flight == 0 and now - self._at > 1 and self._bytes >= 0
+        return self.in_flight == self.sessions == 0 and now - self._at > 1 and self._bytes >= 0

@@ -306,6 +306,13 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         return admin_pb2.PauseResponse(paused=paused)
 
     async def _etcd_problems(self) -> list[admin_pb2.Problem]:
+        unreadable = [
+            admin_pb2.Problem(what=f"etcd's key {key}", why=f"its value cannot be read ({why}): what was known before stays in force")
+            for key, why in sorted(self._feed.view.unreadable.items())
+        ]
+        return unreadable + await self._etcd_itself()
+
+    async def _etcd_itself(self) -> list[admin_pb2.Problem]:
         if self._feed.strange:
             return [admin_pb2.Problem(what="etcd", why=self._feed.strange)]
         if self._feed.disconnected_s:
@@ -437,7 +444,7 @@ def _paused(view: View) -> list[admin_pb2.Paused]:
     return [admin_pb2.Paused(kind=kind, key=key, at=pause.at, by=pause.by) for (kind, key), pause in sorted(view.pauses.items())]
 
 
-CHANGES = frozenset({"ResetShard", "ChangeDeadLetters", "EvictObject", "DeleteObject"})
+CHANGES = frozenset({"ResetShard", "ChangeDeadLetters", "EvictObject", "AbortTurn", "DeleteObject"})
 """Methods that change something, whatever they are asked."""
 
 

@@ -19,6 +19,7 @@ from holdfast_cluster.membership import Refused
 
 from holdfast_gateway.access import AccessError
 from holdfast_gateway.config import GatewayConfig
+from holdfast_gateway.objects import SESSIONS_MAX
 from holdfast_gateway.server import GatewayServer
 
 
@@ -26,6 +27,7 @@ from holdfast_gateway.server import GatewayServer
 @option("--listen", default="127.0.0.1:7400", help="Address for clients.")
 @option("--reflection/--no-reflection", default=False, help="Serve gRPC server reflection.")
 @option("--in-flight-max", default=10_000, help="Calls that may be under way.")
+@option("--sessions-max", default=SESSIONS_MAX, help="Sessions of clients that may be open.")
 @option("--held-max", default=10_000, help="Calls that may wait for shards that are not served.")
 @option(
     "--client-ca",
@@ -43,6 +45,7 @@ def gateway(
     listen: str,
     reflection: bool,
     in_flight_max: int,
+    sessions_max: int,
     held_max: int,
     client_ca: Path | None,
     access: Path | None,
@@ -88,6 +91,7 @@ def gateway(
             certificates=certificates(cluster, tls_cert, tls_key, tls_ca, tls_name, client_ca),
             access=access,
             drain_timeout_s=drain_timeout,
+            sessions_max=sessions_max,
             dispatch=DispatchLimits(in_flight_max=in_flight_max, held_max=held_max),
         )
     except ValueError as error:

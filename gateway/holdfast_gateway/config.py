@@ -9,6 +9,8 @@ from holdfast.tls import Certificates, check_exposed
 from holdfast_cluster.dispatch import DispatchLimits
 from holdfast_cluster.etcd import EtcdTLS
 
+from holdfast_gateway.objects import SESSIONS_MAX
+
 
 @dataclass(frozen=True)
 class GatewayConfig:
@@ -36,6 +38,7 @@ class GatewayConfig:
     """Where the page for Prometheus is, at the host of `listen`; 0: any free port; None: there is none."""
     drain_timeout_s: float = 10.0
     """How long calls under way may take when the gateway is stopped."""
+    sessions_max: int = SESSIONS_MAX
     dispatch: DispatchLimits = field(default_factory=DispatchLimits)
 
     def validate(self) -> None:

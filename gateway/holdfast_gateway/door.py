@@ -28,14 +28,16 @@ class Door:
 
     def let_in(self, context: Any) -> Guest:
         """Who makes a call or opens a session. Raises Refused."""
-        metadata = {str(name): str(value) for name, value in context.invocation_metadata() or ()}
+        shown_as = [str(value) for name, value in context.invocation_metadata() or () if name == "authorization"]
+        if len(shown_as) > 1:
+            raise Refused("authorization was given more than once")
         names: list[str] = []
         common_name = ""
         if self.file.access.asks_certificates:
             names = names_of(context)
             shown = context.auth_context().get("x509_common_name", ())
             common_name = next((name.decode(errors="replace") for name in shown), "")
-        return Guest(self.file, self._uses, metadata.get("authorization"), common_name, names, context.peer())
+        return Guest(self.file, self._uses, shown_as[0] if shown_as else None, common_name, names, context.peer())
 
 
 class Guest:
@@ -48,6 +50,7 @@ class Guest:
         self._uses = uses
         self._shown = authorization, common_name, names
         self.peer = peer
+        self._session: Use | None = None
         self._identify(time.time())
 
     def _identify(self, now: float) -> None:
@@ -90,6 +93,24 @@ class Guest:
     def take(self, call: pb.Call) -> tuple[str, float] | None:
         """Count a call in: None, or which limit it would pass, and in how many seconds it would not."""
         return None if self._use is None else self._use.take(call.ByteSize())
+
+    def begin_session(self) -> str | None:
+        """Count a session in: None, or which limit it would pass."""
+        use = self._use
+        if use is None:
+            return None
+        most = use.limits.sessions
+        if most is not None and use.sessions >= most:
+            return f"{most} sessions of this subject are open"
+        use.sessions += 1
+        self._session = use
+        return None
+
+    def end_session(self) -> None:
+        """The session that was counted in is over."""
+        if self._session is not None:
+            self._session.sessions -= 1
+            self._session = None
 
     def done(self, calls: int) -> None:
         """So many calls are answered, or given up."""

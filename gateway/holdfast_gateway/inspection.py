@@ -146,6 +146,14 @@ class ObjectAdmin:
             context, request.kind, request.key, "EvictObject", request, admin_pb2.EvictObjectResponse, self.asked_by(context)
         )
 
+    async def AbortTurn(self, request: admin_pb2.AbortTurnRequest, context: Any) -> admin_pb2.AbortTurnResponse:
+        """End the running turn of an object."""
+        await self._check_object(request, context)
+        log.warning("abortion of what %s/%s runs, asked for by %s", request.kind, request.key, self.asked_by(context))
+        return await self._nodes.ask_owner(
+            context, request.kind, request.key, "AbortTurn", request, admin_pb2.AbortTurnResponse, self.asked_by(context)
+        )
+
     async def DeleteObject(self, request: admin_pb2.DeleteObjectRequest, context: Any) -> admin_pb2.DeleteObjectResponse:
         """Delete all of an object, in one commit."""
         await self._check_object(request, context)

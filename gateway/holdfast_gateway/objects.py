@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -14,6 +15,7 @@ from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 from holdfast.blocking import ATTEMPT_METADATA
 from holdfast.errors import (
+    Aborted,
     HoldfastError,
     InvalidArgument,
     Overloaded,
@@ -24,7 +26,7 @@ from holdfast.errors import (
     grpc_status,
     not_definite_after,
 )
-from holdfast.frames import FrameWriter, ends
+from holdfast.frames import MESSAGES_MAX, FrameWriter, ends, too_many
 from holdfast.ids import EFFECT, TIME_METADATA, RequestIds, idempotent_id
 from holdfast.logs import Few
 from holdfast.tracing import TRACEPARENT, Tracing
@@ -43,6 +45,9 @@ log = logging.getLogger(__name__)
 REASONS = ("draining", "malformed", "unauthenticated", "permission_denied", "limit", "unread")
 """Why a call, or a session, is not let in, or ended: `unread` is a session whose client asks and does not read."""
 
+SESSIONS_MAX = 10_000
+"""Sessions at a gateway, which cost it about 13 KiB each, and 40 more for a connection of their own."""
+
 BACKLOG_BYTES_MAX = 64 << 20
 """Replies that wait for a client to read them; a session that passes it is ended."""
 _UNREAD = f"more than {BACKLOG_BYTES_MAX >> 20} MiB of replies wait to be read: the session is ended"
@@ -52,6 +57,7 @@ IDEMPOTENCY_METADATA = "idempotency-key"
 
 _EFFECT = bytes([EFFECT])
 _DRAIN_LOOK_S = 0.02
+_TAKEN_AT_ONCE = 128  # of a frame, before others get their turn
 _STATUS_MESSAGE_CHARS_MAX = 500  # the message travels twice, percent-encoded in one place
 _STATUS_DATA_BYTES_MAX = 2_000
 
@@ -60,9 +66,15 @@ class ObjectsService:
     """Serves `holdfast.v1.Objects`."""
 
     def __init__(
-        self, dispatcher: Dispatcher, door: Door | None = None, tracing: Tracing | None = None, time: Time | WallTime = WALL
+        self,
+        dispatcher: Dispatcher,
+        door: Door | None = None,
+        tracing: Tracing | None = None,
+        time: Time | WallTime = WALL,
+        sessions_max: int = SESSIONS_MAX,
     ) -> None:
         """`door`: who may call what; None: everybody may everything. `time`: the cluster's, which clients make ids by."""
+        self._sessions_max = sessions_max
         self._time = time
         self._tracing = tracing
         self._dispatcher = dispatcher
@@ -141,8 +153,13 @@ class ObjectsService:
             if brought and TRACEPARENT not in call.metadata:
                 call.metadata[TRACEPARENT] = brought
             span = begin_span(self._tracing, call)
-        self._dispatcher.submit(call, waiting)
-        reply = await waiting.future
+        number = self._dispatcher.submit(call, waiting)
+        try:
+            reply = await waiting.future
+        except asyncio.CancelledError:
+            if not self.draining:  # else this gateway is what goes away: the caller asks another one, which finds the turn
+                self._dispatcher.cancel(number, waiting)
+            raise
         if span is not None and self._tracing is not None:
             self._tracing.ended(span, None if reply.result else reply.error)
         if not reply.result:
@@ -164,43 +181,36 @@ class ObjectsService:
     async def _serve(self, context: Any) -> bool:
         """Whether the session ends because its client does not read."""
         guest = None if self._door is None else await self._guest(context, 0)
+        full = f"{self.sessions} sessions are open at this gateway" if self.sessions >= self._sessions_max else None
+        if guest is not None and full is None:
+            full = guest.begin_session()
+        if full is not None:
+            self.refused["limit"] += 1
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, full)
         session = _Session(asyncio.current_task(), guest, self._tracing)
         writer = session.writer
         sending = asyncio.create_task(writer.run(context.write))
         sending.add_done_callback(ends(asyncio.current_task()))
-        submit = self._dispatcher.submit
         self.sessions += 1
         try:
             await context.send_initial_metadata(self._now())  # tells the client that it is connected
             while (frame := await context.read()) is not grpc.aio.EOF:
                 if self.draining:
                     break  # what was just read is not begun: the client sends it again, elsewhere
-                calls = _calls(frame)
-                if calls is None:
+                request = _request(frame)
+                if request is None:
                     self.refused["malformed"] += 1
-                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a frame of calls")
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"not a frame of calls, at most {MESSAGES_MAX}")
+                    raise AssertionError
                 if guest is not None and (gone := guest.look(time.time())) is not None:
                     self.refused["unauthenticated"] += 1
                     await context.abort(grpc.StatusCode.UNAUTHENTICATED, gone)
-                session.under_way += len(calls)
-                for call in calls:
-                    request_id = call.request_id
-                    refused = None if request_id and request_id[:1] < _EFFECT else self._own_id(call)
-                    if refused is not None:
-                        session.refuse(pb.Reply(id=call.id, error=refused))
-                        continue
-                    if call.notification or call.chain:  # nodes alone may say so
-                        call.ClearField("notification")
-                        call.ClearField("chain")
-                    if guest is None:
-                        if call.caller:
-                            call.ClearField("caller")
-                    elif (refused := self._refusal(guest, call)) is not None:
-                        session.refuse(pb.Reply(id=call.id, error=refused))
-                        continue
-                    if session.spans is not None:
-                        session.trace(call)
-                    submit(call, session)
+                for start in range(0, len(request.calls), _TAKEN_AT_ONCE):
+                    if start:
+                        await asyncio.sleep(0)
+                    self._take(session, request.calls[start : start + _TAKEN_AT_ONCE])
+                if request.cancel:
+                    self._cancel(session, frozenset(request.cancel))
                 await writer.drained()
             while self.draining and (session.under_way or writer.backlog):
                 await asyncio.sleep(_DRAIN_LOOK_S)
@@ -208,15 +218,45 @@ class ObjectsService:
             pass  # it is unread, the client went away, or the gateway stops: gRPC itself logs a cancelled handler as an error
         finally:
             self.sessions -= 1
-            if guest is None:
-                self._dispatcher.forget(session)
-            else:  # what was sent is under way until it is answered, whoever waits for that
-                guest.done(session.under_way - self._dispatcher.forget(session, _Gone(guest)))
+            inherited = self._dispatcher.forget(session, None if guest is None else _Gone(guest))
+            if guest is not None:
+                guest.end_session()
+                # What was sent is under way until it is answered, whoever waits for that.
+                guest.done(session.under_way - inherited)
             session.end_spans()
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
         self.refused["unread"] += session.unread
         return session.unread
+
+    def _take(self, session: _Session, calls: Sequence[pb.Call]) -> None:
+        """Send calls of a session on, or refuse them."""
+        guest = session.guest
+        submit = self._dispatcher.submit
+        session.under_way += len(calls)
+        for call in calls:
+            request_id = call.request_id
+            refused = None if request_id and request_id[:1] < _EFFECT else self._own_id(call)
+            if refused is not None:
+                session.refuse(pb.Reply(id=call.id, error=refused))
+                continue
+            if call.notification or call.chain:  # nodes alone may say so
+                call.ClearField("notification")
+                call.ClearField("chain")
+            if guest is None:
+                if call.caller:
+                    call.ClearField("caller")
+            elif (refused := self._refusal(guest, call)) is not None:
+                session.refuse(pb.Reply(id=call.id, error=refused))
+                continue
+            if session.spans is not None:
+                session.trace(call)
+            submit(call, session)
+
+    def _cancel(self, session: _Session, ids: frozenset[int]) -> None:
+        """The client waits no more for these calls."""
+        session.under_way -= self._dispatcher.cancel_of(session, ids, _Gone(session.guest))
+        session.end_spans(ids)
 
     async def _guest(self, context: Any, attempt: int) -> Guest:
         """Who calls. Ends the call, or the session, when that is not known."""
@@ -280,10 +320,10 @@ def begin_span(tracing: Tracing, call: pb.Call) -> Span | None:
 class _Session:
     """Where the replies of a session go. Implements `holdfast_cluster.dispatch.Origin`."""
 
-    __slots__ = ("_guest", "_push", "_task", "_tracing", "spans", "under_way", "unread", "writer")
+    __slots__ = ("_push", "_task", "_tracing", "guest", "spans", "under_way", "unread", "writer")
 
     def __init__(self, task: asyncio.Task[Any] | None, guest: Guest | None = None, tracing: Tracing | None = None) -> None:
-        self._guest = guest
+        self.guest = guest
         self._tracing = tracing
         self.spans: dict[int, Span] | None = None if tracing is None else {}  # by the client's number of the call
         self.writer: FrameWriter[pb.Reply] = FrameWriter(_pack, pb.Reply.ByteSize)
@@ -295,8 +335,8 @@ class _Session:
 
     def push(self, reply: pb.Reply, size: int) -> None:
         self.under_way -= 1
-        if self._guest is not None:
-            self._guest.done(1)
+        if self.guest is not None:
+            self.guest.done(1)
         if self.spans is not None and (span := self.spans.pop(reply.id, None)) is not None:
             assert self._tracing is not None
             self._tracing.ended(span, None if reply.result else reply.error)
@@ -310,14 +350,15 @@ class _Session:
         if (span := begin_span(self._tracing, call)) is not None:
             self.spans[call.id] = span
 
-    def end_spans(self) -> None:
-        """End the spans of the calls whose replies nobody waits for any more."""
+    def end_spans(self, ids: Set[int] | None = None) -> None:
+        """End the spans of the calls whose replies nobody waits for any more: of these, or of all."""
         if self.spans:
             assert self._tracing is not None
-            gone = error_to_proto(Unavailable("the session ended before the reply came", retryable=True))
-            for span in self.spans.values():
-                self._tracing.ended(span, gone)
-            self.spans.clear()
+            gone: HoldfastError = Unavailable("the session ended before the reply came", retryable=True)
+            if ids is not None:
+                gone = Aborted("its caller waits no more")
+            for number in list(self.spans) if ids is None else ids & self.spans.keys():
+                self._tracing.ended(self.spans.pop(number), error_to_proto(gone))
 
     def _bound(self) -> None:
         if self.writer.backlog > BACKLOG_BYTES_MAX and self._task is not None:
@@ -332,23 +373,27 @@ class _Session:
         self._bound()
 
 
-def _calls(frame: bytes) -> Any:
+def _request(frame: bytes) -> pb.SessionRequest | None:
+    if too_many(frame):
+        return None
     try:
-        return pb.SessionRequest.FromString(frame).calls
+        request = pb.SessionRequest.FromString(frame)
     except DecodeError:
         return None
+    return request if len(request.cancel) <= MESSAGES_MAX else None
 
 
 class _Gone:
-    """Takes the place of a session that has ended, and counts out its calls. Implements `holdfast_cluster.dispatch.Origin`."""
+    """Takes the place of a session that waits no more, and counts out its calls. Implements `holdfast_cluster.dispatch.Origin`."""
 
     __slots__ = ("_guest",)
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: Guest | None) -> None:
         self._guest = guest
 
     def push(self, reply: pb.Reply, size: int) -> None:
-        self._guest.done(1)
+        if self._guest is not None:
+            self._guest.done(1)
 
 
 class _Waiting:

@@ -79,7 +79,7 @@ class GatewayServer:
         door = None if access is None else Door(access)
         tracing = None if not config.trace else trace_process("holdfast-gateway", f"{socket.gethostname()}:{port}", config.trace)
         time = Time()
-        objects = ObjectsService(dispatcher, door, tracing, time)
+        objects = ObjectsService(dispatcher, door, tracing, time, config.sessions_max)
         nodes = Nodes(feed, certificates)
         admin = AdminService(feed, dispatcher, etcd, keys, config.cluster, nodes, door, objects.refused)
         server.add_generic_rpc_handlers((objects.handlers(), guarded(admin)))
@@ -99,8 +99,8 @@ class GatewayServer:
         try:
             if config.metrics_port is not None:
                 metrics = GatewayMetrics(objects, dispatcher, feed, loop_lag, certificates, access)
-                page = MetricsPage(f"{config.listen.rpartition(':')[0]}:{config.metrics_port}", metrics.collect)
-                log.info("metrics at port %d", page.port)
+                page = MetricsPage(metrics.collect)
+                log.info("metrics at port %d", await page.listen(f"{config.listen.rpartition(':')[0]}:{config.metrics_port}"))
             if config.health_port is not None:
                 log.info("health at port %d", await probes.listen(f"{config.listen.rpartition(':')[0]}:{config.health_port}"))
             async with asyncio.TaskGroup() as group:
@@ -137,7 +137,7 @@ class GatewayServer:
             await dispatcher.close()
             await admin.close()
             if page is not None:
-                await asyncio.to_thread(page.close)
+                await page.close()
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)
         log.info("stopped")

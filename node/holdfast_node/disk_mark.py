@@ -15,7 +15,7 @@ import logging
 import msgspec
 from holdfast_cluster.etcd import Etcd, EtcdError, put
 from holdfast_cluster.membership import Refused
-from holdfast_cluster.model import Keys
+from holdfast_cluster.model import Keys, Unreadable, decode
 
 from holdfast_node.commit import Flusher
 from holdfast_node.store import Store
@@ -58,7 +58,13 @@ class DiskMark:
                 await asyncio.sleep(_RETRY_S)
         if row is None:
             return
-        marked, written = msgspec.json.decode(row.value, type=Mark).written, self._store.written
+        try:
+            marked, written = decode(row.value, Mark).written, self._store.written
+        except Unreadable as error:
+            raise Refused(
+                f"how much node {self._node} had on disk, at {self._key} in etcd, cannot be read: {error}. Whether the directory has "
+                "lost writes is not known. If its disk was not put back, delete that key"
+            ) from None
         if written < marked:
             raise Refused(
                 f"the data directory of node {self._node} has lost writes that were on disk: {written} of {marked} are there. "

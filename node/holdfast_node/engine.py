@@ -22,6 +22,7 @@ from holdfast import codec
 from holdfast.app import App
 from holdfast.deadlines import Deadlines
 from holdfast.errors import (
+    Aborted,
     ApplicationError,
     DeadlineExceeded,
     Deadlock,
@@ -71,7 +72,7 @@ REST_PATIENCE_S = 10.0
 _TURNS_IN_A_ROW = 64  # of one object, before the loop gets a chance to do something else
 _NEVER = float("inf")
 _ABANDON_AGAIN_S = 0.5
-_ABANDON_S = 5.0  # how long a turn that was cancelled at its deadline may take to end
+_ABANDON_S = 5.0  # how long a turn that was cancelled may take to end
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,8 +371,8 @@ class Engine:
             return
         if error is None:
             try:
-                if turn.expired:
-                    raise _expired(turn)
+                if turn.stopped is not None:
+                    raise turn.stopped
                 turn.result = _encode(turn, value)
                 if len(turn.result) > self._limits.result_bytes_max:
                     raise TooLarge(
@@ -395,7 +396,7 @@ class Engine:
                     f"{type(error).__name__}, which cannot be told: {type(worse).__name__}", request_id=turn.request_id
                 )
                 turn.error = error_to_proto(told)
-            if turn.call.keep_reply and isinstance(error, Rejected) and not turn.expired and type(turn.handler) is Handler:
+            if turn.call.keep_reply and isinstance(error, Rejected) and turn.stopped is None and type(turn.handler) is Handler:
                 entry = self._keep_refusal(turn, turn.handler)
         else:
             storage.close(entry)
@@ -558,8 +559,9 @@ class Engine:
 
     def _failure(self, turn: Turn, error: BaseException) -> pb.Error:
         definite = turn.calls_made == 0
-        if turn.expired:
-            failed: HoldfastError = _expired(turn)
+        if turn.stopped is not None:
+            failed: HoldfastError = turn.stopped
+            failed.definite = definite
         elif isinstance(error, InvalidArgument | Rejected):
             failed = error
             failed.definite = definite
@@ -579,13 +581,13 @@ class Engine:
         turn.activation.last_error = LastError(
             failed.code, failed.message, turn.handler.name, turn.activation.shard.clock.now_ms(), turn.request_id
         )
-        if not isinstance(error, Rejected | InvalidArgument):
+        if not isinstance(failed, Rejected | InvalidArgument | Aborted):
             log.error(
                 "%s.%s failed: %s",
                 turn.activation.name,
                 turn.handler.name,
                 failed.message or failed.code,
-                exc_info=None if turn.expired else error,
+                exc_info=error if turn.stopped is None else None,
                 extra={
                     **turn.activation.log_fields(),
                     "request_id": turn.request_id.hex(),
@@ -597,20 +599,61 @@ class Engine:
     def _expire(self, turn: Turn) -> None:
         """A deadline passed: a turn that waits in the mailbox never starts, one that runs is cancelled and rolled back."""
         if turn.state == QUEUED:
-            turn.state = DONE
-            error = _expired(turn)
-            error.request_id = turn.request_id
-            self._finish(turn, b"", error_to_proto(error))
-            mailbox = turn.activation.mailbox
-            if mailbox is not None and turn in mailbox:
-                mailbox.remove(turn)
-        elif turn.state == RUNNING and not turn.expired:
-            turn.expired = True
-            turn.deadline = self._loop.time() + _ABANDON_S
-            self._deadlines.watch(turn.deadline)
-            turn.cancel()
+            self._unqueue(turn, _expired(turn))
+        elif turn.state == RUNNING and turn.stopped is None:
+            self._stop(turn, _expired(turn))
         elif turn.state == RUNNING:
             self._abandon(turn)
+
+    def _stop(self, turn: Turn, why: HoldfastError) -> None:
+        """Cancel a running turn, which is rolled back; one that goes on all the same is abandoned."""
+        turn.stopped = why
+        turn.deadline = self._loop.time() + _ABANDON_S
+        self._deadlines.watch(turn.deadline)
+        turn.cancel()
+
+    def cancel(self, request_id: bytes, port: ReplyPort, number: int) -> None:
+        """Who made call `number` waits no more. When nobody else waits for the request, its turn does not begin, or is rolled back.
+
+        What is committed already stays. The answer still goes to `port`, which counts it.
+        """
+        turn = self._in_flight.get(request_id)
+        if turn is None or turn.state == COMMITTING:
+            return
+        waiters = [(turn.port, turn.number), *(turn.also or ())]
+        if (port, number) not in waiters:
+            return
+        error = Aborted("its caller waits no more", definite=True)
+        error.request_id = request_id
+        waiters.remove((port, number))
+        if waiters:
+            turn.port, turn.number = waiters[0]
+            turn.also = waiters[1:]
+            error.definite = False  # the turn goes on for the others
+            port.reply(number, b"", error_to_proto(error), turn.activation.shard)
+        elif turn.state == QUEUED:
+            self._unqueue(turn, error)
+        elif turn.stopped is None:
+            self._stop(turn, error)
+
+    def abort(self, kind: str, key: str) -> Turn | None:
+        """Roll back the running turn of an object, for an operator: the turn, or None when none runs or it is committed already."""
+        activation = self._activations.get(kind, key)
+        turn = None if activation is None else activation.turn
+        if turn is None or turn.state != RUNNING:
+            return None
+        if turn.stopped is None:
+            self._stop(turn, Aborted(f"{turn.activation.name}.{turn.handler.name}() was aborted by an operator"))
+        return turn
+
+    def _unqueue(self, turn: Turn, error: HoldfastError) -> None:
+        """Answer a turn that waits in its mailbox: it never begins."""
+        turn.state = DONE
+        error.request_id = turn.request_id
+        self._finish(turn, b"", error_to_proto(error))
+        mailbox = turn.activation.mailbox
+        if mailbox is not None and turn in mailbox:
+            mailbox.remove(turn)
 
     def _abandon(self, turn: Turn) -> None:
         """A handler goes on though it was cancelled: its object goes on without it, from storage, and what it still does is void."""
@@ -621,7 +664,7 @@ class Engine:
             self._deadlines.watch(turn.deadline)
             return
         log.error(
-            "%s.%s was cancelled at its deadline and did not end: it is abandoned",
+            "%s.%s was cancelled and did not end: it is abandoned",
             activation.name,
             turn.handler.name,
             extra={**activation.log_fields(), "method": turn.handler.name},
@@ -631,7 +674,10 @@ class Engine:
         self._activations.forget(activation)
         activation.storage.rollback()
         self.turns_failed += 1
-        self._finish(turn, b"", error_to_proto(_expired(turn)))
+        assert turn.stopped is not None
+        turn.stopped.request_id = turn.request_id
+        turn.stopped.definite = turn.calls_made == 0
+        self._finish(turn, b"", error_to_proto(turn.stopped))
         for queued in waiting or ():
             if queued.state == QUEUED:
                 self._in_flight.pop(queued.request_id, None)

@@ -75,6 +75,7 @@ class Inspection:
             "Explain": self.explain,
             "Top": self.top,
             "EvictObject": self.evict_object,
+            "AbortTurn": self.abort_turn,
             "DeleteThese": self.delete_these,
         }
 
@@ -244,6 +245,16 @@ class Inspection:
         """Take an object out of memory."""
         self._shard_of(request.kind, request.key)
         return admin_pb2.EvictObjectResponse(was_active=await self._engine.evict_object(request.kind, request.key))
+
+    async def abort_turn(self, request: admin_pb2.AbortTurnRequest) -> admin_pb2.AbortTurnResponse:
+        """End the running turn of an object."""
+        self._shard_of(request.kind, request.key)
+        turn = self._engine.abort(request.kind, request.key)
+        if turn is None:
+            return admin_pb2.AbortTurnResponse()
+        return admin_pb2.AbortTurnResponse(
+            method=turn.handler.name, ran_s=perf_counter() - turn.began, waiting=len(turn.activation.mailbox or ())
+        )
 
     async def delete_these(self, request: admin_pb2.DeleteTheseRequest) -> admin_pb2.DeleteTheseResponse:
         """Delete objects, each in one commit; those that cannot be deleted say why."""

@@ -36,7 +36,8 @@ _ARGUMENT_BYTES_MAX = DispatchLimits().argument_bytes_max
 class Outgoing(Protocol):
     """What takes the calls: a dispatcher."""
 
-    def submit(self, call: pb.Call, origin: Any) -> None: ...
+    def submit(self, call: pb.Call, origin: Any) -> int: ...
+    def cancel(self, number: int, heir: Any) -> None: ...
     def reachable(self, kind: str, key: str) -> bool: ...
 
 
@@ -106,8 +107,13 @@ class _Stub:
             caller=f"object:{activation.name}",
         )
         caller = _Caller()
-        self._outgoing.submit(call, caller)
-        return decode_result(await caller.future, returns, self._name, method)
+        number = self._outgoing.submit(call, caller)
+        try:
+            result = await caller.future
+        except asyncio.CancelledError:  # of the turn, or of this call alone
+            self._outgoing.cancel(number, caller)
+            raise
+        return decode_result(result, returns, self._name, method)
 
 
 @dataclass(frozen=True, slots=True)

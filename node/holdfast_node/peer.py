@@ -6,13 +6,14 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf import message_factory
 from google.protobuf.message import DecodeError
 from holdfast.channels import SERVER_OPTIONS, bind
 from holdfast.errors import HoldfastError, WrongOwner, error_to_proto, grpc_status
-from holdfast.frames import BACKLOG_BYTES_MAX, FrameWriter
+from holdfast.frames import BACKLOG_BYTES_MAX, FrameWriter, too_many
 from holdfast.logs import Few
 from holdfast.tls import Certificates, names_of
 from holdfast.v1 import objects_pb2 as pb
@@ -85,21 +86,24 @@ class PeerService:
         asyncio.get_running_loop().call_soon(stream.answer, self._pack([]))  # how new our routes are
         sending = stream.send_from(port.writer)
         deliver = self._engine.deliver
+        cancel = self._engine.cancel
 
         def ended(_: object) -> None:
             port.closed = True
             sending.cancel()
 
         def received(frame: bytes) -> None:
-            calls = _calls(frame)
-            if calls is None:
+            request = _request(frame)
+            if request is None:
                 stream.abort("not a frame of calls")
                 return
             if self.accepting and self._liveness.ok():
-                for call in calls:
+                for call in request.calls:
                     deliver(call, port)
+                for gone in request.cancel:
+                    cancel(gone.request_id, port, gone.id)
             else:
-                for call in calls:
+                for call in request.calls:
                     port.reply(call.id, b"", _NOT_SERVING, None)
             if port.writer.backlog > BACKLOG_BYTES_MAX:
                 stream.pause_reading_while(port.writer.drained())
@@ -210,7 +214,7 @@ def _unary(name: str, answer: Callable[[Any], Awaitable[Any]], check: Callable[[
     async def serve(request: Any, context: Any) -> Any:
         await check(context)
         if by := dict(context.invocation_metadata() or ()).get(ASKED_BY_METADATA):
-            log.warning("%s, asked for by %s: %s", name, by, str(request).replace("\n", " ")[:_SHOWN_CHARS])
+            log.warning("%s, asked for by %s: %s", name, unquote(by), str(request).replace("\n", " ")[:_SHOWN_CHARS])
         try:
             return await answer(request)
         except HoldfastError as error:
@@ -223,9 +227,11 @@ def _unary(name: str, answer: Callable[[Any], Awaitable[Any]], check: Callable[[
     )
 
 
-def _calls(frame: bytes) -> Any:
+def _request(frame: bytes) -> peer_pb2.PipeRequest | None:
+    if too_many(frame):
+        return None
     try:
-        return peer_pb2.PipeRequest.FromString(frame).calls
+        return peer_pb2.PipeRequest.FromString(frame)
     except DecodeError:
         return None
 
@@ -268,6 +274,9 @@ class LocalPipe:
 
     def send(self, call: pb.Call, size: int) -> None:
         self._loop.call_soon(self._deliver, call)
+
+    def cancel(self, number: int, request_id: bytes) -> None:
+        self._loop.call_soon(self._engine.cancel, request_id, self, number)
 
     def _deliver(self, call: pb.Call) -> None:
         if self._liveness.ok():

@@ -348,8 +348,8 @@ class NodeServer:
                     watch,
                     time,
                 )
-                page = MetricsPage(f"{host}:{config.metrics_port}", metrics.collect)
-                log.info("metrics at port %d", page.port)
+                page = MetricsPage(metrics.collect)
+                log.info("metrics at port %d", await page.listen(f"{host}:{config.metrics_port}"))
             if config.health_port is not None:
                 log.info("health at port %d", await probes.listen(f"{host}:{config.health_port}"))
             async with asyncio.TaskGroup() as group:
@@ -399,7 +399,7 @@ class NodeServer:
         finally:
             await membership.leave()
             if page is not None:
-                await asyncio.to_thread(page.close)
+                await page.close()
             await server.stop(_STOP_GRACE_S)
             await streams.close()
             await probes.close()

@@ -22,6 +22,8 @@ from holdfast.signature import Handler
 from holdfast.v1 import objects_pb2 as pb
 
 if TYPE_CHECKING:
+    from holdfast.errors import HoldfastError
+
     from holdfast_node.activation import Activation
     from holdfast_node.delivery.alarms import Firing, Inside
     from holdfast_node.shards import Shard
@@ -82,7 +84,6 @@ class Turn:
         "ended",
         "ended_at",
         "error",
-        "expired",
         "handler",
         "loop",
         "number",
@@ -91,6 +92,7 @@ class Turn:
         "result",
         "span",
         "state",
+        "stopped",
     )
 
     def __init__(
@@ -115,7 +117,8 @@ class Turn:
         self.deadline = deadline
         self.ended = ended
         self.state = QUEUED
-        self.expired = False
+        self.stopped: HoldfastError | None = None
+        """Why the turn was cancelled: its deadline, an operator, or that its caller waits no more."""
         self.calls_made = 0
         self.call_number = 0
         self.result = b""

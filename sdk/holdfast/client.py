@@ -61,6 +61,7 @@ CALL_BYTES_MAX = MESSAGE_BYTES_MAX - 1024
 
 _RECONNECT_BACKOFF_S = (0.05, 1.0)
 _RETRY_BACKOFF_S = (0.05, 2.0)
+_CANCEL_BYTES = 12
 _RETRIED = (pb.CODE_OVERLOADED, pb.CODE_UNAVAILABLE)
 
 
@@ -115,7 +116,8 @@ class Client:
         self._ids = RequestIds()
         self._number = 0
         self._pending: dict[int, _Pending] = {}
-        self._writer: FrameWriter[pb.Call] | None = None
+        self._writer: FrameWriter[pb.Call | int] | None = None
+        self._cancels = 0  # of those that wait to be written
         self._task: asyncio.Task[None] | None = None
         self._last_error = ""
         self._forked = False
@@ -199,7 +201,7 @@ class Client:
         Raises the HoldfastError that the reply carries; Unavailable or DeadlineExceeded when none came in time.
         """
         check_own_id(kind, key, request_id, idempotency_key)
-        return await self._start(kind, key, method, arguments, timeout, request_id, metadata, codec, idempotency_key)
+        return await self._wait(self._start(kind, key, method, arguments, timeout, request_id, metadata, codec, idempotency_key))
 
     def _start(
         self,
@@ -212,8 +214,8 @@ class Client:
         metadata: Mapping[str, str] | None,
         codec: pb.Codec = pb.CODEC_MSGPACK,
         idempotency_key: str | None = None,
-    ) -> asyncio.Future[bytes]:
-        """Send a call; the future of its encoded result."""
+    ) -> _Pending:
+        """Send a call."""
         if self._task is None:
             self._check_forked()
             raise RuntimeError("the client is not open: use it as `async with holdfast.connect(...) as client`")
@@ -263,7 +265,7 @@ class Client:
         if self._writer is not None:
             pending.sent = True
             self._writer.push(message, size)
-        return future
+        return pending
 
     def _check_forked(self) -> None:
         if self._forked:
@@ -275,6 +277,26 @@ class Client:
     def _traced(self, span: Span, done: asyncio.Future[bytes]) -> None:
         assert self._tracing is not None
         self._tracing.ended(span, asyncio.CancelledError() if done.cancelled() else done.exception())
+
+    async def _wait(self, pending: _Pending) -> bytes:
+        """The result of a call. When the caller is cancelled the cluster is told: the turn does not begin, or is rolled back."""
+        try:
+            return await pending.future
+        except asyncio.CancelledError:
+            number = pending.message.id
+            if self._pending.pop(number, None) is not None and pending.sent and self._writer is not None:
+                self._cancels += 1
+                self._writer.push(number, _CANCEL_BYTES)
+            raise
+
+    def _pack(self, messages: list[pb.Call | int]) -> bytes:
+        """A frame of calls, and of the numbers of those that were cancelled."""
+        if not self._cancels:
+            return pb.SessionRequest(calls=cast("list[pb.Call]", messages)).SerializeToString()
+        calls = [message for message in messages if not isinstance(message, int)]
+        cancel = [message for message in messages if isinstance(message, int)]
+        self._cancels -= len(cancel)
+        return pb.SessionRequest(calls=calls, cancel=cancel).SerializeToString()
 
     # -- the stream
 
@@ -324,8 +346,9 @@ class Client:
         if call.done():
             await call.read()  # raises what went wrong
             return
-        writer: FrameWriter[pb.Call] = FrameWriter(_pack_calls, pb.Call.ByteSize, lambda: len(self._pending))
+        writer: FrameWriter[pb.Call | int] = FrameWriter(self._pack, _size, lambda: len(self._pending))
         self._writer = writer
+        self._cancels = 0
         for number, pending in list(self._pending.items()):
             if pending.future.done():
                 del self._pending[number]  # nobody waits for it any more
@@ -436,7 +459,8 @@ class Stub:
 
     async def _call(self, method: str, returns: Any, /, *positional: Any, **named: Any) -> Any:
         arguments = encode_arguments(positional, named)
-        result = await self._client._start(
+        client = self._client
+        pending = client._start(
             self._name,
             self._key,
             method,
@@ -446,6 +470,7 @@ class Stub:
             self._metadata,
             idempotency_key=self._idempotency_key,
         )
+        result = await client._wait(pending)
         return decode_result(result, returns, self._name, method)
 
 
@@ -492,5 +517,5 @@ def connect(
     return Client(*endpoints, timeout=timeout, retry_budget=retry_budget, tls=tls, token=token, tracing=tracing)
 
 
-def _pack_calls(calls: list[pb.Call]) -> bytes:
-    return pb.SessionRequest(calls=calls).SerializeToString()
+def _size(message: pb.Call | int) -> int:
+    return _CANCEL_BYTES if isinstance(message, int) else message.ByteSize()

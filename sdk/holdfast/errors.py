@@ -127,6 +127,12 @@ class DeadlineExceeded(HoldfastError):
     code = "DEADLINE"
 
 
+class Aborted(HoldfastError):
+    """The turn was ended and rolled back: an operator aborted it (`holdfast objects abort`), or its caller had cancelled the call."""
+
+    code = "ABORTED"
+
+
 class Deadlock(HoldfastError):
     """The call would wait for itself; `cycle` names the objects, the one that was called last."""
 
@@ -164,6 +170,9 @@ class InternalError(HoldfastError):
 MESSAGE_CHARS_MAX = 10_000
 """What is kept of an error's message on the wire."""
 
+PATH_CHARS_MAX = 300
+"""What is kept of the path of an INVALID_ARGUMENT, and of the name of an exception's class."""
+
 DATA_BYTES_MAX = 1 << 20
 """Larger data of an ApplicationError stays behind; the message says so."""
 
@@ -177,6 +186,7 @@ CODES: dict[str, tuple[pb.Code, grpc.StatusCode, type[HoldfastError]]] = {
     "OVERLOADED": (pb.CODE_OVERLOADED, grpc.StatusCode.RESOURCE_EXHAUSTED, Overloaded),
     "DEADLINE": (pb.CODE_DEADLINE, grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineExceeded),
     "DEADLOCK": (pb.CODE_DEADLOCK, grpc.StatusCode.ABORTED, Deadlock),
+    "ABORTED": (pb.CODE_ABORTED, grpc.StatusCode.ABORTED, Aborted),
     "TOO_LARGE": (pb.CODE_TOO_LARGE, grpc.StatusCode.OUT_OF_RANGE, TooLarge),
     "UNAUTHENTICATED": (pb.CODE_UNAUTHENTICATED, grpc.StatusCode.UNAUTHENTICATED, Unauthenticated),
     "PERMISSION_DENIED": (pb.CODE_PERMISSION_DENIED, grpc.StatusCode.PERMISSION_DENIED, PermissionDenied),
@@ -203,7 +213,7 @@ def error_to_proto(error: HoldfastError, codec: pb.Codec = pb.CODEC_MSGPACK) -> 
     )
     match error:
         case ApplicationError():
-            out.type = error.type
+            out.type = _cut(error.type, PATH_CHARS_MAX)
             if error.data:
                 module = msgspec.json if codec == pb.CODEC_JSON else msgspec.msgpack
                 try:
@@ -216,7 +226,7 @@ def error_to_proto(error: HoldfastError, codec: pb.Codec = pb.CODEC_MSGPACK) -> 
                     else:
                         out.message = f"{_cut(error.message)} (its data, {len(data)} bytes, was left behind)"
         case InvalidArgument():
-            out.path = error.path
+            out.path = _cut(error.path, PATH_CHARS_MAX)
         case LacksKind():
             out.lacks_kind = True
         case Deadlock():
@@ -237,7 +247,12 @@ def error_from_proto(message: pb.Error, codec: pb.Codec = pb.CODEC_MSGPACK) -> H
     error: HoldfastError
     if name == "APPLICATION":
         module = msgspec.json if codec == pb.CODEC_JSON else msgspec.msgpack
-        data = module.decode(message.data) if message.data else {}
+        try:
+            data = module.decode(message.data) if message.data else {}
+        except Exception:  # a later version's, or nobody's
+            data = {}
+        if not isinstance(data, dict) or not all(isinstance(name, str) for name in data):
+            data = {}
         if message.type == "Rejected":
             error = Rejected(message.message, **data)
         else:
@@ -257,6 +272,6 @@ def error_from_proto(message: pb.Error, codec: pb.Codec = pb.CODEC_MSGPACK) -> H
     return error
 
 
-def _cut(text: str) -> str:
+def _cut(text: str, most: int = MESSAGE_CHARS_MAX) -> str:
     text = text.encode(errors="replace").decode()  # no lone surrogates on the wire
-    return text if len(text) <= MESSAGE_CHARS_MAX else f"{text[:MESSAGE_CHARS_MAX]}... ({len(text)} characters)"
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"

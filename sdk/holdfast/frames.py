@@ -30,6 +30,43 @@ BACKLOG_BYTES_MAX = 16 << 20
 """Above it `FrameWriter.drained` waits: the side that produces reads no more until its peer has read."""
 
 
+MESSAGES_MAX = 1024
+"""What a receiver takes in one frame. Empty messages have 2 bytes: no limit in bytes is low enough for them."""
+
+_TAGS = b"\x0a", b"\x12", b"\x8a", b"\x92"  # of fields 1 and 2, as messages or packed; the other two are long forms of the same
+_VARINT_BYTES_MAX = 10
+
+
+def too_many(frame: bytes) -> bool:
+    """Whether a frame of protobuf has more than MESSAGES_MAX fields on its outermost level, or cannot be read. Nothing is decoded."""
+    count = frame.count
+    if sum([count(tag) for tag in _TAGS]) <= MESSAGES_MAX:  # as often as they occur at all: nearly always enough to know
+        return False
+    at, end = 0, len(frame)
+    for _ in range(MESSAGES_MAX):
+        if at == end:
+            return False
+        tag, at = _varint(frame, at)
+        length, at = _varint(frame, at)
+        at += length
+        if tag & 7 != _LENGTH_DELIMITED or at > end:
+            return True
+    return at != end
+
+
+_LENGTH_DELIMITED = 2
+
+
+def _varint(frame: bytes, at: int) -> tuple[int, int]:
+    """A varint, and where it ends: behind the frame when it does not."""
+    value = 0
+    for i, byte in enumerate(frame[at : at + _VARINT_BYTES_MAX]):
+        value |= (byte & 0x7F) << 7 * i
+        if byte < 0x80:
+            return value, at + i + 1
+    return value, len(frame) + 1
+
+
 def ends(reader: Any) -> Callable[[asyncio.Task[None]], None]:
     """A done-callback for the task that writes a stream: when it fails, `reader`, a task or a call, is cancelled too."""
 

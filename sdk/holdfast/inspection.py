@@ -141,6 +141,27 @@ def evict(kind: str, key: str, gateway: str, as_json: bool) -> None:
         _say_unknown(gateway, kind)
 
 
+@objects.command(short_help="End the running turn of an object.")
+@click.argument("kind")
+@click.argument("key")
+@_gateway
+@_json
+def abort(kind: str, key: str, gateway: str, as_json: bool) -> None:
+    """Cancel the turn that the object KIND KEY runs, and roll it back. Its caller gets ABORTED; the calls that wait come next.
+
+    A turn that is an alarm or a notification is tried again later. What is committed already stays.
+    """
+    answer = _ask(gateway, "AbortTurn", admin_pb2.AbortTurnRequest(kind=kind, key=key), admin_pb2.AbortTurnResponse, _TIMEOUT_S)
+    if as_json:
+        click.echo(codec.encode_json(_plain(answer)).decode())
+    elif answer.method:
+        click.echo(f"{answer.method}() was aborted after {answer.ran_s:.1f} s; {answer.waiting} calls wait")
+    else:
+        click.echo("no turn runs")
+    if not answer.method:
+        _say_unknown(gateway, kind)
+
+
 @objects.command(short_help="Delete an object, or all whose keys begin alike.")
 @click.argument("kind")
 @click.argument("key", default="")

@@ -69,13 +69,26 @@ class TextFormatter(logging.Formatter):
     def __init__(self, process: str) -> None:
         super().__init__(f"%(asctime)s %(levelname)-7s {process} %(message)s", "%H:%M:%S")
 
-    def format(self, record: logging.LogRecord) -> str:
+    def formatMessage(self, record: logging.LogRecord) -> str:
         fields = [f"{name}={getattr(record, name)}" for name in _FIELDS if getattr(record, name, None) is not None]
-        text = super().format(record)
-        if not fields:
-            return text
-        first, newline, rest = text.partition("\n")
-        return f"{first} [{' '.join(fields)}]{newline}{rest}"
+        text = super().formatMessage(record)
+        return _one_line(f"{text} [{' '.join(fields)}]" if fields else text)
+
+    def formatException(self, ei: Any) -> str:
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:
+        return _indented(super().formatStack(stack_info))
+
+
+def _one_line(text: str) -> str:
+    """Control characters as escapes: what a caller sends begins no line of the log."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _indented(text: str) -> str:
+    """The lines of a traceback, which has what callers sent in it as well: none of them looks like a line of the log."""
+    return "\n".join(f"    {_one_line(line)}" for line in text.splitlines())
 
 
 def configure(process: str, level: str, style: str) -> None:

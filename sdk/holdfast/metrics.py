@@ -10,22 +10,27 @@ anything else that grows with use.
 from __future__ import annotations
 
 import asyncio
+import logging
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import TimeoutError as FutureTimeout
 from itertools import accumulate
 from time import perf_counter
 from typing import Any
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
 
 from holdfast.channels import AddressInUse, split_address
+
+log = logging.getLogger(__name__)
 
 LATENCY_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Seconds, from what a call costs in memory to the longest turn by default."""
 
 _SCRAPE_S = 5.0
+_SCRAPES_MAX = 32
+_HEAD_BYTES_MAX = 16 << 10
 
 
 class Histogram:
@@ -90,48 +95,95 @@ async def measure_lag(lag: Histogram, interval_s: float = 0.1) -> None:
         lag.observe(max(0.0, perf_counter() - due))
 
 
-class _OnLoop:
-    """A collector of prometheus_client that asks the event loop."""
+class _Asked:
+    """A collector of prometheus_client that asks the process; and, of what was collected, a registry to render."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, collect: Callable[[], Iterator[Metric]]) -> None:
-        self._loop = loop
-        self._collect = collect
+    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        self.collect = collect
 
     def describe(self) -> list[Metric]:
         return []
 
-    def collect(self) -> list[Metric]:
-        async def ask() -> list[Metric]:
-            return list(self._collect())
-
-        asked = asyncio.run_coroutine_threadsafe(ask(), self._loop)
-        try:
-            return asked.result(_SCRAPE_S)
-        except FutureTimeout:
-            asked.cancel()
-            raise
-
 
 class MetricsPage:
-    """Serves `/metrics` over HTTP, on a thread of its own, until it is closed."""
+    """Serves `/metrics` over HTTP from the event loop, one scrape a connection, until it is closed.
 
-    def __init__(self, address: str, collect: Callable[[], Iterator[Metric]]) -> None:
-        """Listen at `host:port` (port 0: any free one). Call it on the loop that `collect` belongs to. Raises AddressInUse."""
-        registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-        GCCollector(registry=registry)
-        registry.register(_OnLoop(asyncio.get_running_loop(), collect))
+    A connection that is not done within 5 s is closed; of more than 32 at a time the oldest is. Pages are rendered one at a time,
+    with a pause as long as that took: who scrapes without end gets no more than half a thread.
+    """
+
+    def __init__(self, collect: Callable[[], Iterator[Metric]]) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        GCCollector(registry=self._registry)
+        self._registry.register(_Asked(collect))
+        self._server: asyncio.Server | None = None
+        self._open: dict[asyncio.Task[Any], None] = {}  # in the order of their coming
+        self._rendering = asyncio.Lock()
+        self._again_at = 0.0
+        self.port = 0
+
+    async def listen(self, address: str) -> int:
+        """Listen at `host:port` (port 0: any free one); the port. Raises AddressInUse."""
         try:
             host, port = split_address(address)
-            self._server: Any
-            self._server, self._thread = start_http_server(port, host, registry)
+            self._server = await asyncio.start_server(self._serve, host, port, limit=_HEAD_BYTES_MAX)
         except (OSError, ValueError) as error:
             raise AddressInUse(f"cannot listen at {address} for metrics: {error}") from None
-        self.port = int(self._server.server_port)
+        self.port = int(self._server.sockets[0].getsockname()[1])
+        return self.port
 
-    def close(self) -> None:
-        """Listen no longer. Call it from another thread than the loop's, which may have to answer a last scrape."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    async def close(self) -> None:
+        """Listen no longer, and end what is under way."""
+        if self._server is not None:
+            self._server.close()
+        for task in self._open:
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._open[task] = None
+        if len(self._open) > _SCRAPES_MAX:
+            next(iter(self._open)).cancel()
+        try:
+            async with asyncio.timeout(_SCRAPE_S):
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+                try:
+                    answer = await self._answer(head)
+                except Exception:
+                    log.exception("the metrics cannot be shown")
+                    answer = _response("500 Internal Server Error", "text/plain", b"see the log\n")
+                writer.write(answer)
+                await writer.drain()
+        except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError, asyncio.CancelledError):
+            pass  # it asks no more, or asked for too much; and asyncio logs a cancelled handler as an error
+        finally:
+            del self._open[task]
+            writer.close()
+
+    async def _answer(self, head: str) -> bytes:
+        request, _, fields = head.partition("\r\n")
+        method, _, rest = request.partition(" ")
+        path = rest.partition(" ")[0].partition("?")[0]
+        if method not in ("GET", "HEAD"):
+            return _response("405 Method Not Allowed", "text/plain", b"only GET\n")
+        if path not in ("/", "/metrics"):
+            return _response("404 Not Found", "text/plain", b"the metrics are at /metrics\n")
+        given = (line.partition(":") for line in fields.split("\r\n"))
+        accept = next((value.strip() for name, _, value in given if name.strip().lower() == "accept"), "")
+        encode, content_type = choose_encoder(accept)
+        async with self._rendering:
+            await asyncio.sleep(self._again_at - perf_counter())
+            began = perf_counter()
+            metrics = list(self._registry.collect())
+            page = await asyncio.to_thread(encode, _Asked(lambda: metrics))
+            self._again_at = 2 * perf_counter() - began
+        return _response("200 OK", content_type, page if method == "GET" else b"")
+
+
+def _response(status: str, content_type: str, body: bytes) -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    return head.encode() + body

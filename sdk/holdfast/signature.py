@@ -107,7 +107,7 @@ class Handler:
             if decoder is not None:
                 try:
                     arguments = decoder.decode(payload)
-                except msgspec.MsgspecError as error:
+                except Exception as error:
                     raise self._invalid(error) from None
                 return self.function(instance, *arguments)
         return self.function(instance, **self._bind(payload, is_json))
@@ -119,11 +119,11 @@ class Handler:
         decoder: Any = self._named_json if is_json else self._named
         try:
             decoded = decoder.decode(payload)
-        except msgspec.MsgspecError:
+        except Exception:  # RecursionError and UnicodeDecodeError are no errors of msgspec's
             raw = self._by_name(payload, is_json)
             try:
                 decoded = decoder.decode((codec.encode_json if is_json else codec.encode)(raw))
-            except msgspec.MsgspecError as error:
+            except Exception as error:
                 raise self._invalid(error) from None
         if is_json:
             try:
@@ -136,7 +136,7 @@ class Handler:
     def _by_name(self, payload: bytes, is_json: bool) -> dict[str, Any]:
         try:
             raw = msgspec.json.decode(payload) if is_json else codec.decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except Exception as error:  # RecursionError and UnicodeDecodeError are no errors of msgspec's
             raise self._error(f"cannot read its arguments: {error}", "$") from None
         if isinstance(raw, list):
             raw = {_POSITIONAL: raw}

@@ -33,6 +33,14 @@ class Counter(DurableObject):
     async def value(self) -> int:
         return self.storage.get("n", int, default=0)
 
+    async def swallows_cancellation(self) -> int:
+        await self.increment()
+        try:
+            await asyncio.sleep(1000)
+        except asyncio.CancelledError:
+            return -1
+        return 0
+
     async def wait_and_increment(self, seconds: float, limit: float) -> int:
         """Waits with asyncio's own tools, which must take the turn for the task it runs in."""
         async with asyncio.timeout(limit), asyncio.TaskGroup() as group:

@@ -121,9 +121,9 @@ class ForgetsAttemptsBeforeItself(Dispatcher):
         super().__init__(*given, **named)
         self._came: dict[int, int] = {}
 
-    def submit(self, call: pb.Call, origin: Any) -> None:
+    def submit(self, call: pb.Call, origin: Any) -> int:
         self._came[self._number + 1] = call.attempt
-        super().submit(call, origin)
+        return super().submit(call, origin)
 
     def _fail(self, pending: Pending, error: HoldfastError) -> None:
         pending.call.attempt -= self._came[pending.call.id]

@@ -285,8 +285,12 @@ class Router:
     def reachable(self, kind: str, key: str) -> bool:
         return self._world.truths[shard_of(kind, key, SHARDS)].owner is not None
 
-    def submit(self, call: pb.Call, origin: Any) -> None:
+    def submit(self, call: pb.Call, origin: Any) -> int:
         _Sending(self._world, self._node, call, origin)
+        return 0
+
+    def cancel(self, number: int, heir: Any) -> None:
+        """Nobody hears of it: it may always get lost."""
 
 
 class _Sending:

@@ -215,6 +215,7 @@ def test_a_token_that_verifies_names_its_subject_until_it_expires(issuer: Issuer
         ({"sub": "object:Shop/a"}, "names no subject"),
         ({"nbf": NOW + LIFETIME_S // 2}, "not yet valid"),
         ({"kid": "unknown"}, "signed by a key"),
+        ({"sub": ["alice"]}, "(not valid|names no subject)"),
     ],
 )
 def test_a_token_that_is_not_for_us_is_refused(issuer: Issuer, claims: dict[str, Any], why: str) -> None:
@@ -222,6 +223,60 @@ def test_a_token_that_is_not_for_us_is_refused(issuer: Issuer, claims: dict[str,
     with pytest.raises(Refused, match=f"(?i){why}") as refused:
         issuer.rules().identify(f"Bearer {token}", "", (), NOW)
     assert token not in str(refused.value)
+
+
+@pytest.mark.parametrize("exp", [10**400, "Infinity", "NaN", -(10**400), "x", [1], 1e300])
+def test_a_token_whose_end_is_no_time_is_refused_or_good_for_long(issuer: Issuer, exp: Any) -> None:
+    """What its library raises of it is many things: OverflowError ended a gateway."""
+    claims = json.dumps({"sub": "alice", "iss": ISSUER, "aud": AUDIENCE, "exp": 0}).replace('"exp": 0', f'"exp": {json.dumps(exp)}')
+    claims = claims.replace('"Infinity"', "Infinity").replace('"NaN"', "NaN")
+    head = _base64(json.dumps({"alg": "RS256", "kid": "r"}).encode()) + b"." + _base64(claims.encode())
+    token = (head + b"." + _base64(jwt.algorithms.RSAAlgorithm(jwt.algorithms.RSAAlgorithm.SHA256).sign(head, issuer.rsa))).decode()
+    try:
+        known = issuer.rules().identify(f"Bearer {token}", "", (), NOW)
+    except Refused:
+        return
+    assert known.subject == "alice"
+    assert NOW < known.until < float("inf")
+
+
+def test_a_subject_that_is_a_tokens_is_nobody_elses(issuer: Issuer) -> None:
+    text = f'[tokens]\nalice = ["{sha("b-1")}"]\n'
+    text += f'[jwt]\njwks = "jwks.json"\nissuer = "{ISSUER}"\naudience = "{AUDIENCE}"\n'
+    with pytest.raises(Refused, match="may not name"):
+        parse(text, issuer.folder).identify(f"Bearer {issuer.token()}", "", (), NOW)
+    rules = parse(text + 'prefix = "jwt:"\n', issuer.folder)
+    assert rules.identify(f"Bearer {issuer.token()}", "", (), NOW).subject == "jwt:alice"
+    assert rules.identify("Bearer b-1", "", (), NOW).subject == "alice"
+    with pytest.raises(Refused, match="may not name"):
+        parse(text + 'prefix = "object:"\n', issuer.folder).identify(f"Bearer {issuer.token()}", "", (), NOW)
+
+
+def test_certificates_and_tokens_of_one_name_are_told_apart(issuer: Issuer) -> None:
+    jwt_part = f'[jwt]\njwks = "jwks.json"\nissuer = "{ISSUER}"\naudience = "{AUDIENCE}"\n'
+    certificates = '[certificates]\nsubject = "common-name"\n'
+    for text in (jwt_part + certificates, f'{jwt_part}prefix = "a"\n{certificates}', f'{jwt_part}{certificates}prefix = "c"\n'):
+        with pytest.raises(AccessError, match="say the `prefix`"):
+            parse(text, issuer.folder)
+    rules = parse(f'{jwt_part}prefix = ""\n{certificates}prefix = "cert:"\n', issuer.folder)
+    assert rules.identify(None, "alice", (), NOW).subject == "cert:alice"
+    assert rules.identify(f"Bearer {issuer.token()}", "", (), NOW).subject == "alice"
+    own = parse(f'[tokens]\nalice = ["{sha("b-1")}"]\n{certificates}', issuer.folder)
+    assert own.identify(None, "alice", (), NOW).subject == ANONYMOUS
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x = " + "[" * 5_000,
+        "a = " + "{b=" * 3_000,
+        "\udcff".encode("utf-8", "surrogateescape").decode("latin-1"),
+        "[tokens]\na = 1e999",
+    ],
+)
+def test_a_file_that_no_parser_reads_is_wrong_and_nothing_worse(text: str) -> None:
+    with pytest.raises(AccessError):
+        parse(text)
 
 
 def test_forged_tokens_are_refused(issuer: Issuer) -> None:
@@ -353,11 +408,21 @@ def test_only_a_few_refusals_a_second_are_logged() -> None:
     assert few.allow()
 
 
-@pytest.mark.parametrize("text", ["[]", "null", '"x"', '{"keys": [1]}', '{"keys": {}}'])
+@pytest.mark.parametrize("text", ["[]", "null", '"x"', '{"keys": [1]}', '{"keys": {}}', '{"keys": ' + "[" * 100_000, '{"keys": []}'])
 def test_a_jwks_file_of_another_shape_is_wrong_and_nothing_worse(tmp_path: Path, text: str) -> None:
     (tmp_path / "jwks.json").write_text(text)
     with pytest.raises(AccessError, match=r"jwks\.json"):
         parse(f'[jwt]\njwks = "jwks.json"\nissuer = "{ISSUER}"\naudience = "{AUDIENCE}"', tmp_path)
+
+
+@pytest.mark.parametrize(
+    "odd", [{"kty": "RSA", "n": "!", "e": 5}, {"kty": "EC", "crv": []}, {"kty": {}}, {"kty": "OKP"}, 7, "x", None]
+)
+def test_an_odd_key_of_a_jwks_file_is_passed_over(issuer: Issuer, odd: Any) -> None:
+    path = issuer.folder / "jwks.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({"keys": [odd, *found["keys"]]}))
+    assert issuer.rules().identify(f"Bearer {issuer.token()}", "", (), NOW).subject == "alice"
 
 
 async def test_a_change_before_the_file_is_watched_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,8 +181,10 @@ class Nowhere:
     def reachable(self, kind: str, key: str) -> bool:
         return False
 
-    def submit(self, call: pb.Call, origin: Any) -> None:
+    def submit(self, call: pb.Call, origin: Any) -> int:
         raise AssertionError("nothing can be reached")
+
+    def cancel(self, number: int, heir: Any) -> None: ...
 
 
 async def test_what_a_read_only_shard_owes_does_not_grow_with_the_attempts(bench: Bench) -> None:

@@ -41,6 +41,10 @@ class Feed:
 class Pipe:
     def __init__(self) -> None:
         self.sent: list[pb.Call] = []
+        self.cancelled: list[tuple[int, bytes]] = []
+
+    def cancel(self, number: int, request_id: bytes) -> None:
+        self.cancelled.append((number, request_id))
 
     def send(self, call: pb.Call, size: int) -> None:
         sent = pb.Call()
@@ -397,4 +401,65 @@ async def test_calls_that_wait_for_a_kind_count_among_those_that_are_held_and_go
     assert dispatcher.held == 2
     dispatcher.forget(origin)
     assert dispatcher.held == dispatcher.in_flight == 0
+    await dispatcher.close()
+
+
+def pipe_down(dispatcher: Dispatcher, pipe: Pipe) -> None:
+    dispatcher.on_pipe_down(pipe)  # type: ignore[arg-type]
+
+
+async def test_a_cancelled_call_that_is_held_is_forgotten_at_once() -> None:
+    feed, _pipe, dispatcher, origin = world()
+    feed.show(view(1, Member("other", "127.0.0.1:2", 1, "h")))
+    heir = Origin()
+    number = dispatcher.submit(call(7), origin)
+    dispatcher.submit(call(8), origin)
+    assert dispatcher.held == 2
+    dispatcher.cancel(number, heir)
+    assert (dispatcher.held, dispatcher.in_flight, origin.replies) == (1, 1, [])
+    assert dispatcher.cancel_of(origin, {8, 9}, heir) == 1
+    assert (dispatcher.held, dispatcher.in_flight, dispatcher._bytes, origin.replies) == (0, 0, 0, [])
+    assert [(reply.id, reply.error.code) for reply in heir.replies] == [(7, pb.CODE_ABORTED), (8, pb.CODE_ABORTED)]
+    dispatcher.cancel(number, heir)  # it is gone
+    assert len(heir.replies) == 2
+    await dispatcher.close()
+
+
+async def test_a_node_is_told_of_a_cancelled_call_whose_answer_is_counted_once() -> None:
+    feed, pipe, dispatcher, origin = world()
+    feed.show(view())
+    heir = Origin()
+    request = call(7)
+    number = dispatcher.submit(request, origin)
+    dispatcher.cancel(number, heir)
+    assert pipe.cancelled == [(number, request.request_id)]
+    assert dispatcher.in_flight == 1, "it counts until it is over"
+    dispatcher.on_reply(pipe, pb.Reply(id=number, result=b"\x01"))  # type: ignore[arg-type]
+    assert (dispatcher.in_flight, origin.replies, [reply.id for reply in heir.replies]) == (0, [], [7])
+    await dispatcher.close()
+
+
+@pytest.mark.parametrize("what", ["refused", "pipe down", "new epoch"])
+async def test_a_cancelled_call_is_not_sent_again(what: str) -> None:
+    feed, pipe, dispatcher, origin = world()
+    feed.show(view())
+    heir = Origin()
+    number = dispatcher.submit(call(7), origin)
+    dispatcher.cancel(number, heir)
+    if what == "refused":
+        dispatcher.on_reply(pipe, wrong_owner(number))  # type: ignore[arg-type]
+    elif what == "pipe down":
+        pipe_down(dispatcher, pipe)
+    else:
+        feed.show(view(2))
+    assert (dispatcher.in_flight, dispatcher.held, len(pipe.sent), len(heir.replies)) == (0, 0, 1, 1)
+    await dispatcher.close()
+
+
+async def test_no_deadline_is_further_than_five_minutes() -> None:
+    feed, pipe, dispatcher, origin = world()
+    feed.show(view())
+    number = dispatcher.submit(call(7, timeout_ms=(1 << 32) - 1), origin)
+    assert pipe.sent[0].timeout_ms == 300_000
+    assert dispatcher._pending[number].deadline <= asyncio.get_running_loop().time() + 300
     await dispatcher.close()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
-from engine_bench import IDS, Bench
+from engine_bench import IDS, Bench, Port
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_node.commit import ENTRY_BYTES
 from holdfast_node.engine import EngineLimits
@@ -177,3 +178,86 @@ async def test_what_a_turn_sends_counts_against_its_limit_whatever_it_deletes(be
     assert (error.code, error.definite) == (pb.CODE_TOO_LARGE, True)
     assert bench.engine.entries == 0
     assert await bench.answered(bench.call("big", "send_and_delete", 0, kind="Sender")) == [0]
+
+
+def is_aborted(answer: Any) -> bool:
+    return isinstance(answer, pb.Error) and answer.code == pb.CODE_ABORTED
+
+
+async def test_a_cancelled_call_that_runs_is_rolled_back_and_the_object_goes_on(bench: Bench) -> None:
+    request_id = IDS.next()
+    running = bench.call("a", "increment_then", "wait for ever", request_id=request_id)
+    waiting = bench.call("a", "value")
+    await asyncio.sleep(0.01)
+    bench.engine.cancel(request_id, bench.port, running)
+    [answer, value] = await bench.answered(running, waiting)
+    assert is_aborted(answer)
+    assert answer.definite
+    assert value == 0
+    assert bench.engine.in_flight == 0
+
+
+async def test_a_cancelled_call_that_waits_never_begins(bench: Bench) -> None:
+    running = bench.call("a", "wait_and_increment", 0.05, 5.0)
+    request_id = IDS.next()
+    cancelled = bench.call("a", "increment", request_id=request_id)
+    after = bench.call("a", "increment")
+    bench.engine.cancel(request_id, bench.port, cancelled)
+    assert is_aborted(bench.port.replies[cancelled])
+    assert await bench.answered(running, after) == [1, 2]
+
+
+async def test_of_those_who_wait_for_one_request_only_the_last_cancels_it(bench: Bench) -> None:
+    request_id = IDS.next()
+    first = bench.call("a", "wait_and_increment", 0.05, 5.0, request_id=request_id)
+    second = bench.call("a", "wait_and_increment", 0.05, 5.0, request_id=request_id, attempt=1)
+    third = bench.call("a", "wait_and_increment", 0.05, 5.0, request_id=request_id, attempt=2)
+    bench.engine.cancel(request_id, bench.port, first)
+    bench.engine.cancel(request_id, bench.port, first)  # it is answered: once more is nothing
+    assert is_aborted(bench.port.replies[first])
+    assert not bench.port.replies[first].definite, "the others' effect may yet be there"
+    bench.engine.cancel(request_id, bench.port, third)
+    assert await bench.answered(second) == [1]
+    fourth = bench.call("a", "wait_and_increment", 9.0, 50.0)
+    request_id = bench.engine._activations.get("Counter", "a").turn.request_id  # type: ignore[union-attr]
+    bench.engine.cancel(request_id, Port(), fourth)  # not who asked
+    bench.engine.cancel(request_id, bench.port, second)
+    await asyncio.sleep(0.01)
+    assert fourth not in bench.port.replies
+    bench.engine.cancel(request_id, bench.port, fourth)
+    assert is_aborted((await bench.answered(fourth))[0])
+
+
+async def test_what_is_committing_is_cancelled_no_more(bench: Bench) -> None:
+    bench.may_sync.clear()
+    request_id = IDS.next()
+    number = bench.call("a", "increment", request_id=request_id)
+    bench.engine.cancel(request_id, bench.port, number)
+    await asyncio.sleep(0.02)
+    assert number not in bench.port.replies
+    bench.may_sync.set()
+    assert await bench.answered(number) == [1]
+
+
+async def test_an_operator_aborts_the_running_turn_alone(bench: Bench) -> None:
+    assert bench.engine.abort("Counter", "a") is None
+    running = bench.call("a", "increment_then", "wait for ever")
+    waiting = bench.call("a", "increment")
+    turn = bench.engine.abort("Counter", "a")
+    assert turn is not None
+    assert turn.handler.name == "increment_then"
+    [answer, value] = await bench.answered(running, waiting)
+    assert is_aborted(answer)
+    assert answer.message == "Counter/a.increment_then() was aborted by an operator"
+    assert answer.definite
+    assert value == 1
+    assert bench.engine.abort("Counter", "a") is None
+
+
+async def test_a_handler_that_takes_its_cancellation_for_a_result_is_rolled_back_all_the_same(bench: Bench) -> None:
+    request_id = IDS.next()
+    number = bench.call("a", "swallows_cancellation", request_id=request_id)
+    bench.engine.cancel(request_id, bench.port, number)
+    [answer] = await bench.answered(number)
+    assert is_aborted(answer)
+    assert await bench.answered(bench.call("a", "value")) == [0]

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from holdfast import tracing
+from holdfast import metrics, tracing
+from holdfast.channels import AddressInUse
 from holdfast.errors import code_name
 from holdfast.metrics import Histogram, MetricsPage, counter, gauge, histogram, measure_lag
 from holdfast.v1 import objects_pb2 as pb
@@ -71,7 +72,8 @@ async def test_a_page_shows_what_the_loop_has_counted_and_takes_no_other_port() 
         yield gauge("x_alive", "Alive.", 2)
         yield histogram("x_seconds", "Seconds.", [(("a",), calls)], ("kind",))
 
-    page = MetricsPage("127.0.0.1:0", collect)
+    page = MetricsPage(collect)
+    await page.listen("127.0.0.1:0")
     try:
         url = f"http://127.0.0.1:{page.port}/metrics"
         text = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=5).read().decode())
@@ -84,10 +86,51 @@ async def test_a_page_shows_what_the_loop_has_counted_and_takes_no_other_port() 
         ):
             assert line in text, text
         assert "process_resident_memory_bytes" in text
+        with pytest.raises(AddressInUse):
+            await MetricsPage(collect).listen(f"127.0.0.1:{page.port}")
     finally:
-        await asyncio.to_thread(page.close)
+        await page.close()
     with pytest.raises(urllib.error.URLError):
         await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=5))
+
+
+async def said(port: int, request: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    return answer
+
+
+async def test_a_page_tells_strangers_nothing_and_bounds_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_SCRAPE_S", 0.5)
+    broken = False
+
+    def collect() -> Iterator[Metric]:
+        if broken:
+            raise RuntimeError("a bug")
+        yield gauge("x_alive", "Alive.", 2)
+
+    page = MetricsPage(collect)
+    port = await page.listen("127.0.0.1:0")
+    try:
+        assert (await said(port, b"POST /metrics HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 405")
+        assert (await said(port, b"GET /etc/passwd HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 404")
+        head = await said(port, b"HEAD /metrics?x=1 HTTP/1.1\r\nAccept: application/openmetrics-text\r\n\r\n")
+        assert b"openmetrics-text" in head
+        assert head.endswith(b"\r\n\r\n")
+        assert await said(port, b"\xff" * 100) == b"", "it says no whole request, and is closed"
+        assert await said(port, b"GET /" + b"x" * 50_000) == b""
+        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(40)]
+        await asyncio.sleep(0.1)
+        assert len(page._open) <= 32
+        assert b"x_alive 2.0" in await said(port, b"GET /metrics HTTP/1.1\r\n\r\n")
+        for _, writer in idle:
+            writer.close()
+        broken = True
+        assert (await said(port, b"GET /metrics HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 500")
+    finally:
+        await page.close()
 
 
 async def test_the_loop_s_lag_is_what_a_blocked_loop_costs() -> None:

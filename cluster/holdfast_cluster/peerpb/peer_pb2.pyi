@@ -84,10 +84,20 @@ class Frame(_message.Message):
     def __init__(self) -> None: ...
 
 class PipeRequest(_message.Message):
-    __slots__ = ("calls",)
+    __slots__ = ("calls", "cancel")
     CALLS_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
     calls: _containers.RepeatedCompositeFieldContainer[_objects_pb2.Call]
-    def __init__(self, calls: _Optional[_Iterable[_Union[_objects_pb2.Call, _Mapping]]] = ...) -> None: ...
+    cancel: _containers.RepeatedCompositeFieldContainer[Cancel]
+    def __init__(self, calls: _Optional[_Iterable[_Union[_objects_pb2.Call, _Mapping]]] = ..., cancel: _Optional[_Iterable[_Union[Cancel, _Mapping]]] = ...) -> None: ...
+
+class Cancel(_message.Message):
+    __slots__ = ("id", "request_id")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    request_id: bytes
+    def __init__(self, id: _Optional[int] = ..., request_id: _Optional[bytes] = ...) -> None: ...
 
 class PipeResponse(_message.Message):
     __slots__ = ("replies", "routes_revision")

@@ -85,6 +85,11 @@ class PeerStub(object):
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.EvictObjectRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_admin__pb2.EvictObjectResponse.FromString,
                 _registered_method=True)
+        self.AbortTurn = channel.unary_unary(
+                '/holdfast.peer.v1.Peer/AbortTurn',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.AbortTurnRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.AbortTurnResponse.FromString,
+                _registered_method=True)
         self.Known = channel.unary_unary(
                 '/holdfast.peer.v1.Peer/Known',
                 request_serializer=holdfast__cluster_dot_peerpb_dot_peer__pb2.KnownRequest.SerializeToString,
@@ -171,6 +176,12 @@ class PeerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AbortTurn(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Known(self, request, context):
         """What the node knows of the cluster, from memory and disk: for `holdfast adopt-etcd`, also while the node waits for etcd.
         """
@@ -249,6 +260,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.EvictObject,
                     request_deserializer=holdfast_dot_v1_dot_admin__pb2.EvictObjectRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_admin__pb2.EvictObjectResponse.SerializeToString,
+            ),
+            'AbortTurn': grpc.unary_unary_rpc_method_handler(
+                    servicer.AbortTurn,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.AbortTurnRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.AbortTurnResponse.SerializeToString,
             ),
             'Known': grpc.unary_unary_rpc_method_handler(
                     servicer.Known,
@@ -541,6 +557,33 @@ class Peer(object):
             '/holdfast.peer.v1.Peer/EvictObject',
             holdfast_dot_v1_dot_admin__pb2.EvictObjectRequest.SerializeToString,
             holdfast_dot_v1_dot_admin__pb2.EvictObjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AbortTurn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.peer.v1.Peer/AbortTurn',
+            holdfast_dot_v1_dot_admin__pb2.AbortTurnRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.AbortTurnResponse.FromString,
             options,
             channel_credentials,
             insecure,

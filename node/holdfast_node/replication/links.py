@@ -174,7 +174,7 @@ class Links:
         def received(frame: bytes) -> None:
             try:
                 messages = unpack(frame)
-            except msgspec.DecodeError as error:
+            except Exception as error:  # RecursionError and UnicodeDecodeError are no errors of msgspec's
                 stream.abort(f"not a frame of replication messages: {error}")
                 return
             self._received(sender, messages)

@@ -328,6 +328,6 @@ class SnapshotReceiver:
             return None
         try:
             return _decode(raw)
-        except msgspec.DecodeError as error:
+        except Exception as error:  # RecursionError and UnicodeDecodeError are no errors of msgspec's
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"not a part of a snapshot: {error}")
             raise AssertionError from None

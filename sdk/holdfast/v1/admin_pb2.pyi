@@ -265,6 +265,24 @@ class EvictObjectResponse(_message.Message):
     was_active: bool
     def __init__(self, was_active: bool = ...) -> None: ...
 
+class AbortTurnRequest(_message.Message):
+    __slots__ = ("kind", "key")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    key: str
+    def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ...) -> None: ...
+
+class AbortTurnResponse(_message.Message):
+    __slots__ = ("method", "ran_s", "waiting")
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    RAN_S_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    method: str
+    ran_s: float
+    waiting: int
+    def __init__(self, method: _Optional[str] = ..., ran_s: _Optional[float] = ..., waiting: _Optional[int] = ...) -> None: ...
+
 class DeleteObjectRequest(_message.Message):
     __slots__ = ("kind", "key")
     KIND_FIELD_NUMBER: _ClassVar[int]

@@ -104,6 +104,11 @@ class AdminStub(object):
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.EvictObjectRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_admin__pb2.EvictObjectResponse.FromString,
                 _registered_method=True)
+        self.AbortTurn = channel.unary_unary(
+                '/holdfast.v1.Admin/AbortTurn',
+                request_serializer=holdfast_dot_v1_dot_admin__pb2.AbortTurnRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_admin__pb2.AbortTurnResponse.FromString,
+                _registered_method=True)
         self.DeleteObject = channel.unary_unary(
                 '/holdfast.v1.Admin/DeleteObject',
                 request_serializer=holdfast_dot_v1_dot_admin__pb2.DeleteObjectRequest.SerializeToString,
@@ -214,6 +219,13 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AbortTurn(self, request, context):
+        """End the running turn of an object, and roll it back; its caller gets ABORTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteObject(self, request, context):
         """Delete what an object has stored, its alarms, and its notifications that wait, in one commit.
         """
@@ -300,6 +312,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.EvictObject,
                     request_deserializer=holdfast_dot_v1_dot_admin__pb2.EvictObjectRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_admin__pb2.EvictObjectResponse.SerializeToString,
+            ),
+            'AbortTurn': grpc.unary_unary_rpc_method_handler(
+                    servicer.AbortTurn,
+                    request_deserializer=holdfast_dot_v1_dot_admin__pb2.AbortTurnRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_admin__pb2.AbortTurnResponse.SerializeToString,
             ),
             'DeleteObject': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteObject,
@@ -690,6 +707,33 @@ class Admin(object):
             '/holdfast.v1.Admin/EvictObject',
             holdfast_dot_v1_dot_admin__pb2.EvictObjectRequest.SerializeToString,
             holdfast_dot_v1_dot_admin__pb2.EvictObjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AbortTurn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.Admin/AbortTurn',
+            holdfast_dot_v1_dot_admin__pb2.AbortTurnRequest.SerializeToString,
+            holdfast_dot_v1_dot_admin__pb2.AbortTurnResponse.FromString,
             options,
             channel_credentials,
             insecure,

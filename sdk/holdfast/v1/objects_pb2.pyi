@@ -27,6 +27,7 @@ class Code(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CODE_INTERNAL: _ClassVar[Code]
     CODE_UNAUTHENTICATED: _ClassVar[Code]
     CODE_PERMISSION_DENIED: _ClassVar[Code]
+    CODE_ABORTED: _ClassVar[Code]
 CODEC_MSGPACK: Codec
 CODEC_JSON: Codec
 CODE_UNSPECIFIED: Code
@@ -42,6 +43,7 @@ CODE_TOO_LARGE: Code
 CODE_INTERNAL: Code
 CODE_UNAUTHENTICATED: Code
 CODE_PERMISSION_DENIED: Code
+CODE_ABORTED: Code
 
 class CallRequest(_message.Message):
     __slots__ = ("kind", "key", "method", "json", "msgpack", "request_id", "metadata", "idempotency_key", "timeout_ms", "drawn")
@@ -140,10 +142,12 @@ class Reply(_message.Message):
     def __init__(self, id: _Optional[int] = ..., result: _Optional[bytes] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class SessionRequest(_message.Message):
-    __slots__ = ("calls",)
+    __slots__ = ("calls", "cancel")
     CALLS_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
     calls: _containers.RepeatedCompositeFieldContainer[Call]
-    def __init__(self, calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ...) -> None: ...
+    cancel: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ..., cancel: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SessionResponse(_message.Message):
     __slots__ = ("replies",)
