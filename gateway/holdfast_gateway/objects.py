@@ -380,7 +380,7 @@ def _request(frame: bytes) -> pb.SessionRequest | None:
         request = pb.SessionRequest.FromString(frame)
     except DecodeError:
         return None
-    return request if len(request.cancel) <= MESSAGES_MAX else None
+    return request if len(request.calls) <= MESSAGES_MAX and len(request.cancel) <= MESSAGES_MAX else None
 
 
 class _Gone:
@@ -427,7 +427,7 @@ async def _abort(context: Any, error: pb.Error) -> None:
         error.data = b""
     detail = AnyMessage()
     detail.Pack(error)
-    code = grpc_status(error.code)
+    code = grpc_status(error)
     status = Status(code=code.value[0], message=error.message, details=[detail])
     await context.abort(code, error.message, (("grpc-status-details-bin", status.SerializeToString()),))
 

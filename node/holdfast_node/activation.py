@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from holdfast.app import Kind
 from holdfast.object import DurableObject, Objects
-from holdfast.storage import Limits, Storage
+from holdfast.storage import Limits, Rows, Storage
 from holdfast_cluster.ring import object_hash
 
 from holdfast_node import keys
@@ -109,7 +109,7 @@ class Activation:
         self._taken: dict[bytes, bytes] | None = None
         self.row_prefix = keys.row_prefix(shard.number, kind.name, key)
         """What the keys of the user's rows begin with in the store."""
-        self.storage = Storage(RowReader(store, self.row_prefix), limits)
+        self.storage = Rows(RowReader(store, self.row_prefix), limits)
         self.instance: DurableObject | None = None
         self.turn: Turn | None = None
         self.mailbox: deque[Turn] | None = None
@@ -140,7 +140,7 @@ class Activation:
         """A new instance of the user's class, with its context in place before its `__init__` runs."""
         instance = self.kind.cls.__new__(self.kind.cls)
         instance._context = self
-        instance.storage = self.storage
+        instance.storage = Storage(self.storage, lambda: self.alarms)
         instance.__init__()  # type: ignore[misc]
         return instance
 

@@ -29,10 +29,12 @@ from holdfast.errors import (
     HoldfastError,
     InternalError,
     InvalidArgument,
+    NotFound,
     Overloaded,
     Rejected,
     TooLarge,
     Unavailable,
+    UnfitArguments,
     WrongOwner,
     error_to_proto,
     not_definite_after,
@@ -69,6 +71,8 @@ log = logging.getLogger(__name__)
 
 REST_PATIENCE_S = 10.0
 """How long an operator waits for a busy object; less than gateways wait for a node."""
+_ONES_OWN = InvalidArgument | NotFound | TooLarge
+"""Errors that say that the call is wrong: of a call that a handler made they are the handler's."""
 _TURNS_IN_A_ROW = 64  # of one object, before the loop gets a chance to do something else
 _NEVER = float("inf")
 _ABANDON_AGAIN_S = 0.5
@@ -355,7 +359,11 @@ class Engine:
             if inspect.isawaitable(waits):
                 await waits
             turn.call_number = 0
-        result = turn.handler.invoke(instance, turn.call.arguments, turn.call.codec == pb.CODEC_JSON)
+        try:
+            result = turn.handler.invoke(instance, turn.call.arguments, turn.call.codec == pb.CODEC_JSON)
+        except UnfitArguments:
+            activation.instance = None  # what on_activate did is rolled back
+            raise
         return await result if turn.handler.is_async else result
 
     def _ended(self, turn: Turn, value: Any, error: BaseException | None) -> None:
@@ -386,7 +394,8 @@ class Engine:
                 entry = None
         if error is not None:
             storage.rollback()
-            activation.instance = None
+            if not isinstance(error, UnfitArguments):  # of those the handler, and so the instance, has not seen anything
+                activation.instance = None
             turn.result = b""
             try:
                 turn.error = self._failure(turn, error)
@@ -562,6 +571,8 @@ class Engine:
         if turn.stopped is not None:
             failed: HoldfastError = turn.stopped
             failed.definite = definite
+        elif isinstance(error, _ONES_OWN) and error.callee:  # the fault of this handler, which called so, not of its caller
+            failed = ApplicationError(f"{error.callee}: {error.message}", type=type(error).__name__, definite=definite)
         elif isinstance(error, InvalidArgument | Rejected):
             failed = error
             failed.definite = definite

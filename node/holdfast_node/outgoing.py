@@ -106,7 +106,7 @@ class _Stub:
             chain=chain,
             caller=f"object:{activation.name}",
         )
-        caller = _Caller()
+        caller = _Caller(f"{self._name}/{self._key}.{method}()")
         number = self._outgoing.submit(call, caller)
         try:
             result = await caller.future
@@ -177,9 +177,10 @@ class Notifier:
 class _Caller:
     """Waits for one reply. Implements `holdfast_cluster.dispatch.Origin`."""
 
-    __slots__ = ("future",)
+    __slots__ = ("_callee", "future")
 
-    def __init__(self) -> None:
+    def __init__(self, callee: str) -> None:
+        self._callee = callee
         self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     def push(self, reply: pb.Reply, size: int) -> None:
@@ -188,7 +189,9 @@ class _Caller:
         if reply.result:
             self.future.set_result(reply.result)
         else:
-            self.future.set_exception(error_from_proto(reply.error))
+            error = error_from_proto(reply.error)
+            error.callee = self._callee
+            self.future.set_exception(error)
 
 
 def derived_id(parent: bytes, number: int, kind: str, key: str, method: str, arguments: bytes) -> bytes:

@@ -13,7 +13,7 @@ from google.protobuf import message_factory
 from google.protobuf.message import DecodeError
 from holdfast.channels import SERVER_OPTIONS, bind
 from holdfast.errors import HoldfastError, WrongOwner, error_to_proto, grpc_status
-from holdfast.frames import BACKLOG_BYTES_MAX, FrameWriter, too_many
+from holdfast.frames import BACKLOG_BYTES_MAX, MESSAGES_MAX, FrameWriter, too_many
 from holdfast.logs import Few
 from holdfast.tls import Certificates, names_of
 from holdfast.v1 import objects_pb2 as pb
@@ -218,7 +218,7 @@ def _unary(name: str, answer: Callable[[Any], Awaitable[Any]], check: Callable[[
         try:
             return await answer(request)
         except HoldfastError as error:
-            await context.abort(grpc_status(error_to_proto(error).code), error.message)
+            await context.abort(grpc_status(error_to_proto(error)), error.message)
         except ValueError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
@@ -231,9 +231,10 @@ def _request(frame: bytes) -> peer_pb2.PipeRequest | None:
     if too_many(frame):
         return None
     try:
-        return peer_pb2.PipeRequest.FromString(frame)
+        request = peer_pb2.PipeRequest.FromString(frame)
     except DecodeError:
         return None
+    return request if len(request.calls) <= MESSAGES_MAX and len(request.cancel) <= MESSAGES_MAX else None
 
 
 def _reply_bytes(reply: _Reply) -> int:

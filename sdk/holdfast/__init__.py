@@ -6,6 +6,7 @@ from holdfast.app import App
 from holdfast.blocking import BlockingClient, connect_blocking
 from holdfast.client import Client, connect
 from holdfast.errors import (
+    Aborted,
     ApplicationError,
     DeadlineExceeded,
     Deadlock,
@@ -28,6 +29,7 @@ from holdfast.tls import TLS
 
 __all__ = [
     "TLS",
+    "Aborted",
     "Alarm",
     "App",
     "ApplicationError",

@@ -18,6 +18,8 @@ from holdfast.signature import Handler
 C = TypeVar("C", bound=type[DurableObject])
 _KIND_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,127}")
 _OWN = frozenset(dir(DurableObject))
+_HOOKS = frozenset(("on_activate", "on_evict", "on_alarm"))
+_TAKEN = frozenset(name for name in _OWN if not name.startswith("__")) - _HOOKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class Kind:
         self.name = name
         self.cls = cls
         self.retries = retries or Retries()
+        _check_names(cls)
         self.handlers = {
             method: Handler(method, function, cls.__name__)
             for method, function in inspect.getmembers(cls, inspect.isfunction)
@@ -125,6 +128,24 @@ def kind_name(kind: type | str) -> str:
     if name is None:
         raise TypeError(f"{kind!r} is not registered: decorate it with @app.kind")
     return str(name)
+
+
+def _check_names(cls: type[DurableObject]) -> None:
+    """Raises TypeError for what a class defines and what could not be called, or would hide what the base class has."""
+    for owner in cls.__mro__:
+        if owner in DurableObject.__mro__:
+            continue
+        for name, value in vars(owner).items():
+            where = f"{cls.__name__}.{name}"
+            if name in _TAKEN:
+                raise TypeError(f"{where} would hide DurableObject.{name}: give it another name")
+            if name in _HOOKS and not inspect.isfunction(value):
+                raise TypeError(f"{where} is called by Holdfast: it has to be a method, `def {name}(self, ...)`")
+            if not name.startswith("_") and isinstance(value, staticmethod | classmethod):
+                raise TypeError(
+                    f"{where} is a {type(value).__name__}, which has no object to run on: make it a method of the object, "
+                    f"or a helper: a function of the module, or `_{name}`"
+                )
 
 
 def _overridden(cls: type[DurableObject], method: str) -> Callable[[Any], Any] | None:

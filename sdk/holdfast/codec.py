@@ -1,19 +1,57 @@
 """Payloads: msgpack or JSON by msgspec, checked against type hints. Never pickle.
 
-Types: None, bool, int (64 bit), float, str, bytes, list, tuple, set, dict, dataclasses, msgspec Structs, TypedDicts,
-datetime, date, time, timedelta, UUID, Decimal, Enum, Literal, and unions of these as msgspec knows them. Without a type
+Types: None, bool, int (64 bit), float, str, bytes, list, tuple, set, dict, dataclasses, msgspec Structs, TypedDicts, NamedTuples,
+attrs classes, pydantic models, datetime, date, time, timedelta, UUID, Decimal, Enum, Literal, and unions of these as msgspec knows
+them. Bounds in `Annotated` are checked: msgspec's own `Meta`, and those of annotated-types and of pydantic's `Field`. Without a type
 hint a value comes back in its plainest form: a tuple as a list, a UUID, Decimal, Enum as its text or value, a dataclass as a dict.
+
+Pydantic is no dependency: what has its methods is a model. It travels as what `model_dump` makes of it; `model_validate` reads it.
 """
 
 from __future__ import annotations
 
+import types
+import typing
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-encode: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
-encode_json: Callable[[Any], bytes] = msgspec.json.Encoder().encode
+_BOUNDS = ("gt", "ge", "lt", "le", "multiple_of", "min_length", "max_length", "pattern")
+_INSTEAD: dict[Any, str] = {object: "Any", complex: "a list of two floats", range: "a list of ints"}
+
+
+def _is_model(cls: Any) -> bool:
+    return isinstance(cls, type) and hasattr(cls, "model_validate") and hasattr(cls, "model_dump")
+
+
+def _dump(value: Any) -> Any:
+    """What msgspec encodes in place of a value that it does not know."""
+    if _is_model(type(value)):
+        return value.model_dump(by_alias=True)
+    raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
+
+
+def _build(cls: type[Any], plain: Any) -> Any:
+    """A value of a type that msgspec does not know, of what it was encoded as. msgspec adds the path to a ValueError."""
+    if _is_model(cls):
+        return cls.model_validate(plain)
+    raise TypeError(f"values of type {cls.__name__} cannot be decoded")
+
+
+encode: Callable[[Any], bytes] = msgspec.msgpack.Encoder(enc_hook=_dump).encode
+encode_json: Callable[[Any], bytes] = msgspec.json.Encoder(enc_hook=_dump).encode
+
+
+def decoder(type: Any) -> msgspec.msgpack.Decoder[Any]:
+    """A decoder of msgpack for a type. Raises TypeError for a type that cannot be sent."""
+    return msgspec.msgpack.Decoder(with_bounds(type), dec_hook=_build)
+
+
+def json_decoder(type: Any) -> msgspec.json.Decoder[Any]:
+    """The same for JSON."""
+    return msgspec.json.Decoder(with_bounds(type), dec_hook=_build)
+
 
 _decoders: dict[Any, Callable[[bytes], Any]] = {Any: msgspec.msgpack.Decoder().decode}
 
@@ -23,7 +61,67 @@ def decode(data: bytes, type: Any = Any) -> Any:
 
     Decoders are kept for each type; types come from code, not from data, so there are few.
     """
-    decoder = _decoders.get(type)
-    if decoder is None:
-        decoder = _decoders[type] = msgspec.msgpack.Decoder(type).decode
-    return decoder(data)
+    known = _decoders.get(type)
+    if known is None:
+        known = _decoders[type] = decoder(type).decode
+    return known(data)
+
+
+def check(type: Any) -> None:
+    """Raises TypeError, which names the class, for a type whose values cannot be sent, however deep it sits."""
+    _check(msgspec.inspect.type_info(with_bounds(type)), set())
+
+
+def _check(found: Any, seen: set[int]) -> None:
+    if id(found) in seen:
+        return
+    seen.add(id(found))
+    if isinstance(found, msgspec.inspect.CustomType | msgspec.inspect.RawType):
+        cls = found.cls if isinstance(found, msgspec.inspect.CustomType) else msgspec.Raw
+        if cls is not msgspec.Raw and not _is_model(cls):
+            instead = _INSTEAD.get(cls, "a dataclass, a msgspec Struct, a pydantic model, or plain types")
+            raise TypeError(f"values of {getattr(cls, '__name__', cls)} cannot be encoded: use {instead}")
+        return
+    for name in found.__struct_fields__ if isinstance(found, msgspec.Struct) else ():
+        value = getattr(found, name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, msgspec.inspect.Type | msgspec.inspect.Field):
+                _check(one, seen)
+
+
+def with_bounds(hint: Any) -> Any:
+    """The hint, with the bounds of annotated-types and pydantic as msgspec's own: it knows no others."""
+    origin = typing.get_origin(hint)
+    if origin is None:
+        return hint
+    arguments = typing.get_args(hint)
+    if origin is typing.Annotated:
+        base, *notes = arguments
+        bounds: dict[str, Any] = {}
+        kept = []
+        for note in notes:
+            found = _bounds_of(note)
+            bounds.update(found)
+            if isinstance(note, msgspec.Meta):
+                kept.append(note)
+        if bounds:
+            kept.append(msgspec.Meta(**bounds))
+        base = with_bounds(base)
+        return typing.Annotated[(base, *kept)] if kept else base
+    if origin is typing.Literal:
+        return hint
+    inner = tuple(with_bounds(one) if one is not Ellipsis else one for one in arguments)
+    if inner == arguments:
+        return hint
+    if origin is typing.Union or origin is types.UnionType:
+        return typing.Union[inner]  # noqa: UP007  (of types that are known only now)
+    return origin[inner]
+
+
+def _bounds_of(note: Any) -> dict[str, Any]:
+    if isinstance(note, msgspec.Meta) or type(note).__module__.partition(".")[0] not in ("annotated_types", "pydantic"):
+        return {}
+    found = {name: value for name in _BOUNDS if (value := getattr(note, name, None)) is not None}
+    for part in getattr(note, "metadata", None) or ():  # of pydantic's Field
+        found |= _bounds_of(part)
+    return found

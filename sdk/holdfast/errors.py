@@ -44,22 +44,34 @@ class HoldfastError(Exception):
     """Base of every error that Holdfast raises at a caller."""
 
     code: ClassVar[str] = "INTERNAL"
+    callee: str = ""
+    """Which call of a handler it came back from, as `Kind/key.method()`; empty for an error of the caller's own call."""
 
     def __init__(
         self,
-        message: str,
+        message: object,
         *,
         definite: bool = False,
         retryable: bool = False,
         retry_after_s: float = 0.0,
         request_id: bytes = b"",
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = text = as_text(message)
+        super().__init__(text)
         self.definite = definite
         self.retryable = retryable
         self.retry_after_s = retry_after_s
         self.request_id = request_id
+
+
+def as_text(message: object) -> str:
+    """What an error says: of an exception, or anything else that is no text, what it says of itself."""
+    if isinstance(message, str):
+        return message
+    try:
+        return str(message) or type(message).__name__
+    except Exception:
+        return type(message).__name__
 
 
 class NotFound(HoldfastError):
@@ -73,9 +85,13 @@ class InvalidArgument(HoldfastError):
 
     code = "INVALID_ARGUMENT"
 
-    def __init__(self, message: str, *, path: str = "", **rest: Any) -> None:
+    def __init__(self, message: object, *, path: str = "", **rest: Any) -> None:
         super().__init__(message, **rest)
-        self.path = path
+        self.path = as_text(path)
+
+
+class UnfitArguments(InvalidArgument):
+    """The arguments do not fit the handler, which did not run."""
 
 
 class ApplicationError(HoldfastError):
@@ -83,9 +99,9 @@ class ApplicationError(HoldfastError):
 
     code = "APPLICATION"
 
-    def __init__(self, message: str, *, type: str = "", data: dict[str, Any] | None = None, **rest: Any) -> None:
+    def __init__(self, message: object, *, type: str = "", data: dict[str, Any] | None = None, **rest: Any) -> None:
         super().__init__(message, **rest)
-        self.type = type or self.__class__.__name__
+        self.type = as_text(type) if type else self.__class__.__name__
         self.data = data or {}
 
 
@@ -95,7 +111,7 @@ class Rejected(ApplicationError):
     The turn is rolled back, the caller gets a `Rejected` with the same message and data, and nobody tries it again.
     """
 
-    def __init__(self, message: str, /, **data: Any) -> None:
+    def __init__(self, message: object, /, **data: Any) -> None:
         super().__init__(message, data=data, definite=True)
 
 
@@ -138,7 +154,7 @@ class Deadlock(HoldfastError):
 
     code = "DEADLOCK"
 
-    def __init__(self, message: str, *, cycle: tuple[str, ...] = (), **rest: Any) -> None:
+    def __init__(self, message: object, *, cycle: tuple[str, ...] = (), **rest: Any) -> None:
         super().__init__(message, **rest)
         self.cycle = cycle
 
@@ -195,9 +211,11 @@ CODES: dict[str, tuple[pb.Code, grpc.StatusCode, type[HoldfastError]]] = {
 _BY_NUMBER = {number: name for name, (number, _, _) in CODES.items()}
 
 
-def grpc_status(number: pb.Code) -> grpc.StatusCode:
-    """The gRPC status of `Objects.Call` for a code on the wire."""
-    return CODES[_BY_NUMBER.get(number, "INTERNAL")][1]
+def grpc_status(error: pb.Error) -> grpc.StatusCode:
+    """The gRPC status of `Objects.Call` for an error. A handler that refuses is FAILED_PRECONDITION, one that crashed UNKNOWN."""
+    if error.code == pb.CODE_APPLICATION and error.type != Rejected.__name__:
+        return grpc.StatusCode.UNKNOWN
+    return CODES[_BY_NUMBER.get(error.code, "INTERNAL")][1]
 
 
 def error_to_proto(error: HoldfastError, codec: pb.Codec = pb.CODEC_MSGPACK) -> pb.Error:

@@ -34,16 +34,17 @@ MESSAGES_MAX = 1024
 """What a receiver takes in one frame. Empty messages have 2 bytes: no limit in bytes is low enough for them."""
 
 _TAGS = b"\x0a", b"\x12", b"\x8a", b"\x92"  # of fields 1 and 2, as messages or packed; the other two are long forms of the same
+_FIELDS_MAX = 2 * MESSAGES_MAX
 _VARINT_BYTES_MAX = 10
 
 
 def too_many(frame: bytes) -> bool:
-    """Whether a frame of protobuf has more than MESSAGES_MAX fields on its outermost level, or cannot be read. Nothing is decoded."""
+    """Whether a frame has more fields on its outermost level than calls and cancels may be, or cannot be read. Nothing is decoded."""
     count = frame.count
-    if sum([count(tag) for tag in _TAGS]) <= MESSAGES_MAX:  # as often as they occur at all: nearly always enough to know
+    if sum([count(tag) for tag in _TAGS]) <= _FIELDS_MAX:  # as often as they occur at all: nearly always enough to know
         return False
     at, end = 0, len(frame)
-    for _ in range(MESSAGES_MAX):
+    for _ in range(_FIELDS_MAX):
         if at == end:
             return False
         tag, at = _varint(frame, at)

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from holdfast import codec
-from holdfast.errors import InternalError, InvalidArgument
+from holdfast.errors import InternalError, UnfitArguments
 
 _EMPTY_PAYLOADS = (b"", b"\x90", b"\x80", b"[]", b"{}", b"null", b"\xc0")
 _POSITIONAL = "*"
@@ -61,13 +61,20 @@ class Handler:
         except NameError as error:
             raise TypeError(f"{where}: a type hint cannot be resolved: {error}") from None
         self.signature = inspect.signature(function)
-        parameters = list(self.signature.parameters.values())[1:]
+        everything = list(self.signature.parameters.values())
+        if not everything or everything[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
+            raise TypeError(f"{where} takes no `self`: a handler is a method")
+        parameters = everything[1:] if everything[0].kind is not inspect.Parameter.VAR_POSITIONAL else everything
         for parameter in parameters:
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                raise TypeError(
+                    f"{where}: {parameter.name} may be given by position only: leave the `/` out, callers may name arguments"
+                )
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise TypeError(f"{where}: *{parameter.name} cannot be called over the wire; name the arguments")
         self.returns = hints.get("return", Any)
         self._names = [p.name for p in parameters]
-        types = [hints.get(p.name, Any) for p in parameters]
+        types = [codec.with_bounds(hints.get(p.name, Any)) for p in parameters]
         self._required = [p.name for p in parameters if p.default is p.empty]
         positional = [t for t, p in zip(types, parameters, strict=True) if p.kind is not p.KEYWORD_ONLY]
         self._positional_max = len(positional)
@@ -75,10 +82,12 @@ class Handler:
         keyword_only_required = any(p.default is p.empty and p.kind is p.KEYWORD_ONLY for p in parameters)
         try:
             # For a call with n positional arguments: the decoder of a tuple of exactly their types.
+            for hint in (*types, self.returns):
+                codec.check(hint)
             self._by_count: dict[int, Any] = {}
             if not keyword_only_required:
                 for n in range(least, len(positional) + 1):
-                    self._by_count[n] = msgspec.msgpack.Decoder(tuple[tuple(positional[:n])] if n else tuple[()])  # type: ignore[misc]
+                    self._by_count[n] = codec.decoder(tuple[tuple(positional[:n])] if n else tuple[()])  # type: ignore[misc]
             fields = [
                 (f"f{i}", t) if p.default is p.empty else (f"f{i}", typing.Union[t, msgspec.UnsetType], msgspec.UNSET)  # noqa: UP007
                 for i, (t, p) in enumerate(zip(types, parameters, strict=True))
@@ -90,16 +99,16 @@ class Handler:
                 forbid_unknown_fields=True,
                 kw_only=True,
             )
-            self._named = msgspec.msgpack.Decoder(named)
-            self._named_json = msgspec.json.Decoder(named)
-            msgspec.msgpack.Decoder(self.returns)
-        except TypeError as error:
+            self._named = codec.decoder(named)
+            self._named_json = codec.json_decoder(named)
+            codec.decoder(self.returns)
+        except Exception as error:  # what msgspec, or a class of the user's, raises of a hint
             raise TypeError(f"{where}: a type hint cannot be sent over the wire: {error}") from None
 
     def invoke(self, instance: Any, payload: bytes, is_json: bool = False) -> Any:
         """Decode the payload and call the handler: its result, or its coroutine when `is_async`.
 
-        Raises InvalidArgument, before anything of the handler ran, when the payload does not fit.
+        Raises UnfitArguments, before anything of the handler ran, when the payload does not fit.
         """
         if not is_json and payload:
             # A msgpack fixarray says its length in its first byte: the hot path, decoded without a detour.
@@ -159,12 +168,12 @@ class Handler:
                 raise self._error(f"lacks {name!r}", f"$.{name}")
         return raw
 
-    def _error(self, what: str, path: str) -> InvalidArgument:
+    def _error(self, what: str, path: str) -> UnfitArguments:
         parameters = list(self.signature.parameters.values())[1:]
         usage = f"{self.name}{self.signature.replace(parameters=parameters)}"
-        return InvalidArgument(f"{self.name}() {what}; it is {usage}", path=path, definite=True)
+        return UnfitArguments(f"{self.name}() {what}; it is {usage}", path=path, definite=True)
 
-    def _invalid(self, error: Exception) -> InvalidArgument:
+    def _invalid(self, error: Exception) -> UnfitArguments:
         """msgspec says "Expected `int`, got `str` - at `$[0].x`"; callers know the argument by its name."""
         text, _, path = str(error).partition(" - at `")
         path = path.rstrip("`") or "$"

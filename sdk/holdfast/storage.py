@@ -13,20 +13,27 @@ Outside of a turn there is no layer 1 and every access is refused, so a task tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from functools import partial
 from heapq import merge
-from typing import Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 import msgspec
 
 from holdfast import codec
 from holdfast.errors import TooLarge
 
+if TYPE_CHECKING:
+    from holdfast.alarms import Alarms
+
 T = TypeVar("T")
 _MISSING: Any = object()
 _ROW_OVERHEAD_BYTES = 150  # what a cached row costs in Python beside its key and value, measured on CPython 3.11
 _RECENT_ROWS_SWEEP = 256
+_KEY_SHORT = 256  # ASCII up to here needs no closer look
 
 OPTIONS = b"\xc1"
 """What a stored value begins with that has options before it (an expiry, metadata): no msgpack does. This version writes none."""
@@ -63,39 +70,18 @@ class Applied(Protocol):
 class Storage:
     """`self.storage` of an object. Values are what `holdfast.codec` encodes; keys are text of 1 to 1,024 bytes.
 
-    Raises TooLarge when a key, a value or the turn's writes pass their limit, msgspec.ValidationError when a stored
-    value is not of the type asked for, RuntimeError outside of a turn.
+    Every operation is whole or not at all: what it raises, it raises before anything is changed. Raises TypeError for a key that is
+    no text or a value that cannot be stored, ValueError for a key that is empty or no UTF-8, TooLarge when a key, a value or the
+    turn's writes pass their limit, msgspec.ValidationError when a stored value is not of the type asked for, RuntimeError outside of
+    a turn.
     """
 
-    __slots__ = (
-        "_beside_bytes",
-        "_cache",
-        "_cleared",
-        "_limits",
-        "_newest",
-        "_reader",
-        "_recent",
-        "_recent_cleared",
-        "_write_bytes",
-        "_writes",
-        "beside",
-        "cached_bytes",
-    )
+    __slots__ = ("_alarms", "_rows")
 
-    def __init__(self, reader: Reader, limits: Limits) -> None:
-        self._reader = reader
-        self._limits = limits
-        self._writes: dict[str, bytes | None] | None = None
-        self._cleared = False
-        self._write_bytes = 0
-        self._beside_bytes = 0
-        self._recent: dict[str, tuple[Applied, bytes | None]] | None = None
-        self._newest: Applied | None = None
-        self._recent_cleared: Applied | None = None
-        self._cache: dict[str, bytes | None] = {}
-        self.cached_bytes = 0
-        self.beside: list[Any] = []
-        """What the open turn does beside its rows, in order: commits with them, and is undone with them."""
+    def __init__(self, rows: Rows, alarms: Callable[[], Alarms]) -> None:
+        """`alarms`: the object's, for `delete_all(alarms=True)`."""
+        self._rows = rows
+        self._alarms = alarms
 
     # -- reading
 
@@ -109,26 +95,27 @@ class Storage:
     def get(self, key: str, *, default: Any) -> Any: ...
     def get(self, key: str, type: Any = Any, default: Any = None) -> Any:
         """The value under `key`, decoded as `type`; `default` when there is none."""
-        raw = self._raw(key)
+        raw = self._rows.get(key)
         return default if raw is None else _decode(key, raw, type)
 
     def get_many(self, keys: Iterable[str], type: Any = Any) -> dict[str, Any]:
         """The values under those of `keys` that exist."""
         found = {}
         for key in keys:
-            raw = self._raw(key)
+            raw = self._rows.get(key)
             if raw is not None:
                 found[key] = _decode(key, raw, type)
         return found
 
     def __contains__(self, key: str) -> bool:
-        return self._raw(key) is not None
+        return self._rows.get(key) is not None
 
     def list(
         self,
         prefix: str = "",
         *,
         start: str | None = None,
+        start_after: str | None = None,
         end: str | None = None,
         limit: int | None = None,
         reverse: bool = False,
@@ -136,18 +123,22 @@ class Storage:
     ) -> dict[str, Any]:
         """The rows whose key begins with `prefix` and lies in `[start, end)`, in key order (or reversed), at most `limit`.
 
+        `start_after`: behind this key, in place of `start`; the last key of a page gives the next one, in either order.
         It returns them all at once: TooLarge when they are more than the bytes that a turn may write; page with `limit`.
         """
+        if limit is not None and limit < 0:
+            raise ValueError(f"limit is {limit}")
+        if start_after is not None:
+            if start is not None:
+                raise ValueError("a list has `start` or `start_after`, not both")
+            if reverse:
+                end = start_after if end is None else min(end, start_after)
+            else:
+                start = start_after + "\0"  # the smallest key behind it
         rows: dict[str, Any] = {}
-        size = 0
-        if limit is not None and limit <= 0:
-            if limit < 0:
-                raise ValueError(f"limit is {limit}")
+        if limit == 0:
             return rows
-        for key, raw in self._rows(prefix, start, end, reverse):
-            size += len(key) + len(raw)
-            if size > self._limits.turn_bytes:
-                raise TooLarge(f"list() passes {self._limits.turn_bytes} bytes; use limit and start", definite=True)
+        for key, raw in self._rows.scan(prefix, start, end, reverse):
             rows[key] = _decode(key, raw, type)
             if limit is not None and len(rows) >= limit:
                 break
@@ -157,53 +148,262 @@ class Storage:
 
     def put(self, key: str, value: Any) -> None:
         """Store `value` under `key`; durable when the turn has committed."""
+        self._rows.put(key, _encode(key, value))
+
+    def put_many(self, values: Mapping[str, Any]) -> None:
+        """Store every value of a mapping under its key, or none."""
+        self._rows.put_many({key: _encode(key, value) for key, value in values.items()})
+
+    def delete(self, *keys: str) -> int:
+        """Remove what is under these keys; how many of them had something."""
+        return self._rows.delete(keys)
+
+    def delete_all(self, *, alarms: bool = False) -> None:
+        """Remove every key of this object, in one step however many there are; with `alarms` its alarms as well, which stay else."""
+        if not alarms:
+            self._rows.delete_all()
+            return
+        own = self._alarms()
+        with self._rows.transaction():
+            self._rows.delete_all()
+            for alarm in own.list():
+                own.delete(alarm.name)
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """A part of the turn that can fail alone: an exception that leaves the block undoes what the block did.
+
+        That is what it wrote, its notifications, and its changes of alarms. What other tasks of the turn do meanwhile stays. What
+        tasks do that the block began belongs to it. Blocks may be nested. Raises RuntimeError when another task's block is open.
+        """
+        return self._rows.transaction()
+
+
+class _Block:
+    """An open `transaction()`: what is to be done, last thing first, to undo it."""
+
+    __slots__ = ("outer", "task", "undo")
+
+    def __init__(self, outer: _Block | None, task: str) -> None:
+        self.outer = outer
+        self.task = task
+        self.undo: list[Callable[[], None]] = []
+
+
+_IN_BLOCK: ContextVar[_Block | None] = ContextVar("holdfast transaction", default=None)
+"""The block that the running code belongs to: tasks that it begins inherit it."""
+
+
+class Rows:
+    """The rows of one object for whoever runs its turns, encoded. Keys are checked here, once."""
+
+    __slots__ = (
+        "_beside_bytes",
+        "_block",
+        "_cache",
+        "_cleared",
+        "_limits",
+        "_newest",
+        "_reader",
+        "_recent",
+        "_recent_cleared",
+        "_touched",
+        "_turn",
+        "_write_bytes",
+        "_writes",
+        "beside",
+        "cached_bytes",
+    )
+
+    def __init__(self, reader: Reader, limits: Limits) -> None:
+        self._reader = reader
+        self._limits = limits
+        self._writes: dict[str, bytes | None] | None = None
+        self._turn = 0  # counts them
+        self._cleared: object = None  # what cleared them last in this turn
+        self._block: _Block | None = None  # the innermost one that is open
+        self._touched: dict[str, object] = {}  # while blocks are open: what has written each row last
+        self._write_bytes = 0
+        self._beside_bytes = 0
+        self._recent: dict[str, tuple[Applied, bytes | None]] | None = None
+        self._newest: Applied | None = None
+        self._recent_cleared: Applied | None = None
+        self._cache: dict[str, bytes | None] = {}
+        self.cached_bytes = 0
+        self.beside: list[Any] = []
+        """What the open turn does beside its rows, in order: commits with them, and is undone with them."""
+
+    # -- for `Storage`
+
+    def scan(self, prefix: str, start: str | None, end: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
+        """The rows of a range. Raises TooLarge when they are more than a turn may write."""
+        size = 0
+        for key, raw in self._range(prefix, start, end, reverse):
+            size += len(key) + len(raw)
+            if size > self._limits.turn_bytes:
+                raise TooLarge(f"list() passes {self._limits.turn_bytes} bytes; use limit and start_after", definite=True)
+            yield key, raw
+
+    def put(self, key: str, raw: bytes) -> None:
+        """Write a row."""
         writes = self._writes
         if writes is None:
             raise _outside()
-        try:
-            raw = codec.encode(value)
-        except (TypeError, OverflowError) as error:
-            raise TypeError(f"the value of {key!r} cannot be stored: {error}") from None
         if len(raw) > self._limits.value_bytes:
-            raise TooLarge(f"value of {key!r}: {len(raw)} bytes, at most {self._limits.value_bytes}", definite=True)
-        self._charge(writes, key, len(raw))
+            raise self._value_too_large(key, raw)
+        size = self._key_bytes(key) + len(raw) - self._counted(writes, key)
+        if self._write_bytes + size > self._limits.turn_bytes:
+            raise self._turn_too_large()
+        if self._block is not None:
+            self._note_undo(writes, key)
+        self._write_bytes += size
         writes[key] = raw
 
-    def put_many(self, values: Mapping[str, Any]) -> None:
-        """Store every value of a mapping under its key."""
-        for key, value in values.items():
-            self.put(key, value)
-
-    def delete(self, *keys: str) -> None:
-        """Remove what is under these keys; a key that has nothing is no error."""
-        if self._writes is None:
+    def put_many(self, rows: Mapping[str, bytes]) -> None:
+        """Write all of these rows, or none."""
+        writes = self._writes
+        if writes is None:
             raise _outside()
-        for key in keys:
-            self._charge(self._writes, key, 0)
-            self._writes[key] = None
+        size = 0
+        for key, raw in rows.items():
+            if len(raw) > self._limits.value_bytes:
+                raise self._value_too_large(key, raw)
+            size += self._key_bytes(key) + len(raw) - self._counted(writes, key)
+        if self._write_bytes + size > self._limits.turn_bytes:
+            raise self._turn_too_large()
+        for key, raw in rows.items():
+            self.put(key, raw)
+
+    def delete(self, keys: Iterable[str]) -> int:
+        """Delete all of these rows, or none; how many there were."""
+        writes = self._writes
+        if writes is None:
+            raise _outside()
+        own = dict.fromkeys(keys)
+        size = sum(self._key_bytes(key) - self._counted(writes, key) for key in own)
+        if self._write_bytes + size > self._limits.turn_bytes:
+            raise self._turn_too_large()
+        there = 0
+        for key in own:
+            there += self.get(key) is not None
+            if self._block is not None:
+                self._note_undo(writes, key)
+            writes[key] = None
+        self._write_bytes += size
+        return there
 
     def delete_all(self) -> None:
-        """Remove every key of this object, in one step however many there are."""
-        if self._writes is None:
+        """Delete every row."""
+        writes = self._writes
+        if writes is None:
             raise _outside()
-        self._writes.clear()
+        cleared = object()
+        if self._block is not None:
+            if (block := _IN_BLOCK.get()) is not None:
+                block.undo.append(partial(self._undo_clearing, cleared, dict(writes), dict(self._touched), self._cleared))
+            self._touched.clear()
+        writes.clear()
         self._write_bytes = self._beside_bytes
-        self._cleared = True
+        self._cleared = cleared
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """A part of the turn that can fail alone: an exception that leaves the block undoes what the block wrote."""
+        """A part of the turn that can fail alone."""
         if self._writes is None:
             raise _outside()
-        before = dict(self._writes), self._cleared, self._write_bytes, self._beside_bytes
-        beside = len(self.beside)
+        outer = self._block
+        if outer is not None and outer is not _IN_BLOCK.get():
+            raise RuntimeError(
+                f"{_task_name()} begins a transaction() while {outer.task} is in one: blocks of a turn are nested in each other, or "
+                "follow each other"
+            )
+        if outer is None:
+            self._touched.clear()
+        block = self._block = _Block(outer, _task_name())
+        _IN_BLOCK.set(block)
+        turn = self._turn
         try:
             yield
+            if self._turn is turn and self._block is not block:
+                if self._block is None:
+                    raise RuntimeError("a transaction() ended after the one that it was begun in")
+                raise RuntimeError(f"a transaction() ended while {self._block.task} was still in one that it began inside")
         except BaseException:
-            if self._writes is not None:
-                self._writes, self._cleared, self._write_bytes, self._beside_bytes = before
-                del self.beside[beside:]
+            if self._turn is turn and self._writes is not None:
+                for undo in reversed(block.undo):
+                    undo()
             raise
+        else:
+            if outer is not None:
+                outer.undo += block.undo
+        finally:
+            _IN_BLOCK.set(outer)
+            if self._turn is turn:
+                self._block = outer
+
+    def _note_undo(self, writes: dict[str, bytes | None], key: str) -> None:
+        """A block is open: note who writes this row, and, if it is the block, how to undo it."""
+        touch = object()
+        block = _IN_BLOCK.get()
+        if block is not None:
+            block.undo.append(partial(self._undo_write, key, touch, writes.get(key, _MISSING), self._touched.get(key)))
+        self._touched[key] = touch
+
+    def _undo_write(self, key: str, touch: object, before: Any, touched_before: object) -> None:
+        """Unless somebody else has written there since."""
+        writes = self._writes
+        assert writes is not None
+        if self._touched.get(key) is not touch:
+            return
+        self._touched[key] = touched_before
+        self._write_bytes -= self._counted(writes, key)
+        if before is _MISSING:
+            del writes[key]
+        else:
+            writes[key] = before
+            self._write_bytes += self._counted(writes, key)
+
+    def _undo_clearing(
+        self, cleared: object, before: dict[str, bytes | None], touched_before: dict[str, object], cleared_before: object
+    ) -> None:
+        """What is there now, others have written since. If somebody else has cleared it too, that holds."""
+        if self._cleared is not cleared:
+            return
+        writes = self._writes
+        assert writes is not None
+        self._writes = before | writes
+        self._touched = touched_before | self._touched
+        self._cleared = cleared_before
+        self._write_bytes = self._beside_bytes + sum(self._counted(self._writes, key) for key in self._writes)
+
+    # -- what may be written
+
+    def _key_bytes(self, key: str) -> int:
+        """The bytes of a key. Raises TypeError, ValueError or TooLarge for what is none."""
+        if not isinstance(key, str):
+            raise TypeError(f"a storage key is text, not {type(key).__name__}: {key!r:.100}")
+        try:
+            size = len(key) if key.isascii() else len(key.encode())
+        except UnicodeEncodeError:
+            raise ValueError(f"storage key {key!r:.100} is no text that UTF-8 can hold") from None
+        if size > self._limits.key_bytes:
+            raise TooLarge(f"storage key of {size} bytes; 1 to {self._limits.key_bytes}", definite=True)
+        if not size:
+            raise ValueError("a storage key is not empty")
+        return size
+
+    @staticmethod
+    def _counted(writes: dict[str, bytes | None], key: str) -> int:
+        """What a row of the open turn counts for: 0 when it has none."""
+        raw = writes.get(key, _MISSING)
+        if raw is _MISSING:
+            return 0
+        return (len(key) if key.isascii() else len(key.encode())) + (len(raw) if raw else 0)
+
+    def _value_too_large(self, key: str, raw: bytes) -> TooLarge:
+        return TooLarge(f"value of {key!r:.100}: {len(raw)} bytes, at most {self._limits.value_bytes}", definite=True)
+
+    def _turn_too_large(self) -> TooLarge:
+        return TooLarge(f"the turn writes more than {self._limits.turn_bytes} bytes", definite=True)
 
     # -- for whoever runs turns
 
@@ -211,6 +411,8 @@ class Storage:
         """Open a turn."""
         assert self._writes is None, "a turn of this object is open"
         self._writes = {}
+        self._turn += 1
+        self._block = None
         self._write_bytes = self._beside_bytes = 0
         if self._recent:
             self.settle()
@@ -219,11 +421,11 @@ class Storage:
         """Close the turn and forget what it wrote."""
         self._writes = None
         self.beside.clear()
-        self._cleared = False
+        self._cleared = None
 
     def changed(self) -> bool:
         """Whether the open turn wrote anything."""
-        return bool(self._writes) or self._cleared or bool(self.beside)
+        return bool(self._writes) or self._cleared is not None or bool(self.beside)
 
     def is_open(self) -> bool:
         """Whether a turn is open."""
@@ -234,10 +436,17 @@ class Storage:
         if self._writes is None:
             raise _outside()
         if self._write_bytes + size > self._limits.turn_bytes:
-            raise TooLarge(f"the turn writes more than {self._limits.turn_bytes} bytes", definite=True)
+            raise self._turn_too_large()
+        if self._block is not None and (block := _IN_BLOCK.get()) is not None:
+            block.undo.append(partial(self._undo_beside, what, size))
         self._write_bytes += size
         self._beside_bytes += size
         self.beside.append(what)
+
+    def _undo_beside(self, what: Any, size: int) -> None:
+        self.beside[:] = [other for other in self.beside if other is not what]
+        self._write_bytes -= size
+        self._beside_bytes -= size
 
     def take(self, prefix: bytes = b"") -> tuple[bool, Writes, bool]:
         """The open turn's writes: whether everything before them was deleted, the rows, `prefix` before their keys, and
@@ -245,7 +454,7 @@ class Storage:
         """
         writes = self._writes
         assert writes is not None
-        return self._cleared, [(prefix + key.encode(), raw) for key, raw in writes.items()], None in writes.values()
+        return self._cleared is not None, [(prefix + key.encode(), raw) for key, raw in writes.items()], None in writes.values()
 
     def close(self, entry: Applied | None) -> None:
         """Close the turn; its writes belong to `entry` (None when it wrote nothing)."""
@@ -256,8 +465,8 @@ class Storage:
             return
         assert writes is not None
         self._newest = entry
-        if self._cleared:
-            self._cleared = False
+        if self._cleared is not None:
+            self._cleared = None
             self._recent_cleared = entry
             self._recent = {}
             self._cache.clear()
@@ -270,15 +479,18 @@ class Storage:
 
     # -- layers
 
-    def _raw(self, key: str) -> bytes | None:
+    def get(self, key: str) -> bytes | None:
+        """The row under a key, as the running turn sees it."""
         writes = self._writes
         if writes is None:
             raise _outside()
-        if writes or self._cleared:
+        if type(key) is not str or not 0 < len(key) <= _KEY_SHORT or not key.isascii():
+            self._key_bytes(key)
+        if writes or self._cleared is not None:
             raw = writes.get(key, _MISSING)
             if raw is not _MISSING:
                 return raw  # type: ignore[no-any-return]
-            if self._cleared:
+            if self._cleared is not None:
                 return None
         if self._recent:
             row = self._recent.get(key)
@@ -297,13 +509,13 @@ class Storage:
         self._remember(key, raw)
         return raw
 
-    def _rows(self, prefix: str, start: str | None, end: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
+    def _range(self, prefix: str, start: str | None, end: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
         writes = self._writes
         if writes is None:
             raise _outside()
         lower = max(prefix, start or "")
         overlay: dict[str, bytes | None] = {}
-        if not self._cleared and self._recent:
+        if self._cleared is None and self._recent:
             overlay = {key: raw for key, (_, raw) in self._recent.items()}
         overlay.update(writes)
         mine = sorted(
@@ -312,7 +524,7 @@ class Storage:
             key=_first,
         )
         cleared = self._recent_cleared is not None and not self._recent_cleared.applied
-        if self._cleared or cleared:
+        if self._cleared is not None or cleared:
             stored: Iterator[tuple[str, bytes]] = iter(())
         else:
             upper = _after_prefix(prefix)
@@ -324,17 +536,6 @@ class Storage:
         for key, raw in merge(mine, stored, key=_first, reverse=reverse):
             if raw is not None:
                 yield key, raw
-
-    def _charge(self, writes: dict[str, bytes | None], key: str, value_bytes: int) -> None:
-        size = len(key) if key.isascii() else len(key.encode())
-        if not 0 < size <= self._limits.key_bytes:
-            raise TooLarge(f"storage key of {size} bytes; 1 to {self._limits.key_bytes}", definite=True)
-        if key in writes:
-            self._write_bytes += value_bytes - len(writes[key] or b"")
-        else:
-            self._write_bytes += size + value_bytes
-        if self._write_bytes > self._limits.turn_bytes:
-            raise TooLarge(f"the turn writes more than {self._limits.turn_bytes} bytes", definite=True)
 
     def settle(self) -> None:
         """Move what the store shows by now from layer 2 to the cache; call it when entries were applied."""
@@ -403,12 +604,27 @@ class MemoryReader:
                 self.rows[key] = raw
 
 
+def _encode(key: str, value: Any) -> bytes:
+    try:
+        return codec.encode(value)
+    except Exception as error:  # of a type that is no data, too deep, too large a number, half a character
+        raise TypeError(f"the value of {key!r:.100} cannot be stored: {error or type(error).__name__}") from None
+
+
+def _task_name() -> str:
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # there is no loop, as in tests
+        task = None
+    return "the handler" if task is None else task.get_name()
+
+
 def _decode(key: str, raw: bytes, type: Any) -> Any:
     try:
         return codec.decode(raw, type)
     except msgspec.ValidationError as error:
         raise msgspec.ValidationError(f"what is stored under {key!r}: {error}") from None
-    except msgspec.DecodeError:
+    except Exception:
         if raw[:1] == OPTIONS:
             raise RuntimeError(f"what is stored under {key!r} has options, which this version does not know") from None
         raise

@@ -96,6 +96,20 @@ class Counter(DurableObject):
             except asyncio.CancelledError:
                 pass
 
+    async def have_wait(self, other: str, seconds: float) -> int:
+        self.storage.put("asked", True)
+        return int(await self.objects.get(Counter, other).wait_and_increment(seconds, 100.0))
+
+    async def call_wrongly(self, what: str) -> None:
+        other: Any = self.objects.get("Counter", f"{self.key} other")
+        match what:
+            case "argument":
+                await other.increment(by="x")
+            case "method":
+                await other.no_such_method()
+            case "size":
+                await other.increment(by="x" * (5 << 20))
+
     async def wait_then_call(self, seconds: float, other: str) -> int:
         await asyncio.sleep(seconds)
         return int(await self.objects.get(Counter, other).increment())

@@ -19,7 +19,11 @@ import msgspec
 import psutil
 import pytest
 from conftest import Processes
-from holdfast.channels import open_channel
+from google.protobuf import message_factory
+from holdfast.channels import STREAMS_MAX, open_channel
+from holdfast.frames import MESSAGES_MAX
+from holdfast.local import free_port
+from holdfast.v1 import admin_pb2, objects_pb2
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.peerpb import peer_pb2
 from holdfast_cluster.streams import PROTOCOL, Hello, StreamRefused, open_stream
@@ -344,3 +348,353 @@ async def idle(port: int, connections: int, beginning: bytes) -> None:
     for writer in writers:
         writer.transport.abort()
     await asyncio.sleep(0.5)
+
+
+# -- HTTP/2, below what gRPC's own clients do
+
+
+def http2(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+def literal(name: bytes, value: bytes) -> bytes:
+    """A header field of HPACK that is kept nowhere; both parts shorter than 127 bytes."""
+    return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+
+def begin(path: str, *more: tuple[bytes, bytes]) -> bytes:
+    fields = [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", path.encode()),
+        (b":authority", b"x"),
+        (b"te", b"trailers"),
+        (b"content-type", b"application/grpc"),
+        *more,
+    ]
+    return b"".join(literal(name, value) for name, value in fields)
+
+
+RESET = (8).to_bytes(4, "big")
+
+
+def rapid_reset(path: str) -> Iterator[bytes]:
+    """Streams that are reset as soon as they are opened: none counts as open, each costs what its beginning costs."""
+    headers = begin(path)
+    for number in range(1, 1 << 30, 200):
+        yield b"".join(http2(1, 4, id_, headers) + http2(3, 0, id_, RESET) for id_ in range(number, number + 200, 2))
+
+
+def open_streams(path: str) -> Iterator[bytes]:
+    headers = begin(path)
+    for number in range(1, 1 << 30, 200):
+        yield b"".join(http2(1, 4, id_, headers) for id_ in range(number, number + 200, 2))
+
+
+def empty_messages(path: str) -> Iterator[bytes]:
+    yield http2(1, 4, 1, begin(path))
+    while True:
+        yield http2(0, 0, 1, b"\0\0\0\0\0" * 3000)
+
+
+def continuations(path: str) -> Iterator[bytes]:
+    yield http2(1, 0, 1, begin(path))
+    while True:
+        yield http2(9, 0, 1, literal(b"x-a", b"b" * 100)) * 20
+
+
+def pings(path: str) -> Iterator[bytes]:
+    while True:
+        yield http2(6, 0, 0, b"12345678") * 200
+
+
+async def flood(port: int, chunks: Iterator[bytes], seconds: float = 3.0) -> int:
+    """Say this to a port for so long, or until the other side has had enough: how many bytes it took."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(PREFACE)
+    until = time.monotonic() + seconds
+    said = 0
+
+    async def swallow() -> None:
+        with contextlib.suppress(OSError):
+            while await reader.read(1 << 16):
+                pass
+
+    swallowing = asyncio.create_task(swallow())
+    with contextlib.suppress(OSError, TimeoutError):
+        for chunk in chunks:
+            if time.monotonic() > until or swallowing.done():
+                break
+            writer.write(chunk)
+            said += len(chunk)
+            await asyncio.wait_for(writer.drain(), max(0.01, until - time.monotonic()))
+    swallowing.cancel()
+    writer.transport.abort()
+    return said
+
+
+SESSION, CHECK = "/holdfast.v1.Objects/Session", "/grpc.health.v1.Health/Watch"
+
+
+@pytest.mark.parametrize(
+    ("chunks", "path"),
+    [
+        (rapid_reset, SESSION),
+        (rapid_reset, CHECK),
+        (rapid_reset, "/nothing/There"),
+        (open_streams, "/holdfast.v1.Objects/Call"),
+        (open_streams, CHECK),
+        (empty_messages, SESSION),
+        (continuations, SESSION),
+        (pings, SESSION),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+async def test_floods_of_http2_cost_no_memory_and_others_little_time(target: Processes, chunks: Any, path: str) -> None:
+    """At a gateway and at a node. Without a limit of streams a gateway grew by 1.9 GiB in 3 s."""
+    node = int(member(target)["address"].rpartition(":")[2])
+    async with unharmed(target, grows_at_most=150 * MIB):
+        assert await flood(target.gateway_port, chunks(path)) > 0
+        assert await flood(node, chunks(path), 1.5) > 0
+
+
+async def test_compressed_messages_are_refused_before_they_are_inflated(target: Processes) -> None:
+    node = member(target)["address"]
+    async with unharmed(target, grows_at_most=60 * MIB):
+        for address, path in ((target.gateway, "/holdfast.v1.Objects/Call"), (node, "/holdfast.peer.v1.Peer/Stats")):
+            async with grpc.aio.insecure_channel(address, options=[("grpc.max_send_message_length", -1)]) as channel:
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await channel.unary_unary(path)(bytes(512 * MIB), compression=grpc.Compression.Gzip, timeout=60)
+                assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
+                assert "gzip" in (refused.value.details() or "")
+
+
+@pytest.mark.parametrize("call", [b"\x0a\x00", b"\x8a\x00\x00", b"\x0a\x02\x08\x01"], ids=["empty", "long form", "with an id"])
+async def test_a_frame_of_very_many_calls_is_refused_before_it_is_decoded(target: Processes, call: bytes) -> None:
+    """2 bytes each: decoded they were 17 s of everybody's time, and 2.4 GiB."""
+    frame = call * (7 * MIB // len(call))
+    async with unharmed(target, grows_at_most=60 * MIB):
+        channel = open_channel(target.gateway)
+        session: Any = channel.stream_stream(SESSION)()
+        await session.write(frame)
+        assert await session.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert "at most 1024" in await session.details()
+        await channel.close()
+        me = member(target)
+        stream = await open_stream(streams(target), "pipe", f"{me['id']}:{me['incarnation']}", lambda frame: None)
+        await stream.write(frame)
+        await asyncio.wait_for(stream.wait(), 5)
+
+
+async def test_a_frame_of_as_many_calls_as_may_be_is_served_and_one_of_more_cancels_is_not(target: Processes) -> None:
+    async with grpc.aio.insecure_channel(target.gateway) as channel:
+        calls = [
+            pb.Call(id=i, kind="Shop", key=f"many{i % 9}", method="sold", request_id=holdfast.new_request_id())
+            for i in range(1, MESSAGES_MAX + 1)
+        ]
+        session: Any = channel.stream_stream(SESSION)()
+        await session.write(pb.SessionRequest(calls=calls, cancel=range(5_000, 5_000 + MESSAGES_MAX)).SerializeToString())
+        seen: set[int] = set()
+        async with asyncio.timeout(20):
+            while len(seen) < len(calls):
+                seen |= {reply.id for reply in pb.SessionResponse.FromString(await session.read()).replies}
+        await session.write(pb.SessionRequest(cancel=range(MESSAGES_MAX + 1)).SerializeToString())
+        assert await session.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_sessions_are_bounded_for_a_connection_and_for_a_gateway(target: Processes) -> None:
+    port = free_port()
+    target.start_gateway("small", port, "--sessions-max", "150")
+    target.wait_ready(f"127.0.0.1:{port}")
+    try:
+        async with unharmed(target), open_channel(f"127.0.0.1:{port}") as one, open_channel(f"127.0.0.1:{port}") as other:
+            opened = [one.stream_stream(SESSION)() for _ in range(140)]
+            there = await asyncio.gather(*(asyncio.wait_for(call.initial_metadata(), 3) for call in opened), return_exceptions=True)
+            assert sum(not isinstance(each, BaseException) for each in there) == STREAMS_MAX
+            more = [other.stream_stream(SESSION)() for _ in range(30)]
+            codes: Counter[Any] = Counter()
+            for call in more:
+                with contextlib.suppress(TimeoutError):
+                    codes[await asyncio.wait_for(call.code(), 0.3)] += 1
+            assert codes == {grpc.StatusCode.RESOURCE_EXHAUSTED: 30 - (150 - STREAMS_MAX)}
+            for call in (*opened, *more):
+                call.cancel()
+        async with holdfast.connect(f"127.0.0.1:{port}", timeout=10) as client:
+            assert await client.get("Shop", "after").sold() == 0  # type: ignore[attr-defined]
+    finally:
+        target.kill("small")
+
+
+# -- whole messages with hostile contents, to every method and stream
+
+NUMBERS = [0, 1, 2, 127, 128, (1 << 31) - 1, 1 << 31, (1 << 32) - 1]
+BIG_NUMBERS = [*NUMBERS, (1 << 48) - 1, (1 << 53) + 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1]
+TEXTS = [
+    "",
+    "Shop",
+    "Ledger",
+    "fuzz",
+    "x" * 300,
+    "k" * 5_000,
+    "\0",
+    "a/b",
+    "../..",
+    "\n\r\x1b[2J",
+    "\u2028",
+    "\U0001f600" * 20,
+    "%s%n",
+    "*",
+]
+BYTES = [b"", b"\x00", b"\xfe" * 16, b"\xff" * 16, b"x" * 15, b"x" * 17, b"\x91" * 400, b"\xc1", b"\xdd\xff\xff\xff\xff", b"[" * 400]
+
+
+def hostile(cls: Any, rng: random.Random, depth: int = 0) -> Any:
+    """A message whose envelope is right and whose fields are not."""
+    message = cls()
+    for field in cls.DESCRIPTOR.fields:
+        if rng.random() < 0.3:
+            continue
+        many = rng.choice([0, 1, 2, 40]) if field.is_repeated else 1
+        for _ in range(many):
+            put(message, field, rng, depth)
+    return message
+
+
+def put(message: Any, field: Any, rng: random.Random, depth: int) -> None:
+    if field.message_type is not None:
+        if field.message_type.GetOptions().map_entry:
+            fill_map(getattr(message, field.name), field.message_type.fields_by_name, rng)
+        elif depth < 3:
+            inner = hostile(message_factory.GetMessageClass(field.message_type), rng, depth + 1)
+            (getattr(message, field.name).add() if field.is_repeated else getattr(message, field.name)).CopyFrom(inner)
+        return
+    value = scalar(field, rng)
+    if field.is_repeated:
+        getattr(message, field.name).append(value)
+    else:
+        setattr(message, field.name, value)
+
+
+def scalar(field: Any, rng: random.Random) -> Any:
+    if field.enum_type is not None:
+        return rng.choice([0, 1, 7, (1 << 31) - 1])
+    match field.cpp_type:
+        case field.CPPTYPE_STRING:
+            return rng.choice(BYTES if field.type == field.TYPE_BYTES else TEXTS)
+        case field.CPPTYPE_BOOL:
+            return rng.random() < 0.5
+        case field.CPPTYPE_DOUBLE | field.CPPTYPE_FLOAT:
+            return rng.choice([0.0, -1.0, 1e308, float("inf"), float("nan")])
+        case field.CPPTYPE_UINT32:
+            return rng.choice(NUMBERS)
+        case field.CPPTYPE_INT32:
+            return rng.choice([-1, -(1 << 31), *NUMBERS[:-2]])
+        case field.CPPTYPE_INT64:
+            return rng.choice([-1, -(1 << 63), *BIG_NUMBERS[:-2]])
+    return rng.choice(BIG_NUMBERS)
+
+
+def fill_map(values: Any, fields: Any, rng: random.Random) -> None:
+    for _ in range(rng.choice([0, 1, 5])):
+        key = scalar(fields["key"], rng)
+        if fields["value"].message_type is None:
+            values[key] = scalar(fields["value"], rng)
+
+
+EXPECTED = {
+    grpc.StatusCode.OK,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.OUT_OF_RANGE,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.ABORTED,
+}
+"""What a caller may be told of its own nonsense. UNKNOWN is an exception that nobody thought of."""
+
+
+async def ask(channel: grpc.aio.Channel, service: Any, method: Any, rng: random.Random) -> grpc.StatusCode:
+    request = hostile(message_factory.GetMessageClass(method.input_type), rng)
+    metadata = [(name, rng.choice(["", "0", "-1", "1e9", "9" * 50, "x", "~"])) for name in rng.sample(METADATA, rng.randrange(4))]
+    path = f"/{service.full_name}/{method.name}"
+    try:
+        async with asyncio.timeout(10):
+            if method.server_streaming:
+                async for _ in channel.unary_stream(path)(request.SerializeToString(), timeout=3, metadata=metadata):
+                    pass
+            else:
+                await channel.unary_unary(path)(request.SerializeToString(), timeout=3, metadata=metadata)
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
+METADATA = ["holdfast-attempt", "holdfast-time", "idempotency-key", "authorization", "traceparent", "holdfast-asked-by"]
+
+
+async def test_hostile_fields_in_every_method_of_every_service(tmp_path: Path) -> None:
+    """A cluster of its own: some of it is obeyed, and pauses or deletes what there is."""
+    target = Processes(tmp_path, replication=2)
+    rng = random.Random(5)
+    seen: dict[str, Counter[Any]] = {}
+    try:
+        target.start_all("--turn-timeout", "2", nodes=2, app=APP)
+        target.wait_ready(target.gateway)
+        objects, admin = (objects_pb2.DESCRIPTOR.services_by_name["Objects"], admin_pb2.DESCRIPTOR.services_by_name["Admin"])
+        peer = peer_pb2.DESCRIPTOR.services_by_name["Peer"]
+        async with unharmed(target, grows_at_most=100 * MIB):
+            for address, services in ((target.gateway, (objects, admin)), (member(target)["address"], (peer,))):
+                async with grpc.aio.insecure_channel(address) as channel:
+                    for service in services:
+                        for method in service.methods:
+                            if method.client_streaming:
+                                continue
+                            codes = await asyncio.gather(*(ask(channel, service, method, rng) for _ in range(60)))
+                            seen[f"{service.name}.{method.name}"] = Counter(codes)
+        assert len(seen) > 30
+        odd = {name: codes for name, codes in seen.items() if set(codes) - EXPECTED}
+        assert not odd, odd
+        for name in ("gateway", "n1", "n2"):
+            assert "Traceback" not in target.said(name).replace("RuntimeError: out of tea", ""), name
+    finally:
+        target.stop()
+
+
+async def test_hostile_fields_in_sessions_and_pipes(target: Processes) -> None:
+    rng = random.Random(6)
+    me = member(target)
+    to = f"{me['id']}:{me['incarnation']}"
+    node = streams(target)
+    answered = 0
+    async with unharmed(target, grows_at_most=100 * MIB):
+        for _ in range(60):
+            frames = [hostile(pb.SessionRequest, rng) for _ in range(4)]
+            for frame in frames:
+                for call in frame.calls:
+                    if rng.random() < 0.5:
+                        call.kind, call.key, call.request_id = "Shop", f"f{rng.randrange(9)}", holdfast.new_request_id()
+                        call.method = rng.choice(["sold", "sell", "fail"])
+                    call.timeout_ms = rng.choice([1, 50, 300])
+            channel = open_channel(target.gateway)
+            session: Any = channel.stream_stream(SESSION)()
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError):
+                for frame in frames:
+                    await session.write(frame.SerializeToString())
+                while (answer := await asyncio.wait_for(session.read(), 0.2)) is not grpc.aio.EOF:
+                    answered += len(pb.SessionResponse.FromString(answer).replies)
+            session.cancel()
+            await channel.close()
+            with contextlib.suppress(OSError, StreamRefused):
+                stream = await open_stream(node, "pipe", to, lambda frame: None)
+                for frame in frames:
+                    for call in frame.calls:
+                        call.notification = b""  # a node is believed: it says who notifies whom
+                    request = peer_pb2.PipeRequest(calls=frame.calls, cancel=[peer_pb2.Cancel(id=1, request_id=b"x")])
+                    await stream.write(request.SerializeToString())
+                await asyncio.sleep(0.01)
+                stream.abort("enough")
+    assert answered > 300
+    assert "Traceback" not in target.said("gateway")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from holdfast.storage import Limits, MemoryReader, Storage
+from holdfast.storage import Limits, MemoryReader, Rows, Storage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,11 +28,12 @@ class Entry:
 @given(TURNS, st.sampled_from([0, 400, 1 << 20]))
 def test_storage_is_a_dict_with_transactions(turns: list[Any], cache_bytes: int) -> None:
     reader = MemoryReader()
-    storage = Storage(reader, Limits(cache_bytes=cache_bytes))
+    rows_of = Rows(reader, Limits(cache_bytes=cache_bytes))
+    storage = Storage(rows_of, None)  # type: ignore[arg-type]
     model: dict[str, int] = {}
     waiting: list[tuple[Entry, bool, Any]] = []
     for steps, commit, apply in turns:
-        storage.begin()
+        rows_of.begin()
         mine = dict(model)
         for step in steps:
             match step:
@@ -40,7 +41,7 @@ def test_storage_is_a_dict_with_transactions(turns: list[Any], cache_bytes: int)
                     storage.put(key, value)
                     mine[key] = value
                 case ("delete", key):
-                    storage.delete(key)
+                    assert storage.delete(key) == (key in mine)
                     mine.pop(key, None)
                 case ("delete_all",):
                     storage.delete_all()
@@ -60,18 +61,19 @@ def test_storage_is_a_dict_with_transactions(turns: list[Any], cache_bytes: int)
                         pass
         if commit:
             model = mine
-            if storage.changed():
+            if rows_of.changed():
                 entry = Entry()
-                cleared, writes, _ = storage.take()
-                storage.close(entry)
+                cleared, writes, _ = rows_of.take()
+                assert rows_of.write_bytes == sum(len(key) + len(raw or b"") for key, raw in writes)
+                rows_of.close(entry)
                 waiting.append((entry, cleared, writes))
             else:
-                storage.close(None)
+                rows_of.close(None)
         else:
-            storage.rollback()
+            rows_of.rollback()
         if apply:
             for entry, cleared, writes in waiting:
                 reader.apply(cleared, writes)
                 entry.applied = True
             waiting.clear()
-        assert storage.cached_bytes <= cache_bytes
+        assert rows_of.cached_bytes <= cache_bytes

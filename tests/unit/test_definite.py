@@ -157,9 +157,9 @@ class Unary(grpc.GenericRpcHandler):
                 context.abort(grpc.StatusCode.UNAVAILABLE, step)
             detail = AnyMessage()
             detail.Pack(step)
-            status = Status(code=grpc_status(step.code).value[0], message=step.message, details=[detail])
+            status = Status(code=grpc_status(step).value[0], message=step.message, details=[detail])
             context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
-            context.abort(grpc_status(step.code), step.message)
+            context.abort(grpc_status(step), step.message)
             raise AssertionError
 
         return grpc.unary_unary_rpc_method_handler(call)

@@ -261,3 +261,21 @@ async def test_a_handler_that_takes_its_cancellation_for_a_result_is_rolled_back
     [answer] = await bench.answered(number)
     assert is_aborted(answer)
     assert await bench.answered(bench.call("a", "value")) == [0]
+
+
+async def test_arguments_that_do_not_fit_leave_the_instance_alone(bench: Bench) -> None:
+    await bench.answered(bench.call("a", "increment"))
+    activation = bench.engine.find("Counter", "a")
+    assert activation is not None
+    before = activation.instance
+    [wrong] = await bench.answered(bench.call("a", "increment", "x"))
+    assert wrong.code == pb.CODE_INVALID_ARGUMENT
+    assert activation.instance is before
+    assert before is not None
+    [refused] = await bench.answered(bench.call("a", "increment", -1))
+    assert refused.type == "Rejected"
+    assert activation.instance is None, "a handler that failed may have left it half changed"
+    [wrong] = await bench.answered(bench.call("new", "increment", "x"))
+    fresh = bench.engine.find("Counter", "new")
+    assert fresh is not None
+    assert fresh.instance is None, "what its on_activate did was rolled back"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grpc
 import pytest
 from holdfast import errors
 from holdfast.v1 import objects_pb2 as pb
@@ -18,6 +19,7 @@ def every_error() -> list[errors.HoldfastError]:
         errors.Unavailable("m", **rest),
         errors.Overloaded("m", **rest),
         errors.DeadlineExceeded("m", **rest),
+        errors.Aborted("m", **rest),
         errors.Deadlock("m", cycle=("A/a", "B/b", "A/a"), **rest),
         errors.TooLarge("m", **rest),
         errors.InternalError("m", **rest),
@@ -47,3 +49,56 @@ def test_what_an_error_carries_is_bounded() -> None:
     wire = errors.error_to_proto(error)
     assert wire.ByteSize() < 11_000
     assert "was left behind" in wire.message
+
+
+class _Untellable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        (ValueError("too late"), "too late"),
+        (ValueError(), "ValueError"),
+        (5, "5"),
+        (None, "None"),
+        (b"x", "b'x'"),
+        (_Untellable(), "_Untellable"),
+        ("", ""),
+    ],
+)
+def test_an_error_can_be_made_of_anything(message: object, text: str) -> None:
+    for cls in (
+        errors.Rejected,
+        errors.ApplicationError,
+        errors.TooLarge,
+        errors.InvalidArgument,
+        errors.Deadlock,
+        errors.Unavailable,
+    ):
+        error = cls(message)
+        assert (error.message, str(error)) == (text, text)
+        assert errors.error_to_proto(error).message == text
+    assert errors.error_to_proto(errors.InvalidArgument("x", path=5)).path == "5"  # type: ignore[arg-type]
+
+
+def test_a_refusal_and_a_crash_have_two_statuses() -> None:
+    assert errors.grpc_status(errors.error_to_proto(errors.Rejected("no"))) is grpc.StatusCode.FAILED_PRECONDITION
+    assert errors.grpc_status(errors.error_to_proto(errors.ApplicationError("no", type="ValueError"))) is grpc.StatusCode.UNKNOWN
+    assert errors.grpc_status(pb.Error(code=999)) is grpc.StatusCode.INTERNAL  # type: ignore[arg-type]
+
+
+def test_what_callers_name_is_cut() -> None:
+    told = errors.error_to_proto(errors.InvalidArgument("x" * 20_000, path="$." + "k" * (4 << 20)))
+    assert len(told.path) < 400
+    assert len(told.message) < 11_000
+    assert told.path.endswith("... (4194306 characters)")
+
+
+@pytest.mark.parametrize("data", [b"\xc1", b"\xa1", b"[" * 5_000, b"\x91" * 5_000, b"\x81\x01\x02", b"\x05"])
+def test_data_that_nobody_can_read_is_left_out(data: bytes) -> None:
+    for codec in (pb.CODEC_MSGPACK, pb.CODEC_JSON):
+        error = errors.error_from_proto(pb.Error(code=pb.CODE_APPLICATION, type="Rejected", message="no", data=data), codec)
+        assert isinstance(error, errors.Rejected)
+        assert error.data == {}

@@ -31,6 +31,8 @@ RETRY_MS = (2_000, 60_000)
 """How long after its first failure an alarm is fired again, and the longest pause."""
 
 _FAR_MS = 253_370_764_800_000  # the year 9999
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_US = "us"  # of a record's options
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,7 @@ class ObjectAlarms:
         now = activation.shard.clock.now_ms()
         check_timezone(timezone)
         repeat = None if every is None else check_every(every)
+        beyond_us = 0
         if when is None:
             if repeat is None:
                 raise ValueError("set_alarm needs `when`, `every`, or both")
@@ -142,13 +145,14 @@ class ObjectAlarms:
         elif when.tzinfo is None:
             raise ValueError(f"{when!r} has no time zone: datetime.now(UTC) + ... has")
         else:
-            due = max(0, round(when.timestamp() * 1000))
+            due, beyond_us = divmod(max(timedelta(), when - _EPOCH) // timedelta(microseconds=1), 1000)
         if due is None or due >= _FAR_MS:
             raise ValueError("the alarm would never fire")
         current = self.current()
         if name not in current and len(current) >= ALARMS_MAX:
             raise TooLarge(f"{activation.name} has {ALARMS_MAX} alarms, as many as an object may have", definite=True)
-        self.change(name, AlarmRecord(due, due, raw, repeat, timezone, misfire, 0, os.urandom(8)))
+        options = {_US: beyond_us} if beyond_us else None
+        self.change(name, AlarmRecord(due + bool(beyond_us), due, raw, repeat, timezone, misfire, 0, os.urandom(8), options))
 
     def get(self, name: str) -> Alarm | None:
         record = self.current().get(name)
@@ -200,12 +204,14 @@ def following(record: AlarmRecord, now_ms: int) -> AlarmRecord | None:
     due = next_after(record.every, record.timezone, record.scheduled_ms, after)
     if due is None:
         return None
-    return msgspec.structs.replace(record, due_ms=due, scheduled_ms=due, attempt=0)
+    options = record.options if isinstance(record.every, int) else None  # a cron expression names whole seconds
+    return msgspec.structs.replace(record, due_ms=due, scheduled_ms=due, attempt=0, options=options)
 
 
 def shown(name: str, record: AlarmRecord) -> Alarm:
     """An alarm as users see it."""
-    scheduled = datetime.fromtimestamp(record.scheduled_ms / 1000, UTC)
+    beyond_us = (record.options or {}).get(_US, 0)
+    scheduled = _EPOCH + timedelta(milliseconds=record.scheduled_ms, microseconds=beyond_us)
     return Alarm(name=name, scheduled=scheduled, attempt=record.attempt, raw=record.payload)
 
 

@@ -43,7 +43,7 @@ class AlarmRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
     nonce: bytes = b""
     """Made when it was set: tells it apart from another one for the same time."""
     options: dict[str, Any] | None = None
-    """Kept free for what one alarm asks for (an expiry, metadata); None in this version."""
+    """`us`: microseconds of the time that it was set for, beyond `scheduled_ms`. Else kept free for what one alarm asks for."""
 
 
 class Letter(msgspec.Struct, array_like=True, gc=False):

@@ -1,0 +1,217 @@
+"""What a class has to be to be a kind, and what its arguments may be: told at registration, with what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
+
+import annotated_types
+import attrs
+import msgspec
+import pydantic
+import pytest
+from holdfast import App, DurableObject, InvalidArgument, codec
+from holdfast.signature import Handler, encode_arguments
+
+
+class Inner(pydantic.BaseModel):
+    at: datetime
+    tags: set[str] = set()
+
+
+class Order(pydantic.BaseModel):
+    id: int = pydantic.Field(gt=0, alias="orderId")
+    inner: Inner
+    before: Order | None = None
+
+
+@attrs.define
+class Point:
+    x: int
+    y: int = 2
+
+
+class Pair(NamedTuple):
+    a: int
+    b: str
+
+
+class Options(TypedDict, total=False):
+    name: str
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Opaque:
+    pass
+
+
+@dataclasses.dataclass
+class Holds:
+    deep: list[dict[str, Opaque]]
+
+
+class Tree(msgspec.Struct):
+    children: list[Tree] = []
+
+
+# The hints of nested classes are looked up here.
+globals().update({cls.__name__: cls for cls in (Inner, Order, Point, Pair, Options, Colour, Opaque, Holds, Tree)})
+
+
+def register(**members: Any) -> None:
+    App().kind(type("Thing", (DurableObject,), members))
+
+
+@pytest.mark.parametrize("name", ["log", "notify", "key", "kind", "request", "caller", "objects", "storage", "get_alarm", "epoch"])
+@pytest.mark.parametrize("value", [lambda self: None, property(lambda self: 1), 7], ids=["method", "property", "attribute"])
+def test_what_would_hide_the_base_class_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=rf"Thing\.{name} would hide DurableObject\.{name}: give it another name"):
+        register(**{name: value})
+
+
+def test_what_a_mixin_hides_is_refused_too() -> None:
+    class Mixin:
+        def log(self) -> None: ...
+
+    with pytest.raises(TypeError, match=r"Thing\.log would hide"):
+        App().kind(type("Thing", (Mixin, DurableObject), {}))
+
+
+def test_the_hooks_are_for_overriding() -> None:
+    def hook(self: Any, *given: Any) -> None: ...
+
+    register(on_alarm=hook, on_activate=hook, on_evict=hook, __init__=hook, _private=staticmethod(hook))
+    with pytest.raises(TypeError, match=r"Thing\.on_alarm is called by Holdfast: it has to be a method"):
+        register(on_alarm=7)
+
+
+@pytest.mark.parametrize("make", [staticmethod, classmethod])
+def test_what_has_no_object_is_no_handler(make: Any) -> None:
+    with pytest.raises(TypeError, match=rf"Thing\.helper is a {make.__name__}, .*`_helper`"):
+        register(helper=make(lambda *given: None))
+
+
+def test_positional_only_arguments_and_a_missing_self_are_refused() -> None:
+    def by_position(self: Any, a: int, /, b: int) -> None: ...
+
+    def no_self() -> None: ...
+
+    def only_named(*, a: int) -> None: ...
+
+    def fine(self: Any, /, a: int) -> None: ...
+
+    with pytest.raises(TypeError, match=r"Thing\.m: a may be given by position only: leave the `/` out"):
+        register(m=by_position)
+    for function in (no_self, only_named):
+        with pytest.raises(TypeError, match=r"Thing\.m takes no `self`"):
+            register(m=function)
+    register(m=fine)
+
+
+@pytest.mark.parametrize(
+    ("hint", "says"),
+    [
+        (complex, "values of complex cannot be encoded: use a list of two floats"),
+        (Opaque, "values of Opaque cannot be encoded: use a dataclass"),
+        (Holds, "values of Opaque cannot be encoded"),
+        (dict[str, list[Opaque]], "values of Opaque"),
+        (Opaque | None, "values of Opaque"),
+        (Callable[[], int], "values of Callable"),
+        (Iterable[int], "values of Iterable"),
+        (object, "use Any"),
+        (type, "values of type"),
+        (Annotated[int, msgspec.Meta(min_length=2)], "cannot be sent over the wire"),
+    ],
+)
+def test_a_hint_whose_values_cannot_be_sent_is_refused(hint: Any, says: str) -> None:
+    def takes(self: Any, a: Any) -> None: ...
+
+    def gives(self: Any) -> Any: ...
+
+    takes.__annotations__ = {"a": hint}
+    gives.__annotations__ = {"return": hint}
+    for function in (takes, gives):
+        with pytest.raises(TypeError, match=r"Thing\.m: a type hint cannot be sent over the wire") as refused:
+            register(m=function)
+        assert says in str(refused.value)
+
+
+VALUES = [
+    (Order, Order(orderId=3, inner=Inner(at=datetime(2030, 1, 2, 3, 4, 5, 678, UTC), tags={"a", "b"}))),
+    (list[Order | None], [None, Order(orderId=3, inner=Inner(at=datetime.now(UTC)), before=None)]),
+    (Order, Order(orderId=3, inner=Inner(at=datetime.now(UTC)), before=Order(orderId=2, inner=Inner(at=datetime.now(UTC))))),
+    (Point, Point(1)),
+    (Pair, Pair(1, "b")),
+    (Options, {"name": "x"}),
+    (Colour, Colour.RED),
+    (Tree, Tree([Tree(), Tree([Tree()])])),
+    (dict[str, Annotated[int, annotated_types.Ge(0)]], {"a": 0}),
+    (Literal["a", 2], 2),
+]
+
+
+@pytest.mark.parametrize(("hint", "value"), VALUES)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_what_can_be_sent_arrives_as_it_was(hint: Any, value: Any, as_json: bool) -> None:
+    def echo(self: Any, a: Any) -> Any:
+        return a
+
+    echo.__annotations__ = {"a": hint, "return": hint}
+    handler = Handler("echo", echo, "Thing")
+    for payload in (encode_arguments((value,), {}), encode_arguments((), {"a": value})):
+        if as_json:
+            payload = codec.encode_json((value,))
+        assert handler.invoke(None, payload, as_json) == value
+    assert codec.decode(codec.encode(value), hint) == value
+
+
+BOUNDED = [
+    Annotated[int, msgspec.Meta(ge=0, lt=10)],
+    Annotated[int, annotated_types.Ge(0), annotated_types.Lt(10)],
+    Annotated[int, annotated_types.Interval(ge=0, lt=10)],
+    Annotated[int, pydantic.Field(ge=0, lt=10)],
+    Annotated[int, "a note that means nothing here", msgspec.Meta(ge=0), annotated_types.Lt(10)],
+]
+
+
+@pytest.mark.parametrize("hint", BOUNDED)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_bounds_of_annotated_are_checked(hint: Any, as_json: bool) -> None:
+    def takes(self: Any, a: Any, more: Any = None) -> Any:
+        return a
+
+    takes.__annotations__ = {"a": hint, "more": list[hint] | None}  # type: ignore[valid-type]
+    handler = Handler("takes", takes, "Thing")
+    encode = codec.encode_json if as_json else codec.encode
+    assert handler.invoke(None, encode([9, [0]]), as_json) == 9
+    for given, path in (([10], "$.a"), ([-1], "$.a"), ([1, [1, 10]], "$.more[1]")):
+        with pytest.raises(InvalidArgument) as wrong:
+            handler.invoke(None, encode(given), as_json)
+        assert wrong.value.path == path
+
+
+def test_what_a_model_refuses_names_the_argument() -> None:
+    def takes(self: Any, order: Order) -> None: ...
+
+    handler = Handler("takes", takes, "Thing")
+    with pytest.raises(InvalidArgument, match="greater than 0") as wrong:
+        handler.invoke(None, codec.encode([{"orderId": 0, "inner": {"at": "2030-01-01T00:00:00Z"}}]))
+    assert wrong.value.path == "$.order"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_arguments_that_are_too_deep_are_the_callers_fault(as_json: bool) -> None:
+    def takes(self: Any, a: Any) -> None: ...
+
+    handler = Handler("takes", takes, "Thing")
+    deep = b"[" * 3_000 + b"]" * 3_000 if as_json else b"\x91" * 3_000 + b"\x90"
+    with pytest.raises(InvalidArgument):
+        handler.invoke(None, deep, as_json)
+    with pytest.raises(InvalidArgument):
+        handler.invoke(None, (b'{"a": ' + deep + b"}") if as_json else b"\x81\xa1a" + deep, as_json)
