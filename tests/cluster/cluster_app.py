@@ -334,6 +334,44 @@ class Receiver(DurableObject):
             case "arguments":
                 self.notify(Receiver, "x").take("x" * (4 << 20), 1)
 
+    def alarm_to_the_microsecond(self, text: str) -> bool:
+        when = datetime.fromisoformat(text)
+        self.set_alarm(when, "exact")
+        alarm = self.get_alarm("exact")
+        return alarm is not None and alarm.scheduled == when
+
+    def exact(self) -> datetime | None:
+        alarm = self.get_alarm("exact")
+        return None if alarm is None else alarm.scheduled
+
+    def clear(self, alarms: bool) -> list[str]:
+        self.set_alarm(timedelta(hours=1), "kept?")
+        self.storage.put("row", 1)
+        self.storage.delete_all(alarms=alarms)
+        assert self.storage.list() == {}
+        return self.alarms()
+
+    async def half_fails(self) -> list[Any]:
+        """A part that fails beside one that does not: writes, alarms, notifications."""
+        self.set_alarm(timedelta(hours=1), "before")
+
+        async def good() -> None:
+            await asyncio.sleep(0.01)
+            self.set_alarm(timedelta(hours=1), "good")
+            self.delete_alarm("before")
+            self.notify(Receiver, f"{self.key} told").take("good", 1)
+
+        async def bad() -> None:
+            with self.storage.transaction():
+                self.storage.put("bad", 1)
+                self.set_alarm(timedelta(hours=1), "bad")
+                self.notify(Receiver, f"{self.key} told").take("bad", 2)
+                await asyncio.sleep(0.05)
+                raise ValueError
+
+        await asyncio.gather(good(), bad(), return_exceptions=True)
+        return [self.alarms(), "bad" in self.storage]
+
     def alarm_at(self, second: int) -> None:
         self.set_alarm(datetime.fromtimestamp(second, UTC))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from datetime import datetime
 from typing import Any
 
 import grpc
@@ -277,3 +278,29 @@ async def test_clients_send_again_what_is_refused_for_now_within_their_budget_an
         with pytest.raises(holdfast.Overloaded):
             await client.get("Busy", "e", timeout=0.2).refuse(1_000)
         assert time.monotonic() - began < 0.5
+
+
+async def test_delete_all_keeps_alarms_unless_it_is_told_not_to(client: Any) -> None:
+    receiver = client.get("Receiver", "clears")
+    assert await receiver.clear(False) == ["kept?"]
+    assert await receiver.alarms() == ["kept?"]
+    assert await receiver.clear(True) == []
+    assert await receiver.alarms() == []
+
+
+async def test_an_alarm_shows_the_time_that_was_set(client: Any) -> None:
+    receiver = client.get("Receiver", "exact")
+    for text in ("2040-01-01T00:00:00.123456+00:00", "2040-06-01T12:30:00.000001+02:00", "2040-01-01T00:00:00+00:00"):
+        assert await receiver.alarm_to_the_microsecond(text)
+        assert datetime.fromisoformat(await receiver.exact()) == datetime.fromisoformat(text)
+
+
+async def test_a_part_that_fails_undoes_no_alarm_and_no_notification_of_another(client: Any) -> None:
+    receiver = client.get("Receiver", "halves")
+    assert await receiver.half_fails() == [["good"], False]
+    assert await receiver.alarms() == ["good"]
+    told = client.get("Receiver", "halves told")
+    async with asyncio.timeout(10):
+        while not (took := await told.took()):
+            await asyncio.sleep(0.05)
+    assert took == [["good", 1]]

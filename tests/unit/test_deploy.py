@@ -144,7 +144,9 @@ def test_every_port_is_one_that_the_program_is_told_to_listen_at(overlay: str, c
         assert ports[port["targetPort"]] == port["port"]
     [policy] = [p for p in resources(overlay, "NetworkPolicy") if p["metadata"]["name"] == f"holdfast-{command}"]
     let_in = {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]}
-    assert let_in == listens
+    assert let_in == listens - {ports["health"]}, "the kubelet reaches it in any case"
+    for rule in policy["spec"]["egress"]:
+        assert rule["to"], "egress to anywhere"
     if command == "node":
         assert given["--advertise"] == f"$(POD_IP):{ports['grpc']}"
         assert "--stream-advertise" not in given  # the host of --advertise, the port of --stream-listen
@@ -299,6 +301,20 @@ def test_the_operator_gets_every_rule_and_nodes_have_a_bound_of_memory() -> None
 
 
 @needs_kubectl
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_processes_reach_etcd_their_own_nodes_and_names_and_nothing_else(overlay: str) -> None:
+    policies = [p["spec"] for p in resources(overlay, "NetworkPolicy") if "Egress" in p["spec"]["policyTypes"]]
+    rules = [rule for spec in policies for rule in spec.get("egress", [])]
+    assert {port["port"] for rule in rules for port in rule["ports"]} == {2379, 53, 7401, 7402}
+    [to_etcd] = [rule for rule in rules if rule["ports"] == [{"port": 2379}]]
+    [where] = to_etcd["to"]
+    assert where["podSelector"] == {"matchExpressions": [{"key": "app.kubernetes.io/name", "operator": "In", "values": ["etcd"]}]}, (
+        "a label of ours would be added to matchLabels"
+    )
+    assert ("namespaceSelector" in where) == (overlay == "production")
+
+
+@needs_kubectl
 def test_production_s_nodes_are_scheduled_where_machines_have_no_zones() -> None:
     how = {one["topologyKey"]: one["whenUnsatisfiable"] for one in pods("production")["node"]["topologySpreadConstraints"]}
     assert how == {"topology.kubernetes.io/zone": "ScheduleAnyway", "kubernetes.io/hostname": "DoNotSchedule"}
@@ -311,6 +327,9 @@ def test_the_dockerfile_copies_what_the_wheel_is_made_of_and_is_not_root() -> No
     names = {name for line in copied for name in line.split()}
     assert names == {"pyproject.toml", "constraints.txt", "README.md", "sdk", "cluster", "node", "gateway"}
     assert all((ROOT / name).exists() for name in names)
+    allowed = (ROOT / ".dockerignore").read_text().splitlines()
+    assert allowed[1] == "*"
+    assert {line[1:] for line in allowed if line.startswith("!")} == names
     assert re.search(r"^ARG BASE=python:3\.\d+\.\d+-slim-\w+$", text, re.MULTILINE)
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert lines.index("USER 10001:10001") < lines.index('ENTRYPOINT ["holdfast"]')

@@ -52,8 +52,8 @@ class FaultProxy:
                 self._pass(reader, there_writer, self._passes["inward"]),
                 self._pass(there_reader, writer, self._passes["outward"]),
             )
-        except (OSError, asyncio.CancelledError):
-            pass
+        except (OSError, RuntimeError, asyncio.CancelledError):
+            pass  # uvloop's RuntimeError: the other side was closed between two lines
         finally:
             self._tasks.discard(task)
             for each in (writer, there_writer):
