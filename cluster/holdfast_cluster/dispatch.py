@@ -422,13 +422,15 @@ class Dispatcher:
     def _tick(self) -> None:
         self._ticking = False
         now = self._loop.time()
-        for shard in [shard for shard, held in self._held.items() if held.retry_at <= now]:
-            self._release(shard, now)
-        for shard in [shard for shard, held in self._lacking.items() if held.retry_at <= now]:
-            self._release_lacking(shard, now)
-        if self._held or self._lacking:
-            self._ticking = True
-            self._loop.call_later(_TICK_S, self._tick)
+        try:
+            for shard in [shard for shard, held in self._held.items() if held.retry_at <= now]:
+                self._release(shard, now)
+            for shard in [shard for shard, held in self._lacking.items() if held.retry_at <= now]:
+                self._release_lacking(shard, now)
+        finally:  # whatever one call raises, the others are sent with a later tick
+            if self._held or self._lacking:
+                self._ticking = True
+                self._loop.call_later(_TICK_S, self._tick)
 
     def _release(self, shard: int, now: float) -> None:
         """Send a shard's queue, when there is a pipe for it and its backoff is over."""
@@ -463,7 +465,7 @@ class Dispatcher:
         for pending in calls:
             call = pending.call
             self.sent_again += 1
-            call.timeout_ms = max(1, int((pending.deadline - now) * 1000))
+            call.timeout_ms = max(1, min(_TIMEOUT_MAX_MS, int((pending.deadline - now) * 1000)))
             pending.pipe = pipe
             pipe.send(call, pending.size)
         return True

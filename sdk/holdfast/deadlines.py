@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -15,7 +16,10 @@ class HasDeadline(Protocol):
 
 P = TypeVar("P", bound=HasDeadline)
 
+log = logging.getLogger(__name__)
+
 _SWEEP_INTERVAL_MIN_S = 0.01
+_AGAIN_S = 5.0
 
 
 class Deadlines(Generic[P]):
@@ -53,7 +57,11 @@ class Deadlines(Generic[P]):
         self._timer = None
         self._next = float("inf")
         for entry in [entry for entry in self._pending.values() if entry.deadline <= now]:
-            self._expire(entry)
+            try:
+                self._expire(entry)
+            except Exception:  # of one entry: the others' deadlines pass all the same
+                log.exception("a deadline passed, and that could not be told")
+                entry.deadline = now + _AGAIN_S
         earliest = min((entry.deadline for entry in self._pending.values()), default=None)
         if earliest is not None and earliest < self._next:
             self._schedule(max(earliest, now + _SWEEP_INTERVAL_MIN_S))

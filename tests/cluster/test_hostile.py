@@ -25,6 +25,9 @@ from holdfast.frames import MESSAGES_MAX
 from holdfast.local import free_port
 from holdfast.v1 import admin_pb2, objects_pb2
 from holdfast.v1 import objects_pb2 as pb
+from holdfast_cluster.etcd import Etcd
+from holdfast_cluster.etcd import put as put_value
+from holdfast_cluster.model import Keys
 from holdfast_cluster.peerpb import peer_pb2
 from holdfast_cluster.streams import PROTOCOL, Hello, StreamRefused, open_stream
 from holdfast_node.replication.events import Acknowledge, Position, Replicate
@@ -32,6 +35,7 @@ from holdfast_node.replication.links import pack
 
 APP = str(Path(__file__).parent / "monitoring_app.py")
 MIB = 1 << 20
+KEYS = Keys("default")
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
@@ -348,6 +352,50 @@ async def idle(port: int, connections: int, beginning: bytes) -> None:
     for writer in writers:
         writer.transport.abort()
     await asyncio.sleep(0.5)
+
+
+async def test_values_in_etcd_that_nobody_can_read_end_nothing_and_hinder_no_start(tmp_path: Path) -> None:
+    """One such value under heat/ ended every process of a cluster, and each at its next start."""
+    target = Processes(tmp_path)
+    try:
+        target.start_all(app=APP)
+        target.wait_ready(target.gateway)
+        etcd = Etcd([target.etcd])
+        row = await etcd.get(KEYS.shard(7))
+        assert row is not None
+        for what in (
+            "heat/x",
+            "members/x",
+            "drains/x",
+            "hosting/x",
+            "kinds/x",
+            "pauses/Shop/x",
+            "shards/x",
+            KEYS.shard(7).removeprefix(KEYS.prefix),
+        ):
+            await etcd.txn([], [put_value(f"/holdfast/default/{what}", b'{"turns_per_s":')])
+        await etcd.close()
+        until = time.monotonic() + 10
+        while len(problems := [one["what"] for one in target.ask("status")[1]["problems"]]) < 8 and time.monotonic() < until:
+            await asyncio.sleep(0.1)
+        assert "etcd's key /holdfast/default/heat/x" in problems
+        assert f"etcd's key {KEYS.shard(7)}" in problems
+        async with target.connect() as client:
+            for i in range(50):
+                assert await client.get("Shop", f"k{i}").sell(1) == 1
+            etcd = Etcd([target.etcd])
+            await etcd.txn([], [put_value(KEYS.shard(7), row.value)])  # without an older value a start waits for it
+            await etcd.close()
+            target.kill("n1", 15)
+            target.kill("gateway", 15)
+            target.node("n1", app=APP)
+            target.front()
+            for i in range(50):
+                assert await client.get("Shop", f"k{i}").sell(1) == 2
+        for name in ("n1", "gateway"):
+            assert "etcd's value of /holdfast/default/heat/x cannot be read" in target.said(name)
+    finally:
+        target.stop()
 
 
 # -- HTTP/2, below what gRPC's own clients do

@@ -41,6 +41,8 @@ TOKENS = {
     "slow": "token-of-slow",
     "few": "token-of-few",
     "large": "token-of-large",
+    "one": "token-of-one",
+    "jürgen 中": "token-of-juergen",
 }
 ACCESS = """
 [tokens]
@@ -50,7 +52,7 @@ ACCESS = """
 subject = "common-name"
 
 [[allow]]
-subjects = ["shop", "slow", "few", "large", "cert-*"]
+subjects = ["shop", "slow", "few", "large", "one", "cert-*"]
 kinds = ["Shop"]
 methods = ["*"]
 
@@ -60,7 +62,7 @@ kinds = ["*"]
 methods = ["*"]
 
 [[admin]]
-subjects = ["ops"]
+subjects = ["ops", "jürgen 中"]
 may = "change"
 
 [[admin]]
@@ -72,6 +74,9 @@ calls_per_s = 5
 
 [limits.few]
 in_flight = 2
+
+[limits.one]
+sessions = 1
 
 [limits.large]
 bytes_per_s = 20_000
@@ -90,7 +95,7 @@ class Secured(Processes):
         self.write_access()
 
     def write_access(self, extra: str = "") -> None:
-        lines = [f'{subject} = ["{hashlib.sha256(token.encode()).hexdigest()}"]' for subject, token in TOKENS.items()]
+        lines = [f'"{subject}" = ["{hashlib.sha256(token.encode()).hexdigest()}"]' for subject, token in TOKENS.items()]
         self.access.write_text(ACCESS.format(tokens="\n".join(lines)) + extra)
 
     @property
@@ -709,3 +714,34 @@ def test_a_token_is_made_for_a_subject() -> None:
     token = made.stdout.strip()
     assert len(token) > 40
     assert made.stderr == f'[tokens]\n"team \\"a\\"" = ["{hashlib.sha256(token.encode()).hexdigest()}"]\n'
+
+
+async def test_an_operator_of_any_name_may_change_what_its_rights_allow(secured: Secured) -> None:
+    """gRPC's metadata, which tells nodes who asks, takes printable ASCII alone."""
+    async with secured.shown() as client:
+        await client.get("Shop", "evicted").sell(1)  # type: ignore[attr-defined]
+    done = await asyncio.to_thread(secured.command, "jürgen 中", "objects", "evict", "Shop", "evicted")
+    assert (done.returncode, done.stdout.strip()) == (0, "it has left memory"), done.stderr
+    logged = "".join(secured.said(node) for node in ("n1", "n2", "n3"))
+    assert any("asked for by jürgen 中 at" in json.loads(line)["message"] for line in logged.splitlines())
+
+
+async def test_a_token_that_is_shown_twice_is_refused(secured: Secured) -> None:
+    """The last one would win: a proxy that adds one of its own and a caller that brings another do not mean the same."""
+    tls = holdfast.TLS(secured.ca.file)
+    async with grpc.aio.secure_channel(secured.gateway, tls.credentials(), options=tls.options()) as channel:
+        call = channel.unary_unary("/holdfast.v1.Objects/Call", request_serializer=pb.CallRequest.SerializeToString)
+        shown = [("authorization", f"Bearer {TOKENS[subject]}") for subject in ("shop", "ops")]
+        with pytest.raises(grpc.aio.AioRpcError, match="authorization was given more than once") as refused:
+            await call(pb.CallRequest(kind="Shop", key="a", method="sold"), metadata=shown, timeout=10)
+        assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_subject_has_no_more_sessions_than_its_limit(secured: Secured) -> None:
+    async with secured.shown("one") as first:
+        assert await first.get("Shop", "one").sold() == 0  # type: ignore[attr-defined]
+        async with secured.shown("one") as second:
+            with pytest.raises(holdfast.Unavailable, match="1 sessions of this subject are open"):
+                await second.get("Shop", "one", timeout=1.5).sold()  # type: ignore[attr-defined]
+    async with secured.shown("one") as third:
+        assert await third.get("Shop", "one").sold() == 0  # type: ignore[attr-defined]
