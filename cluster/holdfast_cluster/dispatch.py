@@ -21,7 +21,6 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import Collection
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
@@ -38,6 +37,7 @@ from holdfast.errors import (
     error_to_proto,
     not_definite_after,
 )
+from holdfast.frames import ENVELOPE_BYTES_MAX
 from holdfast.ids import REQUEST_ID_BYTES
 from holdfast.metrics import Histogram
 from holdfast.tls import Certificates
@@ -51,8 +51,6 @@ from holdfast_cluster.ring import shard_of
 log = logging.getLogger(__name__)
 
 KEY_BYTES_MAX = 1024
-ENVELOPE_BYTES_MAX = 256 << 10
-"""A call without its arguments: names, metadata, chain."""
 _CALL_SMALL = 64 << 10
 _KEY_SHORT = KEY_BYTES_MAX // 4  # so many characters fit whatever they are
 _ENVELOPE_BYTES = 100
@@ -244,19 +242,14 @@ class Dispatcher:
             pipe.send(call, size)
         return number
 
-    def cancel(self, number: int, heir: Origin) -> None:
-        """Nobody waits any more for what `submit` took under this number. Whatever is still answered goes to `heir`, once."""
-        if (pending := self._pending.get(number)) is not None:
-            self._cancel(number, pending, heir)
+    def cancel(self, number: int, heir: Origin) -> bool:
+        """Nobody waits any more for what `submit` took under this number: whether it was under way.
 
-    def cancel_of(self, origin: Origin, ids: Collection[int], heir: Origin) -> int:
-        """The same for calls that came from `origin` under these ids; how many there were."""
-        those = [(n, pending) for n, pending in self._pending.items() if pending.origin is origin and pending.origin_id in ids]
-        for number, pending in those:
-            self._cancel(number, pending, heir)
-        return len(those)
-
-    def _cancel(self, number: int, pending: Pending, heir: Origin) -> None:
+        Whatever is still answered goes to `heir`, once.
+        """
+        pending = self._pending.get(number)
+        if pending is None:
+            return False
         pending.origin = heir
         if pending.pipe is None:
             self._unhold(pending)
@@ -264,6 +257,7 @@ class Dispatcher:
         else:
             pending.cancelled = True
             pending.pipe.cancel(number, pending.call.request_id)
+        return True
 
     def _give_up(self, number: int, pending: Pending) -> None:
         """A cancelled call is under way no more."""

@@ -43,6 +43,7 @@ FOREIGN_S = 7.5
 """After how long an etcd that is not believed is listed again: 5 s on average, with jitter."""
 _HALTING_S = 0.2
 _SHARD_CHARS_MAX = 9
+_UNREADABLE = "unreadable"
 _BACKOFF_S = (0.1, 1.0)
 WHAT_TO_DO = (
     "Assignments are not invented, and nothing of this is acted on: what is known goes on. Put etcd's newest data back, or run "
@@ -189,11 +190,11 @@ def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
     tables: tuple[_Table, ...] = (
         _Table(keys.shards, assignments, before.assignments, versioned, _shard),
         _Table(keys.members, members, before.members, lambda row: decode(row.value, Member)),
-        _Table(keys.drains, drains, before.drains, lambda row: decode(row.value, Drain)),
+        _Table(keys.drains, drains, before.drains, lambda row: decode(row.value, Drain), instead=Drain(0.0, _UNREADABLE)),
         _Table(keys.heats, heat, before.heat, lambda row: decode(row.value, Heat)),
         _Table(keys.hostings, hosting, before.hosting, lambda row: decode(row.value, Hosting)),
         _Table(keys.all_kinds, kinds, before.kinds, lambda row: decode_kinds(row.value)),
-        _Table(keys.pauses, pauses, before.pauses, lambda row: decode(row.value, Pause), _paused),
+        _Table(keys.pauses, pauses, before.pauses, lambda row: decode(row.value, Pause), _paused, Pause(0.0, _UNREADABLE)),
     )
     unreadable = dict(view.unreadable)
     for there, row in rows:
@@ -229,6 +230,7 @@ def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
         lineage,
         lineage_raw,
         unreadable,
+        frozenset(key[len(keys.members) :] for key in unreadable if key.startswith(keys.members)) - members.keys(),
     )
 
 
@@ -248,13 +250,17 @@ def _read_or(key: str, raw: bytes, type: type[S], before: S | None) -> S | None:
 
 @dataclass(slots=True)
 class _Table:
-    """The rows of one prefix. `name` makes what they are kept by of the rest of the key."""
+    """The rows of one prefix. `name` makes what they are kept by of the rest of the key.
+
+    `instead`: what stands in place of a value that cannot be read and had none before, where its being there is what matters.
+    """
 
     prefix: str
     rows: dict[Any, Any]
     before: Mapping[Any, Any]
     read: Callable[[pb.KeyValue], Any]
     name: Callable[[str], Any] = str
+    instead: Any = None
 
     def take(self, key: str, row: pb.KeyValue, there: bool) -> None:
         """Raises _PassedOver, or Unreadable for an assignment that there was none of before."""
@@ -272,6 +278,8 @@ class _Table:
                 self.rows[name] = self.before[name]
             elif self.name is _shard:
                 raise Unreadable(f"{key}: {error}") from None
+            elif self.instead is not None:
+                self.rows[name] = self.instead
             raise _PassedOver(str(error)) from None
 
 

@@ -210,16 +210,21 @@ class Membership:
         node = self._template.id
         await self._etcd.verify()  # no start is counted while nobody can join
         settings = await self._etcd.get(self._keys.settings)
-        if settings is None or decode(settings.value, ClusterSettings).id != self._cluster_id:
-            raise EtcdError(f"etcd does not describe cluster {self._cluster_id} any more")
-        refuse_unknown_features(decode(settings.value, ClusterSettings))
         counter = await self._etcd.get(self._keys.incarnation(node))
         current = await self._etcd.get(self._keys.member(node))
+        try:
+            theirs = None if settings is None else decode(settings.value, ClusterSettings)
+            starts = 0 if counter is None else int(counter.value)
+        except ValueError as error:
+            raise EtcdError(f"etcd has what cannot be read, under {self._keys.settings} or the start counter: {error}") from None
+        if settings is None or theirs is None or theirs.id != self._cluster_id:
+            raise EtcdError(f"etcd does not describe cluster {self._cluster_id} any more")
+        refuse_unknown_features(theirs)
         incarnation = self._directory.next_incarnation()
-        if counter is not None and int(counter.value) >= incarnation:
+        if starts >= incarnation:
             raise Refused(
                 f"the data directory of node {node} is at start {incarnation}, but the cluster has seen start "
-                f"{int(counter.value)} of it: it was restored from a copy, or is in use elsewhere under the same id. "
+                f"{starts} of it: it was restored from a copy, or is in use elsewhere under the same id. "
                 "Its data may be old, so it is not served. Join with an empty directory, as a new node"
             )
         await self._lease.grant()

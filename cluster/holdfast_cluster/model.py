@@ -259,6 +259,8 @@ class View(msgspec.Struct, frozen=True, dict=True):
     lineage_raw: bytes = b""
     unreadable: Mapping[str, str] = {}
     """By key of etcd, why its value is passed over: what was there before holds."""
+    hidden: frozenset[str] = frozenset()
+    """Members whose values cannot be read, and of whom nothing is known from before: they may well be there."""
 
     @property
     def order(self) -> int:

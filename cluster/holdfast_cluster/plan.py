@@ -111,6 +111,8 @@ class _Plan:
                 continue
             now = versioned.assignment
             owner = self.view.members.get(now.owner)
+            if now.owner in self.view.hidden:
+                continue  # it may well be there and serve: nothing is known of it but that
             if owner is None or owner.incarnation > now.incarnation:
                 to, why = self._fail_over(shard, now), "fail-over" if owner is None else "restart"
             else:

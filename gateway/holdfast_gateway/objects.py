@@ -26,7 +26,7 @@ from holdfast.errors import (
     grpc_status,
     not_definite_after,
 )
-from holdfast.frames import MESSAGES_MAX, FrameWriter, ends, too_many
+from holdfast.frames import ENVELOPE_BYTES_MAX, MESSAGES_MAX, FrameWriter, ends, too_many, too_wide
 from holdfast.ids import EFFECT, TIME_METADATA, RequestIds, idempotent_id
 from holdfast.logs import Few
 from holdfast.tracing import TRACEPARENT, Tracing
@@ -57,6 +57,7 @@ IDEMPOTENCY_METADATA = "idempotency-key"
 
 _EFFECT = bytes([EFFECT])
 _DRAIN_LOOK_S = 0.02
+_PAYLOAD = frozenset((4, 5))  # `json` and `msgpack` of CallRequest
 _TAKEN_AT_ONCE = 128  # of a frame, before others get their turn
 _STATUS_MESSAGE_CHARS_MAX = 500  # the message travels twice, percent-encoded in one place
 _STATUS_DATA_BYTES_MAX = 2_000
@@ -95,15 +96,19 @@ class ObjectsService:
             {
                 "Call": grpc.unary_unary_rpc_method_handler(
                     self.call,
-                    request_deserializer=pb.CallRequest.FromString,
+                    request_deserializer=_call_request,
                     response_serializer=pb.CallResponse.SerializeToString,
                 ),
                 "Session": grpc.stream_stream_rpc_method_handler(self.session),
             },
         )
 
-    async def call(self, request: pb.CallRequest, context: Any) -> pb.CallResponse:
-        """One call of any gRPC client. Its gRPC deadline is the call's."""
+    async def call(self, request: pb.CallRequest | None, context: Any) -> pb.CallResponse:
+        """One call of any gRPC client. Its gRPC deadline is the call's. None: what came is none."""
+        if request is None:
+            self.refused["malformed"] += 1
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a call, or one with too many names and metadata")
+            raise AssertionError
         if self.draining:
             self.refused["draining"] += 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this gateway stops")
@@ -210,7 +215,7 @@ class ObjectsService:
                         await asyncio.sleep(0)
                     self._take(session, request.calls[start : start + _TAKEN_AT_ONCE])
                 if request.cancel:
-                    self._cancel(session, frozenset(request.cancel))
+                    self._cancel(session, request.cancel)
                 await writer.drained()
             while self.draining and (session.under_way or writer.backlog):
                 await asyncio.sleep(_DRAIN_LOOK_S)
@@ -251,12 +256,17 @@ class ObjectsService:
                 continue
             if session.spans is not None:
                 session.trace(call)
-            submit(call, session)
+            client_id = call.id
+            if number := submit(call, session):
+                session.numbers[client_id] = number
 
-    def _cancel(self, session: _Session, ids: frozenset[int]) -> None:
+    def _cancel(self, session: _Session, ids: Sequence[int]) -> None:
         """The client waits no more for these calls."""
-        session.under_way -= self._dispatcher.cancel_of(session, ids, _Gone(session.guest))
-        session.end_spans(ids)
+        heir = _Gone(session.guest)
+        for client_id in ids:
+            if (number := session.numbers.pop(client_id, 0)) and self._dispatcher.cancel(number, heir):
+                session.under_way -= 1
+        session.end_spans(frozenset(ids))
 
     async def _guest(self, context: Any, attempt: int) -> Guest:
         """Who calls. Ends the call, or the session, when that is not known."""
@@ -320,7 +330,7 @@ def begin_span(tracing: Tracing, call: pb.Call) -> Span | None:
 class _Session:
     """Where the replies of a session go. Implements `holdfast_cluster.dispatch.Origin`."""
 
-    __slots__ = ("_push", "_task", "_tracing", "guest", "spans", "under_way", "unread", "writer")
+    __slots__ = ("_push", "_task", "_tracing", "guest", "numbers", "spans", "under_way", "unread", "writer")
 
     def __init__(self, task: asyncio.Task[Any] | None, guest: Guest | None = None, tracing: Tracing | None = None) -> None:
         self.guest = guest
@@ -330,11 +340,13 @@ class _Session:
         self._push = self.writer.push
         self._task = task
         self.under_way = 0
+        self.numbers: dict[int, int] = {}  # by the client's number of a call that is under way, the dispatcher's
         self.unread = False
         """Whether the session is ended because its client does not read."""
 
     def push(self, reply: pb.Reply, size: int) -> None:
         self.under_way -= 1
+        self.numbers.pop(reply.id, None)
         if self.guest is not None:
             self.guest.done(1)
         if self.spans is not None and (span := self.spans.pop(reply.id, None)) is not None:
@@ -371,6 +383,16 @@ class _Session:
         self.under_way -= 1
         self._push(reply, reply.ByteSize())
         self._bound()
+
+
+def _call_request(message: bytes) -> pb.CallRequest | None:
+    """What gRPC takes for a request. Its own error for one that cannot be read were INTERNAL, with a traceback in the log."""
+    if len(message) > ENVELOPE_BYTES_MAX and too_wide(message, 0, len(message), _PAYLOAD):
+        return None
+    try:
+        return pb.CallRequest.FromString(message)
+    except DecodeError:
+        return None
 
 
 def _request(frame: bytes) -> pb.SessionRequest | None:

@@ -13,7 +13,7 @@ import asyncio
 import inspect
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -312,10 +312,13 @@ class Engine:
             error = InvalidArgument(f"request id {call.request_id.hex()} is in use by another call", path="request_id", definite=True)
             port.reply(call.id, b"", not_definite_after(call.attempt, error_to_proto(error)), None)
             return
+        turn.attempt = max(turn.attempt, call.attempt)
+        if turn.given_up:  # its turn is being rolled back for those who cancelled it: this one gets another
+            turn.late = [*(turn.late or ()), (port, call.id)]
+            return
         if turn.also is None:
             turn.also = []
         turn.also.append((port, call.id))
-        turn.attempt = max(turn.attempt, call.attempt)
 
     # -- a turn runs
 
@@ -563,6 +566,8 @@ class Engine:
         turn.port.reply(turn.number, result, error, shard)
         for port, number in turn.also or ():
             port.reply(number, result, error, shard)
+        if turn.late:
+            self._deliver_again(turn, turn.late)
 
     # -- what goes wrong
 
@@ -631,21 +636,34 @@ class Engine:
         turn = self._in_flight.get(request_id)
         if turn is None or turn.state == COMMITTING:
             return
-        waiters = [(turn.port, turn.number), *(turn.also or ())]
-        if (port, number) not in waiters:
+        if turn.late and (port, number) in turn.late:
+            turn.late.remove((port, number))
+            self._tell_given_up(turn, port, number)
             return
+        waiters = [(turn.port, turn.number), *(turn.also or ())]
+        if turn.given_up or (port, number) not in waiters:
+            return
+        waiters.remove((port, number))
+        waiters = [(other, its) for other, its in waiters if not other.closed]  # a connection that is gone waits for nothing
         error = Aborted("its caller waits no more", definite=True)
         error.request_id = request_id
-        waiters.remove((port, number))
         if waiters:
             turn.port, turn.number = waiters[0]
             turn.also = waiters[1:]
-            error.definite = False  # the turn goes on for the others
-            port.reply(number, b"", error_to_proto(error), turn.activation.shard)
-        elif turn.state == QUEUED:
+            self._tell_given_up(turn, port, number)
+            return
+        turn.port, turn.number, turn.also = port, number, None
+        if turn.state == QUEUED:
             self._unqueue(turn, error)
         elif turn.stopped is None:
+            turn.given_up = True
             self._stop(turn, error)
+
+    def _tell_given_up(self, turn: Turn, port: ReplyPort, number: int) -> None:
+        """Answer one who waits no more for a turn that goes on for others, or runs again for them."""
+        error = Aborted("its caller waits no more")
+        error.request_id = turn.request_id
+        port.reply(number, b"", error_to_proto(error), turn.activation.shard)
 
     def abort(self, kind: str, key: str) -> Turn | None:
         """Roll back the running turn of an object, for an operator: the turn, or None when none runs or it is committed already."""
@@ -696,12 +714,16 @@ class Engine:
                 if type(queued.handler) is not Handler:  # Holdfast's own, bound to this activation: whoever wanted it asks again
                     queued.port.reply(queued.number, b"", error_to_proto(_moved(activation.shard.number)), None)
                     continue
-                self.deliver(queued.call, queued.port)
-                for port, number in queued.also or ():
-                    again = pb.Call()
-                    again.CopyFrom(queued.call)
-                    again.id = number
-                    self.deliver(again, port)
+                self._deliver_again(queued, ((queued.port, queued.number), *(queued.also or ())))
+
+    def _deliver_again(self, turn: Turn, waiters: Iterable[tuple[ReplyPort, int]]) -> None:
+        """Take the call of a turn that is over anew, for each of those who wait for it."""
+        for port, number in waiters:
+            again = pb.Call()
+            again.CopyFrom(turn.call)
+            again.id = number
+            again.attempt = max(again.attempt, turn.attempt)
+            self.deliver(again, port)
 
     def drop_shards(self, shards: set[Shard]) -> None:
         """These shards are no longer served: forget their activations, and let what waits be sent elsewhere."""
@@ -897,6 +919,8 @@ class Engine:
 class _Nobody:
     """The port of turns that nobody asked for."""
 
+    closed = False
+
     def reply(self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None) -> None:
         pass
 
@@ -905,6 +929,7 @@ class _Told:
     """The port of a turn of Holdfast's own: tells a function."""
 
     __slots__ = ("_done",)
+    closed = False
 
     def __init__(self, done: Callable[[pb.Error | None], None]) -> None:
         self._done = done

@@ -264,6 +264,8 @@ class LocalPipe:
     Implements `holdfast_cluster.pipe.Pipe` and `holdfast_node.turn.ReplyPort`. `connect` ties its two ends.
     """
 
+    closed = False
+
     def __init__(self, liveness: Liveness) -> None:
         self._liveness = liveness
         self._loop = asyncio.get_running_loop()

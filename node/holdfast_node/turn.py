@@ -49,7 +49,9 @@ QUEUED, RUNNING, COMMITTING, DONE = range(4)
 
 
 class ReplyPort(Protocol):
-    """Where a reply goes: the stream, or the caller, that the call came from."""
+    """Where a reply goes: the stream, or the caller, that the call came from. `closed`: nobody is there any more."""
+
+    closed: bool
 
     def reply(self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None) -> None:
         """Take the reply to call `number`: a result, or an error. It may leave only while `shard` may be answered for."""
@@ -84,7 +86,9 @@ class Turn:
         "ended",
         "ended_at",
         "error",
+        "given_up",
         "handler",
+        "late",
         "loop",
         "number",
         "port",
@@ -119,6 +123,10 @@ class Turn:
         self.state = QUEUED
         self.stopped: HoldfastError | None = None
         """Why the turn was cancelled: its deadline, an operator, or that its caller waits no more."""
+        self.given_up = False
+        """Whether it is rolled back because nobody waits for it any more."""
+        self.late: list[tuple[ReplyPort, int]] | None = None
+        """Who sent the same request again since then: it runs again for them."""
         self.calls_made = 0
         self.call_number = 0
         self.result = b""

@@ -22,8 +22,8 @@ from holdfast import forks
 from holdfast.app import kind_name
 from holdfast.budget import RATIO, Budgets
 from holdfast.channels import CHANNEL_OPTIONS, check_address
-from holdfast.client import CALL_BYTES_MAX, DEADLINE_SLACK_S, TIMEOUT_S, check_key, check_own_id, retry_pause
-from holdfast.errors import DeadlineExceeded, HoldfastError, InternalError, Overloaded, TooLarge, Unavailable, error_from_proto
+from holdfast.client import DEADLINE_SLACK_S, TIMEOUT_S, check_key, check_own_id, check_size, retry_pause
+from holdfast.errors import DeadlineExceeded, HoldfastError, InternalError, Overloaded, Unavailable, error_from_proto
 from holdfast.ids import TIME_METADATA, RequestIds, told_time
 from holdfast.signature import decode_result, encode_arguments, return_type
 from holdfast.tls import TLS, Token, authorization
@@ -166,8 +166,7 @@ class BlockingClient:
         else:
             request.request_id = self._ids.next()
             request.drawn = True
-        if request.ByteSize() > CALL_BYTES_MAX:
-            raise TooLarge(f"a call of {request.ByteSize()} bytes, at most {CALL_BYTES_MAX}", definite=not own)
+        check_size(request.ByteSize(), len(arguments), definite=not own)
         attempt = int(own)  # the caller's own id: this may well be the second time
         if self._tracing is None:
             return self._send(request, attempt, deadline)

@@ -33,7 +33,7 @@ from holdfast.errors import (
     error_from_proto,
     not_definite_after,
 )
-from holdfast.frames import FrameWriter, ends
+from holdfast.frames import ENVELOPE_BYTES_MAX, FrameWriter, ends
 from holdfast.ids import EFFECT, REQUEST_ID_BYTES, RequestIds, idempotent_id, told_time
 from holdfast.signature import decode_result, encode_arguments, return_type
 from holdfast.tls import TLS, Token, authorization
@@ -201,7 +201,12 @@ class Client:
         Raises the HoldfastError that the reply carries; Unavailable or DeadlineExceeded when none came in time.
         """
         check_own_id(kind, key, request_id, idempotency_key)
-        return await self._wait(self._start(kind, key, method, arguments, timeout, request_id, metadata, codec, idempotency_key))
+        pending = self._start(kind, key, method, arguments, timeout, request_id, metadata, codec, idempotency_key)
+        try:
+            return await pending.future
+        except asyncio.CancelledError:
+            self._cancel(pending)
+            raise
 
     def _start(
         self,
@@ -250,10 +255,8 @@ class Client:
             message.metadata.update(metadata)
         span = None if self._tracing is None else self._tracing.began(kind, key, method, message.metadata)
         size = message.ByteSize()
-        if size > CALL_BYTES_MAX:  # gRPC would end the stream, and every other call on it
-            raise TooLarge(
-                f"a call of {size} bytes, at most {CALL_BYTES_MAX}", definite=request_id is None and idempotency_key is None
-            )
+        if size > ENVELOPE_BYTES_MAX:  # too large a one would end the stream, and every other call on it
+            check_size(size, len(arguments), definite=request_id is None and idempotency_key is None)
         loop = self._loop
         future: asyncio.Future[bytes] = loop.create_future()
         deadline = loop.time() + timeout + DEADLINE_SLACK_S
@@ -278,16 +281,12 @@ class Client:
         assert self._tracing is not None
         self._tracing.ended(span, asyncio.CancelledError() if done.cancelled() else done.exception())
 
-    async def _wait(self, pending: _Pending) -> bytes:
-        """The result of a call. When the caller is cancelled the cluster is told: the turn does not begin, or is rolled back."""
-        try:
-            return await pending.future
-        except asyncio.CancelledError:
-            number = pending.message.id
-            if self._pending.pop(number, None) is not None and pending.sent and self._writer is not None:
-                self._cancels += 1
-                self._writer.push(number, _CANCEL_BYTES)
-            raise
+    def _cancel(self, pending: _Pending) -> None:
+        """The caller waits no more: the cluster is told, and the turn does not begin, or is rolled back."""
+        number = pending.message.id
+        if self._pending.pop(number, None) is not None and pending.sent and self._writer is not None:
+            self._cancels += 1
+            self._writer.push(number, _CANCEL_BYTES)
 
     def _pack(self, messages: list[pb.Call | int]) -> bytes:
         """A frame of calls, and of the numbers of those that were cancelled."""
@@ -470,7 +469,11 @@ class Stub:
             self._metadata,
             idempotency_key=self._idempotency_key,
         )
-        result = await client._wait(pending)
+        try:
+            result = await pending.future
+        except asyncio.CancelledError:
+            client._cancel(pending)
+            raise
         return decode_result(result, returns, self._name, method)
 
 
@@ -478,6 +481,14 @@ def retry_pause(asked_s: float, retries: int) -> float:
     """How long to wait before a retry, in seconds: what the refusal asks for, and full jitter over a doubling backoff."""
     least, most = _RETRY_BACKOFF_S
     return asked_s + random.uniform(0, min(most, least * 2 ** min(retries, 10)))
+
+
+def check_size(size: int, payload: int, definite: bool) -> None:
+    """Raises TooLarge for a call of so many bytes, so many of them its arguments, that no gateway takes."""
+    if size > CALL_BYTES_MAX:
+        raise TooLarge(f"a call of {size} bytes, at most {CALL_BYTES_MAX}", definite=definite)
+    if size - payload > ENVELOPE_BYTES_MAX:
+        raise TooLarge(f"names and metadata of {size - payload} bytes, at most {ENVELOPE_BYTES_MAX}", definite=definite)
 
 
 def check_own_id(kind: str, key: str, request_id: bytes | None, idempotency_key: str | None) -> None:

@@ -25,11 +25,24 @@ def _is_model(cls: Any) -> bool:
     return isinstance(cls, type) and hasattr(cls, "model_validate") and hasattr(cls, "model_dump")
 
 
+_encode_plain = msgspec.msgpack.Encoder().encode
+
+
 def _dump(value: Any) -> Any:
-    """What msgspec encodes in place of a value that it does not know."""
-    if _is_model(type(value)):
-        return value.model_dump(by_alias=True)
-    raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
+    """What stands in msgpack in place of a value that msgspec does not know."""
+    if not _is_model(type(value)):
+        raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
+    try:
+        return msgspec.Raw(_encode_plain(value.model_dump(by_alias=True, round_trip=True)))
+    except TypeError:  # a field of a type that msgspec does not know, as URLs and paths are: pydantic's own form of it
+        return value.model_dump(mode="json", by_alias=True, round_trip=True)
+
+
+def _dump_json(value: Any) -> Any:
+    """The same in JSON: all as pydantic writes it there."""
+    if not _is_model(type(value)):
+        raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
+    return value.model_dump(mode="json", by_alias=True, round_trip=True)
 
 
 def _build(cls: type[Any], plain: Any) -> Any:
@@ -40,7 +53,7 @@ def _build(cls: type[Any], plain: Any) -> Any:
 
 
 encode: Callable[[Any], bytes] = msgspec.msgpack.Encoder(enc_hook=_dump).encode
-encode_json: Callable[[Any], bytes] = msgspec.json.Encoder(enc_hook=_dump).encode
+encode_json: Callable[[Any], bytes] = msgspec.json.Encoder(enc_hook=_dump_json).encode
 
 
 def decoder(type: Any) -> msgspec.msgpack.Decoder[Any]:
@@ -78,15 +91,44 @@ def _check(found: Any, seen: set[int]) -> None:
     seen.add(id(found))
     if isinstance(found, msgspec.inspect.CustomType | msgspec.inspect.RawType):
         cls = found.cls if isinstance(found, msgspec.inspect.CustomType) else msgspec.Raw
-        if cls is not msgspec.Raw and not _is_model(cls):
+        if _is_model(cls):
+            _check_aliases(cls)
+        elif cls is not msgspec.Raw:
             instead = _INSTEAD.get(cls, "a dataclass, a msgspec Struct, a pydantic model, or plain types")
             raise TypeError(f"values of {getattr(cls, '__name__', cls)} cannot be encoded: use {instead}")
         return
+    if hasattr(found, "cls") and not isinstance(found, msgspec.inspect.EnumType):
+        _check_fields(found.cls)
     for name in found.__struct_fields__ if isinstance(found, msgspec.Struct) else ():
         value = getattr(found, name)
         for one in value if isinstance(value, tuple) else (value,):
             if isinstance(one, msgspec.inspect.Type | msgspec.inspect.Field):
                 _check(one, seen)
+
+
+def _check_aliases(model: Any) -> None:
+    """Of a model with a field that is read under another name than it is written under nothing that was stored can be read."""
+    for name, field in model.model_fields.items():
+        read, written = field.validation_alias or field.alias or name, field.serialization_alias or field.alias or name
+        if read != written and not model.model_config.get("populate_by_name"):
+            raise TypeError(f"{model.__name__}.{name} is read as {read!r} and written as {written!r}: give it one `alias`")
+
+
+def _check_fields(cls: Any) -> None:
+    """Bounds of annotated-types and pydantic are checked in hints of arguments, and by pydantic in models: in no other classes."""
+    try:
+        hints = typing.get_type_hints(cls, include_extras=True)
+    except Exception:  # of a class that msgspec reads in another way
+        return
+    for name, hint in hints.items():
+        if with_bounds(hint) != hint and _has_bounds(hint):
+            raise TypeError(f"the bounds of {cls.__name__}.{name} would not be checked: use msgspec.Meta in a class that is no model")
+
+
+def _has_bounds(hint: Any) -> bool:
+    if typing.get_origin(hint) is typing.Annotated and any(_bounds_of(note) for note in hint.__metadata__):
+        return True
+    return any(_has_bounds(one) for one in typing.get_args(hint))
 
 
 def with_bounds(hint: Any) -> Any:

@@ -213,9 +213,14 @@ _BY_NUMBER = {number: name for name, (number, _, _) in CODES.items()}
 
 def grpc_status(error: pb.Error) -> grpc.StatusCode:
     """The gRPC status of `Objects.Call` for an error. A handler that refuses is FAILED_PRECONDITION, one that crashed UNKNOWN."""
-    if error.code == pb.CODE_APPLICATION and error.type != Rejected.__name__:
+    if error.code == pb.CODE_APPLICATION and not is_refusal(error):
         return grpc.StatusCode.UNKNOWN
     return CODES[_BY_NUMBER.get(error.code, "INTERNAL")][1]
+
+
+def is_refusal(error: pb.Error) -> bool:
+    """Whether a handler refused on its own grounds. One of an earlier version says so by its type alone."""
+    return error.rejected or error.type == Rejected.__name__
 
 
 def error_to_proto(error: HoldfastError, codec: pb.Codec = pb.CODEC_MSGPACK) -> pb.Error:
@@ -232,6 +237,7 @@ def error_to_proto(error: HoldfastError, codec: pb.Codec = pb.CODEC_MSGPACK) -> 
     match error:
         case ApplicationError():
             out.type = _cut(error.type, PATH_CHARS_MAX)
+            out.rejected = isinstance(error, Rejected)
             if error.data:
                 module = msgspec.json if codec == pb.CODEC_JSON else msgspec.msgpack
                 try:
@@ -271,8 +277,9 @@ def error_from_proto(message: pb.Error, codec: pb.Codec = pb.CODEC_MSGPACK) -> H
             data = {}
         if not isinstance(data, dict) or not all(isinstance(name, str) for name in data):
             data = {}
-        if message.type == "Rejected":
+        if is_refusal(message):
             error = Rejected(message.message, **data)
+            error.type = message.type
         else:
             error = ApplicationError(message.message, type=message.type, data=data)
     elif name == "INVALID_ARGUMENT":

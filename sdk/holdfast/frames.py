@@ -30,6 +30,9 @@ BACKLOG_BYTES_MAX = 16 << 20
 """Above it `FrameWriter.drained` waits: the side that produces reads no more until its peer has read."""
 
 
+ENVELOPE_BYTES_MAX = 256 << 10
+"""A call without its arguments: names, metadata, chain."""
+
 MESSAGES_MAX = 1024
 """What a receiver takes in one frame. Empty messages have 2 bytes: no limit in bytes is low enough for them."""
 
@@ -39,9 +42,12 @@ _VARINT_BYTES_MAX = 10
 
 
 def too_many(frame: bytes) -> bool:
-    """Whether a frame has more fields on its outermost level than calls and cancels may be, or cannot be read. Nothing is decoded."""
+    """Whether a frame has more fields on its outermost level than calls and cancels may be, or one of them has a huge envelope.
+
+    Also whether it cannot be read. Nothing is decoded: what is small, or has few bytes that such fields begin with, is not looked at.
+    """
     count = frame.count
-    if sum([count(tag) for tag in _TAGS]) <= _FIELDS_MAX:  # as often as they occur at all: nearly always enough to know
+    if len(frame) <= _ENVELOPE_BYTES and sum([count(tag) for tag in _TAGS]) <= _FIELDS_MAX:
         return False
     at, end = 0, len(frame)
     for _ in range(_FIELDS_MAX):
@@ -49,13 +55,44 @@ def too_many(frame: bytes) -> bool:
             return False
         tag, at = _varint(frame, at)
         length, at = _varint(frame, at)
-        at += length
+        begin, at = at, at + length
         if tag & 7 != _LENGTH_DELIMITED or at > end:
+            return True
+        if length > _ENVELOPE_BYTES and too_wide(frame, begin, at, _CALL_PAYLOAD):
             return True
     return at != end
 
 
-_LENGTH_DELIMITED = 2
+def too_wide(message: bytes, at: int, end: int, payload: frozenset[int]) -> bool:
+    """Whether a call is of more fields, or of more bytes beside its payload, than any call may be, or cannot be read.
+
+    A call of 8 MiB of metadata is half a second of decoding. `payload`: the fields that may be large.
+    """
+    beside = 0
+    for _ in range(_CALL_FIELDS_MAX):
+        if at == end:
+            return False
+        begin = at
+        tag, at = _varint(message, at)
+        kind = tag & 7
+        if kind == _LENGTH_DELIMITED:
+            length, at = _varint(message, at)
+            at += length
+        elif kind == _VARINT:
+            _, at = _varint(message, at)
+        else:  # the fields of a call have none of the others
+            return True
+        if tag >> 3 not in payload:
+            beside += at - begin
+        if at > end or beside > _ENVELOPE_BYTES:
+            return True
+    return at != end
+
+
+_VARINT, _LENGTH_DELIMITED = 0, 2
+_CALL_PAYLOAD = frozenset((5,))  # `arguments` of Call
+_ENVELOPE_BYTES = 2 * ENVELOPE_BYTES_MAX  # nodes add to what gateways have let in
+_CALL_FIELDS_MAX = 1 << 16  # more than the smallest metadata in an envelope
 
 
 def _varint(frame: bytes, at: int) -> tuple[int, int]:

@@ -147,7 +147,9 @@ class MetricsPage:
         assert task is not None
         self._open[task] = None
         if len(self._open) > _SCRAPES_MAX:
-            next(iter(self._open)).cancel()
+            oldest = next(iter(self._open))
+            del self._open[oldest]  # now: of several that come at once each takes another's place
+            oldest.cancel()
         try:
             async with asyncio.timeout(_SCRAPE_S):
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -159,9 +161,10 @@ class MetricsPage:
                 writer.write(answer)
                 await writer.drain()
         except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError, asyncio.CancelledError):
-            pass  # it asks no more, or asked for too much; and asyncio logs a cancelled handler as an error
+            # It asks no more, asked for too much, or does not read. And asyncio logs a cancelled handler as an error.
+            writer.transport.abort()
         finally:
-            del self._open[task]
+            self._open.pop(task, None)
             writer.close()
 
     async def _answer(self, head: str) -> bytes:

@@ -74,7 +74,10 @@ class Handler:
                 raise TypeError(f"{where}: *{parameter.name} cannot be called over the wire; name the arguments")
         self.returns = hints.get("return", Any)
         self._names = [p.name for p in parameters]
-        types = [codec.with_bounds(hints.get(p.name, Any)) for p in parameters]
+        try:
+            types = [codec.with_bounds(hints.get(p.name, Any)) for p in parameters]
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{where}: the bounds of an argument cannot be checked: {error}") from None
         self._required = [p.name for p in parameters if p.default is p.empty]
         positional = [t for t, p in zip(types, parameters, strict=True) if p.kind is not p.KEYWORD_ONLY]
         self._positional_max = len(positional)

@@ -179,18 +179,29 @@ class Storage:
 
 
 class _Block:
-    """An open `transaction()`: what is to be done, last thing first, to undo it."""
+    """An open `transaction()`: what is to be done, last thing first, to undo it. `turn`: of which of the object's turns it is."""
 
-    __slots__ = ("outer", "task", "undo")
+    __slots__ = ("closed", "outer", "rows", "task", "turn", "undo")
 
-    def __init__(self, outer: _Block | None, task: str) -> None:
+    def __init__(self, rows: Rows, turn: int, outer: _Block | None, task: str) -> None:
+        self.rows = rows
+        self.turn = turn
         self.outer = outer
         self.task = task
         self.undo: list[Callable[[], None]] = []
+        self.closed = False
+
+    @property
+    def innermost_open(self) -> _Block | None:
+        """This block, or the nearest one around it that is open still."""
+        block: _Block | None = self
+        while block is not None and block.closed:
+            block = block.outer
+        return block
 
 
 _IN_BLOCK: ContextVar[_Block | None] = ContextVar("holdfast transaction", default=None)
-"""The block that the running code belongs to: tasks that it begins inherit it."""
+"""The block that the running code belongs to. Tasks that it begins inherit it, and so may turns of other objects that it calls."""
 
 
 class Rows:
@@ -271,7 +282,10 @@ class Rows:
         if self._write_bytes + size > self._limits.turn_bytes:
             raise self._turn_too_large()
         for key, raw in rows.items():
-            self.put(key, raw)
+            if self._block is not None:
+                self._note_undo(writes, key)
+            writes[key] = raw
+        self._write_bytes += size
 
     def delete(self, keys: Iterable[str]) -> int:
         """Delete all of these rows, or none; how many there were."""
@@ -298,7 +312,7 @@ class Rows:
             raise _outside()
         cleared = object()
         if self._block is not None:
-            if (block := _IN_BLOCK.get()) is not None:
+            if (block := self._own_block()) is not None:
                 block.undo.append(partial(self._undo_clearing, cleared, dict(writes), dict(self._touched), self._cleared))
             self._touched.clear()
         writes.clear()
@@ -310,40 +324,63 @@ class Rows:
         """A part of the turn that can fail alone."""
         if self._writes is None:
             raise _outside()
+        around = _IN_BLOCK.get()
         outer = self._block
-        if outer is not None and outer is not _IN_BLOCK.get():
+        if outer is not None and outer is not self._own_block():
             raise RuntimeError(
                 f"{_task_name()} begins a transaction() while {outer.task} is in one: blocks of a turn are nested in each other, or "
                 "follow each other"
             )
         if outer is None:
             self._touched.clear()
-        block = self._block = _Block(outer, _task_name())
+        block = self._block = _Block(self, self._turn, outer, _task_name())
         _IN_BLOCK.set(block)
-        turn = self._turn
         try:
             yield
-            if self._turn is turn and self._block is not block:
-                if self._block is None:
+            if self._turn == block.turn and self._block is not block:
+                if self._block is None or block.closed:
                     raise RuntimeError("a transaction() ended after the one that it was begun in")
                 raise RuntimeError(f"a transaction() ended while {self._block.task} was still in one that it began inside")
         except BaseException:
-            if self._turn is turn and self._writes is not None:
-                for undo in reversed(block.undo):
-                    undo()
+            if self._turn == block.turn and self._writes is not None:
+                self._undo(block)
             raise
         else:
             if outer is not None:
                 outer.undo += block.undo
+                block.undo = outer.undo  # what a task that it began does from now on belongs to the outer one
         finally:
-            _IN_BLOCK.set(outer)
-            if self._turn is turn:
-                self._block = outer
+            block.closed = True
+            _IN_BLOCK.set(around)
+            if self._turn == block.turn:
+                self._block = None if self._block is None else self._block.innermost_open
+
+    def _undo(self, block: _Block) -> None:
+        """Undo a block, and before it those that were begun inside and are open still: they have failed with it."""
+        inner = self._block
+        while inner is not None and inner is not block:
+            if not inner.closed:
+                inner.closed = True
+                self._undo_all(inner)
+            inner = inner.outer
+        self._undo_all(block)
+
+    def _undo_all(self, block: _Block) -> None:
+        undo, block.undo = block.undo, []
+        for one in reversed(undo):
+            one()
+
+    def _own_block(self) -> _Block | None:
+        """The open block of this object's running turn that the running code belongs to."""
+        block = _IN_BLOCK.get()
+        if block is None or block.rows is not self or block.turn != self._turn:
+            return None
+        return block.innermost_open
 
     def _note_undo(self, writes: dict[str, bytes | None], key: str) -> None:
         """A block is open: note who writes this row, and, if it is the block, how to undo it."""
         touch = object()
-        block = _IN_BLOCK.get()
+        block = self._own_block()
         if block is not None:
             block.undo.append(partial(self._undo_write, key, touch, writes.get(key, _MISSING), self._touched.get(key)))
         self._touched[key] = touch
@@ -354,7 +391,10 @@ class Rows:
         assert writes is not None
         if self._touched.get(key) is not touch:
             return
-        self._touched[key] = touched_before
+        if touched_before is None:
+            del self._touched[key]
+        else:
+            self._touched[key] = touched_before
         self._write_bytes -= self._counted(writes, key)
         if before is _MISSING:
             del writes[key]
@@ -437,7 +477,7 @@ class Rows:
             raise _outside()
         if self._write_bytes + size > self._limits.turn_bytes:
             raise self._turn_too_large()
-        if self._block is not None and (block := _IN_BLOCK.get()) is not None:
+        if self._block is not None and (block := self._own_block()) is not None:
             block.undo.append(partial(self._undo_beside, what, size))
         self._write_bytes += size
         self._beside_bytes += size

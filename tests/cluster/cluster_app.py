@@ -33,6 +33,15 @@ class Counter(DurableObject):
     async def value(self) -> int:
         return self.storage.get("n", int, default=0)
 
+    async def slow_to_end(self, seconds: float) -> int:
+        n = await self.increment()
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            await asyncio.sleep(seconds)
+            raise
+        return n
+
     async def swallows_cancellation(self) -> int:
         await self.increment()
         try:

@@ -77,3 +77,66 @@ def test_storage_is_a_dict_with_transactions(turns: list[Any], cache_bytes: int)
                 entry.applied = True
             waiting.clear()
         assert rows_of.cached_bytes <= cache_bytes
+
+
+BLOCK = st.deferred(
+    lambda: st.lists(
+        st.one_of(
+            st.tuples(st.just("put"), KEYS, st.integers(0, 9)),
+            st.tuples(st.just("put_many"), st.dictionaries(KEYS, st.integers(0, 9), max_size=3)),
+            st.tuples(st.just("delete"), KEYS),
+            st.tuples(st.just("delete_all")),
+            st.tuples(st.just("beside")),
+            st.tuples(st.just("block"), BLOCK, st.booleans()),
+        ),
+        max_size=6,
+    )
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(BLOCK)
+def test_blocks_that_fail_leave_everything_as_it_was_before_them(steps: list[Any]) -> None:
+    reader = MemoryReader()
+    reader.apply(False, [(b"a", b"\x07"), (b"b", b"\x07")])
+    rows = Rows(reader, Limits())
+    storage = Storage(rows, None)  # type: ignore[arg-type]
+    rows.begin()
+    model: dict[str, int] = {"a": 7, "b": 7}
+    beside: list[object] = []
+
+    def run(steps: list[Any]) -> None:
+        for step in steps:
+            match step:
+                case ("put", key, value):
+                    storage.put(key, value)
+                    model[key] = value
+                case ("put_many", values):
+                    storage.put_many(values)
+                    model.update(values)
+                case ("delete", key):
+                    storage.delete(key)
+                    model.pop(key, None)
+                case ("delete_all",):
+                    storage.delete_all()
+                    model.clear()
+                case ("beside",):
+                    beside.append(object())
+                    rows.do_beside(beside[-1], 5)
+                case ("block", inner, fails):
+                    before, beside_before = dict(model), list(beside)
+                    try:
+                        with storage.transaction():
+                            run(inner)
+                            if fails:
+                                raise KeyError
+                    except KeyError:
+                        model.clear()
+                        model.update(before)
+                        beside[:] = beside_before
+
+    run(steps)
+    assert storage.list() == dict(sorted(model.items()))
+    assert rows.beside == beside
+    _, writes, _ = rows.take()
+    assert rows.write_bytes == 5 * len(beside) + sum(len(key) + len(raw or b"") for key, raw in writes)

@@ -289,8 +289,9 @@ class Router:
         _Sending(self._world, self._node, call, origin)
         return 0
 
-    def cancel(self, number: int, heir: Any) -> None:
+    def cancel(self, number: int, heir: Any) -> bool:
         """Nobody hears of it: it may always get lost."""
+        return False
 
 
 class _Sending:
@@ -353,6 +354,8 @@ class _Sending:
 
 
 class _Port:
+    closed = False
+
     def __init__(self, sending: _Sending, owner: SimNode) -> None:
         self._sending = sending
         self._owner = owner

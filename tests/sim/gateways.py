@@ -297,6 +297,8 @@ class Pipe:
 class _Port:
     """The node's end of a pipe. Implements `holdfast_node.turn.ReplyPort` as holdfast_node.peer does."""
 
+    closed = False
+
     def __init__(self, pipe: Pipe, connection: Connection) -> None:
         self._pipe = pipe
         self._connection = connection

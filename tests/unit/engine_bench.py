@@ -23,6 +23,8 @@ IDS = RequestIds()
 class Port:
     """Collects replies by the number of their call."""
 
+    closed = False
+
     def __init__(self) -> None:
         self.replies: dict[int, Any] = {}
 

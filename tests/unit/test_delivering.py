@@ -184,7 +184,8 @@ class Nowhere:
     def submit(self, call: pb.Call, origin: Any) -> int:
         raise AssertionError("nothing can be reached")
 
-    def cancel(self, number: int, heir: Any) -> None: ...
+    def cancel(self, number: int, heir: Any) -> bool:
+        return False
 
 
 async def test_what_a_read_only_shard_owes_does_not_grow_with_the_attempts(bench: Bench) -> None:

@@ -413,14 +413,14 @@ async def test_a_cancelled_call_that_is_held_is_forgotten_at_once() -> None:
     feed.show(view(1, Member("other", "127.0.0.1:2", 1, "h")))
     heir = Origin()
     number = dispatcher.submit(call(7), origin)
-    dispatcher.submit(call(8), origin)
+    other = dispatcher.submit(call(8), origin)
     assert dispatcher.held == 2
-    dispatcher.cancel(number, heir)
+    assert dispatcher.cancel(number, heir)
     assert (dispatcher.held, dispatcher.in_flight, origin.replies) == (1, 1, [])
-    assert dispatcher.cancel_of(origin, {8, 9}, heir) == 1
+    assert dispatcher.cancel(other, heir)
     assert (dispatcher.held, dispatcher.in_flight, dispatcher._bytes, origin.replies) == (0, 0, 0, [])
     assert [(reply.id, reply.error.code) for reply in heir.replies] == [(7, pb.CODE_ABORTED), (8, pb.CODE_ABORTED)]
-    dispatcher.cancel(number, heir)  # it is gone
+    assert not dispatcher.cancel(number, heir), "it is gone"
     assert len(heir.replies) == 2
     await dispatcher.close()
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from engine_bench import IDS, Bench, Port
 from holdfast.v1 import objects_pb2 as pb
+from holdfast_node import engine
 from holdfast_node.commit import ENTRY_BYTES
 from holdfast_node.engine import EngineLimits
 
@@ -279,3 +280,51 @@ async def test_arguments_that_do_not_fit_leave_the_instance_alone(bench: Bench) 
     fresh = bench.engine.find("Counter", "new")
     assert fresh is not None
     assert fresh.instance is None, "what its on_activate did was rolled back"
+
+
+async def test_who_asks_again_for_what_was_cancelled_gets_a_turn_of_its_own(bench: Bench) -> None:
+    """A client whose connection broke sends again, while the turn of before is being rolled back because of just that."""
+    request_id = IDS.next()
+    first = bench.call("a", "slow_to_end", 0.1, request_id=request_id)
+    await asyncio.sleep(0.02)
+    bench.engine.cancel(request_id, bench.port, first)
+    again = bench.call("a", "slow_to_end", 0.1, request_id=request_id, attempt=1)
+    gone = bench.call("a", "slow_to_end", 0.1, request_id=request_id, attempt=1)
+    bench.engine.cancel(request_id, bench.port, gone)
+    assert is_aborted(bench.port.replies[gone])
+    [answer, result] = await bench.answered(first, again)
+    assert is_aborted(answer)
+    assert result == 1
+    assert bench.engine.in_flight == 0
+    assert await bench.answered(bench.call("a", "value")) == [1]
+
+
+async def test_a_turn_that_is_delivered_again_answers_those_who_wait_under_their_own_numbers(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_ABANDON_S", 0.05)
+    stuck = IDS.next()
+    running = bench.call("a", "will_not_end", request_id=stuck)
+    await asyncio.sleep(0.01)
+    request_id = IDS.next()
+    cancelled = bench.call("a", "increment", request_id=request_id)
+    other, bench.port = bench.port, Port()
+    waits = bench.call("a", "increment", request_id=request_id, attempt=1)
+    bench.engine.cancel(request_id, other, cancelled)
+    bench.engine.cancel(stuck, other, running)
+    assert await bench.answered(waits) == [1]
+    assert set(bench.port.replies) == {waits}
+    assert set(other.replies) == {cancelled, running}
+
+
+async def test_a_connection_that_is_gone_waits_for_nothing(bench: Bench) -> None:
+    request_id = IDS.next()
+    before = bench.port
+    bench.call("a", "increment_then", "wait for ever", request_id=request_id)
+    before.closed = True
+    bench.port = Port()
+    again = bench.call("a", "increment_then", "wait for ever", request_id=request_id, attempt=1)
+    await asyncio.sleep(0.01)
+    bench.engine.cancel(request_id, bench.port, again)
+    assert is_aborted((await bench.answered(again))[0])
+    assert await bench.answered(bench.call("a", "value")) == [0]

@@ -89,6 +89,19 @@ def test_a_refusal_and_a_crash_have_two_statuses() -> None:
     assert errors.grpc_status(pb.Error(code=999)) is grpc.StatusCode.INTERNAL  # type: ignore[arg-type]
 
 
+def test_a_refusal_of_the_users_own_class_is_one() -> None:
+    class TooLate(errors.Rejected):
+        pass
+
+    for told in (errors.error_to_proto(TooLate("no", limit=3)), pb.Error(code=pb.CODE_APPLICATION, type="Rejected", message="no")):
+        assert errors.is_refusal(told)
+        assert errors.grpc_status(told) is grpc.StatusCode.FAILED_PRECONDITION
+        back = errors.error_from_proto(told)
+        assert isinstance(back, errors.Rejected)
+        assert back.type == told.type
+    assert not errors.is_refusal(errors.error_to_proto(errors.ApplicationError("no", type="TooLate")))
+
+
 def test_what_callers_name_is_cut() -> None:
     told = errors.error_to_proto(errors.InvalidArgument("x" * 20_000, path="$." + "k" * (4 << 20)))
     assert len(told.path) < 400

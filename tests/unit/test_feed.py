@@ -81,6 +81,19 @@ def test_of_a_value_that_cannot_be_read_what_was_there_before_stays(junk: bytes)
     assert (mended.members, mended.assignments, mended.unreadable) == ({}, {}, {})
 
 
+@pytest.mark.parametrize("junk", JUNK)
+def test_a_member_a_drain_and_a_pause_that_cannot_be_read_are_there_all_the_same(junk: bytes) -> None:
+    """At a start there is no older value. Their being there is what matters of drains and pauses; of a member it is not known."""
+    rows = [*listing().rows, row(KEYS.member("x"), junk), row(KEYS.drain("x"), junk), row(f"{KEYS.pauses}K/a", junk)]
+    view = apply(View(), Listing(revision=9, rows=rows), KEYS)
+    assert (set(view.members), view.hidden) == ({"a"}, {"x"})
+    assert (set(view.drains), set(view.pauses)) == ({"x"}, {("K", "a")})
+    known = apply(view, Changes(revision=10, events=[pb.Event(type=pb.Event.PUT, kv=row(KEYS.member("a"), junk, 10))]), KEYS)
+    assert (known.members, known.hidden) == (view.members, {"x"}), "of a it is known what it was"
+    gone = apply(view, Changes(revision=10, events=[pb.Event(type=pb.Event.DELETE, kv=row(KEYS.member("x"), b"", 10))]), KEYS)
+    assert gone.hidden == frozenset()
+
+
 @pytest.mark.parametrize("junk", [one for one in JUNK if one])
 def test_settings_and_lineage_stay_as_they_were(junk: bytes) -> None:
     before = apply(View(), listing(), KEYS)

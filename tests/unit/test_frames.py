@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from holdfast.frames import MESSAGES_MAX, too_many
+from holdfast.frames import ENVELOPE_BYTES_MAX, MESSAGES_MAX, too_many, too_wide
 from holdfast.v1 import objects_pb2 as pb
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,3 +58,32 @@ def test_a_frame_of_eight_mebibytes_costs_little() -> None:
     began = time.perf_counter()
     assert too_many(bomb)
     assert time.perf_counter() - began < 0.5, "decoded it would be seconds and gigabytes"
+
+
+def test_a_call_with_a_huge_envelope_is_refused_and_one_with_large_arguments_is_not() -> None:
+    large = pb.Call(id=1, kind="K", key="a", method="m", arguments=EMPTY * (2 << 20), metadata={"a": "x" * 200_000})
+    assert not too_many(pb.SessionRequest(calls=[large] * 2).SerializeToString())
+    for bomb in (
+        pb.Call(id=1, metadata={f"{i:x}": "" for i in range(200_000)}),
+        pb.Call(id=1, metadata={"a": "x" * (2 * ENVELOPE_BYTES_MAX)}),
+        pb.Call(id=1, chain=[""] * 600_000),
+        pb.Call(id=1, kind="k" * (2 * ENVELOPE_BYTES_MAX)),
+    ):
+        frame = pb.SessionRequest(calls=[pb.Call(id=2), bomb]).SerializeToString()
+        began = time.perf_counter()
+        assert too_many(frame)
+        assert time.perf_counter() - began < 0.5
+    most = pb.Call(id=1, metadata={f"{i:x}": "" for i in range(20_000)})
+    assert most.ByteSize() < ENVELOPE_BYTES_MAX
+    assert not too_many(pb.SessionRequest(calls=[most]).SerializeToString())
+
+
+def test_a_unary_request_is_measured_by_its_own_fields() -> None:
+    def wide(request: pb.CallRequest) -> bool:
+        raw = request.SerializeToString()
+        return too_wide(raw, 0, len(raw), frozenset((4, 5)))
+
+    assert not wide(pb.CallRequest(kind="K", key="a", json="x" * (4 << 20), timeout_ms=5, drawn=True))
+    assert not wide(pb.CallRequest(kind="K", key="a", msgpack=b"x" * (4 << 20)))
+    assert wide(pb.CallRequest(kind="K", key="a", metadata={f"{i:x}": "" for i in range(200_000)}))
+    assert too_wide(b"\x0d\0\0\0\0", 0, 5, frozenset()), "a call has no such fields"

@@ -114,6 +114,15 @@ def test_a_dead_owner_is_replaced_from_the_in_sync_set_and_nobody_is_forgotten()
     assert not first.to.released
 
 
+def test_nothing_is_taken_from_a_member_that_cannot_be_read() -> None:
+    picture, _ = settle(replicated(*NODES))
+    gone = picture.assignments[0].assignment.owner
+    left = replicated(*[node for node in NODES if node.id != gone], assignments=dict(picture.assignments))
+    assert any(t.why == "fail-over" for t in plan(left, 1))
+    hidden = msgspec.structs.replace(left, hidden=frozenset((gone,)))
+    assert not [t for t in plan(hidden, 1) if picture.assignments[t.shard].assignment.owner == gone]
+
+
 def test_a_fail_over_keeps_all_that_it_does_not_concern() -> None:
     """A field that comes later is kept too, unless it is named here."""
     before = Assignment(4, "a", 1, ("a", "b", "c"), born=2, keeper="a", version=9, nonce=77, level=3)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import ipaddress
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
 import annotated_types
@@ -47,6 +49,44 @@ class Colour(enum.Enum):
     RED = "red"
 
 
+class Places(pydantic.BaseModel):
+    """Of types that msgspec does not know."""
+
+    url: pydantic.HttpUrl
+    path: Path
+    ip: ipaddress.IPv4Address
+    raw: bytes = b"\xff\x00"
+
+
+class Counted(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+    n: int
+    at: datetime
+
+    @pydantic.computed_field  # type: ignore[prop-decorator]
+    @property
+    def twice(self) -> int:
+        return 2 * self.n
+
+
+class ReadAs(pydantic.BaseModel):
+    a: int = pydantic.Field(validation_alias="b")
+
+
+class WrittenAs(pydantic.BaseModel):
+    a: int = pydantic.Field(serialization_alias="b")
+
+
+@dataclasses.dataclass
+class Unbounded:
+    x: Annotated[int, annotated_types.Gt(0)]
+
+
+@dataclasses.dataclass
+class Bounded:
+    x: Annotated[int, msgspec.Meta(gt=0)]
+
+
 class Opaque:
     pass
 
@@ -61,7 +101,7 @@ class Tree(msgspec.Struct):
 
 
 # The hints of nested classes are looked up here.
-globals().update({cls.__name__: cls for cls in (Inner, Order, Point, Pair, Options, Colour, Opaque, Holds, Tree)})
+globals().update({cls.__name__: cls for cls in (Inner, Order, Point, Pair, Options, Colour, Opaque, Holds, Tree, Places, Counted)})
 
 
 def register(**members: Any) -> None:
@@ -127,6 +167,10 @@ def test_positional_only_arguments_and_a_missing_self_are_refused() -> None:
         (object, "use Any"),
         (type, "values of type"),
         (Annotated[int, msgspec.Meta(min_length=2)], "cannot be sent over the wire"),
+        (ReadAs, "ReadAs.a is read as 'b' and written as 'a': give it one `alias`"),
+        (list[WrittenAs], "WrittenAs.a is read as 'a' and written as 'b'"),
+        (Unbounded, "the bounds of Unbounded.x would not be checked: use msgspec.Meta"),
+        (dict[str, Unbounded], "the bounds of Unbounded.x would not be checked"),
     ],
 )
 def test_a_hint_whose_values_cannot_be_sent_is_refused(hint: Any, says: str) -> None:
@@ -178,6 +222,37 @@ BOUNDED = [
     Annotated[int, pydantic.Field(ge=0, lt=10)],
     Annotated[int, "a note that means nothing here", msgspec.Meta(ge=0), annotated_types.Lt(10)],
 ]
+
+
+def test_bounds_that_exclude_each_other_are_refused_by_name() -> None:
+    def takes(self: Any, a: Any) -> None: ...
+
+    takes.__annotations__ = {"a": Annotated[int, annotated_types.Gt(0), annotated_types.Ge(0)]}
+    with pytest.raises(TypeError, match=r"Thing\.m: the bounds of an argument cannot be checked"):
+        register(m=takes)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Places(url="https://example.org/x", path="/tmp", ip="10.0.0.1"),  # type: ignore[arg-type]
+        Counted(n=3, at=datetime.now(UTC)),
+    ],
+)
+def test_models_of_any_fields_can_be_stored(value: Any) -> None:
+    codec.check(type(value))
+    if isinstance(value, Places):
+        with pytest.raises(UnicodeDecodeError):
+            codec.encode(value)  # pydantic's own form is JSON's, which has no bytes that are no text
+        value = value.model_copy(update={"raw": b"text"})
+    assert codec.decode(codec.encode(value), type(value)) == value
+    assert codec.decode(codec.encode([{"a": value}]), list[dict[str, type(value)]]) == [{"a": value}]  # type: ignore[misc]
+
+
+def test_bounds_of_msgspecs_own_are_checked_in_classes() -> None:
+    codec.check(Bounded)
+    with pytest.raises(msgspec.ValidationError):
+        codec.decode(codec.encode({"x": 0}), Bounded)
 
 
 @pytest.mark.parametrize("hint", BOUNDED)

@@ -263,3 +263,74 @@ def test_a_block_that_outlives_its_turn_touches_nothing_of_the_next_one(storage:
         assert block.__exit__(KeyError, KeyError(), None) is not True
         storage.put("c", 1)
     assert storage.list() == {"a": 2, "b": 1, "c": 1}
+
+
+def test_many_rows_of_which_a_later_one_makes_room_for_an_earlier_one_are_one_write(storage: Storage, rows: Rows) -> None:
+    storage.put("b", bytes(4_900))
+    storage.put("c", bytes(4_000))
+    storage.put_many({"a": bytes(4_000), "b": 1})
+    assert len(storage.get("a")) == 4_000
+    assert storage.get("b") == 1
+    assert rows.write_bytes < 10_000
+
+
+async def test_a_block_of_another_object_has_no_part_in_what_this_one_writes() -> None:
+    """A call from inside a block carries its context along, to a turn of an object on the same node."""
+    first, second = (Rows(MemoryReader(), LIMITS) for _ in range(2))
+    caller, called = Storage(first, None), Storage(second, None)  # type: ignore[arg-type]
+
+    async def turn_of_the_other() -> None:
+        second.begin()
+
+        async def in_a_block() -> None:
+            with called.transaction():
+                called.put("x", 1)
+                await asyncio.sleep(0.01)
+
+        async def beside_it() -> None:
+            await asyncio.sleep(0)
+            called.put("y", 2)
+
+        await asyncio.gather(in_a_block(), beside_it())
+
+    first.begin()
+    with pytest.raises(KeyError), caller.transaction():
+        caller.put("a", 1)
+        await turn_of_the_other()
+        raise KeyError
+    assert caller.list() == {}
+    assert called.list() == {"x": 1, "y": 2}
+
+
+async def test_a_task_that_outlives_its_block_belongs_to_the_one_around_it(storage: Storage) -> None:
+    async def late() -> None:
+        await asyncio.sleep(0.01)
+        storage.put("late", 1)
+
+    with pytest.raises(KeyError), storage.transaction():
+        with storage.transaction():
+            task = asyncio.create_task(late())
+        await task
+        raise KeyError
+    assert storage.list() == {}
+    with storage.transaction():
+        storage.put("a", 1)
+    assert storage.list() == {"a": 1}
+
+
+async def test_after_blocks_that_ended_out_of_order_others_may_begin(storage: Storage) -> None:
+    async def inner() -> None:
+        with storage.transaction():
+            storage.put("a", 2)
+            await asyncio.sleep(0.03)
+
+    with pytest.raises(RuntimeError, match="inner was still in one"), storage.transaction():
+        storage.put("a", 1)
+        task = asyncio.create_task(inner(), name="inner")
+        await asyncio.sleep(0.01)
+    with pytest.raises(RuntimeError, match="ended after"):
+        await task
+    assert storage.list() == {}
+    with storage.transaction():
+        storage.put("b", 1)
+    assert storage.list() == {"b": 1}

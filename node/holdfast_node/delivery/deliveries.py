@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from holdfast.app import NOTIFY_AGE_MAX, App, Retries
-from holdfast.errors import Unavailable, WrongOwner, code_name
+from holdfast.errors import Unavailable, WrongOwner, code_name, is_refusal
 from holdfast.ids import effect_id
 from holdfast.tracing import TRACEPARENT
 from holdfast.v1 import objects_pb2 as pb
@@ -546,5 +546,5 @@ class _Answer:
 def _failure(error: pb.Error) -> Failure:
     code = code_name(error.code)
     if error.code == pb.CODE_APPLICATION:
-        return Failure(code, f"{error.type}: {error.message}", counts=True, final=error.type == "Rejected")
+        return Failure(code, f"{error.type}: {error.message}", counts=True, final=is_refusal(error))
     return Failure(code, error.message, counts=error.code not in _NOT_COUNTED)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from holdfast.alarms import Alarm
 from holdfast.app import App
-from holdfast.errors import NotFound, code_name
+from holdfast.errors import NotFound, code_name, is_refusal
 from holdfast.ids import RequestIds, effect_id
 from holdfast.v1 import objects_pb2 as pb
 
@@ -223,7 +223,7 @@ class AlarmClock:
 
         def fail(activation: Activation) -> None:
             full = self._room.letters_full(activation.shard)
-            final = error.code == pb.CODE_APPLICATION and error.type == "Rejected" and not full
+            final = error.code == pb.CODE_APPLICATION and is_refusal(error) and not full
             attempts_max = _FOR_EVER if full else activation.kind.retries.alarm_attempts
             record = activation.alarms.fail(name, due_ms, attempts_max, final)
             if record is not None:

@@ -156,7 +156,7 @@ class SessionResponse(_message.Message):
     def __init__(self, replies: _Optional[_Iterable[_Union[Reply, _Mapping]]] = ...) -> None: ...
 
 class Error(_message.Message):
-    __slots__ = ("code", "message", "definite", "retryable", "retry_after_ms", "type", "data", "path", "cycle", "request_id", "lacks_kind")
+    __slots__ = ("code", "message", "definite", "retryable", "retry_after_ms", "type", "data", "path", "cycle", "request_id", "rejected", "lacks_kind")
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     DEFINITE_FIELD_NUMBER: _ClassVar[int]
@@ -167,6 +167,7 @@ class Error(_message.Message):
     PATH_FIELD_NUMBER: _ClassVar[int]
     CYCLE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_FIELD_NUMBER: _ClassVar[int]
     LACKS_KIND_FIELD_NUMBER: _ClassVar[int]
     code: Code
     message: str
@@ -178,5 +179,6 @@ class Error(_message.Message):
     path: str
     cycle: _containers.RepeatedScalarFieldContainer[str]
     request_id: bytes
+    rejected: bool
     lacks_kind: bool
-    def __init__(self, code: _Optional[_Union[Code, str]] = ..., message: _Optional[str] = ..., definite: bool = ..., retryable: bool = ..., retry_after_ms: _Optional[int] = ..., type: _Optional[str] = ..., data: _Optional[bytes] = ..., path: _Optional[str] = ..., cycle: _Optional[_Iterable[str]] = ..., request_id: _Optional[bytes] = ..., lacks_kind: bool = ...) -> None: ...
+    def __init__(self, code: _Optional[_Union[Code, str]] = ..., message: _Optional[str] = ..., definite: bool = ..., retryable: bool = ..., retry_after_ms: _Optional[int] = ..., type: _Optional[str] = ..., data: _Optional[bytes] = ..., path: _Optional[str] = ..., cycle: _Optional[_Iterable[str]] = ..., request_id: _Optional[bytes] = ..., rejected: bool = ..., lacks_kind: bool = ...) -> None: ...
