@@ -164,6 +164,8 @@ class ObjectsService:
         except asyncio.CancelledError:
             if not self.draining:  # else this gateway is what goes away: the caller asks another one, which finds the turn
                 self._dispatcher.cancel(number, waiting)
+            if span is not None and self._tracing is not None:
+                self._tracing.ended(span, error_to_proto(Aborted("its caller waits no more")))
             raise
         if span is not None and self._tracing is not None:
             self._tracing.ended(span, None if reply.result else reply.error)
