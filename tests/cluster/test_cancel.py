@@ -34,46 +34,49 @@ async def is_free(client: Any, key: str, value: int = 0) -> None:
 
 
 async def test_a_call_that_is_cancelled_is_rolled_back_and_its_object_free(client: Any) -> None:
-    counter = client.get("Counter", "cancelled")
+    counter = client.get("Counter", "cancel: cancelled")
     running = asyncio.create_task(counter.increment_then("wait for ever"))
     await asyncio.sleep(0.3)
     waiting = asyncio.create_task(counter.increment())
     await asyncio.sleep(0.1)
     waiting.cancel()
     running.cancel()
-    await is_free(client, "cancelled")
+    await is_free(client, "cancel: cancelled")
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(counter.increment_then("wait for ever"), 0.3)
-    await is_free(client, "cancelled")
+    await is_free(client, "cancel: cancelled")
 
 
 async def test_what_a_cancelled_turn_waits_for_is_cancelled_too(client: Any) -> None:
-    first = asyncio.create_task(client.get("Counter", "asks").have_wait("asked", 20.0))
+    first = asyncio.create_task(client.get("Counter", "cancel: asks").have_wait("cancel: asked", 20.0))
     await asyncio.sleep(0.5)
     first.cancel()
-    await is_free(client, "asked")
-    await is_free(client, "asks")
+    await is_free(client, "cancel: asked")
+    await is_free(client, "cancel: asks")
 
 
 async def test_a_unary_caller_that_goes_away_cancels_its_call(client: Any, shared: Processes) -> None:
     async with grpc.aio.insecure_channel(shared.gateway) as channel:
         call = unary(channel)(
-            pb.CallRequest(kind="Counter", key="unary", method="wait_and_increment", json="[20, 100]", timeout_ms=60_000)
+            pb.CallRequest(kind="Counter", key="cancel: unary", method="wait_and_increment", json="[20, 100]", timeout_ms=60_000)
         )
         await asyncio.sleep(0.3)
         call.cancel()
-        await is_free(client, "unary")
-        unary(channel)(pb.CallRequest(kind="Counter", key="unary", method="wait_and_increment", json="[20, 100]", timeout_ms=60_000))
+        await is_free(client, "cancel: unary")
+        unary(channel)(
+            pb.CallRequest(kind="Counter", key="cancel: unary", method="wait_and_increment", json="[20, 100]", timeout_ms=60_000)
+        )
         await asyncio.sleep(0.3)
-    await is_free(client, "unary")
+    await is_free(client, "cancel: unary")
 
 
 BLOCKING = """
-import sys, holdfast
+import signal, sys, holdfast
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background it is ignored
 with holdfast.connect_blocking(sys.argv[1]) as client:
     print("calling", flush=True)
     try:
-        client.get("Counter", "ctrl-c").wait_and_increment(20.0, 100.0)
+        client.get("Counter", "cancel: ctrl-c").wait_and_increment(20.0, 100.0)
     except KeyboardInterrupt:
         print("interrupted", flush=True)
         sys.stdin.read()  # stays: what cancels the call is not the end of its connection
@@ -90,7 +93,7 @@ async def test_ctrl_c_in_a_blocking_call_cancels_it(client: Any, shared: Process
     program.send_signal(signal.SIGINT)
     async with asyncio.timeout(SOON_S):
         assert await program.stdout.readline() == b"interrupted\n"
-    await is_free(client, "ctrl-c")
+    await is_free(client, "cancel: ctrl-c")
     assert program.returncode is None
     program.kill()
     await program.wait()
@@ -98,7 +101,7 @@ async def test_ctrl_c_in_a_blocking_call_cancels_it(client: Any, shared: Process
 
 async def test_while_others_wait_for_the_same_request_it_goes_on(client: Any) -> None:
     request_id = holdfast.new_request_id()
-    counter = client.get("Counter", "joined", request_id=request_id)
+    counter = client.get("Counter", "cancel: joined", request_id=request_id)
     first, second = (asyncio.create_task(counter.wait_and_increment(1.5, 100.0)) for _ in range(2))
     await asyncio.sleep(0.3)
     first.cancel()
@@ -106,28 +109,28 @@ async def test_while_others_wait_for_the_same_request_it_goes_on(client: Any) ->
 
 
 async def test_an_operator_aborts_a_turn(client: Any, shared: Processes) -> None:
-    running = asyncio.create_task(client.get("Counter", "aborted").increment_then("wait for ever"))
+    running = asyncio.create_task(client.get("Counter", "cancel: aborted").increment_then("wait for ever"))
     await asyncio.sleep(0.3)
-    done = await asyncio.to_thread(run, "objects", "abort", "Counter", "aborted", "--gateway", shared.gateway)
+    done = await asyncio.to_thread(run, "objects", "abort", "Counter", "cancel: aborted", "--gateway", shared.gateway)
     assert done.returncode == 0
     assert "increment_then() was aborted after " in done.stdout
-    with pytest.raises(holdfast.Aborted, match=r"Counter/aborted\.increment_then\(\) was aborted by an operator") as aborted:
+    with pytest.raises(holdfast.Aborted, match=r"Counter/cancel: aborted\.increment_then\(\) was aborted by an operator") as aborted:
         await running
     assert aborted.value.definite
-    await is_free(client, "aborted")
-    code, answer = await asyncio.to_thread(shared.ask, "objects", "abort", "Counter", "aborted")
+    await is_free(client, "cancel: aborted")
+    code, answer = await asyncio.to_thread(shared.ask, "objects", "abort", "Counter", "cancel: aborted")
     assert (code, answer["method"]) == (0, "")
 
 
 async def test_errors_of_what_a_handler_called_are_the_handlers_own(client: Any) -> None:
     """They would look like the caller's fault, which it cannot mend."""
     for what, type_, says in (
-        ("argument", "InvalidArgument", r"Counter/wrong other\.increment\(\): .*Expected `int`, got `str`"),
-        ("method", "NotFound", r"Counter/wrong other\.no_such_method\(\): Counter has no method"),
-        ("size", "TooLarge", r"Counter/wrong other\.increment\(\): arguments of"),
+        ("argument", "InvalidArgument", r"Counter/cancel: wrong other\.increment\(\): .*Expected `int`, got `str`"),
+        ("method", "NotFound", r"Counter/cancel: wrong other\.no_such_method\(\): Counter has no method"),
+        ("size", "TooLarge", r"Counter/cancel: wrong other\.increment\(\): arguments of"),
     ):
         with pytest.raises(holdfast.ApplicationError, match=says) as failed:
-            await client.get("Counter", "wrong").call_wrongly(what)
+            await client.get("Counter", "cancel: wrong").call_wrongly(what)
         assert failed.value.type == type_
 
 
