@@ -19,7 +19,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -195,16 +195,19 @@ def wall_ms() -> float:
     return time.time_ns() / 1e6
 
 
-async def keep_time(time: Time, me: str, host: str, feed: ViewFeed, nodes: Nodes, serving: Callable[[], bool], wanted: int) -> None:
+async def keep_time(
+    time: Time, me: str, host: str, address: str, feed: ViewFeed, nodes: Nodes, serving: Callable[[], bool], wanted: int
+) -> None:
     """Ask the others what time it is, and follow, until cancelled.
 
-    `me` and `host` are those of this node, "" for a gateway, which has no vote. `wanted`: how many hosts there should be at least.
+    `me`, `host` and `address` are those of this node, "" for a gateway, which has no vote. `wanted`: how many nodes there should
+    be at least.
     """
     asked = 0
     said: dict[str, float] = {}
     while True:
         try:
-            said = await _ask_all(time, me, host, feed, nodes, serving(), wanted, asked, said)
+            said = await _ask_all(time, me, host, address, feed, nodes, serving(), wanted, asked, said)
         except Exception:
             log.exception("a bug in keeping the time")
         asked += 1
@@ -212,7 +215,16 @@ async def keep_time(time: Time, me: str, host: str, feed: ViewFeed, nodes: Nodes
 
 
 async def _ask_all(
-    time: Time, me: str, host: str, feed: ViewFeed, nodes: Nodes, serving: bool, wanted: int, asked: int, said: dict[str, float]
+    time: Time,
+    me: str,
+    host: str,
+    address: str,
+    feed: ViewFeed,
+    nodes: Nodes,
+    serving: bool,
+    wanted: int,
+    asked: int,
+    said: dict[str, float],
 ) -> dict[str, float]:
     """Ask a process of each host, the next one each time, and follow. The hosts whose clocks differ, as `said` were before."""
     clock = time.clock
@@ -224,10 +236,8 @@ async def _ask_all(
     nodes.forget_others(members.values())
     await asyncio.gather(*(_ask(clock, there[asked % len(there)], nodes) for there in by_host.values()))
     hosts = {*by_host, host} - {""}
-    # Nodes that share a host have one vote, so there are no more to wait for.
-    least = 0 if len(hosts) < len({*members, me} - {""}) else wanted
     began = clock.started
-    clock.correct(host, hosts, least, wall_ms(), serving, boottime())
+    clock.correct(host, hosts, hosts_wanted(members.values(), hosts, address, wanted), wall_ms(), serving, boottime())
     if clock.started and not began:
         log.info("the cluster's time is %s", datetime.fromtimestamp(time.now_ms() / 1000, UTC).isoformat(timespec="milliseconds"))
     differing = clock.differing(boottime())
@@ -235,6 +245,16 @@ async def _ask_all(
         if name not in said:
             log.warning("the clock of host %s differs from the cluster's time by %.0f s", name, off / 1000)
     return differing
+
+
+def hosts_wanted(members: Iterable[Member], hosts: Collection[str], address: str, wanted: int) -> int:
+    """How many hosts there should be at least, when there should be so many nodes: fewer by those that share a host. Pure.
+
+    Nodes are told apart by their addresses. One whose disk was replaced is a new member where the old one was, which may be in the
+    view still: the two are no two nodes that share a host.
+    """
+    places = {*(member.address for member in members), address} - {""}
+    return max(0, wanted - (len(places) - len(hosts)))
 
 
 async def _ask(clock: Clock, member: Member, nodes: Nodes) -> None:

@@ -108,7 +108,7 @@ class GatewayServer:
                 tasks = [
                     readiness,
                     group.create_task(feed.run(), name="view feed"),
-                    group.create_task(keep_time(time, "", "", feed, nodes, lambda: False, 0), name="cluster time"),
+                    group.create_task(keep_time(time, "", "", "", feed, nodes, lambda: False, 0), name="cluster time"),
                     group.create_task(measure_lag(loop_lag), name="loop lag"),
                     *([] if certificates is None else [group.create_task(certificates.watch(), name="certificates")]),
                     *([] if access is None else [group.create_task(access.watch(), name="access")]),

@@ -362,7 +362,14 @@ class NodeServer:
                     group.create_task(watch.run(), name="disk"),
                     group.create_task(
                         keep_time(
-                            time, node_id, machine, feed, nodes, lambda: bool(shards.serving(boottime())), settings.replication
+                            time,
+                            node_id,
+                            machine,
+                            address,
+                            feed,
+                            nodes,
+                            lambda: bool(shards.serving(boottime())),
+                            settings.replication,
                         ),
                         name="cluster time",
                     ),

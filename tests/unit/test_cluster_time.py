@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from holdfast_cluster.cluster_time import AGREED_S, FAR_MS, HEARD_S, LONELY_S, SLEW, Clock
+from holdfast_cluster.cluster_time import AGREED_S, FAR_MS, HEARD_S, LONELY_S, SLEW, Clock, hosts_wanted
+from holdfast_cluster.model import Member
 
 HOUR = 3_600_000.0
 NOW = 1_000_000.0  # ms by a clock that is right
@@ -166,3 +167,16 @@ def test_a_host_has_one_vote_and_a_gateway_none() -> None:
     for _ in range(20):
         gateway.hear(5.0, 0, b=(HOUR, 500.0), c=(HOUR, 500.0))
     assert gateway.error == pytest.approx(500.0, abs=6)
+
+
+def test_a_replaced_node_is_no_second_one_on_its_host() -> None:
+    """A new node at the address of one that was in the view still took its own wrong clock: two hosts were enough."""
+    old, new = Member("n1-old", "m1:7401", 2, "m1"), Member("n1-new", "m1:7401", 1, "m1")
+    other, third = Member("n0", "m0:7401", 1, "m0"), Member("n2", "m2:7401", 1, "m2")
+    assert hosts_wanted([old, new, other], {"m0", "m1"}, "m1:7401", 3) == 3
+    assert hosts_wanted([old, other], {"m0", "m1"}, "m1:7401", 3) == 3, "before it is in the view itself"
+    assert hosts_wanted([new, other, third], {"m0", "m1", "m2"}, "m1:7401", 3) == 3
+    shared = [Member(f"n{i}", f"m:740{i}", 1, "m") for i in range(3)]
+    assert hosts_wanted(shared, {"m"}, "m:7400", 3) == 1
+    assert hosts_wanted([*shared[:2], other], {"m", "m0"}, "m:7400", 3) == 2
+    assert hosts_wanted([new, other], {"m0", "m1"}, "", 0) == 0, "a gateway"

@@ -1,7 +1,9 @@
 """What goes wrong in a world. Each fault has a name; a world draws from the names that it is given.
 
-`DEFAULT` are those that production is made to survive. `LATER` are those whose worlds do not all pass yet,
-or that have not been run for long enough.
+`DEFAULT` are those that production is made to survive by itself. The two of `LATER` may need a person, whom no world has:
+
+- *etcd put back*: everything that moves waits until an operator adopts it, or puts the newest data back.
+- *etcd emptied*: a node that starts meanwhile with an empty directory forms a cluster of its own, and is of that one from then on.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ class Faults:
         self._aim: Node | None = None
         self._put_back: set[str] = set()
         self._etcd_changed = False
+        self._etcd_is_empty = False
 
     async def run(self) -> None:
         while self._world.working and self._names:
@@ -73,8 +76,10 @@ class Faults:
         world.etcd.away_until = world.etcd.lag_until = 0.0
         world.etcd.lost_replies = 0.0
         world.etcd.come_back()
+        drains = Keys(CLUSTER).drains.encode()
+        for key in [key for key in world.etcd.rows if key.startswith(drains)]:  # also of nodes that do not run
+            world.etcd.delete(key.decode())
         for node in list(world.nodes.values()):
-            world.etcd.delete(Keys(CLUSTER).drain(node.replicas._node if node.replicas is not None else node.name))
             disk = node.machine.disk
             disk.failing.clear()
             disk.full = False
@@ -340,12 +345,16 @@ class Faults:
     def etcd_emptied(self) -> None:
         """Emptied, and a little later given back what it had."""
         etcd = self._world.etcd
+        if self._etcd_is_empty:
+            return  # it is to be given back what it had before
+        self._etcd_is_empty = True
         backup = etcd.backup()
         etcd.empty()
         self._etcd_changed = True
         self._world.tell("etcd is emptied")
 
         def put_back() -> None:
+            self._etcd_is_empty = False
             etcd.put_back(backup, bump=False)
             self._world.tell("etcd has its own data again")
 
@@ -418,7 +427,7 @@ _AIMED = (
     "owner without etcd",
     "suspend",
 )
-LATER = ("full disk", "disk put back", "log tail", "etcd emptied", "etcd put back")
+LATER = ("etcd emptied", "etcd put back")
 DEFAULT = tuple(name for name in FAULTS if name not in LATER)
 
 
