@@ -292,8 +292,13 @@ class Rows:
         writes = self._writes
         if writes is None:
             raise _outside()
-        own = dict.fromkeys(keys)
-        size = sum(self._key_bytes(key) - self._counted(writes, key) for key in own)
+        own: dict[str, None] = {}
+        size = 0
+        for key in keys:
+            key_bytes = self._key_bytes(key)  # whatever is no text has no place in a dict
+            if key not in own:
+                own[key] = None
+                size += key_bytes - self._counted(writes, key)
         if self._write_bytes + size > self._limits.turn_bytes:
             raise self._turn_too_large()
         there = 0
