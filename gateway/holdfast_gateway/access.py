@@ -135,6 +135,13 @@ class Access:
                 "jwt and certificates: say the `prefix` of each one's subjects, so that a token's subject is not a certificate's; "
                 'or `prefix = ""` in both, if the same name is the same caller'
             )
+        if file.jwt is not None and file.certificates is not None:
+            mine, theirs = file.jwt.prefix or "", file.certificates.prefix or ""
+            if (mine or theirs) and (mine.startswith(theirs) or theirs.startswith(mine)):
+                raise AccessError(
+                    f"jwt and certificates: one prefix begins with the other ({mine!r}, {theirs!r}), so that names of the one "
+                    'could be names of the other; say two that differ, or `""` in both'
+                )
         keys = [] if file.jwt is None else _read_jwks(folder / file.jwt.jwks)
         return cls(file, tokens, keys)
 
@@ -213,6 +220,10 @@ class Access:
 
     def _is_free(self, subject: str) -> bool:
         """Whether somebody else than this file's author may name it: it is not reserved, and no token's of the file."""
+        try:
+            subject.encode()
+        except UnicodeEncodeError:  # half a character: no name that anything could carry
+            return False
         return subject != ANONYMOUS and not subject.startswith(OBJECT_PREFIX) and subject not in self._file.tokens
 
     # -- what it may

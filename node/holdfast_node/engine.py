@@ -73,6 +73,8 @@ REST_PATIENCE_S = 10.0
 """How long an operator waits for a busy object; less than gateways wait for a node."""
 _ONES_OWN = InvalidArgument | NotFound | TooLarge
 """Errors that say that the call is wrong: of a call that a handler made they are the handler's."""
+_JOINED_MAX = 64
+"""Attempts that may wait for one turn beside the first: an honest caller has one or two, for each gateway that it has tried."""
 _TURNS_IN_A_ROW = 64  # of one object, before the loop gets a chance to do something else
 _NEVER = float("inf")
 _ABANDON_AGAIN_S = 0.5
@@ -311,6 +313,11 @@ class Engine:
         ):
             error = InvalidArgument(f"request id {call.request_id.hex()} is in use by another call", path="request_id", definite=True)
             port.reply(call.id, b"", not_definite_after(call.attempt, error_to_proto(error)), None)
+            return
+        if len(turn.also or ()) + len(turn.late or ()) >= _JOINED_MAX:
+            full = _overloaded(f"{_JOINED_MAX} attempts of request {call.request_id.hex()} wait already")
+            full.definite = False
+            port.reply(call.id, b"", error_to_proto(full), None)
             return
         turn.attempt = max(turn.attempt, call.attempt)
         if turn.given_up:  # its turn is being rolled back for those who cancelled it: this one gets another

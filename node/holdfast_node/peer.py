@@ -12,7 +12,7 @@ import grpc
 from google.protobuf import message_factory
 from google.protobuf.message import DecodeError
 from holdfast.channels import SERVER_OPTIONS, bind
-from holdfast.errors import HoldfastError, WrongOwner, error_to_proto, grpc_status
+from holdfast.errors import HoldfastError, Overloaded, WrongOwner, error_to_proto, grpc_status
 from holdfast.frames import BACKLOG_BYTES_MAX, MESSAGES_MAX, FrameWriter, too_many
 from holdfast.logs import Few
 from holdfast.tls import Certificates, names_of
@@ -34,8 +34,14 @@ ASKED_BY_METADATA = "holdfast-asked-by"
 """Who wants a change, as the gateway that passes it on knows."""
 _SHOWN_CHARS = 300
 _ENVELOPE_BYTES = 50
+_UNREAD_BYTES_MAX = 256 << 20
+"""Replies that wait to be written to one pipe. Beyond it results stay behind: a retry finds them, or reads again."""
+_SMALL_BYTES = 4096
 _Reply = tuple[int, bytes, "pb.Error | None", Shard | None]
 
+_UNREAD = error_to_proto(
+    Overloaded(f"more than {_UNREAD_BYTES_MAX >> 20} MiB of replies wait to be read", retryable=True, retry_after_s=1.0)
+)
 _NOT_SERVING = error_to_proto(WrongOwner("this node serves nothing at the moment", retryable=True))
 
 
@@ -254,6 +260,8 @@ class _PipePort:
 
     def reply(self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None) -> None:
         if not self.closed:
+            if len(result) > _SMALL_BYTES and self.writer.backlog > _UNREAD_BYTES_MAX:
+                result, error = b"", _UNREAD
             reply = (number, result, error, shard)
             self._push(reply, len(result) + _ENVELOPE_BYTES if error is None else _reply_bytes(reply))
 

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 _BOUNDS = ("gt", "ge", "lt", "le", "multiple_of", "min_length", "max_length", "pattern")
+_HARMLESS = ("DocInfo",)
 _INSTEAD: dict[Any, str] = {object: "Any", complex: "a list of two floats", range: "a list of ints"}
 
 
@@ -48,7 +49,7 @@ def _dump_json(value: Any) -> Any:
 def _build(cls: type[Any], plain: Any) -> Any:
     """A value of a type that msgspec does not know, of what it was encoded as. msgspec adds the path to a ValueError."""
     if _is_model(cls):
-        return cls.model_validate(plain)
+        return cls.model_validate(plain, strict=False)  # what is no type of msgpack's comes as text, however strict the model is
     raise TypeError(f"values of type {cls.__name__} cannot be decoded")
 
 
@@ -92,7 +93,7 @@ def _check(found: Any, seen: set[int]) -> None:
     if isinstance(found, msgspec.inspect.CustomType | msgspec.inspect.RawType):
         cls = found.cls if isinstance(found, msgspec.inspect.CustomType) else msgspec.Raw
         if _is_model(cls):
-            _check_aliases(cls)
+            _check_model(cls, seen)
         elif cls is not msgspec.Raw:
             instead = _INSTEAD.get(cls, "a dataclass, a msgspec Struct, a pydantic model, or plain types")
             raise TypeError(f"values of {getattr(cls, '__name__', cls)} cannot be encoded: use {instead}")
@@ -106,15 +107,37 @@ def _check(found: Any, seen: set[int]) -> None:
                 _check(one, seen)
 
 
-def _check_aliases(model: Any) -> None:
-    """Of a model with a field that is read under another name than it is written under nothing that was stored can be read."""
+def _check_models_in(hint: Any, seen: set[int]) -> None:
+    if _is_model(hint):
+        _check_model(hint, seen)
+    for one in typing.get_args(hint):
+        _check_models_in(one, seen)
+
+
+def _check_model(model: Any, seen: set[int]) -> None:
+    """Nothing that was stored of a model can be read if a field is read in another way than it is written, however deep it sits."""
+    if id(model) in seen:
+        return
+    seen.add(id(model))
     for name, field in model.model_fields.items():
+        where = f"{model.__name__}.{name}"
+        if field.exclude and field.is_required():
+            raise TypeError(f"{where} is left out when it is written, and needed when it is read")
+        if "Secret" in repr(field.annotation):
+            raise TypeError(f"{where}: a secret of pydantic's is masked when it is written: use str")
+        _check_models_in(field.annotation, seen)
         read, written = field.validation_alias or field.alias or name, field.serialization_alias or field.alias or name
         if read != written and not model.model_config.get("populate_by_name"):
-            raise TypeError(f"{model.__name__}.{name} is read as {read!r} and written as {written!r}: give it one `alias`")
+            raise TypeError(f"{where} is read as {read!r} and written as {written!r}: give it one `alias`")
 
 
 def _check_fields(cls: Any) -> None:
+    if hasattr(cls, "__pydantic_validator__"):
+        raise TypeError(f"{cls.__name__} is a dataclass of pydantic's, which would not be validated: use BaseModel, or a dataclass")
+    _check_bounds(cls)
+
+
+def _check_bounds(cls: Any) -> None:
     """Bounds of annotated-types and pydantic are checked in hints of arguments, and by pydantic in models: in no other classes."""
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
@@ -133,6 +156,8 @@ def _has_bounds(hint: Any) -> bool:
 
 def with_bounds(hint: Any) -> Any:
     """The hint, with the bounds of annotated-types and pydantic as msgspec's own: it knows no others."""
+    if isinstance(hint, typing.NewType):
+        return with_bounds(hint.__supertype__)
     origin = typing.get_origin(hint)
     if origin is None:
         return hint
@@ -164,6 +189,10 @@ def _bounds_of(note: Any) -> dict[str, Any]:
     if isinstance(note, msgspec.Meta) or type(note).__module__.partition(".")[0] not in ("annotated_types", "pydantic"):
         return {}
     found = {name: value for name in _BOUNDS if (value := getattr(note, name, None)) is not None}
-    for part in getattr(note, "metadata", None) or ():  # of pydantic's Field
+    parts = getattr(note, "metadata", None)
+    for part in parts or ():  # of pydantic's Field
         found |= _bounds_of(part)
+    more = {name for name, value in getattr(note, "__dict__", {}).items() if value is not None} - set(_BOUNDS)
+    if parts is None and (more or not found) and type(note).__name__ not in _HARMLESS:
+        raise TypeError(f"{note!r:.100} would not be checked: of notes in Annotated {', '.join(_BOUNDS)} are")
     return found

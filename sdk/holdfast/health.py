@@ -11,6 +11,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from holdfast.channels import SERVER_OPTIONS, bind
 
 LIVE = "live"
+_BYTES_MAX = 4096  # of a question, which is the name of a service
 
 
 class HealthPort:
@@ -22,7 +23,7 @@ class HealthPort:
 
     async def listen(self, address: str) -> int:
         """Listen at `host:port` (port 0: any free one); the port. Raises AddressInUse."""
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        self._server = grpc.aio.server(options=[*dict([*SERVER_OPTIONS, ("grpc.max_receive_message_length", _BYTES_MAX)]).items()])
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, self._server)
         port = bind(self._server, address)
         await self._server.start()

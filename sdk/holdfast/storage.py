@@ -181,7 +181,7 @@ class Storage:
 class _Block:
     """An open `transaction()`: what is to be done, last thing first, to undo it. `turn`: of which of the object's turns it is."""
 
-    __slots__ = ("closed", "outer", "rows", "task", "turn", "undo")
+    __slots__ = ("closed", "failed", "outer", "rows", "task", "turn", "undo")
 
     def __init__(self, rows: Rows, turn: int, outer: _Block | None, task: str) -> None:
         self.rows = rows
@@ -190,6 +190,7 @@ class _Block:
         self.task = task
         self.undo: list[Callable[[], None]] = []
         self.closed = False
+        self.failed = False
 
     @property
     def innermost_open(self) -> _Block | None:
@@ -217,6 +218,7 @@ class Rows:
         "_reader",
         "_recent",
         "_recent_cleared",
+        "_some_failed",
         "_touched",
         "_turn",
         "_write_bytes",
@@ -232,6 +234,7 @@ class Rows:
         self._turn = 0  # counts them
         self._cleared: object = None  # what cleared them last in this turn
         self._block: _Block | None = None  # the innermost one that is open
+        self._some_failed = False  # of the blocks of this turn
         self._touched: dict[str, object] = {}  # while blocks are open: what has written each row last
         self._write_bytes = 0
         self._beside_bytes = 0
@@ -264,7 +267,7 @@ class Rows:
         size = self._key_bytes(key) + len(raw) - self._counted(writes, key)
         if self._write_bytes + size > self._limits.turn_bytes:
             raise self._turn_too_large()
-        if self._block is not None:
+        if self._block is not None or self._some_failed:
             self._note_undo(writes, key)
         self._write_bytes += size
         writes[key] = raw
@@ -281,6 +284,8 @@ class Rows:
             size += self._key_bytes(key) + len(raw) - self._counted(writes, key)
         if self._write_bytes + size > self._limits.turn_bytes:
             raise self._turn_too_large()
+        if self._some_failed:
+            self._own_block()
         for key, raw in rows.items():
             if self._block is not None:
                 self._note_undo(writes, key)
@@ -301,6 +306,8 @@ class Rows:
                 size += key_bytes - self._counted(writes, key)
         if self._write_bytes + size > self._limits.turn_bytes:
             raise self._turn_too_large()
+        if self._some_failed:
+            self._own_block()
         there = 0
         for key in own:
             there += self.get(key) is not None
@@ -316,6 +323,8 @@ class Rows:
         if writes is None:
             raise _outside()
         cleared = object()
+        if self._some_failed:
+            self._own_block()
         if self._block is not None:
             if (block := self._own_block()) is not None:
                 block.undo.append(partial(self._undo_clearing, cleared, dict(writes), dict(self._touched), self._cleared))
@@ -371,6 +380,7 @@ class Rows:
         self._undo_all(block)
 
     def _undo_all(self, block: _Block) -> None:
+        block.failed = self._some_failed = True
         undo, block.undo = block.undo, []
         for one in reversed(undo):
             one()
@@ -380,6 +390,11 @@ class Rows:
         block = _IN_BLOCK.get()
         if block is None or block.rows is not self or block.turn != self._turn:
             return None
+        around: _Block | None = block
+        while around is not None:
+            if around.failed:
+                raise RuntimeError(f"{_task_name()} was begun in a transaction() that has failed: it can change nothing any more")
+            around = around.outer
         return block.innermost_open
 
     def _note_undo(self, writes: dict[str, bytes | None], key: str) -> None:
@@ -458,6 +473,7 @@ class Rows:
         self._writes = {}
         self._turn += 1
         self._block = None
+        self._some_failed = False
         self._write_bytes = self._beside_bytes = 0
         if self._recent:
             self.settle()
@@ -482,7 +498,7 @@ class Rows:
             raise _outside()
         if self._write_bytes + size > self._limits.turn_bytes:
             raise self._turn_too_large()
-        if self._block is not None and (block := self._own_block()) is not None:
+        if (self._block is not None or self._some_failed) and (block := self._own_block()) is not None:
             block.undo.append(partial(self._undo_beside, what, size))
         self._write_bytes += size
         self._beside_bytes += size

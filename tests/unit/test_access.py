@@ -216,6 +216,7 @@ def test_a_token_that_verifies_names_its_subject_until_it_expires(issuer: Issuer
         ({"nbf": NOW + LIFETIME_S // 2}, "not yet valid"),
         ({"kid": "unknown"}, "signed by a key"),
         ({"sub": ["alice"]}, "(not valid|names no subject)"),
+        ({"sub": "half \ud800"}, "(not valid|names no subject)"),
     ],
 )
 def test_a_token_that_is_not_for_us_is_refused(issuer: Issuer, claims: dict[str, Any], why: str) -> None:
@@ -258,9 +259,14 @@ def test_certificates_and_tokens_of_one_name_are_told_apart(issuer: Issuer) -> N
     for text in (jwt_part + certificates, f'{jwt_part}prefix = "a"\n{certificates}', f'{jwt_part}{certificates}prefix = "c"\n'):
         with pytest.raises(AccessError, match="say the `prefix`"):
             parse(text, issuer.folder)
-    rules = parse(f'{jwt_part}prefix = ""\n{certificates}prefix = "cert:"\n', issuer.folder)
+    for jwt_prefix, cert_prefix in (("", "cert:"), ("a", "a:"), ("x:", "x:"), ("cert:", "")):
+        with pytest.raises(AccessError, match="one prefix begins with the other"):
+            parse(f'{jwt_part}prefix = "{jwt_prefix}"\n{certificates}prefix = "{cert_prefix}"\n', issuer.folder)
+    rules = parse(f'{jwt_part}prefix = "jwt:"\n{certificates}prefix = "cert:"\n', issuer.folder)
     assert rules.identify(None, "alice", (), NOW).subject == "cert:alice"
-    assert rules.identify(f"Bearer {issuer.token()}", "", (), NOW).subject == "alice"
+    assert rules.identify(f"Bearer {issuer.token()}", "", (), NOW).subject == "jwt:alice"
+    same = parse(f'{jwt_part}prefix = ""\n{certificates}prefix = ""\n', issuer.folder)
+    assert same.identify(None, "alice", (), NOW).subject == same.identify(f"Bearer {issuer.token()}", "", (), NOW).subject == "alice"
     own = parse(f'[tokens]\nalice = ["{sha("b-1")}"]\n{certificates}', issuer.folder)
     assert own.identify(None, "alice", (), NOW).subject == ANONYMOUS
 

@@ -328,3 +328,15 @@ async def test_a_connection_that_is_gone_waits_for_nothing(bench: Bench) -> None
     bench.engine.cancel(request_id, bench.port, again)
     assert is_aborted((await bench.answered(again))[0])
     assert await bench.answered(bench.call("a", "value")) == [0]
+
+
+async def test_only_so_many_attempts_wait_for_one_turn(bench: Bench) -> None:
+    """Thousands of joined attempts cost a node 10 s when they were cancelled one by one."""
+    request_id = IDS.next()
+    numbers = [bench.call("a", "wait_and_increment", 0.05, 5.0, request_id=request_id, attempt=i) for i in range(200)]
+    refused = [number for number in numbers if number in bench.port.replies]
+    assert len(refused) == len(numbers) - 1 - engine._JOINED_MAX
+    assert all(bench.port.replies[number].code == pb.CODE_OVERLOADED for number in refused)
+    assert not any(bench.port.replies[number].definite for number in refused)
+    rest = [number for number in numbers if number not in refused]
+    assert await bench.answered(*rest) == [1] * len(rest)

@@ -334,3 +334,38 @@ async def test_after_blocks_that_ended_out_of_order_others_may_begin(storage: St
     with storage.transaction():
         storage.put("b", 1)
     assert storage.list() == {"b": 1}
+
+
+async def test_what_a_block_began_can_change_nothing_once_the_block_has_failed(storage: Storage, rows: Rows) -> None:
+    """Else half of a transfer is committed: the part that was not done yet when the other one failed."""
+
+    async def debit() -> None:
+        storage.put("a", -5)
+        await asyncio.sleep(0.01)
+        raise KeyError
+
+    async def credit() -> None:
+        await asyncio.sleep(0.03)
+        for use in (
+            lambda: storage.put("b", 5),
+            lambda: storage.put_many({"b": 5}),
+            lambda: storage.delete("c"),
+            lambda: storage.delete_all(),
+            lambda: rows.do_beside(object(), 5),
+        ):
+            with pytest.raises(RuntimeError, match=r"was begun in a transaction\(\) that has failed"):
+                use()
+        assert storage.get("c") == 1
+
+    storage.put("c", 1)
+    crediting = asyncio.create_task(asyncio.sleep(0))
+    with pytest.raises(KeyError), storage.transaction():
+        crediting = asyncio.create_task(credit())  # type: ignore[assignment]
+        await debit()
+    storage.put("d", 1)  # whoever caught it goes on
+    await crediting
+    assert storage.list() == {"c": 1, "d": 1}
+    assert rows.beside == []
+    rows.rollback()
+    rows.begin()
+    storage.put("e", 1)
