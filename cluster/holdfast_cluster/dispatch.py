@@ -90,7 +90,20 @@ class Origin(Protocol):
 class Pending:
     """A call on its way. `lacking`: it was refused for its kind. `cancelled`: nobody waits for it any more."""
 
-    __slots__ = ("call", "cancelled", "deadline", "lacking", "late", "origin", "origin_id", "pipe", "shard", "size", "submitted")
+    __slots__ = (
+        "call",
+        "cancelled",
+        "deadline",
+        "lacking",
+        "late",
+        "origin",
+        "origin_id",
+        "orphan",
+        "pipe",
+        "shard",
+        "size",
+        "submitted",
+    )
 
     def __init__(self, call: pb.Call, origin: Origin, shard: int, deadline: float, size: int) -> None:
         self.size = size
@@ -103,6 +116,7 @@ class Pending:
         self.lacking = False
         self.late = False
         self.cancelled = False
+        self.orphan = False  # its origin has gone
         self.submitted = perf_counter()
 
     def outcome_unknown(self) -> None:
@@ -143,6 +157,7 @@ class Dispatcher:
         self._held: dict[int, _Held] = {}
         self._lacking: dict[int, _Held] = {}  # the calls whose kind the owner lacks
         self._held_count = 0
+        self._orphans: dict[bytes, int] = {}  # by request id, calls that run on though their origin has gone
         self._bytes = 0
         self._small = min(_CALL_SMALL, limits.argument_bytes_max)  # up to here no part of a call needs a closer look
         self._shards = 0
@@ -251,6 +266,9 @@ class Dispatcher:
         if pending is None:
             return False
         pending.origin = heir
+        orphan = self._orphans.pop(pending.call.request_id, number)
+        if orphan != number:  # an attempt of before, whose connection is lost: whoever made it has sent it again, and waits no more
+            self.cancel(orphan, self._pending[orphan].origin)
         if pending.pipe is None:
             self._unhold(pending)
             self._give_up(number, pending)
@@ -272,6 +290,8 @@ class Dispatcher:
                 continue
             if heir is not None and pending.pipe is not None:
                 pending.origin = heir
+                pending.orphan = True
+                self._orphans[pending.call.request_id] = number
                 inherited += 1
             else:
                 self._unhold(pending)
@@ -406,6 +426,8 @@ class Dispatcher:
     def _drop(self, number: int, pending: Pending) -> None:
         del self._pending[number]
         self._bytes -= pending.size
+        if pending.orphan and self._orphans.get(pending.call.request_id) == number:
+            del self._orphans[pending.call.request_id]
 
     def _unhold(self, pending: Pending) -> None:
         queues = self._lacking if pending.lacking else self._held

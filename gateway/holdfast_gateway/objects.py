@@ -225,7 +225,9 @@ class ObjectsService:
             pass  # it is unread, the client went away, or the gateway stops: gRPC itself logs a cancelled handler as an error
         finally:
             self.sessions -= 1
-            inherited = self._dispatcher.forget(session, None if guest is None else _Gone(guest))
+            if session.unread:  # what it has asked for and does not read is not worth making
+                self._cancel(session, list(session.numbers))
+            inherited = self._dispatcher.forget(session, _Gone(guest))
             if guest is not None:
                 guest.end_session()
                 # What was sent is under way until it is answered, whoever waits for that.

@@ -463,3 +463,24 @@ async def test_no_deadline_is_further_than_five_minutes() -> None:
     assert pipe.sent[0].timeout_ms == 300_000
     assert dispatcher._pending[number].deadline <= asyncio.get_running_loop().time() + 300
     await dispatcher.close()
+
+
+async def test_a_cancel_takes_the_attempt_along_whose_connection_was_lost() -> None:
+    feed, pipe, dispatcher, origin = world()
+    feed.show(view())
+    request = call(7)
+    first = dispatcher.submit(request, origin)
+    gone, again, heir = Origin(), Origin(), Origin()
+    assert dispatcher.forget(origin, gone) == 1
+    second = dispatcher.submit(call(1, request_id=request.request_id, attempt=1), again)
+    assert dispatcher.cancel(second, heir)
+    assert sorted(pipe.cancelled) == [(first, request.request_id), (second, request.request_id)]
+    for number in (first, second):
+        dispatcher.on_reply(pipe, pb.Reply(id=number, result=b"\x01"))  # type: ignore[arg-type]
+    assert (len(gone.replies), len(heir.replies), len(again.replies)) == (1, 1, 0)
+    assert (dispatcher.in_flight, dispatcher._orphans) == (0, {})
+    third = dispatcher.submit(call(7), origin)
+    dispatcher.forget(origin, gone)
+    dispatcher.on_reply(pipe, pb.Reply(id=third, result=b"\x01"))  # type: ignore[arg-type]
+    assert dispatcher._orphans == {}
+    await dispatcher.close()
