@@ -8,7 +8,7 @@ CLUSTER_PROTOS := $(wildcard proto/holdfast_cluster/*/*.proto)
 help:
 	@echo "make run    start the property example on a local cluster; it stays up until Ctrl-C"
 	@echo "make demo   the same, but ends by itself"
-	@echo "make test   the tests, with real etcd and real processes"
+	@echo "make test   the tests with real etcd and real processes, and the simulators; unit tests are in make check"
 	@echo "make test-slow  the long ones: etcd and disks that go back, full disks, other kinds"
 	@echo "make check  format, lint, types, import layers, generated code fresh, unit and property tests"
 	@echo "make bench  calls per second on this machine; BENCH='--json --seconds 5' passes options on"
@@ -38,7 +38,7 @@ check: .venv/dev proto-fresh
 
 test: .venv/dev tools
 	@# Real processes mostly wait: two files of them run at a time, and the simulators with what they leave.
-	@nice -n 19 $(BIN)/pytest tests/sim tests/model tests/unit tests/property --durations 5 > .venv/sim.log 2>&1 & sim=$$!; \
+	@nice -n 19 $(BIN)/pytest tests/sim tests/model --durations 5 > .venv/sim.log 2>&1 & sim=$$!; \
 	$(BIN)/pytest tests/cluster -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations 10; cluster=$$?; \
 	wait $$sim; sim=$$?; cat .venv/sim.log; exit $$((cluster + sim))
 

@@ -14,7 +14,7 @@ from .effect_bugs import BUGS, DISPATCHER_BUGS
 from .effects import live
 from .verdicts import Broken
 
-SEEDS = int(os.environ.get("SEEDS", "300"))
+SEEDS = int(os.environ.get("SEEDS", "200"))
 PARTS = 4
 BUG_SEEDS_MAX = 2_000
 
