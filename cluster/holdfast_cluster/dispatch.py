@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
 
-from holdfast.deadlines import Deadlines
+from holdfast.deadlines import TIMEOUT_MAX_S, Deadlines
 from holdfast.errors import (
     Aborted,
     DeadlineExceeded,
@@ -55,8 +55,6 @@ _CALL_SMALL = 64 << 10
 _KEY_SHORT = KEY_BYTES_MAX // 4  # so many characters fit whatever they are
 _ENVELOPE_BYTES = 100
 _ATTEMPT_MAX = (1 << 32) - 1
-TIMEOUT_MAX_S = 300.0
-"""The longest deadline of a call; what asks for more gets this. Requests are remembered for twice as long."""
 _TIMEOUT_MAX_MS = int(TIMEOUT_MAX_S * 1000)
 _DEADLINE_SLACK_S = 0.15  # a call that was sent is given this long for the node's own word on its deadline
 _BACKOFF_S = (0.02, 0.5)

@@ -26,9 +26,9 @@ from holdfast_gateway.server import GatewayServer
 @click.command(short_help="Run a gateway: clients connect to it.")
 @option("--listen", default="127.0.0.1:7400", help="Address for clients.")
 @option("--reflection/--no-reflection", default=False, help="Serve gRPC server reflection.")
-@option("--in-flight-max", default=10_000, help="Calls that may be under way.")
-@option("--sessions-max", default=SESSIONS_MAX, help="Sessions of clients that may be open.")
-@option("--held-max", default=10_000, help="Calls that may wait for shards that are not served.")
+@option("--in-flight-max", default=10_000, type=click.IntRange(1), help="Calls that may be under way.")
+@option("--sessions-max", default=SESSIONS_MAX, type=click.IntRange(1), help="Sessions of clients that may be open.")
+@option("--held-max", default=10_000, type=click.IntRange(0), help="Calls that may wait for shards that are not served.")
 @option(
     "--client-ca",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),

@@ -641,11 +641,13 @@ class Engine:
         What is committed already stays. The answer still goes to `port`, which counts it.
         """
         turn = self._in_flight.get(request_id)
-        if turn is None or turn.state == COMMITTING:
+        if turn is None:
             return
         if turn.late and (port, number) in turn.late:
             turn.late.remove((port, number))
             self._tell_given_up(turn, port, number)
+            return
+        if turn.state == COMMITTING:
             return
         waiters = [(turn.port, turn.number), *(turn.also or ())]
         if turn.given_up or (port, number) not in waiters:

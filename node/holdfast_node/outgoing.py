@@ -10,6 +10,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from holdfast.app import kind_name
+from holdfast.deadlines import checked_timeout
 from holdfast.errors import InvalidArgument, Overloaded, TooLarge, error_from_proto
 from holdfast.ids import EFFECT
 from holdfast.signature import decode_result, encode_arguments, return_type
@@ -64,7 +65,7 @@ class _Stub:
         self._kind = kind
         self._name = kind_name(kind)
         self._key = key
-        self._timeout = timeout
+        self._timeout = None if timeout is None else checked_timeout(timeout)
 
     def __getattr__(self, method: str) -> Any:
         if method.startswith("__"):

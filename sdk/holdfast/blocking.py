@@ -23,6 +23,7 @@ from holdfast.app import kind_name
 from holdfast.budget import RATIO, Budgets
 from holdfast.channels import CHANNEL_OPTIONS, check_address
 from holdfast.client import DEADLINE_SLACK_S, TIMEOUT_S, check_key, check_own_id, check_size, retry_pause
+from holdfast.deadlines import checked_timeout
 from holdfast.errors import DeadlineExceeded, HoldfastError, InternalError, Overloaded, Unavailable, error_from_proto
 from holdfast.ids import TIME_METADATA, RequestIds, told_time
 from holdfast.signature import decode_result, encode_arguments, return_type
@@ -62,7 +63,7 @@ class BlockingClient:
         self._token = token
         self._tracing = ClientTracing(of_application()) if tracing else None
         self._endpoints = endpoints
-        self._timeout = timeout
+        self._timeout = checked_timeout(timeout)
         self._retry_budget = retry_budget
         self._ids = RequestIds()
         self._closed = False
@@ -156,7 +157,7 @@ class BlockingClient:
     ) -> bytes:
         """One call with a msgpack payload; its msgpack result. Raises as `Client.call` does."""
         check_own_id(kind, key, request_id, idempotency_key)
-        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
+        deadline = time.monotonic() + (self._timeout if timeout is None else checked_timeout(timeout))
         own = request_id is not None or idempotency_key is not None
         request = pb.CallRequest(kind=kind, key=key, method=method, msgpack=arguments, metadata=metadata)
         if idempotency_key is not None:

@@ -22,7 +22,7 @@ from holdfast import forks
 from holdfast.app import kind_name
 from holdfast.budget import RATIO, Budgets
 from holdfast.channels import MESSAGE_BYTES_MAX, check_address, open_client_channel
-from holdfast.deadlines import Deadlines
+from holdfast.deadlines import Deadlines, checked_timeout
 from holdfast.errors import (
     DeadlineExceeded,
     HoldfastError,
@@ -111,7 +111,7 @@ class Client:
             authorization(token)  # the same
         self._token = token
         self._tracing = ClientTracing(of_application()) if tracing else None
-        self._timeout = timeout
+        self._timeout = checked_timeout(timeout)
         self._budgets = Budgets(retry_budget)
         self._ids = RequestIds()
         self._number = 0
@@ -231,8 +231,7 @@ class Client:
                 retryable=True,
                 retry_after_s=0.1,
             )
-        if timeout is None:
-            timeout = self._timeout
+        timeout = self._timeout if timeout is None else checked_timeout(timeout)
         self._number = number = self._number + 1
         message = pb.Call(
             id=number,

@@ -7,6 +7,18 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
+TIMEOUT_MAX_S = 300.0
+"""The longest deadline of a call; what asks for more gets this. Requests are remembered for twice as long."""
+
+
+def checked_timeout(timeout: object) -> float:
+    """A time-out in seconds, as calls have it. Raises TypeError or ValueError for what is none."""
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise TypeError(f"a timeout is a number of seconds, not {timeout!r:.100}")
+    if not timeout > 0:  # NaN is not
+        raise ValueError(f"a timeout is more than 0 seconds, not {timeout}")
+    return float(min(timeout, TIMEOUT_MAX_S))
+
 
 class HasDeadline(Protocol):
     """`deadline`: when it ends, in seconds of the event loop's clock."""

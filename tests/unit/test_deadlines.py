@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from holdfast.deadlines import Deadlines
+from holdfast import connect, connect_blocking
+from holdfast.deadlines import TIMEOUT_MAX_S, Deadlines, checked_timeout
 
 
 class Entry:
@@ -35,3 +36,18 @@ async def test_an_entry_that_cannot_be_told_does_not_stop_the_others(caplog: pyt
     assert told == [1, 3, 4]
     assert caplog.text.count("a deadline passed, and that could not be told") == 1
     deadlines.close()
+
+
+@pytest.mark.parametrize("given", [float("inf"), 1e12, 10**400, 301])
+def test_who_asks_for_more_time_than_there_is_gets_what_there_is(given: float) -> None:
+    assert checked_timeout(given) == TIMEOUT_MAX_S
+    assert checked_timeout(0.5) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "error"), [(float("nan"), ValueError), (0, ValueError), (-1, ValueError), ("5", TypeError), (True, TypeError)]
+)
+def test_what_is_no_time_is_told_before_it_travels(given: object, error: type[Exception]) -> None:
+    for use in (checked_timeout, lambda t: connect("gw:1", timeout=t), lambda t: connect_blocking("gw:1", timeout=t)):
+        with pytest.raises(error, match="a timeout is"):
+            use(given)  # type: ignore[arg-type]
