@@ -194,6 +194,10 @@ class Dispatcher:
         self.ready()
         return 0.0 if self._stale_since is None else self._loop.time() - self._stale_since
 
+    def knows(self, feature: str) -> bool:
+        """Whether the feature is in use in the cluster; see `ClusterSettings.features`."""
+        return feature in self._feed.view.features
+
     def codes(self) -> Counter[int]:
         """Calls answered, by code; CODE_UNSPECIFIED is success."""
         codes = Counter(dict.fromkeys(pb.Code.values(), 0))

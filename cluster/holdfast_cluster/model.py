@@ -39,7 +39,11 @@ GENERATIONS_MAX = 1 << 15
 VERSION = 2
 """What `Member.version` says of this program: the newest format of records and messages that it reads and writes."""
 _KINDS_SINCE = 2
-FEATURES: tuple[str, ...] = ()
+EXPIRY = "expiry"
+"""Values and objects that expire."""
+SEND = "send"
+"""Calls that are stored, to be run later."""
+FEATURES: tuple[str, ...] = (EXPIRY, SEND)
 """The features that this program knows. A cluster turns one on when every member has announced it; see `ClusterSettings.features`."""
 CLUSTER_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?")
 NODE_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,126}[A-Za-z0-9])?")
@@ -261,6 +265,11 @@ class View(msgspec.Struct, frozen=True, dict=True):
     """By key of etcd, why its value is passed over: what was there before holds."""
     hidden: frozenset[str] = frozenset()
     """Members whose values cannot be read, and of whom nothing is known from before: they may well be there."""
+
+    @property
+    def features(self) -> frozenset[str]:
+        """The features in use; see `ClusterSettings.features`."""
+        return frozenset() if self.settings is None else frozenset(self.settings.features)
 
     @property
     def order(self) -> int:

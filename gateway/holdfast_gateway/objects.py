@@ -33,6 +33,7 @@ from holdfast.tracing import TRACEPARENT, Tracing
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.cluster_time import WALL, Time, WallTime
 from holdfast_cluster.dispatch import Dispatcher
+from holdfast_cluster.model import SEND
 
 from holdfast_gateway.access import Refused
 from holdfast_gateway.door import Door, Guest
@@ -148,7 +149,11 @@ class ObjectsService:
             keep_reply=own_id,
             timeout_ms=timeout_ms,
             metadata=request.metadata,
+            send=request.send,
+            delay_ms=request.delay_ms,
         )
+        if call.send and (unable := self._cannot_send(call)) is not None:
+            await _abort(context, unable)
         waiting = _Waiting(guest)
         if guest is not None and (refused := self._refusal(guest, call)) is not None:
             await _abort(context, refused)
@@ -260,6 +265,9 @@ class ObjectsService:
                 continue
             if session.spans is not None:
                 session.trace(call)
+            if call.send and (refused := self._cannot_send(call)) is not None:
+                session.refuse(pb.Reply(id=call.id, error=refused))
+                continue
             client_id = call.id
             if number := submit(call, session):
                 session.numbers[client_id] = number
@@ -283,6 +291,14 @@ class ObjectsService:
                 log.info("unauthenticated: %s, from %s", refused, context.peer())
             await _abort(context, not_definite_after(attempt, error_to_proto(Unauthenticated(str(refused), definite=True))))
             raise AssertionError from None
+
+    def _cannot_send(self, call: pb.Call) -> pb.Error | None:
+        """Why a call cannot be stored: an older node would run it at once. None when every node knows how to."""
+        if self._dispatcher.knows(SEND):
+            return None
+        message = "calls cannot be sent while a node of the cluster is too old to store them"
+        error = Unavailable(message, definite=True, retryable=True, retry_after_s=1.0, request_id=call.request_id)
+        return not_definite_after(call.attempt, error_to_proto(error))
 
     def _own_id(self, call: pb.Call) -> pb.Error | None:
         """Make the request id of a call that came with an idempotency key, or with an id that callers may not use: then why not."""

@@ -70,7 +70,9 @@ class Activation:
         "_store",
         "_taken",
         "cached_bytes",
+        "deactivating",
         "digest",
+        "expiry_ms",
         "forgotten",
         "hash",
         "instance",
@@ -80,6 +82,7 @@ class Activation:
         "last_error",
         "last_used",
         "mailbox",
+        "reads",
         "row_prefix",
         "shard",
         "stats",
@@ -109,10 +112,16 @@ class Activation:
         self._taken: dict[bytes, bytes] | None = None
         self.row_prefix = keys.row_prefix(shard.number, kind.name, key)
         """What the keys of the user's rows begin with in the store."""
-        self.storage = Rows(RowReader(store, self.row_prefix), limits)
+        self.storage = Rows(RowReader(store, self.row_prefix), limits, shard)
         self.instance: DurableObject | None = None
         self.turn: Turn | None = None
         self.mailbox: deque[Turn] | None = None
+        self.reads: set[Turn] | None = None
+        """The calls that run beside its turns."""
+        self.deactivating = False
+        """Whether its handler has asked to leave memory when the running turn has ended well."""
+        self.expiry_ms = 0 if kind.options.ttl is None else self._stored_expiry()
+        """When the whole object expires, Unix time in ms; 0: never."""
         self.last_entry: Entry | None = None
         self.last_used = 0.0
         self.last_error: LastError | None = None
@@ -132,9 +141,32 @@ class Activation:
         entry = self.last_entry
         return None if entry is None or entry.committed else entry
 
+    @property
+    def in_chain(self) -> str:
+        """How chains of calls name it."""
+        return self.name
+
     def at_rest(self) -> bool:
-        """Whether it has no turn, no waiting call and no writes that the store does not show yet."""
-        return self.turn is None and not self.mailbox and self.uncommitted is None and self.storage.settled()
+        """Whether it has no turn, no read, no waiting call and no writes that the store does not show yet."""
+        return self.turn is None and not self.mailbox and not self.reads and self.uncommitted is None and self.storage.settled()
+
+    # -- expiry of the whole object
+
+    def _stored_expiry(self) -> int:
+        raw = self._store.get("state", keys.expiry_key(self.shard.number, self.kind.name, self.key))
+        return 0 if raw is None else int.from_bytes(raw, "big")
+
+    def has_expired(self) -> bool:
+        """Whether the whole object is to be taken for deleted."""
+        return bool(self.expiry_ms) and self.shard.expired(self.expiry_ms)
+
+    def expire(self) -> None:
+        """In a turn: delete everything."""
+        self.instance = None
+        self.storage.delete_all()
+        alarms = self.alarms
+        for name in list(alarms.current()):
+            alarms.change(name, None)
 
     def make_instance(self) -> DurableObject:
         """A new instance of the user's class, with its context in place before its `__init__` runs."""
@@ -196,13 +228,22 @@ class Activation:
             raise RuntimeError("there is a request only while a turn runs")
         return self.turn
 
+    def deactivate(self) -> None:
+        if self.turn is None:
+            raise RuntimeError("an object can be deactivated only while a turn of it runs")
+        self.deactivating = True
+
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
-        return logging.LoggerAdapter(_log, self.log_fields())
+        return self.log_for(self.turn)
 
-    def log_fields(self) -> dict[str, Any]:
-        """What identifies the running turn in a line of the log."""
+    def log_for(self, turn: Turn | None) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose lines say that they are this turn's."""
+        return logging.LoggerAdapter(_log, self.log_fields(turn))
+
+    def log_fields(self, turn: Turn | None) -> dict[str, Any]:
+        """What identifies a turn of the object in a line of the log."""
         fields: dict[str, Any] = {"kind": self.kind.name, "key": self.key, "epoch": self.shard.epoch}
-        if self.turn is not None:
-            fields["request_id"] = self.turn.request_id.hex()
+        if turn is not None:
+            fields["request_id"] = turn.request_id.hex()
         return fields

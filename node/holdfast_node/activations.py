@@ -4,42 +4,61 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from heapq import merge
 
 from holdfast_node.activation import Activation
 from holdfast_node.shards import Shard
 
 
 class Activations:
-    """`cached_bytes` is the size of all hot caches. An activation that was forgotten counts no more, whatever it still does."""
+    """`cached_bytes` is the size of all hot caches. An activation that was forgotten counts no more, whatever it still does.
+
+    Those of a kind are kept in the order of their use: kinds differ in how long an idle object stays.
+    """
 
     def __init__(self) -> None:
-        self._by_ident: OrderedDict[tuple[str, str], Activation] = OrderedDict()
+        self._of_kind: dict[str, OrderedDict[str, Activation]] = {}
+        self._count = 0
         self.cached_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._by_ident)
+        return self._count
 
     def use(self, kind: str, key: str) -> Activation | None:
-        """The object's activation, which is now the most recently used; None when it is not active."""
-        ident = (kind, key)
-        activation = self._by_ident.get(ident)
+        """The object's activation, which is now the most recently used of its kind; None when it is not active."""
+        of_kind = self._of_kind.get(kind)
+        if of_kind is None:
+            return None
+        activation = of_kind.get(key)
         if activation is not None:
-            self._by_ident.move_to_end(ident)
+            of_kind.move_to_end(key)
         return activation
 
     def get(self, kind: str, key: str) -> Activation | None:
         """The object's activation, without using it."""
-        return self._by_ident.get((kind, key))
+        of_kind = self._of_kind.get(kind)
+        return None if of_kind is None else of_kind.get(key)
 
     def add(self, activation: Activation) -> None:
-        self._by_ident[activation.kind.name, activation.key] = activation
+        of_kind = self._of_kind.get(activation.kind.name)
+        if of_kind is None:
+            of_kind = self._of_kind[activation.kind.name] = OrderedDict()
+        of_kind[activation.key] = activation
+        self._count += 1
 
     def forget(self, activation: Activation) -> None:
         """Take it out, if it is still in."""
         if not activation.forgotten:
             activation.forgotten = True
-            del self._by_ident[activation.kind.name, activation.key]
+            del self._of_kind[activation.kind.name][activation.key]
+            self._count -= 1
             self.cached_bytes -= activation.cached_bytes
+
+    def retire(self, activation: Activation) -> None:
+        """Take it for the least recently used of its kind: it may leave at once."""
+        if not activation.forgotten:
+            activation.last_used = 0.0
+            self._of_kind[activation.kind.name].move_to_end(activation.key, last=False)
 
     def account(self, activation: Activation) -> None:
         """Take note of what its cache has grown or shrunk by."""
@@ -49,21 +68,20 @@ class Activations:
             self.cached_bytes += grown
 
     def of_shards(self, shards: set[Shard]) -> list[Activation]:
-        return [activation for activation in self._by_ident.values() if activation.shard in shards]
+        return [each for of_kind in self._of_kind.values() for each in of_kind.values() if each.shard in shards]
 
-    def kinds(self) -> Iterator[str]:
-        """The kind of each."""
-        return (kind for kind, _ in self._by_ident)
+    def kinds(self) -> dict[str, int]:
+        """How many there are of each kind."""
+        return {kind: len(of_kind) for kind, of_kind in self._of_kind.items()}
 
-    def oldest(self) -> Activation | None:
-        """The least recently used one."""
-        return next(iter(self._by_ident.values()), None)
+    def of_kind(self, kind: str) -> Iterator[Activation]:
+        """Those of a kind, least recently used first. Do not change it meanwhile."""
+        return iter(self._of_kind.get(kind, {}).values())
 
-    def at_rest(self) -> Iterator[Activation]:
-        """Those without a turn, a waiting call or writes that the store does not show yet, least recently used first.
+    def oldest_first(self) -> Iterator[Activation]:
+        """All, least recently used first. Do not change it meanwhile."""
+        return merge(*(of_kind.values() for of_kind in self._of_kind.values()), key=_last_used)
 
-        Do not change it meanwhile.
-        """
-        for activation in self._by_ident.values():
-            if activation.at_rest():
-                yield activation
+
+def _last_used(activation: Activation) -> float:
+    return activation.last_used

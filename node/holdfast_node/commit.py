@@ -83,7 +83,7 @@ class Entry:
         self.turns: list[Turn] = []
         self.waiters: list[asyncio.Future[None]] | None = None
         self.notes: list[Note] | None = None  # notifications that leave when it is committed
-        self.dues: list[tuple[bool, int]] | None = None  # when something in it is due: (a delayed notification or an alarm, ms)
+        self.dues: list[tuple[int, int]] | None = None  # when something in it is due: (its index, Unix time in ms)
         self.applied = False
         self.committed = False
         self.abandoned = False

@@ -13,7 +13,7 @@ import asyncio
 import inspect
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -40,7 +40,7 @@ from holdfast.errors import (
     not_definite_after,
 )
 from holdfast.ids import EFFECT, RequestIds
-from holdfast.signature import Handler
+from holdfast.signature import Handler, Sending
 from holdfast.storage import Limits
 from holdfast.tracing import Tracing
 from holdfast.v1 import objects_pb2 as pb
@@ -58,7 +58,8 @@ from holdfast_node.delivery.deliveries import Deliveries, Forget
 from holdfast_node.delivery.outbox import OutboxLimits
 from holdfast_node.hosting import ShardKinds
 from holdfast_node.hottest import SAMPLE, Hottest
-from holdfast_node.outgoing import Notify, Outgoing
+from holdfast_node.outgoing import Notify, Outgoing, delay_of, sent_by_client
+from holdfast_node.reading import ReadContext
 from holdfast_node.replication.changes import Until
 from holdfast_node.replies import ResponseCache, identity_of
 from holdfast_node.shards import Shard, Shards
@@ -77,6 +78,7 @@ _JOINED_MAX = 64
 """Attempts that may wait for one turn beside the first: an honest caller has one or two, for each gateway that it has tried."""
 _TURNS_IN_A_ROW = 64  # of one object, before the loop gets a chance to do something else
 _NEVER = float("inf")
+_EVICTED_MAX = 1_000  # at once
 _ABANDON_AGAIN_S = 0.5
 _ABANDON_S = 5.0  # how long a turn that was cancelled may take to end
 
@@ -98,7 +100,7 @@ class EngineLimits:
     cache_bytes_max: int = 256 << 20
     """The hot caches of all activations together."""
     idle_s: float = 300.0
-    """An activation that had no call for this long is evicted."""
+    """An activation that had no call for this long is evicted, unless its kind says otherwise (`KindOptions.idle`)."""
     storage: Limits = field(default_factory=Limits)
     outbox: OutboxLimits = field(default_factory=OutboxLimits)
 
@@ -176,8 +178,8 @@ class Engine:
     def committer(self) -> Committer:
         return self._committer
 
-    def active_kinds(self) -> Iterator[str]:
-        """The kind of each object in memory."""
+    def active_kinds(self) -> dict[str, int]:
+        """How many objects of each kind are in memory."""
         return self._activations.kinds()
 
     @property
@@ -206,11 +208,14 @@ class Engine:
             if shard.until <= now or (shard.closing and not call.chain):
                 raise WrongOwner(f"shard {shard.number} is not served by this node at the moment", definite=True, retryable=True)
             method = call.method
-            handler: Handler | Inside = activation.kind.handlers.get(method) or activation.kind.handler(method)
+            found = activation.kind.handlers.get(method) or activation.kind.handler(method)
+            handler: Handler | Sending | Inside = found
+            if call.send or found.reads:
+                handler = _runs_beside(found, call)
             attempt = call.attempt
             responses = self._responses
             again = attempt or request_id[0] >= EFFECT or responses.may_have_run(request_id, now)
-            if again or now < shard.look_until:
+            if (again or now < shard.look_until) and not handler.reads:
                 if call.notification:
                     if activation.took(call.notification):
                         handler = _AGAIN  # as a turn of its own, so that its answer waits for what the first one's waits for
@@ -227,7 +232,7 @@ class Engine:
                         error = None if kept.error is None else not_definite_after(attempt, kept.error)
                         port.reply(call.id, kept.result, error, shard)
                         return
-            if activation.turn is not None and call.chain:
+            if activation.turn is not None and call.chain and not handler.reads:
                 self._check_chain(call, activation)
             if len(self._in_flight) >= self._limits.in_flight_max:
                 raise _overloaded(f"{self._limits.in_flight_max} calls are in flight on this node")
@@ -239,9 +244,12 @@ class Engine:
                 refused[told.code] = refused.get(told.code, 0) + 1
             port.reply(call.id, b"", told, None)
             return
-        self._enqueue(activation, call, handler, port)
+        if handler.reads or type(handler) is Sending:
+            self._run_beside(activation, call, handler, port)
+        else:
+            self._enqueue(activation, call, handler, port)
 
-    def _enqueue(self, activation: Activation, call: pb.Call, handler: Handler | Firing | Inside, port: ReplyPort) -> None:
+    def _enqueue(self, activation: Activation, call: pb.Call, handler: Handler | Sending | Firing | Inside, port: ReplyPort) -> None:
         """Start a turn, or have it wait for those before it."""
         request_id = call.request_id
         shard = activation.shard
@@ -304,12 +312,13 @@ class Engine:
     def _join(self, turn: Turn, call: pb.Call, port: ReplyPort) -> None:
         """The same request again while its first attempt is under way: one turn, and everybody who asked is answered."""
         before = turn.call
-        if (call.kind, call.key, call.method, call.codec, call.arguments) != (
+        if (call.kind, call.key, call.method, call.codec, call.arguments, call.send) != (
             before.kind,
             before.key,
             before.method,
             before.codec,
             before.arguments,
+            before.send,
         ):
             error = InvalidArgument(f"request id {call.request_id.hex()} is in use by another call", path="request_id", definite=True)
             port.reply(call.id, b"", not_definite_after(call.attempt, error_to_proto(error)), None)
@@ -338,6 +347,8 @@ class Engine:
             turn.deadline = limit
         activation.turn = turn
         activation.storage.begin()
+        if activation.expiry_ms and activation.has_expired():
+            activation.expire()
         self.turns += 1
         activation.shard.turns += 1
         if not self.turns % SAMPLE:
@@ -389,14 +400,7 @@ class Engine:
             return
         if error is None:
             try:
-                if turn.stopped is not None:
-                    raise turn.stopped
-                turn.result = _encode(turn, value)
-                if len(turn.result) > self._limits.result_bytes_max:
-                    raise TooLarge(
-                        f"a result of {len(turn.result)} bytes, at most {self._limits.result_bytes_max}",
-                        definite=turn.calls_made == 0,
-                    )
+                self._set_result(turn, value)
                 if storage.changed() or turn.call.keep_reply or (turn.request_id[0] >= EFFECT and turn.call.notification):
                     entry = self._write(turn)
             except Exception as unfit:
@@ -404,23 +408,25 @@ class Engine:
                 entry = None
         if error is not None:
             storage.rollback()
+            activation.deactivating = False
             if not isinstance(error, UnfitArguments):  # of those the handler, and so the instance, has not seen anything
                 activation.instance = None
-            turn.result = b""
-            try:
-                turn.error = self._failure(turn, error)
-            except Exception as worse:  # an exception of the user's that cannot even be told
-                log.exception("%s.%s failed, and so did telling why", activation.name, turn.handler.name)
-                told = InternalError(
-                    f"{type(error).__name__}, which cannot be told: {type(worse).__name__}", request_id=turn.request_id
-                )
-                turn.error = error_to_proto(told)
+            self._fail(turn, error)
             if turn.call.keep_reply and isinstance(error, Rejected) and turn.stopped is None and type(turn.handler) is Handler:
                 entry = self._keep_refusal(turn, turn.handler)
         else:
             storage.close(entry)
         self._activations.account(activation)
         activation.turn = None
+        self._answer(turn, entry)
+        if activation.deactivating:
+            self._deactivate(activation)
+        if activation.mailbox and not self._starting:  # whoever starts turns in a row goes on by itself
+            self._next(activation)
+
+    def _answer(self, turn: Turn, entry: Entry | None) -> None:
+        """Answer a turn, or a call beside turns, when what it wrote (`entry`), or may have seen, is committed."""
+        activation = turn.activation
         gate = entry or activation.uncommitted
         if gate is not None and entry is None and activation.shard.read_only is not None:
             # What it saw may wait for long: it must not wait with it, and fill the node.
@@ -438,8 +444,115 @@ class Engine:
             turn.state = COMMITTING
             turn.deadline = _NEVER
             gate.turns.append(turn)
-        if activation.mailbox and not self._starting:  # whoever starts turns in a row goes on by itself
-            self._next(activation)
+
+    def _fail(self, turn: Turn, error: BaseException) -> None:
+        """Make an exception the turn's error."""
+        turn.result = b""
+        try:
+            turn.error = self._failure(turn, error)
+        except Exception as worse:  # an exception of the user's that cannot even be told
+            log.exception("%s.%s failed, and so did telling why", turn.activation.name, turn.handler.name)
+            told = InternalError(f"{type(error).__name__}, which cannot be told: {type(worse).__name__}", request_id=turn.request_id)
+            turn.error = error_to_proto(told)
+
+    def _set_result(self, turn: Turn, value: Any) -> None:
+        """Take what a handler returned for the turn's result. Raises what is wrong with it."""
+        if turn.stopped is not None:
+            raise turn.stopped
+        turn.result = _encode(turn, value)
+        if len(turn.result) > self._limits.result_bytes_max:
+            raise TooLarge(
+                f"a result of {len(turn.result)} bytes, at most {self._limits.result_bytes_max}",
+                definite=turn.calls_made == 0,
+            )
+
+    # -- calls beside turns
+
+    def _run_beside(self, activation: Activation, call: pb.Call, handler: Handler | Sending | Inside, port: ReplyPort) -> None:
+        """Run a call that waits for no turn: a read, or one that is stored to be run later."""
+        now = self._loop.time()
+        activation.last_used = now
+        deadline = now + min(call.timeout_ms / 1000 or self._limits.turn_timeout_s, self._limits.turn_timeout_s)
+        turn = Turn(self._loop, activation, call, handler, port, deadline, self._read_ended)
+        if self._tracing is not None:
+            turn.span = TurnSpan.of(self._tracing, turn)
+        self._in_flight[call.request_id] = turn
+        turn.state = RUNNING
+        if isinstance(handler, Sending):
+            self._store_call(turn, handler)
+            return
+        if activation.reads is None:
+            activation.reads = set()
+        activation.reads.add(turn)
+        turn.reading = context = ReadContext(activation, self._outgoing, turn)
+
+        async def run() -> Any:
+            result = handler.invoke(context.make_instance(), call.arguments, call.codec == pb.CODEC_JSON)
+            return await result if handler.is_async else result
+
+        turn.run(run())
+        if turn.state == RUNNING:
+            self._deadlines.watch(turn.deadline)
+
+    def _read_ended(self, turn: Turn, value: Any, error: BaseException | None) -> None:
+        turn.ended_at = perf_counter()
+        activation = turn.activation
+        self._close_read(turn)
+        if not activation.shard.owned or activation.forgotten:
+            self._finish(turn, b"", error_to_proto(_moved(activation.shard.number)))
+            return
+        if error is None:
+            try:
+                self._set_result(turn, value)
+            except Exception as unfit:
+                error = unfit
+        if error is not None:
+            self._fail(turn, error)
+        self._activations.account(activation)
+        self._answer(turn, None)
+
+    @staticmethod
+    def _close_read(turn: Turn) -> None:
+        activation = turn.activation
+        assert turn.reading is not None
+        turn.reading.close()
+        assert activation.reads is not None
+        activation.reads.discard(turn)
+        if not activation.reads:
+            activation.reads = None
+
+    def _store_call(self, turn: Turn, handler: Sending) -> None:
+        """A client's notification: it goes to the outbox of its receiver's own shard, with the reply that says so."""
+        activation, call = turn.activation, turn.call
+        shard = activation.shard
+        entry: Entry | None = None
+        try:
+            if shard.read_only is not None:
+                raise _read_only(turn)
+            sent = sent_by_client(turn, handler.handler)
+            sender = (sent.row.sender_kind, sent.row.sender_key)
+            full = self.deliveries.room_delayed(shard) if sent.delay_ms else self.deliveries.room(shard, sender, 0)
+            if full is not None:
+                raise Overloaded(full, definite=True, retryable=True, retry_after_s=1.0)
+            self.deliveries.prepare(shard)
+            turn.result = _encode(turn, None)
+            if turn.attempt and turn.request_id[0] < EFFECT:
+                self._responses.note_retried(turn.request_id)
+            identity = identity_of(activation.digest, handler, call)
+            entry = self._committer.entry(shard)
+            self.deliveries.stage(entry, sent)
+            entry.replies.append(self._responses.row(shard, identity, activation.hash, turn.request_id, turn.result))
+            entry.bytes += len(sent.raw)
+        except HoldfastError as refusal:
+            refusal.request_id = turn.request_id
+            turn.error = error_to_proto(refusal, call.codec)
+        turn.ended_at = perf_counter()
+        if entry is None:
+            self._finish(turn, b"", turn.error)
+        else:
+            turn.state = COMMITTING
+            turn.deadline = _NEVER
+            entry.turns.append(turn)
 
     def _keep_refusal(self, turn: Turn, handler: Handler) -> Entry | None:
         """Keep the final error of a turn whose caller brought an id of its own: the answer stays the same however often it asks."""
@@ -477,6 +590,10 @@ class Engine:
             entry.deletes = True
         if activation.storage.beside:
             self._write_beside(activation, entry)
+        if activation.storage.some_expire:
+            self.deliveries.expiry.stage_rows(entry, activation, writes)
+        if activation.expiry_ms or activation.kind.options.ttl is not None:
+            self.deliveries.expiry.stage_object(entry, activation, type(turn.handler) is Inside and turn.handler.deletes)
         request_id = turn.request_id
         if turn.call.notification:
             entry.rows.append(activation.take(turn.call.notification))
@@ -498,7 +615,7 @@ class Engine:
                     entry.rows += activation.alarms.stage(what)
                     entry.deletes = True
                     if what.record is not None:
-                        self.deliveries.due_at(entry, what.record.due_ms)
+                        self.deliveries.due_at(entry, what.record.due_ms, keys.ALARMS)
                 case Forget(delayed):
                     self.deliveries.forget(entry, (activation.kind.name, activation.key), delayed)
                 case LetterChange(raw, gone):
@@ -612,8 +729,7 @@ class Engine:
                 failed.message or failed.code,
                 exc_info=error if turn.stopped is None else None,
                 extra={
-                    **turn.activation.log_fields(),
-                    "request_id": turn.request_id.hex(),
+                    **turn.activation.log_fields(turn),
                     "method": turn.handler.name,
                 },
             )
@@ -625,6 +741,8 @@ class Engine:
             self._unqueue(turn, _expired(turn))
         elif turn.state == RUNNING and turn.stopped is None:
             self._stop(turn, _expired(turn))
+        elif turn.state == RUNNING and turn.reading is not None:
+            self._abandon_read(turn)
         elif turn.state == RUNNING:
             self._abandon(turn)
 
@@ -693,6 +811,15 @@ class Engine:
         if mailbox is not None and turn in mailbox:
             mailbox.remove(turn)
 
+    def _abandon_read(self, turn: Turn) -> None:
+        """A read goes on though it was cancelled: it is answered, and sees nothing any more."""
+        assert turn.stopped is not None
+        turn.ended = lambda turn, value, error: None
+        self._close_read(turn)
+        turn.stopped.request_id = turn.request_id
+        turn.stopped.definite = turn.calls_made == 0
+        self._finish(turn, b"", error_to_proto(turn.stopped))
+
     def _abandon(self, turn: Turn) -> None:
         """A handler goes on though it was cancelled: its object goes on without it, from storage, and what it still does is void."""
         activation = turn.activation
@@ -705,12 +832,14 @@ class Engine:
             "%s.%s was cancelled and did not end: it is abandoned",
             activation.name,
             turn.handler.name,
-            extra={**activation.log_fields(), "method": turn.handler.name},
+            extra={**activation.log_fields(turn), "method": turn.handler.name},
         )
         turn.ended = lambda turn, value, error: None
         waiting, activation.mailbox = activation.mailbox, None
         self._activations.forget(activation)
         activation.storage.rollback()
+        for read in list(activation.reads or ()):
+            read.cancel()  # its rows are no longer those of the object: it is made again
         self.turns_failed += 1
         assert turn.stopped is not None
         turn.stopped.request_id = turn.request_id
@@ -744,6 +873,8 @@ class Engine:
             activation.mailbox = None
             if activation.turn is not None:
                 activation.turn.cancel()
+            for read in list(activation.reads or ()):
+                read.cancel()
         self.deliveries.drop(shards)
         for shard in shards:
             entry, shard.gathering = shard.gathering, None
@@ -761,13 +892,16 @@ class Engine:
         handler: Callable[[Activation], Firing | Inside],
         done: Callable[[pb.Error | None], None],
         timeout_s: float = 0.0,
+        metadata: dict[str, str] | None = None,
     ) -> None:
         """Run a turn of Holdfast's own on an object; `done` gets its error, or None, when it is committed.
 
         `handler` makes what stands in for its handler; a HoldfastError that it raises is the turn's. `timeout_s`: its deadline,
         with the time in which it waits; 0: that of any call.
         """
-        call = pb.Call(kind=kind, key=key, method="on_alarm", request_id=request_id, timeout_ms=int(timeout_s * 1000))
+        call = pb.Call(
+            kind=kind, key=key, method="on_alarm", request_id=request_id, timeout_ms=int(timeout_s * 1000), metadata=metadata
+        )
         port = _Told(done)
         if request_id in self._in_flight:
             port.reply(0, b"", error_to_proto(_overloaded("it fires already")), None)
@@ -815,12 +949,13 @@ class Engine:
         """Follow the clock and evict what is idle or too much; call it a few times a second."""
         self._responses.tick()
         self._shards.tick(boottime())
-        idle_since = self._loop.time() - self._limits.idle_s
-        for _ in range(1_000):
-            if self._activations.cached_bytes > self._limits.cache_bytes_max:
-                idle_since = _NEVER
-            if not self._evict_oldest(idle_since):
+        for _ in range(_EVICTED_MAX):
+            if self._activations.cached_bytes <= self._limits.cache_bytes_max or not self._evict_oldest():
                 break
+        now = self._loop.time()
+        for kind in self._activations.kinds():
+            idle = self._app.kinds[kind].options.idle
+            self._evict_idle(kind, now - (self._limits.idle_s if idle is None else idle.total_seconds()))
 
     def forget_responses(self) -> None:
         """Have the owned shards forget the kept replies whose time has passed; call it about once a minute."""
@@ -860,22 +995,41 @@ class Engine:
                 await asyncio.sleep(0.01)
         return True
 
-    def _evict_oldest(self, unused_since: float = _NEVER) -> bool:
-        """Evict the least recently used activation that is at rest, or have it run its `on_evict`; False when there is none.
-
-        Only one that had no call since `unused_since`.
-        """
-        for activation in self._activations.at_rest():
-            if activation.last_used > unused_since:
-                return False
-            if activation.kind.on_evict is not None and activation.instance is not None:
-                self._run_on_evict(activation)
-                if activation.turn is not None or activation.uncommitted is not None or not activation.storage.settled():
-                    return True  # it is evicted when that has ended
-            self._activations.forget(activation)
-            self.evictions += 1
-            return True
+    def _evict_oldest(self) -> bool:
+        """Evict the least recently used activation that is at rest; False when there is none."""
+        for activation in self._activations.oldest_first():
+            if activation.at_rest():
+                self._evict(activation)
+                return True
         return False
+
+    def _evict_idle(self, kind: str, unused_since: float) -> None:
+        """Evict those of a kind that had no call since then."""
+        idle: list[Activation] = []
+        for activation in self._activations.of_kind(kind):
+            if activation.last_used > unused_since or len(idle) >= _EVICTED_MAX:
+                break
+            if activation.at_rest():
+                idle.append(activation)
+        for activation in idle:
+            self._evict(activation)
+
+    def _evict(self, activation: Activation) -> None:
+        """Take one that is at rest out of memory, or have it run its `on_evict`: then it is evicted when that has ended."""
+        if activation.kind.on_evict is not None and activation.instance is not None:
+            self._run_on_evict(activation)
+            if not activation.at_rest():
+                return
+        self._activations.forget(activation)
+        self.evictions += 1
+
+    def _deactivate(self, activation: Activation) -> None:
+        """Its handler has asked to leave memory. Turns that wait already get a new instance."""
+        activation.deactivating = False
+        if activation.kind.on_evict is not None and activation.instance is not None:
+            self._run_on_evict(activation)
+        activation.instance = None
+        self._activations.retire(activation)
 
     def _run_on_evict(self, activation: Activation) -> None:
         hook = activation.kind.on_evict
@@ -968,8 +1122,18 @@ def _encode(turn: Turn, value: Any) -> bytes:
         raise TypeError(f"{turn.handler.name}() returned what cannot be sent: {error}{hint}") from None
 
 
-async def _as_coroutine(handler: Handler | Firing | Inside, instance: Any, call: pb.Call) -> Any:
+async def _as_coroutine(handler: Handler | Sending | Firing | Inside, instance: Any, call: pb.Call) -> Any:
     return handler.invoke(instance, call.arguments, call.codec == pb.CODEC_JSON)
+
+
+def _runs_beside(handler: Handler, call: pb.Call) -> Handler | Sending:
+    """What a call that waits for no turn runs. Raises InvalidArgument for one that makes no sense."""
+    if handler.reads and (call.send or call.notification):
+        raise InvalidArgument(f"{call.kind}.{call.method} only reads: there is nothing to tell it", path="method", definite=True)
+    if not call.send:
+        return handler
+    delay_of(call)
+    return handler.sending
 
 
 def _overloaded(message: str) -> Overloaded:

@@ -16,6 +16,7 @@ from typing import Any
 
 from holdfast.errors import HoldfastError, WrongOwner, error_from_proto
 from holdfast.ids import effect_id
+from holdfast.storage import read_expiry, read_value
 from holdfast.v1 import admin_pb2
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clock import boottime
@@ -39,6 +40,7 @@ TOP = 20
 _PAGE_BYTES = 2 << 20
 _DELETES_AT_ONCE = 16
 _STEP = 500  # objects, or rows, between two chances for the loop to do something else
+_NEVER_MS = 1 << 62
 _SIZE_ROWS_MAX = 100_000  # rows that `explain` counts
 
 
@@ -89,8 +91,7 @@ class Inspection:
         heap: list[tuple[str, int]] = []
 
         def push(shard: int, start: bytes) -> None:
-            raw = find(start)
-            if raw is not None and (found := _object_at(raw, shard, request.kind, request.prefix)) is not None:
+            if (found := _object_from(find, start, shard, request.kind, request.prefix)) is not None:
                 heapq.heappush(heap, (found[1], shard))
 
         serving = self._shards.serving(boottime())
@@ -124,8 +125,7 @@ class Inspection:
             while start is not None:
                 find = self._store.cursor("state").seek  # anew: a cursor keeps the store as it was
                 for _ in range(_STEP):
-                    raw = find(start)
-                    found = None if raw is None else _object_at(raw, shard.number, request.kind, request.prefix)
+                    found = _object_from(find, start, shard.number, request.kind, request.prefix)
                     if found is None:
                         start = None
                         break
@@ -147,13 +147,18 @@ class Inspection:
         start = max(prefix, own + request.after.encode() + b"\0") if request.after else prefix
         limit = min(request.limit or PAGE_MAX, PAGE_MAX)
         response = admin_pb2.ShowObjectResponse()
+        if shard.expired(self._expiry(shard, request.kind, request.key) or _NEVER_MS):
+            return response
         size = 0
         for key, value in self._store.scan("state", start, keys.after(prefix)):
             if len(response.rows) >= limit or (response.rows and size + len(value) > _PAGE_BYTES):
                 response.more = True
                 break
+            expiry = read_expiry(value) or 0
+            if expiry and shard.expired(expiry):
+                continue
             size += len(key) + len(value)
-            response.rows.add(key=key[len(own) :].decode(), value=value)
+            response.rows.add(key=key[len(own) :].decode(), value=read_value(value), expires_ms=expiry)
         return response
 
     async def explain(self, request: admin_pb2.ExplainRequest) -> admin_pb2.ExplainResponse:
@@ -186,6 +191,7 @@ class Inspection:
         response.idle_s = max(0.0, asyncio.get_running_loop().time() - activation.last_used)
         response.cache_bytes = activation.storage.cached_bytes
         response.waiting = len(activation.mailbox or ())
+        response.reads = len(activation.reads or ())
         response.committing = activation.uncommitted is not None
         if (turn := activation.turn) is not None:
             response.running = turn.handler.name
@@ -196,6 +202,10 @@ class Inspection:
             response.last_error.CopyFrom(
                 admin_pb2.LastError(code=code, message=message[:2_000], method=method, at_ms=at_ms, request_id=request_id)
             )
+
+    def _expiry(self, shard: Shard, kind: str, key: str) -> int:
+        """When an object expires, Unix time in ms; 0: never."""
+        return int.from_bytes(self._store.get("state", keys.expiry_key(shard.number, kind, key)) or b"", "big")
 
     async def _explain_storage(self, shard: Shard, request: admin_pb2.ExplainRequest, response: admin_pb2.ExplainResponse) -> None:
         prefix = keys.row_prefix(shard.number, request.kind, request.key)
@@ -210,6 +220,7 @@ class Inspection:
         prefix = keys.alarm_prefix(shard.number, request.kind, request.key)
         dues = [decode_alarm(value).due_ms for _, value in self._store.scan("state", prefix, keys.after(prefix))]
         response.alarms, response.next_alarm_ms = len(dues), min(dues, default=0)
+        response.expires_ms = self._expiry(shard, request.kind, request.key)
 
     def _explain_outbox(self, shard: Shard, sender: tuple[str, str], response: admin_pb2.ExplainResponse) -> None:
         notes = self._engine.deliveries.outbox.of(shard, sender)
@@ -222,7 +233,7 @@ class Inspection:
         """What is busy on this node."""
         engine = self._engine
         node = admin_pb2.NodeTop(id=self._node(), stats=self._stats(), shards_owned=len(self._shards.owned()))
-        active = Counter(engine.active_kinds())
+        active = engine.active_kinds()
         for kind, methods in engine.stats.items():
             stats = methods.values()
             node.kinds.add(
@@ -231,7 +242,7 @@ class Inspection:
                 failed=sum(sum(each.failed.values()) for each in stats),
                 call_s=sum(each.total.total for each in stats),
                 turn_s=sum(each.turn.total for each in stats),
-                active=active[kind],
+                active=active.get(kind, 0),
             )
         response = admin_pb2.NodeTopResponse(node=node)
         limit = min(request.limit or TOP, TOP_MAX)
@@ -293,7 +304,7 @@ class Inspection:
                 nonlocal existed
                 existed = await self._delete_in_turn(activation)
 
-            return Inside("(delete)", delete, is_async=True)
+            return Inside("(delete)", delete, is_async=True, deletes=True)
 
         self._engine.run_inside(kind, key, effect_id(b"admin", os.urandom(16)), handler, told, REST_PATIENCE_S)
         await done
@@ -328,12 +339,16 @@ class Inspection:
         return shard
 
 
-def _object_at(raw: bytes, shard: int, kind: str, prefix: str) -> tuple[str, str] | None:
-    """The object that a key in `state` belongs to, if it is one that is looked for."""
-    if not raw.startswith(keys.shard_prefix(shard)):
-        return None
-    _, its_kind, key, _ = keys.split_object(raw)
-    return (its_kind, key) if (not kind or its_kind == kind) and key.startswith(prefix) else None
+def _object_from(find: Callable[[bytes], bytes | None], start: bytes, shard: int, kind: str, prefix: str) -> tuple[str, str] | None:
+    """The first object from a key in `state` on, if it is one that is looked for. `find`: the first key from another one on."""
+    while (raw := find(start)) is not None and raw.startswith(keys.shard_prefix(shard)):
+        _, its_kind, key, record = keys.split_object(raw)
+        if (kind and its_kind != kind) or not key.startswith(prefix):
+            break
+        if record[0] != keys.EXPIRES:  # one that has nothing but that is not there
+            return its_kind, key
+        start = _behind(shard, its_kind, key)
+    return None
 
 
 def _behind(shard: int, kind: str, key: str) -> bytes:

@@ -26,6 +26,9 @@ ROW = 0x10
 ALARM = 0x20
 """Record type of an alarm of the object; its key is the alarm's name."""
 
+EXPIRES = 0x30
+"""Record type of the time at which the whole object expires: u64, Unix time in ms. It has no key of its own."""
+
 # Indexes of a shard. No kind's name begins with 00, so they lie before all objects.
 OUTBOX = 0x01
 """sequence: a notification that is to be delivered"""
@@ -37,6 +40,8 @@ LETTERS = 0x04
 """sequence: a dead letter"""
 MARKS = 0x05
 """receiver's kind 00 01 | key 00 01 | sender: what the receiver took last from this sender"""
+EXPIRY = 0x06
+"""due u64 ms | kind 00 01 | key 00 01 | row: nothing. The row has expired by then, or was written anew. No row: the whole object"""
 
 SEQUENCE_BYTES = 16
 
@@ -82,6 +87,11 @@ def row_prefix(shard: int, kind: str, key: str) -> bytes:
 def alarm_prefix(shard: int, kind: str, key: str) -> bytes:
     """What the alarms of an object begin with; the alarm's name follows as plain UTF-8."""
     return object_prefix(shard, kind, key) + bytes([ALARM])
+
+
+def expiry_key(shard: int, kind: str, key: str) -> bytes:
+    """Where it is kept when an object expires."""
+    return object_prefix(shard, kind, key) + bytes([EXPIRES])
 
 
 def index_prefix(shard: int, index: int) -> bytes:

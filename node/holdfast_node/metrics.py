@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -98,8 +97,8 @@ class NodeMetrics:
         yield counter("holdfast_turns_failed", "Turns whose handler failed.", engine.turns_failed)
         yield counter("holdfast_activations_created", "Objects taken into memory.", engine.activations_created)
         yield counter("holdfast_evictions", "Objects that left memory for rest or for room.", engine.evictions)
-        alive = Counter(engine.active_kinds())
-        yield gauge("holdfast_activations", "Objects in memory.", [((kind,), alive[kind]) for kind in engine.stats], ("kind",))
+        alive = engine.active_kinds()
+        yield gauge("holdfast_activations", "Objects in memory.", [((kind,), alive.get(kind, 0)) for kind in engine.stats], ("kind",))
         yield gauge("holdfast_activations_limit", "Objects that may be in memory.", engine.limits.activations_max)
         yield gauge("holdfast_cache_bytes", "What the objects' caches take.", engine.cached_bytes)
         yield gauge(
@@ -196,6 +195,7 @@ class NodeMetrics:
         yield gauge("holdfast_alarms_pending", "Alarms set and not fired, counted every few seconds.", deliveries.census.pending)
         yield gauge("holdfast_alarms_late", "Those that are due for more than a second.", deliveries.census.late)
         yield counter("holdfast_alarms_fired", "Alarms whose handler has run.", counts["alarms_fired"])
+        yield counter("holdfast_expired", "Values and objects removed because their ttl had passed.", counts["expired"])
         yield counter("holdfast_alarm_failures", "Times that the handler of an alarm failed.", counts["alarms_failed"])
 
     def _store_metrics(self) -> Iterator[Metric]:

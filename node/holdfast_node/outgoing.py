@@ -9,20 +9,23 @@ from datetime import timedelta
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from holdfast import codec
 from holdfast.app import kind_name
 from holdfast.deadlines import checked_timeout
 from holdfast.errors import InvalidArgument, Overloaded, TooLarge, error_from_proto
 from holdfast.ids import EFFECT
-from holdfast.signature import decode_result, encode_arguments, return_type
+from holdfast.signature import Handler, check_notified, decode_result, encode_arguments, return_type
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.dispatch import KEY_BYTES_MAX, DispatchLimits
 
-from holdfast_node.delivery.records import Notification, encode
+from holdfast_node.delivery.records import Notification, carried, encode
 from holdfast_node.turn import RUNNING
 
 if TYPE_CHECKING:
     from holdfast_node.activation import Activation
+    from holdfast_node.commit import Entry
     from holdfast_node.delivery.deliveries import Deliveries
+    from holdfast_node.turn import Turn
 
 T = TypeVar("T")
 
@@ -42,12 +45,25 @@ class Outgoing(Protocol):
     def reachable(self, kind: str, key: str) -> bool: ...
 
 
+class Calling(Protocol):
+    """What calls others: an activation, or a read beside its turns. `in_chain`: how chains of calls name it."""
+
+    turn: Turn | None
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def in_chain(self) -> str: ...
+    @property
+    def uncommitted(self) -> Entry | None: ...
+
+
 class ObjectCalls:
     """`self.objects` of an object. Implements `holdfast.object.Objects`."""
 
     __slots__ = ("_activation", "_outgoing")
 
-    def __init__(self, activation: Activation, outgoing: Outgoing) -> None:
+    def __init__(self, activation: Calling, outgoing: Outgoing) -> None:
         self._activation = activation
         self._outgoing = outgoing
 
@@ -59,7 +75,7 @@ class ObjectCalls:
 class _Stub:
     __slots__ = ("_activation", "_key", "_kind", "_name", "_outgoing", "_timeout")
 
-    def __init__(self, activation: Activation, outgoing: Outgoing, kind: type | str, key: str, timeout: float | None) -> None:
+    def __init__(self, activation: Calling, outgoing: Outgoing, kind: type | str, key: str, timeout: float | None) -> None:
         self._activation = activation
         self._outgoing = outgoing
         self._kind = kind
@@ -82,7 +98,7 @@ class _Stub:
         turn = activation.turn
         if turn is None:
             raise RuntimeError("objects can be called only while a turn runs")
-        chain = [*turn.call.chain, activation.name]
+        chain = [*turn.call.chain, activation.in_chain]
         if len(chain) > CHAIN_MAX:
             raise TooLarge(f"a chain of more than {CHAIN_MAX} calls: {' -> '.join(chain)}", definite=True)
         number = turn.call_number
@@ -148,7 +164,7 @@ class Notifier:
     def __getattr__(self, method: str) -> Any:
         if method.startswith("__"):
             raise AttributeError(method)
-        return_type(self._kind, method)  # tells at once when the class has no such handler
+        check_notified(self._kind, method)
 
         def send(*positional: Any, **named: Any) -> None:
             self._send(method, encode_arguments(positional, named))
@@ -169,10 +185,32 @@ class Notifier:
             raise Overloaded(full, definite=True, retryable=True, retry_after_s=1.0)
         now_ms = activation.shard.clock.now_ms()
         row = Notification(activation.kind.name, activation.key, self._name, self._key, method, arguments, now_ms)
-        if activation.turn is not None and activation.turn.span is not None:
-            row.trace = activation.turn.span.header()
+        if activation.turn is not None:
+            row.options = carried(activation.turn.call)
+            if activation.turn.span is not None:
+                row.trace = activation.turn.span.header()
         raw = encode(row)  # what cannot be stored is found out here: what a turn did is staged without fail
         storage.do_beside(Notify(row, raw, self._delay_ms), len(raw) + 60)
+
+
+def delay_of(call: pb.Call) -> int:
+    """By how many ms a call that is sent is delayed. Raises InvalidArgument for more than may be."""
+    if call.delay_ms > DELAY_MAX / timedelta(milliseconds=1):
+        raise InvalidArgument(f"a call that is sent can be delayed by {DELAY_MAX.days} days at most", path="delay_ms", definite=True)
+    return call.delay_ms
+
+
+def sent_by_client(turn: Turn, handler: Handler) -> Notify:
+    """The notification that a client sends. Raises UnfitArguments; its arguments are stored as msgpack, in which they travel."""
+    call = turn.call
+    is_json = call.codec == pb.CODEC_JSON
+    named = handler.bind(call.arguments, is_json)
+    arguments = codec.encode(named) if is_json else call.arguments
+    row = Notification("", call.caller, call.kind, call.key, call.method, arguments, turn.activation.shard.clock.now_ms())
+    row.options = carried(call)
+    if turn.span is not None:
+        row.trace = turn.span.header()
+    return Notify(row, encode(row), delay_of(call))
 
 
 class _Caller:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import msgspec
 from holdfast.errors import DeadlineExceeded, InvalidArgument
 from holdfast.ids import EFFECT, KEYED, id_prefix
-from holdfast.signature import Handler
+from holdfast.signature import Handler, Sending
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.cluster_time import WALL
@@ -219,7 +219,7 @@ def stage_forgotten(store: Store, batch: Batch, shard: int, forgotten: Forgotten
     batch.put("replies", keys.forgotten_key(shard), _encode(after))
 
 
-def identity_of(object_digest: bytes, handler: Handler, call: pb.Call) -> bytes:
+def identity_of(object_digest: bytes, handler: Handler | Sending, call: pb.Call) -> bytes:
     """What tells requests apart that came under one id: 128 bits of BLAKE2b over object, method, codec and arguments.
 
     A checksum would not do: whoever chooses the arguments can choose a checksum.

@@ -309,6 +309,7 @@ class NodeServer:
                 replication.links.follow(view)
                 replication.replicas.follow(view)
 
+            shards.features.on = view.features
             engine.deliveries.follow(frozenset(view.pauses))
 
         feed.listeners.append(follow)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from holdfast.errors import Unavailable
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.cluster_time import WALL, Time, WallTime
+from holdfast_cluster.model import EXPIRY, FEATURES
 
 from holdfast_node import keys
 
@@ -26,6 +28,13 @@ LATE_S = 300.0
 requests are looked up, for an owner before may have run a later attempt of any of them."""
 
 
+class Features:
+    """What is in use in the cluster, as of the newest view; see `ClusterSettings.features`."""
+
+    def __init__(self) -> None:
+        self.on: frozenset[str] = frozenset(FEATURES)
+
+
 class Shard:
     """One shard under one epoch of ours. It is `owned` until it is not, and never again after.
 
@@ -38,7 +47,7 @@ class Shard:
     to owner with the entries, and never runs back. `taken_ms` is what it was when this owner took the shard, 0 when nobody had it
     before. `timed_bucket` and `day_bucket` are where replies are kept that come now.
 
-    `clock` tells the cluster's time, and `stamp` is that of the newest entry.
+    `clock` tells the cluster's time, and `stamp` is that of the newest entry. Implements `holdfast.storage.Expiring`.
     """
 
     __slots__ = (
@@ -47,6 +56,7 @@ class Shard:
         "closing",
         "day_bucket",
         "epoch",
+        "features",
         "first_buckets",
         "gathering",
         "kinds",
@@ -80,6 +90,7 @@ class Shard:
         self.look_until = 0.0
         self.taken_ms = int(time_ms)
         self.clock: Time | WallTime = WALL
+        self.features = Features()
         self.stamp = stamp
         self.time_ms = time_ms
         self._ticked = 0.0
@@ -92,6 +103,18 @@ class Shard:
         if self.until > now:
             self.time_ms += min(passed, _TICK_MAX_S) * 1000
             self._show_time()
+
+    def expiry_ms(self, ttl_ms: int) -> int:
+        """When something expires that lives so long from now. Raises Unavailable while a member does not know what expires."""
+        if EXPIRY not in self.features.on:
+            raise Unavailable(
+                "values cannot expire while a node of the cluster is too old to know it", definite=True, retry_after_s=1.0
+            )
+        return self.clock.now_ms() + ttl_ms
+
+    def expired(self, expiry_ms: int) -> bool:
+        """Whether that time has come: by the cluster's time, and for nobody while that is not known."""
+        return self.clock.started and expiry_ms <= self.clock.now_ms()
 
     def next_stamp(self) -> int:
         """The cluster time of an entry that is appended now: 48 bits of Unix time in ms and 16 of a counter. It always grows.
@@ -117,6 +140,7 @@ class Shards:
     def __init__(self, dropped: Callable[[set[Shard]], None], clock: Time | WallTime = WALL) -> None:
         self._dropped = dropped
         self.clock = clock
+        self.features = Features()
         self._owned: dict[int, Shard] = {}
         self.taken = 0
         """How often a shard was taken under a new epoch."""
@@ -141,6 +165,7 @@ class Shards:
         """Own a shard under a new epoch."""
         assert shard.number not in self._owned
         shard.clock = self.clock
+        shard.features = self.features
         shard.look_until = boottime() + LATE_S if shard.taken_ms else 0.0
         self._owned[shard.number] = shard
         self.taken += 1

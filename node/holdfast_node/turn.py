@@ -18,7 +18,7 @@ from contextvars import Context, copy_context
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from holdfast.signature import Handler
+from holdfast.signature import Handler, Sending
 from holdfast.v1 import objects_pb2 as pb
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from holdfast_node.activation import Activation
     from holdfast_node.delivery.alarms import Firing, Inside
+    from holdfast_node.reading import ReadContext
     from holdfast_node.shards import Shard
     from holdfast_node.spans import TurnSpan
 
@@ -92,6 +93,7 @@ class Turn:
         "loop",
         "number",
         "port",
+        "reading",
         "request_id",
         "result",
         "span",
@@ -104,7 +106,7 @@ class Turn:
         loop: asyncio.AbstractEventLoop,
         activation: Activation,
         call: pb.Call,
-        handler: Handler | Firing | Inside,
+        handler: Handler | Sending | Firing | Inside,
         port: ReplyPort,
         deadline: float,
         ended: Callable[[Turn, Any, BaseException | None], None],
@@ -134,6 +136,8 @@ class Turn:
         self.arrived = self.began = perf_counter()
         self.ended_at = 0.0
         self.span: TurnSpan | None = None
+        self.reading: ReadContext | None = None
+        """What a read has that runs beside its object's turns; None for a turn."""
         self._coroutine: Coroutine[Any, Any, Any] | None = None
         self._context: Context | None = None
         self._fut_waiter: asyncio.Future[Any] | None = None

@@ -23,8 +23,9 @@ from holdfast.errors import (
     WrongOwner,
 )
 from holdfast.forks import ForkedError
-from holdfast.ids import new_request_id
+from holdfast.ids import new_key, new_request_id
 from holdfast.object import DurableObject
+from holdfast.signature import Invocation, reads
 from holdfast.tls import TLS
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "HoldfastError",
     "InternalError",
     "InvalidArgument",
+    "Invocation",
     "NotFound",
     "Overloaded",
     "PermissionDenied",
@@ -52,5 +54,7 @@ __all__ = [
     "WrongOwner",
     "connect",
     "connect_blocking",
+    "new_key",
     "new_request_id",
+    "reads",
 ]

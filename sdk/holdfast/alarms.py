@@ -34,6 +34,10 @@ class Alarm(msgspec.Struct, frozen=True, kw_only=True):
     """When it was to fire, whatever became of that; UTC."""
     attempt: int = 0
     """How often the handler has failed at this firing."""
+    times: int | None = None
+    """How often it fires yet, this firing counted; None when that is not limited."""
+    until: datetime | None = None
+    """The latest time for which it may be repeated; UTC."""
     raw: bytes = b"\xc0"
 
     @property
@@ -57,6 +61,8 @@ class Alarms(Protocol):
         every: timedelta | str | None,
         timezone: str,
         misfire: Misfire,
+        times: int | None = None,
+        until: datetime | timedelta | None = None,
     ) -> None: ...
     def get(self, name: str) -> Alarm | None: ...
     def delete(self, name: str) -> bool: ...
@@ -71,6 +77,15 @@ def check_timezone(timezone: str) -> None:
         ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise ValueError(f"no time zone {timezone!r}; it is named by a text such as 'Europe/Berlin'") from None
+
+
+def check_times(times: int) -> int:
+    """How often an alarm fires. Raises TypeError or ValueError for what is no such number."""
+    if not isinstance(times, int) or isinstance(times, bool):
+        raise TypeError(f"times is a number, not {times!r}")
+    if not 1 <= times < 1 << 31:
+        raise ValueError(f"times is at least 1, not {times}")
+    return times
 
 
 def check_every(every: timedelta | str) -> int | str:

@@ -13,7 +13,8 @@ from typing import Any, TypeVar, overload
 
 from holdfast.errors import NotFound
 from holdfast.object import DurableObject
-from holdfast.signature import Handler
+from holdfast.signature import Around, Handler
+from holdfast.storage import TTL_MAX
 
 C = TypeVar("C", bound=type[DurableObject])
 _KIND_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,127}")
@@ -22,9 +23,12 @@ _HOOKS = frozenset(("on_activate", "on_evict", "on_alarm"))
 _TAKEN = frozenset(name for name in _OWN if not name.startswith("__")) - _HOOKS
 
 
+A = TypeVar("A", bound=Around)
+
+
 @dataclass(frozen=True, slots=True)
-class Retries:
-    """How long it is tried to deliver what objects of a kind send, before it becomes a dead letter."""
+class KindOptions:
+    """What may be set for a kind: how long what its objects send is tried, before it is a dead letter, and how long they stay."""
 
     notify_attempts: int = 20
     """Failures of a receiver's handler."""
@@ -32,8 +36,16 @@ class Retries:
     """Since the first attempt; at most 3 days."""
     alarm_attempts: int = 10
     """Failures of `on_alarm` at one firing."""
+    ttl: timedelta | None = None
+    """An object that has stored nothing for so long, or up to a sixteenth longer, is deleted with its alarms. None: never."""
+    idle: timedelta | None = None
+    """An object that had no call for so long leaves memory. None: as the node says."""
 
     def __post_init__(self) -> None:
+        if self.ttl is not None and not TTL_MIN <= self.ttl <= TTL_MAX:
+            raise ValueError(f"a kind's ttl is at least {TTL_MIN} and at most {TTL_MAX}, not {self.ttl}")
+        if self.idle is not None and self.idle <= timedelta():
+            raise ValueError(f"idle is more than nothing, not {self.idle}")
         if self.notify_attempts < 1 or self.alarm_attempts < 1:
             raise ValueError("notify_attempts and alarm_attempts are at least 1")
         if not timedelta() < self.notify_age <= NOTIFY_AGE_MAX:
@@ -42,15 +54,17 @@ class Retries:
 
 NOTIFY_AGE_MAX = timedelta(days=3)
 """Receivers remember longer than that what they were told, so nothing older may be told again."""
+TTL_MIN = timedelta(seconds=1)
 
 
 class Kind:
-    """A registered class: its `name`, `cls`, `retries`, and `handlers` by method name."""
+    """A registered class: its `name`, `cls`, `options`, and `handlers` by method name. `arounds`: what is called around those."""
 
-    def __init__(self, name: str, cls: type[DurableObject], retries: Retries | None = None) -> None:
+    def __init__(self, name: str, cls: type[DurableObject], options: KindOptions | None = None) -> None:
         self.name = name
         self.cls = cls
-        self.retries = retries or Retries()
+        self.options = options or KindOptions()
+        self.arounds: tuple[Around, ...] = ()
         _check_names(cls)
         self.handlers = {
             method: Handler(method, function, cls.__name__)
@@ -60,6 +74,12 @@ class Kind:
         self.on_activate = _overridden(cls, "on_activate")
         self.on_evict = _overridden(cls, "on_evict")
         self.on_alarm = _overridden(cls, "on_alarm")
+
+    def surround(self, arounds: tuple[Around, ...]) -> None:
+        """Have these functions called around each handler, and around `on_alarm`."""
+        self.arounds = arounds
+        for handler in self.handlers.values():
+            handler.surround(arounds)
 
     def handler(self, method: str) -> Handler:
         """The handler of a method. Raises NotFound, which names the nearest ones."""
@@ -74,35 +94,62 @@ class App:
 
     def __init__(self) -> None:
         self.kinds: dict[str, Kind] = {}
+        self._arounds: tuple[Around, ...] = ()
+
+    def around(self, function: A) -> A:
+        """Set a function around all handlers of the app, `on_alarm` too: `@app.around`, on an `async def` of one argument.
+
+        It gets the `Invocation`, in the turn, and returns the result, as a rule that of `await invocation.proceed()`. What it raises
+        fails the turn. Of several, the one that was registered first is the outermost. Raises TypeError for anything else.
+        """
+        plain: Any = function
+        if not inspect.iscoroutinefunction(plain) or len(inspect.signature(plain).parameters) != 1:
+            raise TypeError(f"@app.around is for an `async def` of one argument, the invocation, not {function!r}")
+        self._arounds = (*self._arounds, function)
+        for kind in self.kinds.values():
+            kind.surround(self._arounds)
+        return function
 
     @overload
     def kind(self, arg: C, /) -> C: ...
     @overload
-    def kind(self, arg: str | None = None, /, **retries: Any) -> Callable[[C], C]: ...
-    def kind(self, arg: Any = None, /, **retries: Any) -> Any:
+    def kind(
+        self,
+        arg: str | None = None,
+        /,
+        *,
+        notify_attempts: int = ...,
+        notify_age: timedelta = ...,
+        alarm_attempts: int = ...,
+        ttl: timedelta | None = ...,
+        idle: timedelta | None = ...,
+    ) -> Callable[[C], C]: ...
+    def kind(self, arg: Any = None, /, **options: Any) -> Any:
         """Register a class: `@app.kind` under its own name, `@app.kind("counter")` under another.
 
-        `retries` are the fields of `Retries`: `@app.kind(notify_attempts=5, notify_age=timedelta(hours=1), alarm_attempts=3)`.
+        `options` are the fields of `KindOptions`: `@app.kind(notify_attempts=5, ttl=timedelta(days=30))`.
         Raises TypeError or ValueError for what cannot be served: a class that is no DurableObject, a name that is taken
         or malformed (letters, digits and `_.-`, a letter first, up to 128), a handler with hints that are not data.
         """
         if isinstance(arg, type):
-            return self._register(arg.__name__, arg, Retries())
-        limits = Retries(**retries)
+            return self._register(arg.__name__, arg, KindOptions())
+        checked = KindOptions(**options)
 
         def decorate(cls: Any) -> Any:
-            return self._register(arg or cls.__name__, cls, limits)
+            return self._register(arg or cls.__name__, cls, checked)
 
         return decorate
 
-    def _register(self, name: str, cls: type[DurableObject], retries: Retries) -> type[DurableObject]:
+    def _register(self, name: str, cls: type[DurableObject], options: KindOptions) -> type[DurableObject]:
         if not (isinstance(cls, type) and issubclass(cls, DurableObject)):
             raise TypeError(f"{cls!r} is not a DurableObject")
         if not _KIND_NAME.fullmatch(name):
             raise ValueError(f"kind name {name!r}: letters, digits and _.-, a letter first, up to 128")
         if name in self.kinds:
             raise ValueError(f"kind {name!r} is registered twice: {self.kinds[name].cls!r} and {cls!r}")
-        self.kinds[name] = Kind(name, cls, retries)
+        kind = self.kinds[name] = Kind(name, cls, options)
+        if self._arounds:
+            kind.surround(self._arounds)
         cls.__holdfast_kind__ = name  # type: ignore[attr-defined]
         return cls
 

@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -22,11 +23,11 @@ from holdfast import forks
 from holdfast.app import kind_name
 from holdfast.budget import RATIO, Budgets
 from holdfast.channels import CHANNEL_OPTIONS, check_address
-from holdfast.client import DEADLINE_SLACK_S, TIMEOUT_S, check_key, check_own_id, check_size, retry_pause
+from holdfast.client import DEADLINE_SLACK_S, TIMEOUT_S, check_key, check_own_id, check_size, delay_ms, retry_pause
 from holdfast.deadlines import checked_timeout
 from holdfast.errors import DeadlineExceeded, HoldfastError, InternalError, Overloaded, Unavailable, error_from_proto
 from holdfast.ids import TIME_METADATA, RequestIds, told_time
-from holdfast.signature import decode_result, encode_arguments, return_type
+from holdfast.signature import check_notified, decode_result, encode_arguments, return_type
 from holdfast.tls import TLS, Token, authorization
 from holdfast.tracing import ClientTracing, of_application
 from holdfast.v1 import objects_pb2 as pb
@@ -143,6 +144,22 @@ class BlockingClient:
         check_own_id(kind_name(cast(Any, kind)), key, request_id, idempotency_key)
         return _BlockingStub(self, kind, key, timeout, request_id, metadata, idempotency_key)
 
+    def notify(
+        self,
+        kind: type[T] | str,
+        key: str,
+        *,
+        delay: timedelta | None = None,
+        timeout: float | None = None,
+        request_id: bytes | None = None,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Any:
+        """Tell an object something that is certain to arrive: `client.notify(Order, "o-1").ship()`; see `Client.notify`."""
+        check_key(key)
+        check_own_id(kind_name(cast(Any, kind)), key, request_id, idempotency_key)
+        return _BlockingStub(self, kind, key, timeout, request_id, metadata, idempotency_key, send=True, delay_ms=delay_ms(delay))
+
     def call(
         self,
         kind: str,
@@ -154,12 +171,16 @@ class BlockingClient:
         request_id: bytes | None = None,
         metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
+        send: bool = False,
+        delay_ms: int = 0,
     ) -> bytes:
         """One call with a msgpack payload; its msgpack result. Raises as `Client.call` does."""
         check_own_id(kind, key, request_id, idempotency_key)
         deadline = time.monotonic() + (self._timeout if timeout is None else checked_timeout(timeout))
         own = request_id is not None or idempotency_key is not None
-        request = pb.CallRequest(kind=kind, key=key, method=method, msgpack=arguments, metadata=metadata)
+        request = pb.CallRequest(
+            kind=kind, key=key, method=method, msgpack=arguments, metadata=metadata, send=send, delay_ms=delay_ms
+        )
         if idempotency_key is not None:
             request.idempotency_key = idempotency_key
         elif request_id is not None:
@@ -272,7 +293,7 @@ class _GatewayAway(HoldfastError):
 
 
 class _BlockingStub:
-    __slots__ = ("_client", "_key", "_kind", "_name", "_options")
+    __slots__ = ("_client", "_key", "_kind", "_name", "_options", "_send")
 
     def __init__(
         self,
@@ -283,8 +304,11 @@ class _BlockingStub:
         request_id: bytes | None,
         metadata: Mapping[str, str] | None,
         idempotency_key: str | None,
+        send: bool = False,
+        delay_ms: int = 0,
     ) -> None:
         self._client = client
+        self._send = send
         self._kind = kind
         self._name = kind_name(kind)
         self._key = key
@@ -293,11 +317,16 @@ class _BlockingStub:
             "request_id": request_id,
             "metadata": metadata,
             "idempotency_key": idempotency_key,
+            "send": send,
+            "delay_ms": delay_ms,
         }
 
     def __getattr__(self, method: str) -> Any:
         if method.startswith("__"):
             raise AttributeError(method)
+        if self._send:
+            check_notified(self._kind, method)
+            return partial(self._call, method, None)
         return partial(self._call, method, return_type(self._kind, method))
 
     def _call(self, method: str, returns: Any, /, *positional: Any, **named: Any) -> Any:

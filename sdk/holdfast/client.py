@@ -13,6 +13,7 @@ import itertools
 import logging
 import random
 from collections.abc import Mapping
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -35,7 +36,7 @@ from holdfast.errors import (
 )
 from holdfast.frames import ENVELOPE_BYTES_MAX, FrameWriter, ends
 from holdfast.ids import EFFECT, REQUEST_ID_BYTES, RequestIds, idempotent_id, told_time
-from holdfast.signature import decode_result, encode_arguments, return_type
+from holdfast.signature import check_notified, decode_result, encode_arguments, return_type
 from holdfast.tls import TLS, Token, authorization
 from holdfast.tracing import ClientTracing, of_application
 from holdfast.v1 import objects_pb2 as pb
@@ -183,6 +184,28 @@ class Client:
         check_own_id(kind_name(cast(Any, kind)), key, request_id, idempotency_key)
         return cast(T, Stub(self, kind, key, timeout, request_id, metadata, idempotency_key))
 
+    def notify(
+        self,
+        kind: type[T] | str,
+        key: str,
+        *,
+        delay: timedelta | None = None,
+        timeout: float | None = None,
+        request_id: bytes | None = None,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> T:
+        """Tell an object something that is certain to arrive: `await client.notify(Order, "o-1").ship()`.
+
+        The awaitable is done when the cluster has stored the call, on as many nodes as a write. From then on the cluster delivers it,
+        as it does what objects notify each other of: once, after what the same caller has told the object before, retried while the
+        handler fails (as the receiver's kind says), at last as a dead letter. `delay`: not before then; at most 366 days. What the
+        handler returns is dropped. The other options are those of `get`.
+        """
+        check_key(key)
+        check_own_id(kind_name(cast(Any, kind)), key, request_id, idempotency_key)
+        return cast(T, Stub(self, kind, key, timeout, request_id, metadata, idempotency_key, send=True, delay_ms=delay_ms(delay)))
+
     async def call(
         self,
         kind: str,
@@ -195,13 +218,15 @@ class Client:
         metadata: Mapping[str, str] | None = None,
         codec: pb.Codec = pb.CODEC_MSGPACK,
         idempotency_key: str | None = None,
+        send: bool = False,
+        delay_ms: int = 0,
     ) -> bytes:
         """One call with an encoded payload; its encoded result. Stubs are made of this.
 
         Raises the HoldfastError that the reply carries; Unavailable or DeadlineExceeded when none came in time.
         """
         check_own_id(kind, key, request_id, idempotency_key)
-        pending = self._start(kind, key, method, arguments, timeout, request_id, metadata, codec, idempotency_key)
+        pending = self._start(kind, key, method, arguments, timeout, request_id, metadata, codec, idempotency_key, send, delay_ms)
         try:
             return await pending.future
         except asyncio.CancelledError:
@@ -219,6 +244,8 @@ class Client:
         metadata: Mapping[str, str] | None,
         codec: pb.Codec = pb.CODEC_MSGPACK,
         idempotency_key: str | None = None,
+        send: bool = False,
+        delay_ms: int = 0,
     ) -> _Pending:
         """Send a call."""
         if self._task is None:
@@ -250,6 +277,9 @@ class Client:
             message.idempotency_key = idempotency_key or ""
         if codec:
             message.codec = codec
+        if send:
+            message.send = True
+            message.delay_ms = delay_ms
         if metadata:
             message.metadata.update(metadata)
         span = None if self._tracing is None else self._tracing.began(kind, key, method, message.metadata)
@@ -429,7 +459,18 @@ class Client:
 class Stub:
     """Stands for one object; every attribute is one of its methods."""
 
-    __slots__ = ("_client", "_idempotency_key", "_key", "_kind", "_metadata", "_name", "_request_id", "_timeout")
+    __slots__ = (
+        "_client",
+        "_delay_ms",
+        "_idempotency_key",
+        "_key",
+        "_kind",
+        "_metadata",
+        "_name",
+        "_request_id",
+        "_send",
+        "_timeout",
+    )
 
     def __init__(
         self,
@@ -440,8 +481,13 @@ class Stub:
         request_id: bytes | None = None,
         metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
+        send: bool = False,
+        delay_ms: int = 0,
     ) -> None:
+        """`send`: its calls are stored, to be run `delay_ms` later or as soon as may be."""
         self._client = client
+        self._send = send
+        self._delay_ms = delay_ms
         self._idempotency_key = idempotency_key
         self._kind = kind
         self._name = kind_name(kind)
@@ -453,6 +499,9 @@ class Stub:
     def __getattr__(self, method: str) -> Any:
         if method.startswith("__"):
             raise AttributeError(method)
+        if self._send:
+            check_notified(self._kind, method)
+            return partial(self._call, method, None)
         return partial(self._call, method, return_type(self._kind, method))
 
     async def _call(self, method: str, returns: Any, /, *positional: Any, **named: Any) -> Any:
@@ -467,6 +516,8 @@ class Stub:
             self._request_id,
             self._metadata,
             idempotency_key=self._idempotency_key,
+            send=self._send,
+            delay_ms=self._delay_ms,
         )
         try:
             result = await pending.future
@@ -501,6 +552,13 @@ def check_own_id(kind: str, key: str, request_id: bytes | None, idempotency_key:
             raise ValueError(f"a request id has {REQUEST_ID_BYTES} bytes, this one {len(request_id)}")
         if request_id[0] >= EFFECT:
             raise ValueError(f"request ids that begin with {request_id[:1].hex()} are the cluster's own: use a UUIDv7")
+
+
+def delay_ms(delay: timedelta | None) -> int:
+    """A delay in ms. Raises ValueError for one that is negative."""
+    if delay is not None and delay < timedelta():
+        raise ValueError(f"a delay is not negative: {delay}")
+    return 0 if delay is None else round(delay.total_seconds() * 1000)
 
 
 def check_key(key: object) -> None:

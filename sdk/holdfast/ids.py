@@ -133,6 +133,11 @@ def letter_place(text: str) -> bytes:
 _ids = RequestIds()
 
 
+def new_key() -> str:
+    """A new object key, which nobody can guess, and which no other object has: 26 letters and digits of 128 random bits."""
+    return base64.b32encode(os.urandom(16)).decode().rstrip("=").lower()
+
+
 def new_request_id() -> bytes:
     """A request id for a call that its caller may send again: `client.get(Counter, "a", request_id=new_request_id())`."""
     return _ids.next()

@@ -280,10 +280,14 @@ def _explained(kind: str, key: str, answer: Any) -> Iterator[tuple[str, str]]:
     if answer.running:
         yield "running", f"{answer.running} for {answer.running_s:.1f} s (request {answer.running_request_id.hex()})"
     yield "waiting calls", str(answer.waiting)
+    if answer.reads:
+        yield "reads", f"{answer.reads} run beside its turns"
     if answer.committing:
         yield "commit", "it has writes that are not committed yet"
     more = " at least" if answer.rows_more else ""
     yield "stored", f"{answer.rows} rows,{more} {answer.bytes} bytes" if answer.rows else "nothing"
+    if answer.expires_ms:
+        yield "expires", _time(answer.expires_ms)
     yield "alarms", f"{answer.alarms}, the next at {_time(answer.next_alarm_ms)}" if answer.alarms else "none"
     if answer.outbox:
         error = f"; last error: {answer.outbox_error}" if answer.outbox_error else ""

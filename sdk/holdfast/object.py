@@ -69,6 +69,7 @@ class Context(Protocol):
     def log(self) -> logging.LoggerAdapter[logging.Logger]: ...
     @property
     def request(self) -> Request: ...
+    def deactivate(self) -> None: ...
 
 
 class DurableObject:
@@ -140,16 +141,20 @@ class DurableObject:
         every: timedelta | str | None = None,
         timezone: str = "UTC",
         misfire: Misfire = "once",
+        times: int | None = None,
+        until: datetime | timedelta | None = None,
     ) -> None:
         """Have `on_alarm` run at `when` (a datetime with a time zone, or from now); an alarm of that name is replaced.
 
         It is set only if this turn commits. `every`: repeat it, at a fixed distance or by a cron expression (five fields, in
-        `timezone`); without `when` it fires first when that comes next. `misfire`, when it is later than a minute because the
-        cluster was down: fire "once" for all that was missed, "all" of them one after the other, or "skip" them.
+        `timezone`); without `when` it fires first when that comes next. It ends after `times` firings, or
+        with the last one that is due no later than `until`. `misfire`, when it is later than a minute because the cluster was down:
+        fire "once" for all that was missed (which is one of `times`), "all" of them one after the other, or "skip" them (which
+        count for none).
         Raises TypeError when the class has no `on_alarm`, ValueError for a time that makes no sense, TooLarge for more alarms, a
         longer name or a larger payload than is allowed.
         """
-        self._context.alarms.set(when, name, payload, every, timezone, misfire)
+        self._context.alarms.set(when, name, payload, every, timezone, misfire, times, until)
 
     def get_alarm(self, name: str = DEFAULT) -> Alarm | None:
         """The alarm of this name that is to fire; None when there is none."""
@@ -162,6 +167,13 @@ class DurableObject:
     def list_alarms(self) -> list[Alarm]:
         """All alarms of this object that are to fire, the next one first."""
         return self._context.alarms.list()
+
+    def deactivate(self) -> None:
+        """Leave memory when this turn has ended well: `on_evict` runs, and the next call makes a new instance.
+
+        A turn that fails drops its instance anyway. Raises RuntimeError in a read beside turns.
+        """
+        self._context.deactivate()
 
     def on_alarm(self, alarm: Alarm) -> Awaitable[None] | None:
         """An alarm fires, as a turn: what this writes commits together with the alarm's being done, so its effect happens once.

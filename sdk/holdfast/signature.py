@@ -12,28 +12,90 @@ import functools
 import inspect
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from holdfast import codec
 from holdfast.errors import InternalError, UnfitArguments
 
+F = TypeVar("F", bound=Callable[..., Any])
+READS = "__holdfast_reads__"
 _EMPTY_PAYLOADS = (b"", b"\x90", b"\x80", b"[]", b"{}", b"null", b"\xc0")
 _POSITIONAL = "*"
+
+
+def reads(handler: F) -> F:
+    """Mark a handler as one that only reads: `@holdfast.reads`. It does not wait for the object's turns, and they do not wait for it.
+
+    It runs on a fresh instance, which has none of the attributes that turns have set and for which `on_activate` has not run, over
+    what turns that ended have stored: it does not see what a running turn has written so far. Its reply leaves once all that it saw
+    is committed. A read that waits (`await`) may see what turns store meanwhile. It cannot write: that raises RuntimeError.
+    """
+    setattr(handler, READS, True)
+    return handler
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """A call of a handler, for functions that are set around handlers with `@app.around`."""
+
+    object: Any
+    """The instance whose handler is called; `object.request` and `object.caller` say for whom."""
+    method: str
+    arguments: dict[str, Any]
+    """By name, as the handler gets them. The defaults of those that the caller left out are not in it."""
+    _proceed: Callable[[], Any]
+
+    async def proceed(self) -> Any:
+        """Call what is next, at last the handler itself; its result."""
+        result = self._proceed()
+        return await result if inspect.isawaitable(result) else result
+
+
+Around = Callable[[Invocation], Awaitable[Any]]
+
+
+def invoke_around(
+    arounds: tuple[Around, ...], instance: Any, method: str, arguments: dict[str, Any], handler: Callable[[], Any]
+) -> Any:
+    """Call a handler with these functions around it, the first one outermost: an awaitable of its result."""
+    proceed = handler
+    for around in reversed(arounds):
+        proceed = functools.partial(around, Invocation(instance, method, arguments, proceed))
+    return proceed()
+
+
+class Sending:
+    """Stands in for a handler whose call is stored, to be run later."""
+
+    reads = False
+    is_async = False
+
+    def __init__(self, handler: Handler) -> None:
+        self.handler = handler
+        self.name = handler.name
+        self.identity = tuple(blake2b(f"send {codec} {self.name}\0".encode(), digest_size=16) for codec in ("msgpack", "json"))
+
+    def invoke(self, instance: Any, payload: bytes, is_json: bool = False) -> Any:
+        """It is not run here."""
+        raise AssertionError(self.name)
 
 
 class Handler:
     """One public method of a kind.
 
     Attributes: `name`; `identity`, the beginning of what identifies a request to it, for msgpack and for JSON; `function`, unbound;
-    `is_async`; `returns`, the result's type hint (Any without one).
+    `is_async`; `returns`, the result's type hint (Any without one); `reads`, whether it runs beside the object's turns; `sending`,
+    which stands in for it when a call is stored.
     Raises TypeError at registration for what cannot be called over the wire (*args, **kwargs, hints that are not data).
     """
 
     __slots__ = (
+        "_arounds",
         "_by_count",
         "_named",
         "_named_json",
@@ -44,7 +106,9 @@ class Handler:
         "identity",
         "is_async",
         "name",
+        "reads",
         "returns",
+        "sending",
         "signature",
     )
 
@@ -53,6 +117,9 @@ class Handler:
         self.name = name
         self.identity = tuple(blake2b(f"{codec} {name}\0".encode(), digest_size=16) for codec in ("msgpack", "json"))
         self.function = function
+        self.reads = bool(getattr(function, READS, False))
+        self.sending = Sending(self)
+        self._arounds: tuple[Around, ...] = ()
         self.is_async = inspect.iscoroutinefunction(function)
         if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
             raise TypeError(f"{where} is a generator; a handler returns one value")
@@ -108,11 +175,20 @@ class Handler:
         except Exception as error:  # what msgspec, or a class of the user's, raises of a hint
             raise TypeError(f"{where}: a type hint cannot be sent over the wire: {error}") from None
 
+    def surround(self, arounds: tuple[Around, ...]) -> None:
+        """Have these functions called around it, the first one outermost."""
+        self._arounds = arounds
+        self.is_async = True
+
     def invoke(self, instance: Any, payload: bytes, is_json: bool = False) -> Any:
         """Decode the payload and call the handler: its result, or its coroutine when `is_async`.
 
         Raises UnfitArguments, before anything of the handler ran, when the payload does not fit.
         """
+        if self._arounds:
+            named = self.bind(payload, is_json)
+            handler = functools.partial(self.function, instance, **named)
+            return invoke_around(self._arounds, instance, self.name, named, handler)
         if not is_json and payload:
             # A msgpack fixarray says its length in its first byte: the hot path, decoded without a detour.
             decoder = self._by_count.get(payload[0] - 0x90)
@@ -122,10 +198,13 @@ class Handler:
                 except Exception as error:
                     raise self._invalid(error) from None
                 return self.function(instance, *arguments)
-        return self.function(instance, **self._bind(payload, is_json))
+        return self.function(instance, **self.bind(payload, is_json))
 
-    def _bind(self, payload: bytes, is_json: bool) -> dict[str, Any]:
-        """The arguments by name. What the named decoder does not take at once is taken apart, to be mended or explained."""
+    def bind(self, payload: bytes, is_json: bool) -> dict[str, Any]:
+        """The arguments by name. Raises UnfitArguments when the payload does not fit.
+
+        What the named decoder does not take at once is taken apart, to be mended or explained.
+        """
         if payload in _EMPTY_PAYLOADS:
             payload = b"{}" if is_json else b"\x80"
         decoder: Any = self._named_json if is_json else self._named
@@ -200,6 +279,13 @@ def decode_result(data: bytes, returns: Any, what: str, method: str) -> Any:
         return codec.decode(data, returns)
     except msgspec.ValidationError as error:
         raise InternalError(f"{what}.{method}() took effect, but returned what its hint does not allow: {error}") from None
+
+
+def check_notified(kind: type | str, method: str) -> None:
+    """Raises AttributeError when the class has no such handler, TypeError when that only reads: there is nothing to tell it."""
+    return_type(kind, method)
+    if not isinstance(kind, str) and getattr(getattr(kind, method), READS, False):
+        raise TypeError(f"{kind.__name__}.{method} only reads (@holdfast.reads): it has no use for a notification")
 
 
 @functools.lru_cache(maxsize=4096)

@@ -14,9 +14,11 @@ Outside of a turn there is no layer 1 and every access is refused, so a task tha
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from datetime import timedelta
 from functools import partial
 from heapq import merge
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
@@ -36,7 +38,12 @@ _RECENT_ROWS_SWEEP = 256
 _KEY_SHORT = 256  # ASCII up to here needs no closer look
 
 OPTIONS = b"\xc1"
-"""What a stored value begins with that has options before it (an expiry, metadata): no msgpack does. This version writes none."""
+"""What a stored value begins with that has options before it: no msgpack does."""
+EXPIRY = OPTIONS + b"\x01"
+"""What a value begins with that expires: 8 bytes follow, the Unix time in ms, and then the value."""
+_EXPIRY_BYTES = len(EXPIRY) + 8
+_OPTIONS_BYTE = OPTIONS[0]
+TTL_MAX = timedelta(days=36_525)
 
 # What a turn did to its object's rows, in order: (key, value) puts, (key, None) deletes; keys are user keys as UTF-8.
 Write = tuple[bytes, bytes | None]
@@ -61,6 +68,29 @@ class Reader(Protocol):
     def scan(self, start: bytes, end: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]: ...
 
 
+class Expiring(Protocol):
+    """What decides whether a value has expired: the shard of the object."""
+
+    def expiry_ms(self, ttl_ms: int) -> int:
+        """The Unix time in ms at which something expires that lives so long from now. Raises Unavailable while nothing may expire."""
+
+    def expired(self, expiry_ms: int) -> bool:
+        """Whether that time has come."""
+
+
+class WallExpiry:
+    """Expiry by this machine's clock, for tests. Implements `Expiring`."""
+
+    def __init__(self, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
+        self._now_ms = now_ms
+
+    def expiry_ms(self, ttl_ms: int) -> int:
+        return self._now_ms() + ttl_ms
+
+    def expired(self, expiry_ms: int) -> bool:
+        return self._now_ms() >= expiry_ms
+
+
 class Applied(Protocol):
     """The entry that a turn's writes went into: `applied` once the store shows them."""
 
@@ -78,7 +108,7 @@ class Storage:
 
     __slots__ = ("_alarms", "_rows")
 
-    def __init__(self, rows: Rows, alarms: Callable[[], Alarms]) -> None:
+    def __init__(self, rows: Rows | ReadRows, alarms: Callable[[], Alarms]) -> None:
         """`alarms`: the object's, for `delete_all(alarms=True)`."""
         self._rows = rows
         self._alarms = alarms
@@ -146,13 +176,19 @@ class Storage:
 
     # -- writing
 
-    def put(self, key: str, value: Any) -> None:
-        """Store `value` under `key`; durable when the turn has committed."""
-        self._rows.put(key, _encode(key, value))
+    def put(self, key: str, value: Any, *, ttl: timedelta | None = None) -> None:
+        """Store `value` under `key`; durable when the turn has committed.
 
-    def put_many(self, values: Mapping[str, Any]) -> None:
-        """Store every value of a mapping under its key, or none."""
-        self._rows.put_many({key: _encode(key, value) for key, value in values.items()})
+        `ttl`: so long from now it is as if it had been deleted; at most 100 years. Another `put` of the key sets the time anew, or,
+        without a `ttl`, keeps the value for good. Raises Unavailable while a node of the cluster is too old for it.
+        """
+        raw = _encode(key, value)
+        self._rows.put(key, raw if ttl is None else self._rows.expiring(ttl) + raw)
+
+    def put_many(self, values: Mapping[str, Any], *, ttl: timedelta | None = None) -> None:
+        """Store every value of a mapping under its key, or none. `ttl`: as in `put`, for each."""
+        expiry = b"" if ttl is None else self._rows.expiring(ttl)
+        self._rows.put_many({key: expiry + _encode(key, value) for key, value in values.items()})
 
     def delete(self, *keys: str) -> int:
         """Remove what is under these keys; how many of them had something."""
@@ -213,6 +249,7 @@ class Rows:
         "_block",
         "_cache",
         "_cleared",
+        "_expiring",
         "_limits",
         "_newest",
         "_reader",
@@ -225,11 +262,13 @@ class Rows:
         "_writes",
         "beside",
         "cached_bytes",
+        "some_expire",
     )
 
-    def __init__(self, reader: Reader, limits: Limits) -> None:
+    def __init__(self, reader: Reader, limits: Limits, expiring: Expiring | None = None) -> None:
         self._reader = reader
         self._limits = limits
+        self._expiring = expiring or WallExpiry()
         self._writes: dict[str, bytes | None] | None = None
         self._turn = 0  # counts them
         self._cleared: object = None  # what cleared them last in this turn
@@ -245,17 +284,42 @@ class Rows:
         self.cached_bytes = 0
         self.beside: list[Any] = []
         """What the open turn does beside its rows, in order: commits with them, and is undone with them."""
+        self.some_expire = False
+        """Whether the open turn has written a value that expires; perhaps undone since."""
 
     # -- for `Storage`
 
-    def scan(self, prefix: str, start: str | None, end: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
-        """The rows of a range. Raises TooLarge when they are more than a turn may write."""
+    def scan(
+        self, prefix: str, start: str | None, end: str | None, reverse: bool, ended: bool = False
+    ) -> Iterator[tuple[str, bytes]]:
+        """The values of a range, as the running turn sees them; with `ended` as turns that ended have left them.
+
+        Raises TooLarge when they are more than a turn may write.
+        """
         size = 0
-        for key, raw in self._range(prefix, start, end, reverse):
+        for key, raw in self._range(prefix, start, end, reverse, ended):
             size += len(key) + len(raw)
             if size > self._limits.turn_bytes:
                 raise TooLarge(f"list() passes {self._limits.turn_bytes} bytes; use limit and start_after", definite=True)
-            yield key, raw
+            if raw[0] != _OPTIONS_BYTE:
+                yield key, raw
+            elif (bare := self._bare(raw)) is not None:
+                yield key, bare
+
+    def expiring(self, ttl: timedelta) -> bytes:
+        """What a value begins with that is written now and lives so long."""
+        if not timedelta() < ttl <= TTL_MAX:
+            raise ValueError(f"a ttl is more than nothing and at most {TTL_MAX.days} days, not {ttl}")
+        due = self._expiring.expiry_ms(max(1, round(ttl.total_seconds() * 1000)))
+        self.some_expire = True
+        return EXPIRY + due.to_bytes(8, "big")
+
+    def _bare(self, raw: bytes) -> bytes | None:
+        """The value of a row with options; None when it has expired."""
+        expiry = read_expiry(raw)
+        if expiry is None:
+            return raw  # of a later version: who decodes it says so
+        return None if self._expiring.expired(expiry) else raw[_EXPIRY_BYTES:]
 
     def put(self, key: str, raw: bytes) -> None:
         """Write a row."""
@@ -473,7 +537,7 @@ class Rows:
         self._writes = {}
         self._turn += 1
         self._block = None
-        self._some_failed = False
+        self._some_failed = self.some_expire = False
         self._write_bytes = self._beside_bytes = 0
         if self._recent:
             self.settle()
@@ -541,7 +605,7 @@ class Rows:
     # -- layers
 
     def get(self, key: str) -> bytes | None:
-        """The row under a key, as the running turn sees it."""
+        """The value under a key, as the running turn sees it."""
         writes = self._writes
         if writes is None:
             raise _outside()
@@ -549,10 +613,20 @@ class Rows:
             self._key_bytes(key)
         if writes or self._cleared is not None:
             raw = writes.get(key, _MISSING)
-            if raw is not _MISSING:
-                return raw  # type: ignore[no-any-return]
-            if self._cleared is not None:
-                return None
+            if raw is _MISSING:
+                raw = None if self._cleared is not None else self._left(key)
+        else:
+            raw = self._left(key)
+        return self._bare(raw) if raw is not None and raw[0] == _OPTIONS_BYTE else raw
+
+    def get_ended(self, key: str) -> bytes | None:
+        """The value under a key, as turns that ended have left it."""
+        self._key_bytes(key)
+        raw = self._left(key)
+        return self._bare(raw) if raw is not None and raw[0] == _OPTIONS_BYTE else raw
+
+    def _left(self, key: str) -> bytes | None:
+        """The row under a key, as turns that ended have left it."""
         if self._recent:
             row = self._recent.get(key)
             if row is not None:
@@ -570,13 +644,13 @@ class Rows:
         self._remember(key, raw)
         return raw
 
-    def _range(self, prefix: str, start: str | None, end: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
-        writes = self._writes
+    def _range(self, prefix: str, start: str | None, end: str | None, reverse: bool, ended: bool) -> Iterator[tuple[str, bytes]]:
+        writes, cleared_now = ({}, None) if ended else (self._writes, self._cleared)
         if writes is None:
             raise _outside()
         lower = max(prefix, start or "")
         overlay: dict[str, bytes | None] = {}
-        if self._cleared is None and self._recent:
+        if cleared_now is None and self._recent:
             overlay = {key: raw for key, (_, raw) in self._recent.items()}
         overlay.update(writes)
         mine = sorted(
@@ -585,7 +659,7 @@ class Rows:
             key=_first,
         )
         cleared = self._recent_cleared is not None and not self._recent_cleared.applied
-        if self._cleared is not None or cleared:
+        if cleared_now is not None or cleared:
             stored: Iterator[tuple[str, bytes]] = iter(())
         else:
             upper = _after_prefix(prefix)
@@ -639,6 +713,62 @@ class Rows:
             oldest = next(iter(cache))
             gone = cache.pop(oldest)
             self.cached_bytes -= _ROW_OVERHEAD_BYTES + len(oldest) + (len(gone) if gone else 0)
+
+
+class ReadRows:
+    """The rows of one object for a read beside its turns: as turns that ended have left them, until the read is `closed`."""
+
+    __slots__ = ("_rows", "closed", "empty")
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self.closed = False
+        self.empty = False
+        """The object itself has expired: there is nothing."""
+
+    def get(self, key: str) -> bytes | None:
+        if self.closed:
+            raise _outside()
+        raw = self._rows.get_ended(key)
+        return None if self.empty else raw
+
+    def scan(self, prefix: str, start: str | None, end: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
+        if self.closed:
+            raise _outside()
+        return iter(()) if self.empty else self._rows.scan(prefix, start, end, reverse, ended=True)
+
+    def put(self, key: str, raw: bytes) -> None:
+        raise reads_only("storage.put()")
+
+    def put_many(self, rows: Mapping[str, bytes]) -> None:
+        raise reads_only("storage.put_many()")
+
+    def expiring(self, ttl: timedelta) -> bytes:
+        raise reads_only("storage.put()")
+
+    def delete(self, keys: Iterable[str]) -> int:
+        raise reads_only("storage.delete()")
+
+    def delete_all(self) -> None:
+        raise reads_only("storage.delete_all()")
+
+    def transaction(self) -> AbstractContextManager[None]:
+        raise reads_only("storage.transaction()")
+
+
+def reads_only(what: str) -> RuntimeError:
+    """The error for a read that would write."""
+    return RuntimeError(f"{what} in a handler with @holdfast.reads, which cannot write: it runs beside the object's turns")
+
+
+def read_expiry(raw: bytes) -> int | None:
+    """The Unix time in ms at which a stored value expires; None for one that does not."""
+    return int.from_bytes(raw[len(EXPIRY) : _EXPIRY_BYTES], "big") if raw.startswith(EXPIRY) else None
+
+
+def read_value(raw: bytes) -> bytes:
+    """A stored value without its expiry."""
+    return raw[_EXPIRY_BYTES:] if raw.startswith(EXPIRY) else raw
 
 
 class MemoryReader:

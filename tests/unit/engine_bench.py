@@ -7,8 +7,9 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from cluster_app import app
-from holdfast import codec
+import cluster_app
+import msgspec
+from holdfast import App, codec
 from holdfast.ids import RequestIds
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_node.commit import Flusher
@@ -27,16 +28,61 @@ class Port:
 
     def __init__(self) -> None:
         self.replies: dict[int, Any] = {}
+        self.in_json: set[int] = set()
 
     def reply(self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None) -> None:
         assert number not in self.replies, "answered twice"
-        self.replies[number] = error if error is not None else codec.decode(result)
+        decode = msgspec.json.decode if number in self.in_json else codec.decode
+        self.replies[number] = error if error is not None else decode(result)
+
+
+class Loopback:
+    """Brings the calls that objects make, and the notifications, to the engine itself. Implements `Outgoing`."""
+
+    def __init__(self) -> None:
+        self.engine: Engine | None = None
+        self.lose = 0
+        """So many answers get lost: the caller is told that nothing was reached."""
+
+    def submit(self, call: pb.Call, origin: Any) -> int:
+        number, origins_own = call.id, origin
+
+        class Answer:
+            closed = False
+
+            def reply(answer, number: int, result: bytes, error: pb.Error | None, shard: Shard | None) -> None:
+                if self.lose:
+                    self.lose -= 1
+                    result, error = b"", pb.Error(code=pb.CODE_UNAVAILABLE, message="the answer was lost")
+                origins_own.push(pb.Reply(id=number, result=result, error=error), 0)
+
+        assert self.engine is not None
+        self.engine.deliver(call, Answer())
+        return number
+
+    def cancel(self, number: int, heir: Any) -> bool:
+        return False
+
+    def reachable(self, kind: str, key: str) -> bool:
+        return True
+
+
+class SetClock:
+    """The cluster's time as a test sets it. Stands in for `holdfast_cluster.cluster_time.Time`."""
+
+    started = True
+
+    def __init__(self) -> None:
+        self.ms = 1_800_000_000_000
+
+    def now_ms(self) -> int:
+        return self.ms
 
 
 class Bench:
     """An engine of one shard on a real store, whose fsyncs can be held back."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, app: App = cluster_app.app, limits: EngineLimits | None = None) -> None:
         self.store = Store(path)
         self.may_sync = Event()
         self.may_sync.set()
@@ -47,13 +93,18 @@ class Bench:
             sync()
 
         self.store.sync = gated  # type: ignore[method-assign]
-        shards = Shards(lambda shards: None)
+        self.clock = SetClock()
+        self.shards = shards = Shards(lambda shards: None)
         self.shard = shard = Shard(0, 1)
         shard.until = FOR_EVER
         shards.take(shard)
         self.flusher = Flusher(self.store)
         kept = ResponseCache(self.store, 600)
-        self.engine = Engine(app, self.store, self.flusher, 1, shards, kept, None, EngineLimits(), lambda entries: None)  # type: ignore[arg-type]
+        self.outgoing = Loopback()
+        self.engine = Engine(
+            app, self.store, self.flusher, 1, shards, kept, self.outgoing, limits or EngineLimits(), lambda entries: None
+        )
+        self.outgoing.engine = self.engine
         self.port = Port()
         self.numbers = iter(range(1, 1000))
 
@@ -67,10 +118,14 @@ class Bench:
         kind: str = "Counter",
         keep_reply: bool = False,
         codec_: pb.Codec = pb.CODEC_MSGPACK,
+        **fields: Any,
     ) -> int:
         number = next(self.numbers)
+        if codec_ == pb.CODEC_JSON:
+            self.port.in_json.add(number)
         self.engine.deliver(
             pb.Call(
+                **fields,
                 id=number,
                 kind=kind,
                 key=key,
@@ -90,6 +145,18 @@ class Bench:
             while not all(number in self.port.replies for number in numbers):
                 await asyncio.sleep(0.002)
         return [self.port.replies[number] for number in numbers]
+
+    def set_clock(self) -> None:
+        """Have the cluster's time stand still, as `clock` shows it."""
+        self.shards.clock = self.shard.clock = self.clock  # type: ignore[assignment]
+
+    async def tick(self, times: int = 1) -> None:
+        """Have the engine do what time brings."""
+        for _ in range(times):
+            self.engine.tick()
+            self.engine.deliveries.tick()
+            await asyncio.sleep(0.005)
+            await self.flusher.drain()
 
     async def close(self) -> None:
         self.may_sync.set()

@@ -298,5 +298,5 @@ def test_the_limits_of_a_kind_are_checked_when_it_is_registered() -> None:
     class K(DurableObject):
         pass
 
-    retries = app.get("k").retries
+    retries = app.get("k").options
     assert (retries.notify_attempts, retries.notify_age, retries.alarm_attempts) == (3, timedelta(hours=1), 2)

@@ -6,16 +6,18 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from holdfast import codec
-from holdfast.alarms import NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, Alarm, Misfire, check_every, check_timezone, next_after
+from holdfast.alarms import NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, Alarm, Misfire, check_every, check_times, check_timezone, next_after
 from holdfast.errors import TooLarge
 from holdfast.ids import effect_id
+from holdfast.signature import Around, invoke_around
 
 from holdfast_node import keys
-from holdfast_node.delivery.records import AlarmRecord, decode_alarm, encode
+from holdfast_node.delivery.records import AlarmRecord, carried, decode_alarm, encode
 from holdfast_node.store import Store
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ RETRY_MS = (2_000, 60_000)
 
 _FAR_MS = 253_370_764_800_000  # the year 9999
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_US = "us"  # of a record's options
+_US, _TIMES, _UNTIL = "us", "times", "until"  # of a record's options
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,8 @@ class ObjectAlarms:
         every: timedelta | str | None,
         timezone: str,
         misfire: Misfire,
+        times: int | None = None,
+        until: datetime | timedelta | None = None,
     ) -> None:
         activation = self._activation
         if activation.kind.on_alarm is None:
@@ -135,6 +139,11 @@ class ObjectAlarms:
         now = activation.shard.clock.now_ms()
         check_timezone(timezone)
         repeat = None if every is None else check_every(every)
+        options = carried(activation.request.call) or {}
+        if repeat is None and (times is not None or until is not None):
+            raise ValueError("`times` and `until` are for alarms that are repeated: give `every`")
+        if times is not None:
+            options[_TIMES] = check_times(times)
         beyond_us = 0
         if when is None:
             if repeat is None:
@@ -142,17 +151,21 @@ class ObjectAlarms:
             due = next_after(repeat, timezone, now, now)
         elif isinstance(when, timedelta):
             due = now + max(0, round(when.total_seconds() * 1000))
-        elif when.tzinfo is None:
-            raise ValueError(f"{when!r} has no time zone: datetime.now(UTC) + ... has")
         else:
-            due, beyond_us = divmod(max(timedelta(), when - _EPOCH) // timedelta(microseconds=1), 1000)
+            due, beyond_us = _absolute(when)
+        if until is not None:
+            options[_UNTIL] = now + round(until.total_seconds() * 1000) if isinstance(until, timedelta) else _absolute(until)[0]
+            if due is not None and due > options[_UNTIL]:
+                raise ValueError("the alarm would never fire: it is due after `until`")
         if due is None or due >= _FAR_MS:
             raise ValueError("the alarm would never fire")
         current = self.current()
         if name not in current and len(current) >= ALARMS_MAX:
             raise TooLarge(f"{activation.name} has {ALARMS_MAX} alarms, as many as an object may have", definite=True)
-        options = {_US: beyond_us} if beyond_us else None
-        self.change(name, AlarmRecord(due + bool(beyond_us), due, raw, repeat, timezone, misfire, 0, os.urandom(8), options))
+        if beyond_us:
+            options[_US] = beyond_us
+        nonce = os.urandom(8)
+        self.change(name, AlarmRecord(due + bool(beyond_us), due, raw, repeat, timezone, misfire, 0, nonce, options or None))
 
     def get(self, name: str) -> Alarm | None:
         record = self.current().get(name)
@@ -177,9 +190,9 @@ class ObjectAlarms:
         if record is None or record.due_ms != due_ms:
             return None
         now = self._activation.shard.clock.now_ms()
-        self.change(name, following(record, now))
-        missed = not record.attempt and now - record.scheduled_ms > MISFIRE_GRACE_MS
-        return None if missed and record.misfire == "skip" else shown(name, record)
+        skipped = not record.attempt and now - record.scheduled_ms > MISFIRE_GRACE_MS and record.misfire == "skip"
+        self.change(name, following(record, now, fired=not skipped))
+        return None if skipped else shown(name, record)
 
     def fail(self, name: str, due_ms: int, attempts_max: int, final: bool) -> AlarmRecord | None:
         """In a turn after a firing that failed: fire it again later; or, the alarm returned, give this firing up."""
@@ -196,23 +209,44 @@ class ObjectAlarms:
         return None
 
 
-def following(record: AlarmRecord, now_ms: int) -> AlarmRecord | None:
-    """What is left of an alarm that has fired: its next repetition. Pure."""
+def following(record: AlarmRecord, now_ms: int, fired: bool = True) -> AlarmRecord | None:
+    """What is left of an alarm that has `fired`, or was skipped: its next repetition. Pure."""
     if record.every is None:
         return None
+    options = dict(record.options or {})
+    if _TIMES in options and fired:
+        options[_TIMES] -= 1
+        if options[_TIMES] < 1:
+            return None
     after = record.scheduled_ms if record.misfire == "all" else max(record.scheduled_ms, now_ms)
     due = next_after(record.every, record.timezone, record.scheduled_ms, after)
-    if due is None:
+    if due is None or due > options.get(_UNTIL, due):
         return None
-    options = record.options if isinstance(record.every, int) else None  # a cron expression names whole seconds
-    return msgspec.structs.replace(record, due_ms=due, scheduled_ms=due, attempt=0, options=options)
+    if not isinstance(record.every, int):
+        options.pop(_US, None)  # a cron expression names whole seconds
+    return msgspec.structs.replace(record, due_ms=due, scheduled_ms=due, attempt=0, options=options or None)
+
+
+def _absolute(when: datetime) -> tuple[int, int]:
+    """A time as Unix time in ms, and the microseconds beyond. Raises ValueError for one without a time zone."""
+    if when.tzinfo is None:
+        raise ValueError(f"{when!r} has no time zone: datetime.now(UTC) + ... has")
+    return divmod(max(timedelta(), when - _EPOCH) // timedelta(microseconds=1), 1000)
 
 
 def shown(name: str, record: AlarmRecord) -> Alarm:
     """An alarm as users see it."""
-    beyond_us = (record.options or {}).get(_US, 0)
-    scheduled = _EPOCH + timedelta(milliseconds=record.scheduled_ms, microseconds=beyond_us)
-    return Alarm(name=name, scheduled=scheduled, attempt=record.attempt, raw=record.payload)
+    options = record.options or {}
+    scheduled = _EPOCH + timedelta(milliseconds=record.scheduled_ms, microseconds=options.get(_US, 0))
+    until = options.get(_UNTIL)
+    return Alarm(
+        name=name,
+        scheduled=scheduled,
+        attempt=record.attempt,
+        times=options.get(_TIMES),
+        until=None if until is None else _EPOCH + timedelta(milliseconds=until),
+        raw=record.payload,
+    )
 
 
 def firing_id(kind: str, key: str, name: str, record: AlarmRecord) -> bytes:
@@ -223,13 +257,15 @@ def firing_id(kind: str, key: str, name: str, record: AlarmRecord) -> bytes:
 class Inside:
     """Stands in for a handler: a turn of Holdfast's own, which needs no instance of the user's class."""
 
-    __slots__ = ("is_async", "name", "what")
+    __slots__ = ("deletes", "is_async", "name", "what")
+    reads = False
 
-    def __init__(self, name: str, what: Callable[[], Any], is_async: bool = False) -> None:
-        """`what` is called in the turn; with `is_async` it gives a coroutine."""
+    def __init__(self, name: str, what: Callable[[], Any], is_async: bool = False, deletes: bool = False) -> None:
+        """`what` is called in the turn; with `is_async` it gives a coroutine. `deletes`: it leaves nothing of the object."""
         self.name = name
         self.what = what
         self.is_async = is_async
+        self.deletes = deletes
 
     def invoke(self, instance: Any, payload: bytes, is_json: bool = False) -> Any:
         return self.what()
@@ -238,11 +274,13 @@ class Inside:
 class Firing:
     """Stands in for a handler: `on_alarm` of an object, for one alarm."""
 
-    __slots__ = ("_begin", "is_async", "name", "ran")
+    __slots__ = ("_arounds", "_begin", "is_async", "name", "ran")
+    reads = False
 
-    def __init__(self, begin: Callable[[], Alarm | None]) -> None:
+    def __init__(self, begin: Callable[[], Alarm | None], arounds: tuple[Around, ...] = ()) -> None:
         """`begin` is called in the turn: what the handler gets, or None when there is nothing to be done."""
         self._begin = begin
+        self._arounds = arounds
         self.ran = False
         self.name = "on_alarm"
         self.is_async = True
@@ -250,7 +288,11 @@ class Firing:
     async def invoke(self, instance: Any, payload: bytes, is_json: bool = False) -> None:
         self.ran = True
         alarm = self._begin()
-        if alarm is not None:
-            waits = instance.on_alarm(alarm)
-            if waits is not None:
-                await waits
+        if alarm is None:
+            return
+        if self._arounds:
+            await invoke_around(self._arounds, instance, self.name, {"alarm": alarm}, partial(instance.on_alarm, alarm))
+            return
+        waits = instance.on_alarm(alarm)
+        if waits is not None:
+            await waits

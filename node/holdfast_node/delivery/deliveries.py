@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
-from holdfast.app import NOTIFY_AGE_MAX, App, Retries
+from holdfast.app import NOTIFY_AGE_MAX, App, KindOptions
 from holdfast.errors import Unavailable, WrongOwner, code_name, is_refusal
 from holdfast.ids import effect_id
 from holdfast.tracing import TRACEPARENT
@@ -22,9 +22,10 @@ from holdfast_cluster.clock import boottime
 
 from holdfast_node import keys
 from holdfast_node.delivery.census import AlarmCensus
+from holdfast_node.delivery.expiry import Expiry
 from holdfast_node.delivery.firing import NEVER, AlarmClock, Look, Turns
 from holdfast_node.delivery.outbox import Dead, Delivered, Failed, Failure, Note, Outbox, OutboxLimits, Target
-from holdfast_node.delivery.records import Letter, decode_notification, encode
+from holdfast_node.delivery.records import Letter, decode_notification, encode, metadata_of
 from holdfast_node.shards import Shard, Shards
 from holdfast_node.store import Store
 
@@ -117,6 +118,7 @@ class Deliveries:
         self._paused: frozenset[tuple[str, str]] = frozenset()
         self._sweep: tuple[int, bytes] = (0, b"")
         self.alarms = AlarmClock(app, store, turns, self, kinds, limits.backlog_per_s)
+        self.expiry = Expiry(app, store, turns, turns.find, self)
         self.census = AlarmCensus(store, shards)
 
     # -- what turns do
@@ -154,7 +156,7 @@ class Deliveries:
             duties = self._known(shard)
             duties.delayed += 1
             duties.delayed_changes += 1
-            self.due_at(entry, due, delayed=True)
+            self.due_at(entry, due, keys.DELAYED)
         else:
             entry.rows.append((keys.index_prefix(shard.number, keys.OUTBOX) + sequence, what.raw))
             if entry.notes is None:
@@ -208,23 +210,25 @@ class Deliveries:
         self._forgotten.update(delayed)  # no tick moves them before the entry is there
         self.when_shown(entry, lambda: self._forgotten.difference_update(delayed))
 
-    def due_at(self, entry: Entry, due_ms: int, delayed: bool = False) -> None:
-        """Something is due when this entry is committed, and it is that time."""
+    def due_at(self, entry: Entry, due_ms: int, index: int) -> None:
+        """Something of an index (`keys`) is due when this entry is committed, and it is that time."""
         if entry.dues is None:
             entry.dues = []
-        entry.dues.append((delayed, due_ms))
+        entry.dues.append((index, due_ms))
 
     def committed(self, entry: Entry) -> None:
         """The entry is committed: what is in it may leave."""
         if not entry.shard.owned:
             return
         duties = self._known(entry.shard)
-        for delayed, due in entry.dues or ():
-            if delayed:
+        for index, due in entry.dues or ():
+            if index == keys.DELAYED:
                 duties.delayed_changes += 1  # what was staged could not be seen before
                 duties.delayed_due = min(duties.delayed_due, due)
-            else:
+            elif index == keys.ALARMS:
                 self.alarms.due_at(entry.shard, due)
+            else:
+                self.expiry.due_at(entry.shard, due)
         if entry.notes:
             self.outbox.add(entry.notes)
             self._pump_soon()
@@ -252,6 +256,7 @@ class Deliveries:
             duties.delayed_due = min(duties.delayed_due, keys.read_due_key(key)[0])
         duties.letters = sum(1 for _ in self._rows(number, keys.LETTERS))
         self.alarms.load(shard)
+        self.expiry.load(shard)
         if outbox:
             log.info("shard %d: %d notifications are to be delivered", number, len(outbox))
             self.outbox.add(outbox)
@@ -267,6 +272,7 @@ class Deliveries:
             self._failing.pop(shard, None)
             self._duties.pop(shard, None)
             self.alarms.drop(shard)
+            self.expiry.drop(shard)
         self.outbox.drop(shards)
 
     def follow(self, paused: frozenset[tuple[str, str]]) -> None:
@@ -318,6 +324,7 @@ class Deliveries:
         if duties.delayed_due <= wall:
             self._move_delayed(shard, duties, wall, look)
         self.alarms.fire_due(shard, wall, look)
+        self.expiry.sweep(shard, wall, look)
 
     @staticmethod
     def _may_write(shard: Shard) -> bool:
@@ -375,8 +382,9 @@ class Deliveries:
                 arguments=row.arguments,
                 request_id=effect_id(b"notify", sender, note.sequence),
                 timeout_ms=DELIVERY_TIMEOUT_MS,
-                caller=f"object:{row.sender_kind}/{row.sender_key}",
+                caller=row.caller,
                 notification=note.sequence + sender,
+                metadata=metadata_of(row.options),
             )
             if row.trace:
                 call.metadata[TRACEPARENT] = row.trace
@@ -398,18 +406,19 @@ class Deliveries:
 
     def _answered(self, note: Note, failure: Failure | None) -> None:
         shard: Shard = note.shard
-        kind = self._app.kinds.get(note.row.sender_kind)
-        retries = kind.retries if kind is not None else Retries()
+        responsible = note.row.sender_kind or note.row.kind
+        kind = self._app.kinds.get(responsible)
+        options = kind.options if kind is not None else KindOptions()
         duties = self._duties.get(shard)
         may_die = (
             duties is not None
             and duties.letters < self._limits.letters_max
             and self._may_write(shard)
-            and not (kind is None and self._kinds.elsewhere(note.row.sender_kind))  # how long to try is written there
+            and not (kind is None and self._kinds.elsewhere(responsible))  # how long to try is written there
         )
-        age_ms = int(retries.notify_age.total_seconds() * 1000)
+        age_ms = int(options.notify_age.total_seconds() * 1000)
         now = self._loop.time()
-        outcome = self.outbox.answered(note, failure, now, self._shards.clock.now_ms(), retries.notify_attempts, age_ms, may_die)
+        outcome = self.outbox.answered(note, failure, now, self._shards.clock.now_ms(), options.notify_attempts, age_ms, may_die)
         row_key = keys.index_prefix(shard.number, keys.OUTBOX) + note.sequence
         if duties is not None and shard.owned:
             match outcome:
@@ -431,12 +440,11 @@ class Deliveries:
             shard, duties, [(own, None), (keys.index_prefix(shard.number, keys.LETTERS) + note.sequence, encode(letter))]
         )
         log.error(
-            "%s/%s.%s(), a notification of %s/%s, is a dead letter after %d attempts: %s: %s",
+            "%s/%s.%s(), a notification of %s, is a dead letter after %d attempts: %s: %s",
             row.kind,
             row.key,
             row.method,
-            row.sender_kind,
-            row.sender_key,
+            row.sender,
             row.attempts,
             why.code,
             why.message,
@@ -527,6 +535,7 @@ class Deliveries:
             "dead_letters": self.letters,
             "alarms_fired": self.alarms.fired,
             "alarms_failed": self.alarms.failed,
+            "expired": self.expiry.removed,
         }
 
 

@@ -21,7 +21,7 @@ from holdfast.v1 import objects_pb2 as pb
 from holdfast_node import keys
 from holdfast_node.delivery.alarms import Firing, Inside, LetterChange, firing_id, shown
 from holdfast_node.delivery.outbox import Bucket, Target
-from holdfast_node.delivery.records import AlarmRecord, Letter, Notification, decode_alarm, encode
+from holdfast_node.delivery.records import AlarmRecord, Letter, Notification, decode_alarm, encode, metadata_of
 from holdfast_node.shards import Shard
 from holdfast_node.store import Store
 
@@ -63,8 +63,13 @@ class Turns(Protocol):
         request_id: bytes,
         handler: Callable[[Activation], Firing | Inside],
         done: Callable[[pb.Error | None], None],
+        timeout_s: float = 0.0,
+        metadata: dict[str, str] | None = None,
     ) -> None:
         """Run a turn of Holdfast's own on an object; `done` gets its error, or None, when it is committed."""
+
+    def find(self, kind: str, key: str) -> Activation | None:
+        """The activation of an object, if it is in memory."""
 
 
 class Room(Protocol):
@@ -189,13 +194,9 @@ class AlarmClock:
                 self.failed += 1
                 self._write_down(kind, key, name, due, error, written)
 
-        self.fire(kind, key, name, due, firing_id(kind, key, name, decode_alarm(raw)), done)
+        self._fire(kind, key, name, decode_alarm(raw), lambda activation: activation.alarms.begin(name, due), done)
 
     # -- turns
-
-    def fire(self, kind: str, key: str, name: str, due_ms: int, request_id: bytes, done: Fired) -> None:
-        """Have an alarm fire, if it is still there and due then."""
-        self._fire(kind, key, request_id, lambda activation: activation.alarms.begin(name, due_ms), done)
 
     def fire_letter(self, kind: str, key: str, name: str, record: AlarmRecord, row: bytes, done: Fired) -> None:
         """Have the alarm of a dead letter fire once more: the letter (at `row`) is gone if that goes well."""
@@ -204,19 +205,26 @@ class AlarmClock:
             activation.storage.do_beside(LetterChange(gone=row), len(row))
             return shown(name, record)
 
-        self._fire(kind, key, firing_id(kind, key, name, record), begin, done)
+        self._fire(kind, key, name, record, begin, done)
 
-    def _fire(self, kind: str, key: str, request_id: bytes, begin: Callable[[Activation], Alarm | None], done: Fired) -> None:
+    def _fire(
+        self, kind: str, key: str, name: str, record: AlarmRecord, begin: Callable[[Activation], Alarm | None], done: Fired
+    ) -> None:
+        """Have an alarm fire; `begin` says in the turn whether it is still there and due then."""
         firing: Firing | None = None
+        request_id = firing_id(kind, key, name, record)
 
         def handler(activation: Activation) -> Firing:
             nonlocal firing
             if activation.kind.on_alarm is None:
                 raise NotFound(f"{activation.kind.name} has no on_alarm", definite=True)
-            firing = Firing(lambda: begin(activation))
+            firing = Firing(lambda: begin(activation), activation.kind.arounds)
             return firing
 
-        self._turns.run_inside(kind, key, request_id, handler, lambda error: done(error, firing is not None and firing.ran))
+        def told(error: pb.Error | None) -> None:
+            done(error, firing is not None and firing.ran)
+
+        self._turns.run_inside(kind, key, request_id, handler, told, metadata=metadata_of(record.options))
 
     def _write_down(self, kind: str, key: str, name: str, due_ms: int, error: pb.Error, done: Callable[[], None]) -> None:
         """A firing failed: it fires again later, or is a dead letter."""
@@ -224,7 +232,7 @@ class AlarmClock:
         def fail(activation: Activation) -> None:
             full = self._room.letters_full(activation.shard)
             final = error.code == pb.CODE_APPLICATION and is_refusal(error) and not full
-            attempts_max = _FOR_EVER if full else activation.kind.retries.alarm_attempts
+            attempts_max = _FOR_EVER if full else activation.kind.options.alarm_attempts
             record = activation.alarms.fail(name, due_ms, attempts_max, final)
             if record is not None:
                 told = f"{error.type}: {error.message}" if error.type else error.message

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any
 
-from holdfast_node.delivery.records import Notification
+from holdfast_node.delivery.records import Notification, sender_name
 
 Target = tuple[str, str]
 
@@ -148,7 +148,7 @@ class Outbox:
     def room(self, shard: Any, sender: Target, more: int) -> str | None:
         """Why an object may not send one more, beside `more` that are not in the outbox yet; None when it may."""
         if self._of_sender[shard, sender] + more >= self._limits.object_max:
-            return f"{self._limits.object_max} notifications of {sender[0]}/{sender[1]} wait to be delivered"
+            return f"{self._limits.object_max} notifications of {sender_name(*sender)} wait to be delivered"
         if self.depth + more >= self._limits.node_max or self.bytes > self._limits.node_bytes_max:
             return f"{self.depth} notifications of {self.bytes} bytes wait to be delivered on this node"
         return None

@@ -6,6 +6,19 @@ from typing import Any
 
 import msgspec
 from holdfast.alarms import Misfire
+from holdfast.tracing import TRACEPARENT
+from holdfast.v1 import objects_pb2 as pb
+
+
+def sender_name(kind: str, key: str) -> str:
+    """How people are told who sent a notification."""
+    if kind:
+        return f"{kind}/{key}"
+    return f"client {key}" if key else "a client"
+
+
+METADATA = "metadata"
+"""The key in `options` under which the metadata lies of the call that sent a notification, or set an alarm."""
 
 
 class Notification(msgspec.Struct, array_like=True, gc=False):
@@ -27,7 +40,17 @@ class Notification(msgspec.Struct, array_like=True, gc=False):
     trace: str = ""
     """The `traceparent` of the turn that sent it, when that was traced."""
     options: dict[str, Any] | None = None
-    """Kept free for what one notification asks for (an expiry, metadata); None in this version."""
+    """`metadata`: that of the call that sent it. Else kept free for what one notification asks for."""
+
+    @property
+    def caller(self) -> str:
+        """Who sent it, as its receiver is told. A client's has no `sender_kind`; its `sender_key` is the client's subject."""
+        return f"object:{self.sender_kind}/{self.sender_key}" if self.sender_kind else self.sender_key
+
+    @property
+    def sender(self) -> str:
+        """Who sent it, for people."""
+        return sender_name(self.sender_kind, self.sender_key)
 
 
 class AlarmRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -43,7 +66,8 @@ class AlarmRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
     nonce: bytes = b""
     """Made when it was set: tells it apart from another one for the same time."""
     options: dict[str, Any] | None = None
-    """`us`: microseconds of the time that it was set for, beyond `scheduled_ms`. Else kept free for what one alarm asks for."""
+    """`us`: microseconds of the time that it was set for, beyond `scheduled_ms`. `times`: how often it fires yet, this time counted.
+    `until`: the Unix time in ms after which it is not repeated. `metadata`: that of the call that set it. Else kept free."""
 
 
 class Letter(msgspec.Struct, array_like=True, gc=False):
@@ -65,3 +89,16 @@ decode_letter = msgspec.msgpack.Decoder(Letter).decode
 
 def encode(record: Notification | AlarmRecord | Letter) -> bytes:
     return _encode(record)
+
+
+def carried(call: pb.Call) -> dict[str, Any] | None:
+    """What a notification, or an alarm, takes along from the call that made it: its metadata. As `options` of the record."""
+    if not call.metadata:
+        return None
+    metadata = {name: value for name, value in call.metadata.items() if name != TRACEPARENT}
+    return {METADATA: metadata} if metadata else None
+
+
+def metadata_of(options: dict[str, Any] | None) -> dict[str, str] | None:
+    """The metadata in a record's options."""
+    return (options or {}).get(METADATA)

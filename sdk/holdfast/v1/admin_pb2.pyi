@@ -82,12 +82,14 @@ class ShowObjectResponse(_message.Message):
     def __init__(self, rows: _Optional[_Iterable[_Union[StoredRow, _Mapping]]] = ..., more: bool = ...) -> None: ...
 
 class StoredRow(_message.Message):
-    __slots__ = ("key", "value")
+    __slots__ = ("key", "value", "expires_ms")
     KEY_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_MS_FIELD_NUMBER: _ClassVar[int]
     key: str
     value: bytes
-    def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    expires_ms: int
+    def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ..., expires_ms: _Optional[int] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
     __slots__ = ("kind", "key")
@@ -98,7 +100,7 @@ class ExplainRequest(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("shard", "address", "unserved", "copies", "paused", "active", "idle_s", "cache_bytes", "waiting", "running", "running_s", "running_request_id", "committing", "last_error", "rows", "bytes", "rows_more", "alarms", "next_alarm_ms", "outbox", "outbox_oldest_ms", "outbox_error", "read_only")
+    __slots__ = ("shard", "address", "unserved", "copies", "paused", "active", "idle_s", "cache_bytes", "waiting", "running", "running_s", "running_request_id", "committing", "last_error", "rows", "bytes", "rows_more", "alarms", "next_alarm_ms", "outbox", "outbox_oldest_ms", "outbox_error", "read_only", "reads", "expires_ms")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     UNSERVED_FIELD_NUMBER: _ClassVar[int]
@@ -122,6 +124,8 @@ class ExplainResponse(_message.Message):
     OUTBOX_OLDEST_MS_FIELD_NUMBER: _ClassVar[int]
     OUTBOX_ERROR_FIELD_NUMBER: _ClassVar[int]
     READ_ONLY_FIELD_NUMBER: _ClassVar[int]
+    READS_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_MS_FIELD_NUMBER: _ClassVar[int]
     shard: ShardStatus
     address: str
     unserved: str
@@ -145,7 +149,9 @@ class ExplainResponse(_message.Message):
     outbox_oldest_ms: int
     outbox_error: str
     read_only: str
-    def __init__(self, shard: _Optional[_Union[ShardStatus, _Mapping]] = ..., address: _Optional[str] = ..., unserved: _Optional[str] = ..., copies: _Optional[_Iterable[_Union[CopyStatus, _Mapping]]] = ..., paused: bool = ..., active: bool = ..., idle_s: _Optional[float] = ..., cache_bytes: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[str] = ..., running_s: _Optional[float] = ..., running_request_id: _Optional[bytes] = ..., committing: bool = ..., last_error: _Optional[_Union[LastError, _Mapping]] = ..., rows: _Optional[int] = ..., bytes: _Optional[int] = ..., rows_more: bool = ..., alarms: _Optional[int] = ..., next_alarm_ms: _Optional[int] = ..., outbox: _Optional[int] = ..., outbox_oldest_ms: _Optional[int] = ..., outbox_error: _Optional[str] = ..., read_only: _Optional[str] = ...) -> None: ...
+    reads: int
+    expires_ms: int
+    def __init__(self, shard: _Optional[_Union[ShardStatus, _Mapping]] = ..., address: _Optional[str] = ..., unserved: _Optional[str] = ..., copies: _Optional[_Iterable[_Union[CopyStatus, _Mapping]]] = ..., paused: bool = ..., active: bool = ..., idle_s: _Optional[float] = ..., cache_bytes: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[str] = ..., running_s: _Optional[float] = ..., running_request_id: _Optional[bytes] = ..., committing: bool = ..., last_error: _Optional[_Union[LastError, _Mapping]] = ..., rows: _Optional[int] = ..., bytes: _Optional[int] = ..., rows_more: bool = ..., alarms: _Optional[int] = ..., next_alarm_ms: _Optional[int] = ..., outbox: _Optional[int] = ..., outbox_oldest_ms: _Optional[int] = ..., outbox_error: _Optional[str] = ..., read_only: _Optional[str] = ..., reads: _Optional[int] = ..., expires_ms: _Optional[int] = ...) -> None: ...
 
 class CopyStatus(_message.Message):
     __slots__ = ("node", "in_sync", "owner", "present", "behind", "heard_s")
@@ -705,7 +711,7 @@ class StatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatsResponse(_message.Message):
-    __slots__ = ("process", "turns", "turns_failed", "entries", "fsyncs", "activations", "evictions", "calls_in_flight", "shards_serving", "cache_bytes", "kinds", "notice", "copies", "entries_uncommitted", "replica_lag", "snapshots_sent", "snapshots_waiting", "snapshot_bytes_sent", "handovers", "data_bytes", "move_rate", "outbox", "outbox_oldest_ms", "notifications_delivered", "notification_retries", "notifications_delayed", "dead_letters", "alarms_fired", "alarms_failed", "clock_ahead_s", "slow_nodes")
+    __slots__ = ("process", "turns", "turns_failed", "entries", "fsyncs", "activations", "evictions", "calls_in_flight", "shards_serving", "cache_bytes", "kinds", "notice", "copies", "entries_uncommitted", "replica_lag", "snapshots_sent", "snapshots_waiting", "snapshot_bytes_sent", "handovers", "data_bytes", "move_rate", "outbox", "outbox_oldest_ms", "notifications_delivered", "notification_retries", "notifications_delayed", "dead_letters", "alarms_fired", "alarms_failed", "expired", "clock_ahead_s", "slow_nodes")
     PROCESS_FIELD_NUMBER: _ClassVar[int]
     TURNS_FIELD_NUMBER: _ClassVar[int]
     TURNS_FAILED_FIELD_NUMBER: _ClassVar[int]
@@ -735,6 +741,7 @@ class StatsResponse(_message.Message):
     DEAD_LETTERS_FIELD_NUMBER: _ClassVar[int]
     ALARMS_FIRED_FIELD_NUMBER: _ClassVar[int]
     ALARMS_FAILED_FIELD_NUMBER: _ClassVar[int]
+    EXPIRED_FIELD_NUMBER: _ClassVar[int]
     CLOCK_AHEAD_S_FIELD_NUMBER: _ClassVar[int]
     SLOW_NODES_FIELD_NUMBER: _ClassVar[int]
     process: ProcessStats
@@ -766,9 +773,10 @@ class StatsResponse(_message.Message):
     dead_letters: int
     alarms_fired: int
     alarms_failed: int
+    expired: int
     clock_ahead_s: float
     slow_nodes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, process: _Optional[_Union[ProcessStats, _Mapping]] = ..., turns: _Optional[int] = ..., turns_failed: _Optional[int] = ..., entries: _Optional[int] = ..., fsyncs: _Optional[int] = ..., activations: _Optional[int] = ..., evictions: _Optional[int] = ..., calls_in_flight: _Optional[int] = ..., shards_serving: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., kinds: _Optional[_Iterable[str]] = ..., notice: _Optional[str] = ..., copies: _Optional[int] = ..., entries_uncommitted: _Optional[int] = ..., replica_lag: _Optional[int] = ..., snapshots_sent: _Optional[int] = ..., snapshots_waiting: _Optional[int] = ..., snapshot_bytes_sent: _Optional[int] = ..., handovers: _Optional[int] = ..., data_bytes: _Optional[int] = ..., move_rate: _Optional[float] = ..., outbox: _Optional[int] = ..., outbox_oldest_ms: _Optional[int] = ..., notifications_delivered: _Optional[int] = ..., notification_retries: _Optional[int] = ..., notifications_delayed: _Optional[int] = ..., dead_letters: _Optional[int] = ..., alarms_fired: _Optional[int] = ..., alarms_failed: _Optional[int] = ..., clock_ahead_s: _Optional[float] = ..., slow_nodes: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, process: _Optional[_Union[ProcessStats, _Mapping]] = ..., turns: _Optional[int] = ..., turns_failed: _Optional[int] = ..., entries: _Optional[int] = ..., fsyncs: _Optional[int] = ..., activations: _Optional[int] = ..., evictions: _Optional[int] = ..., calls_in_flight: _Optional[int] = ..., shards_serving: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., kinds: _Optional[_Iterable[str]] = ..., notice: _Optional[str] = ..., copies: _Optional[int] = ..., entries_uncommitted: _Optional[int] = ..., replica_lag: _Optional[int] = ..., snapshots_sent: _Optional[int] = ..., snapshots_waiting: _Optional[int] = ..., snapshot_bytes_sent: _Optional[int] = ..., handovers: _Optional[int] = ..., data_bytes: _Optional[int] = ..., move_rate: _Optional[float] = ..., outbox: _Optional[int] = ..., outbox_oldest_ms: _Optional[int] = ..., notifications_delivered: _Optional[int] = ..., notification_retries: _Optional[int] = ..., notifications_delayed: _Optional[int] = ..., dead_letters: _Optional[int] = ..., alarms_fired: _Optional[int] = ..., alarms_failed: _Optional[int] = ..., expired: _Optional[int] = ..., clock_ahead_s: _Optional[float] = ..., slow_nodes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ProcessStats(_message.Message):
     __slots__ = ("pid", "cpu_s", "rss_bytes", "uptime_s")

@@ -46,7 +46,7 @@ CODE_PERMISSION_DENIED: Code
 CODE_ABORTED: Code
 
 class CallRequest(_message.Message):
-    __slots__ = ("kind", "key", "method", "json", "msgpack", "request_id", "metadata", "idempotency_key", "timeout_ms", "drawn")
+    __slots__ = ("kind", "key", "method", "json", "msgpack", "request_id", "metadata", "idempotency_key", "timeout_ms", "drawn", "send", "delay_ms")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +64,8 @@ class CallRequest(_message.Message):
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     DRAWN_FIELD_NUMBER: _ClassVar[int]
+    SEND_FIELD_NUMBER: _ClassVar[int]
+    DELAY_MS_FIELD_NUMBER: _ClassVar[int]
     kind: str
     key: str
     method: str
@@ -74,7 +76,9 @@ class CallRequest(_message.Message):
     idempotency_key: str
     timeout_ms: int
     drawn: bool
-    def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ..., method: _Optional[str] = ..., json: _Optional[str] = ..., msgpack: _Optional[bytes] = ..., request_id: _Optional[bytes] = ..., metadata: _Optional[_Mapping[str, str]] = ..., idempotency_key: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., drawn: bool = ...) -> None: ...
+    send: bool
+    delay_ms: int
+    def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ..., method: _Optional[str] = ..., json: _Optional[str] = ..., msgpack: _Optional[bytes] = ..., request_id: _Optional[bytes] = ..., metadata: _Optional[_Mapping[str, str]] = ..., idempotency_key: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., drawn: bool = ..., send: bool = ..., delay_ms: _Optional[int] = ...) -> None: ...
 
 class CallResponse(_message.Message):
     __slots__ = ("json", "msgpack", "request_id", "epoch")
@@ -89,7 +93,7 @@ class CallResponse(_message.Message):
     def __init__(self, json: _Optional[str] = ..., msgpack: _Optional[bytes] = ..., request_id: _Optional[bytes] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("id", "kind", "key", "method", "arguments", "codec", "request_id", "attempt", "timeout_ms", "metadata", "chain", "caller", "keep_reply", "idempotency_key", "notification")
+    __slots__ = ("id", "kind", "key", "method", "arguments", "codec", "request_id", "attempt", "timeout_ms", "metadata", "chain", "caller", "keep_reply", "idempotency_key", "send", "delay_ms", "notification")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +115,8 @@ class Call(_message.Message):
     CALLER_FIELD_NUMBER: _ClassVar[int]
     KEEP_REPLY_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    SEND_FIELD_NUMBER: _ClassVar[int]
+    DELAY_MS_FIELD_NUMBER: _ClassVar[int]
     NOTIFICATION_FIELD_NUMBER: _ClassVar[int]
     id: int
     kind: str
@@ -126,8 +132,10 @@ class Call(_message.Message):
     caller: str
     keep_reply: bool
     idempotency_key: str
+    send: bool
+    delay_ms: int
     notification: bytes
-    def __init__(self, id: _Optional[int] = ..., kind: _Optional[str] = ..., key: _Optional[str] = ..., method: _Optional[str] = ..., arguments: _Optional[bytes] = ..., codec: _Optional[_Union[Codec, str]] = ..., request_id: _Optional[bytes] = ..., attempt: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., chain: _Optional[_Iterable[str]] = ..., caller: _Optional[str] = ..., keep_reply: bool = ..., idempotency_key: _Optional[str] = ..., notification: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., kind: _Optional[str] = ..., key: _Optional[str] = ..., method: _Optional[str] = ..., arguments: _Optional[bytes] = ..., codec: _Optional[_Union[Codec, str]] = ..., request_id: _Optional[bytes] = ..., attempt: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., chain: _Optional[_Iterable[str]] = ..., caller: _Optional[str] = ..., keep_reply: bool = ..., idempotency_key: _Optional[str] = ..., send: bool = ..., delay_ms: _Optional[int] = ..., notification: _Optional[bytes] = ...) -> None: ...
 
 class Reply(_message.Message):
     __slots__ = ("id", "result", "error", "epoch")

@@ -1,0 +1,401 @@
+"""What waits for no turn: reads beside a running one, and calls that clients store to be run later."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import holdfast
+import pytest
+from engine_bench import IDS, Bench, Port
+from holdfast import Alarm, App, DurableObject, Rejected
+from holdfast.v1 import objects_pb2 as pb
+from holdfast_node import engine
+
+app = App()
+
+
+@app.kind(notify_attempts=3)
+class Board(DurableObject):
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def on_activate(self) -> None:
+        self.seen = 100
+
+    async def add(self, what: str, wait: bool = False) -> int:
+        self.seen += 1
+        n = self.storage.get("n", int, default=0) + 1
+        self.storage.put("n", n)
+        self.storage.put(f"line {n:03}", what)
+        if wait:
+            await asyncio.sleep(1000)
+        return n
+
+    async def clear(self) -> None:
+        self.storage.delete_all()
+
+    async def stick(self) -> None:
+        while True:
+            try:
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                pass
+
+    async def fail(self, what: str) -> None:
+        self.storage.put("failed", what)
+        raise ValueError(what)
+
+    async def refuse(self) -> None:
+        raise Rejected("no")
+
+    async def told(self) -> list[Any]:
+        return [self.caller, dict(self.request.metadata)]
+
+    async def note_told(self) -> None:
+        self.storage.put("told", [self.caller, dict(self.request.metadata)])
+
+    async def pass_on(self, other: str) -> None:
+        self.notify(Board, other).note_told()
+        self.set_alarm(timedelta(seconds=1))
+
+    async def on_alarm(self, alarm: Alarm) -> None:
+        self.storage.put("alarm", dict(self.request.metadata))
+
+    @holdfast.reads
+    def lines(self) -> dict[str, Any]:
+        return self.storage.list()
+
+    @holdfast.reads
+    async def look(self, wait: float = 0.0) -> list[Any]:
+        before = self.storage.get("n", int, default=0)
+        await asyncio.sleep(wait)
+        return [before, self.storage.get("n", int, default=0), "n" in self.storage, self.seen]
+
+    @holdfast.reads
+    async def stuck(self) -> None:
+        while True:
+            try:
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                pass
+
+    @holdfast.reads
+    async def about(self) -> list[Any]:
+        return [self.kind, self.key, self.epoch, self.request.metadata.get("tag"), [alarm.name for alarm in self.list_alarms()]]
+
+    @holdfast.reads
+    async def ask(self, other: str) -> Any:
+        return await self.objects.get(Board, other).add("asked by a read")
+
+    @holdfast.reads
+    async def ask_around(self, other: str) -> Any:
+        """A call that comes back to the object, whose turns it does not hold up."""
+        return await self.objects.get("Board", other).ask_back(self.key)
+
+    async def ask_back(self, first: str) -> Any:
+        return await self.objects.get(Board, first).add("asked back")
+
+    @holdfast.reads
+    async def write(self, how: str) -> None:
+        match how:
+            case "put":
+                self.storage.put("n", 1)
+            case "put_many":
+                self.storage.put_many({"n": 1})
+            case "put with a ttl":
+                self.storage.put("n", 1, ttl=timedelta(days=1))
+            case "delete":
+                self.storage.delete("n")
+            case "delete_all":
+                self.storage.delete_all()
+            case "transaction":
+                with self.storage.transaction():
+                    pass
+            case "notify":
+                self.notify(Board, "other").note_told()
+            case "set_alarm":
+                self.set_alarm(timedelta(days=1))
+            case "delete_alarm":
+                self.delete_alarm()
+            case "deactivate":
+                self.deactivate()
+
+    @holdfast.reads
+    async def leak(self) -> int:
+        kept.append(self)
+        return 0
+
+
+kept: list[Board] = []
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(tmp_path / "store", app)
+    yield bench
+    await bench.close()
+
+
+def call(bench: Bench, key: str, method: str, *arguments: Any, **options: Any) -> int:
+    return bench.call(key, method, *arguments, kind="Board", **options)
+
+
+async def test_a_read_does_not_wait_for_a_running_turn_and_does_not_see_it(bench: Bench) -> None:
+    await bench.answered(call(bench, "a", "add", "one"))
+    request_id = IDS.next()
+    running = call(bench, "a", "add", "two", True, request_id=request_id)
+    behind = call(bench, "a", "add", "three")
+    assert await bench.answered(call(bench, "a", "lines")) == [{"line 001": "one", "n": 1}]
+    bench.engine.cancel(request_id, bench.port, running)
+    assert (await bench.answered(behind))[0] == 2
+    assert await bench.answered(call(bench, "a", "lines")) == [{"line 001": "one", "line 002": "three", "n": 2}]
+
+
+async def test_a_read_tells_nothing_that_is_not_committed(bench: Bench) -> None:
+    bench.may_sync.clear()
+    wrote = call(bench, "a", "add", "one")
+    read = call(bench, "a", "look")
+    other = call(bench, "b", "look")
+    assert (await bench.answered(other))[0][0] == 0
+    await asyncio.sleep(0.05)
+    assert read not in bench.port.replies
+    assert wrote not in bench.port.replies
+    bench.may_sync.set()
+    assert (await bench.answered(wrote, read))[1][0] == 1
+
+
+async def test_what_was_acknowledged_is_read(bench: Bench) -> None:
+    """Also before the store shows it."""
+    for n in range(1, 50):
+        await bench.answered(call(bench, "a", "add", "x"))
+        assert (await bench.answered(call(bench, "a", "look")))[0][0] == n
+    await bench.answered(call(bench, "a", "clear"))
+    assert await bench.answered(call(bench, "a", "lines")) == [{}]
+
+
+async def test_a_read_runs_on_an_instance_of_its_own(bench: Bench) -> None:
+    await bench.answered(call(bench, "a", "add", "one"))
+    assert bench.engine.find("Board", "a").instance.seen == 101  # type: ignore[union-attr]
+    assert (await bench.answered(call(bench, "a", "look")))[0][3] == 0
+    [about] = await bench.answered(call(bench, "a", "about", metadata={"tag": "x"}))
+    assert about == ["Board", "a", 1, "x", []]
+
+
+async def test_a_read_that_waits_sees_what_turns_store_meanwhile_and_holds_none_of_them_up(bench: Bench) -> None:
+    read = call(bench, "a", "look", 0.1)
+    assert await bench.answered(call(bench, "a", "add", "one")) == [1]
+    assert read not in bench.port.replies
+    assert not bench.engine.find("Board", "a").at_rest()  # type: ignore[union-attr]
+    assert (await bench.answered(read))[0] == [0, 1, True, 0]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "put",
+        "put_many",
+        "put with a ttl",
+        "delete",
+        "delete_all",
+        "transaction",
+        "notify",
+        "set_alarm",
+        "delete_alarm",
+        "deactivate",
+    ],
+)
+async def test_a_read_cannot_write(bench: Bench, how: str) -> None:
+    await bench.answered(call(bench, "a", "add", "one"))
+    entries = bench.engine.entries
+    [error] = await bench.answered(call(bench, "a", "write", how))
+    assert (error.code, error.type) == (pb.CODE_APPLICATION, "RuntimeError")
+    assert "@holdfast.reads" in error.message
+    assert bench.engine.entries == entries
+
+
+async def test_after_its_end_a_read_sees_nothing(bench: Bench) -> None:
+    await bench.answered(call(bench, "a", "leak"))
+    leaked = kept.pop()
+    for use in (lambda: leaked.storage.get("n"), leaked.storage.list, lambda: leaked.request, leaked.list_alarms):
+        with pytest.raises(RuntimeError, match="only"):
+            use()
+
+
+async def test_a_read_calls_others_and_even_its_own_object(bench: Bench) -> None:
+    assert await bench.answered(call(bench, "a", "ask", "b")) == [1]
+    running = call(bench, "a", "ask", "a")
+    assert await bench.answered(running) == [1]
+    assert await bench.answered(call(bench, "a", "ask_around", "c")) == [2]
+
+
+async def test_a_read_is_cancelled_like_a_turn_and_at_its_deadline(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_ABANDON_S", 0.05)
+    request_id = IDS.next()
+    read = call(bench, "a", "look", 100.0, request_id=request_id)
+    bench.engine.cancel(request_id, bench.port, read)
+    assert (await bench.answered(read))[0].code == pb.CODE_ABORTED
+    late, stuck = call(bench, "a", "look", 100.0, timeout_ms=50), call(bench, "a", "stuck", timeout_ms=50)
+    for error in await bench.answered(late, stuck):
+        assert error.code == pb.CODE_DEADLINE
+    assert bench.engine.find("Board", "a").at_rest()  # type: ignore[union-attr]
+    assert bench.engine.in_flight == 0
+
+
+async def test_a_read_of_an_object_that_was_abandoned_is_made_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_ABANDON_S", 0.05)
+    read = call(bench, "a", "look", 100.0)
+    stuck = call(bench, "a", "stick", timeout_ms=50)
+    [gone, error] = await bench.answered(stuck, read)
+    assert (gone.code, error.code) == (pb.CODE_DEADLINE, pb.CODE_WRONG_OWNER)
+
+
+async def test_reads_end_with_their_shard(bench: Bench) -> None:
+    read = call(bench, "a", "look", 100.0)
+    assert not bench.engine.shard_is_quiet(bench.shard)
+    bench.shard.owned = False
+    bench.engine.drop_shards({bench.shard})
+    assert (await bench.answered(read))[0].code == pb.CODE_WRONG_OWNER
+
+
+async def test_reads_are_bounded_with_the_calls_of_the_node(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "few", app, engine.EngineLimits(in_flight_max=2))
+    reads = [call(bench, "a", "look", 0.2) for _ in range(3)]
+    answers = await bench.answered(*reads)
+    assert [getattr(answer, "code", 0) for answer in answers] == [0, 0, pb.CODE_OVERLOADED]
+    await bench.close()
+
+
+async def test_an_id_of_the_callers_own_does_nothing_for_a_read(bench: Bench) -> None:
+    request_id = IDS.next()
+    for n in range(2):
+        read = call(bench, "a", "look", request_id=request_id, attempt=1, keep_reply=True)
+        assert (await bench.answered(read))[0][0] == n
+        await bench.answered(call(bench, "a", "add", "x"))
+
+
+# -- calls that are stored
+
+
+async def delivered(bench: Bench, key: str) -> dict[str, Any]:
+    await bench.tick(20)
+    (lines,) = await bench.answered(call(bench, key, "lines"))
+    return lines  # type: ignore[no-any-return]
+
+
+async def test_a_call_that_is_sent_is_answered_when_it_is_stored_and_runs_later(bench: Bench) -> None:
+    request_id = IDS.next()
+    running = call(bench, "a", "add", "slow", True, request_id=request_id)
+    bench.may_sync.clear()
+    sent = call(bench, "a", "add", "sent", send=True)
+    await asyncio.sleep(0.05)
+    assert sent not in bench.port.replies, "it was accepted before it was on disk"
+    bench.may_sync.set()
+    assert await bench.answered(sent) == [None]  # though a turn runs, and waits
+    bench.engine.cancel(request_id, bench.port, running)
+    assert (await delivered(bench, "a"))["line 001"] == "sent"
+    assert bench.engine.deliveries.outbox.depth == 0
+
+
+async def test_what_one_caller_sends_comes_in_its_order_and_once(bench: Bench) -> None:
+    request_id = IDS.next()
+    for n in range(20):
+        await bench.answered(call(bench, "a", "add", str(n), send=True, caller="shop"))
+    for attempt in (0, 1, 2):
+        sent = call(bench, "a", "add", "once", send=True, caller="shop", request_id=request_id, attempt=attempt)
+        assert await bench.answered(sent) == [None]
+    bench.outgoing.lose = 7
+    lines = await delivered(bench, "a")
+    while bench.engine.deliveries.outbox.depth:
+        lines = await delivered(bench, "a")
+    assert [lines[f"line {n:03}"] for n in range(1, 22)] == [*map(str, range(20)), "once"]
+    assert lines["n"] == 21
+    [other] = await bench.answered(call(bench, "a", "add", "else", send=True, request_id=request_id, attempt=1))
+    assert other.code == pb.CODE_INVALID_ARGUMENT
+    [ran] = await bench.answered(call(bench, "a", "add", "once", request_id=request_id, attempt=1))
+    assert ran.code == pb.CODE_INVALID_ARGUMENT, "a call under the id of one that was sent is another call"
+
+
+async def test_a_delayed_one_waits_for_its_time(bench: Bench) -> None:
+    bench.set_clock()
+    await bench.answered(call(bench, "a", "add", "later", send=True, delay_ms=60_000))
+    assert await delivered(bench, "a") == {}
+    bench.clock.ms += 61_000
+    assert (await delivered(bench, "a"))["n"] == 1
+
+
+async def test_who_sent_it_and_its_metadata_arrive_and_are_carried_on(bench: Bench) -> None:
+    bench.set_clock()
+    metadata = {"tenant": "x", "traceparent": "not this"}
+    await bench.answered(call(bench, "a", "note_told", send=True, caller="shop", metadata=metadata))
+    assert (await delivered(bench, "a"))["told"] == ["shop", {"tenant": "x"}]
+    await bench.answered(call(bench, "a", "pass_on", "b", send=True, caller="shop", metadata=metadata))
+    await bench.tick(20)
+    assert (await delivered(bench, "b"))["told"] == ["object:Board/a", {"tenant": "x"}]
+    bench.clock.ms += 2_000
+    assert (await delivered(bench, "a"))["alarm"] == {"tenant": "x"}
+
+
+@pytest.mark.parametrize("codec_", [pb.CODEC_MSGPACK, pb.CODEC_JSON])
+async def test_arguments_are_checked_before_they_are_stored_and_travel_in_any_codec(bench: Bench, codec_: pb.Codec) -> None:
+    [wrong] = await bench.answered(call(bench, "a", "add", 7, send=True, codec_=codec_))
+    assert (wrong.code, wrong.path, wrong.definite) == (pb.CODE_INVALID_ARGUMENT, "$.what", True)
+    [unknown] = await bench.answered(call(bench, "a", "nonsense", send=True, codec_=codec_))
+    assert unknown.code == pb.CODE_NOT_FOUND
+    assert await bench.answered(call(bench, "a", "add", "ä", send=True, codec_=codec_)) == [None]
+    assert (await delivered(bench, "a"))["line 001"] == "ä"
+
+
+async def test_one_that_fails_is_a_dead_letter_and_those_behind_it_come(bench: Bench) -> None:
+    await bench.answered(
+        call(bench, "a", "fail", "x", send=True), call(bench, "a", "refuse", send=True), call(bench, "a", "add", "y", send=True)
+    )
+    async with asyncio.timeout(5):
+        while (await delivered(bench, "a")).get("n") != 1:
+            pass
+    assert bench.engine.deliveries.letters == 2
+    assert "failed" not in await delivered(bench, "a")
+
+
+async def test_a_read_can_be_told_nothing(bench: Bench) -> None:
+    for fields in ({"send": True}, {"notification": bytes(16) + b"x"}):
+        [error] = await bench.answered(call(bench, "a", "look", **fields))
+        assert (error.code, error.path) == (pb.CODE_INVALID_ARGUMENT, "method")
+    with pytest.raises(TypeError, match="only reads"):
+        holdfast.connect("127.0.0.1:1").notify(Board, "a").look()
+
+
+async def test_limits_of_what_is_sent(tmp_path: Path) -> None:
+    from holdfast_node.delivery.outbox import OutboxLimits
+
+    limits = engine.EngineLimits(outbox=OutboxLimits(object_max=3, shard_delayed_max=1))
+    bench = Bench(tmp_path / "few", app, limits)
+    bench.outgoing.reachable = lambda kind, key: False  # type: ignore[method-assign]
+    calls = [call(bench, "a", "add", "x", send=True) for _ in range(3)]
+    assert await bench.answered(*calls) == [None] * 3
+    delayed = [call(bench, "a", "add", "x", send=True, delay_ms=10_000) for _ in range(2)]
+    [accepted, full] = await bench.answered(*delayed)
+    assert (accepted, full.code) == (None, pb.CODE_OVERLOADED)
+    [full, far] = await bench.answered(
+        call(bench, "a", "add", "x", send=True), call(bench, "a", "add", "x", send=True, delay_ms=400 * 86_400_000)
+    )
+    assert (full.code, full.definite, far.path) == (pb.CODE_OVERLOADED, True, "delay_ms")
+    bench.shard.read_only = "too few copies"
+    [refused] = await bench.answered(call(bench, "b", "add", "x", send=True))
+    assert refused.code == pb.CODE_UNAVAILABLE
+    await bench.close()
+
+
+async def test_the_same_id_in_flight_for_a_call_and_one_that_is_sent_are_two(bench: Bench) -> None:
+    request_id = IDS.next()
+    bench.may_sync.clear()
+    first = call(bench, "a", "add", "x", request_id=request_id)
+    bench.port, port = Port(), bench.port
+    again = call(bench, "a", "add", "x", send=True, request_id=request_id, attempt=1)
+    assert (await bench.answered(again))[0].code == pb.CODE_INVALID_ARGUMENT
+    bench.may_sync.set()
+    bench.port = port
+    assert await bench.answered(first) == [1]
