@@ -50,7 +50,7 @@ def list_letters(to: str, sender: str, limit: int, gateway: str, as_json: bool) 
     for letter in answer.letters:
         table.add_row(
             letter.id,
-            f"{letter.sender_kind}/{letter.sender_key}",
+            f"{letter.sender_kind}/{letter.sender_key}" if letter.sender_kind else f"client {letter.sender_key}".rstrip(),
             f"alarm {letter.alarm}" if letter.alarm else f"{letter.kind}/{letter.key}",
             letter.method,
             str(letter.attempts),

@@ -195,6 +195,8 @@ class _Run:
             "transfers": found.transfers,
             "forked_calls": self._work.forked if self._work is not None else 0,
             "alarms": found.alarms,
+            "posts": found.posts,
+            "disordered": found.disordered,
             "p99_ms": round(latencies[int(len(latencies) * 0.99)] * 1e3, 1) if latencies else 0.0,
             "slowest_without_fault_ms": round(max((one.ended - one.began for one in calm), default=0.0) * 1e3, 1),
             "hasty_calls": {
@@ -233,9 +235,10 @@ class _Run:
         console.print(f"linearizable: {order} ({found.registers} registers)")
         console.print(
             f"{found.hops:,} hops of tokens by notification, {found.transfers:,} transfers by call and by notification, "
-            f"{found.alarms:,} alarms: each once"
+            f"{found.alarms:,} alarms, {found.posts:,} calls that were stored: each once"
             if not found.broken
-            else f"{found.hops:,} hops of tokens, {found.transfers:,} transfers, {found.alarms:,} alarms were checked"
+            else f"{found.hops:,} hops of tokens, {found.transfers:,} transfers, {found.alarms:,} alarms, {found.posts:,} stored calls "
+            "were checked"
         )
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for title in ("fault", "times", "longest wait of a call"):
@@ -244,7 +247,7 @@ class _Run:
         for fault, longest in sorted(by_fault.items()):
             table.add_row(fault, str(len(longest)), f"{max(longest):.2f} s")
         console.print(table)
-        for line in (*found.lost, *found.doubled, *found.definite, *found.not_linearizable)[:50]:
+        for line in (*found.lost, *found.doubled, *found.definite, *found.not_linearizable, *found.disordered)[:50]:
             console.print(f"[red]broken[/red]: {line}")
         for line in found.undecided[:10]:
             console.print(f"not decided: {line}")

@@ -11,6 +11,7 @@ from collections import Counter as Tally
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
@@ -61,15 +62,17 @@ class Findings:
     doubled: list[str] = field(default_factory=list)
     definite: list[str] = field(default_factory=list)
     not_linearizable: list[str] = field(default_factory=list)
+    disordered: list[str] = field(default_factory=list)
     undecided: list[str] = field(default_factory=list)
     registers: int = 0
     hops: int = 0
     transfers: int = 0
     alarms: int = 0
+    posts: int = 0
 
     @property
     def broken(self) -> bool:
-        return bool(self.lost or self.doubled or self.definite or self.not_linearizable)
+        return bool(self.lost or self.doubled or self.definite or self.not_linearizable or self.disordered)
 
 
 class Workload:
@@ -98,6 +101,7 @@ class Workload:
         self._accounts = [f"{run_id}-{i}" for i in range(_ACCOUNTS)]
         self._clocks = [f"{run_id}-{i}" for i in range(_CLOCKS)]
         self._transfers = 0
+        self._posts: dict[str, list[str]] = defaultdict(list)  # what was accepted, in that order
         self.forked = 0
         """Calls of clients that have forked, or are forked, that were acknowledged."""
 
@@ -130,8 +134,10 @@ class Workload:
                 )
             elif kind < 0.8:
                 await self._increment(f"{self._run}-{chance.randrange(_COUNTERS)}")
-            else:
+            elif kind < 0.9:
                 await self._append(f"{self._run}-{chance.randrange(_JOURNALS)}", f"{i}-{next(self._values)}")
+            else:
+                await self._post(f"{self._run}-posts-{chance.randrange(_JOURNALS)}", i, chance)
             await asyncio.sleep(chance.expovariate(1 / self._think_s))
 
     async def _hurry(self, i: int, chance: random.Random, stop: asyncio.Event) -> None:
@@ -175,7 +181,7 @@ class Workload:
         value = next(self._values)
         if which < 0.4:
             what: tuple[Any, ...] = ("read",)
-            coroutine: Any = stub.read()
+            coroutine: Any = stub.read() if chance.random() < 0.5 else stub.glance()
         elif which < 0.75:
             what = ("write", value)
             coroutine = stub.write(value)
@@ -200,6 +206,16 @@ class Workload:
         self._appends[key][element] = None
         _, _, ok, _ = await self._make(self._client.get(Journal, key).append(element))
         self._appends[key][element] = ok
+
+    async def _post(self, key: str, i: int, chance: random.Random) -> None:
+        """Have the cluster store an append, and make it later: every other one after a delay."""
+        delay = timedelta(milliseconds=chance.randrange(3_000)) if chance.random() < 0.5 else None
+        element = f"{'delayed' if delay else 'post'} {i}-{next(self._values)}"
+        self._appends[key][element] = None
+        _, _, ok, _ = await self._make(self._client.notify(Journal, key, delay=delay).append(element))
+        self._appends[key][element] = ok
+        if ok:
+            self._posts[key].append(element)
 
     async def _transfer(self, chance: random.Random) -> None:
         """Give money away, and ask again with the same request id until that is answered: half-done it may not stay."""
@@ -231,6 +247,7 @@ class Workload:
         await self._check_tokens(found)
         await self._check_accounts(found)
         await self._check_alarms(found)
+        await self._check_posts(found)
         for key, increments in self._increments.items():
             value = await self._client.get(Counter, key).value()
             acknowledged = sum(ok is True for ok, _ in increments)
@@ -308,6 +325,26 @@ class Workload:
             (found.doubled if left > 0 else found.lost).append(
                 f"all accounts together have {left}, after {self._transfers} transfers"
             )
+
+    async def _check_posts(self, found: Findings) -> None:
+        """What was accepted arrives, and what one client posted without a delay comes in its order."""
+        for key, posts in self._posts.items():
+            there: list[str] = []
+
+            async def more(key: str = key, there: list[str] = there) -> list[str]:
+                there += await self._client.get(Journal, key).elements(len(there), _PAGE)
+                return [*there]
+
+            await _settled(more, set(posts).issubset)
+            places = {element: place for place, element in enumerate(there)}
+            found.posts += len(posts)
+            last: dict[str, str] = {}
+            for element in posts:
+                name, _, number = element.partition("-")
+                if name.startswith("post") and element in places:
+                    if places[element] < places.get(last.get(name, ""), -1):
+                        found.disordered.append(f"journal {key} has {last[name]} behind {element}, which was posted after it")
+                    last[name] = element
 
     async def _check_alarms(self, found: Findings) -> None:
         """Each time that an alarm was due is there once."""
