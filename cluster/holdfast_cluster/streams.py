@@ -21,6 +21,7 @@ import msgspec
 from holdfast.channels import AddressInUse, split_address
 from holdfast.frames import FrameWriter
 from holdfast.logs import Few
+from holdfast.processes import who_listens
 from holdfast.tls import Certificates, names_of_transport
 
 from holdfast_cluster.clock import boottime
@@ -359,7 +360,7 @@ class StreamServer:
             family, _, _, _, where = infos[0]
             listener = socket.create_server(where[:2], family=family, backlog=_BACKLOG)
         except OSError as error:
-            raise AddressInUse(f"cannot listen at {address} for streams: {error}") from None
+            raise AddressInUse(f"cannot listen at {address} for streams: {error}{who_listens(split_address(address)[1])}") from None
         listener.setblocking(False)
         self._accepting = asyncio.create_task(self._accept(listener, self._certificates))
         return int(listener.getsockname()[1])

@@ -11,7 +11,7 @@ import uvloop
 from holdfast import logs
 from holdfast.channels import AddressInUse
 from holdfast.options import certificates, common_options, explicit_settings, option
-from holdfast.processes import prefer_batches, raise_file_limit
+from holdfast.processes import prefer_batches, raise_file_limit, told_as_refusal
 from holdfast.tracing import TracingMissing
 from holdfast_cluster.dispatch import DispatchLimits
 from holdfast_cluster.etcd import etcd_tls
@@ -101,8 +101,8 @@ def gateway(
     logs.configure("gateway", log_level, log_format)
     try:
         uvloop.run(_run(config))
-    except* (Refused, AddressInUse, AccessError, ValueError, TracingMissing) as group:
-        raise click.ClickException("; ".join(str(error) for error in group.exceptions)) from None
+    except Exception as error:
+        raise told_as_refusal(error, (Refused, AddressInUse, AccessError, ValueError, TracingMissing)) from None
 
 
 async def _run(config: GatewayConfig) -> None:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -17,7 +16,7 @@ from holdfast import logs
 from holdfast.channels import AddressInUse
 from holdfast.loading import AppError, load_app
 from holdfast.options import certificates, common_options, explicit_settings, option
-from holdfast.processes import prefer_batches, raise_file_limit
+from holdfast.processes import prefer_batches, raise_file_limit, told_as_refusal, whys
 from holdfast.tracing import TracingMissing
 from holdfast_cluster.etcd import etcd_tls
 from holdfast_cluster.membership import Refused
@@ -183,8 +182,8 @@ def node(
     logs.configure(name or "node", log_level, log_format)
     try:
         _until_it_ends(config)
-    except* REFUSALS as group:
-        raise click.ClickException("; ".join(str(error) for error in group.exceptions)) from None
+    except (*REFUSALS, ExceptionGroup) as error:
+        raise told_as_refusal(error, REFUSALS) from None
 
 
 def _until_it_ends(config: NodeConfig) -> None:
@@ -192,23 +191,14 @@ def _until_it_ends(config: NodeConfig) -> None:
     try:
         uvloop.run(_run(config))
     except Exception as error:
-        whys = list(_whys(error))
-        if any(is_no_space(why) for why in whys):
-            log.critical("%s; the node stops, and starts again when there is room", "; ".join(str(why) for why in whys))
+        of = list(whys(error))
+        if any(is_no_space(why) for why in of):
+            log.critical("%s; the node stops, and starts again when there is room", "; ".join(str(why) for why in of))
             raise SystemExit(EXIT_DISK_FULL) from None
-        if not all(isinstance(why, REFUSALS) for why in whys):
+        if not all(isinstance(why, REFUSALS) for why in of):
             log.critical("a bug ends the node", exc_info=True)
             raise SystemExit(EXIT_STORE_FAILED) from None
         raise
-
-
-def _whys(error: BaseException) -> Iterator[BaseException]:
-    """What is in a group of exceptions."""
-    if isinstance(error, BaseExceptionGroup):
-        for each in error.exceptions:
-            yield from _whys(each)
-    else:
-        yield error
 
 
 async def _run(config: NodeConfig) -> None:

@@ -28,7 +28,7 @@ from holdfast.client import Client, connect
 from holdfast.errors import HoldfastError
 from holdfast.local import ClusterFailed, LocalCluster, free_port
 from holdfast.options import local_option
-from holdfast.processes import process_stats
+from holdfast.processes import process_stats, told_as_refusal
 from holdfast.v1 import admin_pb2
 from holdfast.v1 import objects_pb2 as pb
 
@@ -92,8 +92,8 @@ def bench(
     try:
         for number in [0] if target is not None else [int(number) for number in copies.split(",")]:
             rows += _bench(target, number, options, objects, seconds, levels, wanted)
-    except* (HoldfastError, ClusterFailed, grpc.aio.AioRpcError) as group:
-        raise click.ClickException(str(_first(group))) from None
+    except Exception as error:
+        raise told_as_refusal(error, (HoldfastError, ClusterFailed, grpc.aio.AioRpcError)) from None
     if as_json:
         click.echo(codec.encode_json({"rows": rows}).decode())
         return
@@ -145,12 +145,6 @@ def _bench(
     finally:
         cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _first(group: BaseException) -> BaseException:
-    while isinstance(group, BaseExceptionGroup):
-        group = group.exceptions[0]
-    return group
 
 
 async def _measure(

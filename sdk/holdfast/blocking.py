@@ -22,7 +22,7 @@ from google.rpc.status_pb2 import Status
 from holdfast import forks
 from holdfast.app import kind_name
 from holdfast.budget import RATIO, Budgets
-from holdfast.channels import CHANNEL_OPTIONS, check_address
+from holdfast.channels import check_address, open_blocking_channel
 from holdfast.client import DEADLINE_SLACK_S, TIMEOUT_S, check_key, check_own_id, check_size, delay_ms, retry_pause
 from holdfast.deadlines import checked_timeout
 from holdfast.errors import DeadlineExceeded, HoldfastError, InternalError, Overloaded, Unavailable, error_from_proto
@@ -267,7 +267,7 @@ class _Connections:
         self.files = None if tls is None else tls.state()
         self.knows_time = False
         """Whether a gateway was asked what time it is, for the ids of calls."""
-        self._channels = [_open(endpoint, tls) for endpoint in endpoints]
+        self._channels = [open_blocking_channel(endpoint, tls) for endpoint in endpoints]
         self.calls = [
             channel.unary_unary(
                 "/holdfast.v1.Objects/Call",
@@ -280,12 +280,6 @@ class _Connections:
     def close(self) -> None:
         for channel in self._channels:
             channel.close()
-
-
-def _open(endpoint: str, tls: TLS | None) -> grpc.Channel:
-    if tls is None:
-        return grpc.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
-    return grpc.secure_channel(endpoint, tls.credentials(), options=[*CHANNEL_OPTIONS, *tls.options()])
 
 
 class _GatewayAway(HoldfastError):

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import grpc
 
+from holdfast.processes import who_listens
 from holdfast.tls import TLS, Certificates
 
 STREAMS_MAX = 128
@@ -80,6 +81,13 @@ def open_process_channel(
     return open_channel(address, [*options, *certificates.channel_options()], certificates.channel_credentials())
 
 
+def open_blocking_channel(gateway: str, tls: TLS | None) -> grpc.Channel:
+    """A channel from a client without an event loop to a gateway."""
+    if tls is None:
+        return grpc.insecure_channel(gateway, options=CHANNEL_OPTIONS)
+    return grpc.secure_channel(gateway, tls.credentials(), options=[*CHANNEL_OPTIONS, *tls.options()])
+
+
 class AddressInUse(Exception):
     """Another process listens at this address, or it is none."""
 
@@ -130,7 +138,9 @@ def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredenti
     try:
         port = server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
     except RuntimeError as error:
-        raise AddressInUse(f"cannot listen at {address}: is the port in use? ({error})") from None
+        raise AddressInUse(
+            f"cannot listen at {address}: is the port in use{who_listens(split_address(address)[1])}? ({error})"
+        ) from None
     if port == 0:
-        raise AddressInUse(f"cannot listen at {address}: is the port in use?")
+        raise AddressInUse(f"cannot listen at {address}: is the port in use{who_listens(split_address(address)[1])}?")
     return port

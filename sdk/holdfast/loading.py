@@ -5,11 +5,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import sysconfig
 import traceback
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from holdfast.app import App
+
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
 
 
 class AppError(Exception):
@@ -19,12 +24,13 @@ class AppError(Exception):
 def load_app(target: str) -> App:
     """The App of `path/to/app.py`, `package.module` or either with `:name` behind it. Raises AppError.
 
-    Without a name, the module's only App is taken. A file is imported under its stem (or as a part of its package when
-    it lies in one), with its folder, or its package's, on sys.path.
+    Without a name, the module's only App is taken. A file is imported under its stem, or as a part of its package when it lies in
+    one. A file that is named like a module of Python's own, or of a package that is installed, gets another name. A module is looked
+    for in the working folder first. That folder, or the file's, goes onto sys.path behind Python's own modules.
     """
     path, _, name = target.partition(":") if not Path(target).exists() else (target, "", "")
     try:
-        module = _import_file(Path(path)) if path.endswith(".py") else importlib.import_module(path)
+        module = _import_file(Path(path)) if path.endswith(".py") else _import_module(path)
     except AppError:
         raise
     except BaseException as error:
@@ -56,8 +62,59 @@ def _import_file(path: Path) -> ModuleType:
     while (root / "__init__.py").exists():
         parts.insert(0, root.name)
         root = root.parent
-    sys.path.insert(0, str(root))
-    return importlib.import_module(".".join(parts))
+    _look_in(root)
+    name = ".".join(parts)
+    try:
+        found = importlib.util.find_spec(parts[0])
+    except ValueError:  # of `__main__`
+        found = None
+    if found is not None and found.origin is not None and _in(root, found):
+        return importlib.import_module(name)
+    if len(parts) > 1:
+        raise AppError(f"{path}: its package is called {parts[0]!r}, as another one that is installed; give it another name")
+    # Python has a module of that name already, which libraries may need: the app is no part of that.
+    spec = importlib.util.spec_from_file_location(f"holdfast_app_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _in(root: Path, found: ModuleSpec) -> bool:
+    """Whether a module or package lies right in a folder."""
+    assert found.origin is not None
+    origin = Path(found.origin)
+    return (origin.parent.parent if origin.name == "__init__.py" else origin.parent) == root
+
+
+def _import_module(name: str) -> ModuleType:
+    _look_in(Path.cwd())
+    return importlib.import_module(name)
+
+
+def _look_in(folder: Path) -> None:
+    """Have modules looked for in a folder, before those that are installed and behind Python's own."""
+    if str(folder) not in sys.path:
+        own = sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")
+        last = max((i for i, place in enumerate(sys.path) if place.startswith(own) and "-packages" not in place), default=-1)
+        sys.path.insert(last + 1, str(folder))
+
+
+def source_folder(target: str) -> Path | None:
+    """The folder whose Python files make up an app that has been loaded; None for a module that is not found in files."""
+    path = target if Path(target).exists() else target.partition(":")[0]
+    if path.endswith(".py"):
+        root = Path(path).resolve().parent
+        while (root / "__init__.py").exists():
+            root = root.parent
+        return root
+    origin = getattr(sys.modules.get(path.partition(".")[0]), "__file__", None)
+    if origin is None:
+        return None
+    folder = Path(origin).resolve().parent
+    return Path.cwd() if Path.cwd() in (folder, folder.parent) else folder  # not all that is installed beside a package
 
 
 def _their_traceback(error: BaseException) -> str:
@@ -68,3 +125,16 @@ def _their_traceback(error: BaseException) -> str:
         [frame for frame in trace.stack if not frame.filename.startswith((ours, "<frozen importlib"))]
     )
     return "".join(line for line in trace.format(chain=False) if "importlib/__init__.py" not in line).rstrip()
+
+
+def _main() -> None:
+    """`python -m holdfast.loading APP`: whether it can be loaded; says why not."""
+    try:
+        load_app(sys.argv[1])
+    except AppError as error:
+        print(error)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    _main()

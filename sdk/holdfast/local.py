@@ -10,10 +10,18 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Container
 from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2
 
 from holdfast.blocking import BlockingClient
-from holdfast.errors import HoldfastError
+from holdfast.channels import open_blocking_channel
+from holdfast.errors import HoldfastError, PermissionDenied, Unauthenticated
+from holdfast.processes import who_listens
+from holdfast.tls import TLS
 
 READY_S = 60.0
 _STOP_S = 15.0
@@ -56,7 +64,10 @@ class LocalCluster:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.environment: dict[str, dict[str, str]] = {}
         """By process: variables that it gets beside this process's own."""
+        self.tls: TLS | None = None
+        """How to reach the gateways, when they have certificates."""
         self._log_from: dict[str, int] = {}
+        self._reaper: subprocess.Popen[bytes] | None = None
         self._etcd_ports = free_port(), free_port()
 
     @property
@@ -70,9 +81,21 @@ class LocalCluster:
         logs.mkdir(parents=True, exist_ok=True)
         with self.log(name).open("ab") as log:
             self._log_from[name] = log.tell()
-            self.processes[name] = subprocess.Popen(
-                command, stdout=log, stderr=log, start_new_session=True, env={**os.environ, **self.environment.get(name, {})}
-            )
+            variables = {**os.environ, "PYTHONUNBUFFERED": "1", **self.environment.get(name, {})}
+            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=variables)
+        self.processes[name] = process
+        self._reap(process.pid)
+
+    def _reap(self, pid: int) -> None:
+        """Have a process ended when this one ends without `stop`: the reaper sees it by the end of its standard input."""
+        if not hasattr(os, "pidfd_open"):
+            return  # no Linux
+        if self._reaper is None or self._reaper.poll() is not None:
+            script = Path(__file__).with_name("reaper.py")
+            self._reaper = subprocess.Popen([sys.executable, "-ISs", str(script)], stdin=subprocess.PIPE, start_new_session=True)
+        assert self._reaper.stdin is not None
+        self._reaper.stdin.write(b"%d\n" % pid)
+        self._reaper.stdin.flush()
 
     def start_etcd(self, *options: str, scheme: str = "http") -> None:
         """Start etcd, on the data it had."""
@@ -89,7 +112,7 @@ class LocalCluster:
     def start_node(self, name: str, app: str, *options: str) -> None:
         """Start the node `name` with the kinds of `app`, on a host of its own as far as placing copies goes."""
         self.start(
-            name, sys.executable, "-m", "holdfast", "node", app, "--data", str(self.folder / name), "--name", name,
+            name, sys.executable, "-P", "-m", "holdfast", "node", app, "--data", str(self.folder / name), "--name", name,
             "--host", f"host-{name}", "--listen", "127.0.0.1:0", "--etcd-endpoints", self.etcd, *options,
         )  # fmt: skip
 
@@ -100,9 +123,11 @@ class LocalCluster:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
-                raise ClusterFailed(f"port {port} is in use: end what listens there, or choose another port") from None
+                raise ClusterFailed(
+                    f"port {port} is in use{who_listens(port)}: end what listens there, or choose another port"
+                ) from None
         self.start(
-            name, sys.executable, "-m", "holdfast", "gateway", "--listen", f"127.0.0.1:{port}", "--reflection",
+            name, sys.executable, "-P", "-m", "holdfast", "gateway", "--listen", f"127.0.0.1:{port}", "--reflection",
             "--etcd-endpoints", self.etcd, *options,
         )  # fmt: skip
 
@@ -110,10 +135,14 @@ class LocalCluster:
         """The file that has what a process said."""
         return self.folder / "logs" / f"{name}.log"
 
-    def ended(self) -> str | None:
-        """What to say of the first process that ended by itself, with the end of its log; None while all run."""
+    def log_from(self, name: str) -> int:
+        """Where in that file what it said since its newest start begins."""
+        return self._log_from[name]
+
+    def ended(self, but: Container[str] = ()) -> str | None:
+        """What to say of the first process that ended by itself, `but` these, with the end of its log; None while all run."""
         for name, process in self.processes.items():
-            if process.poll() is not None:
+            if process.poll() is not None and name not in but:
                 with self.log(name).open(errors="replace") as log:
                     log.seek(self._log_from[name])
                     tail = log.read().splitlines()[-15:]
@@ -124,9 +153,11 @@ class LocalCluster:
         """Whether calls through `gateway` reach a node. Raises ClusterFailed when a process has ended by itself."""
         if why := self.ended():
             raise ClusterFailed(why)
-        with BlockingClient(gateway, timeout=0.5) as client:
+        with BlockingClient(gateway, timeout=0.5, tls=self.tls) as client:
             try:
                 client.call("holdfast.ready", "probe", "probe")
+            except (Unauthenticated, PermissionDenied):
+                return healthy(gateway, self.tls)  # nobody has told us a token
             except HoldfastError as error:
                 return error.code == "NOT_FOUND"  # said by a node
         return True
@@ -138,6 +169,23 @@ class LocalCluster:
             if time.monotonic() > deadline:
                 raise ClusterFailed(f"not ready after {READY_S:.0f} s; look into {self.folder / 'logs'}")
             time.sleep(0.05)
+
+    def restart(self, name: str) -> None:
+        """End a process in order, and start it again with the same command."""
+        self.stop_one(name)
+        command: Any = self.processes[name].args
+        self.start(name, *command)
+
+    def stop_one(self, name: str) -> None:
+        """End a process in order; one that does not end in time is killed."""
+        process = self.processes[name]
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
     def stop(self) -> None:
         """End everything, newest first; what does not end in time is killed."""
@@ -151,3 +199,21 @@ class LocalCluster:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        if self._reaper is not None and self._reaper.stdin is not None:
+            self._reaper.stdin.close()
+            self._reaper.wait()
+            self._reaper = None
+
+
+def healthy(gateway: str, tls: TLS | None = None) -> bool:
+    """Whether a gateway says that it has routes and takes calls."""
+    with open_blocking_channel(gateway, tls) as channel:
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        try:
+            return bool(check(health_pb2.HealthCheckRequest(), timeout=0.5).status == health_pb2.HealthCheckResponse.SERVING)
+        except grpc.RpcError:
+            return False

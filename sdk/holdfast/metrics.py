@@ -22,6 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 
 from holdfast.channels import AddressInUse, split_address
+from holdfast.processes import who_listens
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ class MetricsPage:
             host, port = split_address(address)
             self._server = await asyncio.start_server(self._serve, host, port, limit=_HEAD_BYTES_MAX)
         except (OSError, ValueError) as error:
-            raise AddressInUse(f"cannot listen at {address} for metrics: {error}") from None
+            raise AddressInUse(f"cannot listen at {address} for metrics: {error}{who_listens(split_address(address)[1])}") from None
         self.port = int(self._server.sockets[0].getsockname()[1])
         return self.port
 

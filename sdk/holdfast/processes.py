@@ -7,10 +7,11 @@ import contextlib
 import os
 import resource
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from importlib import metadata
 from typing import Any, TypeVar
 
+import click
 import psutil
 
 from holdfast.v1 import admin_pb2
@@ -61,6 +62,42 @@ def prefer_batches() -> None:
 def rss_bytes() -> int:
     """Resident memory of this process."""
     return int(_process.memory_info().rss)
+
+
+def whys(error: BaseException) -> Iterator[BaseException]:
+    """An exception, or what is in a group of them, however deep."""
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from whys(each)
+    else:
+        yield error
+
+
+def told_as_refusal(error: BaseException, refusals: tuple[type[BaseException], ...]) -> click.ClickException:
+    """What a command raises for an exception, or a group of them, which all are its user's to mend. Raises any other again.
+
+    Commands do not use `except*`: CPython 3.11 up to 3.11.3 wraps what is raised in it, and click does not know that.
+    """
+    all_whys = list(whys(error))
+    if not all(isinstance(why, refusals) for why in all_whys):
+        raise error
+    return click.ClickException("; ".join(dict.fromkeys(str(why) for why in all_whys)))
+
+
+def who_listens(port: int) -> str:
+    """Who listens at a port, as " by process 4711 (holdfast gateway)", as far as that can be told; else nothing."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and _port_of(connection) == port and connection.pid:
+                command = " ".join(psutil.Process(connection.pid).cmdline())
+                return f" by process {connection.pid} ({command[:100] or 'of another user'})"
+    except psutil.Error:
+        pass
+    return ""
+
+
+def _port_of(connection: Any) -> int:
+    return connection.laddr.port if connection.laddr else 0
 
 
 class Stopped(Exception):

@@ -9,7 +9,7 @@ import hmac
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jwt
 import pytest
@@ -21,8 +21,13 @@ from holdfast_gateway import access
 from holdfast_gateway.access import ANONYMOUS, Access, AccessError, AccessFile, Identity, Refused, SubjectLimits, Uses
 from holdfast_gateway.door import Guest
 
-NOW = time.time()  # when the file is read: minutes before its tests run, where others run first
-LIFETIME_S = 86_400
+LIFETIME_S = 600
+
+
+class In(NamedTuple):
+    """So many seconds from when the token is made."""
+
+    seconds: float
 
 
 def _base64(raw: bytes) -> bytes:
@@ -70,9 +75,9 @@ may = "change"
 def test_tokens_name_subjects_and_old_ones_work_beside_new_ones() -> None:
     rules = parse(POLICY)
     for token, subject in (("b-1", "billing"), ("b-2", "billing"), ("team", "team/a")):
-        assert rules.identify(f"Bearer {token}", "", (), NOW) == Identity(subject)
-    assert rules.identify(f"bearer  {'b-1'}", "", (), NOW).subject == "billing"
-    assert rules.identify(None, "", (), NOW).subject == ANONYMOUS
+        assert rules.identify(f"Bearer {token}", "", (), time.time()) == Identity(subject)
+    assert rules.identify(f"bearer  {'b-1'}", "", (), time.time()).subject == "billing"
+    assert rules.identify(None, "", (), time.time()).subject == ANONYMOUS
 
 
 @pytest.mark.parametrize(
@@ -87,7 +92,7 @@ def test_tokens_name_subjects_and_old_ones_work_beside_new_ones() -> None:
 )
 def test_what_is_shown_and_wrong_is_refused_and_not_taken_for_nothing(authorization: str, why: str) -> None:
     with pytest.raises(Refused, match=why) as refused:
-        parse(POLICY).identify(authorization, "", (), NOW)
+        parse(POLICY).identify(authorization, "", (), time.time())
     assert "b-3" not in str(refused.value)
 
 
@@ -123,14 +128,14 @@ def test_operators_may_look_or_change() -> None:
 
 def test_certificates_name_subjects_by_common_name_or_dns_name() -> None:
     by_name = parse('[certificates]\nsubject = "common-name"')
-    assert by_name.identify(None, "shop", ("shop.example",), NOW).subject == "shop"
-    assert by_name.identify(None, "", ("shop.example",), NOW).subject == ANONYMOUS
-    assert parse('[certificates]\nsubject = "dns"').identify(None, "shop", ("shop.example",), NOW).subject == "shop.example"
-    assert parse("").identify(None, "shop", ("shop.example",), NOW).subject == ANONYMOUS
+    assert by_name.identify(None, "shop", ("shop.example",), time.time()).subject == "shop"
+    assert by_name.identify(None, "", ("shop.example",), time.time()).subject == ANONYMOUS
+    assert parse('[certificates]\nsubject = "dns"').identify(None, "shop", ("shop.example",), time.time()).subject == "shop.example"
+    assert parse("").identify(None, "shop", ("shop.example",), time.time()).subject == ANONYMOUS
     for name in ("object:Shop/a", ANONYMOUS):
-        assert by_name.identify(None, name, (), NOW).subject == ANONYMOUS
+        assert by_name.identify(None, name, (), time.time()).subject == ANONYMOUS
     both = parse(POLICY + '[certificates]\nsubject = "common-name"')
-    assert both.identify("Bearer b-1", "shop", (), NOW).subject == "billing"
+    assert both.identify("Bearer b-1", "shop", (), time.time()).subject == "billing"
 
 
 @pytest.mark.parametrize(
@@ -177,7 +182,8 @@ class Issuer:
         (self.folder / "jwks.json").write_text(json.dumps({"keys": keys}))
 
     def token(self, key: Any = None, algorithm: str = "RS256", kid: str | None = "r", **claims: Any) -> str:
-        all_claims = {"sub": "alice", "iss": ISSUER, "aud": AUDIENCE, "exp": NOW + LIFETIME_S, **claims}
+        all_claims = {"sub": "alice", "iss": ISSUER, "aud": AUDIENCE, "exp": In(LIFETIME_S), **claims}
+        all_claims = {name: time.time() + of.seconds if isinstance(of, In) else of for name, of in all_claims.items()}
         return jwt.encode(
             {name: value for name, value in all_claims.items() if value is not None},
             key or self.rsa, algorithm=algorithm, headers={} if kid is None else {"kid": kid},
@@ -195,17 +201,17 @@ def issuer(tmp_path: Path) -> Issuer:
 def test_a_token_that_verifies_names_its_subject_until_it_expires(issuer: Issuer) -> None:
     rules = issuer.rules()
     for token in (issuer.token(), issuer.token(issuer.ec, "ES256", "e"), issuer.token(kid=None)):
-        known = rules.identify(f"Bearer {token}", "", (), NOW)
+        known = rules.identify(f"Bearer {token}", "", (), time.time())
         assert known.subject == "alice"
-        assert known.until == pytest.approx(NOW + LIFETIME_S, abs=10)
+        assert abs(known.until - time.time() - LIFETIME_S) < 10
         with pytest.raises(Refused, match="expired"):
-            rules.identify(f"Bearer {token}", "", (), NOW + LIFETIME_S + 100)
+            rules.identify(f"Bearer {token}", "", (), time.time() + LIFETIME_S + 100)
 
 
 @pytest.mark.parametrize(
     ("claims", "why"),
     [
-        ({"exp": NOW - 60}, "expired"),
+        ({"exp": In(-60)}, "expired"),
         ({"exp": None}, "exp"),
         ({"iss": "https://evil.example/"}, "issuer"),
         ({"aud": "other"}, "Audience"),
@@ -213,7 +219,7 @@ def test_a_token_that_verifies_names_its_subject_until_it_expires(issuer: Issuer
         ({"sub": None}, "sub"),
         ({"sub": ""}, "names no subject"),
         ({"sub": "object:Shop/a"}, "names no subject"),
-        ({"nbf": NOW + LIFETIME_S // 2}, "not yet valid"),
+        ({"nbf": In(LIFETIME_S // 2)}, "not yet valid"),
         ({"kid": "unknown"}, "signed by a key"),
         ({"sub": ["alice"]}, "(not valid|names no subject)"),
         ({"sub": "half \ud800"}, "(not valid|names no subject)"),
@@ -222,7 +228,7 @@ def test_a_token_that_verifies_names_its_subject_until_it_expires(issuer: Issuer
 def test_a_token_that_is_not_for_us_is_refused(issuer: Issuer, claims: dict[str, Any], why: str) -> None:
     token = issuer.token(**claims)
     with pytest.raises(Refused, match=f"(?i){why}") as refused:
-        issuer.rules().identify(f"Bearer {token}", "", (), NOW)
+        issuer.rules().identify(f"Bearer {token}", "", (), time.time())
     assert token not in str(refused.value)
 
 
@@ -234,23 +240,23 @@ def test_a_token_whose_end_is_no_time_is_refused_or_good_for_long(issuer: Issuer
     head = _base64(json.dumps({"alg": "RS256", "kid": "r"}).encode()) + b"." + _base64(claims.encode())
     token = (head + b"." + _base64(jwt.algorithms.RSAAlgorithm(jwt.algorithms.RSAAlgorithm.SHA256).sign(head, issuer.rsa))).decode()
     try:
-        known = issuer.rules().identify(f"Bearer {token}", "", (), NOW)
+        known = issuer.rules().identify(f"Bearer {token}", "", (), time.time())
     except Refused:
         return
     assert known.subject == "alice"
-    assert NOW < known.until < float("inf")
+    assert time.time() < known.until < float("inf")
 
 
 def test_a_subject_that_is_a_tokens_is_nobody_elses(issuer: Issuer) -> None:
     text = f'[tokens]\nalice = ["{sha("b-1")}"]\n'
     text += f'[jwt]\njwks = "jwks.json"\nissuer = "{ISSUER}"\naudience = "{AUDIENCE}"\n'
     with pytest.raises(Refused, match="may not name"):
-        parse(text, issuer.folder).identify(f"Bearer {issuer.token()}", "", (), NOW)
+        parse(text, issuer.folder).identify(f"Bearer {issuer.token()}", "", (), time.time())
     rules = parse(text + 'prefix = "jwt:"\n', issuer.folder)
-    assert rules.identify(f"Bearer {issuer.token()}", "", (), NOW).subject == "jwt:alice"
-    assert rules.identify("Bearer b-1", "", (), NOW).subject == "alice"
+    assert rules.identify(f"Bearer {issuer.token()}", "", (), time.time()).subject == "jwt:alice"
+    assert rules.identify("Bearer b-1", "", (), time.time()).subject == "alice"
     with pytest.raises(Refused, match="may not name"):
-        parse(text + 'prefix = "object:"\n', issuer.folder).identify(f"Bearer {issuer.token()}", "", (), NOW)
+        parse(text + 'prefix = "object:"\n', issuer.folder).identify(f"Bearer {issuer.token()}", "", (), time.time())
 
 
 def test_certificates_and_tokens_of_one_name_are_told_apart(issuer: Issuer) -> None:
@@ -263,12 +269,16 @@ def test_certificates_and_tokens_of_one_name_are_told_apart(issuer: Issuer) -> N
         with pytest.raises(AccessError, match="one prefix begins with the other"):
             parse(f'{jwt_part}prefix = "{jwt_prefix}"\n{certificates}prefix = "{cert_prefix}"\n', issuer.folder)
     rules = parse(f'{jwt_part}prefix = "jwt:"\n{certificates}prefix = "cert:"\n', issuer.folder)
-    assert rules.identify(None, "alice", (), NOW).subject == "cert:alice"
-    assert rules.identify(f"Bearer {issuer.token()}", "", (), NOW).subject == "jwt:alice"
+    assert rules.identify(None, "alice", (), time.time()).subject == "cert:alice"
+    assert rules.identify(f"Bearer {issuer.token()}", "", (), time.time()).subject == "jwt:alice"
     same = parse(f'{jwt_part}prefix = ""\n{certificates}prefix = ""\n', issuer.folder)
-    assert same.identify(None, "alice", (), NOW).subject == same.identify(f"Bearer {issuer.token()}", "", (), NOW).subject == "alice"
+    assert (
+        same.identify(None, "alice", (), time.time()).subject
+        == same.identify(f"Bearer {issuer.token()}", "", (), time.time()).subject
+        == "alice"
+    )
     own = parse(f'[tokens]\nalice = ["{sha("b-1")}"]\n{certificates}', issuer.folder)
-    assert own.identify(None, "alice", (), NOW).subject == ANONYMOUS
+    assert own.identify(None, "alice", (), time.time()).subject == ANONYMOUS
 
 
 @pytest.mark.parametrize(
@@ -288,7 +298,7 @@ def test_a_file_that_no_parser_reads_is_wrong_and_nothing_worse(text: str) -> No
 def test_forged_tokens_are_refused(issuer: Issuer) -> None:
     rules = issuer.rules()
     public = issuer.rsa.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    claims = {"sub": "alice", "iss": ISSUER, "aud": AUDIENCE, "exp": NOW + LIFETIME_S}
+    claims = {"sub": "alice", "iss": ISSUER, "aud": AUDIENCE, "exp": time.time() + LIFETIME_S}
     hs256 = b".".join(_base64(json.dumps(part).encode()) for part in ({"alg": "HS256", "kid": "r"}, claims))
     confused = (hs256 + b"." + _base64(hmac.digest(public, hs256, "sha256"))).decode()  # the public key for a secret
     head, body, _ = issuer.token().split(".")
@@ -304,7 +314,7 @@ def test_forged_tokens_are_refused(issuer: Issuer) -> None:
     ]
     for token in forged:
         with pytest.raises(Refused):
-            rules.identify(f"Bearer {token}", "", (), NOW)
+            rules.identify(f"Bearer {token}", "", (), time.time())
 
 
 async def test_changed_files_are_taken_over_and_wrong_ones_are_not(
@@ -344,9 +354,9 @@ async def test_changed_files_are_taken_over_and_wrong_ones_are_not(
         issuer.rsa = rsa.generate_private_key(65537, 2048)
         issuer.publish()
         await version(4)
-        assert file.access.identify(f"Bearer {issuer.token()}", "", (), NOW).subject == "alice"
+        assert file.access.identify(f"Bearer {issuer.token()}", "", (), time.time()).subject == "alice"
         with pytest.raises(Refused):
-            file.access.identify(f"Bearer {old}", "", (), NOW)
+            file.access.identify(f"Bearer {old}", "", (), time.time())
     finally:
         task.cancel()
 
@@ -428,7 +438,7 @@ def test_an_odd_key_of_a_jwks_file_is_passed_over(issuer: Issuer, odd: Any) -> N
     path = issuer.folder / "jwks.json"
     found = json.loads(path.read_text())
     path.write_text(json.dumps({"keys": [odd, *found["keys"]]}))
-    assert issuer.rules().identify(f"Bearer {issuer.token()}", "", (), NOW).subject == "alice"
+    assert issuer.rules().identify(f"Bearer {issuer.token()}", "", (), time.time()).subject == "alice"
 
 
 async def test_a_change_before_the_file_is_watched_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from holdfast.client import connect
 from holdfast.errors import HoldfastError
 from holdfast.local import ClusterFailed
 from holdfast.options import local_option
+from holdfast.processes import told_as_refusal
 from holdfast.verify.faults import FAULTS, Victims, strike
 from holdfast.verify.picture import Band, draw
 from holdfast.verify.workload import Findings, Made, Workload
@@ -75,8 +76,8 @@ def verify(
     victims = Victims(folder, nodes, replication or min(nodes, 3)) if target is None else None
     try:
         uvloop.run(run.go(victims, target))
-    except* (ClusterFailed, HoldfastError) as group:
-        run.failed = str(group.exceptions[0])
+    except Exception as error:
+        run.failed = told_as_refusal(error, (ClusterFailed, HoldfastError)).message
     picture.write_text(draw(run.made, run.bands, run.seconds, f"holdfast verify, seed {seed}"))
     run.report(picture)
     if run.findings.broken or run.failed:
@@ -237,8 +238,8 @@ class _Run:
             f"{found.hops:,} hops of tokens by notification, {found.transfers:,} transfers by call and by notification, "
             f"{found.alarms:,} alarms, {found.posts:,} calls that were stored: each once"
             if not found.broken
-            else f"{found.hops:,} hops of tokens, {found.transfers:,} transfers, {found.alarms:,} alarms, {found.posts:,} stored calls "
-            "were checked"
+            else f"{found.hops:,} hops of tokens, {found.transfers:,} transfers, {found.alarms:,} alarms and {found.posts:,} stored "
+            "calls were checked"
         )
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for title in ("fault", "times", "longest wait of a call"):

@@ -340,7 +340,7 @@ class Workload:
             found.posts += len(posts)
             last: dict[str, str] = {}
             for element in posts:
-                name, _, number = element.partition("-")
+                name = element.partition("-")[0]
                 if name.startswith("post") and element in places:
                     if places[element] < places.get(last.get(name, ""), -1):
                         found.disordered.append(f"journal {key} has {last[name]} behind {element}, which was posted after it")
