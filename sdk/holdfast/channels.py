@@ -137,10 +137,11 @@ def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredenti
         raise AddressInUse(f"cannot listen: {error}") from None
     try:
         port = server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
-    except RuntimeError as error:
-        raise AddressInUse(
-            f"cannot listen at {address}: is the port in use{who_listens(split_address(address)[1])}? ({error})"
-        ) from None
+    except RuntimeError as failed:
+        port, why = 0, f" ({failed})"
+    else:
+        why = ""
     if port == 0:
-        raise AddressInUse(f"cannot listen at {address}: is the port in use{who_listens(split_address(address)[1])}?")
+        who = who_listens(split_address(address)[1])
+        raise AddressInUse(f"cannot listen at {address}: " + (f"the port is in use{who}" if who else f"is the port in use?{why}"))
     return port

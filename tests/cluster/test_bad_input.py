@@ -197,12 +197,12 @@ def test_a_port_in_use_is_told_by_nodes_and_gateways(processes: Any) -> None:
     processes.wait_ready(processes.gateway)
     done = run("gateway", "--listen", processes.gateway, "--etcd-endpoints", processes.etcd)
     assert done.returncode == 1
-    assert f"cannot listen at {processes.gateway}: is the port in use?" in done.stderr
+    assert f"cannot listen at {processes.gateway}: the port is in use by process " in done.stderr
     done = run(
         "node", APP, "--data", str(processes.folder / "other"), "--listen", processes.gateway, "--etcd-endpoints", processes.etcd
     )
     assert done.returncode == 1
-    assert f"cannot listen at {processes.gateway}: is the port in use?" in done.stderr
+    assert f"cannot listen at {processes.gateway}: the port is in use by process " in done.stderr
 
 
 async def test_a_data_directory_in_use_of_another_node_cluster_or_time_is_refused(processes: Any, tmp_path: Path) -> None:
