@@ -31,6 +31,8 @@ check: .venv/dev proto-fresh
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy examples tests/types
+	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python deploy/grafana/build.py --check
 	$(BIN)/python deploy/prometheus/build.py --check

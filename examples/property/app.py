@@ -180,6 +180,14 @@ class Viewing(DurableObject):
         self.set_alarm(at - timedelta(seconds=remind_s), "remind")
         self.set_alarm(at + timedelta(seconds=remind_s), "over")
 
+    def _viewing(self) -> tuple[str, str, datetime]:
+        session, property = self.storage.get("session", str), self.storage.get("property", str)
+        at = self.storage.get("at", datetime)
+        assert session is not None
+        assert property is not None
+        assert at is not None  # `arrange` has stored them, and set the alarm
+        return session, property, at
+
     async def took_place(self) -> None:
         self.storage.put("status", "took place")
         self.delete_alarm("over")
@@ -189,7 +197,7 @@ class Viewing(DurableObject):
 
     async def on_alarm(self, alarm: Alarm) -> None:
         if alarm.name == "remind":
-            at = self.storage.get("at", datetime)
-            self.notify(PropertySession, self.storage.get("session", str)).viewing_is_near(self.storage.get("property", str), at)
+            session, property, at = self._viewing()
+            self.notify(PropertySession, session).viewing_is_near(property, at)
         else:
             self.storage.put("status", "nobody came")

@@ -4,6 +4,9 @@ Every update is durable before its reply, but an fsync carries all the turns tha
 timer: while one fsync runs, the next batch gathers.
 """
 
+# pyright: basic
+# gRPC's generated stubs, which count fsyncs here, have no types.
+
 from __future__ import annotations
 
 import asyncio
@@ -32,5 +35,5 @@ async def coalesce(gateway: str, properties: int, each: int) -> tuple[int, int]:
 async def fsyncs(gateway: str) -> int:
     """The fsyncs of all nodes since they started."""
     async with open_channel(gateway) as channel:
-        status = await admin_pb2_grpc.AdminStub(channel).Status(admin_pb2.StatusRequest())
+        status: admin_pb2.StatusResponse = await admin_pb2_grpc.AdminStub(channel).Status(admin_pb2.StatusRequest())
     return sum(node.stats.fsyncs for node in status.nodes)

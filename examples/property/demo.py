@@ -10,6 +10,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import holdfast
 
@@ -38,11 +39,15 @@ async def show(gateway: str) -> None:
         for revision in await client.get(Property, "p-1").history():
             print(f"  Property/p-1 history {revision.number}: {revision.change.type.value} {revision.change.value}")
         print("\nA feed with a broken third line fails half-way; nothing of it stays:")
-        feed = [{"type": "PRICE_UPDATE", "value": 1}, {"type": "PRICE_UPDATE", "value": 2}, {"typ": "PRICE_UPDATE"}]
+        feed: list[dict[str, Any]] = [
+            {"type": "PRICE_UPDATE", "value": 1},
+            {"type": "PRICE_UPDATE", "value": 2},
+            {"typ": "PRICE_UPDATE"},
+        ]
         try:
             await client.get(Property, "p-1").import_feed(feed)
         except holdfast.ApplicationError as error:
-            print(f"  {error.type}: {error} (request {error.request_id.hex()}, which the node's log has too)")
+            print(f"  {error}, which the node's log has too")
         print(f"  Property/p-1 costs {(await client.get(Property, 'p-1').snapshot()).price:,} euros as before")
         print("\nMany updates at once share few fsyncs:")
         updates, fsyncs = await coalesce(gateway, properties=100, each=20)

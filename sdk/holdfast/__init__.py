@@ -1,6 +1,9 @@
 """Holdfast: durable objects on your own machines. See docs/writing-objects.md."""
 
+from typing import TYPE_CHECKING
+
 from holdfast import grpc_log as _grpc_log  # noqa: F401  (before gRPC is loaded)
+from holdfast import processes as _processes
 from holdfast.alarms import Alarm
 from holdfast.app import App
 from holdfast.blocking import BlockingClient, connect_blocking
@@ -28,6 +31,11 @@ from holdfast.object import DurableObject
 from holdfast.signature import Invocation, reads
 from holdfast.tls import TLS
 
+if TYPE_CHECKING:
+    from holdfast import stubs as stubs  # where holdfast.mypy_plugin finds it
+
+__version__ = _processes.version()
+
 __all__ = [
     "TLS",
     "Aborted",
@@ -52,6 +60,7 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "WrongOwner",
+    "__version__",
     "connect",
     "connect_blocking",
     "new_key",

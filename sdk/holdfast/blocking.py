@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, overload
 
 import grpc
 from google.rpc.status_pb2 import Status
@@ -23,7 +23,7 @@ from holdfast import forks
 from holdfast.app import kind_name
 from holdfast.budget import RATIO, Budgets
 from holdfast.channels import check_address, open_blocking_channel
-from holdfast.client import DEADLINE_SLACK_S, TIMEOUT_S, check_key, check_own_id, check_size, delay_ms, retry_pause
+from holdfast.client import DEADLINE_SLACK_S, TIMEOUT_S, callee, check_key, check_own_id, check_size, delay_ms, retry_pause
 from holdfast.deadlines import checked_timeout
 from holdfast.errors import DeadlineExceeded, HoldfastError, InternalError, Overloaded, Unavailable, error_from_proto
 from holdfast.ids import TIME_METADATA, RequestIds, told_time
@@ -129,9 +129,31 @@ class BlockingClient:
         if connections is not None:
             connections.close()
 
+    @overload
     def get(
         self,
-        kind: type[T] | str,
+        kind: type[T],
+        key: str,
+        *,
+        timeout: float | None = None,
+        request_id: bytes | None = None,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Any: ...
+    @overload
+    def get(
+        self,
+        kind: str,
+        key: str,
+        *,
+        timeout: float | None = None,
+        request_id: bytes | None = None,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Any: ...
+    def get(
+        self,
+        kind: Any,
         key: str,
         *,
         timeout: float | None = None,
@@ -141,12 +163,36 @@ class BlockingClient:
     ) -> Any:
         """A stub of one object: `client.get(Counter, "a").increment(by=2)` returns the number. Options as in `Client.get`."""
         check_key(key)
-        check_own_id(kind_name(cast(Any, kind)), key, request_id, idempotency_key)
+        check_own_id(kind_name(kind), key, request_id, idempotency_key)
         return _BlockingStub(self, kind, key, timeout, request_id, metadata, idempotency_key)
 
+    @overload
     def notify(
         self,
-        kind: type[T] | str,
+        kind: type[T],
+        key: str,
+        *,
+        delay: timedelta | None = None,
+        timeout: float | None = None,
+        request_id: bytes | None = None,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Any: ...
+    @overload
+    def notify(
+        self,
+        kind: str,
+        key: str,
+        *,
+        delay: timedelta | None = None,
+        timeout: float | None = None,
+        request_id: bytes | None = None,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Any: ...
+    def notify(
+        self,
+        kind: Any,
         key: str,
         *,
         delay: timedelta | None = None,
@@ -157,7 +203,7 @@ class BlockingClient:
     ) -> Any:
         """Tell an object something that is certain to arrive: `client.notify(Order, "o-1").ship()`; see `Client.notify`."""
         check_key(key)
-        check_own_id(kind_name(cast(Any, kind)), key, request_id, idempotency_key)
+        check_own_id(kind_name(kind), key, request_id, idempotency_key)
         return _BlockingStub(self, kind, key, timeout, request_id, metadata, idempotency_key, send=True, delay_ms=delay_ms(delay))
 
     def call(
@@ -242,6 +288,7 @@ class BlockingClient:
             if not isinstance(error, _GatewayAway):
                 pause = retry_pause(error.retry_after_s, retries)
                 retries += 1
+                error.callee = callee(request)
                 if not (error.retryable and isinstance(error, Overloaded | Unavailable)) or time.monotonic() + pause >= deadline:
                     raise error
                 with self._budgets_lock:

@@ -15,7 +15,7 @@ import random
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import grpc
 
@@ -121,7 +121,7 @@ class Client:
         self._cancels = 0  # of those that wait to be written
         self._task: asyncio.Task[None] | None = None
         self._last_error = ""
-        self._forked = False
+        self._forked = self._closed = False
         forks.register(self)
 
     def before_fork(self) -> bool:
@@ -136,7 +136,16 @@ class Client:
             self._forked = True
 
     async def __aenter__(self) -> Client:
+        return await self.open()
+
+    async def open(self) -> Client:
+        """Begin to connect, for those who cannot say `async with`: `client = await connect(...).open()`; end it with `close()`.
+
+        Raises RuntimeError when it is open, or was closed.
+        """
         self._check_forked()
+        if self._task is not None or self._closed:
+            raise RuntimeError("the client was opened already")
         forks.opened()
         self._loop = asyncio.get_running_loop()
         self._deadlines = Deadlines(self._pending, self._expire)
@@ -150,6 +159,7 @@ class Client:
         """End the connection. Calls under way fail with Unavailable; whether they took effect is not known."""
         if self._forked:
             return  # it is the parent's
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -162,16 +172,38 @@ class Client:
                 )
         self._pending.clear()
 
+    @overload
     def get(
         self,
-        kind: type[T] | str,
+        kind: type[T],
         key: str,
         *,
         timeout: float | None = None,
         request_id: bytes | None = None,
         metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
-    ) -> T:
+    ) -> T: ...
+    @overload
+    def get(
+        self,
+        kind: str,
+        key: str,
+        *,
+        timeout: float | None = None,
+        request_id: bytes | None = None,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Any: ...
+    def get(
+        self,
+        kind: Any,
+        key: str,
+        *,
+        timeout: float | None = None,
+        request_id: bytes | None = None,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Any:
         """A stub of one object: `await client.get(Counter, "a").increment(by=2)`.
 
         With a class the stub is typed as it and results are decoded to the handler's return type; with a name they come in
@@ -181,12 +213,13 @@ class Client:
         makes it, and refused with InvalidArgument if it calls something else.
         """
         check_key(key)
-        check_own_id(kind_name(cast(Any, kind)), key, request_id, idempotency_key)
-        return cast(T, Stub(self, kind, key, timeout, request_id, metadata, idempotency_key))
+        check_own_id(kind_name(kind), key, request_id, idempotency_key)
+        return Stub(self, kind, key, timeout, request_id, metadata, idempotency_key)
 
+    @overload
     def notify(
         self,
-        kind: type[T] | str,
+        kind: type[T],
         key: str,
         *,
         delay: timedelta | None = None,
@@ -194,7 +227,30 @@ class Client:
         request_id: bytes | None = None,
         metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
-    ) -> T:
+    ) -> Any: ...
+    @overload
+    def notify(
+        self,
+        kind: str,
+        key: str,
+        *,
+        delay: timedelta | None = None,
+        timeout: float | None = None,
+        request_id: bytes | None = None,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Any: ...
+    def notify(
+        self,
+        kind: Any,
+        key: str,
+        *,
+        delay: timedelta | None = None,
+        timeout: float | None = None,
+        request_id: bytes | None = None,
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Any:
         """Tell an object something that is certain to arrive: `await client.notify(Order, "o-1").ship()`.
 
         The awaitable is done when the cluster has stored the call, on as many nodes as a write. From then on the cluster delivers it,
@@ -203,8 +259,8 @@ class Client:
         handler returns is dropped. The other options are those of `get`.
         """
         check_key(key)
-        check_own_id(kind_name(cast(Any, kind)), key, request_id, idempotency_key)
-        return cast(T, Stub(self, kind, key, timeout, request_id, metadata, idempotency_key, send=True, delay_ms=delay_ms(delay)))
+        check_own_id(kind_name(kind), key, request_id, idempotency_key)
+        return Stub(self, kind, key, timeout, request_id, metadata, idempotency_key, True, delay_ms(delay))
 
     async def call(
         self,
@@ -250,7 +306,9 @@ class Client:
         """Send a call."""
         if self._task is None:
             self._check_forked()
-            raise RuntimeError("the client is not open: use it as `async with holdfast.connect(...) as client`")
+            raise RuntimeError(
+                "the client is not open: use it as `async with holdfast.connect(...) as client`, or `await client.open()`"
+            )
         if len(self._pending) >= CALLS_IN_FLIGHT_MAX:
             raise Overloaded(
                 f"{CALLS_IN_FLIGHT_MAX} calls in flight on this client",
@@ -404,7 +462,9 @@ class Client:
                         continue
                     error = not_definite_after(done.message.attempt, reply.error)
                     if not (error.retryable and error.code in _RETRIED and self._retry(done, error)):
-                        done.future.set_exception(error_from_proto(error, done.message.codec))
+                        failed = error_from_proto(error, done.message.codec)
+                        failed.callee = callee(done.message)
+                        done.future.set_exception(failed)
         finally:
             self._writer = None
             sending.cancel()
@@ -525,6 +585,11 @@ class Stub:
             client._cancel(pending)
             raise
         return decode_result(result, returns, self._name, method)
+
+
+def callee(call: pb.Call | pb.CallRequest) -> str:
+    """Which call an error came back from."""
+    return f"{call.kind}/{call.key}.{call.method}()"
 
 
 def retry_pause(asked_s: float, retries: int) -> float:

@@ -45,7 +45,7 @@ class HoldfastError(Exception):
 
     code: ClassVar[str] = "INTERNAL"
     callee: str = ""
-    """Which call of a handler it came back from, as `Kind/key.method()`; empty for an error of the caller's own call."""
+    """Which call it came back from, as `Kind/key.method()`; empty for one that comes from no call."""
 
     def __init__(
         self,
@@ -62,6 +62,16 @@ class HoldfastError(Exception):
         self.retryable = retryable
         self.retry_after_s = retry_after_s
         self.request_id = request_id
+
+    def __str__(self) -> str:
+        """The message, and, of an error that came back from a call: from which one, and the id to search logs for."""
+        if not self.callee:
+            return self.message
+        text = self._told() if self.message.startswith(self.callee) else f"{self.callee}: {self._told()}"
+        return f"{text} (request {self.request_id.hex()})" if self.request_id else text
+
+    def _told(self) -> str:
+        return self.message
 
 
 def as_text(message: object) -> str:
@@ -103,6 +113,9 @@ class ApplicationError(HoldfastError):
         super().__init__(message, **rest)
         self.type = as_text(type) if type else self.__class__.__name__
         self.data = data or {}
+
+    def _told(self) -> str:
+        return f"{self.type}: {self.message}"
 
 
 class Rejected(ApplicationError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from holdfast.alarms import DEFAULT, Alarm, Alarms, Misfire
 from holdfast.storage import Storage
@@ -43,7 +43,11 @@ class Request(Protocol):
 class Objects(Protocol):
     """Reaches other objects from inside a turn."""
 
-    def get(self, kind: type[T] | str, key: str, *, timeout: float | None = None) -> Any:
+    @overload
+    def get(self, kind: type[T], key: str, *, timeout: float | None = None) -> T: ...
+    @overload
+    def get(self, kind: str, key: str, *, timeout: float | None = None) -> Any: ...
+    def get(self, kind: Any, key: str, *, timeout: float | None = None) -> Any:
         """A stub: `await stub.method(...)` calls that object and returns its reply.
 
         The call carries an id derived from this turn's, so a turn that is run again does not repeat its effect. A call
@@ -123,7 +127,11 @@ class DurableObject:
         """The request of the running turn."""
         return self._context.request
 
-    def notify(self, kind: type[T] | str, key: str, *, delay: timedelta | None = None) -> Any:
+    @overload
+    def notify(self, kind: type[T], key: str, *, delay: timedelta | None = None) -> Any: ...
+    @overload
+    def notify(self, kind: str, key: str, *, delay: timedelta | None = None) -> Any: ...
+    def notify(self, kind: Any, key: str, *, delay: timedelta | None = None) -> Any:
         """Tell another object something: `self.notify(Portfolio, "p-7").property_changed(change)`.
 
         It leaves only if this turn commits, and then it certainly arrives: once, in the order in which this object notified that one

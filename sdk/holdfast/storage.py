@@ -128,6 +128,10 @@ class Storage:
         raw = self._rows.get(key)
         return default if raw is None else _decode(key, raw, type)
 
+    @overload
+    def get_many(self, keys: Iterable[str]) -> dict[str, Any]: ...
+    @overload
+    def get_many(self, keys: Iterable[str], type: type[T]) -> dict[str, T]: ...
     def get_many(self, keys: Iterable[str], type: Any = Any) -> dict[str, Any]:
         """The values under those of `keys` that exist."""
         found = {}
@@ -140,6 +144,29 @@ class Storage:
     def __contains__(self, key: str) -> bool:
         return self._rows.get(key) is not None
 
+    @overload
+    def list(
+        self,
+        prefix: str = "",
+        *,
+        start: str | None = None,
+        start_after: str | None = None,
+        end: str | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+    ) -> dict[str, Any]: ...
+    @overload
+    def list(
+        self,
+        prefix: str = "",
+        *,
+        start: str | None = None,
+        start_after: str | None = None,
+        end: str | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        type: type[T],
+    ) -> dict[str, T]: ...
     def list(
         self,
         prefix: str = "",

@@ -115,3 +115,15 @@ def test_data_that_nobody_can_read_is_left_out(data: bytes) -> None:
         error = errors.error_from_proto(pb.Error(code=pb.CODE_APPLICATION, type="Rejected", message="no", data=data), codec)
         assert isinstance(error, errors.Rejected)
         assert error.data == {}
+
+
+def test_an_error_of_a_call_says_which_call_what_was_raised_and_the_request() -> None:
+    error = errors.error_from_proto(pb.Error(code=pb.CODE_APPLICATION, message="no", type="ValueError", request_id=b"\x01" * 16))
+    assert str(error) == "no"
+    error.callee = "Cart/c.add()"
+    assert str(error) == f"Cart/c.add(): ValueError: no (request {'01' * 16})"
+    assert error.message == "no"
+    late = errors.DeadlineExceeded("Cart/c.add(): no reply before the deadline")
+    late.callee = "Cart/c.add()"
+    assert str(late) == "Cart/c.add(): no reply before the deadline"
+    assert str(errors.Rejected("too late", limit=3)) == "too late"
