@@ -34,6 +34,7 @@ check: .venv/dev proto-fresh
 	$(BIN)/mypy examples tests/types
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/buf lint
 	$(BIN)/python deploy/grafana/build.py --check
 	$(BIN)/python deploy/prometheus/build.py --check
 	$(BIN)/pytest tests/unit tests/property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence, Set
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 from holdfast.blocking import ATTEMPT_METADATA
 from holdfast.errors import (
@@ -55,6 +57,9 @@ _UNREAD = f"more than {BACKLOG_BYTES_MAX >> 20} MiB of replies wait to be read: 
 
 IDEMPOTENCY_METADATA = "idempotency-key"
 """Where callers of `Call` may put their key, in place of the field."""
+
+DOMAIN = "holdfast.dev"
+"""Of the ErrorInfo of errors; see google.rpc.ErrorInfo."""
 
 _EFFECT = bytes([EFFECT])
 _DRAIN_LOOK_S = 0.02
@@ -177,7 +182,8 @@ class ObjectsService:
         if not reply.result:
             await _abort(context, reply.error)
         if is_json:
-            return pb.CallResponse(json=reply.result.decode(), request_id=request_id, epoch=reply.epoch)
+            result = wide_integers_as_text(reply.result) if request.wide_integers_as_text else reply.result
+            return pb.CallResponse(json=result.decode(), request_id=request_id, epoch=reply.epoch)
         return pb.CallResponse(msgpack=reply.result, request_id=request_id, epoch=reply.epoch)
 
     def _now(self) -> tuple[tuple[str, str], ...]:
@@ -467,11 +473,46 @@ async def _abort(context: Any, error: pb.Error) -> None:
     if len(error.data) > _STATUS_DATA_BYTES_MAX:
         error.message += f" (its data, {len(error.data)} bytes, was left behind: call through a Session)"
         error.data = b""
-    detail = AnyMessage()
-    detail.Pack(error)
     code = grpc_status(error)
-    status = Status(code=code.value[0], message=error.message, details=[detail])
+    status = Status(code=code.value[0], message=error.message, details=_details(error))
     await context.abort(code, error.message, (("grpc-status-details-bin", status.SerializeToString()),))
+
+
+def _details(error: pb.Error) -> list[AnyMessage]:
+    """The error, and what it says in the forms that clients of any service know (google.rpc)."""
+    facts = {"definite": str(error.definite).lower(), "request_id": error.request_id.hex(), "type": error.type, "path": error.path}
+    reason = pb.Code.Name(error.code).removeprefix("CODE_")
+    messages: list[Any] = [
+        error,
+        error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata={name: fact for name, fact in facts.items() if fact}),
+    ]
+    if error.code == pb.CODE_INVALID_ARGUMENT:
+        field = error.path.removeprefix("$").removeprefix(".")
+        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=error.message)
+        messages.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retryable and error.retry_after_ms:
+        again = error_details_pb2.RetryInfo()
+        again.retry_delay.FromMilliseconds(error.retry_after_ms)
+        messages.append(again)
+    details = []
+    for message in messages:
+        detail = AnyMessage()
+        detail.Pack(message)
+        details.append(detail)
+    return details
+
+
+_TEXT_OR_WIDE = re.compile(rb'"(?:[^"\\]|\\.)*"|(?<![\d.eE+])-?\d{16,}(?![\d.eE])')
+
+
+def wide_integers_as_text(json: bytes) -> bytes:
+    """JSON, with quotes around integers that no double holds exactly."""
+
+    def quoted(found: re.Match[bytes]) -> bytes:
+        token = found[0]
+        return token if token[:1] == b'"' or abs(int(token)) < 1 << 53 else b'"' + token + b'"'
+
+    return _TEXT_OR_WIDE.sub(quoted, json)
 
 
 def _pack(replies: list[pb.Reply]) -> bytes:

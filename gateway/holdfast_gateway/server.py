@@ -9,7 +9,7 @@ import socket
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 from holdfast.channels import SERVER_OPTIONS, bind
 from holdfast.health import LIVE, HealthPort
 from holdfast.metrics import Histogram, MetricsPage, measure_lag
@@ -89,8 +89,9 @@ class GatewayServer:
         await healthy.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
         probes = HealthPort(healthy)
         if config.reflection:
-            names = ("holdfast.v1.Objects", "holdfast.v1.Admin", health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = ("holdfast.v1.Objects", "holdfast.v1.Admin", health.SERVICE_NAME, reflection.SERVICE_NAME, _REFLECTION_V1)
             reflection.enable_server_reflection(names, server)
+            server.add_generic_rpc_handlers((_reflection_v1(names),))
         loop_lag = Histogram()
         page: MetricsPage | None = None
         gc.collect()
@@ -150,3 +151,21 @@ async def _readiness(dispatcher: Dispatcher, healthy: health.aio.HealthServicer)
         status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
         await healthy.set("", status)
         await asyncio.sleep(_READINESS_INTERVAL_S)
+
+
+_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+
+
+def _reflection_v1(names: tuple[str, ...]) -> grpc.GenericRpcHandler:
+    """Reflection under its final name, for newer tools. grpcio-reflection knows only v1alpha, whose messages are the same."""
+    servicer = reflection.aio.ReflectionServicer(names)
+    return grpc.method_handlers_generic_handler(
+        _REFLECTION_V1,
+        {
+            "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
+                servicer.ServerReflectionInfo,
+                request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+                response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+            )
+        },
+    )

@@ -153,7 +153,7 @@ class Overloaded(HoldfastError):
 class DeadlineExceeded(HoldfastError):
     """The deadline passed. When it is `definite`, the turn was rolled back or never started."""
 
-    code = "DEADLINE"
+    code = "DEADLINE_EXCEEDED"
 
 
 class Aborted(HoldfastError):
@@ -213,7 +213,7 @@ CODES: dict[str, tuple[pb.Code, grpc.StatusCode, type[HoldfastError]]] = {
     "WRONG_OWNER": (pb.CODE_WRONG_OWNER, grpc.StatusCode.UNAVAILABLE, WrongOwner),
     "UNAVAILABLE": (pb.CODE_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE, Unavailable),
     "OVERLOADED": (pb.CODE_OVERLOADED, grpc.StatusCode.RESOURCE_EXHAUSTED, Overloaded),
-    "DEADLINE": (pb.CODE_DEADLINE, grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineExceeded),
+    "DEADLINE_EXCEEDED": (pb.CODE_DEADLINE_EXCEEDED, grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineExceeded),
     "DEADLOCK": (pb.CODE_DEADLOCK, grpc.StatusCode.ABORTED, Deadlock),
     "ABORTED": (pb.CODE_ABORTED, grpc.StatusCode.ABORTED, Aborted),
     "TOO_LARGE": (pb.CODE_TOO_LARGE, grpc.StatusCode.OUT_OF_RANGE, TooLarge),

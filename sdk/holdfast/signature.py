@@ -26,6 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 READS = "__holdfast_reads__"
 _EMPTY_PAYLOADS = (b"", b"\x90", b"\x80", b"[]", b"{}", b"null", b"\xc0")
 _POSITIONAL = "*"
+_INTEGER = re.compile(r"-?[0-9]+")
 
 
 def reads(handler: F) -> F:
@@ -212,10 +213,17 @@ class Handler:
             decoded = decoder.decode(payload)
         except Exception:  # RecursionError and UnicodeDecodeError are no errors of msgspec's
             raw = self._by_name(payload, is_json)
+            encode: Any = codec.encode_json if is_json else codec.encode
             try:
-                decoded = decoder.decode((codec.encode_json if is_json else codec.encode)(raw))
+                decoded = decoder.decode(encode(raw))
             except Exception as error:
-                raise self._invalid(error) from None
+                mended = _with_wide_integers(raw) if is_json else raw
+                if mended == raw:
+                    raise self._invalid(error) from None
+                try:
+                    decoded = decoder.decode(encode(mended))
+                except Exception:
+                    raise self._invalid(error) from None
         if is_json:
             try:
                 codec.encode(decoded)  # JSON knows numbers that nothing here can store or return
@@ -262,6 +270,18 @@ class Handler:
         if match := re.match(r"\$\[(\d+)\](.*)", path):
             path = f"$.{self._names[int(match[1])]}{match[2]}"
         return self._error(f"was called with a wrong argument: {text} at {path}", path)
+
+
+def _with_wide_integers(value: Any) -> Any:
+    """A value from JSON in which texts that are integers beyond 2^53 are numbers: clients in JavaScript can write only texts."""
+    if isinstance(value, str):
+        wide = 16 <= len(value) <= 20 and _INTEGER.fullmatch(value) and abs(int(value)) > (1 << 53) - 1
+        return int(value) if wide else value
+    if isinstance(value, list):
+        return [_with_wide_integers(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _with_wide_integers(each) for name, each in value.items()}
+    return value
 
 
 def encode_arguments(positional: tuple[Any, ...], named: dict[str, Any]) -> bytes:

@@ -240,7 +240,7 @@ async def test_a_read_is_cancelled_like_a_turn_and_at_its_deadline(bench: Bench,
     assert (await bench.answered(read))[0].code == pb.CODE_ABORTED
     late, stuck = call(bench, "a", "look", 100.0, timeout_ms=50), call(bench, "a", "stuck", timeout_ms=50)
     for error in await bench.answered(late, stuck):
-        assert error.code == pb.CODE_DEADLINE
+        assert error.code == pb.CODE_DEADLINE_EXCEEDED
     assert bench.engine.find("Board", "a").at_rest()  # type: ignore[union-attr]
     assert bench.engine.in_flight == 0
 
@@ -250,7 +250,7 @@ async def test_a_read_of_an_object_that_was_abandoned_is_made_again(bench: Bench
     read = call(bench, "a", "look", 100.0)
     stuck = call(bench, "a", "stick", timeout_ms=50)
     [gone, error] = await bench.answered(stuck, read)
-    assert (gone.code, error.code) == (pb.CODE_DEADLINE, pb.CODE_WRONG_OWNER)
+    assert (gone.code, error.code) == (pb.CODE_DEADLINE_EXCEEDED, pb.CODE_WRONG_OWNER)
 
 
 async def test_reads_end_with_their_shard(bench: Bench) -> None:

@@ -154,7 +154,7 @@ async def test_a_sent_call_without_an_answer_fails_indefinitely_at_its_deadline(
     feed.show(view())
     dispatcher.submit(call(timeout_ms=50), origin)
     await until(lambda: origin.replies)
-    assert (origin.replies[0].error.code, origin.replies[0].error.definite) == (pb.CODE_DEADLINE, False)
+    assert (origin.replies[0].error.code, origin.replies[0].error.definite) == (pb.CODE_DEADLINE_EXCEEDED, False)
     await dispatcher.close()
 
 

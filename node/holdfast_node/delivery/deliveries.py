@@ -372,7 +372,7 @@ class Deliveries:
             if row.first_ms and self._shards.clock.now_ms() - row.first_ms > _SAFE_AGE_MS:
                 # It was tried, its receiver was paused for days since, and has perhaps forgotten by now that it took it.
                 why = "it was tried before a pause of days: whether it took effect is not known any more"
-                self._loop.call_soon(self._answered, note, Failure("DEADLINE", why, counts=False, final=True))
+                self._loop.call_soon(self._answered, note, Failure("DEADLINE_EXCEEDED", why, counts=False, final=True))
                 continue
             sender = keys.ident(row.sender_kind, row.sender_key)
             call = pb.Call(

@@ -21,7 +21,7 @@ class Code(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CODE_WRONG_OWNER: _ClassVar[Code]
     CODE_UNAVAILABLE: _ClassVar[Code]
     CODE_OVERLOADED: _ClassVar[Code]
-    CODE_DEADLINE: _ClassVar[Code]
+    CODE_DEADLINE_EXCEEDED: _ClassVar[Code]
     CODE_DEADLOCK: _ClassVar[Code]
     CODE_TOO_LARGE: _ClassVar[Code]
     CODE_INTERNAL: _ClassVar[Code]
@@ -37,7 +37,7 @@ CODE_APPLICATION: Code
 CODE_WRONG_OWNER: Code
 CODE_UNAVAILABLE: Code
 CODE_OVERLOADED: Code
-CODE_DEADLINE: Code
+CODE_DEADLINE_EXCEEDED: Code
 CODE_DEADLOCK: Code
 CODE_TOO_LARGE: Code
 CODE_INTERNAL: Code
@@ -46,7 +46,7 @@ CODE_PERMISSION_DENIED: Code
 CODE_ABORTED: Code
 
 class CallRequest(_message.Message):
-    __slots__ = ("kind", "key", "method", "json", "msgpack", "request_id", "metadata", "idempotency_key", "timeout_ms", "drawn", "send", "delay_ms")
+    __slots__ = ("kind", "key", "method", "json", "msgpack", "request_id", "metadata", "idempotency_key", "timeout_ms", "drawn", "send", "delay_ms", "wide_integers_as_text")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class CallRequest(_message.Message):
     DRAWN_FIELD_NUMBER: _ClassVar[int]
     SEND_FIELD_NUMBER: _ClassVar[int]
     DELAY_MS_FIELD_NUMBER: _ClassVar[int]
+    WIDE_INTEGERS_AS_TEXT_FIELD_NUMBER: _ClassVar[int]
     kind: str
     key: str
     method: str
@@ -78,7 +79,8 @@ class CallRequest(_message.Message):
     drawn: bool
     send: bool
     delay_ms: int
-    def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ..., method: _Optional[str] = ..., json: _Optional[str] = ..., msgpack: _Optional[bytes] = ..., request_id: _Optional[bytes] = ..., metadata: _Optional[_Mapping[str, str]] = ..., idempotency_key: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., drawn: bool = ..., send: bool = ..., delay_ms: _Optional[int] = ...) -> None: ...
+    wide_integers_as_text: bool
+    def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ..., method: _Optional[str] = ..., json: _Optional[str] = ..., msgpack: _Optional[bytes] = ..., request_id: _Optional[bytes] = ..., metadata: _Optional[_Mapping[str, str]] = ..., idempotency_key: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., drawn: bool = ..., send: bool = ..., delay_ms: _Optional[int] = ..., wide_integers_as_text: bool = ...) -> None: ...
 
 class CallResponse(_message.Message):
     __slots__ = ("json", "msgpack", "request_id", "epoch")

@@ -51,7 +51,8 @@ class ObjectsServicer(object):
 
     def Call(self, request, context):
         """Runs one method of one object and returns its result. Errors carry a google.rpc.Status in the trailing metadata
-        (grpc-status-details-bin) with a holdfast.v1.Error as its only detail.
+        (grpc-status-details-bin). Its details are a holdfast.v1.Error, a google.rpc.ErrorInfo (reason: the code's name without CODE_;
+        domain: holdfast.dev), a BadRequest when an argument is wrong, and a RetryInfo when it is told when to come back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
