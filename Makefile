@@ -37,7 +37,7 @@ check: .venv/dev proto-fresh
 	$(BIN)/buf lint
 	$(BIN)/python deploy/grafana/build.py --check
 	$(BIN)/python deploy/prometheus/build.py --check
-	$(BIN)/pytest tests/unit tests/property
+	$(BIN)/pytest tests/unit tests/property examples
 
 test: .venv/dev tools
 	@# Real processes mostly wait: two files of them run at a time, and the simulators with what they leave.

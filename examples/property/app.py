@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any
 
 import msgspec
-from holdfast import Alarm, App, DurableObject, Rejected
+from holdfast import Alarm, App, DurableObject, Rejected, reads
 
 app = App()
 
@@ -131,13 +131,15 @@ class Portfolio(DurableObject):
         self.storage.put("metrics", metrics)
         return metrics
 
+    @reads
     async def metrics(self) -> Metrics:
+        """A read beside turns: it does not wait for one that adds a property up."""
         return self.storage.get("metrics", Metrics, default=Metrics())
 
 
-@app.kind
+@app.kind(ttl=timedelta(days=30))
 class PropertySession(DurableObject):
-    """One person's session. Its state is loaded once, when it is activated."""
+    """One person's session. Its state is loaded once, when it is activated; who is not seen for a month is forgotten."""
 
     async def on_activate(self) -> None:
         self._state: dict[str, Any] = self.storage.get("state", dict[str, Any], default={})

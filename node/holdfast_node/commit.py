@@ -113,9 +113,8 @@ class Flusher:
         self.applied: Callable[[list[Entry]], None] = lambda entries: None
         # A bare thread and queue: an executor's two futures a flush would be a tenth of what a small flush costs.
         self._to_sync: SimpleQueue[list[Callable[[], None]] | None] = SimpleQueue()
-        self._thread = Thread(target=self._sync, name="fsync", daemon=True)
-        self._thread.start()
         self.sync_seconds = Histogram()  # observed on that thread only
+        self._start()
         self._batch: Batch | None = None
         self._visible: list[Entry] = []
         self._waiting: list[Callable[[], None]] = []
@@ -125,6 +124,15 @@ class Flusher:
         self._sync_began = 0.0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    def _start(self) -> None:
+        """Begin the thread that makes fsyncs."""
+        self._thread = Thread(target=self._sync, name="fsync", daemon=True)
+        self._thread.start()
+
+    def _hand_over(self, waiting: list[Callable[[], None]]) -> None:
+        """Have an fsync made for these."""
+        self._to_sync.put(waiting)
 
     @property
     def batch(self) -> Batch:
@@ -198,7 +206,7 @@ class Flusher:
             waiting, self._waiting = self._waiting, []
             self._syncing = True
             self._sync_began = boottime()
-            self._to_sync.put(waiting)
+            self._hand_over(waiting)
         else:
             self._idle.set()
 

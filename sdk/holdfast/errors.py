@@ -67,7 +67,7 @@ class HoldfastError(Exception):
         """The message, and, of an error that came back from a call: from which one, and the id to search logs for."""
         if not self.callee:
             return self.message
-        text = self._told() if self.message.startswith(self.callee) else f"{self.callee}: {self._told()}"
+        text = self._told() if self.message.startswith(self.callee.removesuffix("()")) else f"{self.callee}: {self._told()}"
         return f"{text} (request {self.request_id.hex()})" if self.request_id else text
 
     def _told(self) -> str:

@@ -20,6 +20,8 @@ _MADE_BY = {
     ("holdfast.client.Client", "notify"): "AsyncNotifyStub",
     ("holdfast.blocking.BlockingClient", "get"): "BlockingStub",
     ("holdfast.blocking.BlockingClient", "notify"): "NotifyStub",
+    ("holdfast.testing.Cluster", "get"): "BlockingStub",
+    ("holdfast.testing.Cluster", "notify"): "NotifyStub",
     ("holdfast.object.Objects", "get"): "AsyncStub",
     ("holdfast.object.DurableObject", "notify"): "NotifyStub",
 }

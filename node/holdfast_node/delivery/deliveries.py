@@ -523,6 +523,11 @@ class Deliveries:
         """An operator has replayed or dropped some."""
         self._known(shard).letters += by
 
+    def next_due_ms(self) -> int:
+        """When something is due first in what is owned, Unix time in ms: a delayed notification, an alarm, or what expires."""
+        delayed = min((duties.delayed_due for duties in self._duties.values()), default=NEVER)
+        return min(delayed, self.alarms.next_due_ms(), self.expiry.next_due_ms())
+
     def counts(self) -> dict[str, int]:
         """For `StatsResponse`."""
         oldest = self.outbox.oldest_ms()

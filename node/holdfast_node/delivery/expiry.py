@@ -122,6 +122,10 @@ class Expiry:
         coming = self._next[shard]
         coming.due = min(coming.due, due_ms)
 
+    def next_due_ms(self) -> int:
+        """When something expires first, Unix time in ms."""
+        return min((coming.due for coming in self._next.values()), default=NEVER)
+
     # -- time passes
 
     def sweep(self, shard: Shard, wall: int, look: Look) -> None:

@@ -122,6 +122,10 @@ class AlarmClock:
         following = self._next[shard]
         following.due = min(following.due, due_ms)
 
+    def next_due_ms(self) -> int:
+        """When the first alarm is due, Unix time in ms."""
+        return min((following.due for following in self._next.values()), default=NEVER)
+
     def resumed(self) -> None:
         """What is paused has changed."""
         for following in self._next.values():
@@ -197,6 +201,10 @@ class AlarmClock:
         self._fire(kind, key, name, decode_alarm(raw), lambda activation: activation.alarms.begin(name, due), done)
 
     # -- turns
+
+    def fire_now(self, kind: str, key: str, name: str, record: AlarmRecord, done: Fired) -> None:
+        """Have an alarm fire that may not be due yet, if it is still the same."""
+        self._fire(kind, key, name, record, lambda activation: activation.alarms.begin(name, record.due_ms), done)
 
     def fire_letter(self, kind: str, key: str, name: str, record: AlarmRecord, row: bytes, done: Fired) -> None:
         """Have the alarm of a dead letter fire once more: the letter (at `row`) is gone if that goes well."""

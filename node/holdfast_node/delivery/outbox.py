@@ -127,7 +127,7 @@ class Outbox:
 
     def __init__(self, limits: OutboxLimits, chance: random.Random, now: float) -> None:
         self._limits = limits
-        self._chance = chance
+        self.chance = chance
         self._queues: dict[tuple[Any, Target, Target], deque[Note]] = {}
         self._of_sender: Counter[tuple[Any, Target]] = Counter()
         self._fresh: deque[Note] = deque()
@@ -216,7 +216,7 @@ class Outbox:
             if paused(target):
                 self._paused.append(note)
             elif not ready(target):
-                self._wait(note, now + self._chance.uniform(*_UNREACHABLE_S[note.unreached]))
+                self._wait(note, now + self.chance.uniform(*_UNREACHABLE_S[note.unreached]))
                 note.unreached = True
             elif self._on_way[target] >= self._limits.receiver_on_way_max:
                 self._crowded.setdefault(target, deque()).append(note)
@@ -282,7 +282,7 @@ class Outbox:
         self.retries += 1
         note.tries += 1
         note.backlog = True
-        self._wait(note, now + self._chance.uniform(0.5, 1.0) * min(most, least * 2 ** min(note.tries - 1, 20)))
+        self._wait(note, now + self.chance.uniform(0.5, 1.0) * min(most, least * 2 ** min(note.tries - 1, 20)))
         return Failed(note) if failure.counts or first else None
 
     def _let_in(self, target: Target, most: int) -> None:

@@ -1,0 +1,61 @@
+"""An event loop on virtual time: when nothing is to be done it goes to what is due next, without waiting.
+
+While a thread works for it, or it waits for a socket or a child process, time passes as it does outside: nobody could know how long
+that will take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+_REAL_WAIT_S = 0.02
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """`time()` begins at 0."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.threads = 0
+        super().__init__(_Selector(self))
+        self._own_files = len(self._selector.get_map())  # type: ignore[attr-defined]
+
+    def time(self) -> float:
+        return self.now
+
+    def waits_outside(self) -> bool:
+        """Whether something that is not virtual is waited for."""
+        return self.threads > 0 or len(self._selector.get_map()) > self._own_files  # type: ignore[attr-defined]
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
+        self.threads += 1
+        future = super().run_in_executor(executor, func, *args)
+        future.add_done_callback(self._thread_ended)
+        return future
+
+    def _thread_ended(self, _: object) -> None:
+        self.threads -= 1
+
+
+class _Selector(selectors.DefaultSelector):
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> Any:
+        loop = self._loop
+        if timeout is not None and timeout <= 0:
+            return super().select(0)
+        if loop.waits_outside():
+            began = monotonic()
+            events = super().select(_REAL_WAIT_S if timeout is None else min(timeout, _REAL_WAIT_S))
+            loop.now += monotonic() - began
+            return events
+        events = super().select(0)
+        if not events and timeout is not None:
+            loop.now += timeout
+        return events
