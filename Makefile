@@ -4,7 +4,7 @@ BIN := .venv/bin
 PROTOS := $(wildcard proto/holdfast/v1/*.proto)
 CLUSTER_PROTOS := $(wildcard proto/holdfast_cluster/*/*.proto)
 
-.PHONY: help run demo test test-slow check tools bench sim model proto proto-fresh clean
+.PHONY: help run demo test test-slow check tools container-tools bench sim model proto proto-fresh clean
 help:
 	@echo "make run    start the property example on a local cluster; it stays up until Ctrl-C"
 	@echo "make demo   the same, but ends by itself"
@@ -45,14 +45,23 @@ test: .venv/dev tools
 	$(BIN)/pytest tests/cluster -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder --durations 10; cluster=$$?; \
 	wait $$sim; sim=$$?; cat .venv/sim.log; exit $$((cluster + sim))
 
-test-slow: .venv/dev
+test-slow: .venv/dev tools container-tools
 	$(BIN)/pytest tests/cluster -m slow -n 2 --dist loadfile --no-loadscope-reorder --durations 10
 
 tools:
 	@# A real Prometheus for the tests that ask for one; where it cannot be installed they say that they are skipped.
-	@command -v promtool > /dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
-	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends prometheus; } > /dev/null 2>&1 || \
-	echo "prometheus could not be installed"
+	@command -v promtool > /dev/null || $(call install,prometheus)
+
+container-tools:
+	@# What builds and runs containers without a daemon, for the test that asks for it.
+	@{ command -v podman && command -v buildah && command -v mmdebstrap && command -v catatonit; } > /dev/null || \
+	$(call install,buildah podman runc mmdebstrap catatonit)
+
+define install
+[ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
+	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends $(1); } > /dev/null 2>&1 || \
+	echo "could not be installed: $(1)"
+endef
 
 bench: .venv/dev
 	$(BIN)/holdfast bench $(BENCH)
