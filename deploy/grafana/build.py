@@ -193,7 +193,7 @@ def overview() -> Dashboard:
         graph(
             "Calls by code",
             "ops",
-            "Errors of the application are APPLICATION.",
+            "Exceptions of the application are APPLICATION, what it refuses is REJECTED.",
             (per_s("holdfast_gateway_calls_total", "code"), "{{code}}"),
             stack=True,
         ),

@@ -717,7 +717,7 @@ class Engine:
         else:
             failed = ApplicationError(str(error), type=type(error).__name__, definite=definite)
         failed.request_id = turn.request_id
-        self.turns_failed += 1
+        self.turns_failed += not isinstance(failed, Rejected)
         turn.activation.last_error = LastError(
             failed.code, failed.message, turn.handler.name, turn.activation.shard.clock.now_ms(), turn.request_id
         )

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from holdfast.errors import code_name
 from holdfast.metrics import Histogram, counter, gauge, histogram
 from holdfast.processes import version
 from holdfast.tls import Certificates
@@ -83,7 +82,7 @@ class NodeMetrics:
         engine = self.engine
         by_method = ("kind", "method")
         methods = list(self._methods())
-        codes = [((*labels, code_name(code)), count) for labels, stats in methods for code, count in sorted(stats.codes().items())]
+        codes = [((*labels, code), count) for labels, stats in methods for code, count in sorted(stats.codes().items())]
         yield counter("holdfast_calls", "Calls answered by the node, alarms that fired among them.", codes, (*by_method, "code"))
         for name, text, part in (
             ("call", "From a call's arrival at the node to its reply.", "total"),

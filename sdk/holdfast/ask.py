@@ -312,7 +312,31 @@ def _console() -> Console:
 
 
 def _plain(message: Any) -> Any:
-    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    """A message as JSON has it: numbers are numbers, those of 64 bits too, and bytes are base64."""
+    shown = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    return _with_numbers(shown, message.DESCRIPTOR)
+
+
+def _with_numbers(shown: Any, of: Any) -> Any:
+    """What protobuf's own JSON shows of a message of this type, with its 64-bit numbers as numbers in place of text."""
+    for field in of.fields:
+        if field.name not in shown:
+            continue
+        value = shown[field.name]
+        entry = field.message_type if field.message_type is not None and field.message_type.GetOptions().map_entry else None
+        if entry is not None:
+            shown[field.name] = {key: _number(each, entry.fields_by_name["value"]) for key, each in value.items()}
+        elif isinstance(value, list):
+            shown[field.name] = [_number(each, field) for each in value]
+        else:
+            shown[field.name] = _number(value, field)
+    return shown
+
+
+def _number(value: Any, field: Any) -> Any:
+    if field.message_type is not None:
+        return _with_numbers(value, field.message_type)
+    return int(value) if field.cpp_type in (field.CPPTYPE_INT64, field.CPPTYPE_UINT64) else value
 
 
 def _say_missing(silent: Iterable[str], unserved: Iterable[int]) -> None:

@@ -198,10 +198,17 @@ def resume(kind: str, key: str, gateway: str, as_json: bool) -> None:
 
 
 def _pause(request: admin_pb2.PauseRequest, gateway: str, as_json: bool) -> None:
+    what = f"{request.kind}/{request.key}" if request.key else request.kind
+    was = False
+    if request.resume:
+        before = _ask(gateway, "Pause", admin_pb2.PauseRequest(), admin_pb2.PauseResponse)
+        was = any((one.kind, one.key) == (request.kind, request.key) for one in before.paused)
     answer = _ask(gateway, "Pause", request, admin_pb2.PauseResponse)
     if as_json:
-        click.echo(codec.encode_json(_plain(answer)).decode())
+        click.echo(codec.encode_json({**_plain(answer), **({"resumed": was} if request.resume else {})}).decode())
         return
+    if request.resume:
+        click.echo(f"resumed: {what}" if was else f"{what} was not paused")
     for one in answer.paused:
         click.echo(f"paused: {f'{one.kind}/{one.key}' if one.key else one.kind}, since {_ago(int(one.at * 1000))}, by {one.by}")
     if not answer.paused:

@@ -1,8 +1,8 @@
 """The image, built and run: etcd, three nodes and a gateway as containers, as the manifests run them, and what podman plays of those.
 
-It needs root, and buildah, podman, runc, mmdebstrap and catatonit (`make container-tools` installs them on Debian): an engine that needs no
-daemon, and a base that is made of Debian's packages. Containers share the host's network, for sandboxes allow no other. Everything is
-kept below a folder of its own, and removed.
+It needs root, and buildah, podman, runc, mmdebstrap and catatonit, which `make container-tools` installs on Debian: an engine without
+a daemon, and a base that is made of Debian's packages. Containers share the host's network, for sandboxes allow no other.
+Everything is kept below a folder of its own, and removed.
 """
 
 from __future__ import annotations

@@ -173,6 +173,10 @@ def test_every_panel_shows_something(watched: Any, name: str) -> None:
 @needs_prometheus
 def test_every_rule_reads_series_that_exist(watched: Any) -> None:
     _, prometheus, _ = watched
+    config = subprocess.run(
+        ["promtool", "check", "config", "--syntax-only", str(RULES / "scrape.yml")], capture_output=True, text=True
+    )
+    assert config.returncode == 0, config.stderr
     rules = subprocess.run(
         ["promtool", "check", "rules", str(RULES / "rules.yml"), str(RULES / "alerts.yml")], capture_output=True, text=True
     )

@@ -45,13 +45,14 @@ def test_calls_are_counted_by_how_they_ended() -> None:
     stats.ended(at, at, 100.2, 100.3, None)
     stats.ended(at, 100.5, 101.0, 101.0, failed)  # waited for half a second
     stats.ended(at, at, 0.0, 130.0, pb.Error(code=pb.CODE_DEADLINE_EXCEEDED))  # had no turn
+    stats.ended(at, at, 100.2, 100.3, pb.Error(code=pb.CODE_APPLICATION, type="Rejected", rejected=True))
     stats.refused[pb.CODE_OVERLOADED] = 4
-    assert {code_name(code): n for code, n in stats.codes().items()} == {
-        "OK": 1, "APPLICATION": 1, "DEADLINE_EXCEEDED": 1, "OVERLOADED": 4,
+    assert dict(stats.codes()) == {
+        "OK": 1, "APPLICATION": 1, "REJECTED": 1, "DEADLINE_EXCEEDED": 1, "OVERLOADED": 4,
     }  # fmt: skip
-    assert (stats.total.count, stats.turn.count, stats.queue.count) == (3, 2, 1)
-    assert stats.total.total == pytest.approx(31.3)
-    assert stats.turn.total == pytest.approx(0.7)
+    assert (stats.total.count, stats.turn.count, stats.queue.count) == (4, 3, 1)
+    assert stats.total.total == pytest.approx(31.6)
+    assert stats.turn.total == pytest.approx(0.9)
     assert stats.queue.total == pytest.approx(0.5)
 
 

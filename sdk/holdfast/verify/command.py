@@ -20,12 +20,13 @@ from holdfast.client import connect
 from holdfast.errors import HoldfastError
 from holdfast.local import ClusterFailed
 from holdfast.options import local_option
-from holdfast.processes import told_as_refusal
-from holdfast.verify.faults import FAULTS, Victims, strike
-from holdfast.verify.picture import Band, draw
+from holdfast.processes import told_as_refusal, version
+from holdfast.verify.faults import FAULTS, TYPICAL_S, Victims, strike
+from holdfast.verify.picture import KEPT, Band, draw
 from holdfast.verify.workload import Findings, Made, Workload
 
 _CALM_S = 3.0
+_START_S, _CHECK_S = 4.0, 5.0  # about what a cluster takes to start, and its histories to be checked
 _CALL_TIMEOUT_S = 30.0
 _THINK_S = 0.08
 
@@ -74,11 +75,16 @@ def verify(
     folder = Path(tempfile.mkdtemp(prefix="holdfast-verify-"))
     run = _Run(duration, wanted, seed, clients, as_json)
     victims = Victims(folder, nodes, replication or min(nodes, 3)) if target is None else None
+    if not as_json:
+        click.echo(_announced(wanted, duration, target))
     try:
         uvloop.run(run.go(victims, target))
     except Exception as error:
         run.failed = told_as_refusal(error, (ClusterFailed, HoldfastError)).message
-    picture.write_text(draw(run.made, run.bands, run.seconds, f"holdfast verify, seed {seed}"))
+    verdict = "a promise was broken" if run.findings.broken else "the cluster did not become whole" if run.failed else KEPT
+    where = f"{nodes} nodes, {replication or min(nodes, 3)} copies" if target is None else target
+    facts = f"{time.strftime('%Y-%m-%d %H:%M')}, holdfast {version()}, {where}"
+    picture.write_text(draw(run.made, run.bands, run.seconds, f"holdfast verify, seed {seed}", verdict, facts))
     run.report(picture)
     if run.findings.broken or run.failed:
         kept = folder / "logs"
@@ -89,6 +95,14 @@ def verify(
         raise SystemExit(1)
     if run.failed:
         raise SystemExit(3)
+
+
+def _announced(faults: list[str], duration: float, target: str | None) -> str:
+    """How long it will take. Each fault comes at least once, however short the duration."""
+    beside = 2 * _CALM_S + _CHECK_S + (0.0 if target is not None else _START_S)
+    once = sum(TYPICAL_S[fault] + _CALM_S for fault in faults)
+    text = f"this takes about {max(duration, once) + beside:.0f} s"
+    return f"{text}: each of {len(faults)} faults at least once" if once > duration else text
 
 
 class _Run:

@@ -23,6 +23,7 @@ FAULTS = (
     *("kill", "pause", "restart", "partition", "etcd", "drain", "join", "disk", "gateway"),
     *("disk-rollback", "etcd-rollback", "slow-disk", "slow-node", "clock"),
 )
+TYPICAL_S = dict.fromkeys(FAULTS, 15.0)
 APP = "holdfast.verify.app"
 
 _WHOLE_S = 90.0

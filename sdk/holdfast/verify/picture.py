@@ -10,6 +10,7 @@ from holdfast.verify.workload import Made
 
 _WIDTH, _LEFT, _RIGHT = 1100, 70, 20
 _PANEL, _TOP, _GAP = 150, 56, 46
+KEPT = "every promise was kept"
 _COLOURS = {
     "kill": "#d1495b",
     "pause": "#edae49",
@@ -33,19 +34,19 @@ class Band:
     ended: float
 
 
-def draw(made: list[Made], bands: list[Band], seconds: float, title: str) -> str:
-    """An SVG document."""
+def draw(made: list[Made], bands: list[Band], seconds: float, title: str, verdict: str = "", facts: str = "") -> str:
+    """An SVG document. `verdict`: what came of the run; `facts`: when and on what it was made."""
     buckets: dict[int, list[float]] = {}
     for one in made:
         if one.ok:
             buckets.setdefault(int(one.ended), []).append((one.ended - one.began) * 1e3)
-    total = max(1, math.ceil(seconds))
+    total = max(1, int(seconds))  # of the last second only a part was measured: it would look like a fall
     rates = [len(buckets.get(i, ())) for i in range(total)]
     p99s = [(lambda b: b[min(len(b) - 1, int(len(b) * 0.99))] if b else None)(sorted(buckets.get(i, ()))) for i in range(total)]
     width = _WIDTH - _LEFT - _RIGHT
 
     def x(at: float) -> float:
-        return _LEFT + width * at / total
+        return _LEFT + width * min(at, total) / total
 
     top_rate = max([*rates, 1])
     top_ms = 10 ** math.ceil(math.log10(max([p for p in p99s if p is not None] + [10.0])))
@@ -60,6 +61,9 @@ def draw(made: list[Made], bands: list[Band], seconds: float, title: str) -> str
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" font-family="sans-serif" font-size="12">',
         f'<rect width="{_WIDTH}" height="{height}" fill="white"/>',
         f'<text x="{_LEFT}" y="24" font-size="16" font-weight="bold">{escape(title)}</text>',
+        f'<text x="{_WIDTH - _RIGHT}" y="24" font-size="16" font-weight="bold" text-anchor="end" '
+        f'fill="{"#2a7f3f" if verdict == KEPT else "#c1121f"}">{escape(verdict)}</text>',
+        f'<text x="{_WIDTH - _RIGHT}" y="{height - 16}" text-anchor="end" fill="#444444">{escape(facts)}</text>',
     ]
     for band in bands:
         colour = _COLOURS.get(band.fault, "#888888")
