@@ -43,7 +43,9 @@ EXPIRY = "expiry"
 """Values and objects that expire."""
 SEND = "send"
 """Calls that are stored, to be run later."""
-FEATURES: tuple[str, ...] = (EXPIRY, SEND)
+ALARM_LIMITS = "alarm-limits"
+"""Repeated alarms that end by themselves."""
+FEATURES: tuple[str, ...] = (ALARM_LIMITS, EXPIRY, SEND)
 """The features that this program knows. A cluster turns one on when every member has announced it; see `ClusterSettings.features`."""
 CLUSTER_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?")
 NODE_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,126}[A-Za-z0-9])?")

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -58,6 +59,7 @@ _UNREAD = f"more than {BACKLOG_BYTES_MAX >> 20} MiB of replies wait to be read: 
 IDEMPOTENCY_METADATA = "idempotency-key"
 """Where callers of `Call` may put their key, in place of the field."""
 
+_DESCRIPTION_CHARS_MAX = 200
 DOMAIN = "holdfast.dev"
 """Of the ErrorInfo of errors; see google.rpc.ErrorInfo."""
 
@@ -65,7 +67,9 @@ _EFFECT = bytes([EFFECT])
 _DRAIN_LOOK_S = 0.02
 _PAYLOAD = frozenset((4, 5))  # `json` and `msgpack` of CallRequest
 _TAKEN_AT_ONCE = 128  # of a frame, before others get their turn
-_STATUS_MESSAGE_CHARS_MAX = 500  # the message travels twice, percent-encoded in one place
+_STATUS_MESSAGE_CHARS_MAX = 500
+_STATUS_MESSAGE_BYTES_MAX = 1_500  # percent-encoded, as it travels in one place
+_DETAILS_BYTES_MAX = 4_200  # which travel as base64, a third longer
 _STATUS_DATA_BYTES_MAX = 2_000
 
 
@@ -257,6 +261,8 @@ class ObjectsService:
         for call in calls:
             request_id = call.request_id
             refused = None if request_id and request_id[:1] < _EFFECT else self._own_id(call)
+            if refused is None and call.send:
+                refused = self._cannot_send(call)
             if refused is not None:
                 session.refuse(pb.Reply(id=call.id, error=refused))
                 continue
@@ -271,9 +277,6 @@ class ObjectsService:
                 continue
             if session.spans is not None:
                 session.trace(call)
-            if call.send and (refused := self._cannot_send(call)) is not None:
-                session.refuse(pb.Reply(id=call.id, error=refused))
-                continue
             client_id = call.id
             if number := submit(call, session):
                 session.numbers[client_id] = number
@@ -468,14 +471,26 @@ def _attempt(context: Any) -> int:
 
 async def _abort(context: Any, error: pb.Error) -> None:
     """End a unary call with the error's gRPC status, and the error as its detail: cut to what any gRPC client takes (8 KiB)."""
-    if len(error.message) > _STATUS_MESSAGE_CHARS_MAX:
-        error.message = error.message[:_STATUS_MESSAGE_CHARS_MAX] + "..."
+    error.message = _cut(error.message)
     if len(error.data) > _STATUS_DATA_BYTES_MAX:
         error.message += f" (its data, {len(error.data)} bytes, was left behind: call through a Session)"
         error.data = b""
     code = grpc_status(error)
     status = Status(code=code.value[0], message=error.message, details=_details(error))
     await context.abort(code, error.message, (("grpc-status-details-bin", status.SerializeToString()),))
+
+
+def _cut(message: str) -> str:
+    """What of a message has room in the trailing metadata of a call."""
+    if len(message) <= _STATUS_MESSAGE_CHARS_MAX and len(quote(message)) <= _STATUS_MESSAGE_BYTES_MAX:
+        return message
+    room, kept = _STATUS_MESSAGE_BYTES_MAX, 0
+    for character in message[:_STATUS_MESSAGE_CHARS_MAX]:
+        room -= len(quote(character))
+        if room < 0:
+            break
+        kept += 1
+    return message[:kept] + "..."
 
 
 def _details(error: pb.Error) -> list[AnyMessage]:
@@ -488,21 +503,24 @@ def _details(error: pb.Error) -> list[AnyMessage]:
     ]
     if error.code == pb.CODE_INVALID_ARGUMENT:
         field = error.path.removeprefix("$").removeprefix(".")
-        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=error.message)
+        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=error.message[:_DESCRIPTION_CHARS_MAX])
         messages.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retryable and error.retry_after_ms:
         again = error_details_pb2.RetryInfo()
         again.retry_delay.FromMilliseconds(error.retry_after_ms)
         messages.append(again)
-    details = []
+    details: list[AnyMessage] = []
     for message in messages:
         detail = AnyMessage()
         detail.Pack(message)
+        if details and sum(each.ByteSize() for each in (*details, detail)) > _DETAILS_BYTES_MAX:
+            break
         details.append(detail)
     return details
 
 
-_TEXT_OR_WIDE = re.compile(rb'"(?:[^"\\]|\\.)*"|(?<![\d.eE+])-?\d{16,}(?![\d.eE])')
+_WIDE = re.compile(rb"\d{16}")
+_TEXT_OR_WIDE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|(?<![\d.eE+])-?\d{16,}(?![\d.eE])')
 
 
 def wide_integers_as_text(json: bytes) -> bytes:
@@ -512,7 +530,7 @@ def wide_integers_as_text(json: bytes) -> bytes:
         token = found[0]
         return token if token[:1] == b'"' or abs(int(token)) < 1 << 53 else b'"' + token + b'"'
 
-    return _TEXT_OR_WIDE.sub(quoted, json)
+    return _TEXT_OR_WIDE.sub(quoted, json) if _WIDE.search(json) else json
 
 
 def _pack(replies: list[pb.Reply]) -> bytes:

@@ -161,12 +161,9 @@ class Activation:
         return bool(self.expiry_ms) and self.shard.expired(self.expiry_ms)
 
     def expire(self) -> None:
-        """In a turn: delete everything."""
+        """At the begin of a turn: there is nothing of the object any more. What is there is deleted with what the turn writes."""
         self.instance = None
-        self.storage.delete_all()
-        alarms = self.alarms
-        for name in list(alarms.current()):
-            alarms.change(name, None)
+        self.storage.empty()
 
     def make_instance(self) -> DurableObject:
         """A new instance of the user's class, with its context in place before its `__init__` runs."""

@@ -57,7 +57,7 @@ class Activations:
     def retire(self, activation: Activation) -> None:
         """Take it for the least recently used of its kind: it may leave at once."""
         if not activation.forgotten:
-            activation.last_used = 0.0
+            activation.last_used = float("-inf")
             self._of_kind[activation.kind.name].move_to_end(activation.key, last=False)
 
     def account(self, activation: Activation) -> None:

@@ -40,6 +40,7 @@ from holdfast.errors import (
     not_definite_after,
 )
 from holdfast.ids import EFFECT, RequestIds
+from holdfast.object import DurableObject
 from holdfast.signature import Handler, Sending
 from holdfast.storage import Limits
 from holdfast.tracing import Tracing
@@ -47,6 +48,7 @@ from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.dispatch import KEY_BYTES_MAX
 from holdfast_cluster.kinds import KnownKinds
+from holdfast_cluster.model import SEND
 from holdfast_cluster.ring import shard_of
 
 from holdfast_node import keys
@@ -211,7 +213,7 @@ class Engine:
             found = activation.kind.handlers.get(method) or activation.kind.handler(method)
             handler: Handler | Sending | Inside = found
             if call.send or found.reads:
-                handler = _runs_beside(found, call)
+                handler = _runs_beside(found, call, shard)
             attempt = call.attempt
             responses = self._responses
             again = attempt or request_id[0] >= EFFECT or responses.may_have_run(request_id, now)
@@ -395,6 +397,7 @@ class Engine:
         if not activation.shard.owned:
             # The shard went away under it: nothing of it may be kept, and somebody else will run it.
             storage.rollback()
+            activation.deactivating = False
             activation.turn = None
             self._finish(turn, b"", error_to_proto(_moved(activation.shard.number)))
             return
@@ -476,11 +479,11 @@ class Engine:
         turn = Turn(self._loop, activation, call, handler, port, deadline, self._read_ended)
         if self._tracing is not None:
             turn.span = TurnSpan.of(self._tracing, turn)
-        self._in_flight[call.request_id] = turn
         turn.state = RUNNING
         if isinstance(handler, Sending):
             self._store_call(turn, handler)
             return
+        self._in_flight[call.request_id] = turn
         if activation.reads is None:
             activation.reads = set()
         activation.reads.add(turn)
@@ -546,10 +549,13 @@ class Engine:
         except HoldfastError as refusal:
             refusal.request_id = turn.request_id
             turn.error = error_to_proto(refusal, call.codec)
+        except Exception as error:  # what the shard has to send cannot be read
+            self._fail(turn, error)
         turn.ended_at = perf_counter()
         if entry is None:
             self._finish(turn, b"", turn.error)
         else:
+            self._in_flight[turn.request_id] = turn
             turn.state = COMMITTING
             turn.deadline = _NEVER
             entry.turns.append(turn)
@@ -588,6 +594,9 @@ class Engine:
         entry.bytes += activation.storage.write_bytes + len(turn.result)
         if deletes or cleared:
             entry.deletes = True
+        if activation.storage.emptied:
+            for name in list(activation.alarms.rows):
+                entry.rows += activation.alarms.stage(AlarmChange(name, None))
         if activation.storage.beside:
             self._write_beside(activation, entry)
         if activation.storage.some_expire:
@@ -984,11 +993,7 @@ class Engine:
             return False
         while not activation.forgotten:
             if activation.at_rest():
-                if activation.kind.on_evict is not None and activation.instance is not None:
-                    self._run_on_evict(activation)
-                    continue
-                self._activations.forget(activation)
-                self.evictions += 1
+                self._evict(activation)
             elif self._loop.time() > until:
                 raise _overloaded(f"{activation.name} is busy: it did not come to rest for {REST_PATIENCE_S:.0f} s")
             else:
@@ -1016,8 +1021,9 @@ class Engine:
 
     def _evict(self, activation: Activation) -> None:
         """Take one that is at rest out of memory, or have it run its `on_evict`: then it is evicted when that has ended."""
-        if activation.kind.on_evict is not None and activation.instance is not None:
-            self._run_on_evict(activation)
+        instance, activation.instance = activation.instance, None
+        if instance is not None:
+            self._run_on_evict(activation, instance)
             if not activation.at_rest():
                 return
         self._activations.forget(activation)
@@ -1026,16 +1032,16 @@ class Engine:
     def _deactivate(self, activation: Activation) -> None:
         """Its handler has asked to leave memory. Turns that wait already get a new instance."""
         activation.deactivating = False
-        if activation.kind.on_evict is not None and activation.instance is not None:
-            self._run_on_evict(activation)
-        activation.instance = None
         self._activations.retire(activation)
+        instance, activation.instance = activation.instance, None
+        if instance is not None:
+            self._run_on_evict(activation, instance)  # with which turns that wait may begin
 
-    def _run_on_evict(self, activation: Activation) -> None:
+    def _run_on_evict(self, activation: Activation, instance: DurableObject) -> None:
+        """Run the hook of an instance that the activation has lost, if there is one and anything is left of the object."""
         hook = activation.kind.on_evict
-        instance = activation.instance
-        assert hook is not None
-        activation.instance = None
+        if hook is None or activation.has_expired():
+            return
         call = pb.Call(kind=activation.kind.name, key=activation.key, method="on_evict", request_id=self._ids.next())
         turn = Turn(
             self._loop,
@@ -1126,12 +1132,13 @@ async def _as_coroutine(handler: Handler | Sending | Firing | Inside, instance: 
     return handler.invoke(instance, call.arguments, call.codec == pb.CODEC_JSON)
 
 
-def _runs_beside(handler: Handler, call: pb.Call) -> Handler | Sending:
-    """What a call that waits for no turn runs. Raises InvalidArgument for one that makes no sense."""
+def _runs_beside(handler: Handler, call: pb.Call, shard: Shard) -> Handler | Sending:
+    """What a call that waits for no turn runs. Raises InvalidArgument, and Unavailable while a node does not know such calls."""
     if handler.reads and (call.send or call.notification):
         raise InvalidArgument(f"{call.kind}.{call.method} only reads: there is nothing to tell it", path="method", definite=True)
     if not call.send:
         return handler
+    shard.check_feature(SEND, "calls cannot be sent")
     delay_of(call)
     return handler.sending
 
@@ -1141,7 +1148,10 @@ def _overloaded(message: str) -> Overloaded:
 
 
 def _expired(turn: Turn) -> DeadlineExceeded:
-    where = "while it waited for its turn" if turn.state in (QUEUED, DONE) else "while it ran: it was rolled back"
+    if turn.state in (QUEUED, DONE):
+        where = "while it waited for its turn"
+    else:
+        where = "while it ran" if turn.reading is not None else "while it ran: it was rolled back"
     return DeadlineExceeded(
         f"{turn.activation.name}.{turn.handler.name}: the deadline passed {where}",
         definite=turn.calls_made == 0,

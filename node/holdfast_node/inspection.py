@@ -41,6 +41,7 @@ _PAGE_BYTES = 2 << 20
 _DELETES_AT_ONCE = 16
 _STEP = 500  # objects, or rows, between two chances for the loop to do something else
 _NEVER_MS = 1 << 62
+_IDLE_MAX_S = 1e9
 _SIZE_ROWS_MAX = 100_000  # rows that `explain` counts
 
 
@@ -90,8 +91,13 @@ class Inspection:
         find = self._store.cursor("state").seek
         heap: list[tuple[str, int]] = []
 
-        def push(shard: int, start: bytes) -> None:
-            if (found := _object_from(find, start, shard, request.kind, request.prefix)) is not None:
+        async def push(shard: int, start: bytes | None) -> None:
+            found = None
+            while start is not None and found is None:
+                found, start = _object_from(find, start, shard, request.kind, request.prefix)
+                if start is not None:
+                    await asyncio.sleep(0)
+            if found is not None:
                 heapq.heappush(heap, (found[1], shard))
 
         serving = self._shards.serving(boottime())
@@ -99,14 +105,14 @@ class Inspection:
             start = keys.objects_from(shard.number, request.kind, request.prefix)
             if request.after:
                 start = max(start, _behind(shard.number, request.kind, request.after))
-            push(shard.number, start)
+            await push(shard.number, start)
             if number % _STEP == _STEP - 1:
                 await asyncio.sleep(0)
         response = admin_pb2.ListObjectsResponse()
         while heap and len(response.keys) < limit:
             key, number = heapq.heappop(heap)
             response.keys.append(key)
-            push(number, _behind(number, request.kind, key))
+            await push(number, _behind(number, request.kind, key))
         response.more = bool(heap)
         now = boottime()
         response.served.extend(shard.number for shard in serving if shard.until > now)
@@ -125,9 +131,8 @@ class Inspection:
             while start is not None:
                 find = self._store.cursor("state").seek  # anew: a cursor keeps the store as it was
                 for _ in range(_STEP):
-                    found = _object_from(find, start, shard.number, request.kind, request.prefix)
+                    found, start = _object_from(find, start, shard.number, request.kind, request.prefix)
                     if found is None:
-                        start = None
                         break
                     of_shard[found[0]] += 1
                     start = _behind(shard.number, *found)
@@ -188,7 +193,8 @@ class Inspection:
 
     def _explain_activation(self, activation: Activation, response: admin_pb2.ExplainResponse) -> None:
         response.active = True
-        response.idle_s = max(0.0, asyncio.get_running_loop().time() - activation.last_used)
+        idle_s = asyncio.get_running_loop().time() - activation.last_used
+        response.idle_s = max(0.0, idle_s) if idle_s < _IDLE_MAX_S else 0.0  # it has just asked to leave memory
         response.cache_bytes = activation.storage.cached_bytes
         response.waiting = len(activation.mailbox or ())
         response.reads = len(activation.reads or ())
@@ -339,16 +345,24 @@ class Inspection:
         return shard
 
 
-def _object_from(find: Callable[[bytes], bytes | None], start: bytes, shard: int, kind: str, prefix: str) -> tuple[str, str] | None:
-    """The first object from a key in `state` on, if it is one that is looked for. `find`: the first key from another one on."""
-    while (raw := find(start)) is not None and raw.startswith(keys.shard_prefix(shard)):
+def _object_from(
+    find: Callable[[bytes], bytes | None], start: bytes, shard: int, kind: str, prefix: str
+) -> tuple[tuple[str, str] | None, bytes | None]:
+    """The first object from a key in `state` on, if it is one that is looked for, and where to go on when there may be one yet.
+
+    `find`: the first key from another one on.
+    """
+    for _ in range(_STEP):
+        raw = find(start)
+        if raw is None or not raw.startswith(keys.shard_prefix(shard)):
+            return None, None
         _, its_kind, key, record = keys.split_object(raw)
         if (kind and its_kind != kind) or not key.startswith(prefix):
-            break
+            return None, None
         if record[0] != keys.EXPIRES:  # one that has nothing but that is not there
-            return its_kind, key
+            return (its_kind, key), None
         start = _behind(shard, its_kind, key)
-    return None
+    return None, start
 
 
 def _behind(shard: int, kind: str, key: str) -> bytes:

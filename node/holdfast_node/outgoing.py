@@ -105,7 +105,7 @@ class _Stub:
         turn.call_number += 1
         turn.calls_made += 1
         # What earlier turns wrote must be committed before anything that may rest on it leaves the object.
-        while (entry := activation.uncommitted) is not None and not entry.abandoned:
+        if (entry := activation.uncommitted) is not None:  # entries commit in order: those before it are then as well
             await entry.settled()
         if turn.state != RUNNING:
             raise RuntimeError("the turn was abandoned at its deadline: it was answered, and may not call any more")
@@ -206,6 +206,8 @@ def sent_by_client(turn: Turn, handler: Handler) -> Notify:
     is_json = call.codec == pb.CODEC_JSON
     named = handler.bind(call.arguments, is_json)
     arguments = codec.encode(named) if is_json else call.arguments
+    if len(arguments) > _ARGUMENT_BYTES_MAX:
+        raise TooLarge(f"arguments of {len(arguments)} bytes as msgpack, at most {_ARGUMENT_BYTES_MAX}", definite=True)
     row = Notification("", call.caller, call.kind, call.key, call.method, arguments, turn.activation.shard.clock.now_ms())
     row.options = carried(call)
     if turn.span is not None:

@@ -33,7 +33,8 @@ class ReadContext:
         self._outgoing = outgoing
         self.turn: Turn | None = turn
         self.rows = ReadRows(activation.storage)
-        self.rows.empty = activation.has_expired()
+        alive = activation.turn is not None and not activation.storage.emptied  # the running turn has found it so, and may renew it
+        self.rows.empty = activation.has_expired() and not alive
 
     def make_instance(self) -> DurableObject:
         """A new instance of the user's class, for this read alone."""
@@ -58,7 +59,7 @@ class ReadContext:
     @property
     def in_chain(self) -> str:
         """Calls that come back to the object do not wait for a read."""
-        return f"{self._activation.name} (read)"
+        return f"(read) {self._activation.name}"
 
     @property
     def uncommitted(self) -> Entry | None:

@@ -106,15 +106,20 @@ class Shard:
 
     def expiry_ms(self, ttl_ms: int) -> int:
         """When something expires that lives so long from now. Raises Unavailable while a member does not know what expires."""
-        if EXPIRY not in self.features.on:
-            raise Unavailable(
-                "values cannot expire while a node of the cluster is too old to know it", definite=True, retry_after_s=1.0
-            )
+        self.check_feature(EXPIRY, "values cannot expire")
+        if not self.clock.started:
+            raise Unavailable("what time it is in the cluster is not known yet", definite=True, retryable=True, retry_after_s=1.0)
         return self.clock.now_ms() + ttl_ms
 
     def expired(self, expiry_ms: int) -> bool:
-        """Whether that time has come: by the cluster's time, and for nobody while that is not known."""
-        return self.clock.started and expiry_ms <= self.clock.now_ms()
+        """Whether that time has come: by the cluster's time, and as long as that is not known by the newest entry's."""
+        return expiry_ms <= max(self.clock.now_ms() if self.clock.started else 0, self.stamp >> 16)
+
+    def check_feature(self, feature: str, what: str) -> None:
+        """Raises Unavailable, which begins with `what` cannot be done, while a member of the cluster does not know a feature."""
+        if feature not in self.features.on:
+            message = f"{what} while a node of the cluster is too old to know it"
+            raise Unavailable(message, definite=True, retryable=True, retry_after_s=1.0)
 
     def next_stamp(self) -> int:
         """The cluster time of an entry that is appended now: 48 bits of Unix time in ms and 16 of a counter. It always grows.

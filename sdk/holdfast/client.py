@@ -345,6 +345,11 @@ class Client:
         if size > ENVELOPE_BYTES_MAX:  # too large a one would end the stream, and every other call on it
             check_size(size, len(arguments), definite=request_id is None and idempotency_key is None)
         loop = self._loop
+        if asyncio.get_running_loop() is not loop:
+            raise RuntimeError(
+                "this asyncio client was opened on another event loop: open one on this loop, use a blocking client, or "
+                "asyncio.run_coroutine_threadsafe(..., the loop of the client)"
+            )
         future: asyncio.Future[bytes] = loop.create_future()
         deadline = loop.time() + timeout + DEADLINE_SLACK_S
         if span is not None:

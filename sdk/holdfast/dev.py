@@ -217,7 +217,11 @@ class _Session:
             if whole or (whole is None and time.monotonic() > unseen):
                 return True
             time.sleep(_LOOK_S)
-        return not self.stopping
+        if not self.stopping:
+            self._told.say(
+                f"{name} is back, but not all of its copies after {READY_S:.0f} s: the others keep the code that they have"
+            )
+        return False
 
     def _whole(self) -> bool | None:
         """Whether every node is there with its copies; None when we may not ask."""
@@ -328,7 +332,8 @@ class Terminal:
         except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
             return None if name == "etcd" and not self._verbose else f"{head} | {line}"  # printed
         least = ("error", "critical") if self.starting else _COLORS
-        own = name == "etcd" or (record.get("logger", "").startswith(_OWN) and record.get("logger") != "holdfast.objects")
+        logger = str(record.get("logger"))
+        own = name == "etcd" or (logger.startswith(_OWN) and logger != "holdfast.objects")
         if not self._verbose and own and level not in (("error", "fatal", "panic") if name == "etcd" else least):
             return None
         where = "/".join(str(record[field]) for field in ("kind", "key") if field in record)
@@ -340,7 +345,7 @@ class Terminal:
             message += click.style(f" (request {record['request_id']})", dim=True)
         if level in _COLORS:
             message = f"{click.style(level.upper(), fg=_COLORS[level])} {message}"
-        trace = record.get("traceback", "")
+        trace = str(record.get("traceback", ""))
         return "\n".join([f"{head} {_clock(record)} {message}", *(f"{head} | {one}" for one in trace.splitlines())])
 
 

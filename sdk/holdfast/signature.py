@@ -26,7 +26,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 READS = "__holdfast_reads__"
 _EMPTY_PAYLOADS = (b"", b"\x90", b"\x80", b"[]", b"{}", b"null", b"\xc0")
 _POSITIONAL = "*"
-_INTEGER = re.compile(r"-?[0-9]+")
+_INTEGER = re.compile(r"-?[1-9][0-9]+")
+_WANTED_INTEGER = re.compile(r"Expected `int(?: \| null)?`, got `str` - at `\$(.*)`")
+_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
+_WIDE_MAX = 1_000
+"""Integers of one call that may come as text."""
 
 
 def reads(handler: F) -> F:
@@ -214,16 +218,15 @@ class Handler:
         except Exception:  # RecursionError and UnicodeDecodeError are no errors of msgspec's
             raw = self._by_name(payload, is_json)
             encode: Any = codec.encode_json if is_json else codec.encode
-            try:
-                decoded = decoder.decode(encode(raw))
-            except Exception as error:
-                mended = _with_wide_integers(raw) if is_json else raw
-                if mended == raw:
-                    raise self._invalid(error) from None
+            for _ in range(_WIDE_MAX):
                 try:
-                    decoded = decoder.decode(encode(mended))
-                except Exception:
-                    raise self._invalid(error) from None
+                    decoded = decoder.decode(encode(raw))
+                    break
+                except Exception as error:
+                    if not (is_json and _mend_wide(raw, str(error))):
+                        raise self._invalid(error) from None
+            else:
+                raise self._error(f"has more than {_WIDE_MAX} integers that came as text", "$")
         if is_json:
             try:
                 codec.encode(decoded)  # JSON knows numbers that nothing here can store or return
@@ -272,16 +275,25 @@ class Handler:
         return self._error(f"was called with a wrong argument: {text} at {path}", path)
 
 
-def _with_wide_integers(value: Any) -> Any:
-    """A value from JSON in which texts that are integers beyond 2^53 are numbers: clients in JavaScript can write only texts."""
-    if isinstance(value, str):
-        wide = 16 <= len(value) <= 20 and _INTEGER.fullmatch(value) and abs(int(value)) > (1 << 53) - 1
-        return int(value) if wide else value
-    if isinstance(value, list):
-        return [_with_wide_integers(each) for each in value]
-    if isinstance(value, dict):
-        return {name: _with_wide_integers(each) for name, each in value.items()}
-    return value
+def _mend_wide(raw: Any, error: str) -> bool:
+    """Make a number of a text that came from JSON where msgspec's error says that an integer was expected; whether that was one.
+
+    JavaScript can write integers beyond 2^53 as text only. No other text becomes a number.
+    """
+    found = _WANTED_INTEGER.fullmatch(error)
+    if found is None:
+        return False
+    *way, last = [name or int(index) for name, index in _STEP.findall(found[1])] or [""]
+    try:
+        for step in way:
+            raw = raw[step]
+        text = raw[last]
+    except (LookupError, TypeError):
+        return False  # within a dict, of which msgspec does not say where
+    if not (isinstance(text, str) and len(text) <= 20 and _INTEGER.fullmatch(text) and abs(int(text)) > (1 << 53) - 1):
+        return False
+    raw[last] = int(text)
+    return True
 
 
 def encode_arguments(positional: tuple[Any, ...], named: dict[str, Any]) -> bytes:

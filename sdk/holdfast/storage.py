@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _MISSING: Any = object()
+_EXPIRED: Any = object()
 _ROW_OVERHEAD_BYTES = 150  # what a cached row costs in Python beside its key and value, measured on CPython 3.11
 _RECENT_ROWS_SWEEP = 256
 _KEY_SHORT = 256  # ASCII up to here needs no closer look
@@ -289,6 +290,7 @@ class Rows:
         "_writes",
         "beside",
         "cached_bytes",
+        "emptied",
         "some_expire",
     )
 
@@ -313,6 +315,8 @@ class Rows:
         """What the open turn does beside its rows, in order: commits with them, and is undone with them."""
         self.some_expire = False
         """Whether the open turn has written a value that expires; perhaps undone since."""
+        self.emptied = False
+        """Whether the open turn found its object expired: there is nothing for it, and if it writes, all that is there is deleted."""
 
     # -- for `Storage`
 
@@ -564,10 +568,15 @@ class Rows:
         self._writes = {}
         self._turn += 1
         self._block = None
-        self._some_failed = self.some_expire = False
+        self._some_failed = self.some_expire = self.emptied = False
         self._write_bytes = self._beside_bytes = 0
         if self._recent:
             self.settle()
+
+    def empty(self) -> None:
+        """The open turn has just begun, and its object has expired."""
+        self.emptied = True
+        self._cleared = _EXPIRED
 
     def rollback(self) -> None:
         """Close the turn and forget what it wrote."""
@@ -577,7 +586,7 @@ class Rows:
 
     def changed(self) -> bool:
         """Whether the open turn wrote anything."""
-        return bool(self._writes) or self._cleared is not None or bool(self.beside)
+        return bool(self._writes) or bool(self.beside) or (self._cleared is not None and self._cleared is not _EXPIRED)
 
     def is_open(self) -> bool:
         """Whether a turn is open."""
@@ -641,18 +650,18 @@ class Rows:
         if writes or self._cleared is not None:
             raw = writes.get(key, _MISSING)
             if raw is _MISSING:
-                raw = None if self._cleared is not None else self._left(key)
+                raw = None if self._cleared is not None else self.left(key)
         else:
-            raw = self._left(key)
+            raw = self.left(key)
         return self._bare(raw) if raw is not None and raw[0] == _OPTIONS_BYTE else raw
 
     def get_ended(self, key: str) -> bytes | None:
         """The value under a key, as turns that ended have left it."""
         self._key_bytes(key)
-        raw = self._left(key)
+        raw = self.left(key)
         return self._bare(raw) if raw is not None and raw[0] == _OPTIONS_BYTE else raw
 
-    def _left(self, key: str) -> bytes | None:
+    def left(self, key: str) -> bytes | None:
         """The row under a key, as turns that ended have left it."""
         if self._recent:
             row = self._recent.get(key)

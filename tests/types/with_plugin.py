@@ -39,7 +39,7 @@ class Inside(DurableObject):
     async def look(self) -> None:
         assert_type(await self.objects.get(Cart, "c").plain(1), list[str])
         self.notify(Cart, "c").add("tea", count=2)
-        self.notify(Cart, "c", delay=timedelta(1)).total()
+        self.notify(Cart, "c", delay=timedelta(1)).plain(1)
         self.notify(Cart, "c").add()  # type: ignore[call-arg]
         self.notify(Cart, "c").ad("tea")  # type: ignore[attr-defined]
         self.notify("Cart", "c").anything(5)

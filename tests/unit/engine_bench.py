@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -106,7 +107,7 @@ class Bench:
         )
         self.outgoing.engine = self.engine
         self.port = Port()
-        self.numbers = iter(range(1, 1000))
+        self.numbers = itertools.count(1)
 
     def call(
         self,

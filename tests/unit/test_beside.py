@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from engine_bench import IDS, Bench, Port
 from holdfast import Alarm, App, DurableObject, Rejected
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_node import engine
+from holdfast_node import engine, keys
 
 app = App()
 
@@ -54,6 +55,8 @@ class Board(DurableObject):
 
     async def told(self) -> list[Any]:
         return [self.caller, dict(self.request.metadata)]
+
+    async def take_floats(self, numbers: list[float]) -> None: ...
 
     async def note_told(self) -> None:
         self.storage.put("told", [self.caller, dict(self.request.metadata)])
@@ -399,3 +402,59 @@ async def test_the_same_id_in_flight_for_a_call_and_one_that_is_sent_are_two(ben
     bench.may_sync.set()
     bench.port = port
     assert await bench.answered(first) == [1]
+
+
+# -- what a reviewer found
+
+
+async def test_a_read_that_calls_others_does_not_starve_beside_a_writer(bench: Bench) -> None:
+    sync = bench.store.sync
+
+    def slow() -> None:
+        time.sleep(0.005)
+        sync()
+
+    bench.store.sync = slow  # type: ignore[method-assign]
+    stop = False
+
+    async def write() -> None:
+        while not stop:
+            call(bench, "busy", "add", "x")
+            await asyncio.sleep(0.002)
+
+    writing = asyncio.create_task(write())
+    await asyncio.sleep(0.02)
+    assert await bench.answered(call(bench, "busy", "ask", "other", timeout_ms=3_000)) == [1]
+    stop = True
+    await writing
+
+
+async def test_what_cannot_be_read_of_a_shard_is_an_error_of_a_send_and_leaves_nothing_behind(bench: Bench) -> None:
+    batch = bench.store.batch()
+    batch.put("state", keys.index_prefix(0, keys.OUTBOX) + bytes(16), b"\xc1 no record")
+    bench.store.write(batch)
+    [error] = await bench.answered(call(bench, "a", "add", "x", send=True))
+    assert error.code in (pb.CODE_APPLICATION, pb.CODE_INTERNAL)
+    assert bench.engine.in_flight == 0
+    assert bench.engine.shard_is_quiet(bench.shard)
+
+
+async def test_json_that_grows_too_large_as_msgpack_is_refused_at_once(bench: Bench) -> None:
+    numbers = list(range(10, 1_200_000))
+    [error] = await bench.answered(call(bench, "a", "take_floats", numbers, send=True, codec_=pb.CODEC_JSON))
+    assert (error.code, error.definite) == (pb.CODE_TOO_LARGE, True)
+    assert bench.engine.entries == 0
+
+
+async def test_too_much_metadata_is_not_carried_along_and_what_is_counts(bench: Bench) -> None:
+    [error] = await bench.answered(call(bench, "a", "add", "x", send=True, metadata={"a": "x" * 17_000}))
+    assert error.code == pb.CODE_TOO_LARGE
+    bench.outgoing.reachable = lambda kind, key: False  # type: ignore[method-assign]
+    await bench.answered(call(bench, "a", "add", "x", send=True, metadata={"a": "x" * 10_000}))
+    assert bench.engine.deliveries.outbox.bytes > 10_000
+
+
+async def test_an_older_gateway_cannot_have_a_call_stored_that_older_nodes_do_not_know(bench: Bench) -> None:
+    bench.shards.features.on = frozenset()
+    [error] = await bench.answered(call(bench, "a", "add", "x", send=True))
+    assert (error.code, error.definite) == (pb.CODE_UNAVAILABLE, True)

@@ -99,7 +99,16 @@ def test_while_it_starts_only_errors_are_shown(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize(
-    "odd", ["[]", "5", '{"level": 5, "message": null}', '{"level": "info"}', '{"time": 5, "level": "error"}', "{"]
+    "odd",
+    [
+        "[]",
+        "5",
+        '{"level": 5, "message": null}',
+        '{"level": "info"}',
+        '{"time": 5, "level": "error"}',
+        "{",
+        '{"level":"info","message":"m","logger":null,"traceback":["x"]}',
+    ],
 )
 def test_lines_of_any_form_are_shown(cluster: Cluster, odd: str) -> None:
     told, shown = terminal(cluster)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -41,6 +42,13 @@ class Cache(DurableObject):
     async def seen(self) -> list[Any]:
         return [self.storage.get("a"), "a" in self.storage, self.storage.get_many(["a", "b"]), self.storage.list()]
 
+    async def hold(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    @holdfast.reads
+    async def slow_read(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
     async def remove(self, key: str) -> int:
         return self.storage.delete(key)
 
@@ -67,8 +75,30 @@ class Session(DurableObject):
     async def clear(self) -> None:
         self.storage.delete_all(alarms=True)
 
+    async def hold(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def slow_add(self, name: str, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        self.storage.put(name, 1)
+
+    async def alarm_names(self) -> list[str]:
+        return [alarm.name for alarm in self.list_alarms()]
+
     async def on_alarm(self, alarm: Alarm) -> None:
         self.storage.put("fired", 1)
+
+
+@app.kind(ttl=timedelta(hours=1))
+class Evicting(DurableObject):
+    async def add(self, name: str) -> None:
+        self.storage.put(name, 1)
+
+    async def names(self) -> list[str]:
+        return list(self.storage.list())
+
+    def on_evict(self) -> None:
+        self.storage.put("saved", self.storage.list())
 
 
 @pytest.fixture
@@ -154,6 +184,89 @@ async def test_a_session_that_is_renewed_all_the_time_does_not_fill_the_index(be
 async def test_what_a_failed_transaction_wrote_leaves_nothing(bench: Bench) -> None:
     await answer(bench, "o", "put_and_undo", "a", 10.0)
     assert rows(bench) == []
+
+
+async def test_values_of_a_busy_object_are_removed_as_well(bench: Bench) -> None:
+    running = bench.call("o", "hold", 100.0, kind="Cache")
+    read = bench.call("o", "slow_read", 100.0, kind="Cache")
+    await bench.tick()
+    for n in range(20):
+        await bench.answered(bench.call("other", "put", f"k{n}", n, 5.0, kind="Cache"))
+    activation = bench.engine.find("Cache", "o")
+    assert activation is not None
+    activation.turn.cancel()  # type: ignore[union-attr]
+    await bench.answered(running)
+    for n in range(20):
+        await answer(bench, "o", "put", f"k{n}", n, 5.0)
+    running = bench.call("o", "hold", 100.0, kind="Cache")
+    bench.clock.ms += 7_000
+    await bench.tick(3)
+    assert [key for key in rows(bench) if key[2:3] != b"\0"] == []
+    activation.turn.cancel()  # type: ignore[union-attr]
+    for waiting in list(activation.reads or ()):
+        waiting.cancel()
+    await bench.answered(running, read)
+
+
+async def test_what_a_look_that_was_cut_short_left_is_not_forgotten(bench: Bench) -> None:
+    await answer(bench, "s", "add", "x", kind="Session")
+    held = bench.call("s", "hold", 100.0, kind="Session")
+    for n in range(30):
+        for m in range(100):
+            bench.call(f"o{n}", "put", f"k{m}", m, 3_600.0, kind="Cache")
+        await answer(bench, f"o{n}", "all")
+    bench.clock.ms += 8 * 3_600_000
+    await bench.tick(2)
+    bench.engine.find("Session", "s").turn.cancel()  # type: ignore[union-attr]
+    await bench.answered(held)
+    for _ in range(10):
+        bench.clock.ms += 1_000
+        await bench.tick(3)
+    assert rows(bench) == []
+
+
+async def test_a_read_only_shard_answers_reading_turns_of_expired_objects_and_of_none(bench: Bench) -> None:
+    await answer(bench, "s", "add", "x", True, kind="Session")
+    bench.clock.ms += 2 * 3_600_000
+    entries = bench.engine.entries
+    bench.shard.read_only = "too few copies"
+    assert await answer(bench, "s", "names", kind="Session") == []
+    assert await answer(bench, "never", "names", kind="Session") == []
+    bench.shard.read_only = None
+    assert await answer(bench, "s", "names", kind="Session") == []
+    assert bench.engine.entries == entries, "who only reads writes nothing"
+    assert await answer(bench, "s", "alarm_names", kind="Session") == []
+    assert await answer(bench, "s", "add", "y", kind="Session") == ["y"]
+    assert await answer(bench, "s", "alarm_names", kind="Session") == []
+    bench.flusher.write()
+    assert list(bench.store.scan("state", keys.index_prefix(0, keys.ALARMS), keys.index_prefix(0, keys.LETTERS))) == []
+
+
+async def test_an_object_that_a_turn_found_alive_stays_so_for_reads_until_that_has_ended(bench: Bench) -> None:
+    await answer(bench, "s", "add", "x", kind="Session")
+    running = bench.call("s", "slow_add", "slow", 0.2, kind="Session")
+    bench.clock.ms += 2 * 3_600_000
+    assert await answer(bench, "s", "seen", kind="Session") == ["x"]
+    await bench.answered(running)
+    assert await answer(bench, "s", "seen", kind="Session") == ["slow", "x"]
+
+
+async def test_nothing_comes_back_with_an_owner_whose_clock_has_not_started(bench: Bench) -> None:
+    await answer(bench, "o", "put", "a", 1, 10.0)
+    bench.clock.ms += 20_000
+    bench.shard.stamp = bench.clock.ms << 16  # as the newest entry has it
+    bench.clock.ms -= 3_600_000
+    bench.clock.started = False
+    assert await answer(bench, "o", "all") == {}
+    error = await answer(bench, "o", "put", "b", 1, 10.0)
+    assert (error.code, error.retryable) == (pb.CODE_UNAVAILABLE, True)
+
+
+async def test_an_expired_object_has_no_on_evict(bench: Bench) -> None:
+    await answer(bench, "e", "add", "secret", kind="Evicting")
+    bench.clock.ms += 2 * 3_600_000
+    bench.engine.evict(1.0)
+    assert await answer(bench, "e", "names", kind="Evicting") == []
 
 
 async def test_nothing_is_removed_while_its_object_may_have_written_it_anew(bench: Bench) -> None:

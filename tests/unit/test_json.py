@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import datetime as dt
 import enum
 import json
+import time
 import typing
 from decimal import Decimal
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 import msgspec
 import pytest
 from google.rpc import error_details_pb2
+from google.rpc.status_pb2 import Status
 from holdfast import codec
 from holdfast.errors import InvalidArgument, Overloaded, UnfitArguments, error_to_proto
 from holdfast.signature import Handler
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_gateway.objects import DOMAIN, _details, wide_integers_as_text
+from holdfast_gateway.objects import DOMAIN, _cut, _details, wide_integers_as_text
 
 
 class Color(enum.Enum):
@@ -115,6 +119,39 @@ def test_an_integer_beyond_2_to_the_53_may_come_as_text_and_no_other() -> None:
             handler.bind(wrong, True)
     with pytest.raises(UnfitArguments):
         handler.bind(codec.encode(["9007199254740993"]), False)
+
+
+def test_a_wide_integer_as_text_changes_nothing_else() -> None:
+    def takes(self: Any, a: int, name: str = "", data: Any = None) -> None: ...
+
+    handler = Handler("takes", takes, "Kind")
+    bound = handler.bind(
+        b'{"a": "9007199254740993", "name": "90071992547409930", "data": {"id": "00090071992547409930", "n": "90071992547409931"}}',
+        True,
+    )
+    assert bound["name"] == "90071992547409930"
+    assert bound["data"] == {"id": "00090071992547409930", "n": "90071992547409931"}
+    assert bound["a"] == 9007199254740993
+
+
+def test_a_large_text_costs_little() -> None:
+    text = b'"' + b'1234567890123456 a\\"' * 200_000 + b'"'
+    began = time.perf_counter()
+    assert wide_integers_as_text(text) == text
+    assert time.perf_counter() - began < 1.0
+
+
+@pytest.mark.parametrize("character", ["a", "\u00e9", "\u6f22", "\U0001f600", "%"])
+def test_the_details_of_an_error_fit_into_what_any_client_takes(character: str) -> None:
+    wrong = error_to_proto(InvalidArgument(character * 9_000, path="$." + character * 1_000, request_id=b"\x01" * 16))
+    wrong.message = _cut(wrong.message)
+    wrong.type = character * 300
+    status = Status(code=3, message=wrong.message, details=_details(wrong))
+    sent = len(quote(wrong.message)) + len(base64.b64encode(status.SerializeToString()))
+    assert sent < 8_000
+    own = pb.Error()
+    assert status.details[0].Unpack(own)
+    assert own == wrong
 
 
 def test_an_error_is_told_in_the_forms_of_google_rpc_as_well() -> None:

@@ -13,6 +13,7 @@ import pytest
 from engine_bench import Bench
 from holdfast import Alarm, App, DurableObject, Invocation, Rejected
 from holdfast.v1 import objects_pb2 as pb
+from holdfast_cluster.model import FEATURES
 from holdfast_node.delivery.alarms import following
 from holdfast_node.delivery.records import AlarmRecord
 
@@ -66,6 +67,24 @@ class Evicting(Base):
         return self.storage.get("evicted", int, default=0)
 
 
+@app.kind
+class WriteBehind(DurableObject):
+    """Writes its count when it leaves memory, and at no other time."""
+
+    def on_activate(self) -> None:
+        self.count = self.storage.get("count", int, default=0)
+
+    async def bump(self, wait_and_leave: float = 0.0) -> int:
+        self.count += 1
+        if wait_and_leave:
+            await asyncio.sleep(wait_and_leave)
+            self.deactivate()
+        return self.count
+
+    def on_evict(self) -> None:
+        self.storage.put("count", self.count)
+
+
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     bench = Bench(tmp_path / "store", app)
@@ -114,6 +133,25 @@ async def test_an_object_leaves_memory_when_it_asks_to_and_the_turn_ended_well(b
     assert bench.engine.activations == 0
     if kind == "Evicting":
         assert await answer(bench, kind, "evictions") == 2
+
+
+async def test_an_object_that_leaves_after_a_wait_loses_nothing_that_its_on_evict_keeps(bench: Bench) -> None:
+    first = bench.call("o", "bump", 0.01, kind="WriteBehind")
+    second = bench.call("o", "bump", kind="WriteBehind")
+    assert await bench.answered(first, second) == [1, 2]
+    assert await answer(bench, "WriteBehind", "bump") == 3
+    bench.engine.tick()
+    assert await answer(bench, "WriteBehind", "bump") == 4
+
+
+async def test_until_and_times_wait_for_nodes_that_know_them(bench: Bench) -> None:
+    bench.shards.features.on = frozenset()
+    for arguments in ((3, None), (None, 50.0)):
+        error = await answer(bench, "Long", "set_alarm_by", *arguments)
+        assert error.code == pb.CODE_UNAVAILABLE
+    await answer(bench, "Long", "set_alarm_by", None, None)
+    bench.shards.features.on = frozenset(FEATURES)
+    assert "year 9999" in (await answer(bench, "Long", "set_alarm_by", None, timedelta(days=3_000_000).total_seconds())).message
 
 
 async def test_an_alarm_ends_after_its_times_or_at_its_time(bench: Bench) -> None:

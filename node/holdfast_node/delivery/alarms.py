@@ -15,6 +15,7 @@ from holdfast.alarms import NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, Alarm, Misfire, c
 from holdfast.errors import TooLarge
 from holdfast.ids import effect_id
 from holdfast.signature import Around, invoke_around
+from holdfast_cluster.model import ALARM_LIMITS
 
 from holdfast_node import keys
 from holdfast_node.delivery.records import AlarmRecord, carried, decode_alarm, encode
@@ -77,7 +78,7 @@ class ObjectAlarms:
         storage = self._activation.storage
         if not storage.is_open():
             raise RuntimeError("alarms can be used only while a turn of the object runs")
-        rows = dict(self.rows)
+        rows = {} if storage.emptied else dict(self.rows)
         for change in storage.beside:
             if isinstance(change, AlarmChange):
                 if change.record is None:
@@ -142,6 +143,8 @@ class ObjectAlarms:
         options = carried(activation.request.call) or {}
         if repeat is None and (times is not None or until is not None):
             raise ValueError("`times` and `until` are for alarms that are repeated: give `every`")
+        if times is not None or until is not None:
+            activation.shard.check_feature(ALARM_LIMITS, "alarms cannot end by themselves")
         if times is not None:
             options[_TIMES] = check_times(times)
         beyond_us = 0
@@ -154,7 +157,9 @@ class ObjectAlarms:
         else:
             due, beyond_us = _absolute(when)
         if until is not None:
-            options[_UNTIL] = now + round(until.total_seconds() * 1000) if isinstance(until, timedelta) else _absolute(until)[0]
+            options[_UNTIL] = now + until // timedelta(milliseconds=1) if isinstance(until, timedelta) else _absolute(until)[0]
+            if options[_UNTIL] >= _FAR_MS:
+                raise ValueError(f"`until` is before the year 9999, not {until}")
             if due is not None and due > options[_UNTIL]:
                 raise ValueError("the alarm would never fire: it is due after `until`")
         if due is None or due >= _FAR_MS:

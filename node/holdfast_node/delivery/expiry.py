@@ -47,10 +47,11 @@ class Room(Protocol):
 
 @dataclass(slots=True)
 class _Next:
-    """When a shard is looked at next, Unix time in ms, and behind which row the last look ended."""
+    """When a shard is looked at next, Unix time in ms, where the last look ended, and whether it left something that is due."""
 
     due: int = NEVER
     cursor: bytes = b""
+    left: bool = False
 
 
 class Expiry:
@@ -90,6 +91,8 @@ class Expiry:
                 entry.rows.append((key, None))
                 entry.deletes = True
             return
+        if not shard.clock.started:
+            return  # nobody knows what time it is: the next turn that writes sets it
         now = shard.clock.now_ms()
         ttl_ms = int(ttl.total_seconds() * 1000)
         if activation.expiry_ms - now >= ttl_ms or EXPIRY not in shard.features.on:
@@ -136,7 +139,6 @@ class Expiry:
         prefix = keys.index_prefix(shard.number, keys.EXPIRY)
         end = keys.due_key(shard.number, keys.EXPIRY, wall + 1, b"")
         rows: list[tuple[bytes, bytes | None]] = []
-        left = False  # something that is due stays for another time
         for index_key, _ in self._store.scan("state", max(prefix, coming.cursor), end):
             if not look.left:
                 coming.cursor = index_key  # go on here
@@ -145,25 +147,28 @@ class Expiry:
             kind, key, row = keys.read_ident(keys.read_due_key(index_key)[1])
             gone = self._remove_row(shard, kind, key, row) if row else self._delete_object(shard, kind, key)
             if gone is None:
-                left = True
+                coming.left = True
             else:
                 rows += [(index_key, None), *((key, None) for key in gone)]
         else:
             coming.cursor = b""
             following = next(iter(self._store.scan("state", end, keys.after(prefix))), None)
             coming.due = NEVER if following is None else keys.read_due_key(following[0])[0]
-            if left:
+            if coming.left:
                 coming.due = min(coming.due, wall + _AGAIN_MS)
+                coming.left = False
         if rows:
             self._room.write(shard, rows)
 
-    def _remove_row(self, shard: Shard, kind: str, key: str, row: bytes) -> list[bytes] | None:
-        """What of a value is to be removed, as its row of the index is due; None: that cannot be told now."""
+    def _remove_row(self, shard: Shard, kind: str, key: str, row: bytes) -> list[bytes]:
+        """What of a value is to be removed, as its row of the index is due.
+
+        What turns that ended have written may not be in the store yet, so an object in memory is asked. What a running turn writes
+        comes behind this in the shard's log.
+        """
         activation = self._active(kind, key)
-        if activation is not None and not activation.at_rest():
-            return None  # what it has written since may not be in the store yet
         own = keys.row_prefix(shard.number, kind, key) + row
-        raw = self._store.get("state", own)
+        raw = self._store.get("state", own) if activation is None else activation.storage.left(row.decode())
         expiry = None if raw is None else read_expiry(raw)
         if expiry is None or not shard.expired(expiry):
             return []
@@ -175,11 +180,13 @@ class Expiry:
         if (kind, key) in self._deleting or len(self._deleting) >= DELETING_MAX:
             return None
         activation = self._active(kind, key)
-        if activation is not None and not activation.at_rest():
-            return None
         own = keys.expiry_key(shard.number, kind, key)
         raw = self._store.get("state", own)
-        if raw is None or not shard.expired(int.from_bytes(raw, "big")):
+        if activation is not None:
+            expiry = activation.expiry_ms
+        else:
+            expiry = 0 if raw is None else int.from_bytes(raw, "big")
+        if not expiry or not shard.expired(expiry):
             return []
         if kind not in self._app.kinds:
             return None  # a node that has the class deletes it
@@ -191,8 +198,15 @@ class Expiry:
             self._deleting.discard((kind, key))
             self.removed += error is None
 
-        request_id = effect_id(b"expiry", kind.encode(), key.encode(), raw)
-        self._turns.run_inside(kind, key, request_id, lambda _: Inside("(expire)", _nothing, deletes=True), done)
+        def handler(activation: Activation) -> Inside:
+            def expire() -> None:
+                if activation.storage.emptied:  # else it has been written anew since
+                    activation.storage.delete_all()
+
+            return Inside("(expire)", expire, deletes=True)
+
+        request_id = effect_id(b"expiry", kind.encode(), key.encode(), expiry.to_bytes(8, "big"))
+        self._turns.run_inside(kind, key, request_id, handler, done)
         return None
 
 
@@ -200,7 +214,3 @@ def rounded_up(expiry_ms: int, ttl_ms: int) -> int:
     """A time of the index at which what expires at `expiry_ms`, and was written with this ttl, has expired. Pure."""
     granule = max(_GRANULE_MIN_MS, 1 << max(0, (ttl_ms // _MARGIN).bit_length() - 1))
     return -(-expiry_ms // granule) * granule
-
-
-def _nothing() -> None:
-    """The turn finds its object expired when it begins."""

@@ -163,7 +163,7 @@ class Outbox:
             queue.append(note)
             self._of_sender[note.shard, note.sender] += 1
             self.depth += 1
-            self.bytes += len(note.row.arguments)
+            self.bytes += note.row.size
             if len(queue) == 1:
                 self._place(note)
 
@@ -331,4 +331,4 @@ class Outbox:
         if not self._of_sender[sender]:
             del self._of_sender[sender]
         self.depth -= 1
-        self.bytes -= len(note.row.arguments)
+        self.bytes -= note.row.size

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 from holdfast.alarms import Misfire
+from holdfast.errors import TooLarge
 from holdfast.tracing import TRACEPARENT
 from holdfast.v1 import objects_pb2 as pb
 
@@ -41,6 +42,12 @@ class Notification(msgspec.Struct, array_like=True, gc=False):
     """The `traceparent` of the turn that sent it, when that was traced."""
     options: dict[str, Any] | None = None
     """`metadata`: that of the call that sent it. Else kept free for what one notification asks for."""
+
+    @property
+    def size(self) -> int:
+        """About what it takes in memory beside its names."""
+        metadata = metadata_of(self.options) or {}
+        return len(self.arguments) + sum(len(name) + len(value) for name, value in metadata.items())
 
     @property
     def caller(self) -> str:
@@ -91,11 +98,19 @@ def encode(record: Notification | AlarmRecord | Letter) -> bytes:
     return _encode(record)
 
 
+CARRIED_BYTES_MAX = 16 << 10
+"""Metadata that a notification, or an alarm, takes along."""
+
+
 def carried(call: pb.Call) -> dict[str, Any] | None:
     """What a notification, or an alarm, takes along from the call that made it: its metadata. As `options` of the record."""
     if not call.metadata:
         return None
     metadata = {name: value for name, value in call.metadata.items() if name != TRACEPARENT}
+    size = sum(len(name.encode()) + len(value.encode()) for name, value in metadata.items())
+    if size > CARRIED_BYTES_MAX:
+        message = f"metadata of {size} bytes would go along with a notification or an alarm, which takes {CARRIED_BYTES_MAX} at most"
+        raise TooLarge(message, definite=True)
     return {METADATA: metadata} if metadata else None
 
 
