@@ -65,7 +65,7 @@ def draw(made: list[Made], bands: list[Band], seconds: float, title: str, verdic
         f'fill="{"#2a7f3f" if verdict == KEPT else "#c1121f"}">{escape(verdict)}</text>',
         f'<text x="{_WIDTH - _RIGHT}" y="{height - 16}" text-anchor="end" fill="#444444">{escape(facts)}</text>',
     ]
-    for band in bands:
+    for number, band in enumerate(bands):
         colour = _COLOURS.get(band.fault, "#888888")
         for began, ended, opacity in ((band.began, band.mended, 0.30), (band.mended, band.ended, 0.10)):
             for y in (rate_y, p99_y):
@@ -74,7 +74,7 @@ def draw(made: list[Made], bands: list[Band], seconds: float, title: str, verdic
                     f'fill="{colour}" fill-opacity="{opacity}"/>'
                 )
         out.append(
-            f'<text x="{x(band.began) + 3:.1f}" y="{rate_y - 6}" fill="{colour}" font-weight="bold">{escape(band.fault)}'
+            f'<text x="{x(band.began) + 3:.1f}" y="{rate_y - 6 - 13 * (number % 2)}" fill="{colour}" font-weight="bold">{escape(band.fault)}'
             f"<title>{escape(band.what)}</title></text>"
         )
     for y, name in ((rate_y, "calls a second"), (p99_y, "p99 in ms, calls that ended then")):
