@@ -163,6 +163,9 @@ class ObjectsService:
         )
         if call.send and (unable := self._cannot_send(call)) is not None:
             await _abort(context, unable)
+        if call.delay_ms and not call.send:
+            wrong = InvalidArgument("delay_ms is for calls that are sent: set `send` as well", path="delay_ms", definite=True)
+            await _abort(context, not_definite_after(call.attempt, error_to_proto(wrong)))
         waiting = _Waiting(guest)
         if guest is not None and (refused := self._refusal(guest, call)) is not None:
             await _abort(context, refused)

@@ -160,6 +160,10 @@ class Activation:
         """Whether the whole object is to be taken for deleted."""
         return bool(self.expiry_ms) and self.shard.expired(self.expiry_ms)
 
+    def is_gone(self) -> bool:
+        """The same for reads beside its turns: one that a running turn has found alive is alive until that has ended."""
+        return self.has_expired() and (self.turn is None or self.storage.emptied)
+
     def expire(self) -> None:
         """At the begin of a turn: there is nothing of the object any more. What is there is deleted with what the turn writes."""
         self.instance = None

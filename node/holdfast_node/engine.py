@@ -92,7 +92,7 @@ class EngineLimits:
     in_flight_max: int = 10_000
     """Calls taken and not answered."""
     mailbox_max: int = 1_000
-    """Calls that wait for one object."""
+    """Calls that wait for one object; and reads that run beside its turns."""
     turn_timeout_s: float = 30.0
     """How long a turn may run; also the deadline of a call that brings none."""
     queue_timeout_max_s: float = 600.0
@@ -238,6 +238,8 @@ class Engine:
                 self._check_chain(call, activation)
             if len(self._in_flight) >= self._limits.in_flight_max:
                 raise _overloaded(f"{self._limits.in_flight_max} calls are in flight on this node")
+            if handler.reads and len(activation.reads or ()) >= self._limits.mailbox_max:
+                raise _overloaded(f"{self._limits.mailbox_max} reads of {activation.name} are under way")
         except HoldfastError as error:
             error.request_id = request_id
             told = not_definite_after(call.attempt, error_to_proto(error, call.codec))
@@ -361,7 +363,7 @@ class Engine:
         elif handler.is_async:
             try:
                 coroutine = handler.invoke(activation.instance, turn.call.arguments, turn.call.codec == pb.CODEC_JSON)
-            except Exception as error:
+            except BaseException as error:  # what a class of the user's raises when its arguments are made
                 self._ended(turn, None, error)
             else:
                 turn.run(coroutine)
@@ -549,7 +551,7 @@ class Engine:
         except HoldfastError as refusal:
             refusal.request_id = turn.request_id
             turn.error = error_to_proto(refusal, call.codec)
-        except Exception as error:  # what the shard has to send cannot be read
+        except BaseException as error:  # of arguments that break when they are read, or of what the shard has to send
             self._fail(turn, error)
         turn.ended_at = perf_counter()
         if entry is None:
@@ -802,9 +804,14 @@ class Engine:
         port.reply(number, b"", error_to_proto(error), turn.activation.shard)
 
     def abort(self, kind: str, key: str) -> Turn | None:
-        """Roll back the running turn of an object, for an operator: the turn, or None when none runs or it is committed already."""
+        """Roll back the running turn of an object, for an operator, or end a read when no turn runs.
+
+        The turn, or None when none runs or it is committed already.
+        """
         activation = self._activations.get(kind, key)
         turn = None if activation is None else activation.turn
+        if turn is None and activation is not None and activation.reads:
+            turn = next(iter(activation.reads))
         if turn is None or turn.state != RUNNING:
             return None
         if turn.stopped is None:
@@ -823,15 +830,20 @@ class Engine:
     def _abandon_read(self, turn: Turn) -> None:
         """A read goes on though it was cancelled: it is answered, and sees nothing any more."""
         assert turn.stopped is not None
-        turn.ended = lambda turn, value, error: None
-        self._close_read(turn)
         turn.stopped.request_id = turn.request_id
         turn.stopped.definite = turn.calls_made == 0
-        self._finish(turn, b"", error_to_proto(turn.stopped))
+        self._drop_read(turn, error_to_proto(turn.stopped))
+
+    def _drop_read(self, turn: Turn, error: pb.Error) -> None:
+        """Answer a read; whatever it still does is void."""
+        turn.ended = lambda turn, value, error: None
+        self._close_read(turn)
+        self._finish(turn, b"", error)
 
     def _abandon(self, turn: Turn) -> None:
         """A handler goes on though it was cancelled: its object goes on without it, from storage, and what it still does is void."""
         activation = turn.activation
+        assert activation.turn is turn
         if activation.uncommitted is not None or not activation.storage.settled():
             # The next activation would read the store, which does not show yet what this one wrote.
             turn.deadline = self._loop.time() + _ABANDON_AGAIN_S
@@ -947,9 +959,11 @@ class Engine:
         return shard.gathering is None and not any(turn.activation.shard is shard for turn in self._in_flight.values())
 
     def cancel_shard(self, shard: Shard) -> None:
-        """Cancel what still runs of a closed shard; it is run again by the next owner."""
+        """Cancel what still runs of a closed shard; it is run again by the next owner. Reads, which can do no harm, end at once."""
         for turn in list(self._in_flight.values()):
             if turn.activation.shard is shard and turn.state == RUNNING:
+                if turn.reading is not None:
+                    self._drop_read(turn, error_to_proto(_moved(shard.number)))
                 turn.cancel()
 
     # -- eviction

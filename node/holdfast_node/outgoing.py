@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from holdfast import codec
 from holdfast.app import kind_name
-from holdfast.deadlines import checked_timeout
+from holdfast.deadlines import checked_timedelta, checked_timeout
 from holdfast.errors import InvalidArgument, Overloaded, TooLarge, error_from_proto
 from holdfast.ids import EFFECT
 from holdfast.signature import Handler, check_notified, decode_result, encode_arguments, return_type
@@ -152,7 +152,7 @@ class Notifier:
             raise TypeError(f"an object's key is text, not {type(key).__name__}: {key!r}")
         if not 0 < len(key.encode()) <= KEY_BYTES_MAX:
             raise InvalidArgument(f"an object's key has 1 to {KEY_BYTES_MAX} bytes, this one {len(key.encode())}", path="key")
-        if delay is not None and delay > DELAY_MAX:
+        if delay is not None and checked_timedelta("a delay", delay) > DELAY_MAX:
             raise ValueError(f"a notification can be delayed by {DELAY_MAX.days} days at most, not by {delay}")
         self._activation = activation
         self._deliveries = deliveries

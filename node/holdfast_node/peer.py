@@ -12,7 +12,7 @@ import grpc
 from google.protobuf import message_factory
 from google.protobuf.message import DecodeError
 from holdfast.channels import SERVER_OPTIONS, bind
-from holdfast.errors import HoldfastError, Overloaded, WrongOwner, error_to_proto, grpc_status
+from holdfast.errors import HoldfastError, InternalError, Overloaded, WrongOwner, error_to_proto, grpc_status
 from holdfast.frames import BACKLOG_BYTES_MAX, MESSAGES_MAX, FrameWriter, too_many
 from holdfast.logs import Few
 from holdfast.tls import Certificates, names_of
@@ -42,6 +42,7 @@ _Reply = tuple[int, bytes, "pb.Error | None", Shard | None]
 _UNREAD = error_to_proto(
     Overloaded(f"more than {_UNREAD_BYTES_MAX >> 20} MiB of replies wait to be read", retryable=True, retry_after_s=1.0)
 )
+_BUG = error_to_proto(InternalError("a bug of the node; its log has more"))
 _NOT_SERVING = error_to_proto(WrongOwner("this node serves nothing at the moment", retryable=True))
 
 
@@ -105,7 +106,11 @@ class PeerService:
                 return
             if self.accepting and self._liveness.ok():
                 for call in request.calls:
-                    deliver(call, port)
+                    try:
+                        deliver(call, port)
+                    except Exception:  # a bug, which is none of the other calls'
+                        log.exception("%s/%s.%s", call.kind, call.key, call.method)
+                        port.reply(call.id, b"", _BUG, None)
                 for gone in request.cancel:
                     cancel(gone.request_id, port, gone.id)
             else:

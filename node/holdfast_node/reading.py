@@ -32,9 +32,7 @@ class ReadContext:
         self._activation = activation
         self._outgoing = outgoing
         self.turn: Turn | None = turn
-        self.rows = ReadRows(activation.storage)
-        alive = activation.turn is not None and not activation.storage.emptied  # the running turn has found it so, and may renew it
-        self.rows.empty = activation.has_expired() and not alive
+        self.rows = ReadRows(activation.storage, activation.is_gone)
 
     def make_instance(self) -> DurableObject:
         """A new instance of the user's class, for this read alone."""
@@ -135,5 +133,5 @@ class ReadAlarms:
     def list(self) -> list[Alarm]:
         if self._rows.closed:
             raise RuntimeError("alarms can be read only while the read runs")
-        rows = {} if self._rows.empty else self._activation.alarms.rows
+        rows = {} if self._rows.gone() else self._activation.alarms.rows
         return [shown(name, record) for name, record in sorted(rows.items(), key=lambda item: (item[1].due_ms, item[0]))]

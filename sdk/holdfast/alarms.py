@@ -22,6 +22,7 @@ DEFAULT = "default"
 NAME_BYTES_MAX = 256
 PAYLOAD_BYTES_MAX = 64 << 10
 EVERY_MIN = timedelta(milliseconds=100)
+EVERY_MAX = timedelta(days=36_525)
 
 Misfire = Literal["once", "all", "skip"]
 
@@ -84,15 +85,18 @@ def check_times(times: int) -> int:
     if not isinstance(times, int) or isinstance(times, bool):
         raise TypeError(f"times is a number, not {times!r}")
     if not 1 <= times < 1 << 31:
-        raise ValueError(f"times is at least 1, not {times}")
+        raise ValueError(f"times is at least 1 and below 2^31, not {times}")
     return times
 
 
 def check_every(every: timedelta | str) -> int | str:
     """A repetition as it is stored: ms, or a cron expression. Raises ValueError for one that makes no sense."""
+    if not isinstance(every, timedelta | str):
+        raise TypeError(f"`every` is a timedelta, or a cron expression as text, not {every!r:.100}")
     if isinstance(every, timedelta):
-        if every < EVERY_MIN:
-            raise ValueError(f"every {every} is too often: at least {EVERY_MIN}")
+        if not EVERY_MIN <= every <= EVERY_MAX:
+            how = "often" if every < EVERY_MIN else "rare"
+            raise ValueError(f"every {every} is too {how}: at least {EVERY_MIN}, and at most {EVERY_MAX.days} days")
         return round(every.total_seconds() * 1000)
     try:
         next(CronSim(every, datetime(2000, 1, 1, tzinfo=UTC)))

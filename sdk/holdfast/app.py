@@ -7,10 +7,11 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Any, TypeVar, overload
 
+from holdfast.deadlines import checked_timedelta
 from holdfast.errors import NotFound
 from holdfast.object import DurableObject
 from holdfast.signature import Around, Handler
@@ -42,6 +43,12 @@ class KindOptions:
     """An object that had no call for so long leaves memory. None: as the node says."""
 
     def __post_init__(self) -> None:
+        for name in ("notify_attempts", "alarm_attempts"):
+            if not isinstance(value := getattr(self, name), int) or isinstance(value, bool):
+                raise TypeError(f"{name} is a number, not {value!r:.100}")
+        for name in ("notify_age", "ttl", "idle"):
+            if (value := getattr(self, name)) is not None:
+                checked_timedelta(name, value)
         if self.ttl is not None and not TTL_MIN <= self.ttl <= TTL_MAX:
             raise ValueError(f"a kind's ttl is at least {TTL_MIN} and at most {TTL_MAX}, not {self.ttl}")
         if self.idle is not None and self.idle <= timedelta():
@@ -133,6 +140,9 @@ class App:
         """
         if isinstance(arg, type):
             return self._register(arg.__name__, arg, KindOptions())
+        known = [field.name for field in fields(KindOptions)]
+        if unknown := sorted(set(options) - set(known)):
+            raise TypeError(f"@app.kind has no option {unknown[0]!r}; there are {', '.join(known)}")
         checked = KindOptions(**options)
 
         def decorate(cls: Any) -> Any:

@@ -23,7 +23,7 @@ from holdfast import forks
 from holdfast.app import kind_name
 from holdfast.budget import RATIO, Budgets
 from holdfast.channels import MESSAGE_BYTES_MAX, check_address, open_client_channel
-from holdfast.deadlines import Deadlines, checked_timeout
+from holdfast.deadlines import Deadlines, checked_timedelta, checked_timeout
 from holdfast.errors import (
     DeadlineExceeded,
     HoldfastError,
@@ -626,9 +626,11 @@ def check_own_id(kind: str, key: str, request_id: bytes | None, idempotency_key:
 
 def delay_ms(delay: timedelta | None) -> int:
     """A delay in ms. Raises ValueError for one that is negative."""
-    if delay is not None and delay < timedelta():
+    if delay is None:
+        return 0
+    if checked_timedelta("a delay", delay) < timedelta():
         raise ValueError(f"a delay is not negative: {delay}")
-    return 0 if delay is None else round(delay.total_seconds() * 1000)
+    return round(delay.total_seconds() * 1000)
 
 
 def check_key(key: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
 TIMEOUT_MAX_S = 300.0
@@ -18,6 +19,13 @@ def checked_timeout(timeout: object) -> float:
     if not timeout > 0:  # NaN is not
         raise ValueError(f"a timeout is more than 0 seconds, not {timeout}")
     return float(min(timeout, TIMEOUT_MAX_S))
+
+
+def checked_timedelta(what: str, value: object) -> timedelta:
+    """A time that is given as a timedelta. Raises TypeError, which names `what` it is for, for anything else."""
+    if not isinstance(value, timedelta):
+        raise TypeError(f"{what} is a timedelta, not {value!r:.100}")
+    return value
 
 
 class HasDeadline(Protocol):

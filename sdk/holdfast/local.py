@@ -84,9 +84,9 @@ class LocalCluster:
             variables = {**os.environ, "PYTHONUNBUFFERED": "1", **self.environment.get(name, {})}
             process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=variables)
         self.processes[name] = process
-        self._reap(process.pid)
+        self.reap(process.pid)
 
-    def _reap(self, pid: int) -> None:
+    def reap(self, pid: int) -> None:
         """Have a process ended when this one ends without `stop`: the reaper sees it by the end of its standard input."""
         if not hasattr(os, "pidfd_open"):
             return  # no Linux

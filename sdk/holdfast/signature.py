@@ -310,7 +310,7 @@ def decode_result(data: bytes, returns: Any, what: str, method: str) -> Any:
     try:
         return codec.decode(data, returns)
     except msgspec.ValidationError as error:
-        raise InternalError(f"{what}.{method}() took effect, but returned what its hint does not allow: {error}") from None
+        raise InternalError(f"{what}.{method}() was answered, but with what its hint does not allow: {error}") from None
 
 
 def check_notified(kind: type | str, method: str) -> None:

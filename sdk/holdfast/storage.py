@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 import msgspec
 
 from holdfast import codec
+from holdfast.deadlines import checked_timedelta
 from holdfast.errors import TooLarge
 
 if TYPE_CHECKING:
@@ -227,6 +228,8 @@ class Storage:
         if not alarms:
             self._rows.delete_all()
             return
+        if isinstance(self._rows, ReadRows):
+            raise reads_only("storage.delete_all()")
         own = self._alarms()
         with self._rows.transaction():
             self._rows.delete_all()
@@ -339,7 +342,7 @@ class Rows:
 
     def expiring(self, ttl: timedelta) -> bytes:
         """What a value begins with that is written now and lives so long."""
-        if not timedelta() < ttl <= TTL_MAX:
+        if not timedelta() < checked_timedelta("a ttl", ttl) <= TTL_MAX:
             raise ValueError(f"a ttl is more than nothing and at most {TTL_MAX.days} days, not {ttl}")
         due = self._expiring.expiry_ms(max(1, round(ttl.total_seconds() * 1000)))
         self.some_expire = True
@@ -754,24 +757,24 @@ class Rows:
 class ReadRows:
     """The rows of one object for a read beside its turns: as turns that ended have left them, until the read is `closed`."""
 
-    __slots__ = ("_rows", "closed", "empty")
+    __slots__ = ("_rows", "closed", "gone")
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows, gone: Callable[[], bool]) -> None:
+        """`gone`: whether the object itself has expired, so that there is nothing."""
         self._rows = rows
+        self.gone = gone
         self.closed = False
-        self.empty = False
-        """The object itself has expired: there is nothing."""
 
     def get(self, key: str) -> bytes | None:
         if self.closed:
             raise _outside()
         raw = self._rows.get_ended(key)
-        return None if self.empty else raw
+        return None if self.gone() else raw
 
     def scan(self, prefix: str, start: str | None, end: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
         if self.closed:
             raise _outside()
-        return iter(()) if self.empty else self._rows.scan(prefix, start, end, reverse, ended=True)
+        return iter(()) if self.gone() else self._rows.scan(prefix, start, end, reverse, ended=True)
 
     def put(self, key: str, raw: bytes) -> None:
         raise reads_only("storage.put()")

@@ -117,7 +117,7 @@ async def test_an_integer_of_more_than_64_bits_is_refused_in_json_too(shared: An
 
 
 async def test_a_result_that_its_hint_does_not_allow_is_told_as_that(client: Any) -> None:
-    with pytest.raises(holdfast.InternalError, match=r"lies\(\) took effect, but returned what its hint does not allow"):
+    with pytest.raises(holdfast.InternalError, match=r"lies\(\) was answered, but with what its hint does not allow"):
         await client.get(Counter, "liar").lies()
 
 

@@ -132,7 +132,7 @@ async def test_a_related_property_that_is_a_draft_ends_in_the_dead_letters_and_i
     assert (letter["attempts"], letter["method"]) == (4, "notify_related_change")
     assert await draft.compared() == {}
     await draft.update(Change(STATUS, "listed"))
-    assert ask("deadletters", "replay", letter["id"])["changed"] == "1"
+    assert ask("deadletters", "replay", letter["id"])["changed"] == 1
     assert await until(draft.compared, {"teller": 100}.__eq__) == {"teller": 100}
 
 

@@ -325,7 +325,7 @@ def test_the_dockerfile_copies_what_the_wheel_is_made_of_and_is_not_root() -> No
     text = (DEPLOY / "docker" / "Dockerfile").read_text()
     copied = set(re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE))
     names = {name for line in copied for name in line.split()}
-    assert names == {"pyproject.toml", "constraints.txt", "README.md", "sdk", "cluster", "node", "gateway"}
+    assert names == {"pyproject.toml", "constraints.txt", "README.md", "proto", "sdk", "cluster", "node", "gateway"}
     assert all((ROOT / name).exists() for name in names)
     allowed = (ROOT / ".dockerignore").read_text().splitlines()
     assert allowed[1] == "*"

@@ -152,11 +152,15 @@ class ObjectAlarms:
             if repeat is None:
                 raise ValueError("set_alarm needs `when`, `every`, or both")
             due = next_after(repeat, timezone, now, now)
+        elif not isinstance(when, timedelta | datetime):
+            raise TypeError(f"`when` is a datetime with a time zone, or a timedelta, not {when!r:.100}")
         elif isinstance(when, timedelta):
             due = now + max(0, round(when.total_seconds() * 1000))
         else:
             due, beyond_us = _absolute(when)
         if until is not None:
+            if not isinstance(until, timedelta | datetime):
+                raise TypeError(f"`until` is a datetime with a time zone, or a timedelta, not {until!r:.100}")
             options[_UNTIL] = now + until // timedelta(milliseconds=1) if isinstance(until, timedelta) else _absolute(until)[0]
             if options[_UNTIL] >= _FAR_MS:
                 raise ValueError(f"`until` is before the year 9999, not {until}")
@@ -225,7 +229,7 @@ def following(record: AlarmRecord, now_ms: int, fired: bool = True) -> AlarmReco
             return None
     after = record.scheduled_ms if record.misfire == "all" else max(record.scheduled_ms, now_ms)
     due = next_after(record.every, record.timezone, record.scheduled_ms, after)
-    if due is None or due > options.get(_UNTIL, due):
+    if due is None or due >= _FAR_MS or due > options.get(_UNTIL, due):
         return None
     if not isinstance(record.every, int):
         options.pop(_US, None)  # a cron expression names whole seconds

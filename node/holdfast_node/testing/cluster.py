@@ -17,8 +17,8 @@ from holdfast import codec
 from holdfast.alarms import Alarm
 from holdfast.app import App, kind_name
 from holdfast.client import callee as callee_of
-from holdfast.client import check_key, check_own_id, delay_ms
-from holdfast.deadlines import checked_timeout
+from holdfast.client import check_key, check_own_id, check_size, delay_ms
+from holdfast.deadlines import checked_timedelta, checked_timeout
 from holdfast.errors import DeadlineExceeded, HoldfastError, error_from_proto, error_to_proto
 from holdfast.ids import EFFECT, RequestIds, idempotent_id
 from holdfast.signature import check_notified, decode_result, encode_arguments, return_type
@@ -49,6 +49,10 @@ _SETTLE_MAX_S = 60.0
 _TICK_S = (0.05, 600.0)
 
 
+class _OwnLoop(Exception):
+    """The cluster is used from a coroutine that runs elsewhere."""
+
+
 class InProcessCluster:
     """Implements `holdfast.testing.Cluster`, which says what its methods do."""
 
@@ -63,6 +67,8 @@ class InProcessCluster:
         self._shard_ms = 0.0
         self._ids = RequestIds(self._clock.now_ms)
         self._network = _Network(self._loop, self._chance)
+        self._loop.working = lambda: bool(self._network.under_way or self._in_run)
+        self._in_run = False
         self.client = AsyncClient(self)
         self._run(self._start())
 
@@ -118,6 +124,10 @@ class InProcessCluster:
         await self._engine.close()
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop()
+            coroutine.close()
+            raise _OwnLoop("the cluster has a loop of its own: use it in a plain `def` test, and `cluster.run(...)` for coroutines")
         return self._loop.run_until_complete(coroutine)
 
     # -- calls
@@ -130,12 +140,17 @@ class InProcessCluster:
         return _Sync(self._run, self.client.notify(kind, key, **options))
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return self._run(coroutine)
+        self._in_run = True
+        try:
+            return self._run(coroutine)
+        finally:
+            self._in_run = False
 
     async def _call(self, call: pb.Call, timeout: float | None) -> bytes:
         """The result of a call, which is sent again as clients and gateways do. Raises its error."""
         if not call.request_id:
             call.request_id = self._ids.next()
+        check_size(call.ByteSize(), len(call.arguments), definite=False)
         call.timeout_ms = int(1000 * (TIMEOUT_S if timeout is None else checked_timeout(timeout)))
         reply = _Reply(self._loop.create_future())
         self._network.submit(call, reply, of_client=True)
@@ -152,7 +167,7 @@ class InProcessCluster:
         return datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC)
 
     def advance(self, delta: timedelta) -> None:
-        if delta < timedelta():
+        if checked_timedelta("what passes", delta) < timedelta():
             raise ValueError(f"time does not go back: {delta}")
         self._run(asyncio.sleep(delta.total_seconds()))
         self._engine.tick()

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+import threading
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
 _REAL_WAIT_S = 0.02
+_CHILD_WATCHER = "asyncio-waitpid-"  # of asyncio.ThreadedChildWatcher, which waits for a child process
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -21,7 +23,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self.now = 0.0
         self.threads = 0
+        self.working: Callable[[], bool] = lambda: True
+        """Whether anybody may be waiting for a socket; a connection that nobody uses makes nobody wait."""
         super().__init__(_Selector(self))
+        self._clock_resolution = 1e-6  # after 194 days a nanosecond is less than a float's last bit
         self._own_files = len(self._selector.get_map())  # type: ignore[attr-defined]
 
     def time(self) -> float:
@@ -29,7 +34,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def waits_outside(self) -> bool:
         """Whether something that is not virtual is waited for."""
-        return self.threads > 0 or len(self._selector.get_map()) > self._own_files  # type: ignore[attr-defined]
+        if self.threads > 0:
+            return True
+        if not self.working():
+            return False
+        files: int = len(self._selector.get_map())  # type: ignore[attr-defined]
+        return files > self._own_files or any(thread.name.startswith(_CHILD_WATCHER) for thread in threading.enumerate())
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
         self.threads += 1

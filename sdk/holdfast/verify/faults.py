@@ -24,8 +24,20 @@ FAULTS = (
     *("disk-rollback", "etcd-rollback", "slow-disk", "slow-node", "clock"),
 )
 TYPICAL_S = {
-    **{"kill": 15.0, "pause": 17.0, "restart": 19.0, "partition": 15.0, "etcd": 11.0, "drain": 14.0, "join": 9.0, "disk": 12.0},
-    **{"gateway": 9.0, "disk-rollback": 20.0, "etcd-rollback": 35.0, "slow-disk": 15.0, "slow-node": 14.0, "clock": 8.0},
+    "kill": 15.0,
+    "pause": 17.0,
+    "restart": 19.0,
+    "partition": 15.0,
+    "etcd": 11.0,
+    "drain": 14.0,
+    "join": 9.0,
+    "disk": 12.0,
+    "gateway": 9.0,
+    "disk-rollback": 20.0,
+    "etcd-rollback": 35.0,
+    "slow-disk": 15.0,
+    "slow-node": 14.0,
+    "clock": 8.0,
 }
 """About how long each took, until the cluster was whole again, in a run of three nodes on two cores."""
 APP = "holdfast.verify.app"

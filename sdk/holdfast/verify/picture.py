@@ -73,8 +73,9 @@ def draw(made: list[Made], bands: list[Band], seconds: float, title: str, verdic
                     f'<rect x="{x(began):.1f}" y="{y}" width="{max(1.0, x(ended) - x(began)):.1f}" height="{_PANEL}" '
                     f'fill="{colour}" fill-opacity="{opacity}"/>'
                 )
+        label_y = rate_y - 6 - 13 * (number % 2)  # the names of two that follow each other at once stay apart
         out.append(
-            f'<text x="{x(band.began) + 3:.1f}" y="{rate_y - 6 - 13 * (number % 2)}" fill="{colour}" font-weight="bold">{escape(band.fault)}'
+            f'<text x="{x(band.began) + 3:.1f}" y="{label_y}" fill="{colour}" font-weight="bold">{escape(band.fault)}'
             f"<title>{escape(band.what)}</title></text>"
         )
     for y, name in ((rate_y, "calls a second"), (p99_y, "p99 in ms, calls that ended then")):
