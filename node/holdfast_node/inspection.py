@@ -231,6 +231,7 @@ class Inspection:
     def _explain_outbox(self, shard: Shard, sender: tuple[str, str], response: admin_pb2.ExplainResponse) -> None:
         notes = self._engine.deliveries.outbox.of(shard, sender)
         response.outbox = len(notes)
+        response.sent_by_clients = len(self._engine.deliveries.outbox.from_clients(shard, sender))
         if notes:
             oldest = min(notes, key=lambda note: (note.row.created_ms, note.sequence))
             response.outbox_oldest_ms, response.outbox_error = oldest.row.created_ms, oldest.row.error[:2_000]

@@ -294,6 +294,8 @@ def _explained(kind: str, key: str, answer: Any) -> Iterator[tuple[str, str]]:
         yield "notifications", f"{answer.outbox} wait, the oldest since {_time(answer.outbox_oldest_ms)}{error}"
     else:
         yield "notifications", "none wait"
+    if answer.sent_by_clients:
+        yield "sent by clients", f"{answer.sent_by_clients} calls wait"
     if answer.HasField("last_error"):
         error = answer.last_error
         yield "last error", f"{error.code} in {error.method} at {_time(error.at_ms)}: {error.message}"

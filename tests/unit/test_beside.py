@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import holdfast
+import pydantic
 import pytest
 from engine_bench import IDS, Bench, Port
 from holdfast import Alarm, App, DurableObject, Rejected
@@ -17,6 +18,23 @@ from holdfast.v1 import objects_pb2 as pb
 from holdfast_node import engine, keys
 
 app = App()
+
+
+class Broken(pydantic.BaseModel):
+    x: int
+
+    @pydantic.field_serializer("x")
+    def _break(self, x: int) -> int:
+        raise ValueError("not this one")
+
+
+class Exits(pydantic.BaseModel):
+    x: int
+
+    @pydantic.field_validator("x")
+    @classmethod
+    def _exit(cls, x: int) -> int:
+        raise SystemExit(3)
 
 
 @app.kind(notify_attempts=3)
@@ -55,6 +73,16 @@ class Board(DurableObject):
 
     async def told(self) -> list[Any]:
         return [self.caller, dict(self.request.metadata)]
+
+    async def add_slowly(self, seconds: float) -> int:
+        n = self.storage.get("n", int, default=0) + 1
+        self.storage.put("n", n)
+        await asyncio.sleep(seconds)
+        return n
+
+    async def take_broken(self, model: Broken) -> None: ...
+
+    async def take_exit(self, model: Exits) -> None: ...
 
     async def take_floats(self, numbers: list[float]) -> None: ...
 
@@ -458,3 +486,55 @@ async def test_an_older_gateway_cannot_have_a_call_stored_that_older_nodes_do_no
     bench.shards.features.on = frozenset()
     [error] = await bench.answered(call(bench, "a", "add", "x", send=True))
     assert (error.code, error.definite) == (pb.CODE_UNAVAILABLE, True)
+
+
+async def test_what_waits_is_bounded_however_much_comes_at_once(tmp_path: Path) -> None:
+    from holdfast_node.delivery.outbox import OutboxLimits
+
+    bench = Bench(tmp_path / "few", app, engine.EngineLimits(outbox=OutboxLimits(object_max=5)))
+    bench.outgoing.reachable = lambda kind, key: False  # type: ignore[method-assign]
+    bench.may_sync.clear()
+    calls = [call(bench, "a", "add", "x", send=True) for _ in range(20)]
+    bench.may_sync.set()
+    answers = await bench.answered(*calls)
+    assert [getattr(answer, "code", 0) for answer in answers] == [0] * 5 + [pb.CODE_OVERLOADED] * 15
+    outbox = bench.engine.deliveries.outbox
+    assert (outbox.depth, len(outbox.from_clients(bench.shard, ("Board", "a")))) == (5, 5)
+    bench.shard.owned = False
+    bench.engine.drop_shards({bench.shard})
+    assert (outbox.depth, outbox.bytes) == (0, 0)
+    await bench.close()
+
+
+async def test_arguments_that_break_when_they_are_read_break_nothing_else(bench: Bench) -> None:
+    slow = call(bench, "a", "add_slowly", 0.1)
+    for method, codec_ in (("take_broken", pb.CODEC_JSON), ("take_exit", pb.CODEC_MSGPACK), ("take_exit", pb.CODEC_JSON)):
+        [error] = await bench.answered(call(bench, "a", method, {"x": 13}, send=True, codec_=codec_))
+        assert error.code in (pb.CODE_APPLICATION, pb.CODE_INVALID_ARGUMENT)
+    assert await bench.answered(slow) == [1]
+    assert (await bench.answered(call(bench, "a", "take_exit", {"x": 13})))[0].code == pb.CODE_APPLICATION
+    assert await bench.answered(call(bench, "a", "add", "after")) == [2]
+    assert bench.engine.in_flight == 0
+
+
+async def test_reads_end_at_once_when_their_shard_is_to_go_and_operators_end_them(bench: Bench) -> None:
+    stuck, asleep = call(bench, "a", "stuck"), call(bench, "a", "look", 100.0)
+    bench.engine.close_shard(bench.shard)
+    bench.engine.cancel_shard(bench.shard)
+    assert bench.engine.shard_is_quiet(bench.shard)
+    assert [error.code for error in await bench.answered(stuck, asleep)] == [pb.CODE_WRONG_OWNER] * 2
+    bench.engine.open_shard(bench.shard)
+    read = call(bench, "a", "look", 100.0)
+    assert bench.engine.abort("Board", "a") is not None
+    [error] = await bench.answered(read)
+    assert error.code == pb.CODE_ABORTED
+    assert bench.engine.abort("Board", "a") is None
+
+
+async def test_reads_of_one_object_are_bounded(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "few", app, engine.EngineLimits(mailbox_max=3))
+    reads = [call(bench, "a", "look", 0.1) for _ in range(5)]
+    other = call(bench, "b", "look")
+    answers = await bench.answered(*reads, other)
+    assert [getattr(answer, "code", 0) for answer in answers] == [0, 0, 0, pb.CODE_OVERLOADED, pb.CODE_OVERLOADED, 0]
+    await bench.close()

@@ -12,6 +12,7 @@ import holdfast
 import pytest
 from engine_bench import Bench
 from holdfast import Alarm, App, DurableObject, Invocation, Rejected
+from holdfast.alarms import check_every
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.model import FEATURES
 from holdfast_node.delivery.alarms import following
@@ -142,6 +143,35 @@ async def test_an_object_that_leaves_after_a_wait_loses_nothing_that_its_on_evic
     assert await answer(bench, "WriteBehind", "bump") == 3
     bench.engine.tick()
     assert await answer(bench, "WriteBehind", "bump") == 4
+
+
+async def test_on_evict_runs_for_each_of_many_that_leave_one_after_the_other(bench: Bench) -> None:
+    calls = [bench.call("many", "bump", 0.001, kind="WriteBehind") for _ in range(50)]
+    assert await bench.answered(*calls) == list(range(1, 51))
+
+
+@pytest.mark.parametrize(
+    ("use", "what"),
+    [
+        (lambda: App().kind("k", ttl=30), "ttl is a timedelta, not 30"),  # type: ignore[call-overload]
+        (lambda: App().kind("k", idle=60.0), "idle is a timedelta"),  # type: ignore[call-overload]
+        (lambda: App().kind("k", notify_attempts=True), "notify_attempts is a number"),
+        (lambda: App().kind("k", foo=1), "no option 'foo'; there are notify_attempts"),  # type: ignore[call-overload]
+        (lambda: holdfast.connect("a:1").notify("K", "k", delay=5), "a delay is a timedelta, not 5"),
+        (lambda: check_every(5), "`every` is a timedelta, or a cron expression"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_of_a_wrong_type_is_told_by_its_name(use: Any, what: str) -> None:
+    with pytest.raises(TypeError) as told:
+        use()
+    assert what in str(told.value)
+
+
+def test_an_alarm_that_would_come_after_all_years_comes_no_more() -> None:
+    assert following(AlarmRecord(1_000, 1_000, b"\xc0", every=253_370_764_800_000), 1_000) is None
+    for every in (timedelta.max, timedelta(days=3_000_000)):
+        with pytest.raises(ValueError, match="too rare"):
+            check_every(every)
 
 
 async def test_until_and_times_wait_for_nodes_that_know_them(bench: Bench) -> None:

@@ -18,6 +18,7 @@ from holdfast.testing import Cluster, virtual_cluster
 
 app = App()
 ran: list[str] = []
+kept: list[Any] = []
 
 
 @app.kind(notify_attempts=3)
@@ -62,6 +63,15 @@ class Thing(DurableObject):
 
     async def who(self) -> list[Any]:
         return [self.caller, dict(self.request.metadata), self.request.attempt]
+
+    async def connect_and_keep(self) -> str:
+        server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+        kept.append((server, await asyncio.open_connection(*server.sockets[0].getsockname()[:2])))
+        return "connected"
+
+    async def run_a_child(self) -> int:
+        child = await asyncio.create_subprocess_exec(sys.executable, "-c", "import time; time.sleep(0.3); raise SystemExit(7)")
+        return await child.wait()
 
     async def late(self) -> None:
         await asyncio.sleep(100)
@@ -209,6 +219,30 @@ def test_calls_have_the_options_of_clients(cluster: Cluster) -> None:
     request_id = holdfast.new_request_id()
     for _ in range(2):
         assert cluster.get(Thing, "a", request_id=request_id).add(2) == 4
+
+
+def test_years_pass(cluster: Cluster) -> None:
+    cluster.get(Thing, "a").remind(86_400.0 * 300)
+    cluster.advance(timedelta(days=299))
+    assert cluster.stored(Thing, "a") == {}
+    cluster.advance(timedelta(days=400))
+    assert cluster.stored(Thing, "a") == {"fired default": 1}
+
+
+def test_a_connection_that_nobody_uses_does_not_make_time_real(cluster: Cluster) -> None:
+    assert cluster.get(Thing, "a").connect_and_keep() == "connected"
+    began = time.perf_counter()
+    cluster.advance(timedelta(days=10))
+    assert time.perf_counter() - began < 5
+
+
+def test_a_child_process_is_waited_for(cluster: Cluster) -> None:
+    assert cluster.get(Thing, "a").run_a_child() == 7
+
+
+async def test_in_a_coroutine_it_says_how_it_is_used(cluster: Cluster) -> None:
+    with pytest.raises(Exception, match="has a loop of its own"):
+        cluster.get(Thing, "a").add()
 
 
 def order_of(seed: int) -> list[int]:

@@ -161,7 +161,9 @@ class Deliveries:
             entry.rows.append((keys.index_prefix(shard.number, keys.OUTBOX) + sequence, what.raw))
             if entry.notes is None:
                 entry.notes = []
-            entry.notes.append(Note(shard, sequence, row))
+            note = Note(shard, sequence, row)
+            entry.notes.append(note)
+            self.outbox.stage(note)
 
     async def delayed_of(self, shard: Shard, sender: Target) -> list[bytes]:
         """The rows of an object's delayed notifications. Raises Unavailable when the shard's go on moving out for seconds."""

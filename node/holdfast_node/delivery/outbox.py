@@ -130,6 +130,7 @@ class Outbox:
         self.chance = chance
         self._queues: dict[tuple[Any, Target, Target], deque[Note]] = {}
         self._of_sender: Counter[tuple[Any, Target]] = Counter()
+        self._staged: dict[Any, set[Note]] = {}  # by shard, what is counted and not committed yet
         self._fresh: deque[Note] = deque()
         self._backlog: deque[Note] = deque()
         self._waiting: list[tuple[float, int, Note]] = []
@@ -153,22 +154,31 @@ class Outbox:
             return f"{self.depth} notifications of {self.bytes} bytes wait to be delivered on this node"
         return None
 
+    def stage(self, note: Note) -> None:
+        """This one is about to be committed: from now on it counts."""
+        self._staged.setdefault(note.shard, set()).add(note)
+        self._count_in(note)
+
     def add(self, notes: Iterable[Note]) -> None:
         """These are committed; in the order of their sequences."""
         for note in notes:
+            if (staged := self._staged.get(note.shard)) is not None and note in staged:
+                staged.discard(note)
+            else:
+                self._count_in(note)
             key = (note.shard, note.sender, note.target)
             queue = self._queues.get(key)
             if queue is None:
                 queue = self._queues[key] = deque()
             queue.append(note)
-            self._of_sender[note.shard, note.sender] += 1
-            self.depth += 1
-            self.bytes += note.row.size
             if len(queue) == 1:
                 self._place(note)
 
     def drop(self, shards: Collection[Any]) -> None:
         """These shards are not owned any more: somebody else delivers what they have."""
+        for shard in shards:
+            for note in self._staged.pop(shard, ()):
+                self._count_out(note)
         for key in [key for key in self._queues if key[0] in shards]:
             for note in self._queues.pop(key):
                 self._count_out(note)
@@ -180,6 +190,12 @@ class Outbox:
         if not self._of_sender[shard, sender]:
             return []
         return [note for key, queue in self._queues.items() if key[0] is shard and key[1] == sender for note in queue]
+
+    def from_clients(self, shard: Any, target: Target) -> list[Note]:
+        """What clients have sent to an object of the shard that waits or is on its way, in no order."""
+        return [
+            note for key, queue in self._queues.items() if key[0] is shard and key[2] == target and not key[1][0] for note in queue
+        ]
 
     def forget(self, shard: Any, sender: Target) -> list[Note]:
         """Drop what an object has sent, and that is not delivered; what was dropped. What is on its way may still arrive."""
@@ -323,6 +339,11 @@ class Outbox:
             self._place(queue[0])
         else:
             del self._queues[key]
+
+    def _count_in(self, note: Note) -> None:
+        self._of_sender[note.shard, note.sender] += 1
+        self.depth += 1
+        self.bytes += note.row.size
 
     def _count_out(self, note: Note) -> None:
         note.gone = True

@@ -100,7 +100,7 @@ class ExplainRequest(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("shard", "address", "unserved", "copies", "paused", "active", "idle_s", "cache_bytes", "waiting", "running", "running_s", "running_request_id", "committing", "last_error", "rows", "bytes", "rows_more", "alarms", "next_alarm_ms", "outbox", "outbox_oldest_ms", "outbox_error", "read_only", "reads", "expires_ms")
+    __slots__ = ("shard", "address", "unserved", "copies", "paused", "active", "idle_s", "cache_bytes", "waiting", "running", "running_s", "running_request_id", "committing", "last_error", "rows", "bytes", "rows_more", "alarms", "next_alarm_ms", "outbox", "outbox_oldest_ms", "outbox_error", "read_only", "reads", "expires_ms", "sent_by_clients")
     SHARD_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     UNSERVED_FIELD_NUMBER: _ClassVar[int]
@@ -126,6 +126,7 @@ class ExplainResponse(_message.Message):
     READ_ONLY_FIELD_NUMBER: _ClassVar[int]
     READS_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_MS_FIELD_NUMBER: _ClassVar[int]
+    SENT_BY_CLIENTS_FIELD_NUMBER: _ClassVar[int]
     shard: ShardStatus
     address: str
     unserved: str
@@ -151,7 +152,8 @@ class ExplainResponse(_message.Message):
     read_only: str
     reads: int
     expires_ms: int
-    def __init__(self, shard: _Optional[_Union[ShardStatus, _Mapping]] = ..., address: _Optional[str] = ..., unserved: _Optional[str] = ..., copies: _Optional[_Iterable[_Union[CopyStatus, _Mapping]]] = ..., paused: bool = ..., active: bool = ..., idle_s: _Optional[float] = ..., cache_bytes: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[str] = ..., running_s: _Optional[float] = ..., running_request_id: _Optional[bytes] = ..., committing: bool = ..., last_error: _Optional[_Union[LastError, _Mapping]] = ..., rows: _Optional[int] = ..., bytes: _Optional[int] = ..., rows_more: bool = ..., alarms: _Optional[int] = ..., next_alarm_ms: _Optional[int] = ..., outbox: _Optional[int] = ..., outbox_oldest_ms: _Optional[int] = ..., outbox_error: _Optional[str] = ..., read_only: _Optional[str] = ..., reads: _Optional[int] = ..., expires_ms: _Optional[int] = ...) -> None: ...
+    sent_by_clients: int
+    def __init__(self, shard: _Optional[_Union[ShardStatus, _Mapping]] = ..., address: _Optional[str] = ..., unserved: _Optional[str] = ..., copies: _Optional[_Iterable[_Union[CopyStatus, _Mapping]]] = ..., paused: bool = ..., active: bool = ..., idle_s: _Optional[float] = ..., cache_bytes: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[str] = ..., running_s: _Optional[float] = ..., running_request_id: _Optional[bytes] = ..., committing: bool = ..., last_error: _Optional[_Union[LastError, _Mapping]] = ..., rows: _Optional[int] = ..., bytes: _Optional[int] = ..., rows_more: bool = ..., alarms: _Optional[int] = ..., next_alarm_ms: _Optional[int] = ..., outbox: _Optional[int] = ..., outbox_oldest_ms: _Optional[int] = ..., outbox_error: _Optional[str] = ..., read_only: _Optional[str] = ..., reads: _Optional[int] = ..., expires_ms: _Optional[int] = ..., sent_by_clients: _Optional[int] = ...) -> None: ...
 
 class CopyStatus(_message.Message):
     __slots__ = ("node", "in_sync", "owner", "present", "behind", "heard_s")
