@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from holdfast_node.server import Replication
 
 
+_CALLS = (
+    "Calls answered by the node, alarms that fired among them. `code` is REJECTED where a handler refused (`Rejected`), which is no "
+    "failure."
+)
+
+
 @dataclass
 class NodeMetrics:
     """Collects from the parts of a node. Runs on the loop."""
@@ -83,7 +89,7 @@ class NodeMetrics:
         by_method = ("kind", "method")
         methods = list(self._methods())
         codes = [((*labels, code), count) for labels, stats in methods for code, count in sorted(stats.codes().items())]
-        yield counter("holdfast_calls", "Calls answered by the node, alarms that fired among them.", codes, (*by_method, "code"))
+        yield counter("holdfast_calls", _CALLS, codes, (*by_method, "code"))
         for name, text, part in (
             ("call", "From a call's arrival at the node to its reply.", "total"),
             ("queue", "What calls waited in their object's mailbox, of those that had to.", "queue"),
@@ -93,7 +99,9 @@ class NodeMetrics:
                 f"holdfast_{name}_seconds", text, [(labels, getattr(stats, part)) for labels, stats in methods], by_method
             )
         yield counter("holdfast_turns", "Turns begun.", engine.turns)
-        yield counter("holdfast_turns_failed", "Turns whose handler failed.", engine.turns_failed)
+        yield counter(
+            "holdfast_turns_failed", "Turns whose handler failed; those that it rejected do not count.", engine.turns_failed
+        )
         yield counter("holdfast_activations_created", "Objects taken into memory.", engine.activations_created)
         yield counter("holdfast_evictions", "Objects that left memory for rest or for room.", engine.evictions)
         alive = engine.active_kinds()

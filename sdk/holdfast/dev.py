@@ -99,7 +99,7 @@ def dev(
     cluster = LocalCluster(folder)
     if tls_ca is not None:
         shown = (tls_cert, tls_key) if client_ca is not None else (None, None)
-        cluster.tls = TLS(tls_ca, *shown, tls_name or "default.holdfast")
+        cluster.gateway_tls = TLS(tls_ca, *shown, tls_name or "default.holdfast")
     told = Terminal(cluster, verbose)
     session = _Session(cluster, told, app, f"127.0.0.1:{port}", None if token_file is None else token_file.read_text().strip())
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -246,7 +246,7 @@ class _Session:
 
     def _whole(self) -> bool | None:
         """Whether every node is there with its copies; None when we may not ask."""
-        with open_blocking_channel(self._gateway, self._cluster.tls) as channel:
+        with open_blocking_channel(self._gateway, self._cluster.gateway_tls) as channel:
             ask = channel.unary_unary(
                 "/holdfast.v1.Admin/Status",
                 request_serializer=admin_pb2.StatusRequest.SerializeToString,

@@ -64,7 +64,7 @@ class LocalCluster:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.environment: dict[str, dict[str, str]] = {}
         """By process: variables that it gets beside this process's own."""
-        self.tls: TLS | None = None
+        self.gateway_tls: TLS | None = None
         """How to reach the gateways, when they have certificates."""
         self._log_from: dict[str, int] = {}
         self._reaper: subprocess.Popen[bytes] | None = None
@@ -153,11 +153,11 @@ class LocalCluster:
         """Whether calls through `gateway` reach a node. Raises ClusterFailed when a process has ended by itself."""
         if why := self.ended():
             raise ClusterFailed(why)
-        with BlockingClient(gateway, timeout=0.5, tls=self.tls) as client:
+        with BlockingClient(gateway, timeout=0.5, tls=self.gateway_tls) as client:
             try:
                 client.call("holdfast.ready", "probe", "probe")
             except (Unauthenticated, PermissionDenied):
-                return healthy(gateway, self.tls)  # nobody has told us a token
+                return healthy(gateway, self.gateway_tls)  # nobody has told us a token
             except HoldfastError as error:
                 return error.code == "NOT_FOUND"  # said by a node
         return True
