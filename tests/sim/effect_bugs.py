@@ -16,6 +16,7 @@ from holdfast_node.delivery.alarms import Inside, following, shown
 from holdfast_node.delivery.deliveries import Deliveries
 from holdfast_node.delivery.firing import AlarmClock, Fired
 from holdfast_node.delivery.outbox import Note
+from holdfast_node.delivery.records import AlarmRecord
 from holdfast_node.engine import Engine
 
 
@@ -78,20 +79,20 @@ class DoesNotJoinRequestsInFlight(Engine):
 
 
 class _FiresFromMemory(AlarmClock):
-    def fire(self, kind: str, key: str, name: str, due_ms: int, request_id: bytes, done: Fired) -> None:
+    def fire(self, kind: str, key: str, name: str, due_ms: int, record: AlarmRecord, done: Fired) -> None:
         fired: list[Any] = []
 
         def go_on(activation: Activation) -> None:
-            record = activation.alarms.current().get(name)
-            if record is not None and record.due_ms == due_ms:
-                activation.alarms.change(name, following(record, activation.shard.clock.now_ms()))
-                fired.append(record)
+            current = activation.alarms.current().get(name)
+            if current is not None and current.due_ms == due_ms:
+                activation.alarms.change(name, following(current, activation.shard.clock.now_ms()))
+                fired.append(current)
 
         def then(error: pb.Error | None) -> None:
             if error is not None or not fired:
                 done(error, False)
             else:
-                self._fire(kind, key, request_id, lambda activation: shown(name, fired[0]), done)
+                self._fire(kind, key, name, record, lambda activation: shown(name, fired[0]), done)
 
         first_id = effect_id(self._ids.next())
         self._turns.run_inside(kind, key, first_id, lambda activation: Inside("go on", lambda: go_on(activation)), then)

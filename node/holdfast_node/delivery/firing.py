@@ -198,13 +198,13 @@ class AlarmClock:
                 self.failed += 1
                 self._write_down(kind, key, name, due, error, written)
 
-        self._fire(kind, key, name, decode_alarm(raw), lambda activation: activation.alarms.begin(name, due), done)
+        self.fire(kind, key, name, due, decode_alarm(raw), done)
 
     # -- turns
 
-    def fire_now(self, kind: str, key: str, name: str, record: AlarmRecord, done: Fired) -> None:
-        """Have an alarm fire that may not be due yet, if it is still the same."""
-        self._fire(kind, key, name, record, lambda activation: activation.alarms.begin(name, record.due_ms), done)
+    def fire(self, kind: str, key: str, name: str, due_ms: int, record: AlarmRecord, done: Fired) -> None:
+        """Have an alarm fire, if it is still there and due at that time."""
+        self._fire(kind, key, name, record, lambda activation: activation.alarms.begin(name, due_ms), done)
 
     def fire_letter(self, kind: str, key: str, name: str, record: AlarmRecord, row: bytes, done: Fired) -> None:
         """Have the alarm of a dead letter fire once more: the letter (at `row`) is gone if that goes well."""

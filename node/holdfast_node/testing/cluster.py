@@ -208,7 +208,9 @@ class InProcessCluster:
 
     async def _fire(self, kind: str, key: str, name: str, raw: bytes) -> None:
         done: asyncio.Future[pb.Error | None] = self._loop.create_future()
-        self._engine.deliveries.alarms.fire_now(kind, key, name, decode_alarm(raw), lambda error, ran: done.set_result(error))
+        record = decode_alarm(raw)
+        alarms = self._engine.deliveries.alarms
+        alarms.fire(kind, key, name, record.due_ms, record, lambda error, ran: done.set_result(error))
         error = await done
         if error is not None:
             raise error_from_proto(error)
