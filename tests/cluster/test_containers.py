@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -83,13 +84,13 @@ class Engine:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine() -> Iterator[Engine]:
     """An engine that has the image of the test's app."""
     if os.geteuid() != 0:
         pytest.skip("containers are built and run by root here")
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
         pytest.skip(f"{', '.join(missing)}: not installed; `make container-tools` does that on Debian")
-    folder = tmp_path_factory.mktemp("containers")
+    folder = Path(tempfile.mkdtemp(prefix="hf-"))  # podman's folders may have no long names
     engine = Engine(folder)
     try:
         base = folder / "base.tar"

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any
 
 _REAL_WAIT_S = 0.02
-_CHILD_WATCHER = "asyncio-waitpid-"  # of asyncio.ThreadedChildWatcher, which waits for a child process
+_CHILD_WATCHER = "waitpid-"  # of asyncio.ThreadedChildWatcher, which waits for a child process
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -39,7 +39,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         if not self.working():
             return False
         files: int = len(self._selector.get_map())  # type: ignore[attr-defined]
-        return files > self._own_files or any(thread.name.startswith(_CHILD_WATCHER) for thread in threading.enumerate())
+        return files > self._own_files or any(_CHILD_WATCHER in thread.name for thread in threading.enumerate())
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
         self.threads += 1
