@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from holdfast import Alarm, App, DurableObject, Overloaded, Rejected, WrongOwner
+from holdfast import Alarm, App, DurableObject, Overloaded, Rejected, WrongOwner, reads
 
 app = App()
 
@@ -457,3 +457,19 @@ class Plain(DurableObject):
 
     def notify_wrong(self) -> None:
         self.notify(Receiver, "x").no_such_method()
+
+
+@app.kind(ttl=timedelta(seconds=12))
+class Expiring(DurableObject):
+    """What it has is gone after a while, and so is it."""
+
+    async def keep(self, ttl_s: float) -> None:
+        self.storage.put("for good", 1)
+        self.storage.put("for a while", 1, ttl=timedelta(seconds=ttl_s))
+
+    async def kept(self) -> list[str]:
+        return list(self.storage.list())
+
+    @reads
+    def seen(self) -> list[str]:
+        return list(self.storage.list())

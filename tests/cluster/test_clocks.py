@@ -125,3 +125,34 @@ async def test_a_client_whose_clock_is_wrong_makes_ids_by_the_clusters_time(
             await asyncio.to_thread(lambda: blocking.get("Counter", "c").increment())
             made = blocking._ids.next()
         assert abs(int.from_bytes(made[:6], "big") / 1000 - time.time()) < LATE_S
+
+
+async def test_what_has_a_ttl_lives_as_long_whatever_the_owners_clock_shows_and_through_a_fail_over(
+    processes: Processes, tmp_path: Path
+) -> None:
+    processes.replication = 3
+    options = ("--members-min", "3", "--repair-after", "600", "--shards", "24")
+    processes.start_etcd()
+    for name in ("n1", "n2", "n3"):
+        if name == "n1":
+            processes.environment[name] = {inside.FOLDER: str(tmp_path / "faults")}
+        processes.node(name, *options, app=APP)
+    processes.front()
+    processes.wait_ready(processes.gateway)
+    async with processes.connect() as client:
+        objects: list[Any] = [client.get("Expiring", key) for key in KEYS]
+        inside.set_fault(tmp_path / "faults", inside.CLOCK_S, AHEAD_S)
+        began = time.monotonic()
+        await asyncio.gather(*(each.keep(6.0) for each in objects))
+        inside.set_fault(tmp_path / "faults", inside.CLOCK_S, -AHEAD_S)
+        both = ["for a while", "for good"]
+        assert [await each.kept() for each in objects] + [await each.seen() for each in objects] == [both] * 24
+        assert time.monotonic() < began + 6, "this machine is too slow for the times of this test"
+        await asyncio.sleep(began + 7.5 - time.monotonic())
+        assert [await each.seen() for each in objects] == [["for good"]] * 12
+        processes.kill("n1")
+        await asyncio.sleep(began + 15 - time.monotonic())
+        assert [await each.kept() for each in objects] + [await each.seen() for each in objects] == [[]] * 24
+    processes.node("n1", *options, app=APP)  # its clock is two days behind still
+    async with processes.connect() as client:
+        assert [await client.get("Expiring", key).seen() for key in KEYS] == [[]] * 12  # type: ignore[attr-defined]
