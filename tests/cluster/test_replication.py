@@ -72,7 +72,10 @@ def test_every_promise_is_kept_under_every_fault(tmp_path: Path, faults: str) ->
     assert (report["lost"], report["doubled"], report["linearizable"]) == ([], [], "yes")
     assert set(report["faults"]) == set(faults.split(","))
     assert report["definite_errors_with_an_effect"] == report["disordered"] == []
-    assert min(report["hasty_calls"].values()) > 0, report["hasty_calls"]  # there were such errors
+    hasty = report["hasty_calls"]
+    assert min(hasty["acknowledged"], hasty["unknown"]) > 0, hasty  # there were such errors
+    if faults == DEAD:  # definite ones come of shards that nobody serves for longer than a short deadline
+        assert hasty["failed"] > 0, hasty
     assert report["acknowledged"] > 2_000
     assert min(report["token_hops"], report["transfers"], report["alarms"], report["forked_calls"], report["posts"]) > 100
     assert (report["failed"], report["unknown"]) == (0, 0), report["errors"]  # callers see latency, not errors
