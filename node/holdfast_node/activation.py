@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -64,6 +64,7 @@ class Activation:
     """
 
     __slots__ = (
+        "_account",
         "_alarms",
         "_deliveries",
         "_outgoing",
@@ -100,8 +101,11 @@ class Activation:
         outgoing: Outgoing,
         deliveries: Deliveries,
         stats: KindStats,
+        account: Callable[[Activation], None],
     ) -> None:
+        """`account`: takes note of what its cache has grown or shrunk by."""
         self.stats = stats
+        self._account = account
         self.kind = kind
         self.key = key
         self.shard = shard
@@ -137,9 +141,22 @@ class Activation:
 
     @property
     def uncommitted(self) -> Entry | None:
-        """The newest entry of this object while it is not committed: nothing that saw its writes may leave before it."""
+        """The newest entry of this object while it is on its way: nothing that saw its writes may leave before it."""
         entry = self.last_entry
-        return None if entry is None or entry.committed else entry
+        return None if entry is None or entry.committed or entry.abandoned else entry
+
+    def wrote_to(self, entry: Entry) -> None:
+        """A turn has written to this entry, the newest of the object."""
+        if self.last_entry is not entry:
+            self.last_entry = entry
+            entry.followers.append(self)
+
+    def settled(self, entry: Entry) -> None:
+        """An entry that turns wrote to is committed, and the store shows it. With the newest one the object is at rest."""
+        if self.last_entry is entry:
+            self.last_entry = None
+            self.storage.settle()
+            self._account(self)
 
     @property
     def in_chain(self) -> str:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Thread
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from holdfast.metrics import Histogram
 from holdfast_cluster.clock import boottime
@@ -34,10 +34,6 @@ from holdfast_node.replies import Forgotten
 from holdfast_node.shards import Shard
 from holdfast_node.store import Batch, Store, is_no_space
 
-if TYPE_CHECKING:
-    from holdfast_node.delivery.outbox import Note
-    from holdfast_node.turn import Turn
-
 log = logging.getLogger(__name__)
 
 EXIT_STORE_FAILED = 70
@@ -47,10 +43,18 @@ _ROUNDS_MAX = 8
 _PATIENCE_S = 0.005
 
 
+class Waiter(Protocol):
+    """What waits for an entry: a turn, an effect, a future. The entry knows nothing else of it."""
+
+    def settled(self, entry: Entry) -> None:
+        """The entry has come to what was waited for; see `Entry.waiters` and `Entry.followers`."""
+
+
 class Entry:
     """One record of a shard's log, while it is on its way: what it changes, and who waits for it.
 
-    `turns` get their replies when the entry is committed: those that wrote it, and those that read what it wrote.
+    `waiters` are told, in the order in which they came, when the entry is committed or abandoned. `followers` are told when it
+    is committed and the store shows what is in it.
     """
 
     __slots__ = (
@@ -60,14 +64,12 @@ class Entry:
         "bytes",
         "committed",
         "deletes",
-        "dues",
+        "followers",
         "forgotten",
-        "notes",
         "replies",
         "rows",
         "seq",
         "shard",
-        "turns",
         "waiters",
     )
 
@@ -80,42 +82,68 @@ class Entry:
         self.replies: Replies = []
         self.forgotten: Forgotten | None = None
         self.bytes = 0
-        self.turns: list[Turn] = []
-        self.waiters: list[asyncio.Future[None]] | None = None
-        self.notes: list[Note] | None = None  # notifications that leave when it is committed
-        self.dues: list[tuple[int, int]] | None = None  # when something in it is due: (its index, Unix time in ms)
+        self.waiters: list[Waiter] = []
+        self.followers: list[Waiter] = []
         self.applied = False
         self.committed = False
         self.abandoned = False
 
-    async def settled(self) -> None:
+    def settle(self) -> None:
+        """Tell those who wait: the entry is committed, or abandoned. Called once by the log that it was appended to."""
+        for waiter in self.waiters:
+            waiter.settled(self)
+        if self.applied:
+            self._tell_followers()
+
+    def show(self) -> None:
+        """The store shows what is in the entry."""
+        self.applied = True
+        if self.committed:
+            self._tell_followers()
+
+    def _tell_followers(self) -> None:
+        followers, self.followers = self.followers, []
+        for follower in followers:
+            follower.settled(self)
+
+    async def wait(self) -> None:
         """Return when the entry is committed or abandoned."""
         if not (self.committed or self.abandoned):
-            waiter = asyncio.get_running_loop().create_future()
-            if self.waiters is None:
-                self.waiters = []
+            waiter = _Future()
             self.waiters.append(waiter)
-            await waiter
+            await waiter.future
+
+
+class _Future:
+    """A coroutine that waits for an entry."""
+
+    __slots__ = ("future",)
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def settled(self, entry: Entry) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
 
 
 class Flusher:
     """Stages writes, and calls back when they are on disk. Lives on the loop.
 
-    A flush gathers what has waited for it (`gather`), writes the batch, and has it fsynced. It begins soon after it was requested, or
-    when the one under way has ended; like a frame (holdfast.frames) it first lets the loop go round while more comes to it. What is
-    staged without a request goes with the next flush, or with `write`.
+    A flush gathers what has waited for it (`before_flush`), writes the batch, and has it fsynced. It begins soon after it was
+    requested, or when the one under way has ended. Like a frame (holdfast.frames) it first lets the loop go round while more comes to
+    it. What is staged without a request goes with the next flush, or with `write`.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._loop = asyncio.get_running_loop()
-        self.gather: Callable[[], None] = lambda: None
-        self.applied: Callable[[list[Entry]], None] = lambda entries: None
         # A bare thread and queue: an executor's two futures a flush would be a tenth of what a small flush costs.
         self._to_sync: SimpleQueue[list[Callable[[], None]] | None] = SimpleQueue()
         self.sync_seconds = Histogram()  # observed on that thread only
         self._start()
         self._batch: Batch | None = None
+        self._gatherers: list[Callable[[], None]] = []
         self._visible: list[Entry] = []
         self._waiting: list[Callable[[], None]] = []
         self._requests = 0
@@ -146,8 +174,13 @@ class Flusher:
         """How long the fsync that is under way has taken so far; 0 when none is."""
         return boottime() - self._sync_began if self._syncing else 0.0
 
+    def before_flush(self, gather: Callable[[], None]) -> None:
+        """Call `gather`, once, as the next flush begins; requests a flush."""
+        self._gatherers.append(gather)
+        self.request()
+
     def when_visible(self, entries: list[Entry]) -> None:
-        """Call `applied` with these when all that is staged by now can be read."""
+        """Call `show` of these when all that is staged by now can be read."""
         self._visible += entries
 
     def when_durable(self, done: Callable[[], None]) -> None:
@@ -174,7 +207,8 @@ class Flusher:
         if self._visible:
             visible, self._visible = self._visible, []
             try:
-                self.applied(visible)
+                for entry in visible:
+                    entry.show()
             except Exception:
                 self.die("a bug in the commit pipeline")
 
@@ -196,8 +230,10 @@ class Flusher:
 
     def _flush(self) -> None:
         self._requests = 0
+        gatherers, self._gatherers = self._gatherers, []
         try:
-            self.gather()
+            for gather in gatherers:
+                gather()
         except Exception:
             self.die("a bug in the commit pipeline")
         self.write()
@@ -249,7 +285,7 @@ class Flusher:
 
 
 class Committer:
-    """Gathers entries. `committed` gets those that are committed; `append` those of shards that have replicas.
+    """Gathers entries. `append` gets those of shards that have replicas, and settles them. Implements `Waiter`.
 
     The next entries of replicated shards gather until those before are committed everywhere, or `_PATIENCE_S` have passed: with
     replicas a flush ends where its last acknowledgement comes, and a frame to every replica for a few calls would cost more than the
@@ -260,22 +296,20 @@ class Committer:
         self,
         store: Store,
         flusher: Flusher,
-        committed: Callable[[list[Entry]], None],
         append: Callable[[list[Entry]], None],
     ) -> None:
         self._store = store
         self._flusher = flusher
-        self._committed = committed
         self._append = append
         self._gathering: list[Entry] = []
         self._loop = asyncio.get_running_loop()
         self._outstanding = 0
         self._patient = False  # an end of the patience is set
+        self._waits_for_flush = False
         self.entries = 0
         self.entry_bytes = 0
         self.commit_seconds = Histogram()
         """From the first write of an entry to its commit."""
-        flusher.gather = self._gather
 
     def entry(self, shard: Shard) -> Entry:
         """The entry that a turn of this shard that ends now belongs to."""
@@ -283,48 +317,59 @@ class Committer:
         if entry is None or entry.bytes > ENTRY_BYTES:
             entry = shard.gathering = Entry(shard)
             self._gathering.append(entry)
-            self._flusher.request()
+            self._flush_soon()
         return entry
 
-    def settled(self, entries: list[Entry]) -> None:
-        """Entries of replicated shards are committed, or given up."""
-        self._outstanding -= len(entries)
-        self._committed(entries)
-        if not self._outstanding and self._gathering:
+    def _flush_soon(self) -> None:
+        if self._waits_for_flush:
             self._flusher.request()
+        else:
+            self._waits_for_flush = True
+            self._flusher.before_flush(self._gather)
+
+    def settled(self, entry: Entry) -> None:
+        """An entry that was appended is committed, or abandoned."""
+        if entry.committed:
+            self.commit_seconds.observe(perf_counter() - entry.began)
+        self._outstanding -= 1
+        if not self._outstanding and self._gathering:
+            self._flush_soon()
 
     def _impatient(self) -> None:
         self._patient = False
         if self._gathering:
             try:
-                self._gather(force=True)
+                self._append_gathered()
             except Exception:
                 self._flusher.die("a bug in the commit pipeline")
             self._flusher.request()
 
-    def _gather(self, force: bool = False) -> None:
+    def _gather(self) -> None:
+        self._waits_for_flush = False
         if not self._gathering:
             return
-        if self._outstanding and not force:
-            if not self._patient:
-                self._patient = True
-                self._loop.call_later(_PATIENCE_S, self._impatient)
-            return
+        if not self._outstanding:
+            self._append_gathered()
+        elif not self._patient:
+            self._patient = True
+            self._loop.call_later(_PATIENCE_S, self._impatient)
+
+    def _append_gathered(self) -> None:
         gathered, self._gathering = self._gathering, []
         lost = [entry for entry in gathered if not entry.abandoned and not entry.shard.owned]
         for entry in lost:
             entry.abandoned = True
-        if lost:
-            self._committed(lost)
+            entry.settle()
         entries = [entry for entry in gathered if not entry.abandoned]
         if not entries:
             return
         self.entries += len(entries)
         for entry in entries:
             entry.shard.gathering = None
+            entry.waiters.append(self)
             self.entry_bytes += entry.bytes
+        self._outstanding += len(entries)
         if entries[0].shard.replicated:
-            self._outstanding += len(entries)
             self._append(entries)
         else:
             self._apply(entries)
@@ -342,7 +387,8 @@ class Committer:
         def durable() -> None:
             for entry in entries:
                 entry.committed = True
-            self._committed(entries)
+            for entry in entries:
+                entry.settle()
 
         self._flusher.when_visible(entries)
         self._flusher.when_durable(durable)

@@ -1,7 +1,8 @@
 """The engine: takes calls, runs turns one at a time for each object, and lets replies out when what they rest on is committed.
 
 The path of a call: `deliver` finds the activation, queues the turn or starts it; `_ended` puts what it wrote into its shard's
-entry; `committed` (from the committer) sends the replies. Nothing on this path makes a task, takes a lock or awaits.
+entry, on which the turn waits; when that is settled, `_answer` sends the reply. Nothing on this path makes a task, takes a lock or
+awaits.
 
 Output gate: a reply whose turn wrote leaves with the entry it wrote to. Any other reply of that object, an error's too, that
 comes while the object's newest entry is not committed, leaves with that entry, so no reply tells of what may yet be lost.
@@ -124,7 +125,7 @@ class Engine:
         tracing: Tracing | None = None,
         known: KnownKinds | None = None,
     ) -> None:
-        """`append` takes the entries of shards that have replicas; they come back to `settled`. `known`: the cluster's kinds."""
+        """`append` takes the entries of shards that have replicas, and settles them. `known`: the cluster's kinds."""
         self._app = app
         self._store = store
         self._shards_total = shards_total
@@ -135,8 +136,7 @@ class Engine:
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._flusher = flusher
-        self._committer = Committer(store, flusher, self.committed, append)
-        flusher.applied = self._applied
+        self._committer = Committer(store, flusher, append)
         self._activations = Activations()
         self.kinds = ShardKinds(
             app.kinds, known or KnownKinds(0.0, boottime), store, shards, self._activations.of_shards, self._loop.time
@@ -158,11 +158,6 @@ class Engine:
             for method in kind.handlers:
                 _ = self.stats[name][method]  # shown as zero before the first call, so that rates begin there
         self.hottest = Hottest(self._loop.time())
-
-    @property
-    def settled(self) -> Callable[[list[Entry]], None]:
-        """Takes the entries that `append` took, when they are committed or given up."""
-        return self._committer.settled
 
     @property
     def activations(self) -> int:
@@ -261,7 +256,7 @@ class Engine:
         activation.last_used = now
         timeout = call.timeout_ms / 1000 or self._limits.turn_timeout_s
         deadline = now + min(timeout, self._limits.queue_timeout_max_s)
-        turn = Turn(self._loop, activation, call, handler, port, deadline, self._ended)
+        turn = Turn(self._loop, activation, call, handler, port, deadline, self._ended, self._answer)
         if self._tracing is not None:
             turn.span = TurnSpan.of(self._tracing, turn)
         if activation.turn is None and not activation.mailbox:
@@ -299,7 +294,15 @@ class Engine:
             if not self._evict_oldest():
                 raise _overloaded(f"{self._limits.activations_max} objects are active and busy on this node")
         activation = Activation(
-            kind, call.key, shard, self._store, self._limits.storage, self._outgoing, self.deliveries, self.stats[kind.name]
+            kind,
+            call.key,
+            shard,
+            self._store,
+            self._limits.storage,
+            self._outgoing,
+            self.deliveries,
+            self.stats[kind.name],
+            self._activations.account,
         )
         self._activations.add(activation)
         shard.kinds.add(kind.name)
@@ -423,13 +426,13 @@ class Engine:
             storage.close(entry)
         self._activations.account(activation)
         activation.turn = None
-        self._answer(turn, entry)
+        self._answer_when_committed(turn, entry)
         if activation.deactivating:
             self._deactivate(activation)
         if activation.mailbox and not self._starting:  # whoever starts turns in a row goes on by itself
             self._next(activation)
 
-    def _answer(self, turn: Turn, entry: Entry | None) -> None:
+    def _answer_when_committed(self, turn: Turn, entry: Entry | None) -> None:
         """Answer a turn, or a call beside turns, when what it wrote (`entry`), or may have seen, is committed."""
         activation = turn.activation
         gate = entry or activation.uncommitted
@@ -448,7 +451,7 @@ class Engine:
         else:
             turn.state = COMMITTING
             turn.deadline = _NEVER
-            gate.turns.append(turn)
+            gate.waiters.append(turn)
 
     def _fail(self, turn: Turn, error: BaseException) -> None:
         """Make an exception the turn's error."""
@@ -478,7 +481,7 @@ class Engine:
         now = self._loop.time()
         activation.last_used = now
         deadline = now + min(call.timeout_ms / 1000 or self._limits.turn_timeout_s, self._limits.turn_timeout_s)
-        turn = Turn(self._loop, activation, call, handler, port, deadline, self._read_ended)
+        turn = Turn(self._loop, activation, call, handler, port, deadline, self._read_ended, self._answer)
         if self._tracing is not None:
             turn.span = TurnSpan.of(self._tracing, turn)
         turn.state = RUNNING
@@ -514,7 +517,7 @@ class Engine:
         if error is not None:
             self._fail(turn, error)
         self._activations.account(activation)
-        self._answer(turn, None)
+        self._answer_when_committed(turn, None)
 
     @staticmethod
     def _close_read(turn: Turn) -> None:
@@ -560,7 +563,7 @@ class Engine:
             self._in_flight[turn.request_id] = turn
             turn.state = COMMITTING
             turn.deadline = _NEVER
-            entry.turns.append(turn)
+            entry.waiters.append(turn)
 
     def _keep_refusal(self, turn: Turn, handler: Handler) -> Entry | None:
         """Keep the final error of a turn whose caller brought an id of its own: the answer stays the same however often it asks."""
@@ -575,7 +578,7 @@ class Engine:
         identity = identity_of(activation.digest, handler, turn.call)
         entry.replies.append(self._responses.row(shard, identity, activation.hash, turn.request_id, b"", raw))
         entry.bytes += len(raw)
-        activation.last_entry = entry
+        activation.wrote_to(entry)
         return entry
 
     def _write(self, turn: Turn) -> Entry:
@@ -613,7 +616,7 @@ class Engine:
                 self._responses.note_retried(request_id)
             identity = identity_of(activation.digest, turn.handler, turn.call)
             entry.replies.append(self._responses.row(shard, identity, activation.hash, request_id, turn.result))
-        activation.last_entry = entry
+        activation.wrote_to(entry)
         return entry
 
     def _write_beside(self, activation: Activation, entry: Entry) -> None:
@@ -653,38 +656,9 @@ class Engine:
 
     # -- replies leave
 
-    def committed(self, entries: list[Entry]) -> None:
-        """These entries are committed, or given up with their shard: answer those who wait for them."""
-        now = perf_counter()
-        for entry in entries:
-            if entry.committed:
-                self._committer.commit_seconds.observe(now - entry.began)
-            if (entry.notes is not None or entry.dues is not None) and entry.committed:
-                self.deliveries.committed(entry)
-            for turn in entry.turns:
-                self._finish(turn, turn.result, turn.error)
-                activation = turn.activation
-                if activation.last_entry is entry:
-                    activation.last_entry = None
-                    if entry.applied:
-                        self._settle(activation)
-            for waiter in entry.waiters or ():
-                if not waiter.done():
-                    waiter.set_result(None)
-
-    def _applied(self, entries: list[Entry]) -> None:
-        """The store shows what is in these entries."""
-        for entry in entries:
-            entry.applied = True
-            if entry.committed:
-                for turn in entry.turns:
-                    if turn.activation.last_entry is None:
-                        self._settle(turn.activation)
-
-    def _settle(self, activation: Activation) -> None:
-        """The object is at rest: keep nothing of its last entry."""
-        activation.storage.settle()
-        self._activations.account(activation)
+    def _answer(self, turn: Turn) -> None:
+        """What the turn's answer waited for is committed, or abandoned with its shard."""
+        self._finish(turn, turn.result, turn.error)
 
     def _finish(self, turn: Turn, result: bytes, error: pb.Error | None) -> None:
         self._in_flight.pop(turn.request_id, None)
@@ -844,7 +818,7 @@ class Engine:
         """A handler goes on though it was cancelled: its object goes on without it, from storage, and what it still does is void."""
         activation = turn.activation
         assert activation.turn is turn
-        if activation.uncommitted is not None or not activation.storage.settled():
+        if not activation.forgotten and (activation.uncommitted is not None or not activation.storage.settled()):
             # The next activation would read the store, which does not show yet what this one wrote.
             turn.deadline = self._loop.time() + _ABANDON_AGAIN_S
             self._deadlines.watch(turn.deadline)
@@ -901,7 +875,7 @@ class Engine:
             entry, shard.gathering = shard.gathering, None
             if entry is not None:
                 entry.abandoned = True
-                self.committed([entry])
+                entry.settle()
 
     # -- Holdfast's own turns; holdfast_node.delivery.firing.Turns
 
@@ -1065,6 +1039,7 @@ class Engine:
             _Nobody(),
             self._loop.time() + self._limits.turn_timeout_s,
             self._ended,
+            self._answer,
         )
 
         async def run() -> None:

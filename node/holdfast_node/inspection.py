@@ -320,7 +320,7 @@ class Inspection:
     async def _delete_in_turn(self, activation: Activation) -> bool:
         entry = activation.uncommitted
         if entry is not None:
-            await entry.settled()  # what it has sent is in the outbox from then on
+            await entry.wait()  # what it has sent is in the outbox from then on
         self._show()
         shard, sender = activation.shard, (activation.kind.name, activation.key)
         delayed = await self._engine.deliveries.delayed_of(shard, sender)

@@ -106,7 +106,7 @@ class _Stub:
         turn.calls_made += 1
         # What earlier turns wrote must be committed before anything that may rest on it leaves the object.
         if (entry := activation.uncommitted) is not None:  # entries commit in order: those before it are then as well
-            await entry.settled()
+            await entry.wait()
         if turn.state != RUNNING:
             raise RuntimeError("the turn was abandoned at its deadline: it was answered, and may not call any more")
         remaining = turn.remaining_s if self._timeout is None else min(self._timeout, turn.remaining_s)

@@ -594,7 +594,6 @@ class Replication:
 
     def connect(self, engine: Engine, feed: ViewFeed) -> None:
         """Tie it to the engine whose entries it replicates."""
-        self.replicas.committed = engine.settled
         self.links.broke = self.replicas.lost
         self.handovers = Handovers(self.replicas, engine)
         self._feed = feed

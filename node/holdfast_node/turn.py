@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from holdfast.errors import HoldfastError
 
     from holdfast_node.activation import Activation
+    from holdfast_node.commit import Entry
     from holdfast_node.delivery.alarms import Firing, Inside
     from holdfast_node.reading import ReadContext
     from holdfast_node.shards import Shard
@@ -62,7 +63,8 @@ class Turn:
     """One request on its way through an object. `deadline` is on the loop's clock.
 
     `port` gets the reply to call `number`; `also` lists who sent the same request again and gets it too.
-    `ended` is called once, with the value or the exception that the handler ended with.
+    `ended` is called once, with the value or the exception that the handler ended with; `answer` when the entry is settled that
+    the turn's answer waits for.
     """
 
     stepping: ClassVar[Turn | None] = None
@@ -77,6 +79,7 @@ class Turn:
         "_must_cancel",
         "activation",
         "also",
+        "answer",
         "arrived",
         "attempt",
         "began",
@@ -110,6 +113,7 @@ class Turn:
         port: ReplyPort,
         deadline: float,
         ended: Callable[[Turn, Any, BaseException | None], None],
+        answer: Callable[[Turn], None],
     ) -> None:
         self.loop = loop
         self.activation = activation
@@ -122,6 +126,7 @@ class Turn:
         self.also: list[tuple[ReplyPort, int]] | None = None
         self.deadline = deadline
         self.ended = ended
+        self.answer = answer
         self.state = QUEUED
         self.stopped: HoldfastError | None = None
         """Why the turn was cancelled: its deadline, an operator, or that its caller waits no more."""
@@ -145,6 +150,10 @@ class Turn:
         self._cancel_requests = 0
 
     # -- running
+
+    def settled(self, entry: Entry) -> None:
+        """The entry that the answer waited for is committed, or abandoned."""
+        self.answer(self)
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Take the first step of the handler; it may well be the last."""

@@ -144,20 +144,21 @@ class Flushes:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self.gather: Callable[[], None] = lambda: None
-        self.applied: Callable[[list[Entry]], None] = lambda entries: None
         self.staged: list[Entry] = []
         self.store: Memory
 
     def request(self) -> None:
-        self._loop.call_soon(lambda: self.gather())
+        pass
+
+    def before_flush(self, gather: Callable[[], None]) -> None:
+        self._loop.call_soon(gather)
 
     def write(self) -> None:
         staged, self.staged = self.staged, []
         for entry in staged:
             self.store.apply(entry)
-        if staged:
-            self.applied(staged)
+        for entry in staged:
+            entry.show()
 
 
 @dataclass
@@ -251,7 +252,7 @@ class SimNode:
         else:
             entry.abandoned = True
         if self.up:
-            self.engine.settled([entry])
+            entry.settle()
         if queue:
             self._commit_later(number)
 
@@ -272,7 +273,7 @@ class SimNode:
             self.shards.drop({shard})
             for entry in self._on_way.pop(number, []):
                 entry.abandoned = True
-                self.engine.settled([entry])
+                entry.settle()
 
 
 class Router:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from holdfast_node import commit
-from holdfast_node.commit import EXIT_STORE_FAILED, Committer, Flusher
+from holdfast_node.commit import EXIT_STORE_FAILED, Committer, Entry, Flusher
 from holdfast_node.disk_space import EXIT_DISK_FULL
 from holdfast_node.shards import Shard
 
@@ -76,15 +76,19 @@ async def test_a_write_that_fails_ends_the_process_with_a_status_that_tells_a_fu
     await flusher.close()
 
 
+class _Raises:
+    def settled(self, entry: Entry) -> None:
+        raise AssertionError
+
+
 async def test_a_bug_in_a_flush_that_nobody_waits_for_ends_the_process(exits: list[int]) -> None:
     """The event loop would log it and go on, and the pipeline would stand still."""
     flusher = Flusher(Store())  # type: ignore[arg-type]
 
-    def raises(entries: object) -> None:
-        raise AssertionError
-
-    flusher.applied = raises
-    flusher.when_visible([None])  # type: ignore[list-item]
+    entry = Entry(Shard(1, 1))
+    entry.committed = True
+    entry.followers.append(_Raises())
+    flusher.when_visible([entry])
     with pytest.raises(Ended):
         flusher.write()
     assert exits == [EXIT_STORE_FAILED]
@@ -97,7 +101,7 @@ async def test_a_core_that_asserts_when_patience_is_over_ends_the_process(exits:
     def raises(entries: object) -> None:
         raise AssertionError
 
-    committer = Committer(flusher._store, flusher, lambda entries: None, raises)
+    committer = Committer(flusher._store, flusher, raises)
     shard = Shard(1, 1, replicated=True)
     shard.owned = True
     committer.entry(shard)

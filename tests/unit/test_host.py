@@ -100,7 +100,6 @@ class Node:
         self.replicas = Replicas(self.name, CopyStore(self.store), self.flusher, self.shards, self.settings)  # type: ignore[arg-type]
         self.replicas.links = self  # type: ignore[assignment]
         self.committed: list[Entry] = []
-        self.replicas.committed = self.committed.extend
         self.outbox: list[tuple[str, int, Any]] = []
 
     def stop(self) -> None:
@@ -109,6 +108,9 @@ class Node:
 
     def send(self, to: str, shard: int, message: Any) -> None:
         self.outbox.append((to, shard, message))
+
+    def settled(self, entry: Entry) -> None:
+        self.committed.append(entry)
 
     def rows(self, family: str) -> dict[bytes, bytes]:
         return dict(self.store.scan(family, b"\0\x07", b"\0\x08"))
@@ -166,6 +168,7 @@ class Trio:
         for value in values:
             entry = Entry(shard)
             entry.rows, entry.replies = [(KEY, value)], [(b"\0\x07" + value, b"reply")]
+            entry.waiters.append(node)
             node.replicas.append([entry])
         self.settle()
         assert len(node.committed) == len(values)
@@ -302,6 +305,7 @@ def test_entries_that_wait_are_given_up_with_the_shard(trio: Trio) -> None:
     assert shard is not None
     entry = Entry(shard)
     entry.rows = [(KEY, b"1")]
+    entry.waiters.append(a)
     a.replicas.append([entry])
     a.outbox.clear()  # nobody hears of it
     trio.assign("b", 2, joined=(), seen_by=("b", "c"))
@@ -381,11 +385,11 @@ def test_a_core_that_asserts_when_it_is_asked_ends_the_node(trio: Trio, monkeypa
         trio.tick()
 
 
-def test_an_exception_of_who_is_told_of_commits_ends_the_node(trio: Trio) -> None:
-    def raises(entries: list[Entry]) -> None:
+def test_an_exception_of_who_is_told_of_commits_ends_the_node(trio: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises(self: Entry) -> None:
         raise KeyError
 
-    trio.nodes["a"].replicas.committed = raises
+    monkeypatch.setattr(Entry, "settle", raises)
     with pytest.raises(Died, match="a bug in replication"):
         trio.put("a", b"1")
 

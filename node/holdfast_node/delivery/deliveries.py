@@ -159,11 +159,9 @@ class Deliveries:
             self.due_at(entry, due, keys.DELAYED)
         else:
             entry.rows.append((keys.index_prefix(shard.number, keys.OUTBOX) + sequence, what.raw))
-            if entry.notes is None:
-                entry.notes = []
             note = Note(shard, sequence, row)
-            entry.notes.append(note)
             self.outbox.stage(note)
+            entry.waiters.append(_Leaves(self, [note]))
 
     async def delayed_of(self, shard: Shard, sender: Target) -> list[bytes]:
         """The rows of an object's delayed notifications. Raises Unavailable when the shard's go on moving out for seconds."""
@@ -214,26 +212,23 @@ class Deliveries:
 
     def due_at(self, entry: Entry, due_ms: int, index: int) -> None:
         """Something of an index (`keys`) is due when this entry is committed, and it is that time."""
-        if entry.dues is None:
-            entry.dues = []
-        entry.dues.append((index, due_ms))
+        entry.waiters.append(_Due(self, index, due_ms))
 
-    def committed(self, entry: Entry) -> None:
-        """The entry is committed: what is in it may leave."""
-        if not entry.shard.owned:
-            return
-        duties = self._known(entry.shard)
-        for index, due in entry.dues or ():
-            if index == keys.DELAYED:
-                duties.delayed_changes += 1  # what was staged could not be seen before
-                duties.delayed_due = min(duties.delayed_due, due)
-            elif index == keys.ALARMS:
-                self.alarms.due_at(entry.shard, due)
-            else:
-                self.expiry.due_at(entry.shard, due)
-        if entry.notes:
-            self.outbox.add(entry.notes)
-            self._pump_soon()
+    def due_committed(self, shard: Shard, index: int, due_ms: int) -> None:
+        """What was put into an index is committed."""
+        duties = self._known(shard)
+        if index == keys.DELAYED:
+            duties.delayed_changes += 1  # what was staged could not be seen before
+            duties.delayed_due = min(duties.delayed_due, due_ms)
+        elif index == keys.ALARMS:
+            self.alarms.due_at(shard, due_ms)
+        else:
+            self.expiry.due_at(shard, due_ms)
+
+    def leave(self, notes: list[Note]) -> None:
+        """These notifications are committed: they may leave."""
+        self.outbox.add(notes)
+        self._pump_soon()
 
     # -- shards come and go
 
@@ -468,7 +463,7 @@ class Deliveries:
         entry.deletes = True
         entry.bytes += sum([len(key) + len(value or b"") for key, value in rows])
         if notes:
-            entry.notes = (entry.notes or []) + notes
+            entry.waiters.append(_Leaves(self, notes))
         return entry
 
     def _write_or_owe(self, shard: Shard, duties: _Duties, rows: list[tuple[bytes, bytes | None]]) -> None:
@@ -479,16 +474,12 @@ class Deliveries:
 
     def when_shown(self, entry: Entry, done: Callable[[], None]) -> None:
         """Call `done` when the entry is settled and the store shows it."""
-        waiter = self._loop.create_future()
-        if entry.waiters is None:
-            entry.waiters = []
-        entry.waiters.append(waiter)
 
-        def settled(_: object) -> None:
+        def settled() -> None:
             self.show()
             done()
 
-        waiter.add_done_callback(settled)
+        entry.waiters.append(_Soon(self._loop, settled))
 
     def _sweep_marks(self) -> None:
         """Forget what was taken long ago by the shard's time, a few rows at a time."""
@@ -544,6 +535,48 @@ class Deliveries:
             "alarms_failed": self.alarms.failed,
             "expired": self.expiry.removed,
         }
+
+
+class _Leaves:
+    """Notifications that leave when their entry is committed. Implements `holdfast_node.commit.Waiter`."""
+
+    __slots__ = ("_deliveries", "_notes")
+
+    def __init__(self, deliveries: Deliveries, notes: list[Note]) -> None:
+        self._deliveries = deliveries
+        self._notes = notes
+
+    def settled(self, entry: Entry) -> None:
+        if entry.committed and entry.shard.owned:
+            self._deliveries.leave(self._notes)
+
+
+class _Due:
+    """A row of an index, due at that time. Implements `holdfast_node.commit.Waiter`."""
+
+    __slots__ = ("_deliveries", "_due_ms", "_index")
+
+    def __init__(self, deliveries: Deliveries, index: int, due_ms: int) -> None:
+        self._deliveries = deliveries
+        self._index = index
+        self._due_ms = due_ms
+
+    def settled(self, entry: Entry) -> None:
+        if entry.committed and entry.shard.owned:
+            self._deliveries.due_committed(entry.shard, self._index, self._due_ms)
+
+
+class _Soon:
+    """Has a function called soon after an entry is settled. Implements `holdfast_node.commit.Waiter`."""
+
+    __slots__ = ("_done", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, done: Callable[[], None]) -> None:
+        self._loop = loop
+        self._done = done
+
+    def settled(self, entry: Entry) -> None:
+        self._loop.call_soon(self._done)
 
 
 class _Answer:

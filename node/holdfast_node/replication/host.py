@@ -125,7 +125,7 @@ class Copy:
 
 
 class Replicas:
-    """`committed` is called with entries whose turns can be answered, in order."""
+    """All copies of a node, and what their replicas decide. It settles the entries that it was given, in order."""
 
     def __init__(
         self,
@@ -140,7 +140,6 @@ class Replicas:
         self._flusher = flusher
         self._shards = shards
         self._settings = settings
-        self.committed: Callable[[list[Entry]], None] = lambda entries: None
         self.links: Links
         self.swaps: Swaps
         self.snapshots: Snapshots
@@ -221,7 +220,7 @@ class Replicas:
 
     @_ends_the_node
     def append(self, entries: list[Entry]) -> None:
-        """Entries of shards that this node owns; they come back to `committed`."""
+        """Take entries of shards that this node owns; they are settled in order."""
         self._now = boottime()
         for entry in entries:
             copy = self._copies[entry.shard.number]
@@ -478,8 +477,8 @@ class Replicas:
         if self._touched:
             touched, self._touched = self._touched, set()
             self._look(touched, done)
-        if done:
-            self.committed(done)
+        for entry in done:
+            entry.settle()
 
     def _look(self, touched: set[Copy], done: list[Entry]) -> None:
         """See which shards this node owns by now, and until when it may answer for them. Entries that are given up join `done`."""
