@@ -5,18 +5,22 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 from holdfast.app import Kind
 from holdfast.object import DurableObject, Objects
 from holdfast.storage import Limits, Rows, Storage
+from holdfast.tracing import Tracing
 from holdfast_cluster.ring import object_hash
 
 from holdfast_node import keys
 from holdfast_node.commit import Entry
-from holdfast_node.delivery.alarms import ObjectAlarms
-from holdfast_node.delivery.deliveries import Deliveries
+from holdfast_node.effects.alarms import ObjectAlarms
+from holdfast_node.effects.due_index import DueIndex
+from holdfast_node.effects.expiry import ExpiryIndex
+from holdfast_node.effects.sent import Sent
 from holdfast_node.outgoing import Notifier, ObjectCalls, Outgoing
 from holdfast_node.replies import object_digest
 from holdfast_node.shards import Shard
@@ -25,7 +29,25 @@ from holdfast_node.store import Store
 from holdfast_node.turn import Turn
 
 _log = logging.getLogger("holdfast.objects")
-_TAKEN_MAX = 256
+_MARKS_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What all objects of a node have in common.
+
+    `outgoing`: what takes calls to other objects. `sent`: what they send. `alarms` and `expiry`: what is due when. `account`: takes
+    note of what an activation's cache has grown or shrunk by.
+    """
+
+    store: Store
+    limits: Limits
+    outgoing: Outgoing
+    sent: Sent
+    alarms: DueIndex
+    expiry: ExpiryIndex
+    account: Callable[[Activation], None]
+    tracing: Tracing | None = None
 
 
 class RowReader:
@@ -64,12 +86,9 @@ class Activation:
     """
 
     __slots__ = (
-        "_account",
         "_alarms",
-        "_deliveries",
-        "_outgoing",
-        "_store",
-        "_taken",
+        "_dedup_marks",
+        "_environment",
         "cached_bytes",
         "deactivating",
         "digest",
@@ -91,32 +110,17 @@ class Activation:
         "turn",
     )
 
-    def __init__(
-        self,
-        kind: Kind,
-        key: str,
-        shard: Shard,
-        store: Store,
-        limits: Limits,
-        outgoing: Outgoing,
-        deliveries: Deliveries,
-        stats: KindStats,
-        account: Callable[[Activation], None],
-    ) -> None:
-        """`account`: takes note of what its cache has grown or shrunk by."""
+    def __init__(self, environment: Environment, kind: Kind, key: str, shard: Shard, stats: KindStats) -> None:
+        self._environment = environment
         self.stats = stats
-        self._account = account
         self.kind = kind
         self.key = key
         self.shard = shard
-        self._outgoing = outgoing
-        self._deliveries = deliveries
-        self._store = store
         self._alarms: ObjectAlarms | None = None
-        self._taken: dict[bytes, bytes] | None = None
+        self._dedup_marks: dict[bytes, bytes] | None = None
         self.row_prefix = keys.row_prefix(shard.number, kind.name, key)
         """What the keys of the user's rows begin with in the store."""
-        self.storage = Rows(RowReader(store, self.row_prefix), limits, shard)
+        self.storage = Rows(RowReader(environment.store, self.row_prefix), environment.limits, shard)
         self.instance: DurableObject | None = None
         self.turn: Turn | None = None
         self.mailbox: deque[Turn] | None = None
@@ -156,7 +160,7 @@ class Activation:
         if self.last_entry is entry:
             self.last_entry = None
             self.storage.settle()
-            self._account(self)
+            self._environment.account(self)
 
     @property
     def in_chain(self) -> str:
@@ -170,7 +174,7 @@ class Activation:
     # -- expiry of the whole object
 
     def _stored_expiry(self) -> int:
-        raw = self._store.get("state", keys.expiry_key(self.shard.number, self.kind.name, self.key))
+        raw = self._environment.store.get("state", keys.expiry_key(self.shard.number, self.kind.name, self.key))
         return 0 if raw is None else int.from_bytes(raw, "big")
 
     def has_expired(self) -> bool:
@@ -196,23 +200,23 @@ class Activation:
 
     # -- notifications that it gets
 
-    def took(self, notification: bytes) -> bool:
+    def already_received(self, notification: bytes) -> bool:
         """Whether the object has taken this notification, or a later one of the same sender, before; perhaps not committed yet."""
         sequence, sender = notification[: keys.SEQUENCE_BYTES], notification[keys.SEQUENCE_BYTES :]
-        last = None if self._taken is None else self._taken.get(sender)
+        last = None if self._dedup_marks is None else self._dedup_marks.get(sender)
         if last is None:
-            last = self._store.get("state", keys.mark_key(self.shard.number, self.kind.name, self.key, sender))
+            last = self._environment.store.get("state", keys.mark_key(self.shard.number, self.kind.name, self.key, sender))
         return last is not None and sequence <= last[: keys.SEQUENCE_BYTES]
 
-    def take(self, notification: bytes) -> tuple[bytes, bytes]:
-        """The running turn takes this notification: the row that says so."""
+    def record(self, notification: bytes) -> tuple[bytes, bytes]:
+        """The running turn takes this notification: its dedup mark, the row that says so."""
         sequence, sender = notification[: keys.SEQUENCE_BYTES], notification[keys.SEQUENCE_BYTES :]
-        taken = self._taken
-        if taken is None:
-            taken = self._taken = {}
-        elif len(taken) >= _TAKEN_MAX and self.uncommitted is None and self.storage.settled():
-            taken.clear()  # the store has them
-        taken[sender] = sequence
+        marks = self._dedup_marks
+        if marks is None:
+            marks = self._dedup_marks = {}
+        elif len(marks) >= _MARKS_MAX and self.uncommitted is None and self.storage.settled():
+            marks.clear()  # the store has them
+        marks[sender] = sequence
         key = keys.mark_key(self.shard.number, self.kind.name, self.key, sender)
         return key, sequence + self.shard.time_bytes
 
@@ -228,17 +232,17 @@ class Activation:
 
     @property
     def objects(self) -> Objects:
-        return ObjectCalls(self, self._outgoing)
+        return ObjectCalls(self, self._environment.outgoing)
 
     @property
     def alarms(self) -> ObjectAlarms:
         alarms = self._alarms
         if alarms is None:
-            alarms = self._alarms = ObjectAlarms(self, self._store)
+            alarms = self._alarms = ObjectAlarms(self, self._environment.store, self._environment.alarms)
         return alarms
 
     def notify(self, kind: type | str, key: str, delay: timedelta | None) -> Notifier:
-        return Notifier(self, self._deliveries, kind, key, delay)
+        return Notifier(self, self._environment.sent, kind, key, delay)
 
     @property
     def request(self) -> Turn:

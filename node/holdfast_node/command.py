@@ -23,9 +23,9 @@ from holdfast_cluster.membership import Refused
 
 from holdfast_node.commit import EXIT_STORE_FAILED
 from holdfast_node.config import NodeConfig
-from holdfast_node.delivery.outbox import OutboxLimits
 from holdfast_node.directory import WrongDirectory
 from holdfast_node.disk_space import EXIT_DISK_FULL
+from holdfast_node.effects.outbox import OutboxLimits
 from holdfast_node.engine import EngineLimits
 from holdfast_node.server import NodeServer
 from holdfast_node.store import StoreError, is_no_space

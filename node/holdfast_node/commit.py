@@ -311,6 +311,18 @@ class Committer:
         self.commit_seconds = Histogram()
         """From the first write of an entry to its commit."""
 
+    @property
+    def store(self) -> Store:
+        return self._store
+
+    def flush_visible(self) -> None:
+        """Have the store show all that is committed: it may be staged still."""
+        self._flusher.write()
+
+    async def drain(self) -> None:
+        """Wait until nothing gathers and no flush is under way."""
+        await self._flusher.drain()
+
     def entry(self, shard: Shard) -> Entry:
         """The entry that a turn of this shard that ends now belongs to."""
         entry = shard.gathering

@@ -44,31 +44,26 @@ from holdfast.ids import EFFECT, RequestIds
 from holdfast.object import DurableObject
 from holdfast.signature import Handler, Sending
 from holdfast.storage import Limits
-from holdfast.tracing import Tracing
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.dispatch import KEY_BYTES_MAX
-from holdfast_cluster.kinds import KnownKinds
 from holdfast_cluster.model import SEND
-from holdfast_cluster.ring import shard_of
 
 from holdfast_node import keys
-from holdfast_node.activation import Activation, LastError
+from holdfast_node.activation import Activation, Environment, LastError
 from holdfast_node.activations import Activations
-from holdfast_node.commit import Committer, Entry, Flusher
-from holdfast_node.delivery.alarms import AlarmChange, Firing, Inside, LetterChange
-from holdfast_node.delivery.deliveries import Deliveries, Forget
-from holdfast_node.delivery.outbox import OutboxLimits
+from holdfast_node.commit import Committer, Entry
+from holdfast_node.effects.outbox import OutboxLimits
 from holdfast_node.hosting import ShardKinds
 from holdfast_node.hottest import SAMPLE, Hottest
-from holdfast_node.outgoing import Notify, Outgoing, delay_of, sent_by_client
+from holdfast_node.internal import Firing, InternalHandler
+from holdfast_node.outgoing import delay_of, sent_by_client
 from holdfast_node.reading import ReadContext
 from holdfast_node.replication.changes import Until
 from holdfast_node.replies import ResponseCache, identity_of
 from holdfast_node.shards import Shard, Shards
 from holdfast_node.spans import TurnSpan
 from holdfast_node.stats import KindStats
-from holdfast_node.store import Store
 from holdfast_node.turn import COMMITTING, DONE, ON_ACTIVATE_CALLS, QUEUED, RUNNING, ReplyPort, Turn
 
 log = logging.getLogger(__name__)
@@ -114,36 +109,25 @@ class Engine:
     def __init__(
         self,
         app: App,
-        store: Store,
-        flusher: Flusher,
-        shards_total: int,
-        shards: Shards,
-        responses: ResponseCache,
-        outgoing: Outgoing,
         limits: EngineLimits,
-        append: Callable[[list[Entry]], None],
-        tracing: Tracing | None = None,
-        known: KnownKinds | None = None,
+        shards: Shards,
+        committer: Committer,
+        responses: ResponseCache,
+        environment: Environment,
+        activations: Activations,
+        kinds: ShardKinds,
     ) -> None:
-        """`append` takes the entries of shards that have replicas, and settles them. `known`: the cluster's kinds."""
         self._app = app
-        self._store = store
-        self._shards_total = shards_total
-        self._shards = shards
-        self._responses = responses
-        self._outgoing = outgoing
-        self._tracing = tracing
         self._limits = limits
+        self._shards = shards
+        self._committer = committer
+        self._responses = responses
+        self._environment = environment
+        self._activations = activations
+        self._kinds = kinds
+        self._tracing = environment.tracing
         self._loop = asyncio.get_running_loop()
-        self._flusher = flusher
-        self._committer = Committer(store, flusher, append)
-        self._activations = Activations()
-        self.kinds = ShardKinds(
-            app.kinds, known or KnownKinds(0.0, boottime), store, shards, self._activations.of_shards, self._loop.time
-        )
-        self.deliveries = Deliveries(
-            app, store, shards, outgoing, self, self.kinds, self._committer.entry, flusher.write, limits.outbox
-        )
+        shards.listeners.append(self.drop_shards)
         self._in_flight: dict[bytes, Turn] = {}
         self._deadlines = Deadlines(self._in_flight, self._expire)
         self._draining = False
@@ -206,7 +190,7 @@ class Engine:
                 raise WrongOwner(f"shard {shard.number} is not served by this node at the moment", definite=True, retryable=True)
             method = call.method
             found = activation.kind.handlers.get(method) or activation.kind.handler(method)
-            handler: Handler | Sending | Inside = found
+            handler: Handler | Sending | InternalHandler = found
             if call.send or found.reads:
                 handler = _runs_beside(found, call, shard)
             attempt = call.attempt
@@ -214,7 +198,7 @@ class Engine:
             again = attempt or request_id[0] >= EFFECT or responses.may_have_run(request_id, now)
             if (again or now < shard.look_until) and not handler.reads:
                 if call.notification:
-                    if activation.took(call.notification):
+                    if activation.already_received(call.notification):
                         handler = _AGAIN  # as a turn of its own, so that its answer waits for what the first one's waits for
                         other = pb.Call()  # the sender, on this very node perhaps, still has the one that came
                         other.CopyFrom(call)
@@ -222,7 +206,7 @@ class Engine:
                         call = other
                 else:
                     if again:
-                        self._flusher.write()  # what is committed may be staged still
+                        self._committer.flush_visible()  # what is committed may be staged still
                     identity = identity_of(activation.digest, handler, call)  # type: ignore[arg-type]
                     kept = responses.find(shard, identity, call, before=not again)
                     if kept is not None:
@@ -248,7 +232,9 @@ class Engine:
         else:
             self._enqueue(activation, call, handler, port)
 
-    def _enqueue(self, activation: Activation, call: pb.Call, handler: Handler | Sending | Firing | Inside, port: ReplyPort) -> None:
+    def _enqueue(
+        self, activation: Activation, call: pb.Call, handler: Handler | Sending | Firing | InternalHandler, port: ReplyPort
+    ) -> None:
         """Start a turn, or have it wait for those before it."""
         request_id = call.request_id
         shard = activation.shard
@@ -281,7 +267,7 @@ class Engine:
         size = len(call.key.encode())
         if not 0 < size <= KEY_BYTES_MAX:
             raise InvalidArgument(f"an object's key has 1 to {KEY_BYTES_MAX} bytes, this one {size}", path="key", definite=True)
-        number = shard_of(call.kind, call.key, self._shards_total)
+        number = self._shards.number_of(call.kind, call.key)
         shard = self._shards.get(number)
         if (
             shard is None or shard.until <= boottime() or ((self._draining or shard.closing) and not call.chain)
@@ -289,21 +275,11 @@ class Engine:
             raise WrongOwner(f"shard {number} is not served by this node", definite=True, retryable=True)
         kind = self._app.kinds.get(call.kind)
         if kind is None:
-            raise self.kinds.refusal(shard, call.kind, call.key, call.attempt)
+            raise self._kinds.refusal(shard, call.kind, call.key, call.attempt)
         while len(self._activations) >= self._limits.activations_max:
             if not self._evict_oldest():
                 raise _overloaded(f"{self._limits.activations_max} objects are active and busy on this node")
-        activation = Activation(
-            kind,
-            call.key,
-            shard,
-            self._store,
-            self._limits.storage,
-            self._outgoing,
-            self.deliveries,
-            self.stats[kind.name],
-            self._activations.account,
-        )
+        activation = Activation(self._environment, kind, call.key, shard, self.stats[kind.name])
         self._activations.add(activation)
         shard.kinds.add(kind.name)
         self.activations_created += 1
@@ -361,7 +337,7 @@ class Engine:
         if not self.turns % SAMPLE:
             self.hottest.note((activation.kind.name, activation.key))
         self._starting = True
-        if activation.instance is None and type(handler) is not Inside:
+        if activation.instance is None and type(handler) is not InternalHandler:
             turn.run(self._first(turn))
         elif handler.is_async:
             try:
@@ -476,7 +452,9 @@ class Engine:
 
     # -- calls beside turns
 
-    def _run_beside(self, activation: Activation, call: pb.Call, handler: Handler | Sending | Inside, port: ReplyPort) -> None:
+    def _run_beside(
+        self, activation: Activation, call: pb.Call, handler: Handler | Sending | InternalHandler, port: ReplyPort
+    ) -> None:
         """Run a call that waits for no turn: a read, or one that is stored to be run later."""
         now = self._loop.time()
         activation.last_used = now
@@ -492,7 +470,7 @@ class Engine:
         if activation.reads is None:
             activation.reads = set()
         activation.reads.add(turn)
-        turn.reading = context = ReadContext(activation, self._outgoing, turn)
+        turn.reading = context = ReadContext(activation, self._environment.outgoing, turn)
 
         async def run() -> Any:
             result = handler.invoke(context.make_instance(), call.arguments, call.codec == pb.CODEC_JSON)
@@ -537,20 +515,17 @@ class Engine:
         try:
             if shard.read_only is not None:
                 raise _read_only(turn)
-            sent = sent_by_client(turn, handler.handler)
-            sender = (sent.row.sender_kind, sent.row.sender_key)
-            full = self.deliveries.room_delayed(shard) if sent.delay_ms else self.deliveries.room(shard, sender, 0)
-            if full is not None:
-                raise Overloaded(full, definite=True, retryable=True, retry_after_s=1.0)
-            self.deliveries.prepare(shard)
+            sent = self._environment.sent
+            effect = sent_by_client(sent, turn, handler.handler)
+            sent.check_room(shard, (effect.row.sender_kind, effect.row.sender_key), 0, effect.delay_ms)
             turn.result = _encode(turn, None)
             if turn.attempt and turn.request_id[0] < EFFECT:
                 self._responses.note_retried(turn.request_id)
             identity = identity_of(activation.digest, handler, call)
             entry = self._committer.entry(shard)
-            self.deliveries.stage(entry, sent)
+            effect.stage(entry)
             entry.replies.append(self._responses.row(shard, identity, activation.hash, turn.request_id, turn.result))
-            entry.bytes += len(sent.raw)
+            entry.bytes += len(effect.raw)
         except HoldfastError as refusal:
             refusal.request_id = turn.request_id
             turn.error = error_to_proto(refusal, call.codec)
@@ -587,30 +562,30 @@ class Engine:
         if shard.read_only is not None:
             raise _read_only(turn)
         prefix = activation.row_prefix
-        cleared, writes, deletes = activation.storage.take(prefix)
-        if activation.storage.beside:
-            self.deliveries.prepare(shard)
+        storage = activation.storage
+        cleared, writes, deletes = storage.take(prefix)
+        expires = storage.some_expire or activation.expiry_ms or activation.kind.options.ttl is not None
+        if expires:
+            self._environment.expiry.of(shard)  # raises what is wrong with it: staging cannot fail
         entry = self._committer.entry(shard)
         if cleared:
             end = keys.after(prefix)
             assert end is not None
             entry.rows.append((prefix, Until(end)))
         entry.rows += writes
-        entry.bytes += activation.storage.write_bytes + len(turn.result)
+        entry.bytes += storage.write_bytes + len(turn.result)
         if deletes or cleared:
             entry.deletes = True
-        if activation.storage.emptied:
-            for name in list(activation.alarms.rows):
-                entry.rows += activation.alarms.stage(AlarmChange(name, None))
-        if activation.storage.beside:
-            self._write_beside(activation, entry)
-        if activation.storage.some_expire:
-            self.deliveries.expiry.stage_rows(entry, activation, writes)
-        if activation.expiry_ms or activation.kind.options.ttl is not None:
-            self.deliveries.expiry.stage_object(entry, activation, type(turn.handler) is Inside and turn.handler.deletes)
+        if storage.emptied:
+            activation.alarms.stage_all_gone(entry)
+        for effect in storage.effects:
+            effect.stage(entry)  # type: ignore[attr-defined]
+        if expires:
+            handler = turn.handler
+            self._environment.expiry.stage(entry, activation, writes, type(handler) is InternalHandler and handler.deletes)
         request_id = turn.request_id
         if turn.call.notification:
-            entry.rows.append(activation.take(turn.call.notification))
+            entry.rows.append(activation.record(turn.call.notification))
         elif type(turn.handler) is Handler:
             if turn.attempt and request_id[0] < EFFECT:
                 self._responses.note_retried(request_id)
@@ -618,26 +593,6 @@ class Engine:
             entry.replies.append(self._responses.row(shard, identity, activation.hash, request_id, turn.result))
         activation.wrote_to(entry)
         return entry
-
-    def _write_beside(self, activation: Activation, entry: Entry) -> None:
-        """What a turn did beside its rows: notifications, alarms, a dead letter."""
-        for what in activation.storage.beside:
-            match what:
-                case Notify():
-                    self.deliveries.stage(entry, what)
-                case AlarmChange():
-                    entry.rows += activation.alarms.stage(what)
-                    entry.deletes = True
-                    if what.record is not None:
-                        self.deliveries.due_at(entry, what.record.due_ms, keys.ALARMS)
-                case Forget(delayed):
-                    self.deliveries.forget(entry, (activation.kind.name, activation.key), delayed)
-                case LetterChange(raw, gone):
-                    if raw:
-                        self.deliveries.bury_alarm(entry, raw)
-                    if gone:
-                        entry.rows.append((gone, None))
-                        entry.deletes = True
 
     def _next(self, activation: Activation) -> None:
         """Start the turns that wait for an object, until one of them has to wait itself."""
@@ -870,21 +825,20 @@ class Engine:
                 activation.turn.cancel()
             for read in list(activation.reads or ()):
                 read.cancel()
-        self.deliveries.drop(shards)
         for shard in shards:
             entry, shard.gathering = shard.gathering, None
             if entry is not None:
                 entry.abandoned = True
                 entry.settle()
 
-    # -- Holdfast's own turns; holdfast_node.delivery.firing.Turns
+    # -- Holdfast's own turns; holdfast_node.internal.InternalTurns
 
-    def run_inside(
+    def run_internal(
         self,
         kind: str,
         key: str,
         request_id: bytes,
-        handler: Callable[[Activation], Firing | Inside],
+        handler: Callable[[Activation], Firing | InternalHandler],
         done: Callable[[pb.Error | None], None],
         timeout_s: float = 0.0,
         metadata: dict[str, str] | None = None,
@@ -956,7 +910,7 @@ class Engine:
 
     def forget_responses(self) -> None:
         """Have the owned shards forget the kept replies whose time has passed; call it about once a minute."""
-        self._flusher.write()
+        self._committer.flush_visible()
         now = boottime()
         for shard in self._shards.serving(now):
             if not shard.closing and shard.read_only is None and (due := self._responses.due(shard)) is not None:
@@ -1067,7 +1021,7 @@ class Engine:
             if turn.state == RUNNING:
                 turn.cancel()
         await asyncio.sleep(0)
-        await self._flusher.drain()
+        await self._committer.drain()
 
     async def close(self) -> None:
         """Stop for good."""
@@ -1101,7 +1055,7 @@ def _on_evict(self: object) -> None:
 
 
 _EVICT = Handler("on_evict", _on_evict, "DurableObject")
-_AGAIN = Inside("a notification that was taken before", lambda: None)
+_AGAIN = InternalHandler("a notification that was taken before", lambda: None)
 
 
 def _encode(turn: Turn, value: Any) -> bytes:
@@ -1117,7 +1071,7 @@ def _encode(turn: Turn, value: Any) -> bytes:
         raise TypeError(f"{turn.handler.name}() returned what cannot be sent: {error}{hint}") from None
 
 
-async def _as_coroutine(handler: Handler | Sending | Firing | Inside, instance: Any, call: pb.Call) -> Any:
+async def _as_coroutine(handler: Handler | Sending | Firing | InternalHandler, instance: Any, call: pb.Call) -> Any:
     return handler.invoke(instance, call.arguments, call.codec == pb.CODEC_JSON)
 
 

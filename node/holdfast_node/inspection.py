@@ -20,14 +20,14 @@ from holdfast.storage import read_expiry, read_value
 from holdfast.v1 import admin_pb2
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clock import boottime
-from holdfast_cluster.ring import shard_of
 
 from holdfast_node import keys
 from holdfast_node.activation import Activation
-from holdfast_node.delivery.alarms import Inside
-from holdfast_node.delivery.deliveries import Forget
-from holdfast_node.delivery.records import decode_alarm
-from holdfast_node.engine import REST_PATIENCE_S, Engine
+from holdfast_node.effects.records import decode_alarm
+from holdfast_node.effects.sent import ForgetSent
+from holdfast_node.engine import REST_PATIENCE_S
+from holdfast_node.internal import InternalHandler
+from holdfast_node.object_host import ObjectHost
 from holdfast_node.replication.replica import Replica
 from holdfast_node.shards import Shard, Shards
 from holdfast_node.store import Store
@@ -52,19 +52,16 @@ class Inspection:
         self,
         store: Store,
         shards: Shards,
-        engine: Engine,
-        shards_total: int,
-        show: Callable[[], None],
+        objects: ObjectHost,
         replica: Callable[[int], Replica | None],
         node: Callable[[], str],
         stats: Callable[[], admin_pb2.StatsResponse],
     ) -> None:
-        """`show` has the store show all that is committed."""
         self._store = store
         self._shards = shards
-        self._engine = engine
-        self._shards_total = shards_total
-        self._show = show
+        self._engine = objects.engine
+        self._sent = objects.sent
+        self._show = objects.writes.show
         self._replica = replica
         self._node = node
         self._stats = stats
@@ -168,7 +165,7 @@ class Inspection:
 
     async def explain(self, request: admin_pb2.ExplainRequest) -> admin_pb2.ExplainResponse:
         """What an object is doing. Says what is known also while the shard is not served."""
-        number = shard_of(request.kind, request.key, self._shards_total)
+        number = self._shards.number_of(request.kind, request.key)
         shard = self._shards.get(number)
         if shard is None:
             raise WrongOwner(f"shard {number} is not owned by this node", definite=True, retryable=True)
@@ -229,9 +226,9 @@ class Inspection:
         response.expires_ms = self._expiry(shard, request.kind, request.key)
 
     def _explain_outbox(self, shard: Shard, sender: tuple[str, str], response: admin_pb2.ExplainResponse) -> None:
-        notes = self._engine.deliveries.outbox.of(shard, sender)
+        notes = self._sent.notifications.outbox.of(shard, sender)
         response.outbox = len(notes)
-        response.sent_by_clients = len(self._engine.deliveries.outbox.from_clients(shard, sender))
+        response.sent_by_clients = len(self._sent.notifications.outbox.from_clients(shard, sender))
         if notes:
             oldest = min(notes, key=lambda note: (note.row.created_ms, note.sequence))
             response.outbox_oldest_ms, response.outbox_error = oldest.row.created_ms, oldest.row.error[:2_000]
@@ -306,14 +303,14 @@ class Inspection:
             else:
                 done.set_exception(error_from_proto(error))
 
-        def handler(activation: Activation) -> Inside:
+        def handler(activation: Activation) -> InternalHandler:
             async def delete() -> None:
                 nonlocal existed
                 existed = await self._delete_in_turn(activation)
 
-            return Inside("(delete)", delete, is_async=True, deletes=True)
+            return InternalHandler("(delete)", delete, is_async=True, deletes=True)
 
-        self._engine.run_inside(kind, key, effect_id(b"admin", os.urandom(16)), handler, told, REST_PATIENCE_S)
+        self._engine.run_internal(kind, key, effect_id(b"admin", os.urandom(16)), handler, told, REST_PATIENCE_S)
         await done
         return existed
 
@@ -323,23 +320,23 @@ class Inspection:
             await entry.wait()  # what it has sent is in the outbox from then on
         self._show()
         shard, sender = activation.shard, (activation.kind.name, activation.key)
-        delayed = await self._engine.deliveries.delayed_of(shard, sender)
+        delayed = await self._sent.delays.of(shard, sender)
         alarms = activation.alarms
         names = list(alarms.current())
-        sent = bool(delayed or self._engine.deliveries.outbox.of(shard, sender))
+        sent = bool(delayed or self._sent.notifications.outbox.of(shard, sender))
         stored = self._store.any("state", activation.row_prefix, keys.after(activation.row_prefix))
         if stored or names or sent:
             activation.storage.delete_all()
             for name in names:
                 alarms.change(name, None)
             if sent:
-                activation.storage.do_beside(Forget(delayed), 0)
+                activation.storage.add_effect(ForgetSent(self._sent, sender, delayed))
         activation.instance = None
         return bool(stored or names)
 
     def _shard_of(self, kind: str, key: str) -> Shard:
         """The shard of an object, which this node serves now. Raises WrongOwner."""
-        number = shard_of(kind, key, self._shards_total)
+        number = self._shards.number_of(kind, key)
         shard = self._shards.get(number)
         if shard is None or shard.until <= boottime():
             raise WrongOwner(f"shard {number} is not served by this node at the moment", definite=True, retryable=True)

@@ -21,6 +21,7 @@ from prometheus_client.core import Metric
 from holdfast_node.commit import Committer, Flusher
 from holdfast_node.disk_space import DiskWatch
 from holdfast_node.engine import Engine
+from holdfast_node.object_host import ObjectHost
 from holdfast_node.shards import Shards
 from holdfast_node.stats import MethodStats
 from holdfast_node.store import Store
@@ -39,7 +40,7 @@ _CALLS = (
 class NodeMetrics:
     """Collects from the parts of a node. Runs on the loop."""
 
-    engine: Engine
+    objects: ObjectHost
     committer: Committer
     flusher: Flusher
     store: Store
@@ -54,6 +55,10 @@ class NodeMetrics:
     certificates: Certificates | None
     watch: DiskWatch
     time: Time
+
+    @property
+    def engine(self) -> Engine:
+        return self.objects.engine
 
     def collect(self) -> Iterator[Metric]:
         me = self.membership.member
@@ -188,8 +193,7 @@ class NodeMetrics:
         )
 
     def _effects(self) -> Iterator[Metric]:
-        deliveries = self.engine.deliveries
-        counts = deliveries.counts()
+        counts = self.objects.counts()
         yield gauge("holdfast_outbox_depth", "Notifications that wait to be delivered.", counts["outbox"])
         yield gauge("holdfast_outbox_oldest_seconds", "How long the oldest of them has waited.", counts["outbox_oldest_ms"] / 1000)
         yield gauge("holdfast_notifications_delayed", "Notifications whose time has not come.", counts["notifications_delayed"])
@@ -198,9 +202,13 @@ class NodeMetrics:
         )
         yield counter("holdfast_notification_retries", "Attempts to deliver beyond the first.", counts["notification_retries"])
         yield gauge("holdfast_dead_letters", "Notifications and alarms that were given up.", counts["dead_letters"])
-        yield counter("holdfast_deliveries_given_up", "Notifications and alarms that this process has given up.", deliveries.given_up)
-        yield gauge("holdfast_alarms_pending", "Alarms set and not fired, counted every few seconds.", deliveries.census.pending)
-        yield gauge("holdfast_alarms_late", "Those that are due for more than a second.", deliveries.census.late)
+        yield counter(
+            "holdfast_deliveries_given_up", "Notifications and alarms that this process has given up.", self.objects.letters.given_up
+        )
+        yield gauge(
+            "holdfast_alarms_pending", "Alarms set and not fired, counted every few seconds.", self.objects.alarm_counter.pending
+        )
+        yield gauge("holdfast_alarms_late", "Those that are due for more than a second.", self.objects.alarm_counter.late)
         yield counter("holdfast_alarms_fired", "Alarms whose handler has run.", counts["alarms_fired"])
         yield counter("holdfast_expired", "Values and objects removed because their ttl had passed.", counts["expired"])
         yield counter("holdfast_alarm_failures", "Times that the handler of an alarm failed.", counts["alarms_failed"])

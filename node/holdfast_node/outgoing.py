@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -12,19 +11,19 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from holdfast import codec
 from holdfast.app import kind_name
 from holdfast.deadlines import checked_timedelta, checked_timeout
-from holdfast.errors import InvalidArgument, Overloaded, TooLarge, error_from_proto
+from holdfast.errors import InvalidArgument, TooLarge, error_from_proto
 from holdfast.ids import EFFECT
 from holdfast.signature import Handler, check_notified, decode_result, encode_arguments, return_type
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.dispatch import KEY_BYTES_MAX, DispatchLimits
 
-from holdfast_node.delivery.records import Notification, carried, encode
+from holdfast_node.effects.records import Notification, carried
+from holdfast_node.effects.sent import SendNotification, Sent
 from holdfast_node.turn import RUNNING
 
 if TYPE_CHECKING:
     from holdfast_node.activation import Activation
     from holdfast_node.commit import Entry
-    from holdfast_node.delivery.deliveries import Deliveries
     from holdfast_node.turn import Turn
 
 T = TypeVar("T")
@@ -133,21 +132,12 @@ class _Stub:
         return decode_result(result, returns, self._name, method)
 
 
-@dataclass(frozen=True, slots=True)
-class Notify:
-    """A notification that the running turn sends, if it commits. `raw`: the row as it is stored."""
-
-    row: Notification
-    raw: bytes
-    delay_ms: int
-
-
 class Notifier:
     """What `self.notify(kind, key)` returns: every attribute sends one."""
 
-    __slots__ = ("_activation", "_delay_ms", "_deliveries", "_key", "_kind", "_name")
+    __slots__ = ("_activation", "_delay_ms", "_key", "_kind", "_name", "_sent")
 
-    def __init__(self, activation: Activation, deliveries: Deliveries, kind: type | str, key: str, delay: timedelta | None) -> None:
+    def __init__(self, activation: Activation, sent: Sent, kind: type | str, key: str, delay: timedelta | None) -> None:
         if not isinstance(key, str):
             raise TypeError(f"an object's key is text, not {type(key).__name__}: {key!r}")
         if not 0 < len(key.encode()) <= KEY_BYTES_MAX:
@@ -155,7 +145,7 @@ class Notifier:
         if delay is not None and checked_timedelta("a delay", delay) > DELAY_MAX:
             raise ValueError(f"a notification can be delayed by {DELAY_MAX.days} days at most, not by {delay}")
         self._activation = activation
-        self._deliveries = deliveries
+        self._sent = sent
         self._kind = kind
         self._name = kind_name(kind)
         self._key = key
@@ -176,21 +166,15 @@ class Notifier:
         storage = activation.storage
         if len(arguments) > _ARGUMENT_BYTES_MAX:
             raise TooLarge(f"arguments of {len(arguments)} bytes, at most {_ARGUMENT_BYTES_MAX}", definite=True)
-        sent = sum(type(what) is Notify for what in storage.beside)
-        if self._delay_ms:
-            full = self._deliveries.room_delayed(activation.shard)
-        else:
-            full = self._deliveries.room(activation.shard, (activation.kind.name, activation.key), sent)
-        if full is not None:
-            raise Overloaded(full, definite=True, retryable=True, retry_after_s=1.0)
+        before = sum(type(effect) is SendNotification for effect in storage.effects)
+        self._sent.check_room(activation.shard, (activation.kind.name, activation.key), before, self._delay_ms)
         now_ms = activation.shard.clock.now_ms()
         row = Notification(activation.kind.name, activation.key, self._name, self._key, method, arguments, now_ms)
         if activation.turn is not None:
             row.options = carried(activation.turn.call)
             if activation.turn.span is not None:
                 row.trace = activation.turn.span.header()
-        raw = encode(row)  # what cannot be stored is found out here: what a turn did is staged without fail
-        storage.do_beside(Notify(row, raw, self._delay_ms), len(raw) + 60)
+        storage.add_effect(SendNotification(self._sent, row, self._delay_ms))
 
 
 def delay_of(call: pb.Call) -> int:
@@ -200,7 +184,7 @@ def delay_of(call: pb.Call) -> int:
     return call.delay_ms
 
 
-def sent_by_client(turn: Turn, handler: Handler) -> Notify:
+def sent_by_client(sent: Sent, turn: Turn, handler: Handler) -> SendNotification:
     """The notification that a client sends. Raises UnfitArguments; its arguments are stored as msgpack, in which they travel."""
     call = turn.call
     is_json = call.codec == pb.CODEC_JSON
@@ -212,7 +196,7 @@ def sent_by_client(turn: Turn, handler: Handler) -> Notify:
     row.options = carried(call)
     if turn.span is not None:
         row.trace = turn.span.header()
-    return Notify(row, encode(row), delay_of(call))
+    return SendNotification(sent, row, delay_of(call))
 
 
 class _Caller:

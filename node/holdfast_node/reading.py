@@ -15,7 +15,7 @@ from holdfast.object import DurableObject, Objects
 from holdfast.storage import ReadRows, Storage, reads_only
 
 from holdfast_node.commit import Entry
-from holdfast_node.delivery.alarms import shown
+from holdfast_node.effects.alarms import shown
 from holdfast_node.outgoing import ObjectCalls, Outgoing
 from holdfast_node.turn import Turn
 

@@ -36,9 +36,8 @@ from holdfast_cluster.streams import StreamServer
 
 from holdfast_node import heat, hosting
 from holdfast_node.assignments import KeptAssignments
-from holdfast_node.commit import Entry, Flusher
+from holdfast_node.commit import Committer, Entry, Flusher
 from holdfast_node.config import NodeConfig
-from holdfast_node.delivery.letters import Letters
 from holdfast_node.directory import DataDirectory
 from holdfast_node.disk_mark import DiskMark
 from holdfast_node.disk_space import DiskWatch, Level, wait_for_room
@@ -46,6 +45,7 @@ from holdfast_node.engine import Engine
 from holdfast_node.inspection import Inspection
 from holdfast_node.liveness import Liveness, Watchdog
 from holdfast_node.metrics import NodeMetrics
+from holdfast_node.object_host import HostOptions, ObjectHost
 from holdfast_node.peer import LocalPipe, PeerService, WaitingRoom
 from holdfast_node.replication import ReplicationSettings
 from holdfast_node.replication.disk import CopyStore
@@ -57,7 +57,8 @@ from holdfast_node.replication.slowness import LOOK_S
 from holdfast_node.replication.snapshots import CHANNEL_OPTIONS, SnapshotReceiver, SnapshotSender
 from holdfast_node.replication.swaps import EtcdSwaps
 from holdfast_node.replies import ResponseCache
-from holdfast_node.shards import Shard, Shards
+from holdfast_node.services.letters_admin import DeadLetterAdmin
+from holdfast_node.shards import Shards
 from holdfast_node.single import SingleCopies
 from holdfast_node.store import Batch, Store
 
@@ -171,7 +172,7 @@ class NodeServer:
         local = LocalPipe(liveness)
         certificates = config.certificates
         dispatcher = Dispatcher(feed, config.dispatch, (node_id, local), certificates)
-        self._shards = shards = Shards(self._drop_shards, time)
+        self._shards = shards = Shards(settings.shards, time)
 
         def identity() -> str:
             return f"{node_id}:{self._member.incarnation if self._member else 0}"
@@ -186,28 +187,18 @@ class NodeServer:
         kinds = KnownKinds(config.repair_after_s, boottime)
         feed.listeners.append(kinds.follow)
         tracing = None if not config.trace else trace_process("holdfast-node", node_id, config.trace)
-        self._engine = engine = Engine(
-            self._app,
-            self._store,
-            flusher,
-            settings.shards,
-            shards,
-            responses,
-            dispatcher,
-            config.limits,
-            _no_replicas if replication is None else replication.replicas.append,
-            tracing,
-            kinds,
+        committer = Committer(self._store, flusher, _no_replicas if replication is None else replication.replicas.append)
+        self._objects = objects = ObjectHost(
+            self._app, HostOptions(config.limits, kinds, tracing), committer, shards, responses, dispatcher
         )
+        self._engine = engine = objects.engine
         if replication is not None:
             replication.connect(engine, feed)
         local.connect(engine, dispatcher)
         inspection = Inspection(
             self._store,
             shards,
-            engine,
-            settings.shards,
-            flusher.write,
+            objects,
             _no_replica if replication is None else replication.replica,
             lambda: node_id,
             self.stats,
@@ -232,7 +223,9 @@ class NodeServer:
                 "Stats": stats,
                 "Known": known,
                 "Clock": clock,
-                **Letters(self._store, shards, engine.deliveries).answers(),
+                **DeadLetterAdmin(
+                    self._store, shards, objects.writes, objects.letters, objects.notifications, objects.alarms
+                ).answers(),
                 **inspection.answers(),
             },
             None if replication is None else replication.links,
@@ -310,7 +303,7 @@ class NodeServer:
                 replication.replicas.follow(view)
 
             shards.features.on = view.features
-            engine.deliveries.follow(frozenset(view.pauses))
+            objects.pauses.follow(frozenset(view.pauses))
 
         feed.listeners.append(follow)
         self._controller = controller = Controller(
@@ -333,8 +326,8 @@ class NodeServer:
         try:
             if config.metrics_port is not None:
                 metrics = NodeMetrics(
-                    engine,
-                    engine.committer,
+                    objects,
+                    committer,
                     flusher,
                     self._store,
                     shards,
@@ -374,7 +367,7 @@ class NodeServer:
                         ),
                         name="cluster time",
                     ),
-                    group.create_task(hosting.tell(engine.kinds, feed, etcd, keys, membership), name="hosting"),
+                    group.create_task(hosting.tell(objects.kinds, feed, etcd, keys, membership), name="hosting"),
                 ]
                 if replication is not None:
                     tasks.append(group.create_task(replication.run(), name="replication"))
@@ -454,13 +447,10 @@ class NodeServer:
             kinds=sorted(self._app.kinds),
             notice=self._controller.notice,
             clock_ahead_s=self._time.wall_ahead_s,
-            **engine.deliveries.counts(),
+            **self._objects.counts(),
             **(self._replication.stats() if self._replication is not None else {}),
             slow_nodes=sorted(self._replication.slow) if self._replication is not None else (),
         )
-
-    def _drop_shards(self, shards: set[Shard]) -> None:
-        self._engine.drop_shards(shards)
 
     async def _tick(self) -> None:
         """What follows the clock: eviction, dropping old replies."""
@@ -469,9 +459,8 @@ class NodeServer:
         dropped = boottime()
         while True:
             await asyncio.sleep(interval)
-            self._engine.tick()
+            self._objects.tick()
             self._engine.hottest.tick(asyncio.get_running_loop().time())
-            self._engine.deliveries.tick()
             if memory_max and rss_bytes() > memory_max:
                 self._engine.evict(0.05)
             if boottime() - dropped > _DROP_REPLIES_S:

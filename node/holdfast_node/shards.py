@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from holdfast.errors import Unavailable
+from holdfast.errors import Unavailable, WrongOwner
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.cluster_time import WALL, Time, WallTime
 from holdfast_cluster.model import EXPIRY, FEATURES
+from holdfast_cluster.ring import shard_of
 
 from holdfast_node import keys
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from holdfast_node.commit import Entry
 
 FOR_EVER = float("inf")
+
+NEVER = 1 << 62
+"""A time, in ms, that does not come."""
 
 TIMED_BUCKET_MS = 120_000
 """Kept replies whose ids tell a time are forgotten by buckets of so much of a shard's time."""
@@ -104,6 +108,15 @@ class Shard:
             self.time_ms += min(passed, _TICK_MAX_S) * 1000
             self._show_time()
 
+    def may_write(self) -> bool:
+        """Whether Holdfast itself may write into the shard now."""
+        return self.owned and not self.closing and self.read_only is None
+
+    def check_owned(self) -> None:
+        """Raises WrongOwner when the shard is not owned any more: the end of a turn that was cancelled, say, brings nothing back."""
+        if not self.owned:
+            raise WrongOwner(f"shard {self.number} is no longer served by this node", retryable=True)
+
     def expiry_ms(self, ttl_ms: int) -> int:
         """When something expires that lives so long from now. Raises Unavailable while a member does not know what expires."""
         self.check_feature(EXPIRY, "values cannot expire")
@@ -137,13 +150,14 @@ class Shard:
 
 
 class Shards:
-    """The owned shards by number. `dropped` is called with those that stop being owned under the epoch they had.
+    """The owned shards by number. `listeners` are called with those that stop being owned under the epoch they had.
 
-    `clock` tells the cluster's time.
+    `total` is the cluster's number of shards. `clock` tells the cluster's time.
     """
 
-    def __init__(self, dropped: Callable[[set[Shard]], None], clock: Time | WallTime = WALL) -> None:
-        self._dropped = dropped
+    def __init__(self, total: int, clock: Time | WallTime = WALL) -> None:
+        self.total = total
+        self.listeners: list[Callable[[set[Shard]], None]] = []
         self.clock = clock
         self.features = Features()
         self._owned: dict[int, Shard] = {}
@@ -153,6 +167,10 @@ class Shards:
     def get(self, number: int) -> Shard | None:
         """The shard if this node owns it; whether it may answer for it now is told by `until`."""
         return self._owned.get(number)
+
+    def number_of(self, kind: str, key: str) -> int:
+        """The number of an object's shard."""
+        return shard_of(kind, key, self.total)
 
     def owned(self) -> list[Shard]:
         return list(self._owned.values())
@@ -182,4 +200,5 @@ class Shards:
                 shard.owned = False
                 shard.until = 0.0
                 del self._owned[shard.number]
-            self._dropped(shards)
+            for listener in self.listeners:
+                listener(shards)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from holdfast.tracing import Tracing
 from holdfast.v1 import objects_pb2 as pb
 
-from holdfast_node.delivery.alarms import Firing
+from holdfast_node.internal import Firing
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from holdfast_node.activation import Activation
     from holdfast_node.commit import Entry
-    from holdfast_node.delivery.alarms import Firing, Inside
+    from holdfast_node.internal import Firing, InternalHandler
     from holdfast_node.reading import ReadContext
     from holdfast_node.shards import Shard
     from holdfast_node.spans import TurnSpan
@@ -109,7 +109,7 @@ class Turn:
         loop: asyncio.AbstractEventLoop,
         activation: Activation,
         call: pb.Call,
-        handler: Handler | Sending | Firing | Inside,
+        handler: Handler | Sending | Firing | InternalHandler,
         port: ReplyPort,
         deadline: float,
         ended: Callable[[Turn, Any, BaseException | None], None],

@@ -99,6 +99,13 @@ class Applied(Protocol):
     applied: bool
 
 
+class Effect(Protocol):
+    """What a turn does beside its object's rows. `size`: bytes that count as written by the turn."""
+
+    @property
+    def size(self) -> int: ...
+
+
 class Storage:
     """`self.storage` of an object. Values are what `holdfast.codec` encodes; keys are text of 1 to 1,024 bytes.
 
@@ -276,10 +283,10 @@ class Rows:
     """The rows of one object for whoever runs its turns, encoded. Keys are checked here, once."""
 
     __slots__ = (
-        "_beside_bytes",
         "_block",
         "_cache",
         "_cleared",
+        "_effect_bytes",
         "_expiring",
         "_limits",
         "_newest",
@@ -291,8 +298,8 @@ class Rows:
         "_turn",
         "_write_bytes",
         "_writes",
-        "beside",
         "cached_bytes",
+        "effects",
         "emptied",
         "some_expire",
     )
@@ -308,13 +315,13 @@ class Rows:
         self._some_failed = False  # of the blocks of this turn
         self._touched: dict[str, object] = {}  # while blocks are open: what has written each row last
         self._write_bytes = 0
-        self._beside_bytes = 0
+        self._effect_bytes = 0
         self._recent: dict[str, tuple[Applied, bytes | None]] | None = None
         self._newest: Applied | None = None
         self._recent_cleared: Applied | None = None
         self._cache: dict[str, bytes | None] = {}
         self.cached_bytes = 0
-        self.beside: list[Any] = []
+        self.effects: list[Effect] = []
         """What the open turn does beside its rows, in order: commits with them, and is undone with them."""
         self.some_expire = False
         """Whether the open turn has written a value that expires; perhaps undone since."""
@@ -428,7 +435,7 @@ class Rows:
                 block.undo.append(partial(self._undo_clearing, cleared, dict(writes), dict(self._touched), self._cleared))
             self._touched.clear()
         writes.clear()
-        self._write_bytes = self._beside_bytes
+        self._write_bytes = self._effect_bytes
         self._cleared = cleared
 
     @contextmanager
@@ -531,7 +538,7 @@ class Rows:
         self._writes = before | writes
         self._touched = touched_before | self._touched
         self._cleared = cleared_before
-        self._write_bytes = self._beside_bytes + sum(self._counted(self._writes, key) for key in self._writes)
+        self._write_bytes = self._effect_bytes + sum(self._counted(self._writes, key) for key in self._writes)
 
     # -- what may be written
 
@@ -572,7 +579,7 @@ class Rows:
         self._turn += 1
         self._block = None
         self._some_failed = self.some_expire = self.emptied = False
-        self._write_bytes = self._beside_bytes = 0
+        self._write_bytes = self._effect_bytes = 0
         if self._recent:
             self.settle()
 
@@ -584,33 +591,34 @@ class Rows:
     def rollback(self) -> None:
         """Close the turn and forget what it wrote."""
         self._writes = None
-        self.beside.clear()
+        self.effects.clear()
         self._cleared = None
 
     def changed(self) -> bool:
         """Whether the open turn wrote anything."""
-        return bool(self._writes) or bool(self.beside) or (self._cleared is not None and self._cleared is not _EXPIRED)
+        return bool(self._writes) or bool(self.effects) or (self._cleared is not None and self._cleared is not _EXPIRED)
 
     def is_open(self) -> bool:
         """Whether a turn is open."""
         return self._writes is not None
 
-    def do_beside(self, what: Any, size: int) -> None:
-        """Note what the open turn does beside its rows; `size` counts as written bytes."""
+    def add_effect(self, effect: Effect) -> None:
+        """Add what the open turn does beside its rows."""
         if self._writes is None:
             raise _outside()
+        size = effect.size
         if self._write_bytes + size > self._limits.turn_bytes:
             raise self._turn_too_large()
         if (self._block is not None or self._some_failed) and (block := self._own_block()) is not None:
-            block.undo.append(partial(self._undo_beside, what, size))
+            block.undo.append(partial(self._undo_effect, effect, size))
         self._write_bytes += size
-        self._beside_bytes += size
-        self.beside.append(what)
+        self._effect_bytes += size
+        self.effects.append(effect)
 
-    def _undo_beside(self, what: Any, size: int) -> None:
-        self.beside[:] = [other for other in self.beside if other is not what]
+    def _undo_effect(self, effect: Effect, size: int) -> None:
+        self.effects[:] = [other for other in self.effects if other is not effect]
         self._write_bytes -= size
-        self._beside_bytes -= size
+        self._effect_bytes -= size
 
     def take(self, prefix: bytes = b"") -> tuple[bool, Writes, bool]:
         """The open turn's writes: whether everything before them was deleted, the rows, `prefix` before their keys, and
@@ -623,8 +631,8 @@ class Rows:
     def close(self, entry: Applied | None) -> None:
         """Close the turn; its writes belong to `entry` (None when it wrote nothing)."""
         writes, self._writes = self._writes, None
-        if self.beside:
-            self.beside.clear()
+        if self.effects:
+            self.effects.clear()
         if entry is None:
             return
         assert writes is not None

@@ -29,7 +29,7 @@ PACKAGES = ("sdk", "cluster", "node", "gateway")
 STRUCTS = (
     "cluster/holdfast_cluster/model.py",
     "cluster/holdfast_cluster/streams.py",
-    "node/holdfast_node/delivery/records.py",
+    "node/holdfast_node/effects/records.py",
     "node/holdfast_node/replication/changes.py",
     "node/holdfast_node/replication/disk.py",
     "node/holdfast_node/replication/events.py",

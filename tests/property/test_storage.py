@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from holdfast.storage import Limits, MemoryReader, Rows, Storage
@@ -86,7 +87,7 @@ BLOCK = st.deferred(
             st.tuples(st.just("put_many"), st.dictionaries(KEYS, st.integers(0, 9), max_size=3)),
             st.tuples(st.just("delete"), KEYS),
             st.tuples(st.just("delete_all")),
-            st.tuples(st.just("beside")),
+            st.tuples(st.just("effect")),
             st.tuples(st.just("block"), BLOCK, st.booleans()),
         ),
         max_size=6,
@@ -103,7 +104,7 @@ def test_blocks_that_fail_leave_everything_as_it_was_before_them(steps: list[Any
     storage = Storage(rows, None)  # type: ignore[arg-type]
     rows.begin()
     model: dict[str, int] = {"a": 7, "b": 7}
-    beside: list[object] = []
+    effects: list[SimpleNamespace] = []
 
     def run(steps: list[Any]) -> None:
         for step in steps:
@@ -120,11 +121,11 @@ def test_blocks_that_fail_leave_everything_as_it_was_before_them(steps: list[Any
                 case ("delete_all",):
                     storage.delete_all()
                     model.clear()
-                case ("beside",):
-                    beside.append(object())
-                    rows.do_beside(beside[-1], 5)
+                case ("effect",):
+                    effects.append(SimpleNamespace(size=5))
+                    rows.add_effect(effects[-1])
                 case ("block", inner, fails):
-                    before, beside_before = dict(model), list(beside)
+                    before, effects_before = dict(model), list(effects)
                     try:
                         with storage.transaction():
                             run(inner)
@@ -133,10 +134,10 @@ def test_blocks_that_fail_leave_everything_as_it_was_before_them(steps: list[Any
                     except KeyError:
                         model.clear()
                         model.update(before)
-                        beside[:] = beside_before
+                        effects[:] = effects_before
 
     run(steps)
     assert storage.list() == dict(sorted(model.items()))
-    assert rows.beside == beside
+    assert rows.effects == effects
     _, writes, _ = rows.take()
-    assert rows.write_bytes == 5 * len(beside) + sum(len(key) + len(raw or b"") for key, raw in writes)
+    assert rows.write_bytes == 5 * len(effects) + sum(len(key) + len(raw or b"") for key, raw in writes)

@@ -12,15 +12,17 @@ from holdfast_cluster.dispatch import Dispatcher, Pending
 from holdfast_cluster.pipe import Pipe
 from holdfast_node import keys
 from holdfast_node.activation import Activation
-from holdfast_node.delivery.alarms import Inside, following, shown
-from holdfast_node.delivery.deliveries import Deliveries
-from holdfast_node.delivery.firing import AlarmClock, Fired
-from holdfast_node.delivery.outbox import Note
-from holdfast_node.delivery.records import AlarmRecord
+from holdfast_node.effects.alarms import following, shown
+from holdfast_node.effects.outbox import PendingNotification
+from holdfast_node.effects.records import AlarmRecord
 from holdfast_node.engine import Engine
+from holdfast_node.internal import InternalHandler
+from holdfast_node.object_host import ObjectHost
+from holdfast_node.services.alarms import AlarmService, Fired
+from holdfast_node.services.notifications import NotificationService
 
 
-class KeepsMarksOutsideTheEntry(Engine):
+class _KeepsMarksOutsideTheEntry(Engine):
     """What was taken from whom is written a little after the effect, in an entry of its own."""
 
     def _write(self, turn: Any) -> Any:
@@ -28,8 +30,8 @@ class KeepsMarksOutsideTheEntry(Engine):
         if not marked:
             return super()._write(turn)
         activation: Activation = turn.activation
-        row = activation.take(marked)
-        taken = activation._taken
+        row = activation.record(marked)
+        taken = activation._dedup_marks
         assert taken is not None
         taken.pop(marked[keys.SEQUENCE_BYTES :])
         turn.call.ClearField("notification")
@@ -38,39 +40,41 @@ class KeepsMarksOutsideTheEntry(Engine):
         def later() -> None:
             if activation.shard.owned and not activation.shard.closing:
                 taken[marked[keys.SEQUENCE_BYTES :]] = marked[: keys.SEQUENCE_BYTES]
-                self.deliveries.write(activation.shard, [row])
+                self._environment.sent._writes.write(activation.shard, [row])
 
         asyncio.get_running_loop().call_later(0.05, later)
         return entry
 
 
-class _DropsWhatItSends(Deliveries):
-    def _pump(self) -> None:
-        take = self.outbox.take
+class KeepsMarksOutsideTheEntry(ObjectHost):
+    engine_class = _KeepsMarksOutsideTheEntry
 
-        def and_drop(*given: Any) -> list[Note]:
+
+class _DropsWhatItSends(NotificationService):
+    def _pump(self) -> None:
+        take = self._outbox.take
+
+        def and_drop(*given: Any) -> list[PendingNotification]:
             notes = take(*given)
             for note in notes:
-                if self._may_write(note.shard):
-                    self.write(note.shard, [(keys.index_prefix(note.shard.number, keys.OUTBOX) + note.sequence, None)])
+                if note.shard.may_write():
+                    self._writes.write(note.shard, [(keys.index_prefix(note.shard.number, keys.OUTBOX) + note.sequence, None)])
             return notes
 
-        self.outbox.take = and_drop  # type: ignore[method-assign]
+        self._outbox.take = and_drop  # type: ignore[method-assign]
         try:
             super()._pump()
         finally:
-            self.outbox.take = take  # type: ignore[method-assign]
+            self._outbox.take = take  # type: ignore[method-assign]
 
 
-class DropsNotificationsBeforeTheReceiverCommitted(Engine):
+class DropsNotificationsBeforeTheReceiverCommitted(ObjectHost):
     """Takes a notification out of the outbox as it is sent."""
 
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self.deliveries.__class__ = _DropsWhatItSends
+    notifications_class = _DropsWhatItSends
 
 
-class DoesNotJoinRequestsInFlight(Engine):
+class _DoesNotJoinRequestsInFlight(Engine):
     """Runs a request again that comes again while it is under way."""
 
     def deliver(self, call: pb.Call, port: Any) -> None:
@@ -78,7 +82,11 @@ class DoesNotJoinRequestsInFlight(Engine):
         super().deliver(call, port)
 
 
-class _FiresFromMemory(AlarmClock):
+class DoesNotJoinRequestsInFlight(ObjectHost):
+    engine_class = _DoesNotJoinRequestsInFlight
+
+
+class _FiresFromMemory(AlarmService):
     def fire(self, kind: str, key: str, name: str, due_ms: int, record: AlarmRecord, done: Fired) -> None:
         fired: list[Any] = []
 
@@ -95,24 +103,26 @@ class _FiresFromMemory(AlarmClock):
                 self._fire(kind, key, name, record, lambda activation: shown(name, fired[0]), done)
 
         first_id = effect_id(self._ids.next())
-        self._turns.run_inside(kind, key, first_id, lambda activation: Inside("go on", lambda: go_on(activation)), then)
+        self._turns.run_internal(kind, key, first_id, lambda activation: InternalHandler("go on", lambda: go_on(activation)), then)
 
 
-class DeletesAlarmsBeforeTheirEffect(Engine):
+class DeletesAlarmsBeforeTheirEffect(ObjectHost):
     """Sets an alarm to its next time, and when that is committed has it fire."""
 
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self.deliveries.alarms.__class__ = _FiresFromMemory
+    alarms_class = _FiresFromMemory
 
 
-class TrustsFirstAttempts(Engine):
+class _TrustsFirstAttempts(Engine):
     """Takes every first attempt for one that nobody has run, also one made before it owned the shard."""
 
     def deliver(self, call: pb.Call, port: Any) -> None:
         for shard in self._shards.owned():
             shard.look_until = 0.0
         super().deliver(call, port)
+
+
+class TrustsFirstAttempts(ObjectHost):
+    engine_class = _TrustsFirstAttempts
 
 
 class ForgetsAttemptsBeforeItself(Dispatcher):
@@ -146,7 +156,7 @@ DISPATCHER_BUGS: dict[str, type[Dispatcher]] = {
     "a retry's earlier attempts forgotten": ForgetsAttemptsBeforeItself,
     "attempt not counted when its pipe breaks": DoesNotCountWhatABrokenPipeTook,
 }
-BUGS: dict[str, type[Engine]] = {
+BUGS: dict[str, type[ObjectHost]] = {
     "dedup record outside the entry": KeepsMarksOutsideTheEntry,
     "outbox record dropped before the receiver committed": DropsNotificationsBeforeTheReceiverCommitted,
     "in-flight join missing": DoesNotJoinRequestsInFlight,

@@ -1,6 +1,6 @@
 """A simulated world for what happens exactly once: calls, notifications, alarms, under crashes, fail-overs and bad links.
 
-It runs the very engine, turns, deliveries and kept replies of production, with the objects of `holdfast verify`, on an event loop
+It runs the very engine, turns, services and kept replies of production, with the objects of `holdfast verify`, on an event loop
 whose time is virtual. Beside them callers come through gateways (gateways.py).
 
 What replication.py proves is taken for granted here, and simulated as what it promises: a shard's entries are
@@ -29,9 +29,10 @@ from holdfast.v1 import objects_pb2 as pb
 from holdfast.verify.app import app
 from holdfast_cluster.dispatch import Dispatcher
 from holdfast_cluster.ring import shard_of
-from holdfast_node.commit import Entry
-from holdfast_node.delivery.outbox import OutboxLimits
-from holdfast_node.engine import Engine, EngineLimits
+from holdfast_node.commit import Committer, Entry
+from holdfast_node.effects.outbox import OutboxLimits
+from holdfast_node.engine import EngineLimits
+from holdfast_node.object_host import HostOptions, ObjectHost
 from holdfast_node.replication.changes import Until
 from holdfast_node.replies import ResponseCache, stage_forgotten
 from holdfast_node.shards import FOR_EVER, Shard, Shards
@@ -185,26 +186,17 @@ class SimNode:
         self.store = Memory()
         self.flusher = Flushes(loop)
         self.flusher.store = self.store
-        self.shards = Shards(lambda shards: self.engine.drop_shards(shards))
+        self.shards = Shards(SHARDS)
         kept = ResponseCache(self.store, 600)  # type: ignore[arg-type]
-        self.engine: Engine = world.engine(
-            app,
-            self.store,  # type: ignore[arg-type]
-            self.flusher,  # type: ignore[arg-type]
-            SHARDS,
-            self.shards,
-            kept,
-            Router(world, self),
-            LIMITS,
-            self.append,
-        )
+        committer = Committer(self.store, self.flusher, self.append)  # type: ignore[arg-type]
+        self.objects = world.host(app, HostOptions(LIMITS), committer, self.shards, kept, Router(world, self))
+        self.engine = self.objects.engine
         self._on_way: dict[int, list[Entry]] = {}
         loop.call_later(0.1, self._tick)
 
     def _tick(self) -> None:
         if self.up:
-            self.engine.tick()
-            self.engine.deliveries.tick()
+            self.objects.tick()
             asyncio.get_running_loop().call_later(0.1, self._tick)
 
     def take(self, truth: Truth) -> None:
@@ -368,11 +360,11 @@ class _Port:
 
 
 class EffectsWorld:
-    """Everything there is. `engine` and `dispatcher` can be replaced by broken ones."""
+    """Everything there is. `host` and `dispatcher` can be replaced by broken ones."""
 
-    def __init__(self, seed: int, engine: type[Engine] = Engine, dispatcher: type[Dispatcher] = Dispatcher) -> None:
+    def __init__(self, seed: int, host: type[ObjectHost] = ObjectHost, dispatcher: type[Dispatcher] = Dispatcher) -> None:
         self.chance = random.Random(seed)
-        self.engine = engine
+        self.host = host
         self.loss, self.doubled, self.late = 0.03, 0.05, 0.02
         self.truths = [Truth(number) for number in range(SHARDS)]
         self.working = True
@@ -560,11 +552,11 @@ class _Future:
             self._future.set_result(reply)
 
 
-def live(seed: int, engine: type[Engine] = Engine, dispatcher: type[Dispatcher] = Dispatcher) -> EffectsWorld:
+def live(seed: int, host: type[ObjectHost] = ObjectHost, dispatcher: type[Dispatcher] = Dispatcher) -> EffectsWorld:
     """One world from beginning to end. Raises Broken with the seed."""
     loop = VirtualLoop()
-    world = EffectsWorld(seed, engine, dispatcher)
-    modules = ("engine", "delivery.deliveries", "delivery.letters")
+    world = EffectsWorld(seed, host, dispatcher)
+    modules = ("engine", "shard_service", "services.dedup_marks", "services.letters_admin")
     with contextlib.ExitStack() as stack:
         stack.callback(loop.close)
         for module in modules:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from holdfast_cluster.dispatch import Dispatcher
-from holdfast_node.engine import Engine
+from holdfast_node.object_host import ObjectHost
 
 from .effect_bugs import BUGS, DISPATCHER_BUGS
 from .effects import live
@@ -58,14 +58,14 @@ def test_every_planted_bug_is_caught(bug: str) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("bug", DISPATCHER_BUGS)
 def test_every_planted_bug_of_the_dispatcher_is_caught(bug: str) -> None:
-    caught = next((str(error) for seed in range(BUG_SEEDS_MAX) if (error := broken_in(seed, Engine, DISPATCHER_BUGS[bug]))), None)
+    caught = next((str(error) for seed in range(BUG_SEEDS_MAX) if (error := broken_in(seed, ObjectHost, DISPATCHER_BUGS[bug]))), None)
     assert caught is not None, f"not caught in {BUG_SEEDS_MAX} worlds"
     assert any(rule in caught for rule in ("definite", "once")), caught
 
 
-def broken_in(seed: int, engine: type[Engine], dispatcher: type[Dispatcher] = Dispatcher) -> Broken | None:
+def broken_in(seed: int, host: type[ObjectHost], dispatcher: type[Dispatcher] = Dispatcher) -> Broken | None:
     try:
-        live(seed, engine, dispatcher)
+        live(seed, host, dispatcher)
     except Broken as broken:
         return broken
     return None

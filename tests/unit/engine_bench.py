@@ -13,8 +13,9 @@ import msgspec
 from holdfast import App, codec
 from holdfast.ids import RequestIds
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_node.commit import Flusher
+from holdfast_node.commit import Committer, Flusher
 from holdfast_node.engine import Engine, EngineLimits
+from holdfast_node.object_host import HostOptions, ObjectHost
 from holdfast_node.replies import ResponseCache
 from holdfast_node.shards import FOR_EVER, Shard, Shards
 from holdfast_node.store import Store
@@ -95,16 +96,16 @@ class Bench:
 
         self.store.sync = gated  # type: ignore[method-assign]
         self.clock = SetClock()
-        self.shards = shards = Shards(lambda shards: None)
+        self.shards = shards = Shards(1)
         self.shard = shard = Shard(0, 1)
         shard.until = FOR_EVER
         shards.take(shard)
         self.flusher = Flusher(self.store)
         kept = ResponseCache(self.store, 600)
         self.outgoing = Loopback()
-        self.engine = Engine(
-            app, self.store, self.flusher, 1, shards, kept, self.outgoing, limits or EngineLimits(), lambda entries: None
-        )
+        committer = Committer(self.store, self.flusher, lambda entries: None)
+        self.objects = ObjectHost(app, HostOptions(limits or EngineLimits()), committer, shards, kept, self.outgoing)
+        self.engine = self.objects.engine
         self.outgoing.engine = self.engine
         self.port = Port()
         self.numbers = itertools.count(1)
@@ -154,10 +155,14 @@ class Bench:
     async def tick(self, times: int = 1) -> None:
         """Have the engine do what time brings."""
         for _ in range(times):
-            self.engine.tick()
-            self.engine.deliveries.tick()
+            self.objects.tick()
             await asyncio.sleep(0.005)
             await self.flusher.drain()
+
+    def lose_shard(self) -> None:
+        """The shard is served by another node from now on."""
+        for listener in self.shards.listeners:
+            listener({self.shard})
 
     async def close(self) -> None:
         self.may_sync.set()

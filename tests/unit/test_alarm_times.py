@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import msgspec
 import pytest
-from holdfast_node.delivery.alarms import following, shown
-from holdfast_node.delivery.records import AlarmRecord, decode_alarm, encode
+from holdfast_node.effects.alarms import following, shown
+from holdfast_node.effects.records import AlarmRecord, decode_alarm, encode
 
 WHEN_MS = 1_893_456_000_123
 

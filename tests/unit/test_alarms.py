@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from holdfast.alarms import check_every, check_timezone, next_after
-from holdfast_node.delivery.alarms import following
-from holdfast_node.delivery.records import AlarmRecord
+from holdfast_node.effects.alarms import following
+from holdfast_node.effects.records import AlarmRecord
 
 
 def ms(text: str) -> int:

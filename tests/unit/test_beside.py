@@ -288,7 +288,7 @@ async def test_reads_end_with_their_shard(bench: Bench) -> None:
     read = call(bench, "a", "look", 100.0)
     assert not bench.engine.shard_is_quiet(bench.shard)
     bench.shard.owned = False
-    bench.engine.drop_shards({bench.shard})
+    bench.lose_shard()
     assert (await bench.answered(read))[0].code == pb.CODE_WRONG_OWNER
 
 
@@ -328,7 +328,7 @@ async def test_a_call_that_is_sent_is_answered_when_it_is_stored_and_runs_later(
     assert await bench.answered(sent) == [None]  # though a turn runs, and waits
     bench.engine.cancel(request_id, bench.port, running)
     assert (await delivered(bench, "a"))["line 001"] == "sent"
-    assert bench.engine.deliveries.outbox.depth == 0
+    assert bench.objects.outbox.depth == 0
 
 
 async def test_what_one_caller_sends_comes_in_its_order_and_once(bench: Bench) -> None:
@@ -340,7 +340,7 @@ async def test_what_one_caller_sends_comes_in_its_order_and_once(bench: Bench) -
         assert await bench.answered(sent) == [None]
     bench.outgoing.lose = 7
     lines = await delivered(bench, "a")
-    while bench.engine.deliveries.outbox.depth:
+    while bench.objects.outbox.depth:
         lines = await delivered(bench, "a")
     assert [lines[f"line {n:03}"] for n in range(1, 22)] == [*map(str, range(20)), "once"]
     assert lines["n"] == 21
@@ -387,7 +387,7 @@ async def test_one_that_fails_is_a_dead_letter_and_those_behind_it_come(bench: B
     async with asyncio.timeout(5):
         while (await delivered(bench, "a")).get("n") != 1:
             pass
-    assert bench.engine.deliveries.letters == 2
+    assert bench.objects.letters.count == 2
     assert "failed" not in await delivered(bench, "a")
 
 
@@ -400,7 +400,7 @@ async def test_a_read_can_be_told_nothing(bench: Bench) -> None:
 
 
 async def test_limits_of_what_is_sent(tmp_path: Path) -> None:
-    from holdfast_node.delivery.outbox import OutboxLimits
+    from holdfast_node.effects.outbox import OutboxLimits
 
     limits = engine.EngineLimits(outbox=OutboxLimits(object_max=3, shard_delayed_max=1))
     bench = Bench(tmp_path / "few", app, limits)
@@ -479,7 +479,7 @@ async def test_too_much_metadata_is_not_carried_along_and_what_is_counts(bench: 
     assert error.code == pb.CODE_TOO_LARGE
     bench.outgoing.reachable = lambda kind, key: False  # type: ignore[method-assign]
     await bench.answered(call(bench, "a", "add", "x", send=True, metadata={"a": "x" * 10_000}))
-    assert bench.engine.deliveries.outbox.bytes > 10_000
+    assert bench.objects.outbox.bytes > 10_000
 
 
 async def test_an_older_gateway_cannot_have_a_call_stored_that_older_nodes_do_not_know(bench: Bench) -> None:
@@ -489,7 +489,7 @@ async def test_an_older_gateway_cannot_have_a_call_stored_that_older_nodes_do_no
 
 
 async def test_what_waits_is_bounded_however_much_comes_at_once(tmp_path: Path) -> None:
-    from holdfast_node.delivery.outbox import OutboxLimits
+    from holdfast_node.effects.outbox import OutboxLimits
 
     bench = Bench(tmp_path / "few", app, engine.EngineLimits(outbox=OutboxLimits(object_max=5)))
     bench.outgoing.reachable = lambda kind, key: False  # type: ignore[method-assign]
@@ -498,10 +498,10 @@ async def test_what_waits_is_bounded_however_much_comes_at_once(tmp_path: Path) 
     bench.may_sync.set()
     answers = await bench.answered(*calls)
     assert [getattr(answer, "code", 0) for answer in answers] == [0] * 5 + [pb.CODE_OVERLOADED] * 15
-    outbox = bench.engine.deliveries.outbox
+    outbox = bench.objects.outbox
     assert (outbox.depth, len(outbox.from_clients(bench.shard, ("Board", "a")))) == (5, 5)
     bench.shard.owned = False
-    bench.engine.drop_shards({bench.shard})
+    bench.lose_shard()
     assert (outbox.depth, outbox.bytes) == (0, 0)
     await bench.close()
 

@@ -9,15 +9,15 @@ import pytest
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Heat, Member, Pause, decode, encode
 from holdfast_cluster.streams import PROTOCOL, Hello, _decode_hello
-from holdfast_node.delivery.records import (
+from holdfast_node.effects.records import (
     AlarmRecord,
-    Letter,
+    DeadLetter,
     Notification,
     decode_alarm,
     decode_letter,
     decode_notification,
 )
-from holdfast_node.delivery.records import encode as encode_record
+from holdfast_node.effects.records import encode as encode_record
 from holdfast_node.replication.events import Acknowledge, Drop, LogEntry, MayDrop, Mismatch, Position, Refused, Replicate
 from holdfast_node.replication.links import pack, unpack
 
@@ -58,7 +58,7 @@ def test_a_hello_with_more_fields_is_read() -> None:
 
 @pytest.mark.parametrize(
     ("record", "read", "first"),
-    [(NOTE, decode_notification, 7), (ALARM, decode_alarm, 3), (Letter(NOTE, 5, "INTERNAL", "why"), decode_letter, 4)],
+    [(NOTE, decode_notification, 7), (ALARM, decode_alarm, 3), (DeadLetter(NOTE, 5, "INTERNAL", "why"), decode_letter, 4)],
 )
 def test_records_with_more_fields_are_read_and_so_are_those_of_earlier_versions(record: Any, read: Any, first: int) -> None:
     raw = encode_record(record)

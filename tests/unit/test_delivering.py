@@ -17,10 +17,10 @@ from holdfast.ids import effect_id, letter_id
 from holdfast.v1 import admin_pb2
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_node import keys
-from holdfast_node.delivery.alarms import firing_id
-from holdfast_node.delivery.letters import Letters
-from holdfast_node.delivery.outbox import Failure, Note
-from holdfast_node.delivery.records import AlarmRecord, Letter, Notification, decode_alarm, decode_notification, encode
+from holdfast_node.effects.alarms import firing_id
+from holdfast_node.effects.outbox import Failure, PendingNotification
+from holdfast_node.effects.records import AlarmRecord, DeadLetter, Notification, decode_alarm, decode_notification, encode
+from holdfast_node.services.letters_admin import DeadLetterAdmin
 
 
 async def test_what_cannot_be_stored_fails_the_turn_and_nothing_of_it_is_kept(bench: Bench) -> None:
@@ -30,7 +30,7 @@ async def test_what_cannot_be_stored_fails_the_turn_and_nothing_of_it_is_kept(be
     assert await bench.answered(bench.call("bad", "value", kind="Plain")) == [0]
     bench.flusher.write()
     assert list(bench.store.scan("state", b"", None)) == []
-    assert bench.engine.deliveries.outbox.depth == 0
+    assert bench.objects.outbox.depth == 0
 
 
 async def test_a_row_that_cannot_be_read_stops_its_shard_and_not_the_node(bench: Bench) -> None:
@@ -38,7 +38,7 @@ async def test_a_row_that_cannot_be_read_stops_its_shard_and_not_the_node(bench:
     batch.put("state", keys.due_key(0, keys.ALARMS, 5, keys.ident("Receiver", "r") + b"x"), b"")
     batch.put("state", keys.alarm_prefix(0, "Receiver", "r") + b"x", b"no alarm")
     bench.store.write(batch)
-    bench.engine.deliveries.tick()
+    bench.objects.services.tick()
     assert await bench.answered(bench.call("a", "increment")) == [1]
 
 
@@ -46,13 +46,15 @@ async def test_an_outbox_that_cannot_be_read_gets_nothing_more_and_stops_nothing
     batch = bench.store.batch()
     batch.put("state", keys.index_prefix(0, keys.OUTBOX) + keys.sequence(1, 1), b"no notification")
     bench.store.write(batch)
-    bench.engine.deliveries.tick()
-    for method in ("alarm", "alarm_at"):
-        (error,) = await bench.answered(bench.call("r", method, 1_900_000_000, kind="Receiver"))
+    bench.objects.services.tick()
+    for delay in (0, 60_000):
+        (error,) = await bench.answered(bench.call("s", "send", "r", 1, "take", delay, kind="Sender"))
         assert error.type == "ValidationError" or error.type == "DecodeError", error
     assert await bench.answered(bench.call("a", "increment")) == [1]
+    await bench.answered(bench.call("r", "alarm_at", 1_900_000_000, kind="Receiver"))
     bench.flusher.write()
-    assert not list(bench.store.scan("state", keys.alarm_prefix(0, "Receiver", "r"), keys.alarm_prefix(0, "Receiver", "s")))
+    (found,) = bench.store.scan("state", keys.index_prefix(0, keys.OUTBOX), keys.index_prefix(0, keys.DELAYED))
+    assert found[1] == b"no notification"
 
 
 async def test_an_alarm_set_again_for_the_same_time_is_another_one(bench: Bench) -> None:
@@ -68,11 +70,11 @@ async def test_an_alarm_set_again_for_the_same_time_is_another_one(bench: Bench)
 async def test_an_alarm_that_is_refused_elsewhere_backs_off_and_dies_like_any_other(bench: Bench) -> None:
     await bench.answered(bench.call("r", "alarm", 0, "busy", "overloaded", kind="Receiver"))
     deadline = asyncio.get_running_loop().time() + 10
-    while not bench.engine.deliveries.letters and asyncio.get_running_loop().time() < deadline:
-        bench.engine.deliveries.tick()
+    while not bench.objects.letters.count and asyncio.get_running_loop().time() < deadline:
+        bench.objects.services.tick()
         await asyncio.sleep(0.02)
-    assert bench.engine.deliveries.letters == 1
-    assert bench.engine.deliveries.alarms.failed == 2
+    assert bench.objects.letters.count == 1
+    assert bench.objects.alarms.failed == 2
 
 
 async def test_a_notification_that_comes_again_takes_effect_once_and_stays_what_it_is(bench: Bench) -> None:
@@ -104,9 +106,9 @@ async def test_a_notification_that_comes_again_takes_effect_once_and_stays_what_
 
 
 async def test_a_machine_that_slept_does_not_hold_its_backlog_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("holdfast_node.delivery.deliveries.boottime", lambda: asyncio.get_running_loop().time() + 10_000)
+    monkeypatch.setattr("holdfast_node.shard_service.boottime", lambda: asyncio.get_running_loop().time() + 10_000)
     bench = Bench(tmp_path / "store")  # CLOCK_BOOTTIME is ahead of the loop's clock by as long as the machine slept
-    assert bench.engine.deliveries.outbox.bucket.take(asyncio.get_running_loop().time())
+    assert bench.objects.outbox.bucket.take(asyncio.get_running_loop().time())
     await bench.close()
 
 
@@ -119,18 +121,18 @@ async def test_delayed_notifications_that_are_due_together_are_moved_in_pieces(b
     for i in range(10):
         batch.put("state", keys.due_key(0, keys.DELAYED, 5, keys.sequence(1, i)), encode(a_notification(400_000)))
     bench.store.write(batch)
-    deliveries = bench.engine.deliveries
-    deliveries._router = Nowhere()
+    objects = bench.objects
+    objects.delivery._router = Nowhere()
     moved = [0]
     for _ in range(20):
-        deliveries.tick()
+        objects.services.tick()
         await bench.flusher.drain()
         await asyncio.sleep(0.01)
         moved.append(sum(1 for _ in bench.store.scan("state", keys.index_prefix(0, keys.OUTBOX), keys.index_prefix(0, keys.DELAYED))))
-        if deliveries.outbox.depth == 10:
+        if objects.outbox.depth == 10:
             break
-    assert deliveries.outbox.depth == 10
-    assert deliveries.counts()["notifications_delayed"] == 0
+    assert objects.outbox.depth == 10
+    assert objects.counts()["notifications_delayed"] == 0
     at_once = [later - earlier for earlier, later in itertools.pairwise(moved)]
     assert max(at_once) <= 3, at_once  # 1 MiB, and the one that passes it
 
@@ -138,14 +140,20 @@ async def test_delayed_notifications_that_are_due_together_are_moved_in_pieces(b
 async def test_many_objects_are_asked_for_their_delayed_ones_by_one_scan_until_another_is_sent(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deliveries = bench.engine.deliveries
     scans = []
-    rows = deliveries._rows
-    monkeypatch.setattr(deliveries, "_rows", lambda shard, index: scans.append(index) or rows(shard, index))
+    scan = bench.store.scan
+
+    def seen(family: str, start: bytes, end: bytes | None, reverse: bool = False) -> Any:
+        if start == keys.index_prefix(0, keys.DELAYED):
+            scans.append(keys.DELAYED)
+        return scan(family, start, end, reverse)
+
+    bench.objects.delays.opened(bench.shard)
+    monkeypatch.setattr(bench.store, "scan", seen)
 
     async def delayed(*senders: str) -> list[int]:
         scans.clear()
-        return [len(await deliveries.delayed_of(bench.shard, ("Sender", sender))) for sender in senders]
+        return [len(await bench.objects.delays.of(bench.shard, ("Sender", sender))) for sender in senders]
 
     for sender in ("a", "b"):
         await bench.answered(bench.call(sender, "send", "r", 3, "take", 60_000, kind="Sender"))
@@ -166,12 +174,13 @@ async def test_nothing_of_a_shard_comes_back_once_it_is_dropped(bench: Bench) ->
     batch = bench.store.batch()
     batch.put("state", keys.index_prefix(0, keys.OUTBOX) + keys.sequence(1, 1), encode(a_notification(10)))
     bench.store.write(batch)
-    deliveries = bench.engine.deliveries
     bench.shard.owned = False
-    deliveries.drop({bench.shard})
+    bench.lose_shard()
     with pytest.raises(WrongOwner):  # as the end of a turn that is cancelled may ask
-        deliveries.room_delayed(bench.shard)
-    assert deliveries.outbox.depth == 0
+        bench.objects.delays.room(bench.shard)
+    with pytest.raises(WrongOwner):
+        bench.objects.notifications.opened(bench.shard)
+    assert bench.objects.outbox.depth == 0
     bench.shard.owned = True
 
 
@@ -189,21 +198,22 @@ class Nowhere:
 
 
 async def test_what_a_read_only_shard_owes_does_not_grow_with_the_attempts(bench: Bench) -> None:
-    deliveries = bench.engine.deliveries
-    deliveries._router = Nowhere()
-    note = Note(bench.shard, deliveries.next_sequence(bench.shard), a_notification(1000))
-    duties = deliveries._known(bench.shard)
-    deliveries.outbox.add([note])
+    objects = bench.objects
+    objects.delivery._router = Nowhere()
+    note = PendingNotification(bench.shard, objects.writes.next_sequence(bench.shard), a_notification(1000))
+    for service in (objects.letters, objects.notifications):
+        service.opened(bench.shard)
+    objects.outbox.add([note])
     bench.shard.read_only = "too few copies"
     now = 0.0
     for _ in range(50):
-        while not deliveries.outbox.take(now, lambda target: True, lambda target: False):
+        while not objects.outbox.take(now, lambda target: True, lambda target: False):
             now += 1.0
-        deliveries._answered(note, Failure("APPLICATION", "no", counts=True))
-    assert len(duties.owed) == 1
-    assert deliveries.letters == 0  # nothing dies that could not be written down
+        objects.delivery._settle(note, Failure("APPLICATION", "no", counts=True))
+    assert len(objects.writes._deferred[bench.shard]) == 1
+    assert objects.letters.count == 0  # nothing dies that could not be written down
     bench.shard.read_only = None
-    deliveries.tick()
+    objects.services.tick()
     await bench.flusher.drain()
     ((_, raw),) = bench.store.scan("state", keys.index_prefix(0, keys.OUTBOX), keys.index_prefix(0, keys.DELAYED))
     assert decode_notification(raw).attempts == 50
@@ -212,10 +222,11 @@ async def test_what_a_read_only_shard_owes_does_not_grow_with_the_attempts(bench
 async def test_a_page_of_dead_letters_ends_before_it_is_too_large_for_a_message(bench: Bench) -> None:
     batch = bench.store.batch()
     for i in range(300):
-        letter = Letter(a_notification(30_000), 1, "APPLICATION", "no")
+        letter = DeadLetter(a_notification(30_000), 1, "APPLICATION", "no")
         batch.put("state", keys.index_prefix(0, keys.LETTERS) + keys.sequence(1, i), encode(letter))
     bench.store.write(batch)
-    letters = Letters(bench.store, bench.engine._shards, bench.engine.deliveries)
+    objects = bench.objects
+    letters = DeadLetterAdmin(bench.store, bench.shards, objects.writes, objects.letters, objects.notifications, objects.alarms)
     found: list[str] = []
     after = b""
     pages = 0
@@ -247,7 +258,7 @@ async def test_what_was_missed_fires_or_is_skipped_as_its_alarm_says(bench: Benc
     store_alarm(bench, "only late", 30, "skip")
     store_alarm(bench, "made up for", 120, "once")
     for _ in range(20):
-        bench.engine.deliveries.tick()
+        bench.objects.services.tick()
         await asyncio.sleep(0.02)
     took = (await bench.answered(bench.call("r", "took", kind="Receiver")))[0]
     assert sorted(who for who, _ in took) == ["alarm made up for", "alarm only late"]

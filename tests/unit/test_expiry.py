@@ -15,7 +15,7 @@ from holdfast import Alarm, App, DurableObject
 from holdfast.storage import Limits, MemoryReader, Rows, Storage, WallExpiry, read_expiry, read_value
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_node import keys
-from holdfast_node.delivery.expiry import rounded_up
+from holdfast_node.effects.expiry import rounded_up
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -149,7 +149,7 @@ async def test_what_has_expired_is_removed_from_disk(bench: Bench) -> None:
     prefix = keys.row_prefix(0, "Cache", "o0")
     assert [key for key in rows(bench) if key.startswith(b"\0\0") and key[2:3] != b"\0"] == [prefix + b"b"]
     assert [key for key in rows(bench) if key[:4] == keys.index_prefix(0, keys.EXPIRY)] == []
-    assert bench.engine.deliveries.expiry.removed == 50
+    assert bench.objects.expiry.removed == 50
 
 
 async def test_a_value_that_is_written_anew_lives_as_its_newest_ttl_says(bench: Bench) -> None:
@@ -175,7 +175,7 @@ async def test_a_session_that_is_renewed_all_the_time_does_not_fill_the_index(be
     for _ in range(500):
         await answer(bench, "o", "put", "a", 1, 600.0)
         bench.clock.ms += 500
-        bench.engine.deliveries.tick()
+        bench.objects.services.tick()
     index = [key for key in rows(bench) if key[:4] == keys.index_prefix(0, keys.EXPIRY)]
     assert len(index) < 40
     assert await answer(bench, "o", "all") == {"a": 1}
@@ -274,7 +274,7 @@ async def test_nothing_is_removed_while_its_object_may_have_written_it_anew(benc
     bench.clock.ms += 12_000
     bench.may_sync.clear()
     wrote = bench.call("o", "put", "a", 2, None, kind="Cache")
-    bench.engine.deliveries.tick()
+    bench.objects.services.tick()
     bench.may_sync.set()
     await bench.answered(wrote)
     bench.engine.evict(1.0)
@@ -328,7 +328,7 @@ async def test_an_expired_object_is_deleted_without_anybody_asking(bench: Bench)
         await bench.tick(5)
         bench.clock.ms += 1_000
     assert list(rows(bench)) == []
-    assert bench.engine.deliveries.expiry.removed >= 100
+    assert bench.objects.expiry.removed >= 100
 
 
 async def test_deleting_an_object_takes_its_expiry_with_it(bench: Bench) -> None:
@@ -339,9 +339,7 @@ async def test_deleting_an_object_takes_its_expiry_with_it(bench: Bench) -> None
     inspection = Inspection(
         bench.store,
         bench.shards,
-        bench.engine,
-        1,
-        bench.flusher.write,
+        bench.objects,
         lambda number: None,
         lambda: "n",
         lambda: None,  # type: ignore[arg-type, return-value]

@@ -8,7 +8,7 @@ from holdfast_node.shards import Shard, Shards
 
 
 def test_turns_a_second_are_measured_from_one_reading_to_the_next() -> None:
-    shards = Shards(lambda dropped: None)
+    shards = Shards(8)
     now = 100.0
     busy, quiet, idle = Shard(1, 1), Shard(2, 1), Shard(3, 1)
     for shard in (busy, quiet, idle):
@@ -23,7 +23,7 @@ def test_turns_a_second_are_measured_from_one_reading_to_the_next() -> None:
 
 
 def test_a_shard_that_came_back_under_another_epoch_begins_at_nothing() -> None:
-    shards = Shards(lambda dropped: None)
+    shards = Shards(8)
     now = 0.0
     before = Shard(1, 1)
     shards.take(before)
@@ -38,7 +38,7 @@ def test_a_shard_that_came_back_under_another_epoch_begins_at_nothing() -> None:
 
 
 def test_only_the_busiest_are_told() -> None:
-    shards = Shards(lambda dropped: None)
+    shards = Shards(8)
     now = 0.0
     thermometer = Thermometer(shards, lambda: now)
     for number in range(SHARDS_MAX + 50):

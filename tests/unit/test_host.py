@@ -96,7 +96,7 @@ class Node:
     def start(self) -> None:
         self.store = Store(self.path)
         self.flusher = Flusher(self.store)
-        self.shards = Shards(lambda shards: None)
+        self.shards = Shards(8)
         self.replicas = Replicas(self.name, CopyStore(self.store), self.flusher, self.shards, self.settings)  # type: ignore[arg-type]
         self.replicas.links = self  # type: ignore[assignment]
         self.committed: list[Entry] = []

@@ -33,9 +33,9 @@ from holdfast_cluster.model import (
 )
 from holdfast_cluster.plan import plan
 from holdfast_node import keys
-from holdfast_node.delivery.outbox import Note
-from holdfast_node.delivery.records import AlarmRecord, Notification
-from holdfast_node.delivery.records import encode as encode_record
+from holdfast_node.effects.outbox import PendingNotification
+from holdfast_node.effects.records import AlarmRecord, Notification
+from holdfast_node.effects.records import encode as encode_record
 from holdfast_node.hosting import EVERY_S, LOOK_S, MEMORY_S, OBJECTS_MAX, ShardKinds
 from holdfast_node.shards import Shard, Shards
 from holdfast_node.store import Store
@@ -121,7 +121,7 @@ class Node:
     now: float = 1000.0
 
     def __post_init__(self) -> None:
-        self.shards = Shards(lambda dropped: None)
+        self.shards = Shards(8)
         self.used: dict[tuple[str, str], Any] = {}
         self.known = KnownKinds(30.0, lambda: self.now)
         self.kinds = ShardKinds(
@@ -348,9 +348,9 @@ async def test_a_shard_rests_between_two_hand_overs_whatever_it_is_asked_for(
 
 def elsewhere(bench: Bench, *members: Member, **rest: Any) -> View:
     """The cluster of the bench's node, `a`, and others."""
-    mine = member("a", *bench.engine.kinds._mine)
+    mine = member("a", *bench.objects.kinds._mine)
     picture = view(mine, *members, **rest)
-    bench.engine.kinds.known.follow(picture)
+    bench.objects.kinds.known.follow(picture)
     return picture
 
 
@@ -358,7 +358,7 @@ async def test_a_kind_that_another_node_has_is_refused_as_such_and_asked_for(ben
     picture = elsewhere(bench, member("b", "Order"))
     (error,) = await bench.answered(bench.call("o", "place", kind="Order"))
     assert (error.code, error.lacks_kind, error.definite) == (pb.CODE_WRONG_OWNER, True, True)
-    assert bench.engine.kinds.hosting(picture, picture.members["a"]).asks == {0: ("Order",)}
+    assert bench.objects.kinds.hosting(picture, picture.members["a"]).asks == {0: ("Order",)}
 
 
 async def test_not_found_names_the_kinds_of_the_whole_cluster(bench: Bench) -> None:
@@ -367,7 +367,7 @@ async def test_not_found_names_the_kinds_of_the_whole_cluster(bench: Bench) -> N
     assert (first.code, first.message) == (pb.CODE_NOT_FOUND, "no kind 'Orders'; did you mean Order?")
     assert first.definite
     assert (later.code, later.definite) == (pb.CODE_NOT_FOUND, False)  # an earlier attempt may have met a node that had it
-    assert bench.engine.kinds._asked == {}
+    assert bench.objects.kinds._asked == {}
 
 
 async def test_a_node_that_does_not_serve_the_shard_says_nothing_of_its_kinds(bench: Bench) -> None:
@@ -389,10 +389,10 @@ async def test_an_alarm_of_a_kind_that_the_owner_lacks_waits_and_asks_for_anothe
     batch.put("state", keys.due_key(0, keys.ALARMS, 5, keys.ident("Order", "o") + b"x"), b"")
     batch.put("state", keys.alarm_prefix(0, "Order", "o") + b"x", encode_record(AlarmRecord(5, 5, b"\x90")))
     bench.store.write(batch)
-    bench.engine.deliveries.tick()
+    bench.objects.services.tick()
     await asyncio.sleep(0.05)
-    assert bench.engine.kinds.hosting(picture, picture.members["a"]).asks == {0: ("Order",)}
-    assert (bench.engine.deliveries.alarms.fired, bench.engine.deliveries.alarms.failed) == (0, 0)
+    assert bench.objects.kinds.hosting(picture, picture.members["a"]).asks == {0: ("Order",)}
+    assert (bench.objects.alarms.fired, bench.objects.alarms.failed) == (0, 0)
     assert bench.store.get("state", keys.alarm_prefix(0, "Order", "o") + b"x") is not None
 
 
@@ -401,10 +401,12 @@ async def test_what_a_kind_has_sent_that_the_owner_lacks_is_given_up_by_nobody_w
     bench: Bench, has: str, letters: int
 ) -> None:
     elsewhere(bench, member("b", has))
-    deliveries = bench.engine.deliveries
-    deliveries.prepare(bench.shard)
-    note = Note(bench.shard, keys.sequence(1, 1), Notification("Order", "o", "Counter", "c", "increment", b"\x90", 1, attempts=19))
-    deliveries.outbox.add([note])
-    assert deliveries.outbox.take(0.0, lambda target: True, lambda target: False) == [note]
-    deliveries.answered(note, pb.Error(code=pb.CODE_APPLICATION, type="ValueError", message="no"))
-    assert deliveries.letters == letters
+    objects = bench.objects
+    objects.letters.opened(bench.shard)
+    note = PendingNotification(
+        bench.shard, keys.sequence(1, 1), Notification("Order", "o", "Counter", "c", "increment", b"\x90", 1, attempts=19)
+    )
+    objects.outbox.add([note])
+    assert objects.outbox.take(0.0, lambda target: True, lambda target: False) == [note]
+    objects.delivery.answered(note, pb.Error(code=pb.CODE_APPLICATION, type="ValueError", message="no"))
+    assert objects.letters.count == letters

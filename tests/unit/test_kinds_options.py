@@ -15,8 +15,8 @@ from holdfast import Alarm, App, DurableObject, Invocation, Rejected
 from holdfast.alarms import check_every
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.model import FEATURES
-from holdfast_node.delivery.alarms import following
-from holdfast_node.delivery.records import AlarmRecord
+from holdfast_node.effects.alarms import following
+from holdfast_node.effects.records import AlarmRecord
 
 app = App()
 log: list[Any] = []
@@ -228,7 +228,7 @@ def test_what_was_missed_counts_once_for_all_and_what_is_skipped_not_at_all() ->
 
 
 def test_until_may_be_a_time_and_shows_as_one() -> None:
-    from holdfast_node.delivery.alarms import shown
+    from holdfast_node.effects.alarms import shown
 
     record = AlarmRecord(1_000, 1_000, b"\xc0", every=1_000, options={"until": 9_000})
     assert shown("a", record).until == datetime(1970, 1, 1, 0, 0, 9, tzinfo=UTC)

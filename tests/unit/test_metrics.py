@@ -21,9 +21,9 @@ from holdfast.errors import code_name
 from holdfast.metrics import Histogram, MetricsPage, counter, gauge, histogram, measure_lag
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_node import keys
-from holdfast_node.delivery import census
-from holdfast_node.delivery.census import AlarmCensus
 from holdfast_node.hottest import HALVE_S, SAMPLE, SIZE, Hottest
+from holdfast_node.services import alarm_counter
+from holdfast_node.services.alarm_counter import AlarmCounter
 from holdfast_node.shards import Shard, Shards
 from holdfast_node.stats import KindStats
 from holdfast_node.store import Store
@@ -177,9 +177,9 @@ def test_what_was_hot_long_ago_is_forgotten_and_rates_are_right_at_any_time() ->
 
 
 def test_alarms_are_counted_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(census, "ROWS", 10)
+    monkeypatch.setattr(alarm_counter, "ROWS", 10)
     store = Store(tmp_path)
-    shards = Shards(lambda dropped: None)
+    shards = Shards(8)
     now = 1_000_000
     batch = store.batch()
     for number in range(4):
@@ -188,7 +188,7 @@ def test_alarms_are_counted_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.
             batch.put("state", keys.due_key(number, keys.ALARMS, now - 5_000 + 1_000 * i, i.to_bytes(8, "big")), b"x")
     batch.put("state", keys.due_key(9, keys.ALARMS, 1, b"not of ours"), b"x")
     store.write(batch)
-    counting = AlarmCensus(store, shards)
+    counting = AlarmCounter(store, shards)
     steps = 0
     while counting.pending == 0:
         counting.tick(now)

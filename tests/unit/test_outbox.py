@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from holdfast_node.delivery.outbox import Dead, Delivered, Failed, Failure, Note, Outbox, OutboxLimits
-from holdfast_node.delivery.records import Notification
+from holdfast_node.effects.outbox import Dead, Delivered, Failed, Failure, Outbox, OutboxLimits, PendingNotification
+from holdfast_node.effects.records import Notification
 
 LIMITS = OutboxLimits(
     object_max=5, node_max=20, on_way_max=6, receiver_on_way_max=2, backlog_per_s=10, backoff_s=(0.1, 60.0), letters_max=10
@@ -25,19 +25,23 @@ class AShard:
 SHARD = AShard()
 
 
-def note(sender: str, receiver: str, number: int, shard: AShard = SHARD, backlog: bool = False) -> Note:
-    return Note(shard, number.to_bytes(16, "big"), Notification("S", sender, "R", receiver, "m", b"x" * 10, 0), backlog)
+def note(sender: str, receiver: str, number: int, shard: AShard = SHARD, backlog: bool = False) -> PendingNotification:
+    return PendingNotification(
+        shard, number.to_bytes(16, "big"), Notification("S", sender, "R", receiver, "m", b"x" * 10, 0), backlog
+    )
 
 
 def outbox(limits: OutboxLimits = LIMITS) -> Outbox:
     return Outbox(limits, random.Random(1), 0.0)
 
 
-def go(box: Outbox, now: float = 0.0, paused: set[str] | None = None, away: set[str] | None = None) -> list[Note]:
+def go(box: Outbox, now: float = 0.0, paused: set[str] | None = None, away: set[str] | None = None) -> list[PendingNotification]:
     return box.take(now, lambda target: target[1] not in (away or ()), lambda target: target[1] in (paused or ()))
 
 
-def answer(box: Outbox, one: Note, failure: Failure | None = None, now: float = 0.0, wall_ms: int = 1000, may_die: bool = True):  # type: ignore[no-untyped-def]
+def answer(
+    box: Outbox, one: PendingNotification, failure: Failure | None = None, now: float = 0.0, wall_ms: int = 1000, may_die: bool = True
+):  # type: ignore[no-untyped-def]
     return box.answered(one, failure, now, wall_ms, attempts_max=3, age_max_ms=DAY_MS, may_die=may_die)
 
 
@@ -217,7 +221,7 @@ def test_those_that_wait_for_a_crowded_receiver_go_on_after_a_pause_and_the_loss
     box.drop({other})
     answer(box, second)
     box.resumed(lambda target: False)
-    gone: list[Note] = []
+    gone: list[PendingNotification] = []
     for step in range(1, 50):
         for one in go(box, step / 10):
             gone.append(one)

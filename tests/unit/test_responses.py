@@ -216,7 +216,7 @@ def test_a_late_first_attempt_finds_what_an_owner_before_kept_whatever_clocks_sh
 
 
 def test_a_shard_that_somebody_had_before_is_looked_into_for_a_while() -> None:
-    shards = Shards(lambda dropped: None)
+    shards = Shards(8)
     new, old = Shard(1, 1), Shard(2, 5, time_ms=60_000)
     for shard in (new, old):
         shards.take(shard)

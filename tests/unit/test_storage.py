@@ -78,7 +78,7 @@ def test_a_refused_write_leaves_the_turn_as_it_was(storage: Storage, rows: Rows)
         lambda: storage.put("c", bytes(3_000)),
         lambda: storage.put("c", bytes(5_000)),
         lambda: storage.put_many({"c": bytes(1_000), "d": bytes(1_000)}),
-        lambda: rows.do_beside(object(), 3_000),
+        lambda: rows.add_effect(Sized(3_000)),
         lambda: storage.delete(*(f"{i:0500}" for i in range(5))),
     ):
         with pytest.raises(holdfast.TooLarge):
@@ -117,22 +117,29 @@ def test_pages_follow_each_other_by_their_last_key(storage: Storage) -> None:
 # -- transactions
 
 
+class Sized:
+    """An effect."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
 async def test_a_block_undoes_nothing_that_other_tasks_did(storage: Storage, rows: Rows) -> None:
-    mine, theirs = object(), object()
+    mine, theirs = Sized(10), Sized(10)
 
     async def good() -> None:
         await asyncio.sleep(0.01)
         storage.put("theirs", 1)
         storage.put("both", "good")
         storage.put("same", 7)
-        rows.do_beside(theirs, 10)
+        rows.add_effect(theirs)
 
     async def bad() -> None:
         with storage.transaction():
             storage.put("mine", 1)
             storage.put("both", "bad")
             storage.put("same", 7)
-            rows.do_beside(mine, 10)
+            rows.add_effect(mine)
             await asyncio.sleep(0.05)
             storage.put("late", 1)
             raise KeyError
@@ -141,7 +148,7 @@ async def test_a_block_undoes_nothing_that_other_tasks_did(storage: Storage, row
     results = await asyncio.gather(good(), bad(), return_exceptions=True)
     assert isinstance(results[1], KeyError)
     assert storage.list() == {"theirs": 1, "both": "good", "same": 7}
-    assert rows.beside == [theirs]
+    assert rows.effects == [theirs]
     _, writes, _ = rows.take()
     assert rows.write_bytes == 10 + sum(len(key) + len(raw or b"") for key, raw in writes)
 
@@ -351,7 +358,7 @@ async def test_what_a_block_began_can_change_nothing_once_the_block_has_failed(s
             lambda: storage.put_many({"b": 5}),
             lambda: storage.delete("c"),
             lambda: storage.delete_all(),
-            lambda: rows.do_beside(object(), 5),
+            lambda: rows.add_effect(Sized(5)),
         ):
             with pytest.raises(RuntimeError, match=r"was begun in a transaction\(\) that has failed"):
                 use()
@@ -365,7 +372,7 @@ async def test_what_a_block_began_can_change_nothing_once_the_block_has_failed(s
     storage.put("d", 1)  # whoever caught it goes on
     await crediting
     assert storage.list() == {"c": 1, "d": 1}
-    assert rows.beside == []
+    assert rows.effects == []
     rows.rollback()
     rows.begin()
     storage.put("e", 1)

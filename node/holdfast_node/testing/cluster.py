@@ -28,10 +28,11 @@ from holdfast_cluster.cluster_time import Time
 from holdfast_cluster.ring import shard_of
 
 from holdfast_node import keys
-from holdfast_node.commit import Flusher
-from holdfast_node.delivery.alarms import shown
-from holdfast_node.delivery.records import decode_alarm, decode_letter
-from holdfast_node.engine import Engine, EngineLimits
+from holdfast_node.commit import Committer, Flusher
+from holdfast_node.effects.alarms import shown
+from holdfast_node.effects.records import decode_alarm, decode_letter
+from holdfast_node.engine import Engine
+from holdfast_node.object_host import HostOptions, ObjectHost
 from holdfast_node.replies import ResponseCache
 from holdfast_node.shards import FOR_EVER, Shard, Shards
 from holdfast_node.store import Store
@@ -77,7 +78,7 @@ class InProcessCluster:
     async def _start(self) -> None:
         self._epoch += 1
         store = cast(Store, self._store)
-        shards = Shards(lambda dropped: self._engine.drop_shards(dropped), cast(Time, self._clock))
+        shards = Shards(SHARDS, cast(Time, self._clock))
         for number in range(SHARDS):
             shard = Shard(number, self._epoch, time_ms=self._shard_ms)
             shards.take(shard)
@@ -85,21 +86,18 @@ class InProcessCluster:
         self._shards = shards
         self._flusher = _Flusher(store)
         responses = ResponseCache(store, 600, self._clock.now_ms)
-        self._engine = Engine(
-            self._app, store, self._flusher, SHARDS, shards, responses, self._network, EngineLimits(), lambda entries: None
-        )
-        self._engine.deliveries.outbox.chance = self._chance
+        committer = Committer(store, self._flusher, lambda entries: None)
+        self._objects = ObjectHost(self._app, HostOptions(chance=self._chance), committer, shards, responses, self._network)
+        self._engine = self._objects.engine
         self._network.engine = self._engine
         self._ticking = self._loop.create_task(self._tick(), name="holdfast tick")
 
     async def _tick(self) -> None:
         """Do what time brings: soon after anything has happened, and when something is due."""
-        deliveries = self._engine.deliveries
         least, most = _TICK_S
         while True:
-            self._engine.tick()
-            deliveries.tick()
-            due_s = (deliveries.next_due_ms() - self._clock.now_ms()) / 1000
+            self._objects.tick()
+            due_s = (self._objects.next_due_ms() - self._clock.now_ms()) / 1000
             self._network.happened.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(max(due_s, least), most)):
@@ -187,14 +185,14 @@ class InProcessCluster:
 
     def _busy(self) -> bool:
         now = self._loop.time()
-        outbox = self._engine.deliveries.outbox
+        outbox = self._objects.outbox
         due = outbox.due(now)
         return bool(
             self._network.under_way
             or self._engine.in_flight
             or outbox.on_way
             or (due is not None and due <= now + _QUIET_S)
-            or self._engine.deliveries.next_due_ms() <= self._clock.now_ms()
+            or self._objects.next_due_ms() <= self._clock.now_ms()
         )
 
     def fire_alarm(self, kind: type | str, key: str, name: str = "default") -> None:
@@ -209,7 +207,7 @@ class InProcessCluster:
     async def _fire(self, kind: str, key: str, name: str, raw: bytes) -> None:
         done: asyncio.Future[pb.Error | None] = self._loop.create_future()
         record = decode_alarm(raw)
-        alarms = self._engine.deliveries.alarms
+        alarms = self._objects.alarms
         alarms.fire(kind, key, name, record.due_ms, record, lambda error, ran: done.set_result(error))
         error = await done
         if error is not None:

@@ -77,7 +77,7 @@ class AlarmRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
     `until`: the Unix time in ms after which it is not repeated. `metadata`: that of the call that set it. Else kept free."""
 
 
-class Letter(msgspec.Struct, array_like=True, gc=False):
+class DeadLetter(msgspec.Struct, array_like=True, gc=False):
     """A dead letter: a notification of `sender`'s that could not be delivered, or an alarm of its own (`method` is `on_alarm`)."""
 
     notification: Notification
@@ -91,10 +91,10 @@ class Letter(msgspec.Struct, array_like=True, gc=False):
 _encode = msgspec.msgpack.Encoder().encode
 decode_notification = msgspec.msgpack.Decoder(Notification).decode
 decode_alarm = msgspec.msgpack.Decoder(AlarmRecord).decode
-decode_letter = msgspec.msgpack.Decoder(Letter).decode
+decode_letter = msgspec.msgpack.Decoder(DeadLetter).decode
 
 
-def encode(record: Notification | AlarmRecord | Letter) -> bytes:
+def encode(record: Notification | AlarmRecord | DeadLetter) -> bytes:
     return _encode(record)
 
 

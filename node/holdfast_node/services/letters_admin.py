@@ -12,9 +12,12 @@ from holdfast.v1 import admin_pb2, objects_pb2
 from holdfast_cluster.clock import boottime
 
 from holdfast_node import keys
-from holdfast_node.delivery.deliveries import Deliveries
-from holdfast_node.delivery.outbox import Note
-from holdfast_node.delivery.records import Letter, decode_alarm, decode_letter, encode
+from holdfast_node.effects.dead_letters import DeadLetters
+from holdfast_node.effects.notifications import Notifications
+from holdfast_node.effects.outbox import PendingNotification
+from holdfast_node.effects.records import DeadLetter, decode_alarm, decode_letter, encode
+from holdfast_node.effects.writes import ShardWrites
+from holdfast_node.services.alarms import AlarmService
 from holdfast_node.shards import Shard, Shards
 from holdfast_node.store import Store
 
@@ -23,13 +26,24 @@ _PAGE_BYTES = 2 << 20
 _LOOK_MAX = 500  # rows between two chances for the loop to do something else
 
 
-class Letters:
+class DeadLetterAdmin:
     """Lists, replays and drops dead letters, and lists alarms. Rows have their places in the order of (shard, key)."""
 
-    def __init__(self, store: Store, shards: Shards, deliveries: Deliveries) -> None:
+    def __init__(
+        self,
+        store: Store,
+        shards: Shards,
+        writes: ShardWrites,
+        letters: DeadLetters,
+        notifications: Notifications,
+        alarms: AlarmService,
+    ) -> None:
         self._store = store
         self._shards = shards
-        self._deliveries = deliveries
+        self._writes = writes
+        self._letters = letters
+        self._notifications = notifications
+        self._alarms = alarms
         self._changing: set[bytes] = set()
 
     def answers(self) -> dict[str, Callable[[Any], Awaitable[Any]]]:
@@ -100,7 +114,7 @@ class Letters:
                 places.append(letter_place(text))
             except ValueError as error:
                 response.refused[text] = str(error)
-        self._deliveries.show()
+        self._writes.show()
         if request.all:
             filters = admin_pb2.DeadLettersRequest(
                 kind=request.kind, key=request.key, sender_kind=request.sender_kind, sender_key=request.sender_key
@@ -136,7 +150,7 @@ class Letters:
                 response.refused[letter_id(place)] = str(error)
         return response
 
-    def _change(self, shard: Shard, row: bytes, letter: Letter, replay: bool) -> asyncio.Future[None]:
+    def _change(self, shard: Shard, row: bytes, letter: DeadLetter, replay: bool) -> asyncio.Future[None]:
         """Start it; the future is done when it is committed."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         notification = letter.notification
@@ -144,8 +158,8 @@ class Letters:
 
             def told(error: objects_pb2.Error | None, ran: bool) -> None:
                 if error is None:
-                    self._deliveries.letters_changed(shard, -1)
-                    self._deliveries.show()
+                    self._letters.changed(shard, -1)
+                    self._writes.show()
                 self._changing.discard(row)
                 if not done.done():
                     if error is None:
@@ -153,17 +167,19 @@ class Letters:
                     else:
                         done.set_exception(RuntimeError(f"it failed again: {error.type} {error.message}"))
 
-            self._deliveries.alarms.fire_letter(notification.kind, notification.key, letter.alarm_name, letter.alarm, row, told)
+            self._alarms.fire_letter(notification.kind, notification.key, letter.alarm_name, letter.alarm, row, told)
             return done
         rows: list[tuple[bytes, bytes | None]] = [(row, None)]
-        notes = []
+        pending: list[PendingNotification] = []
         if replay:
             again = msgspec.structs.replace(notification, attempts=0, first_ms=0, error="", created_ms=shard.clock.now_ms())
-            note = Note(shard, self._deliveries.next_sequence(shard), again, backlog=True)
-            rows.append((keys.index_prefix(shard.number, keys.OUTBOX) + note.sequence, encode(again)))
-            notes.append(note)
-        self._deliveries.letters_changed(shard, -1)
-        entry = self._deliveries.write(shard, rows, notes)
+            replayed = PendingNotification(shard, self._writes.next_sequence(shard), again, backlog=True)
+            rows.append((keys.index_prefix(shard.number, keys.OUTBOX) + replayed.sequence, encode(again)))
+            pending.append(replayed)
+        self._letters.changed(shard, -1)
+        self._notifications.opened(shard)
+        entry = self._writes.write(shard, rows)
+        self._notifications.leave_with(entry, pending)
 
         def settled() -> None:
             self._changing.discard(row)
@@ -174,7 +190,7 @@ class Letters:
             else:
                 done.set_exception(RuntimeError("its shard went to another node meanwhile; try it again"))
 
-        self._deliveries.when_shown(entry, settled)
+        self._writes.when_shown(entry, settled)
         return done
 
     @staticmethod
@@ -186,7 +202,7 @@ class Letters:
     async def _scan(self, shards: list[Shard], index: int, after: bytes) -> AsyncIterator[tuple[bytes, bytes]]:
         """The rows of an index of shards that are served, by place: the shard's number and the rest of the key."""
         looked = 0
-        self._deliveries.show()
+        self._writes.show()
         for shard in sorted(shards, key=lambda shard: shard.number):
             prefix = keys.index_prefix(shard.number, index)
             first = after[2:] if after and int.from_bytes(after[:2], "big") == shard.number else b""
@@ -200,7 +216,7 @@ class Letters:
                 yield shard.prefix + key[keys.INDEX_PREFIX_BYTES :], value
 
 
-def _matches(letter: Letter, request: admin_pb2.DeadLettersRequest) -> bool:
+def _matches(letter: DeadLetter, request: admin_pb2.DeadLettersRequest) -> bool:
     row = letter.notification
     return all(
         not wanted or wanted == is_
@@ -213,7 +229,7 @@ def _matches(letter: Letter, request: admin_pb2.DeadLettersRequest) -> bool:
     )
 
 
-def _shown(place: bytes, letter: Letter) -> admin_pb2.DeadLetter:
+def _shown(place: bytes, letter: DeadLetter) -> admin_pb2.DeadLetter:
     row = letter.notification
     return admin_pb2.DeadLetter(
         id=letter_id(place),

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any
 
-from holdfast_node.delivery.records import Notification, sender_name
+from holdfast_node.effects.records import Notification, sender_name
 
 Target = tuple[str, str]
 
@@ -52,7 +52,7 @@ class OutboxLimits:
 
 
 @dataclass(slots=True, eq=False)
-class Note:
+class PendingNotification:
     """A notification in the outbox of `shard`. `sequence`: its place in what that sends; `backlog`: it goes at the bounded rate."""
 
     shard: Any
@@ -85,21 +85,21 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    note: Note
+    note: PendingNotification
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
     """It is tried again; the row has changed."""
 
-    note: Note
+    note: PendingNotification
 
 
 @dataclass(frozen=True, slots=True)
 class Dead:
     """It is given up: a dead letter."""
 
-    note: Note
+    note: PendingNotification
     failure: Failure
 
 
@@ -128,14 +128,14 @@ class Outbox:
     def __init__(self, limits: OutboxLimits, chance: random.Random, now: float) -> None:
         self._limits = limits
         self.chance = chance
-        self._queues: dict[tuple[Any, Target, Target], deque[Note]] = {}
+        self._queues: dict[tuple[Any, Target, Target], deque[PendingNotification]] = {}
         self._of_sender: Counter[tuple[Any, Target]] = Counter()
-        self._staged: dict[Any, set[Note]] = {}  # by shard, what is counted and not committed yet
-        self._fresh: deque[Note] = deque()
-        self._backlog: deque[Note] = deque()
-        self._waiting: list[tuple[float, int, Note]] = []
-        self._crowded: dict[Target, deque[Note]] = {}
-        self._paused: list[Note] = []
+        self._staged: dict[Any, set[PendingNotification]] = {}  # by shard, what is counted and not committed yet
+        self._fresh: deque[PendingNotification] = deque()
+        self._backlog: deque[PendingNotification] = deque()
+        self._waiting: list[tuple[float, int, PendingNotification]] = []
+        self._crowded: dict[Target, deque[PendingNotification]] = {}
+        self._paused: list[PendingNotification] = []
         self._on_way: Counter[Target] = Counter()
         self._number = 0
         self.bucket = Bucket(limits.backlog_per_s, now)
@@ -154,12 +154,12 @@ class Outbox:
             return f"{self.depth} notifications of {self.bytes} bytes wait to be delivered on this node"
         return None
 
-    def stage(self, note: Note) -> None:
+    def stage(self, note: PendingNotification) -> None:
         """This one is about to be committed: from now on it counts."""
         self._staged.setdefault(note.shard, set()).add(note)
         self._count_in(note)
 
-    def add(self, notes: Iterable[Note]) -> None:
+    def add(self, notes: Iterable[PendingNotification]) -> None:
         """These are committed; in the order of their sequences."""
         for note in notes:
             if (staged := self._staged.get(note.shard)) is not None and note in staged:
@@ -185,19 +185,19 @@ class Outbox:
         self._paused = [note for note in self._paused if not note.gone]
         self._uncrowd()
 
-    def of(self, shard: Any, sender: Target) -> list[Note]:
+    def of(self, shard: Any, sender: Target) -> list[PendingNotification]:
         """What an object's notifications are that wait or are on their way, in no order."""
         if not self._of_sender[shard, sender]:
             return []
         return [note for key, queue in self._queues.items() if key[0] is shard and key[1] == sender for note in queue]
 
-    def from_clients(self, shard: Any, target: Target) -> list[Note]:
+    def from_clients(self, shard: Any, target: Target) -> list[PendingNotification]:
         """What clients have sent to an object of the shard that waits or is on its way, in no order."""
         return [
             note for key, queue in self._queues.items() if key[0] is shard and key[2] == target and not key[1][0] for note in queue
         ]
 
-    def forget(self, shard: Any, sender: Target) -> list[Note]:
+    def forget(self, shard: Any, sender: Target) -> list[PendingNotification]:
         """Drop what an object has sent, and that is not delivered; what was dropped. What is on its way may still arrive."""
         gone = []
         for key in [key for key in self._queues if key[0] is shard and key[1] == sender]:
@@ -208,13 +208,13 @@ class Outbox:
         self._uncrowd()
         return gone
 
-    def take(self, now: float, ready: Callable[[Target], bool], paused: Callable[[Target], bool]) -> list[Note]:
+    def take(self, now: float, ready: Callable[[Target], bool], paused: Callable[[Target], bool]) -> list[PendingNotification]:
         """Those that go now. `ready`: whether the receiver's node can be reached."""
         while self._waiting and self._waiting[0][0] <= now:
             note = heappop(self._waiting)[2]
             if not note.gone:
                 self._backlog.append(note)
-        out: list[Note] = []
+        out: list[PendingNotification] = []
         for _ in range(_LOOK_MAX):
             if self.on_way >= self._limits.on_way_max:
                 break
@@ -267,7 +267,14 @@ class Outbox:
                 (self._paused if paused(note.target) else self._backlog).append(note)
 
     def answered(
-        self, note: Note, failure: Failure | None, now: float, wall_ms: int, attempts_max: int, age_max_ms: int, may_die: bool
+        self,
+        note: PendingNotification,
+        failure: Failure | None,
+        now: float,
+        wall_ms: int,
+        attempts_max: int,
+        age_max_ms: int,
+        may_die: bool,
     ) -> Delivered | Failed | Dead | None:
         """What becomes of one that was on its way; None when that is not this node's business any more."""
         target = note.target
@@ -321,14 +328,14 @@ class Outbox:
         """When the oldest one was sent."""
         return min((queue[0].row.created_ms for queue in self._queues.values()), default=None)
 
-    def _place(self, note: Note) -> None:
+    def _place(self, note: PendingNotification) -> None:
         (self._backlog if note.backlog else self._fresh).append(note)
 
-    def _wait(self, note: Note, until: float) -> None:
+    def _wait(self, note: PendingNotification, until: float) -> None:
         self._number += 1
         heappush(self._waiting, (until, self._number, note))
 
-    def _pop(self, note: Note) -> None:
+    def _pop(self, note: PendingNotification) -> None:
         """The head of its queue is done: the next one may go."""
         key = (note.shard, note.sender, note.target)
         queue = self._queues[key]
@@ -340,12 +347,12 @@ class Outbox:
         else:
             del self._queues[key]
 
-    def _count_in(self, note: Note) -> None:
+    def _count_in(self, note: PendingNotification) -> None:
         self._of_sender[note.shard, note.sender] += 1
         self.depth += 1
         self.bytes += note.row.size
 
-    def _count_out(self, note: Note) -> None:
+    def _count_out(self, note: PendingNotification) -> None:
         note.gone = True
         sender = (note.shard, note.sender)
         self._of_sender[sender] -= 1

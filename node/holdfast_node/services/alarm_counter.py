@@ -15,7 +15,7 @@ LATE_MS = 1_000
 """An alarm that fires within a second of its time is on time."""
 
 
-class AlarmCensus:
+class AlarmCounter:
     """`pending` and `late` are of the last complete count; `tick` goes on with the next. A million alarms take some 50 s."""
 
     def __init__(self, store: Store, shards: Shards) -> None:

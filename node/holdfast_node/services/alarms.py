@@ -1,7 +1,7 @@
 """Firing alarms: which are due, and what becomes of one that failed. In memory is only when each shard's next one is due.
 
-Alarms lie in an index by time; `fire_due` looks at those that are due and has each fire as a turn of its object, in which it is
-deleted or set to its next time (`alarms.py`). A failure is written down by another turn of the same object.
+Alarms lie in an index by time; `tick` looks at those that are due and has each fire as a turn of its object, in which it is
+deleted or set to its next time (`effects/alarms.py`). A failure is written down by another turn of the same object.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from holdfast.alarms import Alarm
 from holdfast.app import App
@@ -19,11 +18,16 @@ from holdfast.ids import RequestIds, effect_id
 from holdfast.v1 import objects_pb2 as pb
 
 from holdfast_node import keys
-from holdfast_node.delivery.alarms import Firing, Inside, LetterChange, firing_id, shown
-from holdfast_node.delivery.outbox import Bucket, Target
-from holdfast_node.delivery.records import AlarmRecord, Letter, Notification, decode_alarm, encode, metadata_of
-from holdfast_node.shards import Shard
-from holdfast_node.store import Store
+from holdfast_node.effects.alarms import firing_id, shown
+from holdfast_node.effects.dead_letters import AddDeadLetter, DeadLetters, RemoveDeadLetter
+from holdfast_node.effects.due_index import DueIndex
+from holdfast_node.effects.outbox import Bucket
+from holdfast_node.effects.records import AlarmRecord, DeadLetter, Notification, decode_alarm, encode, metadata_of
+from holdfast_node.effects.writes import ShardWrites
+from holdfast_node.internal import Firing, InternalHandler, InternalTurns
+from holdfast_node.services.pauses import Pauses
+from holdfast_node.shard_service import ScanBudget
+from holdfast_node.shards import NEVER, Shard
 
 if TYPE_CHECKING:
     from holdfast_node.activation import Activation
@@ -33,8 +37,6 @@ log = logging.getLogger(__name__)
 
 FIRING_MAX = 256
 """Alarms of a node that fire at once."""
-
-NEVER = 1 << 62
 
 _LATE_MS = 5_000  # an alarm that is so late is a part of a backlog
 _AGAIN_S = 1.0
@@ -46,119 +48,77 @@ Fired = Callable[[pb.Error | None, bool], None]
 """Gets what came of a firing when that is committed, and whether the handler ran at all."""
 
 
-@dataclass(slots=True)
-class Look:
-    """How many rows of the indexes may still be looked at before the loop gets a chance to do something else."""
+class AlarmService:
+    """The alarms of the shards that a node owns. Implements `ShardService`."""
 
-    left: int
-
-
-class Turns(Protocol):
-    """The engine, as far as alarms need it."""
-
-    def run_inside(
+    def __init__(
         self,
-        kind: str,
-        key: str,
-        request_id: bytes,
-        handler: Callable[[Activation], Firing | Inside],
-        done: Callable[[pb.Error | None], None],
-        timeout_s: float = 0.0,
-        metadata: dict[str, str] | None = None,
+        app: App,
+        turns: InternalTurns,
+        index: DueIndex,
+        letters: DeadLetters,
+        writes: ShardWrites,
+        kinds: ShardKinds,
+        pauses: Pauses,
+        late_per_s: float,
     ) -> None:
-        """Run a turn of Holdfast's own on an object; `done` gets its error, or None, when it is committed."""
-
-    def find(self, kind: str, key: str) -> Activation | None:
-        """The activation of an object, if it is in memory."""
-
-
-class Room(Protocol):
-    """The shell around it."""
-
-    def paused(self, target: Target) -> bool: ...
-    def letters_full(self, shard: Shard) -> bool: ...
-    def write(self, shard: Shard, rows: list[tuple[bytes, bytes | None]]) -> Any: ...
-
-
-@dataclass(slots=True)
-class _Next:
-    """When a shard is looked at next: `due` is its first alarm's Unix time in ms, `not_before` a time of the loop's clock."""
-
-    due: int = NEVER
-    not_before: float = 0.0
-    pause: float = 0.0
-    cursor: bytes = b""
-
-
-class AlarmClock:
-    """The alarms of the shards that a node owns."""
-
-    def __init__(self, app: App, store: Store, turns: Turns, room: Room, kinds: ShardKinds, late_per_s: float) -> None:
+        """`late_per_s`: how many alarms that are late fire in a second."""
         self._app = app
-        self._kinds = kinds
-        self._store = store
+        self._store = index.store
         self._turns = turns
-        self._room = room
+        self._index = index
+        self._letters = letters
+        self._writes = writes
+        self._kinds = kinds
+        self._pauses = pauses
         self._loop = asyncio.get_running_loop()
         self._late = Bucket(late_per_s, self._loop.time())
         self._ids = RequestIds()
-        self._next: dict[Shard, _Next] = {}
         self._firing: set[bytes] = set()
         self.fired = 0
         self.failed = 0
+        pauses.listeners.append(self._resumed)
 
-    def load(self, shard: Shard) -> None:
-        """The shard is owned: find its first alarm."""
-        prefix = keys.index_prefix(shard.number, keys.ALARMS)
-        first = next(iter(self._store.scan("state", prefix, keys.after(prefix))), None)
-        self._next[shard] = _Next(NEVER if first is None else keys.read_due_key(first[0])[0])
+    def _resumed(self) -> None:
+        for coming in self._index.all():
+            coming.not_before = coming.pause = 0.0
 
-    def drop(self, shard: Shard) -> None:
-        """It is not owned any more."""
-        self._next.pop(shard, None)
+    # -- holdfast_node.shard_service.ShardService
 
-    def due_at(self, shard: Shard, due_ms: int) -> None:
-        """An alarm is set to this time."""
-        following = self._next[shard]
-        following.due = min(following.due, due_ms)
+    def opened(self, shard: Shard) -> None:
+        self._index.of(shard)
 
-    def next_due_ms(self) -> int:
-        """When the first alarm is due, Unix time in ms."""
-        return min((following.due for following in self._next.values()), default=NEVER)
+    def closed(self, shard: Shard) -> None:
+        self._index.closed(shard)
 
-    def resumed(self) -> None:
-        """What is paused has changed."""
-        for following in self._next.values():
-            following.not_before = following.pause = 0.0
-
-    def fire_due(self, shard: Shard, wall: int, look: Look) -> None:
-        """Have what is due at Unix time `wall` (ms) fire."""
-        coming = self._next[shard]
+    def tick(self, shard: Shard, now_ms: int, budget: ScanBudget) -> None:
+        """Have what is due fire."""
+        coming = self._index.of(shard)
         now = self._loop.time()
-        if coming.due > wall or coming.not_before > now:
+        if coming.due_ms > now_ms or coming.not_before > now:
             return
         prefix = keys.index_prefix(shard.number, keys.ALARMS)
-        end = keys.due_key(shard.number, keys.ALARMS, wall + 1, b"")
+        end = keys.due_key(shard.number, keys.ALARMS, now_ms + 1, b"")
         whole = not coming.cursor
         looked = held = 0
         for key, _ in self._store.scan("state", max(prefix, coming.cursor), end):
             due, rest = keys.read_due_key(key)
-            if not look.left or len(self._firing) >= FIRING_MAX:
+            if not budget.left or len(self._firing) >= FIRING_MAX:
                 coming.cursor = key  # go on here
                 return
             looked += 1
-            look.left -= 1
+            budget.left -= 1
             if key in self._firing:
                 continue
             kind, name_of, raw = keys.read_ident(rest)
-            if self._room.paused((kind, name_of)):
+            if self._pauses.paused((kind, name_of)):
                 held += 1
                 continue
             if kind not in self._app.kinds:
                 self._kinds.ask(shard, kind, name_of)
                 held += 1
                 continue
-            if wall - due > _LATE_MS and not self._late.take(now):
+            if now_ms - due > _LATE_MS and not self._late.take(now):
                 coming.cursor = key
                 return
             self._fire_indexed(shard, key, kind, name_of, raw.decode(), due)
@@ -172,13 +132,13 @@ class AlarmClock:
             coming.not_before = now + _SOON_S  # what fires now is still in the index
         else:
             following = next(iter(self._store.scan("state", end, keys.after(prefix))), None)
-            coming.due = NEVER if following is None else keys.read_due_key(following[0])[0]
+            coming.due_ms = NEVER if following is None else keys.read_due_key(following[0])[0]
 
     def _fire_indexed(self, shard: Shard, index_key: bytes, kind: str, key: str, name: str, due: int) -> None:
         raw = self._store.get("state", keys.alarm_prefix(shard.number, kind, key) + name.encode())
         if raw is None:
             log.error("shard %d: an alarm %r of %s/%s is indexed and not there", shard.number, name, kind, key)
-            self._room.write(shard, [(index_key, None)])
+            self._writes.write(shard, [(index_key, None)])
             return
         self._firing.add(index_key)
 
@@ -210,7 +170,7 @@ class AlarmClock:
         """Have the alarm of a dead letter fire once more: the letter (at `row`) is gone if that goes well."""
 
         def begin(activation: Activation) -> Alarm:
-            activation.storage.do_beside(LetterChange(gone=row), len(row))
+            activation.storage.add_effect(RemoveDeadLetter(row))
             return shown(name, record)
 
         self._fire(kind, key, name, record, begin, done)
@@ -232,13 +192,13 @@ class AlarmClock:
         def told(error: pb.Error | None) -> None:
             done(error, firing is not None and firing.ran)
 
-        self._turns.run_inside(kind, key, request_id, handler, told, metadata=metadata_of(record.options))
+        self._turns.run_internal(kind, key, request_id, handler, told, metadata=metadata_of(record.options))
 
     def _write_down(self, kind: str, key: str, name: str, due_ms: int, error: pb.Error, done: Callable[[], None]) -> None:
         """A firing failed: it fires again later, or is a dead letter."""
 
         def fail(activation: Activation) -> None:
-            full = self._room.letters_full(activation.shard)
+            full = self._letters.full(activation.shard)
             final = error.code == pb.CODE_APPLICATION and is_refusal(error) and not full
             attempts_max = _FOR_EVER if full else activation.kind.options.alarm_attempts
             record = activation.alarms.fail(name, due_ms, attempts_max, final)
@@ -248,11 +208,11 @@ class AlarmClock:
                     kind, key, kind, key, "on_alarm", record.payload, record.scheduled_ms, record.attempt + 1, error=told
                 )
                 code = code_name(error.code)
-                raw = encode(Letter(lost, activation.shard.clock.now_ms(), code, told, record, name))
-                activation.storage.do_beside(LetterChange(raw), len(raw))
+                raw = encode(DeadLetter(lost, activation.shard.clock.now_ms(), code, told, record, name))
+                activation.storage.add_effect(AddDeadLetter(self._letters, raw))
                 log.error("alarm %r of %s/%s is a dead letter after %d attempts: %s", name, kind, key, record.attempt + 1, told)
 
         request_id = effect_id(self._ids.next())
-        self._turns.run_inside(
-            kind, key, request_id, lambda activation: Inside("alarm failed", lambda: fail(activation)), lambda _: done()
+        self._turns.run_internal(
+            kind, key, request_id, lambda activation: InternalHandler("alarm failed", lambda: fail(activation)), lambda _: done()
         )

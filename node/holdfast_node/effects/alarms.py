@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,11 +11,12 @@ from holdfast import codec
 from holdfast.alarms import NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, Alarm, Misfire, check_every, check_times, check_timezone, next_after
 from holdfast.errors import TooLarge
 from holdfast.ids import effect_id
-from holdfast.signature import Around, invoke_around
 from holdfast_cluster.model import ALARM_LIMITS
 
 from holdfast_node import keys
-from holdfast_node.delivery.records import AlarmRecord, carried, decode_alarm, encode
+from holdfast_node.commit import Entry
+from holdfast_node.effects.due_index import DueIndex
+from holdfast_node.effects.records import AlarmRecord, carried, decode_alarm, encode
 from holdfast_node.store import Store
 
 if TYPE_CHECKING:
@@ -33,36 +31,42 @@ MISFIRE_GRACE_MS = 60_000
 RETRY_MS = (2_000, 60_000)
 """How long after its first failure an alarm is fired again, and the longest pause."""
 
+_KEY_BYTES = 40  # about what the keys of its rows take
 _FAR_MS = 253_370_764_800_000  # the year 9999
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _US, _TIMES, _UNTIL = "us", "times", "until"  # of a record's options
 
 
-@dataclass(frozen=True, slots=True)
 class AlarmChange:
-    """What a turn does to one alarm: another record, or none. `raw`: the record as it is stored."""
+    """What a turn does to one alarm of its object: another record, or none. A `TurnEffect`. `raw`: the record as it is stored."""
 
-    name: str
-    record: AlarmRecord | None
-    raw: bytes = b""
+    __slots__ = ("_alarms", "name", "raw", "record")
 
+    def __init__(self, alarms: ObjectAlarms, name: str, record: AlarmRecord | None) -> None:
+        self._alarms = alarms
+        self.name = name
+        self.record = record
+        self.raw = b"" if record is None else encode(record)  # what cannot be stored is found out here
+        if record is not None:
+            decode_alarm(self.raw)
 
-@dataclass(frozen=True, slots=True)
-class LetterChange:
-    """What a turn does to one dead letter of its object's shard: a new one, as it is stored, or the row of one that goes."""
+    @property
+    def size(self) -> int:
+        return len(self.name) + len(self.raw) + _KEY_BYTES
 
-    raw: bytes = b""
-    gone: bytes = b""
+    def stage(self, entry: Entry) -> None:
+        self._alarms.stage(entry, self)
 
 
 class ObjectAlarms:
     """Implements `holdfast.alarms.Alarms`. `rows` holds what turns that ended have left; it is read when it is first asked for."""
 
-    __slots__ = ("_activation", "_store", "rows")
+    __slots__ = ("_activation", "_index", "rows")
 
-    def __init__(self, activation: Activation, store: Store) -> None:
+    def __init__(self, activation: Activation, store: Store, index: DueIndex) -> None:
+        """`index`: when alarms are due."""
         self._activation = activation
-        self._store = store
+        self._index = index
         prefix = self._prefix
         self.rows: dict[str, AlarmRecord] = {
             key[len(prefix) :].decode(): decode_alarm(value) for key, value in store.scan("state", prefix, keys.after(prefix))
@@ -79,7 +83,7 @@ class ObjectAlarms:
         if not storage.is_open():
             raise RuntimeError("alarms can be used only while a turn of the object runs")
         rows = {} if storage.emptied else dict(self.rows)
-        for change in storage.beside:
+        for change in storage.effects:
             if isinstance(change, AlarmChange):
                 if change.record is None:
                     rows.pop(change.name, None)
@@ -88,18 +92,22 @@ class ObjectAlarms:
         return rows
 
     def change(self, name: str, record: AlarmRecord | None) -> None:
-        """Change one in the running turn. What cannot be stored is found out here: what a turn did is staged without fail."""
-        raw = b"" if record is None else encode(record)
-        if raw:
-            decode_alarm(raw)
-        self._activation.storage.do_beside(AlarmChange(name, record, raw), len(name) + len(raw) + 40)
+        """Change one in the running turn. What is wrong with the shard's index is found out here: staging cannot fail."""
+        self._index.of(self._activation.shard)
+        self._activation.storage.add_effect(AlarmChange(self, name, record))
 
-    def stage(self, change: AlarmChange) -> list[tuple[bytes, bytes | None]]:
-        """The turn has ended well: take the change over, and what it does to the store."""
+    def stage_all_gone(self, entry: Entry) -> None:
+        """The object has expired: put into an entry that none of its alarms is there."""
+        for name in list(self.rows):
+            self.stage(entry, AlarmChange(self, name, None))
+
+    def stage(self, entry: Entry, change: AlarmChange) -> None:
+        """The turn has ended well: take the change over, and put into the entry what it does to the store."""
         activation = self._activation
         shard = activation.shard.number
         rest = keys.ident(activation.kind.name, activation.key) + change.name.encode()
-        rows: list[tuple[bytes, bytes | None]] = []
+        rows = entry.rows
+        entry.deletes = True
         old = self.rows.pop(change.name, None)
         if old is not None:
             rows.append((keys.due_key(shard, keys.ALARMS, old.due_ms, rest), None))
@@ -111,7 +119,7 @@ class ObjectAlarms:
             self.rows[change.name] = new
             rows.append((keys.due_key(shard, keys.ALARMS, new.due_ms, rest), b""))
             rows.append((own, change.raw))
-        return rows
+            self._index.due_with(entry, new.due_ms)
 
     # -- holdfast.alarms.Alarms
 
@@ -261,47 +269,3 @@ def shown(name: str, record: AlarmRecord) -> Alarm:
 def firing_id(kind: str, key: str, name: str, record: AlarmRecord) -> bytes:
     """The request id of a firing, the same in every attempt."""
     return effect_id(b"alarm", kind.encode(), key.encode(), name.encode(), record.scheduled_ms.to_bytes(8, "big"), record.nonce)
-
-
-class Inside:
-    """Stands in for a handler: a turn of Holdfast's own, which needs no instance of the user's class."""
-
-    __slots__ = ("deletes", "is_async", "name", "what")
-    reads = False
-
-    def __init__(self, name: str, what: Callable[[], Any], is_async: bool = False, deletes: bool = False) -> None:
-        """`what` is called in the turn; with `is_async` it gives a coroutine. `deletes`: it leaves nothing of the object."""
-        self.name = name
-        self.what = what
-        self.is_async = is_async
-        self.deletes = deletes
-
-    def invoke(self, instance: Any, payload: bytes, is_json: bool = False) -> Any:
-        return self.what()
-
-
-class Firing:
-    """Stands in for a handler: `on_alarm` of an object, for one alarm."""
-
-    __slots__ = ("_arounds", "_begin", "is_async", "name", "ran")
-    reads = False
-
-    def __init__(self, begin: Callable[[], Alarm | None], arounds: tuple[Around, ...] = ()) -> None:
-        """`begin` is called in the turn: what the handler gets, or None when there is nothing to be done."""
-        self._begin = begin
-        self._arounds = arounds
-        self.ran = False
-        self.name = "on_alarm"
-        self.is_async = True
-
-    async def invoke(self, instance: Any, payload: bytes, is_json: bool = False) -> None:
-        self.ran = True
-        alarm = self._begin()
-        if alarm is None:
-            return
-        if self._arounds:
-            await invoke_around(self._arounds, instance, self.name, {"alarm": alarm}, partial(instance.on_alarm, alarm))
-            return
-        waits = instance.on_alarm(alarm)
-        if waits is not None:
-            await waits

@@ -1,0 +1,89 @@
+"""What Holdfast itself writes into shards: into the same entries as turns, so that it is committed in the same order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from holdfast_node import keys
+from holdfast_node.commit import Committer, Entry
+from holdfast_node.shard_service import ScanBudget
+from holdfast_node.shards import Shard
+
+Row = tuple[bytes, bytes | None]
+"""A row to be put, or deleted (None)."""
+
+
+class ShardWrites:
+    """Writes of a node's own. Implements `ShardService`: what a shard could not take is written when it can."""
+
+    def __init__(self, committer: Committer) -> None:
+        self._committer = committer
+        self._loop = asyncio.get_running_loop()
+        self._deferred: dict[Shard, dict[bytes, bytes | None]] = {}
+        self._number = 0
+
+    def next_sequence(self, shard: Shard) -> bytes:
+        """A sequence above all that were given for the shard: epochs grow with each owner, the number within a process."""
+        self._number += 1
+        return keys.sequence(shard.epoch, self._number)
+
+    def show(self) -> None:
+        """Have the store show all that is committed."""
+        self._committer.flush_visible()
+
+    def write(self, shard: Shard, rows: list[Row]) -> Entry:
+        """Put rows into the shard's entry. Call it only while the shard may write."""
+        entry = self._committer.entry(shard)
+        entry.rows += rows
+        entry.deletes = True
+        entry.bytes += sum([len(key) + len(value or b"") for key, value in rows])
+        return entry
+
+    def write_or_defer(self, shard: Shard, rows: list[Row]) -> None:
+        """Put rows into the shard's entry, now or when the shard may write again. An owned shard only."""
+        if shard.may_write():
+            self.write(shard, rows)
+        else:
+            self._deferred.setdefault(shard, {}).update(rows)
+
+    def forget(self, shard: Shard, keys_gone: Iterable[bytes]) -> None:
+        """Rows with these keys are deleted otherwise: what was deferred of them is void."""
+        deferred = self._deferred.get(shard)
+        if deferred:
+            for key in keys_gone:
+                deferred.pop(key, None)
+
+    def when_shown(self, entry: Entry, done: Callable[[], None]) -> None:
+        """Call `done` soon after the entry is settled; the store shows the entry then, if it is committed."""
+
+        def settled() -> None:
+            self.show()
+            done()
+
+        entry.waiters.append(_Soon(self._loop, settled))
+
+    # -- holdfast_node.shard_service.ShardService
+
+    def opened(self, shard: Shard) -> None:
+        pass
+
+    def closed(self, shard: Shard) -> None:
+        self._deferred.pop(shard, None)
+
+    def tick(self, shard: Shard, now_ms: int, budget: ScanBudget) -> None:
+        for row in self._deferred.pop(shard, {}).items():  # one by one: an entry that is full is closed
+            self.write(shard, [row])
+
+
+class _Soon:
+    """Has a function called soon after an entry is settled. Implements `holdfast_node.commit.Waiter`."""
+
+    __slots__ = ("_done", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, done: Callable[[], None]) -> None:
+        self._loop = loop
+        self._done = done
+
+    def settled(self, entry: Entry) -> None:
+        self._loop.call_soon(self._done)
