@@ -16,14 +16,13 @@ from holdfast.tracing import Tracing
 from holdfast_cluster.ring import object_hash
 
 from holdfast_node import keys
-from holdfast_node.commit import Entry
 from holdfast_node.effects.alarms import ObjectAlarms
 from holdfast_node.effects.due_index import DueIndex
 from holdfast_node.effects.expiry import ExpiryIndex
 from holdfast_node.effects.sent import Sent
 from holdfast_node.outgoing import Notifier, ObjectCalls, Outgoing
 from holdfast_node.replies import object_digest
-from holdfast_node.shards import Shard
+from holdfast_node.shards import Entry, Shard
 from holdfast_node.stats import KindStats
 from holdfast_node.store import Store
 from holdfast_node.turn import Turn

@@ -4,9 +4,8 @@
 written since the last, while the next batch gathers). Everything that a node writes goes through it: its own entries, and
 those of shards that it is a replica of.
 
-`Committer` gathers entries: the writes of all turns of a shard that ended since the last flush are one. When a flush begins, a
-shard with a single copy writes its state at once and is committed by the fsync; one with replicas appends the entry to its log
-(`replication/`), and is committed when every in-sync replica has it on disk as well.
+`Committer` gathers entries: the writes of all turns of a shard that ended since the last flush are one. When a flush begins, each
+entry is appended to its shard's log, which settles it when it is committed.
 
 If a write or an fsync fails nobody can know what is on disk: the process ends (rule 5), and starts from what the disk says. When
 there was no room it ends with a status of its own, and its next start waits for room.
@@ -22,16 +21,12 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Thread
 from time import perf_counter
-from typing import Protocol
 
 from holdfast.metrics import Histogram
 from holdfast_cluster.clock import boottime
 
 from holdfast_node.disk_space import EXIT_DISK_FULL
-from holdfast_node.replication.changes import Replies, Rows
-from holdfast_node.replication.disk import stage_changes
-from holdfast_node.replies import Forgotten
-from holdfast_node.shards import Shard
+from holdfast_node.shards import Entry, Shard, ShardLog
 from holdfast_node.store import Batch, Store, is_no_space
 
 log = logging.getLogger(__name__)
@@ -43,90 +38,6 @@ _ROUNDS_MAX = 8
 _PATIENCE_S = 0.005
 
 
-class Waiter(Protocol):
-    """What waits for an entry: a turn, an effect, a future. The entry knows nothing else of it."""
-
-    def settled(self, entry: Entry) -> None:
-        """The entry has come to what was waited for; see `Entry.waiters` and `Entry.followers`."""
-
-
-class Entry:
-    """One record of a shard's log, while it is on its way: what it changes, and who waits for it.
-
-    `waiters` are told, in the order in which they came, when the entry is committed or abandoned. `followers` are told when it
-    is committed and the store shows what is in it.
-    """
-
-    __slots__ = (
-        "abandoned",
-        "applied",
-        "began",
-        "bytes",
-        "committed",
-        "deletes",
-        "followers",
-        "forgotten",
-        "replies",
-        "rows",
-        "seq",
-        "shard",
-        "waiters",
-    )
-
-    def __init__(self, shard: Shard) -> None:
-        self.shard = shard
-        self.seq = 0
-        self.began = perf_counter()
-        self.rows: Rows = []
-        self.deletes = False  # whether `rows` hold anything but puts
-        self.replies: Replies = []
-        self.forgotten: Forgotten | None = None
-        self.bytes = 0
-        self.waiters: list[Waiter] = []
-        self.followers: list[Waiter] = []
-        self.applied = False
-        self.committed = False
-        self.abandoned = False
-
-    def settle(self) -> None:
-        """Tell those who wait: the entry is committed, or abandoned. Called once by the log that it was appended to."""
-        for waiter in self.waiters:
-            waiter.settled(self)
-        if self.applied:
-            self._tell_followers()
-
-    def show(self) -> None:
-        """The store shows what is in the entry."""
-        self.applied = True
-        if self.committed:
-            self._tell_followers()
-
-    def _tell_followers(self) -> None:
-        followers, self.followers = self.followers, []
-        for follower in followers:
-            follower.settled(self)
-
-    async def wait(self) -> None:
-        """Return when the entry is committed or abandoned."""
-        if not (self.committed or self.abandoned):
-            waiter = _Future()
-            self.waiters.append(waiter)
-            await waiter.future
-
-
-class _Future:
-    """A coroutine that waits for an entry."""
-
-    __slots__ = ("future",)
-
-    def __init__(self) -> None:
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def settled(self, entry: Entry) -> None:
-        if not self.future.done():
-            self.future.set_result(None)
-
-
 class Flusher:
     """Stages writes, and calls back when they are on disk. Lives on the loop.
 
@@ -136,7 +47,7 @@ class Flusher:
     """
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self.store = store
         self._loop = asyncio.get_running_loop()
         # A bare thread and queue: an executor's two futures a flush would be a tenth of what a small flush costs.
         self._to_sync: SimpleQueue[list[Callable[[], None]] | None] = SimpleQueue()
@@ -166,7 +77,7 @@ class Flusher:
     def batch(self) -> Batch:
         """Where to stage writes."""
         if self._batch is None:
-            self._batch = self._store.batch()
+            self._batch = self.store.batch()
         return self._batch
 
     @property
@@ -201,7 +112,7 @@ class Flusher:
         batch, self._batch = self._batch, None
         if batch is not None:
             try:
-                self._store.write(batch)
+                self.store.write(batch)
             except Exception:
                 self.die("a write to the store failed")
         if self._visible:
@@ -251,7 +162,7 @@ class Flusher:
         while (waiting := self._to_sync.get()) is not None:
             try:
                 began = perf_counter()
-                self._store.sync()
+                self.store.sync()
                 self.sync_seconds.observe(perf_counter() - began)
             except Exception:
                 self.die("fsync failed")
@@ -285,22 +196,15 @@ class Flusher:
 
 
 class Committer:
-    """Gathers entries. `append` gets those of shards that have replicas, and settles them. Implements `Waiter`.
+    """Gathers entries, and appends them to the logs of their shards. Implements `Waiter`.
 
-    The next entries of replicated shards gather until those before are committed everywhere, or `_PATIENCE_S` have passed: with
-    replicas a flush ends where its last acknowledgement comes, and a frame to every replica for a few calls would cost more than the
-    calls. One replica that is slow delays the others by no more than that.
+    The next entries gather until those before are settled, or `_PATIENCE_S` have passed. With replicas a flush ends where its last
+    acknowledgement comes, and a frame to every replica for a few calls would cost more than the calls. One replica that is slow
+    delays the others by no more than that.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        flusher: Flusher,
-        append: Callable[[list[Entry]], None],
-    ) -> None:
-        self._store = store
+    def __init__(self, flusher: Flusher) -> None:
         self._flusher = flusher
-        self._append = append
         self._gathering: list[Entry] = []
         self._loop = asyncio.get_running_loop()
         self._outstanding = 0
@@ -313,7 +217,7 @@ class Committer:
 
     @property
     def store(self) -> Store:
-        return self._store
+        return self._flusher.store
 
     def flush_visible(self) -> None:
         """Have the store show all that is committed: it may be staged still."""
@@ -381,26 +285,8 @@ class Committer:
             entry.waiters.append(self)
             self.entry_bytes += entry.bytes
         self._outstanding += len(entries)
-        if entries[0].shard.replicated:
-            self._append(entries)
-        else:
-            self._apply(entries)
-
-    def _apply(self, entries: list[Entry]) -> None:
-        """One copy: the state itself is what has to be on disk."""
-        batch = self._flusher.batch
+        by_log: dict[ShardLog, list[Entry]] = {}
         for entry in entries:
-            if not entry.deletes and entry.forgotten is None:
-                batch.put_all("state", entry.rows)  # type: ignore[arg-type]
-                batch.put_all("replies", entry.replies)
-            else:
-                stage_changes(self._store, batch, entry.shard.number, entry.rows, entry.replies, entry.forgotten)
-
-        def durable() -> None:
-            for entry in entries:
-                entry.committed = True
-            for entry in entries:
-                entry.settle()
-
-        self._flusher.when_visible(entries)
-        self._flusher.when_durable(durable)
+            by_log.setdefault(entry.shard.log, []).append(entry)
+        for log_of_some, its_entries in by_log.items():
+            log_of_some.append(its_entries)

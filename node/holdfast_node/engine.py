@@ -52,7 +52,7 @@ from holdfast_cluster.model import SEND
 from holdfast_node import keys
 from holdfast_node.activation import Activation, Environment, LastError
 from holdfast_node.activations import Activations
-from holdfast_node.commit import Committer, Entry
+from holdfast_node.commit import Committer
 from holdfast_node.effects.outbox import OutboxLimits
 from holdfast_node.hosting import ShardKinds
 from holdfast_node.hottest import SAMPLE, Hottest
@@ -61,7 +61,7 @@ from holdfast_node.outgoing import delay_of, sent_by_client
 from holdfast_node.reading import ReadContext
 from holdfast_node.replication.changes import Until
 from holdfast_node.replies import ResponseCache, identity_of
-from holdfast_node.shards import Shard, Shards
+from holdfast_node.shards import Entry, Shard, Shards
 from holdfast_node.spans import TurnSpan
 from holdfast_node.stats import KindStats
 from holdfast_node.turn import COMMITTING, DONE, ON_ACTIVATE_CALLS, QUEUED, RUNNING, ReplyPort, Turn

@@ -23,7 +23,7 @@ from holdfast_node.turn import RUNNING
 
 if TYPE_CHECKING:
     from holdfast_node.activation import Activation
-    from holdfast_node.commit import Entry
+    from holdfast_node.shards import Entry
     from holdfast_node.turn import Turn
 
 T = TypeVar("T")

@@ -14,9 +14,9 @@ from holdfast.alarms import Alarm, Misfire
 from holdfast.object import DurableObject, Objects
 from holdfast.storage import ReadRows, Storage, reads_only
 
-from holdfast_node.commit import Entry
 from holdfast_node.effects.alarms import shown
 from holdfast_node.outgoing import ObjectCalls, Outgoing
+from holdfast_node.shards import Entry
 from holdfast_node.turn import Turn
 
 if TYPE_CHECKING:

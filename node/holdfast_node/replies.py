@@ -15,11 +15,9 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
-from itertools import islice
 from struct import Struct
 from typing import NamedTuple
 
-import msgspec
 from holdfast.errors import DeadlineExceeded, InvalidArgument
 from holdfast.ids import EFFECT, KEYED, id_prefix
 from holdfast.signature import Handler, Sending
@@ -28,12 +26,12 @@ from holdfast_cluster.clock import boottime
 from holdfast_cluster.cluster_time import WALL
 
 from holdfast_node import keys
+from holdfast_node.replication.changes import NOTHING_FORGOTTEN, Forgotten, decode_forgotten
 from holdfast_node.shards import DAY_BUCKET_MS, LATE_S, TIMED_BUCKET_MS, Shard
-from holdfast_node.store import Batch, Store
+from holdfast_node.store import Store
 
 _AHEAD_MAX_MS = 600_000
 _RETRIED_MAX = 100_000
-_ROWS_FEW = 2_000
 _DAY_MS = 24 * 3_600_000
 _NO_BUCKET = 1 << 32
 
@@ -43,23 +41,6 @@ LEGACY_IDENTITY = bytes(IDENTITY_BYTES - LEGACY_CHECKSUM_BYTES)
 """What the identity begins with of a reply that format 1 kept: a checksum follows, for nothing better was kept."""
 _RESULT, _ERROR = b"\0", b"\1"
 _row = Struct(f">{IDENTITY_BYTES}s8sQc")
-
-
-class Forgotten(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What a shard has forgotten: all buckets below these, by class, and the newest id of those whose ids tell a time."""
-
-    timed: int
-    day: int
-    newest: bytes
-
-    def merged(self, other: Forgotten) -> Forgotten:
-        """Both together. What is forgotten never comes back."""
-        return Forgotten(max(self.timed, other.timed), max(self.day, other.day), max(self.newest, other.newest))
-
-
-NOTHING_FORGOTTEN = Forgotten(0, 0, b"")
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Forgotten).decode
 
 
 class Response(NamedTuple):
@@ -163,7 +144,7 @@ class ResponseCache:
     def forgotten(self, shard: int) -> Forgotten:
         """What a shard has forgotten, as the store shows it."""
         raw = self._store.get("replies", keys.forgotten_key(shard))
-        return NOTHING_FORGOTTEN if raw is None else _decode(raw)
+        return NOTHING_FORGOTTEN if raw is None else decode_forgotten(raw)
 
     def due(self, shard: Shard) -> Forgotten | None:
         """What a shard may forget now, when there is anything to forget: the owner logs it."""
@@ -198,25 +179,6 @@ class ResponseCache:
 def _oldest(shard: Shard, bucket_ms: int, window_ms: int) -> int:
     """The oldest bucket that holds anything of the window."""
     return max(0, (int(shard.time_ms) - window_ms) // bucket_ms)
-
-
-def stage_forgotten(store: Store, batch: Batch, shard: int, forgotten: Forgotten, late: bool = False) -> None:
-    """Put into a batch what a shard forgets. `late`: rows that are to go may be staged in this very batch.
-
-    Few rows are deleted one by one: RocksDB sorts all ranges that a memtable has had deleted anew for each read after another one.
-    """
-    raw = store.get("replies", keys.forgotten_key(shard))
-    before = NOTHING_FORGOTTEN if raw is None else _decode(raw)
-    after = before.merged(forgotten)
-    for kept, first, end in ((keys.TIMED, before.timed, after.timed), (keys.DAY, before.day, after.day)):
-        start, stop = keys.reply_bucket(shard, kept, first), keys.reply_bucket(shard, kept, end)
-        rows = [] if late else [key for key, _ in islice(store.scan("replies", start, stop), _ROWS_FEW)]
-        if late or len(rows) == _ROWS_FEW:
-            batch.delete_range("replies", start, stop)
-        else:
-            for key in rows:
-                batch.delete("replies", key)
-    batch.put("replies", keys.forgotten_key(shard), _encode(after))
 
 
 def identity_of(object_digest: bytes, handler: Handler | Sending, call: pb.Call) -> bytes:

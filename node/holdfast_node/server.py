@@ -36,7 +36,7 @@ from holdfast_cluster.streams import StreamServer
 
 from holdfast_node import heat, hosting
 from holdfast_node.assignments import KeptAssignments
-from holdfast_node.commit import Committer, Entry, Flusher
+from holdfast_node.commit import Committer, Flusher
 from holdfast_node.config import NodeConfig
 from holdfast_node.directory import DataDirectory
 from holdfast_node.disk_mark import DiskMark
@@ -60,6 +60,7 @@ from holdfast_node.replies import ResponseCache
 from holdfast_node.services.letters_admin import DeadLetterAdmin
 from holdfast_node.shards import Shards
 from holdfast_node.single import SingleCopies
+from holdfast_node.single_log import SingleLog
 from holdfast_node.store import Batch, Store
 
 log = logging.getLogger(__name__)
@@ -187,7 +188,7 @@ class NodeServer:
         kinds = KnownKinds(config.repair_after_s, boottime)
         feed.listeners.append(kinds.follow)
         tracing = None if not config.trace else trace_process("holdfast-node", node_id, config.trace)
-        committer = Committer(self._store, flusher, _no_replicas if replication is None else replication.replicas.append)
+        committer = Committer(flusher)
         self._objects = objects = ObjectHost(
             self._app, HostOptions(config.limits, kinds, tracing), committer, shards, responses, dispatcher
         )
@@ -276,7 +277,7 @@ class NodeServer:
         )
         membership.on_renewed(liveness.confirm)
 
-        self._single = single = SingleCopies(self._store, shards) if replication is None else None
+        self._single = single = SingleCopies(self._store, shards, SingleLog(flusher)) if replication is None else None
         no_room = asyncio.Event()
 
         def joined(member: Member) -> None:
@@ -651,7 +652,3 @@ class _Unstaged:
 
 def _no_replica(shard: int) -> None:
     return None
-
-
-def _no_replicas(entries: list[Entry]) -> None:
-    raise AssertionError("the cluster keeps single copies")

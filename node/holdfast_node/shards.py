@@ -1,9 +1,11 @@
-"""The shards that this node owns, as its engine sees them."""
+"""The shards that this node owns, as its engine sees them, and the entries that are on their way into the shards' logs."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from time import perf_counter
+from typing import Protocol
 
 from holdfast.errors import Unavailable, WrongOwner
 from holdfast_cluster.clock import boottime
@@ -12,9 +14,7 @@ from holdfast_cluster.model import EXPIRY, FEATURES
 from holdfast_cluster.ring import shard_of
 
 from holdfast_node import keys
-
-if TYPE_CHECKING:
-    from holdfast_node.commit import Entry
+from holdfast_node.replication.changes import Forgotten, Replies, Rows
 
 FOR_EVER = float("inf")
 
@@ -39,12 +39,103 @@ class Features:
         self.on: frozenset[str] = frozenset(FEATURES)
 
 
+class Waiter(Protocol):
+    """What waits for an entry: a turn, an effect, a future. The entry knows nothing else of it."""
+
+    def settled(self, entry: Entry) -> None:
+        """The entry has come to what was waited for; see `Entry.waiters` and `Entry.followers`."""
+
+
+class Entry:
+    """One record of a shard's log, while it is on its way: what it changes, and who waits for it.
+
+    `waiters` are told, in the order in which they came, when the entry is committed or abandoned. `followers` are told when it
+    is committed and the store shows what is in it.
+    """
+
+    __slots__ = (
+        "abandoned",
+        "applied",
+        "began",
+        "bytes",
+        "committed",
+        "deletes",
+        "followers",
+        "forgotten",
+        "replies",
+        "rows",
+        "seq",
+        "shard",
+        "waiters",
+    )
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+        self.seq = 0
+        self.began = perf_counter()
+        self.rows: Rows = []
+        self.deletes = False  # whether `rows` hold anything but puts
+        self.replies: Replies = []
+        self.forgotten: Forgotten | None = None
+        self.bytes = 0
+        self.waiters: list[Waiter] = []
+        self.followers: list[Waiter] = []
+        self.applied = False
+        self.committed = False
+        self.abandoned = False
+
+    def settle(self) -> None:
+        """Tell those who wait: the entry is committed, or abandoned. Called once by the log that it was appended to."""
+        for waiter in self.waiters:
+            waiter.settled(self)
+        if self.applied:
+            self._tell_followers()
+
+    def show(self) -> None:
+        """The store shows what is in the entry."""
+        self.applied = True
+        if self.committed:
+            self._tell_followers()
+
+    def _tell_followers(self) -> None:
+        followers, self.followers = self.followers, []
+        for follower in followers:
+            follower.settled(self)
+
+    async def wait(self) -> None:
+        """Return when the entry is committed or abandoned."""
+        if not (self.committed or self.abandoned):
+            waiter = _Future()
+            self.waiters.append(waiter)
+            await waiter.future
+
+
+class _Future:
+    """A coroutine that waits for an entry."""
+
+    __slots__ = ("future",)
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def settled(self, entry: Entry) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+
+class ShardLog(Protocol):
+    """Where the entries of shards go: to this node's disk alone, or to replicas as well."""
+
+    def append(self, entries: list[Entry]) -> None:
+        """Take entries of owned shards that have this log. Each is settled, in their order, when it is committed or abandoned."""
+
+
 class Shard:
     """One shard under one epoch of ours. It is `owned` until it is not, and never again after.
 
     `until`: while the clock (`boottime`) is below it, the node may answer for the shard: 0 when it may not at the moment.
-    `closing`: it is about to be handed over, so no turn begins. `read_only`: why turns may not write at the moment. `replicated`:
-    whether entries go to a log that others copy. `look_until`: until this time of `boottime` a later attempt of any request may have
+    `closing`: it is about to be handed over, so no turn begins. `read_only`: why turns may not write at the moment. `log`: where
+    its entries go. `look_until`: until this time of `boottime` a later attempt of any request may have
     been run by an owner before. `turns`: how many began. `kinds`: those that objects were taken into memory of.
 
     `time_ms` is the *shard's time*: how long the shard has been served, by whichever owner. It follows no wall clock, goes from owner
@@ -64,12 +155,12 @@ class Shard:
         "first_buckets",
         "gathering",
         "kinds",
+        "log",
         "look_until",
         "number",
         "owned",
         "prefix",
         "read_only",
-        "replicated",
         "stamp",
         "taken_ms",
         "time_bytes",
@@ -79,11 +170,11 @@ class Shard:
         "until",
     )
 
-    def __init__(self, number: int, epoch: int, replicated: bool = False, time_ms: float = 0.0, stamp: int = 0) -> None:
+    def __init__(self, number: int, epoch: int, log: ShardLog, time_ms: float = 0.0, stamp: int = 0) -> None:
         self.number = number
         self.prefix = keys.shard_prefix(number)
         self.epoch = epoch
-        self.replicated = replicated
+        self.log = log
         self.owned = True
         self.until = 0.0
         self.closing = False

@@ -12,6 +12,7 @@ from holdfast_cluster.model import Assignment, Member, View
 
 from holdfast_node import keys
 from holdfast_node.shards import FOR_EVER, Shard, Shards
+from holdfast_node.single_log import SingleLog
 from holdfast_node.store import Batch, Store
 
 log = logging.getLogger(__name__)
@@ -20,8 +21,9 @@ log = logging.getLogger(__name__)
 class SingleCopies:
     """Follows the assignments of a cluster without replicas."""
 
-    def __init__(self, store: Store, shards: Shards) -> None:
+    def __init__(self, store: Store, shards: Shards, log: SingleLog) -> None:
         self._store = store
+        self._log = log
         self._shards = shards
         self._broken: set[int] = set()
         self._read_only: str | None = None
@@ -75,7 +77,7 @@ class SingleCopies:
                     stored_epoch,
                 )
                 continue
-            ready.append(Shard(number, epoch, time_ms=shard_ms))
+            ready.append(Shard(number, epoch, self._log, shard_ms))
             batch.put("meta", keys.position_key(number), keys.encode_position(epoch, shard_ms))
         self._store.write(batch)
         self._store.sync()

@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from holdfast.errors import HoldfastError
 
     from holdfast_node.activation import Activation
-    from holdfast_node.commit import Entry
     from holdfast_node.internal import Firing, InternalHandler
     from holdfast_node.reading import ReadContext
-    from holdfast_node.shards import Shard
+    from holdfast_node.shards import Entry, Shard
     from holdfast_node.spans import TurnSpan
 
 _swap_current_task: Callable[[Any, Any], Any]

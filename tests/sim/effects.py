@@ -29,13 +29,14 @@ from holdfast.v1 import objects_pb2 as pb
 from holdfast.verify.app import app
 from holdfast_cluster.dispatch import Dispatcher
 from holdfast_cluster.ring import shard_of
-from holdfast_node.commit import Committer, Entry
+from holdfast_node.commit import Committer
 from holdfast_node.effects.outbox import OutboxLimits
 from holdfast_node.engine import EngineLimits
 from holdfast_node.object_host import HostOptions, ObjectHost
 from holdfast_node.replication.changes import Until
-from holdfast_node.replies import ResponseCache, stage_forgotten
-from holdfast_node.shards import FOR_EVER, Shard, Shards
+from holdfast_node.replies import ResponseCache
+from holdfast_node.shards import FOR_EVER, Entry, Shard, Shards
+from holdfast_node.staging import stage_forgotten
 
 from .gateways import Front, Pipe
 from .verdicts import Broken
@@ -188,7 +189,7 @@ class SimNode:
         self.flusher.store = self.store
         self.shards = Shards(SHARDS)
         kept = ResponseCache(self.store, 600)  # type: ignore[arg-type]
-        committer = Committer(self.store, self.flusher, self.append)  # type: ignore[arg-type]
+        committer = Committer(self.flusher)  # type: ignore[arg-type]
         self.objects = world.host(app, HostOptions(LIMITS), committer, self.shards, kept, Router(world, self))
         self.engine = self.objects.engine
         self._on_way: dict[int, list[Entry]] = {}
@@ -213,7 +214,7 @@ class SimNode:
         for family, rows in truth.store.rows.items():
             for key, value in rows.items():
                 self.store.put(family, key, value)
-        shard = Shard(truth.number, truth.epoch, replicated=True, time_ms=truth.time_ms)
+        shard = Shard(truth.number, truth.epoch, self, truth.time_ms)
         self.shards.take(shard)
         shard.until = FOR_EVER
 

@@ -18,6 +18,7 @@ from holdfast_node.engine import Engine, EngineLimits
 from holdfast_node.object_host import HostOptions, ObjectHost
 from holdfast_node.replies import ResponseCache
 from holdfast_node.shards import FOR_EVER, Shard, Shards
+from holdfast_node.single_log import SingleLog
 from holdfast_node.store import Store
 
 IDS = RequestIds()
@@ -96,14 +97,14 @@ class Bench:
 
         self.store.sync = gated  # type: ignore[method-assign]
         self.clock = SetClock()
+        self.flusher = Flusher(self.store)
         self.shards = shards = Shards(1)
-        self.shard = shard = Shard(0, 1)
+        self.shard = shard = Shard(0, 1, SingleLog(self.flusher))
         shard.until = FOR_EVER
         shards.take(shard)
-        self.flusher = Flusher(self.store)
         kept = ResponseCache(self.store, 600)
         self.outgoing = Loopback()
-        committer = Committer(self.store, self.flusher, lambda entries: None)
+        committer = Committer(self.flusher)
         self.objects = ObjectHost(app, HostOptions(limits or EngineLimits()), committer, shards, kept, self.outgoing)
         self.engine = self.objects.engine
         self.outgoing.engine = self.engine

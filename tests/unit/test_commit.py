@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from holdfast_node import commit
-from holdfast_node.commit import EXIT_STORE_FAILED, Committer, Entry, Flusher
+from holdfast_node.commit import EXIT_STORE_FAILED, Committer, Flusher
 from holdfast_node.disk_space import EXIT_DISK_FULL
-from holdfast_node.shards import Shard
+from holdfast_node.shards import Entry, Shard
+from no_log import NO_LOG
 
 NO_SPACE = "IO error: No space left on device: While appending to file: /data/000012.log: No space left on device"
 
@@ -85,7 +86,7 @@ async def test_a_bug_in_a_flush_that_nobody_waits_for_ends_the_process(exits: li
     """The event loop would log it and go on, and the pipeline would stand still."""
     flusher = Flusher(Store())  # type: ignore[arg-type]
 
-    entry = Entry(Shard(1, 1))
+    entry = Entry(Shard(1, 1, NO_LOG))
     entry.committed = True
     entry.followers.append(_Raises())
     flusher.when_visible([entry])
@@ -98,11 +99,8 @@ async def test_a_bug_in_a_flush_that_nobody_waits_for_ends_the_process(exits: li
 async def test_a_core_that_asserts_when_patience_is_over_ends_the_process(exits: list[int]) -> None:
     flusher = Flusher(Store())  # type: ignore[arg-type]
 
-    def raises(entries: object) -> None:
-        raise AssertionError
-
-    committer = Committer(flusher._store, flusher, raises)
-    shard = Shard(1, 1, replicated=True)
+    committer = Committer(flusher)
+    shard = Shard(1, 1, NO_LOG)
     shard.owned = True
     committer.entry(shard)
     with pytest.raises(Ended):

@@ -19,6 +19,7 @@ from holdfast_node.replication.disk import CopyStore
 from holdfast_node.replies import ResponseCache, identity_of, object_digest
 from holdfast_node.shards import FOR_EVER, Shard
 from holdfast_node.store import Store
+from no_log import NO_LOG
 
 SHARD = 5
 TIMED = id_prefix(1_800_000_000_000) + bytes(10)
@@ -81,7 +82,7 @@ def check(store: Store) -> None:
     assert store.get("state", MARK) == SEQUENCE + bytes(8)
     in_log = [*decode_changes(second.data).replies, *decode_changes(third.data).replies]
     assert sorted(in_log) == list(store.scan("replies", b"", None))
-    responses, shard = ResponseCache(store, 600), Shard(SHARD, 4)
+    responses, shard = ResponseCache(store, 600), Shard(SHARD, 4, NO_LOG)
     shard.until = FOR_EVER
     digest = object_digest("Order", "o-1")
     for request_id, arguments, result in ((TIMED, b"a", b"r1"), (KEYED, b"b", b"r2")):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 from holdfast_node.heat import SHARDS_MAX, Thermometer
 from holdfast_node.shards import Shard, Shards
+from no_log import NO_LOG
 
 
 def test_turns_a_second_are_measured_from_one_reading_to_the_next() -> None:
     shards = Shards(8)
     now = 100.0
-    busy, quiet, idle = Shard(1, 1), Shard(2, 1), Shard(3, 1)
+    busy, quiet, idle = Shard(1, 1, NO_LOG), Shard(2, 1, NO_LOG), Shard(3, 1, NO_LOG)
     for shard in (busy, quiet, idle):
         shards.take(shard)
     thermometer = Thermometer(shards, lambda: now)
@@ -25,12 +26,12 @@ def test_turns_a_second_are_measured_from_one_reading_to_the_next() -> None:
 def test_a_shard_that_came_back_under_another_epoch_begins_at_nothing() -> None:
     shards = Shards(8)
     now = 0.0
-    before = Shard(1, 1)
+    before = Shard(1, 1, NO_LOG)
     shards.take(before)
     before.turns = 1000
     thermometer = Thermometer(shards, lambda: now)
     shards.drop({before})
-    again = Shard(1, 3)
+    again = Shard(1, 3, NO_LOG)
     shards.take(again)
     again.turns = 20
     now += 10
@@ -42,7 +43,7 @@ def test_only_the_busiest_are_told() -> None:
     now = 0.0
     thermometer = Thermometer(shards, lambda: now)
     for number in range(SHARDS_MAX + 50):
-        shard = Shard(number, 1)
+        shard = Shard(number, 1, NO_LOG)
         shard.turns = 10 * (number + 1)
         shards.take(shard)
     now += 10

@@ -9,7 +9,6 @@ from typing import Any, get_args
 import pytest
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.model import Assignment, ClusterSettings, Member, Versioned, View
-from holdfast_node.commit import Entry
 from holdfast_node.replication import changes, host
 from holdfast_node.replication.disk import CopyStore
 from holdfast_node.replication.events import (
@@ -36,7 +35,7 @@ from holdfast_node.replication.events import (
 from holdfast_node.replication.host import NoSuchShard, Replicas
 from holdfast_node.replication.links import pack, unpack
 from holdfast_node.replication.replica import Replica
-from holdfast_node.shards import Shard, Shards
+from holdfast_node.shards import Entry, Shard, Shards
 from holdfast_node.store import Batch, Store
 
 SHARD = 7

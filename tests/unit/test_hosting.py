@@ -39,6 +39,7 @@ from holdfast_node.effects.records import encode as encode_record
 from holdfast_node.hosting import EVERY_S, LOOK_S, MEMORY_S, OBJECTS_MAX, ShardKinds
 from holdfast_node.shards import Shard, Shards
 from holdfast_node.store import Store
+from no_log import NO_LOG
 
 SETTINGS = ClusterSettings(shards=1, replication=2, id="c")
 
@@ -135,7 +136,7 @@ class Node:
         self.shard: Shard | None = None
 
     def own(self) -> Shard:
-        self.shard = Shard(0, 1)
+        self.shard = Shard(0, 1, NO_LOG)
         self.shards.take(self.shard)
         return self.shard
 

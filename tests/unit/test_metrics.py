@@ -27,6 +27,7 @@ from holdfast_node.services.alarm_counter import AlarmCounter
 from holdfast_node.shards import Shard, Shards
 from holdfast_node.stats import KindStats
 from holdfast_node.store import Store
+from no_log import NO_LOG
 from prometheus_client.core import Metric
 
 
@@ -183,7 +184,7 @@ def test_alarms_are_counted_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.
     now = 1_000_000
     batch = store.batch()
     for number in range(4):
-        shards.take(Shard(number, 1))
+        shards.take(Shard(number, 1, NO_LOG))
         for i in range(number * 13):
             batch.put("state", keys.due_key(number, keys.ALARMS, now - 5_000 + 1_000 * i, i.to_bytes(8, "big")), b"x")
     batch.put("state", keys.due_key(9, keys.ALARMS, 1, b"not of ours"), b"x")

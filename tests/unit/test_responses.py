@@ -12,9 +12,12 @@ from holdfast.signature import Handler
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clock import boottime
 from holdfast_node import replies
-from holdfast_node.replies import Forgotten, ResponseCache, identity_of, object_digest, stage_forgotten
+from holdfast_node.replication.changes import Forgotten
+from holdfast_node.replies import ResponseCache, identity_of, object_digest
 from holdfast_node.shards import FOR_EVER, LATE_S, Shard, Shards
+from holdfast_node.staging import stage_forgotten
 from holdfast_node.store import Store
+from no_log import NO_LOG
 
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
@@ -36,7 +39,7 @@ class Cache:
         self.store = store
         self.wall_ms = NOW_MS
         self.responses = ResponseCache(store, 600, lambda: self.wall_ms)
-        self.shard = Shard(number, 1)
+        self.shard = Shard(number, 1, NO_LOG)
         self.shard.until = FOR_EVER
         self.boot_s = 1000.0
         self.shard.tick(self.boot_s)
@@ -204,7 +207,7 @@ def test_a_late_first_attempt_finds_what_an_owner_before_kept_whatever_clocks_sh
     cache.passes(900_000)
     cache.passes(int(LATE_S * 1000))
     far = [cache.keep(an_id(NOW_MS + off)) for off in (-86_400_000, 0, 86_400_000)]
-    cache.shard = Shard(3, 2, time_ms=cache.shard.time_ms)
+    cache.shard = Shard(3, 2, NO_LOG, time_ms=cache.shard.time_ms)
     cache.wall_ms += 3_600_000
     cache.responses.tick()
     for call in far:
@@ -217,7 +220,7 @@ def test_a_late_first_attempt_finds_what_an_owner_before_kept_whatever_clocks_sh
 
 def test_a_shard_that_somebody_had_before_is_looked_into_for_a_while() -> None:
     shards = Shards(8)
-    new, old = Shard(1, 1), Shard(2, 5, time_ms=60_000)
+    new, old = Shard(1, 1, NO_LOG), Shard(2, 5, NO_LOG, time_ms=60_000)
     for shard in (new, old):
         shards.take(shard)
     assert new.look_until == 0.0
@@ -252,7 +255,7 @@ def test_stamps_of_a_shard_grow_whatever_its_clock_does() -> None:
             self.ms -= 100
             return self.ms
 
-    shard = Shard(1, 2, stamp=4_800 << 16)
+    shard = Shard(1, 2, NO_LOG, stamp=4_800 << 16)
     shard.clock = Back()  # type: ignore[assignment]
     stamps = [shard.next_stamp() for _ in range(5)]
     assert stamps == [4_900 << 16, *((4_900 << 16) + n for n in range(1, 5))]

@@ -14,9 +14,9 @@ from holdfast.ids import effect_id
 from holdfast_cluster.model import ALARM_LIMITS
 
 from holdfast_node import keys
-from holdfast_node.commit import Entry
 from holdfast_node.effects.due_index import DueIndex
 from holdfast_node.effects.records import AlarmRecord, carried, decode_alarm, encode
+from holdfast_node.shards import Entry
 from holdfast_node.store import Store
 
 if TYPE_CHECKING:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from holdfast_node import keys
-from holdfast_node.commit import Entry
 from holdfast_node.effects.records import DeadLetter, encode
 from holdfast_node.effects.writes import ShardWrites
 from holdfast_node.shard_service import ScanBudget
-from holdfast_node.shards import Shard
+from holdfast_node.shards import Entry, Shard
 from holdfast_node.store import Store
 
 

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from holdfast.errors import Unavailable
 
 from holdfast_node import keys
-from holdfast_node.commit import Entry
 from holdfast_node.effects.notifications import Notifications
 from holdfast_node.effects.outbox import PendingNotification, Target
 from holdfast_node.effects.records import Notification, decode_notification
 from holdfast_node.effects.writes import Row, ShardWrites
 from holdfast_node.shard_service import ScanBudget
-from holdfast_node.shards import NEVER, Shard
+from holdfast_node.shards import NEVER, Entry, Shard
 from holdfast_node.store import Store
 
 _SCAN_STEP = 2_000  # rows between two chances for the loop to do something else
@@ -168,7 +167,7 @@ class DelayedNotifications:
 
 @dataclass(slots=True)
 class _Due:
-    """One that was sent: it counts from its commit. Implements `holdfast_node.commit.Waiter`."""
+    """One that was sent: it counts from its commit. Implements `holdfast_node.shards.Waiter`."""
 
     known: _Delayed
     due_ms: int

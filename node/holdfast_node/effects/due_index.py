@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from holdfast_node import keys
-from holdfast_node.commit import Entry
-from holdfast_node.shards import NEVER, Shard
+from holdfast_node.shards import NEVER, Entry, Shard
 from holdfast_node.store import Store
 
 
@@ -61,7 +60,7 @@ class DueIndex:
 
 @dataclass(slots=True)
 class _Due:
-    """A row of an index that is on its way. Implements `holdfast_node.commit.Waiter`."""
+    """A row of an index that is on its way. Implements `holdfast_node.shards.Waiter`."""
 
     coming: NextDue
     due_ms: int

@@ -16,8 +16,8 @@ from holdfast.storage import Writes, read_expiry
 from holdfast_cluster.model import EXPIRY
 
 from holdfast_node import keys
-from holdfast_node.commit import Entry
 from holdfast_node.effects.due_index import DueIndex
+from holdfast_node.shards import Entry
 
 if TYPE_CHECKING:
     from holdfast_node.activation import Activation

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from holdfast_node import keys
-from holdfast_node.commit import Entry
 from holdfast_node.effects.outbox import Outbox, PendingNotification
 from holdfast_node.effects.records import Notification, decode_notification
 from holdfast_node.effects.writes import ShardWrites
 from holdfast_node.shard_service import ScanBudget
-from holdfast_node.shards import Shard
+from holdfast_node.shards import Entry, Shard
 from holdfast_node.store import Store
 
 
@@ -68,7 +67,7 @@ class Notifications:
 
 
 class _Leaves:
-    """Notifications that leave when their entry is committed. Implements `holdfast_node.commit.Waiter`."""
+    """Notifications that leave when their entry is committed. Implements `holdfast_node.shards.Waiter`."""
 
     __slots__ = ("_notifications", "_pending")
 

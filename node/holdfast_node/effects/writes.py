@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from holdfast_node import keys
-from holdfast_node.commit import Committer, Entry
+from holdfast_node.commit import Committer
 from holdfast_node.shard_service import ScanBudget
-from holdfast_node.shards import Shard
+from holdfast_node.shards import Entry, Shard
 
 Row = tuple[bytes, bytes | None]
 """A row to be put, or deleted (None)."""
@@ -77,7 +77,7 @@ class ShardWrites:
 
 
 class _Soon:
-    """Has a function called soon after an entry is settled. Implements `holdfast_node.commit.Waiter`."""
+    """Has a function called soon after an entry is settled. Implements `holdfast_node.shards.Waiter`."""
 
     __slots__ = ("_done", "_loop")
 

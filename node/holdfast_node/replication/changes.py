@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from holdfast_node.replies import Forgotten
-
 TERM = 0x01
 """Flag of the first entry of a term."""
 
@@ -37,6 +35,23 @@ class Until(msgspec.Struct, frozen=True, array_like=True):
     """In place of a value: the deletion of every key from the row's own up to `end`."""
 
     end: bytes
+
+
+class Forgotten(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a shard has forgotten: all buckets below these, by class, and the newest id of those whose ids tell a time."""
+
+    timed: int
+    day: int
+    newest: bytes
+
+    def merged(self, other: Forgotten) -> Forgotten:
+        """Both together. What is forgotten never comes back."""
+        return Forgotten(max(self.timed, other.timed), max(self.day, other.day), max(self.newest, other.newest))
+
+
+NOTHING_FORGOTTEN = Forgotten(0, 0, b"")
+encode_forgotten = msgspec.msgpack.Encoder().encode
+decode_forgotten = msgspec.msgpack.Decoder(Forgotten).decode
 
 
 Rows = list[tuple[bytes, bytes | Until | None]]

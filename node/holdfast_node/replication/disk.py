@@ -20,9 +20,9 @@ import msgspec
 
 from holdfast_node import keys
 from holdfast_node.replication.chain import Term, until
-from holdfast_node.replication.changes import Replies, Rows, Until, decode_changes, read_header
+from holdfast_node.replication.changes import Forgotten, Replies, Rows, Until, decode_changes, read_header
 from holdfast_node.replication.events import LogEntry, Persist, Position
-from holdfast_node.replies import Forgotten, stage_forgotten
+from holdfast_node.staging import stage_changes, stage_forgotten, stage_rows
 from holdfast_node.store import Batch, Store, remove_files
 
 log = logging.getLogger(__name__)
@@ -56,26 +56,6 @@ def decode_record(seq: int, raw: bytes) -> tuple[LogEntry, int]:
     """The inverse: the entry, and the high-water."""
     epoch, high = _record.unpack_from(raw)
     return LogEntry(epoch, seq, raw[_record.size :]), high
-
-
-def stage_changes(store: Store, batch: Batch, shard: int, rows: Rows, replies: Replies, forgotten: Forgotten | None) -> None:
-    """What an entry changes, put into a batch."""
-    stage_rows(batch, rows)
-    if replies:
-        batch.put_all("replies", replies)
-    if forgotten is not None:
-        stage_forgotten(store, batch, shard, forgotten)
-
-
-def stage_rows(batch: Batch, rows: Iterable[tuple[bytes, bytes | Until | None]]) -> None:
-    """Changes of state, put into a batch."""
-    for key, value in rows:
-        if value is None:
-            batch.delete("state", key)
-        elif type(value) is bytes:
-            batch.put("state", key, value)
-        else:
-            batch.delete_range("state", key, value.end)  # type: ignore[union-attr]
 
 
 class SnapshotFiles(msgspec.Struct, frozen=True, array_like=True):

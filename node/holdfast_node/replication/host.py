@@ -17,7 +17,7 @@ from holdfast_cluster.clock import boottime
 from holdfast_cluster.model import SHARDS_MAX, Assignment, Member, Versioned, View
 from holdfast_cluster.streams import FRAME_BYTES_MAX
 
-from holdfast_node.commit import Entry, Flusher
+from holdfast_node.commit import Flusher
 from holdfast_node.replication.chain import Term, until
 from holdfast_node.replication.changes import encode_changes
 from holdfast_node.replication.disk import CopyStore, StoredCopy, Times
@@ -54,7 +54,7 @@ from holdfast_node.replication.events import (
 from holdfast_node.replication.links import Links
 from holdfast_node.replication.replica import Replica
 from holdfast_node.replication.slowness import FLOOR_S, PATIENCE_S, WINDOW_S, Held, Slowness
-from holdfast_node.shards import Shard, Shards
+from holdfast_node.shards import Entry, Shard, Shards
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Copy:
 
 
 class Replicas:
-    """All copies of a node, and what their replicas decide. It settles the entries that it was given, in order."""
+    """All copies of a node, and what their replicas decide. Implements `holdfast_node.shards.ShardLog`."""
 
     def __init__(
         self,
@@ -509,7 +509,7 @@ class Replicas:
                 self._flusher.write()  # what is applied has to be there to be read
                 times = self._disk.times(copy.number, copy.replica.entries)
                 epoch = copy.replica.epoch
-                copy.shard = Shard(copy.number, epoch, replicated=True, time_ms=times.shard_ms, stamp=times.cluster_time)
+                copy.shard = Shard(copy.number, epoch, self, times.shard_ms, times.cluster_time)
                 self._shards.take(copy.shard)
             assignment = copy.replica.assignment
             if copy.shard is None or assignment is None:

@@ -35,6 +35,7 @@ from holdfast_node.engine import Engine
 from holdfast_node.object_host import HostOptions, ObjectHost
 from holdfast_node.replies import ResponseCache
 from holdfast_node.shards import FOR_EVER, Shard, Shards
+from holdfast_node.single_log import SingleLog
 from holdfast_node.store import Store
 from holdfast_node.testing.loop import VirtualLoop
 from holdfast_node.testing.memory import MemoryStore
@@ -79,14 +80,15 @@ class InProcessCluster:
         self._epoch += 1
         store = cast(Store, self._store)
         shards = Shards(SHARDS, cast(Time, self._clock))
+        self._flusher = _Flusher(store)
+        log = SingleLog(self._flusher)
         for number in range(SHARDS):
-            shard = Shard(number, self._epoch, time_ms=self._shard_ms)
+            shard = Shard(number, self._epoch, log, self._shard_ms)
             shards.take(shard)
             shard.until = FOR_EVER
         self._shards = shards
-        self._flusher = _Flusher(store)
         responses = ResponseCache(store, 600, self._clock.now_ms)
-        committer = Committer(store, self._flusher, lambda entries: None)
+        committer = Committer(self._flusher)
         self._objects = ObjectHost(self._app, HostOptions(chance=self._chance), committer, shards, responses, self._network)
         self._engine = self._objects.engine
         self._network.engine = self._engine
@@ -380,7 +382,7 @@ class _Flusher(Flusher):
         self._loop.call_later(_FSYNC_S, self._sync_now, waiting)
 
     def _sync_now(self, waiting: list[Callable[[], None]]) -> None:
-        self._store.sync()
+        self.store.sync()
         self.sync_seconds.observe(_FSYNC_S)
         self._synced(waiting)
 
