@@ -18,7 +18,7 @@ from conftest import Processes
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from holdfast.blocking import BlockingClient
 from holdfast.local import free_port
-from holdfast_node.store import DiskFull, Store, is_no_space
+from holdfast_node.store.rocks import DiskFull, Store, is_no_space
 from load import Load
 from small_disk import SmallDisk
 from test_replication import node, wait_until, whole

@@ -30,7 +30,7 @@ from holdfast_cluster.etcd import put as put_value
 from holdfast_cluster.model import Keys
 from holdfast_cluster.peerpb import peer_pb2
 from holdfast_cluster.streams import PROTOCOL, Hello, StreamRefused, open_stream
-from holdfast_node.replication.events import Acknowledge, Position, Replicate
+from holdfast_node.replication.core.events import Acknowledge, Position, Replicate
 from holdfast_node.replication.links import pack
 
 APP = str(Path(__file__).parent / "monitoring_app.py")

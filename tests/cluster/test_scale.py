@@ -9,9 +9,9 @@ from typing import Any
 
 from conftest import BENCH_APP
 from holdfast_cluster.ring import shard_of
-from holdfast_node import keys
 from holdfast_node.effects.records import AlarmRecord, encode
-from holdfast_node.store import Store
+from holdfast_node.store import keys
+from holdfast_node.store.rocks import Store
 
 IDLE = 100_000
 STORED = 1_000_000

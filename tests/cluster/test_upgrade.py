@@ -30,13 +30,13 @@ STRUCTS = (
     "cluster/holdfast_cluster/model.py",
     "cluster/holdfast_cluster/streams.py",
     "node/holdfast_node/effects/records.py",
-    "node/holdfast_node/replication/changes.py",
-    "node/holdfast_node/replication/disk.py",
-    "node/holdfast_node/replication/events.py",
+    "node/holdfast_node/log/changes.py",
+    "node/holdfast_node/replication/copies.py",
+    "node/holdfast_node/replication/core/events.py",
 )
 SAID = {  # where a message gets the new field
     "cluster/holdfast_cluster/dispatch.py": ("call.id = number", "call.id = number; call.later = 'new'"),
-    "node/holdfast_node/peer.py": ("peer_pb2.PipeResponse(", "peer_pb2.PipeResponse(later='new', "),
+    "node/holdfast_node/process/peer.py": ("peer_pb2.PipeResponse(", "peer_pb2.PipeResponse(later='new', "),
 }
 
 

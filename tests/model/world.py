@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import msgspec
 from holdfast_cluster.model import Assignment
 from holdfast_node import replication as r
-from holdfast_node.replication.chain import until
-from holdfast_node.replication.changes import encode_changes, is_term
+from holdfast_node.log.changes import encode_changes, is_term
+from holdfast_node.replication.core.chain import until
 
 STEPS_S = (0.5, 1.1, 3.2)
 """A heartbeat; more than half of what makes a replica silent; beyond a promise."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from holdfast_node import keys
+from holdfast_node.store import keys
 from hypothesis import given
 from hypothesis import strategies as st
 

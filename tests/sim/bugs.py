@@ -8,7 +8,7 @@ import msgspec
 from holdfast_cluster.model import Assignment, Member, View
 from holdfast_cluster.plan import Transition, plan
 from holdfast_node import replication as r
-from holdfast_node.replication.changes import is_term
+from holdfast_node.log.changes import is_term
 
 from .world import SHARD, STRIKES, Node
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from holdfast_node.replication.changes import is_term
+from holdfast_node.log.changes import is_term
 
 if TYPE_CHECKING:
     from holdfast_cluster.model import Assignment

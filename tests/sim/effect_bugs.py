@@ -10,32 +10,33 @@ from holdfast.ids import effect_id
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.dispatch import Dispatcher, Pending
 from holdfast_cluster.pipe import Pipe
-from holdfast_node import keys
-from holdfast_node.activation import Activation
 from holdfast_node.effects.alarms import following, shown
 from holdfast_node.effects.outbox import PendingNotification
 from holdfast_node.effects.records import AlarmRecord
-from holdfast_node.engine import Engine
-from holdfast_node.internal import InternalHandler
-from holdfast_node.object_host import ObjectHost
+from holdfast_node.objects.activation import Activation
+from holdfast_node.objects.engine import Engine
+from holdfast_node.objects.handlers import InternalHandler
+from holdfast_node.objects.outcome import Outcomes
 from holdfast_node.services.alarms import AlarmService, Fired
+from holdfast_node.services.host import ObjectHost
 from holdfast_node.services.notifications import NotificationService
+from holdfast_node.store import keys
 
 
-class _KeepsMarksOutsideTheEntry(Engine):
+class _KeepsMarksOutsideTheEntry(Outcomes):
     """What was taken from whom is written a little after the effect, in an entry of its own."""
 
-    def _write(self, turn: Any) -> Any:
+    def write(self, turn: Any) -> Any:
         marked = turn.call.notification
         if not marked:
-            return super()._write(turn)
+            return super().write(turn)
         activation: Activation = turn.activation
         row = activation.record(marked)
         taken = activation._dedup_marks
         assert taken is not None
         taken.pop(marked[keys.SEQUENCE_BYTES :])
         turn.call.ClearField("notification")
-        entry = super()._write(turn)
+        entry = super().write(turn)
 
         def later() -> None:
             if activation.shard.owned and not activation.shard.closing:
@@ -47,7 +48,9 @@ class _KeepsMarksOutsideTheEntry(Engine):
 
 
 class KeepsMarksOutsideTheEntry(ObjectHost):
-    engine_class = _KeepsMarksOutsideTheEntry
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.engine.outcomes.__class__ = _KeepsMarksOutsideTheEntry
 
 
 class _DropsWhatItSends(NotificationService):
@@ -103,7 +106,7 @@ class _FiresFromMemory(AlarmService):
                 self._fire(kind, key, name, record, lambda activation: shown(name, fired[0]), done)
 
         first_id = effect_id(self._ids.next())
-        self._turns.run_internal(kind, key, first_id, lambda activation: InternalHandler("go on", lambda: go_on(activation)), then)
+        self._engine.run_internal(kind, key, first_id, lambda activation: InternalHandler("go on", lambda: go_on(activation)), then)
 
 
 class DeletesAlarmsBeforeTheirEffect(ObjectHost):

@@ -29,14 +29,14 @@ from holdfast.v1 import objects_pb2 as pb
 from holdfast.verify.app import app
 from holdfast_cluster.dispatch import Dispatcher
 from holdfast_cluster.ring import shard_of
-from holdfast_node.commit import Committer
 from holdfast_node.effects.outbox import OutboxLimits
-from holdfast_node.engine import EngineLimits
-from holdfast_node.object_host import HostOptions, ObjectHost
-from holdfast_node.replication.changes import Until
-from holdfast_node.replies import ResponseCache
-from holdfast_node.shards import FOR_EVER, Entry, Shard, Shards
-from holdfast_node.staging import stage_forgotten
+from holdfast_node.log.changes import Until
+from holdfast_node.log.commit import Committer
+from holdfast_node.log.shards import FOR_EVER, Entry, Shard, Shards
+from holdfast_node.log.staging import stage_forgotten
+from holdfast_node.objects.limits import EngineLimits
+from holdfast_node.objects.responses import ResponseCache
+from holdfast_node.services.host import HostOptions, ObjectHost
 
 from .gateways import Front, Pipe
 from .verdicts import Broken
@@ -82,7 +82,7 @@ class _Jump(selectors.SelectSelector):
 
 
 class Memory:
-    """A store: what a node's engine reads. Implements what it needs of `holdfast_node.store.Store`."""
+    """A store: what a node's engine reads. Implements what it needs of `holdfast_node.store.rocks.Store`."""
 
     def __init__(self) -> None:
         self.rows: dict[str, dict[bytes, bytes]] = {"state": {}, "replies": {}}
@@ -289,7 +289,7 @@ class Router:
 
 
 class _Sending:
-    """One call until it is answered. Implements `holdfast_node.turn.ReplyPort`."""
+    """One call until it is answered. Implements `holdfast_node.objects.activation.ReplyPort`."""
 
     def __init__(self, world: EffectsWorld, node: SimNode | None, call: pb.Call, origin: Any) -> None:
         self._world = world
@@ -557,7 +557,7 @@ def live(seed: int, host: type[ObjectHost] = ObjectHost, dispatcher: type[Dispat
     """One world from beginning to end. Raises Broken with the seed."""
     loop = VirtualLoop()
     world = EffectsWorld(seed, host, dispatcher)
-    modules = ("engine", "shard_service", "services.dedup_marks", "services.letters_admin")
+    modules = ("objects.engine", "log.shard_service", "services.dedup_marks", "services.responses", "admin.dead_letters")
     with contextlib.ExitStack() as stack:
         stack.callback(loop.close)
         for module in modules:

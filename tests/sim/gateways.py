@@ -26,8 +26,8 @@ from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.dispatch import Dispatcher, DispatchLimits
 from holdfast_cluster.model import Assignment, ClusterSettings, Member, Versioned, View
 from holdfast_gateway.objects import ObjectsService
-from holdfast_node.peer import _NOT_SERVING
-from holdfast_node.shards import Shard
+from holdfast_node.log.shards import Shard
+from holdfast_node.process.peer import _NOT_SERVING
 
 from .verdicts import check_verdicts
 
@@ -295,7 +295,7 @@ class Pipe:
 
 
 class _Port:
-    """The node's end of a pipe. Implements `holdfast_node.turn.ReplyPort` as holdfast_node.peer does."""
+    """The node's end of a pipe. Implements `holdfast_node.objects.activation.ReplyPort` as holdfast_node.process.peer does."""
 
     closed = False
 

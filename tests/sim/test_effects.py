@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from holdfast_cluster.dispatch import Dispatcher
-from holdfast_node.object_host import ObjectHost
+from holdfast_node.services.host import ObjectHost
 
 from .effect_bugs import BUGS, DISPATCHER_BUGS
 from .effects import live

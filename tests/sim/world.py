@@ -19,9 +19,9 @@ from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Member, V
 from holdfast_cluster.plan import Transition, plan
 from holdfast_cluster.ring import Ring, RingNode
 from holdfast_node import replication as r
-from holdfast_node.replication.chain import until
-from holdfast_node.replication.changes import encode_changes, is_term
-from holdfast_node.replication.slowness import Held, Slowness
+from holdfast_node.log.changes import encode_changes, is_term
+from holdfast_node.replication.core.chain import until
+from holdfast_node.replication.core.slowness import Held, Slowness
 
 from .checks import Checks, Operation
 

@@ -13,13 +13,14 @@ import msgspec
 from holdfast import App, codec
 from holdfast.ids import RequestIds
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_node.commit import Committer, Flusher
-from holdfast_node.engine import Engine, EngineLimits
-from holdfast_node.object_host import HostOptions, ObjectHost
-from holdfast_node.replies import ResponseCache
-from holdfast_node.shards import FOR_EVER, Shard, Shards
-from holdfast_node.single_log import SingleLog
-from holdfast_node.store import Store
+from holdfast_node.log.commit import Committer, Flusher
+from holdfast_node.log.shards import FOR_EVER, Shard, Shards
+from holdfast_node.log.single import SingleLog
+from holdfast_node.objects.engine import Engine
+from holdfast_node.objects.limits import EngineLimits
+from holdfast_node.objects.responses import ResponseCache
+from holdfast_node.services.host import HostOptions, ObjectHost
+from holdfast_node.store.rocks import Store
 
 IDS = RequestIds()
 

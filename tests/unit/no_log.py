@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from holdfast_node.shards import Entry
+from holdfast_node.log.shards import Entry
 
 
 class _NoLog:
-    """Implements `holdfast_node.shards.ShardLog`."""
+    """Implements `holdfast_node.log.shards.ShardLog`."""
 
     def append(self, entries: list[Entry]) -> None:
         raise AssertionError("nothing is committed here")

@@ -10,8 +10,8 @@ import pytest
 from holdfast_cluster.adopt import Report
 from holdfast_cluster.lineage import Seen, judge
 from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Lineage, Member, Pause, Versioned, View, encode
-from holdfast_node.assignments import KeptAssignments
-from holdfast_node.store import Store
+from holdfast_node.store.assignments import KeptAssignments
+from holdfast_node.store.rocks import Store
 from test_host import SHARD, Flusher, Trio
 
 SETTINGS = ClusterSettings(shards=4, id="c")

@@ -15,7 +15,8 @@ import pytest
 from engine_bench import IDS, Bench, Port
 from holdfast import Alarm, App, DurableObject, Rejected
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_node import engine, keys
+from holdfast_node.objects import engine
+from holdfast_node.store import keys
 
 app = App()
 
@@ -241,11 +242,11 @@ async def test_a_read_that_waits_sees_what_turns_store_meanwhile_and_holds_none_
 )
 async def test_a_read_cannot_write(bench: Bench, how: str) -> None:
     await bench.answered(call(bench, "a", "add", "one"))
-    entries = bench.engine.entries
+    entries = bench.objects.writes._committer.entries
     [error] = await bench.answered(call(bench, "a", "write", how))
     assert (error.code, error.type) == (pb.CODE_APPLICATION, "RuntimeError")
     assert "@holdfast.reads" in error.message
-    assert bench.engine.entries == entries
+    assert bench.objects.writes._committer.entries == entries
 
 
 async def test_after_its_end_a_read_sees_nothing(bench: Bench) -> None:
@@ -264,7 +265,7 @@ async def test_a_read_calls_others_and_even_its_own_object(bench: Bench) -> None
 
 
 async def test_a_read_is_cancelled_like_a_turn_and_at_its_deadline(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_ABANDON_S", 0.05)
+    monkeypatch.setattr("holdfast_node.objects.cancellation._ABANDON_S", 0.05)
     request_id = IDS.next()
     read = call(bench, "a", "look", 100.0, request_id=request_id)
     bench.engine.cancel(request_id, bench.port, read)
@@ -277,7 +278,7 @@ async def test_a_read_is_cancelled_like_a_turn_and_at_its_deadline(bench: Bench,
 
 
 async def test_a_read_of_an_object_that_was_abandoned_is_made_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_ABANDON_S", 0.05)
+    monkeypatch.setattr("holdfast_node.objects.cancellation._ABANDON_S", 0.05)
     read = call(bench, "a", "look", 100.0)
     stuck = call(bench, "a", "stick", timeout_ms=50)
     [gone, error] = await bench.answered(stuck, read)
@@ -286,7 +287,7 @@ async def test_a_read_of_an_object_that_was_abandoned_is_made_again(bench: Bench
 
 async def test_reads_end_with_their_shard(bench: Bench) -> None:
     read = call(bench, "a", "look", 100.0)
-    assert not bench.engine.shard_is_quiet(bench.shard)
+    assert not bench.engine.shard_turns.are_over(bench.shard)
     bench.shard.owned = False
     bench.lose_shard()
     assert (await bench.answered(read))[0].code == pb.CODE_WRONG_OWNER
@@ -464,14 +465,14 @@ async def test_what_cannot_be_read_of_a_shard_is_an_error_of_a_send_and_leaves_n
     [error] = await bench.answered(call(bench, "a", "add", "x", send=True))
     assert error.code in (pb.CODE_APPLICATION, pb.CODE_INTERNAL)
     assert bench.engine.in_flight == 0
-    assert bench.engine.shard_is_quiet(bench.shard)
+    assert bench.engine.shard_turns.are_over(bench.shard)
 
 
 async def test_json_that_grows_too_large_as_msgpack_is_refused_at_once(bench: Bench) -> None:
     numbers = list(range(10, 1_200_000))
     [error] = await bench.answered(call(bench, "a", "take_floats", numbers, send=True, codec_=pb.CODEC_JSON))
     assert (error.code, error.definite) == (pb.CODE_TOO_LARGE, True)
-    assert bench.engine.entries == 0
+    assert bench.objects.writes._committer.entries == 0
 
 
 async def test_too_much_metadata_is_not_carried_along_and_what_is_counts(bench: Bench) -> None:
@@ -519,16 +520,16 @@ async def test_arguments_that_break_when_they_are_read_break_nothing_else(bench:
 
 async def test_reads_end_at_once_when_their_shard_is_to_go_and_operators_end_them(bench: Bench) -> None:
     stuck, asleep = call(bench, "a", "stuck"), call(bench, "a", "look", 100.0)
-    bench.engine.close_shard(bench.shard)
-    bench.engine.cancel_shard(bench.shard)
-    assert bench.engine.shard_is_quiet(bench.shard)
+    bench.engine.shard_turns.close(bench.shard)
+    bench.engine.shard_turns.cancel(bench.shard)
+    assert bench.engine.shard_turns.are_over(bench.shard)
     assert [error.code for error in await bench.answered(stuck, asleep)] == [pb.CODE_WRONG_OWNER] * 2
-    bench.engine.open_shard(bench.shard)
+    bench.engine.shard_turns.open(bench.shard)
     read = call(bench, "a", "look", 100.0)
-    assert bench.engine.abort("Board", "a") is not None
+    assert bench.engine.cancellation.abort("Board", "a") is not None
     [error] = await bench.answered(read)
     assert error.code == pb.CODE_ABORTED
-    assert bench.engine.abort("Board", "a") is None
+    assert bench.engine.cancellation.abort("Board", "a") is None
 
 
 async def test_reads_of_one_object_are_bounded(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from holdfast_cluster.membership import Refused
-from holdfast_node import command
-from holdfast_node.commit import EXIT_STORE_FAILED
-from holdfast_node.disk_space import EXIT_DISK_FULL
-from holdfast_node.store import DiskFull, StoreError
+from holdfast_node.log.commit import EXIT_STORE_FAILED
+from holdfast_node.process import command
+from holdfast_node.store.disk_space import EXIT_DISK_FULL
+from holdfast_node.store.rocks import DiskFull, StoreError
 
 
 def nested(*errors: Exception) -> ExceptionGroup[Exception]:

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from holdfast_node import commit
-from holdfast_node.commit import EXIT_STORE_FAILED, Committer, Flusher
-from holdfast_node.disk_space import EXIT_DISK_FULL
-from holdfast_node.shards import Entry, Shard
+from holdfast_node.log import commit
+from holdfast_node.log.commit import EXIT_STORE_FAILED, Committer, Flusher
+from holdfast_node.log.shards import Entry, Shard
+from holdfast_node.store.disk_space import EXIT_DISK_FULL
 from no_log import NO_LOG
 
 NO_SPACE = "IO error: No space left on device: While appending to file: /data/000012.log: No space left on device"

@@ -18,7 +18,7 @@ from holdfast_node.effects.records import (
     decode_notification,
 )
 from holdfast_node.effects.records import encode as encode_record
-from holdfast_node.replication.events import Acknowledge, Drop, LogEntry, MayDrop, Mismatch, Position, Refused, Replicate
+from holdfast_node.replication.core.events import Acknowledge, Drop, LogEntry, MayDrop, Mismatch, Position, Refused, Replicate
 from holdfast_node.replication.links import pack, unpack
 
 NOTE = Notification("S", "s", "K", "k", "m", b"\x90", 1)

@@ -12,13 +12,13 @@ from holdfast.errors import InvalidArgument
 from holdfast.ids import id_prefix, idempotent_id
 from holdfast.signature import Handler
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_node import conversion, keys
-from holdfast_node.directory import DataDirectory, WrongDirectory
-from holdfast_node.replication.changes import decode_changes, is_term
-from holdfast_node.replication.disk import CopyStore
-from holdfast_node.replies import ResponseCache, identity_of, object_digest
-from holdfast_node.shards import FOR_EVER, Shard
-from holdfast_node.store import Store
+from holdfast_node.log.changes import decode_changes, is_term
+from holdfast_node.log.shards import FOR_EVER, Shard
+from holdfast_node.objects.responses import ResponseCache, identity_of, object_digest
+from holdfast_node.replication.copies import CopyStore
+from holdfast_node.store import conversion, keys
+from holdfast_node.store.directory import DataDirectory, WrongDirectory
+from holdfast_node.store.rocks import Store
 from no_log import NO_LOG
 
 SHARD = 5

@@ -16,11 +16,11 @@ from holdfast.errors import WrongOwner
 from holdfast.ids import effect_id, letter_id
 from holdfast.v1 import admin_pb2
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_node import keys
+from holdfast_node.admin.dead_letters import DeadLetterAdmin
 from holdfast_node.effects.alarms import firing_id
 from holdfast_node.effects.outbox import Failure, PendingNotification
 from holdfast_node.effects.records import AlarmRecord, DeadLetter, Notification, decode_alarm, decode_notification, encode
-from holdfast_node.services.letters_admin import DeadLetterAdmin
+from holdfast_node.store import keys
 
 
 async def test_what_cannot_be_stored_fails_the_turn_and_nothing_of_it_is_kept(bench: Bench) -> None:
@@ -97,8 +97,8 @@ async def test_a_notification_that_comes_again_takes_effect_once_and_stays_what_
         bench.engine.deliver(again, bench.port)
         await bench.answered(number)
         assert again.notification  # a node's own dispatcher may have to send this very object again
-    bench.engine.evict(1.0)
-    assert bench.engine.activations == 0
+    bench.engine.eviction.evict_share(1.0)
+    assert len(bench.objects.activations) == 0
     bench.engine.deliver(told(503, 1, 7), bench.port)
     bench.engine.deliver(told(504, 2, 1), bench.port)
     await bench.answered(503, 504)
@@ -106,7 +106,7 @@ async def test_a_notification_that_comes_again_takes_effect_once_and_stays_what_
 
 
 async def test_a_machine_that_slept_does_not_hold_its_backlog_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("holdfast_node.shard_service.boottime", lambda: asyncio.get_running_loop().time() + 10_000)
+    monkeypatch.setattr("holdfast_node.log.shard_service.boottime", lambda: asyncio.get_running_loop().time() + 10_000)
     bench = Bench(tmp_path / "store")  # CLOCK_BOOTTIME is ahead of the loop's clock by as long as the machine slept
     assert bench.objects.outbox.bucket.take(asyncio.get_running_loop().time())
     await bench.close()

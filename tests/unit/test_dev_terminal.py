@@ -52,7 +52,7 @@ def plain(shown: list[str]) -> str:
 def test_prints_and_the_users_own_lines_are_shown_and_ours_only_when_something_is_wrong(cluster: Cluster) -> None:
     told, shown = terminal(cluster)
     cluster.says(
-        "n1", "printed", line("mine"), line("calm", logger="holdfast_node.server"), line("odd", "warning", "holdfast_node.x")
+        "n1", "printed", line("mine"), line("calm", logger="holdfast_node.process.server"), line("odd", "warning", "holdfast_node.x")
     )
     cluster.says("n1", line("of an object", logger="holdfast.objects", kind="Cart", key="c", request_id="ab"))
     cluster.says("etcd", {"level": "warn", "ts": "2026-01-02T03:04:05.678Z", "msg": "slow"}, "not JSON")
@@ -72,7 +72,9 @@ def test_prints_and_the_users_own_lines_are_shown_and_ours_only_when_something_i
 
 def test_a_traceback_stays_one(cluster: Cluster) -> None:
     told, shown = terminal(cluster)
-    failed = line("Cart/c.add failed: no", "error", "holdfast_node.engine", kind="Cart", key="c", method="add", traceback="a\n  b\nc")
+    failed = line(
+        "Cart/c.add failed: no", "error", "holdfast_node.objects.engine", kind="Cart", key="c", method="add", traceback="a\n  b\nc"
+    )
     cluster.says("n1", failed)
     told.look()
     assert plain(shown).splitlines()[1:] == ["n1       | a", "n1       |   b", "n1       | c"]

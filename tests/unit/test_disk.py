@@ -6,11 +6,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from holdfast_node import keys
+from holdfast_node.log.changes import Until, encode_changes, term_data
 from holdfast_node.replication import LogEntry, Persist, Position, Snapshot, Term
-from holdfast_node.replication.changes import Until, encode_changes, term_data
-from holdfast_node.replication.disk import CopyStore, SnapshotFiles, StoredCopy
-from holdfast_node.store import RowFiles, Store
+from holdfast_node.replication.copies import CopyStore, SnapshotFiles, StoredCopy
+from holdfast_node.store import keys
+from holdfast_node.store.rocks import RowFiles, Store
 
 SHARD = 5
 

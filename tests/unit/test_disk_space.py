@@ -10,12 +10,13 @@ import grpc
 import msgspec
 import pytest
 from holdfast_cluster.model import Assignment, ClusterSettings, Member, Versioned, View
-from holdfast_node import disk_space, store
-from holdfast_node.disk_space import BALLAST_BYTES, FORGET_S, START_BYTES_MIN, STAY_S, DiskSpace, DiskWatch, Level
+from holdfast_node.process.server import _is_needed
 from holdfast_node.replication import Position
 from holdfast_node.replication.snapshots import Backoff, Chunk, End, Header, SnapshotReceiver, SnapshotSender
-from holdfast_node.server import _is_needed
-from holdfast_node.store import RowFiles
+from holdfast_node.store import disk_space
+from holdfast_node.store import rocks as store
+from holdfast_node.store.disk_space import BALLAST_BYTES, FORGET_S, START_BYTES_MIN, STAY_S, DiskSpace, DiskWatch, Level
+from holdfast_node.store.rocks import RowFiles
 
 MIB = 1 << 20
 ENOUGH, LOW, CRITICAL = Level

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from engine_bench import IDS, Bench, Port
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_node import engine
-from holdfast_node.commit import ENTRY_BYTES
-from holdfast_node.engine import EngineLimits
+from holdfast_node.log.commit import ENTRY_BYTES
+from holdfast_node.objects import requests
+from holdfast_node.objects.limits import EngineLimits
 
 
 async def test_no_reply_that_rests_on_a_write_leaves_before_its_fsync(bench: Bench) -> None:
@@ -86,21 +86,21 @@ async def test_who_joins_a_turn_as_a_retry_makes_its_error_indefinite_for_all(be
 async def test_nothing_of_the_engine_grows_with_calls_that_ended(bench: Bench) -> None:
     for i in range(50):
         await bench.answered(bench.call(f"k{i % 5}", "increment"), bench.call(f"k{i % 5}", "increment_then", "raise"))
-    assert (bench.engine.in_flight, bench.engine.activations) == (0, 5)
-    assert bench.engine.turns_failed == 50
+    assert (bench.engine.in_flight, len(bench.objects.activations)) == (0, 5)
+    assert bench.engine.outcomes.failed == 50
     limit = EngineLimits().storage.cache_bytes
-    assert 0 < bench.engine.cached_bytes < 5 * limit
-    bench.engine.evict(1.0)
-    assert (bench.engine.activations, bench.engine.cached_bytes) == (0, 0)
+    assert 0 < bench.objects.cached_bytes < 5 * limit
+    bench.engine.eviction.evict_share(1.0)
+    assert (len(bench.objects.activations), bench.objects.cached_bytes) == (0, 0)
 
 
 async def test_an_entry_that_is_full_is_closed_and_the_next_one_gathers(bench: Bench) -> None:
     shard = bench.shard
-    first = bench.engine._committer.entry(shard)
+    first = bench.objects.writes._committer.entry(shard)
     first.bytes = ENTRY_BYTES + 1
-    second = bench.engine._committer.entry(shard)
+    second = bench.objects.writes._committer.entry(shard)
     assert second is not first
-    assert bench.engine._committer.entry(shard) is second
+    assert bench.objects.writes._committer.entry(shard) is second
     await bench.flusher.drain()
     assert first.committed
     assert second.committed
@@ -148,7 +148,7 @@ async def test_an_exception_is_not_final_and_the_same_id_may_try_again(bench: Be
 
 async def test_the_reply_to_a_drawn_id_is_kept_only_when_the_turn_writes(bench: Bench) -> None:
     await bench.answered(bench.call("drawn", "charge", 5, kind="Till"), bench.call("drawn", "charge", -5, kind="Till"))
-    assert bench.engine.entries == 0
+    assert bench.objects.writes._committer.entries == 0
 
 
 async def test_a_reply_that_cannot_be_kept_is_not_given(bench: Bench) -> None:
@@ -177,7 +177,7 @@ async def test_what_a_turn_sends_counts_against_its_limit_whatever_it_deletes(be
     """Nine notifications of 1.7 MB between deletions of everything once made an entry of 76 MB, which no frame to a replica holds."""
     (error,) = await bench.answered(bench.call("big", "send_and_delete", 5, kind="Sender"))
     assert (error.code, error.definite) == (pb.CODE_TOO_LARGE, True)
-    assert bench.engine.entries == 0
+    assert bench.objects.writes._committer.entries == 0
     assert await bench.answered(bench.call("big", "send_and_delete", 0, kind="Sender")) == [0]
 
 
@@ -220,7 +220,7 @@ async def test_of_those_who_wait_for_one_request_only_the_last_cancels_it(bench:
     bench.engine.cancel(request_id, bench.port, third)
     assert await bench.answered(second) == [1]
     fourth = bench.call("a", "wait_and_increment", 9.0, 50.0)
-    request_id = bench.engine._activations.get("Counter", "a").turn.request_id  # type: ignore[union-attr]
+    request_id = bench.objects.activations.get("Counter", "a").turn.request_id  # type: ignore[union-attr]
     bench.engine.cancel(request_id, Port(), fourth)  # not who asked
     bench.engine.cancel(request_id, bench.port, second)
     await asyncio.sleep(0.01)
@@ -241,10 +241,10 @@ async def test_what_is_committing_is_cancelled_no_more(bench: Bench) -> None:
 
 
 async def test_an_operator_aborts_the_running_turn_alone(bench: Bench) -> None:
-    assert bench.engine.abort("Counter", "a") is None
+    assert bench.engine.cancellation.abort("Counter", "a") is None
     running = bench.call("a", "increment_then", "wait for ever")
     waiting = bench.call("a", "increment")
-    turn = bench.engine.abort("Counter", "a")
+    turn = bench.engine.cancellation.abort("Counter", "a")
     assert turn is not None
     assert turn.handler.name == "increment_then"
     [answer, value] = await bench.answered(running, waiting)
@@ -252,7 +252,7 @@ async def test_an_operator_aborts_the_running_turn_alone(bench: Bench) -> None:
     assert answer.message == "Counter/a.increment_then() was aborted by an operator"
     assert answer.definite
     assert value == 1
-    assert bench.engine.abort("Counter", "a") is None
+    assert bench.engine.cancellation.abort("Counter", "a") is None
 
 
 async def test_a_handler_that_takes_its_cancellation_for_a_result_is_rolled_back_all_the_same(bench: Bench) -> None:
@@ -302,7 +302,7 @@ async def test_who_asks_again_for_what_was_cancelled_gets_a_turn_of_its_own(benc
 async def test_a_turn_that_is_delivered_again_answers_those_who_wait_under_their_own_numbers(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_ABANDON_S", 0.05)
+    monkeypatch.setattr("holdfast_node.objects.cancellation._ABANDON_S", 0.05)
     stuck = IDS.next()
     running = bench.call("a", "will_not_end", request_id=stuck)
     await asyncio.sleep(0.01)
@@ -335,7 +335,7 @@ async def test_only_so_many_attempts_wait_for_one_turn(bench: Bench) -> None:
     request_id = IDS.next()
     numbers = [bench.call("a", "wait_and_increment", 0.05, 5.0, request_id=request_id, attempt=i) for i in range(200)]
     refused = [number for number in numbers if number in bench.port.replies]
-    assert len(refused) == len(numbers) - 1 - engine._JOINED_MAX
+    assert len(refused) == len(numbers) - 1 - requests._JOINED_MAX
     assert all(bench.port.replies[number].code == pb.CODE_OVERLOADED for number in refused)
     assert not any(bench.port.replies[number].definite for number in refused)
     rest = [number for number in numbers if number not in refused]

@@ -14,8 +14,8 @@ from engine_bench import Bench
 from holdfast import Alarm, App, DurableObject
 from holdfast.storage import Limits, MemoryReader, Rows, Storage, WallExpiry, read_expiry, read_value
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_node import keys
 from holdfast_node.effects.expiry import rounded_up
+from holdfast_node.store import keys
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -142,9 +142,9 @@ async def test_what_has_expired_is_removed_from_disk(bench: Bench) -> None:
     await bench.tick(3)
     assert len(rows(bench)) > 100
     bench.clock.ms += 12_000
-    bench.engine.evict(1.0)
+    bench.engine.eviction.evict_share(1.0)
     await bench.tick(3)
-    bench.engine.evict(1.0)
+    bench.engine.eviction.evict_share(1.0)
     await bench.tick(2)
     prefix = keys.row_prefix(0, "Cache", "o0")
     assert [key for key in rows(bench) if key.startswith(b"\0\0") and key[2:3] != b"\0"] == [prefix + b"b"]
@@ -161,11 +161,11 @@ async def test_a_value_that_is_written_anew_lives_as_its_newest_ttl_says(bench: 
     await answer(bench, "o", "put", "b", 2)
     await answer(bench, "o", "put", "c", 2, 1.0)
     bench.clock.ms += 3_000
-    bench.engine.evict(1.0)
+    bench.engine.eviction.evict_share(1.0)
     await bench.tick(5)
     assert await answer(bench, "o", "all") == {"a": 2, "b": 2}
     bench.clock.ms += 3_600_000
-    bench.engine.evict(1.0)
+    bench.engine.eviction.evict_share(1.0)
     await bench.tick(5)
     assert await answer(bench, "o", "all") == {"b": 2}
     assert len(rows(bench)) == 1
@@ -228,13 +228,13 @@ async def test_what_a_look_that_was_cut_short_left_is_not_forgotten(bench: Bench
 async def test_a_read_only_shard_answers_reading_turns_of_expired_objects_and_of_none(bench: Bench) -> None:
     await answer(bench, "s", "add", "x", True, kind="Session")
     bench.clock.ms += 2 * 3_600_000
-    entries = bench.engine.entries
+    entries = bench.objects.writes._committer.entries
     bench.shard.read_only = "too few copies"
     assert await answer(bench, "s", "names", kind="Session") == []
     assert await answer(bench, "never", "names", kind="Session") == []
     bench.shard.read_only = None
     assert await answer(bench, "s", "names", kind="Session") == []
-    assert bench.engine.entries == entries, "who only reads writes nothing"
+    assert bench.objects.writes._committer.entries == entries, "who only reads writes nothing"
     assert await answer(bench, "s", "alarm_names", kind="Session") == []
     assert await answer(bench, "s", "add", "y", kind="Session") == ["y"]
     assert await answer(bench, "s", "alarm_names", kind="Session") == []
@@ -265,7 +265,7 @@ async def test_nothing_comes_back_with_an_owner_whose_clock_has_not_started(benc
 async def test_an_expired_object_has_no_on_evict(bench: Bench) -> None:
     await answer(bench, "e", "add", "secret", kind="Evicting")
     bench.clock.ms += 2 * 3_600_000
-    bench.engine.evict(1.0)
+    bench.engine.eviction.evict_share(1.0)
     assert await answer(bench, "e", "names", kind="Evicting") == []
 
 
@@ -277,7 +277,7 @@ async def test_nothing_is_removed_while_its_object_may_have_written_it_anew(benc
     bench.objects.services.tick()
     bench.may_sync.set()
     await bench.answered(wrote)
-    bench.engine.evict(1.0)
+    bench.engine.eviction.evict_share(1.0)
     await bench.tick(5)
     assert await answer(bench, "o", "all") == {"a": 2}
 
@@ -311,7 +311,7 @@ async def test_an_object_that_stores_nothing_for_its_ttl_is_as_if_it_never_was(b
     assert (await answer(bench, "s", "fail", kind="Session")).code == pb.CODE_APPLICATION
     assert await answer(bench, "s", "seen", kind="Session") == [], "a turn that failed leaves it expired"
     assert await answer(bench, "s", "add", "z", kind="Session") == ["z"]
-    bench.engine.evict(1.0)
+    bench.engine.eviction.evict_share(1.0)
     assert await answer(bench, "s", "seen", kind="Session") == ["z"]
 
 
@@ -322,7 +322,7 @@ async def test_an_expired_object_is_deleted_without_anybody_asking(bench: Bench)
     await answer(bench, "cleared", "clear", kind="Session")
     await bench.tick(2)
     assert len(rows(bench)) > 300
-    bench.engine.evict(1.0)
+    bench.engine.eviction.evict_share(1.0)
     bench.clock.ms += 3_600_000 + 3_600_000 // 16 + 1
     for _ in range(10):
         await bench.tick(5)
@@ -333,7 +333,7 @@ async def test_an_expired_object_is_deleted_without_anybody_asking(bench: Bench)
 
 async def test_deleting_an_object_takes_its_expiry_with_it(bench: Bench) -> None:
     from holdfast.v1 import admin_pb2
-    from holdfast_node.inspection import Inspection
+    from holdfast_node.admin.inspection import Inspection
 
     await answer(bench, "s", "add", "x", kind="Session")
     inspection = Inspection(

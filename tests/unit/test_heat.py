@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from holdfast_node.heat import SHARDS_MAX, Thermometer
-from holdfast_node.shards import Shard, Shards
+from holdfast_node.log.shards import Shard, Shards
+from holdfast_node.observe.shard_load import SHARDS_MAX, Thermometer
 from no_log import NO_LOG
 
 

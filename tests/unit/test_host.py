@@ -9,9 +9,11 @@ from typing import Any, get_args
 import pytest
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.model import Assignment, ClusterSettings, Member, Versioned, View
-from holdfast_node.replication import changes, host
-from holdfast_node.replication.disk import CopyStore
-from holdfast_node.replication.events import (
+from holdfast_node.log import changes
+from holdfast_node.log.shards import Entry, Shard, Shards
+from holdfast_node.replication import host
+from holdfast_node.replication.copies import CopyStore
+from holdfast_node.replication.core.events import (
     Abdicate,
     Append,
     Assigned,
@@ -32,11 +34,10 @@ from holdfast_node.replication.events import (
     Swapped,
     Tick,
 )
+from holdfast_node.replication.core.replica import Replica
 from holdfast_node.replication.host import NoSuchShard, Replicas
 from holdfast_node.replication.links import pack, unpack
-from holdfast_node.replication.replica import Replica
-from holdfast_node.shards import Entry, Shard, Shards
-from holdfast_node.store import Batch, Store
+from holdfast_node.store.rocks import Batch, Store
 
 SHARD = 7
 NAMES = ("a", "b", "c")

@@ -32,13 +32,13 @@ from holdfast_cluster.model import (
     encode_kinds,
 )
 from holdfast_cluster.plan import plan
-from holdfast_node import keys
 from holdfast_node.effects.outbox import PendingNotification
 from holdfast_node.effects.records import AlarmRecord, Notification
 from holdfast_node.effects.records import encode as encode_record
-from holdfast_node.hosting import EVERY_S, LOOK_S, MEMORY_S, OBJECTS_MAX, ShardKinds
-from holdfast_node.shards import Shard, Shards
-from holdfast_node.store import Store
+from holdfast_node.log.shards import Shard, Shards
+from holdfast_node.objects.hosted_kinds import EVERY_S, LOOK_S, MEMORY_S, OBJECTS_MAX, ShardKinds
+from holdfast_node.store import keys
+from holdfast_node.store.rocks import Store
 from no_log import NO_LOG
 
 SETTINGS = ClusterSettings(shards=1, replication=2, id="c")

@@ -102,10 +102,10 @@ async def test_an_idle_object_leaves_memory_as_its_kind_says(bench: Bench) -> No
     await answer(bench, "Short", "value")
     await answer(bench, "Long", "value")
     bench.engine.tick()
-    assert bench.engine.activations == 2
+    assert len(bench.objects.activations) == 2
     await asyncio.sleep(0.05)
     bench.engine.tick()
-    assert bench.engine.active_kinds() == {"Short": 0, "Long": 1}
+    assert bench.objects.activations.kinds() == {"Short": 0, "Long": 1}
 
 
 async def test_the_least_recently_used_of_all_kinds_leave_first(bench: Bench) -> None:
@@ -113,8 +113,8 @@ async def test_the_least_recently_used_of_all_kinds_leave_first(bench: Bench) ->
         await answer(bench, kind, "value")
         await asyncio.sleep(0.002)
     await answer(bench, "Long", "value")
-    bench.engine.evict(0.1)
-    assert bench.engine.active_kinds() == {"Long": 1, "Short": 0, "Evicting": 1}
+    bench.engine.eviction.evict_share(0.1)
+    assert bench.objects.activations.kinds() == {"Long": 1, "Short": 0, "Evicting": 1}
 
 
 @pytest.mark.parametrize("kind", ["Long", "Evicting"])
@@ -131,7 +131,7 @@ async def test_an_object_leaves_memory_when_it_asks_to_and_the_turn_ended_well(b
     bench.engine.tick()
     await bench.flusher.drain()
     bench.engine.tick()
-    assert bench.engine.activations == 0
+    assert len(bench.objects.activations) == 0
     if kind == "Evicting":
         assert await answer(bench, kind, "evictions") == 2
 

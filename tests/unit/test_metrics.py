@@ -20,13 +20,13 @@ from holdfast.channels import AddressInUse
 from holdfast.errors import code_name
 from holdfast.metrics import Histogram, MetricsPage, counter, gauge, histogram, measure_lag
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_node import keys
-from holdfast_node.hottest import HALVE_S, SAMPLE, SIZE, Hottest
+from holdfast_node.log.shards import Shard, Shards
+from holdfast_node.objects.stats import KindStats
+from holdfast_node.objects.top_keys import HALVE_S, SAMPLE, SIZE, TopKeys
 from holdfast_node.services import alarm_counter
 from holdfast_node.services.alarm_counter import AlarmCounter
-from holdfast_node.shards import Shard, Shards
-from holdfast_node.stats import KindStats
-from holdfast_node.store import Store
+from holdfast_node.store import keys
+from holdfast_node.store.rocks import Store
 from no_log import NO_LOG
 from prometheus_client.core import Metric
 
@@ -148,7 +148,7 @@ async def test_the_loop_s_lag_is_what_a_blocked_loop_costs() -> None:
 
 def test_the_hottest_objects_are_found_among_very_many() -> None:
     rng = random.Random(3)
-    hottest = Hottest(0.0)
+    hottest = TopKeys(0.0)
     wanted = Counter({("K", f"hot{i}"): 4000 // (i + 1) for i in range(5)})
     turns = [ident for ident, n in wanted.items() for _ in range(n)] + [("K", f"cold{i}") for i in range(20_000)]
     rng.shuffle(turns)
@@ -162,7 +162,7 @@ def test_the_hottest_objects_are_found_among_very_many() -> None:
 
 
 def test_what_was_hot_long_ago_is_forgotten_and_rates_are_right_at_any_time() -> None:
-    hottest = Hottest(0.0)
+    hottest = TopKeys(0.0)
     now = 0.0
     for _ in range(40):  # ten a second, for 200 s
         now += 5.0
@@ -210,7 +210,7 @@ def test_without_the_extra_tracing_says_what_is_missing(monkeypatch: pytest.Monk
 
 
 def test_a_process_that_does_not_trace_imports_nothing_of_it() -> None:
-    command = "import sys, holdfast.cli, holdfast_node.server, holdfast_gateway.server; print('opentelemetry' in sys.modules)"
+    command = "import sys, holdfast.cli, holdfast_node.process.server, holdfast_gateway.server; print('opentelemetry' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from holdfast_cluster.model import Assignment
 from holdfast_node import replication as r
-from holdfast_node.replication.changes import encode_changes, term_data
+from holdfast_node.log.changes import encode_changes, term_data
 
 SETTINGS = r.ReplicationSettings()
 X = encode_changes([], [(b"", b"x")])

@@ -11,12 +11,12 @@ from holdfast.ids import id_prefix, idempotent_id
 from holdfast.signature import Handler
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clock import boottime
-from holdfast_node import replies
-from holdfast_node.replication.changes import Forgotten
-from holdfast_node.replies import ResponseCache, identity_of, object_digest
-from holdfast_node.shards import FOR_EVER, LATE_S, Shard, Shards
-from holdfast_node.staging import stage_forgotten
-from holdfast_node.store import Store
+from holdfast_node.log.changes import Forgotten
+from holdfast_node.log.shards import FOR_EVER, LATE_S, Shard, Shards
+from holdfast_node.log.staging import stage_forgotten
+from holdfast_node.objects import responses as replies
+from holdfast_node.objects.responses import ResponseCache, identity_of, object_digest
+from holdfast_node.store.rocks import Store
 from no_log import NO_LOG
 
 MINUTE_MS = 60_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from holdfast_node.replication.slowness import BACKOFF_S, FLOOR_S, FORGET_S, PATIENCE_S, WINDOW_S, Held, Slowness
+from holdfast_node.replication.core.slowness import BACKOFF_S, FLOOR_S, FORGET_S, PATIENCE_S, WINDOW_S, Held, Slowness
 
 TICK_S = 0.05
 

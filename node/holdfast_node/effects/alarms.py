@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from holdfast import codec
 from holdfast.alarms import NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, Alarm, Misfire, check_every, check_times, check_timezone, next_after
+from holdfast.app import Kind
 from holdfast.errors import TooLarge
 from holdfast.ids import effect_id
+from holdfast.storage import Rows
+from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.model import ALARM_LIMITS
 
-from holdfast_node import keys
 from holdfast_node.effects.due_index import DueIndex
 from holdfast_node.effects.records import AlarmRecord, carried, decode_alarm, encode
-from holdfast_node.shards import Entry
-from holdfast_node.store import Store
-
-if TYPE_CHECKING:
-    from holdfast_node.activation import Activation
+from holdfast_node.log.shards import Entry, Shard
+from holdfast_node.store import keys
 
 ALARMS_MAX = 1_000
 """Alarms of one object."""
@@ -61,25 +61,24 @@ class AlarmChange:
 class ObjectAlarms:
     """Implements `holdfast.alarms.Alarms`. `rows` holds what turns that ended have left; it is read when it is first asked for."""
 
-    __slots__ = ("_activation", "_index", "rows")
+    __slots__ = ("_call", "_index", "_key", "_kind", "_prefix", "_shard", "_storage", "rows")
 
-    def __init__(self, activation: Activation, store: Store, index: DueIndex) -> None:
-        """`index`: when alarms are due."""
-        self._activation = activation
+    def __init__(self, shard: Shard, kind: Kind, key: str, storage: Rows, index: DueIndex, call: Callable[[], pb.Call]) -> None:
+        """`storage`: that of the object. `index`: when alarms are due. `call`: what the running turn is about."""
+        self._shard = shard
+        self._kind = kind
+        self._key = key
+        self._storage = storage
         self._index = index
-        prefix = self._prefix
+        self._call = call
+        prefix = self._prefix = keys.alarm_prefix(shard.number, kind.name, key)
         self.rows: dict[str, AlarmRecord] = {
-            key[len(prefix) :].decode(): decode_alarm(value) for key, value in store.scan("state", prefix, keys.after(prefix))
+            key[len(prefix) :].decode(): decode_alarm(value) for key, value in index.store.scan("state", prefix, keys.after(prefix))
         }
-
-    @property
-    def _prefix(self) -> bytes:
-        activation = self._activation
-        return keys.alarm_prefix(activation.shard.number, activation.kind.name, activation.key)
 
     def current(self) -> dict[str, AlarmRecord]:
         """As the running turn sees them. Raises RuntimeError outside of one."""
-        storage = self._activation.storage
+        storage = self._storage
         if not storage.is_open():
             raise RuntimeError("alarms can be used only while a turn of the object runs")
         rows = {} if storage.emptied else dict(self.rows)
@@ -93,8 +92,8 @@ class ObjectAlarms:
 
     def change(self, name: str, record: AlarmRecord | None) -> None:
         """Change one in the running turn. What is wrong with the shard's index is found out here: staging cannot fail."""
-        self._index.of(self._activation.shard)
-        self._activation.storage.add_effect(AlarmChange(self, name, record))
+        self._index.of(self._shard)
+        self._storage.add_effect(AlarmChange(self, name, record))
 
     def stage_all_gone(self, entry: Entry) -> None:
         """The object has expired: put into an entry that none of its alarms is there."""
@@ -103,9 +102,8 @@ class ObjectAlarms:
 
     def stage(self, entry: Entry, change: AlarmChange) -> None:
         """The turn has ended well: take the change over, and put into the entry what it does to the store."""
-        activation = self._activation
-        shard = activation.shard.number
-        rest = keys.ident(activation.kind.name, activation.key) + change.name.encode()
+        shard = self._shard.number
+        rest = keys.ident(self._kind.name, self._key) + change.name.encode()
         rows = entry.rows
         entry.deletes = True
         old = self.rows.pop(change.name, None)
@@ -134,9 +132,8 @@ class ObjectAlarms:
         times: int | None = None,
         until: datetime | timedelta | None = None,
     ) -> None:
-        activation = self._activation
-        if activation.kind.on_alarm is None:
-            raise TypeError(f"{activation.kind.cls.__name__} has no on_alarm(self, alarm): its alarms would fire in vain")
+        if self._kind.on_alarm is None:
+            raise TypeError(f"{self._kind.cls.__name__} has no on_alarm(self, alarm): its alarms would fire in vain")
         size = len(name.encode())
         if not 0 < size <= NAME_BYTES_MAX:
             raise TooLarge(f"an alarm's name of {size} bytes; 1 to {NAME_BYTES_MAX}", definite=True)
@@ -145,14 +142,14 @@ class ObjectAlarms:
         raw = codec.encode(payload)
         if len(raw) > PAYLOAD_BYTES_MAX:
             raise TooLarge(f"an alarm's payload of {len(raw)} bytes, at most {PAYLOAD_BYTES_MAX}", definite=True)
-        now = activation.shard.clock.now_ms()
+        now = self._shard.clock.now_ms()
         check_timezone(timezone)
         repeat = None if every is None else check_every(every)
-        options = carried(activation.request.call) or {}
+        options = carried(self._call()) or {}
         if repeat is None and (times is not None or until is not None):
             raise ValueError("`times` and `until` are for alarms that are repeated: give `every`")
         if times is not None or until is not None:
-            activation.shard.check_feature(ALARM_LIMITS, "alarms cannot end by themselves")
+            self._shard.check_feature(ALARM_LIMITS, "alarms cannot end by themselves")
         if times is not None:
             options[_TIMES] = check_times(times)
         beyond_us = 0
@@ -178,7 +175,7 @@ class ObjectAlarms:
             raise ValueError("the alarm would never fire")
         current = self.current()
         if name not in current and len(current) >= ALARMS_MAX:
-            raise TooLarge(f"{activation.name} has {ALARMS_MAX} alarms, as many as an object may have", definite=True)
+            raise TooLarge(f"{self._kind.name}/{self._key} has {ALARMS_MAX} alarms, as many as an object may have", definite=True)
         if beyond_us:
             options[_US] = beyond_us
         nonce = os.urandom(8)
@@ -206,7 +203,7 @@ class ObjectAlarms:
         record = self.current().get(name)
         if record is None or record.due_ms != due_ms:
             return None
-        now = self._activation.shard.clock.now_ms()
+        now = self._shard.clock.now_ms()
         skipped = not record.attempt and now - record.scheduled_ms > MISFIRE_GRACE_MS and record.misfire == "skip"
         self.change(name, following(record, now, fired=not skipped))
         return None if skipped else shown(name, record)
@@ -216,7 +213,7 @@ class ObjectAlarms:
         record = self.current().get(name)
         if record is None or record.due_ms != due_ms:
             return None
-        now = self._activation.shard.clock.now_ms()
+        now = self._shard.clock.now_ms()
         attempt = record.attempt + 1
         if final or attempt >= attempts_max:
             self.change(name, following(record, now))

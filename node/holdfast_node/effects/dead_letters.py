@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from holdfast_node import keys
 from holdfast_node.effects.records import DeadLetter, encode
 from holdfast_node.effects.writes import ShardWrites
-from holdfast_node.shard_service import ScanBudget
-from holdfast_node.shards import Entry, Shard
-from holdfast_node.store import Store
+from holdfast_node.log.shard_service import ScanBudget
+from holdfast_node.log.shards import Entry, Shard
+from holdfast_node.store import keys
+from holdfast_node.store.rocks import Store
 
 
 class DeadLetters:
@@ -57,7 +57,7 @@ class DeadLetters:
         key = keys.index_prefix(entry.shard.number, keys.LETTERS) + self._writes.next_sequence(entry.shard)
         entry.rows.append((key, raw))
 
-    # -- holdfast_node.shard_service.ShardService
+    # -- holdfast_node.log.shard_service.ShardService
 
     def opened(self, shard: Shard) -> None:
         if shard not in self._counts:

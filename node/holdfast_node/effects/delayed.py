@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 from holdfast.errors import Unavailable
 
-from holdfast_node import keys
 from holdfast_node.effects.notifications import Notifications
 from holdfast_node.effects.outbox import PendingNotification, Target
 from holdfast_node.effects.records import Notification, decode_notification
 from holdfast_node.effects.writes import Row, ShardWrites
-from holdfast_node.shard_service import ScanBudget
-from holdfast_node.shards import NEVER, Entry, Shard
-from holdfast_node.store import Store
+from holdfast_node.log.shard_service import ScanBudget
+from holdfast_node.log.shards import NEVER, Entry, Shard
+from holdfast_node.store import keys
+from holdfast_node.store.rocks import Store
 
 _SCAN_STEP = 2_000  # rows between two chances for the loop to do something else
 _MOVE_BYTES = 1 << 20
@@ -114,7 +114,7 @@ class DelayedNotifications:
         self._forgotten.update(rows)
         self._writes.when_shown(entry, lambda: self._forgotten.difference_update(rows))
 
-    # -- holdfast_node.shard_service.ShardService
+    # -- holdfast_node.log.shard_service.ShardService
 
     def _known(self, shard: Shard) -> _Delayed:
         self.opened(shard)
@@ -167,7 +167,7 @@ class DelayedNotifications:
 
 @dataclass(slots=True)
 class _Due:
-    """One that was sent: it counts from its commit. Implements `holdfast_node.shards.Waiter`."""
+    """One that was sent: it counts from its commit. Implements `holdfast_node.log.shards.Waiter`."""
 
     known: _Delayed
     due_ms: int

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from holdfast_node import keys
-from holdfast_node.shards import NEVER, Entry, Shard
-from holdfast_node.store import Store
+from holdfast_node.log.shards import NEVER, Entry, Shard
+from holdfast_node.store import keys
+from holdfast_node.store.rocks import Store
 
 
 @dataclass(slots=True)
@@ -25,7 +25,7 @@ class NextDue:
 
 
 class DueIndex:
-    """One index by time (`holdfast_node.keys`) of the shards that a node owns."""
+    """One index by time (`holdfast_node.store.keys`) of the shards that a node owns."""
 
     def __init__(self, store: Store, index: int) -> None:
         self.store = store
@@ -60,7 +60,7 @@ class DueIndex:
 
 @dataclass(slots=True)
 class _Due:
-    """A row of an index that is on its way. Implements `holdfast_node.shards.Waiter`."""
+    """A row of an index that is on its way. Implements `holdfast_node.log.shards.Waiter`."""
 
     coming: NextDue
     due_ms: int

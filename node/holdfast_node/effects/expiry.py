@@ -10,17 +10,13 @@ pays for it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from holdfast.app import Kind
 from holdfast.storage import Writes, read_expiry
 from holdfast_cluster.model import EXPIRY
 
-from holdfast_node import keys
 from holdfast_node.effects.due_index import DueIndex
-from holdfast_node.shards import Entry
-
-if TYPE_CHECKING:
-    from holdfast_node.activation import Activation
+from holdfast_node.log.shards import Entry
+from holdfast_node.store import keys
 
 _MARGIN = 16  # the part of a ttl by which times are rounded
 _GRANULE_MIN_MS = 1 << 10
@@ -29,46 +25,41 @@ _GRANULE_MIN_MS = 1 << 10
 class ExpiryIndex(DueIndex):
     """What expires in the shards that a node owns."""
 
-    def stage(self, entry: Entry, activation: Activation, writes: Writes, deletes: bool) -> None:
-        """A turn has written: put what expires, of its rows and the whole object, into its entry. The shard was looked at before."""
-        if activation.storage.some_expire:
-            self._stage_rows(entry, activation, writes)
-        if activation.expiry_ms or activation.kind.options.ttl is not None:
-            self._stage_object(entry, activation, deletes)
+    def stage_rows(self, entry: Entry, ident: bytes, writes: Writes, skip: int) -> None:
+        """A turn has written values of which some expire: put those into the index.
 
-    def _stage_rows(self, entry: Entry, activation: Activation, writes: Writes) -> None:
-        """A turn has written values that expire: put them into the index."""
-        shard = activation.shard
-        now = shard.clock.now_ms()
-        skip = len(activation.row_prefix)
+        `ident` is of the object, `skip` the length of what the keys of its rows begin with. The shard was looked at before.
+        """
+        now = entry.shard.clock.now_ms()
         for key, raw in writes:
             if raw is not None and (expiry := read_expiry(raw)) is not None:
-                self._put(entry, rounded_up(expiry, expiry - now), activation, key[skip:])
+                self._put(entry, rounded_up(expiry, expiry - now), ident + key[skip:])
 
-    def _stage_object(self, entry: Entry, activation: Activation, deletes: bool) -> None:
-        """A turn has written: its object lives on from now, or not at all (`deletes`)."""
-        shard = activation.shard
-        ttl = activation.kind.options.ttl
-        key = keys.expiry_key(shard.number, activation.kind.name, activation.key)
+    def stage_object(self, entry: Entry, kind: Kind, key: str, expiry_ms: int, deletes: bool) -> int:
+        """A turn has written: its object lives on from now, or not at all (`deletes`). When it expires now, where it did at
+        `expiry_ms`; Unix time in ms, 0: never. The shard was looked at before.
+        """
+        shard = entry.shard
+        ttl = kind.options.ttl
+        row = keys.expiry_key(shard.number, kind.name, key)
         if ttl is None or deletes:
-            if activation.expiry_ms:
-                activation.expiry_ms = 0
-                entry.rows.append((key, None))
+            if expiry_ms:
+                entry.rows.append((row, None))
                 entry.deletes = True
-            return
+            return 0
         if not shard.clock.started:
-            return  # nobody knows what time it is: the next turn that writes sets it
+            return expiry_ms  # nobody knows what time it is: the next turn that writes sets it
         now = shard.clock.now_ms()
         ttl_ms = int(ttl.total_seconds() * 1000)
-        if activation.expiry_ms - now >= ttl_ms or EXPIRY not in shard.features.on:
-            return
-        activation.expiry_ms = due = now + ttl_ms + ttl_ms // _MARGIN
-        entry.rows.append((key, due.to_bytes(8, "big")))
-        self._put(entry, due, activation, b"")
+        if expiry_ms - now >= ttl_ms or EXPIRY not in shard.features.on:
+            return expiry_ms
+        due = now + ttl_ms + ttl_ms // _MARGIN
+        entry.rows.append((row, due.to_bytes(8, "big")))
+        self._put(entry, due, keys.ident(kind.name, key))
+        return due
 
-    def _put(self, entry: Entry, due_ms: int, activation: Activation, row: bytes) -> None:
-        rest = keys.ident(activation.kind.name, activation.key) + row
-        key = keys.due_key(activation.shard.number, keys.EXPIRY, due_ms, rest)
+    def _put(self, entry: Entry, due_ms: int, rest: bytes) -> None:
+        key = keys.due_key(entry.shard.number, keys.EXPIRY, due_ms, rest)
         entry.rows.append((key, b""))
         entry.bytes += len(key)
         self.due_with(entry, due_ms)

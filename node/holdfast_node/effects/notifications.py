@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from holdfast_node import keys
 from holdfast_node.effects.outbox import Outbox, PendingNotification
 from holdfast_node.effects.records import Notification, decode_notification
 from holdfast_node.effects.writes import ShardWrites
-from holdfast_node.shard_service import ScanBudget
-from holdfast_node.shards import Entry, Shard
-from holdfast_node.store import Store
+from holdfast_node.log.shard_service import ScanBudget
+from holdfast_node.log.shards import Entry, Shard
+from holdfast_node.store import keys
+from holdfast_node.store.rocks import Store
 
 
 class Notifications:
@@ -43,7 +43,7 @@ class Notifications:
         for listener in self.listeners:
             listener()
 
-    # -- holdfast_node.shard_service.ShardService
+    # -- holdfast_node.log.shard_service.ShardService
 
     def opened(self, shard: Shard) -> None:
         if shard in self._opened:
@@ -67,7 +67,7 @@ class Notifications:
 
 
 class _Leaves:
-    """Notifications that leave when their entry is committed. Implements `holdfast_node.shards.Waiter`."""
+    """Notifications that leave when their entry is committed. Implements `holdfast_node.log.shards.Waiter`."""
 
     __slots__ = ("_notifications", "_pending")
 

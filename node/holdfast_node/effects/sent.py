@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from holdfast.errors import Overloaded
 
-from holdfast_node import keys
 from holdfast_node.effects.delayed import DelayedNotifications
 from holdfast_node.effects.notifications import Notifications
 from holdfast_node.effects.outbox import Target
 from holdfast_node.effects.records import Notification, encode
 from holdfast_node.effects.writes import ShardWrites
-from holdfast_node.shards import Entry, Shard
+from holdfast_node.log.shards import Entry, Shard
+from holdfast_node.store import keys
 
 _KEY_BYTES = 60  # about what the key of its row takes
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from holdfast_node import keys
-from holdfast_node.commit import Committer
-from holdfast_node.shard_service import ScanBudget
-from holdfast_node.shards import Entry, Shard
+from holdfast_node.log.commit import Committer
+from holdfast_node.log.shard_service import ScanBudget
+from holdfast_node.log.shards import Entry, Shard
+from holdfast_node.store import keys
 
 Row = tuple[bytes, bytes | None]
 """A row to be put, or deleted (None)."""
@@ -63,7 +63,7 @@ class ShardWrites:
 
         entry.waiters.append(_Soon(self._loop, settled))
 
-    # -- holdfast_node.shard_service.ShardService
+    # -- holdfast_node.log.shard_service.ShardService
 
     def opened(self, shard: Shard) -> None:
         pass
@@ -77,7 +77,7 @@ class ShardWrites:
 
 
 class _Soon:
-    """Has a function called soon after an entry is settled. Implements `holdfast_node.shards.Waiter`."""
+    """Has a function called soon after an entry is settled. Implements `holdfast_node.log.shards.Waiter`."""
 
     __slots__ = ("_done", "_loop")
 

@@ -1,7 +1,7 @@
 """Replication of shards, as a pure core: its rules are at the head of replica.py, its choices in docs/decisions/0004."""
 
-from holdfast_node.replication.chain import Term
-from holdfast_node.replication.events import (
+from holdfast_node.replication.core.chain import Term
+from holdfast_node.replication.core.events import (
     Abdicate,
     Acknowledge,
     Append,
@@ -41,7 +41,7 @@ from holdfast_node.replication.events import (
     Tick,
     Yield,
 )
-from holdfast_node.replication.replica import Disk, Replica
+from holdfast_node.replication.core.replica import Disk, Replica
 
 __all__ = [
     "Abdicate",

@@ -9,13 +9,13 @@ does not come about, it is owned anew, once all that was appended is committed.
 from __future__ import annotations
 
 import logging
-from typing import Protocol
 
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.model import View
 
+from holdfast_node.log.shards import Shard
+from holdfast_node.objects.hand_off import ShardTurns
 from holdfast_node.replication.host import Copy, Replicas
-from holdfast_node.shards import Shard
 
 log = logging.getLogger(__name__)
 
@@ -24,26 +24,10 @@ _GIVE_UP_S = 8.0
 _AGAIN_S = 2.0
 
 
-class Turns(Protocol):
-    """The engine, as far as one shard's turns are concerned."""
-
-    def close_shard(self, shard: Shard) -> None:
-        """Begin no new turns of a shard; those that wait are sent elsewhere."""
-
-    def open_shard(self, shard: Shard) -> None:
-        """Begin turns again."""
-
-    def shard_is_quiet(self, shard: Shard) -> bool:
-        """Whether nothing of a shard runs, or waits to be committed."""
-
-    def cancel_shard(self, shard: Shard) -> None:
-        """Cancel what still runs of a closed shard; it is run again by the next owner."""
-
-
 class Handovers:
     """Follows the assignments of owned shards; call `tick` about twenty times a second."""
 
-    def __init__(self, replicas: Replicas, turns: Turns) -> None:
+    def __init__(self, replicas: Replicas, turns: ShardTurns) -> None:
         self._replicas = replicas
         self._turns = turns
         self._closed: dict[Copy, tuple[Shard, float]] = {}
@@ -70,7 +54,7 @@ class Handovers:
                 and self._not_before.get(copy.number, 0.0) <= now
             ):
                 self._closed[copy] = shard, now
-                self._turns.close_shard(shard)
+                self._turns.close(shard)
         for copy, (shard, since) in list(self._closed.items()):
             self._go_on(copy, shard, since, view, now)
 
@@ -108,9 +92,9 @@ class Handovers:
             log.info("shard %d: it is not handed over now", copy.number)
             del self._closed[copy]
             self._not_before[copy.number] = now + _AGAIN_S
-            self._turns.open_shard(shard)
-        elif not self._turns.shard_is_quiet(shard):
+            self._turns.open(shard)
+        elif not self._turns.are_over(shard):
             if now - since > _PATIENCE_S:
-                self._turns.cancel_shard(shard)
+                self._turns.cancel(shard)
         else:
             self._replicas.release(copy.number, to)

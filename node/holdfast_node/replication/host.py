@@ -17,11 +17,12 @@ from holdfast_cluster.clock import boottime
 from holdfast_cluster.model import SHARDS_MAX, Assignment, Member, Versioned, View
 from holdfast_cluster.streams import FRAME_BYTES_MAX
 
-from holdfast_node.commit import Flusher
-from holdfast_node.replication.chain import Term, until
-from holdfast_node.replication.changes import encode_changes
-from holdfast_node.replication.disk import CopyStore, StoredCopy, Times
-from holdfast_node.replication.events import (
+from holdfast_node.log.changes import encode_changes
+from holdfast_node.log.commit import Flusher
+from holdfast_node.log.shards import Entry, Shard, Shards
+from holdfast_node.replication.copies import CopyStore, StoredCopy, Times
+from holdfast_node.replication.core.chain import Term, until
+from holdfast_node.replication.core.events import (
     Abdicate,
     Append,
     Appended,
@@ -51,10 +52,9 @@ from holdfast_node.replication.events import (
     Tick,
     WireMessage,
 )
+from holdfast_node.replication.core.replica import Replica
+from holdfast_node.replication.core.slowness import FLOOR_S, PATIENCE_S, WINDOW_S, Held, Slowness
 from holdfast_node.replication.links import Links
-from holdfast_node.replication.replica import Replica
-from holdfast_node.replication.slowness import FLOOR_S, PATIENCE_S, WINDOW_S, Held, Slowness
-from holdfast_node.shards import Entry, Shard, Shards
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Copy:
 
 
 class Replicas:
-    """All copies of a node, and what their replicas decide. Implements `holdfast_node.shards.ShardLog`."""
+    """All copies of a node, and what their replicas decide. Implements `holdfast_node.log.shards.ShardLog`."""
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ from holdfast.tls import Certificates
 from holdfast_cluster.model import Member, View
 from holdfast_cluster.streams import Stream, StreamRefused, open_stream
 
-from holdfast_node.replication.events import Message, Replicate, WireMessage
+from holdfast_node.replication.core.events import Message, Replicate, WireMessage
 
 log = logging.getLogger(__name__)
 

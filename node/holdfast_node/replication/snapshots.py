@@ -26,14 +26,14 @@ from holdfast_cluster.clock import boottime
 from holdfast_cluster.model import Member
 from holdfast_cluster.streams import FRAME_BYTES_MAX
 
-from holdfast_node import keys
-from holdfast_node.disk_space import DiskWatch
-from holdfast_node.replication.chain import Term
-from holdfast_node.replication.disk import CopyStore, SnapshotFiles
-from holdfast_node.replication.events import Position, Snapshot
+from holdfast_node.replication.copies import CopyStore, SnapshotFiles
+from holdfast_node.replication.core.chain import Term
+from holdfast_node.replication.core.events import Position, Snapshot
 from holdfast_node.replication.host import Replicas
 from holdfast_node.replication.links import Links
-from holdfast_node.store import RowFiles, Store, is_no_space
+from holdfast_node.store import keys
+from holdfast_node.store.disk_space import DiskWatch
+from holdfast_node.store.rocks import RowFiles, Store, is_no_space
 
 log = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from holdfast_node import keys
-from holdfast_node.shards import Shards
-from holdfast_node.store import Store
+from holdfast_node.log.shards import Shards
+from holdfast_node.store import keys
+from holdfast_node.store.rocks import Store
 
 ROWS = 2_000
 """Rows looked at in a step: about two milliseconds."""

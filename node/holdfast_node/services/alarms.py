@@ -17,21 +17,22 @@ from holdfast.errors import NotFound, code_name, is_refusal
 from holdfast.ids import RequestIds, effect_id
 from holdfast.v1 import objects_pb2 as pb
 
-from holdfast_node import keys
 from holdfast_node.effects.alarms import firing_id, shown
 from holdfast_node.effects.dead_letters import AddDeadLetter, DeadLetters, RemoveDeadLetter
 from holdfast_node.effects.due_index import DueIndex
 from holdfast_node.effects.outbox import Bucket
 from holdfast_node.effects.records import AlarmRecord, DeadLetter, Notification, decode_alarm, encode, metadata_of
 from holdfast_node.effects.writes import ShardWrites
-from holdfast_node.internal import Firing, InternalHandler, InternalTurns
+from holdfast_node.log.shard_service import ScanBudget
+from holdfast_node.log.shards import NEVER, Shard
+from holdfast_node.objects.engine import Engine
+from holdfast_node.objects.handlers import Firing, InternalHandler
 from holdfast_node.services.pauses import Pauses
-from holdfast_node.shard_service import ScanBudget
-from holdfast_node.shards import NEVER, Shard
+from holdfast_node.store import keys
 
 if TYPE_CHECKING:
-    from holdfast_node.activation import Activation
-    from holdfast_node.hosting import ShardKinds
+    from holdfast_node.objects.activation import Activation
+    from holdfast_node.objects.hosted_kinds import ShardKinds
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class AlarmService:
     def __init__(
         self,
         app: App,
-        turns: InternalTurns,
+        engine: Engine,
         index: DueIndex,
         letters: DeadLetters,
         writes: ShardWrites,
@@ -65,7 +66,7 @@ class AlarmService:
         """`late_per_s`: how many alarms that are late fire in a second."""
         self._app = app
         self._store = index.store
-        self._turns = turns
+        self._engine = engine
         self._index = index
         self._letters = letters
         self._writes = writes
@@ -83,7 +84,7 @@ class AlarmService:
         for coming in self._index.all():
             coming.not_before = coming.pause = 0.0
 
-    # -- holdfast_node.shard_service.ShardService
+    # -- holdfast_node.log.shard_service.ShardService
 
     def opened(self, shard: Shard) -> None:
         self._index.of(shard)
@@ -192,7 +193,7 @@ class AlarmService:
         def told(error: pb.Error | None) -> None:
             done(error, firing is not None and firing.ran)
 
-        self._turns.run_internal(kind, key, request_id, handler, told, metadata=metadata_of(record.options))
+        self._engine.run_internal(kind, key, request_id, handler, told, metadata=metadata_of(record.options))
 
     def _write_down(self, kind: str, key: str, name: str, due_ms: int, error: pb.Error, done: Callable[[], None]) -> None:
         """A firing failed: it fires again later, or is a dead letter."""
@@ -213,6 +214,6 @@ class AlarmService:
                 log.error("alarm %r of %s/%s is a dead letter after %d attempts: %s", name, kind, key, record.attempt + 1, told)
 
         request_id = effect_id(self._ids.next())
-        self._turns.run_internal(
+        self._engine.run_internal(
             kind, key, request_id, lambda activation: InternalHandler("alarm failed", lambda: fail(activation)), lambda _: done()
         )

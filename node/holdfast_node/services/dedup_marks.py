@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from holdfast_cluster.clock import boottime
 
-from holdfast_node import keys
 from holdfast_node.effects.writes import Row, ShardWrites
+from holdfast_node.log.shards import Shards
 from holdfast_node.services.notifications import MARKS_KEPT
-from holdfast_node.shards import Shards
-from holdfast_node.store import Store
+from holdfast_node.store import keys
+from holdfast_node.store.rocks import Store
 
 _SWEEP_MAX = 200
 

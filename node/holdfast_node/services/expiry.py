@@ -10,13 +10,14 @@ from holdfast.ids import effect_id
 from holdfast.storage import read_expiry
 from holdfast.v1 import objects_pb2 as pb
 
-from holdfast_node import keys
-from holdfast_node.activation import Activation
 from holdfast_node.effects.expiry import ExpiryIndex
 from holdfast_node.effects.writes import ShardWrites
-from holdfast_node.internal import InternalHandler, InternalTurns
-from holdfast_node.shard_service import ScanBudget
-from holdfast_node.shards import NEVER, Shard
+from holdfast_node.log.shard_service import ScanBudget
+from holdfast_node.log.shards import NEVER, Shard
+from holdfast_node.objects.activation import Activation
+from holdfast_node.objects.engine import Engine
+from holdfast_node.objects.handlers import InternalHandler
+from holdfast_node.store import keys
 
 DELETING_MAX = 64
 """Objects of a node that are deleted at once."""
@@ -27,10 +28,10 @@ _AGAIN_MS = 1_000
 class ExpiryService:
     """Removes what has expired in the shards that a node owns. Implements `ShardService`."""
 
-    def __init__(self, app: App, turns: InternalTurns, index: ExpiryIndex, writes: ShardWrites) -> None:
+    def __init__(self, app: App, engine: Engine, index: ExpiryIndex, writes: ShardWrites) -> None:
         self._app = app
         self._store = index.store
-        self._turns = turns
+        self._engine = engine
         self._index = index
         self._writes = writes
         self._deleting: set[tuple[str, str]] = set()
@@ -78,7 +79,7 @@ class ExpiryService:
         What turns that ended have written may not be in the store yet, so an object in memory is asked. What a running turn writes
         comes behind this in the shard's log.
         """
-        activation = self._turns.find(kind, key)
+        activation = self._engine.find(kind, key)
         own = keys.row_prefix(shard.number, kind, key) + row
         raw = self._store.get("state", own) if activation is None else activation.storage.left(row.decode())
         expiry = None if raw is None else read_expiry(raw)
@@ -91,7 +92,7 @@ class ExpiryService:
         """Begin to delete an object; None as long as that is under way, or it cannot be told whether it has expired."""
         if (kind, key) in self._deleting or len(self._deleting) >= DELETING_MAX:
             return None
-        activation = self._turns.find(kind, key)
+        activation = self._engine.find(kind, key)
         own = keys.expiry_key(shard.number, kind, key)
         raw = self._store.get("state", own)
         if activation is not None:
@@ -118,5 +119,5 @@ class ExpiryService:
             return InternalHandler("(expire)", expire, deletes=True)
 
         request_id = effect_id(b"expiry", kind.encode(), key.encode(), expiry.to_bytes(8, "big"))
-        self._turns.run_internal(kind, key, request_id, handler, done)
+        self._engine.run_internal(kind, key, request_id, handler, done)
         return None

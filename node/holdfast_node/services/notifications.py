@@ -14,15 +14,15 @@ from holdfast.ids import effect_id
 from holdfast.tracing import TRACEPARENT
 from holdfast.v1 import objects_pb2 as pb
 
-from holdfast_node import keys
 from holdfast_node.effects.dead_letters import DeadLetters
 from holdfast_node.effects.notifications import Notifications
 from holdfast_node.effects.outbox import Dead, Delivered, Failed, Failure, PendingNotification, Target
 from holdfast_node.effects.records import DeadLetter, encode, metadata_of
 from holdfast_node.effects.writes import ShardWrites
-from holdfast_node.hosting import ShardKinds
+from holdfast_node.log.shards import Shard
+from holdfast_node.objects.hosted_kinds import ShardKinds
 from holdfast_node.services.pauses import Pauses
-from holdfast_node.shards import Shard
+from holdfast_node.store import keys
 
 log = logging.getLogger(__name__)
 

@@ -27,16 +27,16 @@ from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.cluster_time import Time
 from holdfast_cluster.ring import shard_of
 
-from holdfast_node import keys
-from holdfast_node.commit import Committer, Flusher
 from holdfast_node.effects.alarms import shown
 from holdfast_node.effects.records import decode_alarm, decode_letter
-from holdfast_node.engine import Engine
-from holdfast_node.object_host import HostOptions, ObjectHost
-from holdfast_node.replies import ResponseCache
-from holdfast_node.shards import FOR_EVER, Shard, Shards
-from holdfast_node.single_log import SingleLog
-from holdfast_node.store import Store
+from holdfast_node.log.commit import Committer, Flusher
+from holdfast_node.log.shards import FOR_EVER, Shard, Shards
+from holdfast_node.log.single import SingleLog
+from holdfast_node.objects.engine import Engine
+from holdfast_node.objects.responses import ResponseCache
+from holdfast_node.services.host import HostOptions, ObjectHost
+from holdfast_node.store import keys
+from holdfast_node.store.rocks import Store
 from holdfast_node.testing.loop import VirtualLoop
 from holdfast_node.testing.memory import MemoryStore
 
@@ -218,7 +218,7 @@ class InProcessCluster:
     # -- what goes wrong
 
     def evict(self, kind: type | str, key: str) -> bool:
-        return self._run(self._engine.evict_object(kind_name(kind), key))
+        return self._run(self._engine.eviction.evict_object(kind_name(kind), key))
 
     def crash_owner(self, kind: type | str = "", key: str = "") -> None:
         self._run(self._crash())
@@ -417,7 +417,7 @@ class _Way:
 
 
 class _Network:
-    """Brings calls to the engine and replies back, after times that the seed draws. Implements `holdfast_node.outgoing.Outgoing`."""
+    """Brings calls to the engine and replies back, after times that the seed draws. Implements `holdfast_node.objects.environment.Outgoing`."""
 
     def __init__(self, loop: VirtualLoop, chance: random.Random) -> None:
         self._loop = loop

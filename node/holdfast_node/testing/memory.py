@@ -6,13 +6,13 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from pathlib import Path
 
-from holdfast_node.store import FAMILIES
+from holdfast_node.store.rocks import FAMILIES
 
 _Undo = list[tuple[str, bytes, bytes | None]]
 
 
 class MemoryBatch:
-    """See `holdfast_node.store.Batch`."""
+    """See `holdfast_node.store.rocks.Batch`."""
 
     def __init__(self) -> None:
         self.writes: list[tuple[str, bytes, bytes | None, bytes | None]] = []
@@ -31,7 +31,7 @@ class MemoryBatch:
 
 
 class MemoryCursor:
-    """See `holdfast_node.store.Cursor`."""
+    """See `holdfast_node.store.rocks.Cursor`."""
 
     def __init__(self, keys: list[bytes]) -> None:
         self._keys = keys
@@ -42,7 +42,7 @@ class MemoryCursor:
 
 
 class MemoryStore:
-    """Has the methods of `holdfast_node.store.Store` that an engine uses."""
+    """Has the methods of `holdfast_node.store.rocks.Store` that an engine uses."""
 
     def __init__(self) -> None:
         self.path = Path("memory")

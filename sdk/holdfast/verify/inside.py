@@ -54,7 +54,7 @@ def install() -> None:
     """Have this process look for its faults, if it was started so. Modules that took `time.time` for their own keep the right one."""
     if not (folder := os.environ.get(FOLDER)):
         return
-    store = importlib.import_module("holdfast_node.store").Store  # the SDK rests on no node; this runs inside one
+    store = importlib.import_module("holdfast_node.store.rocks").Store  # the SDK rests on no node; this runs inside one
     clock_s, fsync_s = _Amount(Path(folder, CLOCK_S)), _Amount(Path(folder, FSYNC_S))
     wall, wall_ns, sync = time.time, time.time_ns, store.sync
 

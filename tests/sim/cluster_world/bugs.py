@@ -15,12 +15,12 @@ from holdfast_cluster import plan as plan_module
 from holdfast_cluster.cluster_time import Clock
 from holdfast_cluster.model import Member, View
 from holdfast_cluster.plan import Transition, plan
-from holdfast_node.commit import Flusher
-from holdfast_node.replication.disk import CopyStore
-from holdfast_node.replication.events import Persist
+from holdfast_node.log.commit import Flusher
+from holdfast_node.replication.copies import CopyStore
+from holdfast_node.replication.core.events import Persist
+from holdfast_node.replication.core.replica import Replica
 from holdfast_node.replication.host import Copy, Replicas
-from holdfast_node.replication.replica import Replica
-from holdfast_node.store import Store
+from holdfast_node.store.rocks import Store
 
 from .faults import DEFAULT, often
 from .machine import Machine

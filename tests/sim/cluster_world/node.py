@@ -12,12 +12,12 @@ from holdfast_cluster.guarded import GuardedEtcd
 from holdfast_cluster.lineage import Memory
 from holdfast_cluster.membership import Refused, agree_on_settings
 from holdfast_cluster.model import Keys
-from holdfast_node.config import NodeConfig
-from holdfast_node.directory import WrongDirectory
-from holdfast_node.replication.disk import CopyStore
+from holdfast_node.log.shards import Shards
+from holdfast_node.process.config import NodeConfig
+from holdfast_node.process.server import NodeServer
+from holdfast_node.replication.copies import CopyStore
 from holdfast_node.replication.host import Replicas
-from holdfast_node.server import NodeServer
-from holdfast_node.shards import Shards
+from holdfast_node.store.directory import WrongDirectory
 
 from .app import app
 from .checks import first

@@ -1,4 +1,4 @@
-"""A simulated disk, with RocksDB on it: what `holdfast_node.store` imports of rocksdict, and of pathlib.
+"""A simulated disk, with RocksDB on it: what `holdfast_node.store.rocks` imports of rocksdict, and of pathlib.
 
 What was written is readable at once. It is durable, in order, up to what a finished `flush_wal(True)` covered. A process that ends
 loses nothing; a power loss loses any number of the newest batches that were not synced. A start makes durable what it found, as

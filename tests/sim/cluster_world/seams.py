@@ -1,7 +1,7 @@
 """Puts production onto simulated machines: what is replaced, and where. Nothing of Holdfast is on the list but what starts threads.
 
-Clocks, chance and the end of a process are replaced in the standard library; rocksdict's names in `holdfast_node.store`; the fsync
-thread and its queue in `holdfast_node.commit`; the makers of channels and servers in `grpc.aio`. Sets of copies, shards and streams
+Clocks, chance and the end of a process are replaced in the standard library; rocksdict's names in `holdfast_node.store.rocks`; the fsync
+thread and its queue in `holdfast_node.log.commit`; the makers of channels and servers in `grpc.aio`. Sets of copies, shards and streams
 are ordered by number, not by address, so that a seed is one story.
 """
 
@@ -23,9 +23,9 @@ from unittest import mock
 
 import grpc
 from holdfast_cluster.streams import Stream
-from holdfast_node.disk_space import DiskWatch
+from holdfast_node.log.shards import Shard
 from holdfast_node.replication import ReplicationSettings, host
-from holdfast_node.shards import Shard
+from holdfast_node.store.disk_space import DiskWatch
 
 from . import rocks
 from .loop import PROCESS
@@ -135,23 +135,23 @@ def production_on(world: World, broken: Iterable[tuple[Any, str, Any]] = ()) -> 
         (grpc.aio, "server", lambda *_, **__: Server(world.network)),
     ]
     named: dict[str, Any] = {
-        "holdfast_node.store.Rdict": rocks.Rdict,
-        "holdfast_node.store.WriteBatch": rocks.WriteBatch,
-        "holdfast_node.store.SstFileWriter": rocks.SstFileWriter,
+        "holdfast_node.store.rocks.Rdict": rocks.Rdict,
+        "holdfast_node.store.rocks.WriteBatch": rocks.WriteBatch,
+        "holdfast_node.store.rocks.SstFileWriter": rocks.SstFileWriter,
         **{
-            f"holdfast_node.store.{name}": rocks.Anything
+            f"holdfast_node.store.rocks.{name}": rocks.Anything
             for name in ("BlockBasedOptions", "Cache", "IngestExternalFileOptions", "Options", "ReadOptions", "WriteOptions")
         },
-        "holdfast_node.store.DBRecoveryMode": rocks.Anything(),
-        "holdfast_node.replication.disk.Path": rocks.SimPath,
-        "holdfast_node.commit.Thread": rocks.SimThread,
-        "holdfast_node.commit.SimpleQueue": rocks.SimQueue,
-        "holdfast_node.server.Watchdog": _Watchdog,
-        "holdfast_node.server.DiskWatch": _DiskWatch,
-        "holdfast_node.server.gc": SimpleNamespace(collect=lambda: 0, freeze=lambda: None, set_threshold=lambda *_: None),
-        "holdfast_node.server.ReplicationSettings": functools.partial(ReplicationSettings, log_keep_max=_LOG_KEEP_MAX),
-        "holdfast_node.server._DROP_REPLIES_S": 1.0,
-        "holdfast_node.server.measure_lag": _no_lag,
+        "holdfast_node.store.rocks.DBRecoveryMode": rocks.Anything(),
+        "holdfast_node.replication.copies.Path": rocks.SimPath,
+        "holdfast_node.log.commit.Thread": rocks.SimThread,
+        "holdfast_node.log.commit.SimpleQueue": rocks.SimQueue,
+        "holdfast_node.process.server.Watchdog": _Watchdog,
+        "holdfast_node.process.server.DiskWatch": _DiskWatch,
+        "holdfast_node.process.server.gc": SimpleNamespace(collect=lambda: 0, freeze=lambda: None, set_threshold=lambda *_: None),
+        "holdfast_node.process.server.ReplicationSettings": functools.partial(ReplicationSettings, log_keep_max=_LOG_KEEP_MAX),
+        "holdfast_node.services.responses.INTERVAL_S": 1.0,
+        "holdfast_node.process.server.measure_lag": _no_lag,
         "holdfast_cluster.streams.Stream": _Stream,
         "holdfast_node.replication.host.Copy": _Copy,
         "holdfast_node.replication.host.Shard": _Shard,

@@ -1,0 +1,249 @@
+"""What operators see and do: dead letters and alarms of the shards that this node owns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import msgspec
+from holdfast.ids import letter_id, letter_place
+from holdfast.v1 import admin_pb2, objects_pb2
+from holdfast_cluster.clock import boottime
+
+from holdfast_node.effects.dead_letters import DeadLetters
+from holdfast_node.effects.notifications import Notifications
+from holdfast_node.effects.outbox import PendingNotification
+from holdfast_node.effects.records import DeadLetter, decode_alarm, decode_letter, encode
+from holdfast_node.effects.writes import ShardWrites
+from holdfast_node.log.shards import Shard, Shards
+from holdfast_node.services.alarms import AlarmService
+from holdfast_node.store import keys
+from holdfast_node.store.rocks import Store
+
+PAGE_MAX = 1_000
+_PAGE_BYTES = 2 << 20
+_LOOK_MAX = 500  # rows between two chances for the loop to do something else
+
+
+class DeadLetterAdmin:
+    """Lists, replays and drops dead letters, and lists alarms. Rows have their places in the order of (shard, key)."""
+
+    def __init__(
+        self,
+        store: Store,
+        shards: Shards,
+        writes: ShardWrites,
+        letters: DeadLetters,
+        notifications: Notifications,
+        alarms: AlarmService,
+    ) -> None:
+        self._store = store
+        self._shards = shards
+        self._writes = writes
+        self._letters = letters
+        self._notifications = notifications
+        self._alarms = alarms
+        self._changing: set[bytes] = set()
+
+    def answers(self) -> dict[str, Callable[[Any], Awaitable[Any]]]:
+        """The methods of the Peer service by name."""
+        return {"DeadLetters": self.letters, "ChangeDeadLetters": self.change, "Alarms": self.alarms}
+
+    async def letters(self, request: admin_pb2.DeadLettersRequest) -> admin_pb2.DeadLettersResponse:
+        """A page of dead letters behind `request.after`."""
+        response = admin_pb2.DeadLettersResponse()
+        size = 0
+        limit = min(request.limit or PAGE_MAX, PAGE_MAX)
+        serving = self._shards.serving(boottime())
+        async for place, value in self._scan(serving, keys.LETTERS, request.after):
+            letter = decode_letter(value)
+            if not _matches(letter, request):
+                continue
+            if len(response.letters) >= limit or size > _PAGE_BYTES:
+                response.more = True
+                break
+            size += len(value)
+            response.letters.append(_shown(place, letter))
+        response.served.extend(self._served(serving))
+        return response
+
+    async def alarms(self, request: admin_pb2.AlarmsRequest) -> admin_pb2.AlarmsResponse:
+        """A page of alarms that are to fire, behind `request.after`."""
+        response = admin_pb2.AlarmsResponse()
+        size = 0
+        limit = min(request.limit or PAGE_MAX, PAGE_MAX)
+        serving = self._shards.serving(boottime())
+        async for place, _ in self._scan(serving, keys.ALARMS, request.after):
+            shard = int.from_bytes(place[:2], "big")
+            due, rest = keys.read_due_key(place[:2] + b"\0\0" + place[2:])
+            kind, key, name = keys.read_ident(rest)
+            if (request.kind and kind != request.kind) or not key.startswith(request.prefix):
+                continue
+            if len(response.alarms) >= limit or size > _PAGE_BYTES:
+                response.more = True
+                break
+            raw = self._store.get("state", keys.alarm_prefix(shard, kind, key) + name)
+            if raw is None:
+                continue
+            size += len(raw) + len(place)
+            record = decode_alarm(raw)
+            response.alarms.append(
+                admin_pb2.PendingAlarm(
+                    kind=kind,
+                    key=key,
+                    name=name.decode(),
+                    due_ms=due,
+                    scheduled_ms=record.scheduled_ms,
+                    every=str(record.every) if isinstance(record.every, str) else f"{record.every} ms" if record.every else "",
+                    attempt=record.attempt,
+                    payload=record.payload,
+                    place=place,
+                )
+            )
+        response.served.extend(self._served(serving))
+        return response
+
+    async def change(self, request: admin_pb2.ChangeDeadLettersRequest) -> admin_pb2.ChangeDeadLettersResponse:
+        """Replay or drop dead letters: those that are named, or all that match. Returns when that is committed."""
+        response = admin_pb2.ChangeDeadLettersResponse()
+        waits = []
+        places = []
+        for text in request.ids:
+            try:
+                places.append(letter_place(text))
+            except ValueError as error:
+                response.refused[text] = str(error)
+        self._writes.show()
+        if request.all:
+            filters = admin_pb2.DeadLettersRequest(
+                kind=request.kind, key=request.key, sender_kind=request.sender_kind, sender_key=request.sender_key
+            )
+            serving = self._shards.serving(boottime())
+            found = self._scan(serving, keys.LETTERS, b"")
+            places += [place async for place, value in found if _matches(decode_letter(value), filters)]
+        for i, place in enumerate(places):
+            shard = self._shards.get(int.from_bytes(place[:2], "big"))
+            if shard is None or shard.until <= boottime():
+                response.refused[letter_id(place)] = "its shard is not served by this node at the moment"
+                continue
+            if shard.closing or shard.read_only is not None:
+                response.refused[letter_id(place)] = shard.read_only or "its shard is about to be handed over"
+                continue
+            row = keys.index_prefix(shard.number, keys.LETTERS) + place[2:]
+            raw = self._store.get("state", row)
+            if raw is None:
+                response.refused[letter_id(place)] = "there is no such dead letter"
+                continue
+            if row in self._changing:
+                response.refused[letter_id(place)] = "it is being replayed or dropped already"
+                continue
+            self._changing.add(row)
+            waits.append((place, self._change(shard, row, decode_letter(raw), request.replay)))
+            if i % 100 == 99:
+                await asyncio.sleep(0)
+        for place, wait in waits:
+            try:
+                await wait
+                response.changed += 1
+            except Exception as error:
+                response.refused[letter_id(place)] = str(error)
+        return response
+
+    def _change(self, shard: Shard, row: bytes, letter: DeadLetter, replay: bool) -> asyncio.Future[None]:
+        """Start it; the future is done when it is committed."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        notification = letter.notification
+        if replay and letter.alarm is not None:
+
+            def told(error: objects_pb2.Error | None, ran: bool) -> None:
+                if error is None:
+                    self._letters.changed(shard, -1)
+                    self._writes.show()
+                self._changing.discard(row)
+                if not done.done():
+                    if error is None:
+                        done.set_result(None)
+                    else:
+                        done.set_exception(RuntimeError(f"it failed again: {error.type} {error.message}"))
+
+            self._alarms.fire_letter(notification.kind, notification.key, letter.alarm_name, letter.alarm, row, told)
+            return done
+        rows: list[tuple[bytes, bytes | None]] = [(row, None)]
+        pending: list[PendingNotification] = []
+        if replay:
+            again = msgspec.structs.replace(notification, attempts=0, first_ms=0, error="", created_ms=shard.clock.now_ms())
+            replayed = PendingNotification(shard, self._writes.next_sequence(shard), again, backlog=True)
+            rows.append((keys.index_prefix(shard.number, keys.OUTBOX) + replayed.sequence, encode(again)))
+            pending.append(replayed)
+        self._letters.changed(shard, -1)
+        self._notifications.opened(shard)
+        entry = self._writes.write(shard, rows)
+        self._notifications.leave_with(entry, pending)
+
+        def settled() -> None:
+            self._changing.discard(row)
+            if done.done():
+                return
+            if entry.committed:
+                done.set_result(None)
+            else:
+                done.set_exception(RuntimeError("its shard went to another node meanwhile; try it again"))
+
+        self._writes.when_shown(entry, settled)
+        return done
+
+    @staticmethod
+    def _served(asked: list[Shard]) -> list[int]:
+        """Those of the shards that were asked that are still this node's: what was found in them is so."""
+        now = boottime()
+        return [shard.number for shard in asked if shard.until > now]
+
+    async def _scan(self, shards: list[Shard], index: int, after: bytes) -> AsyncIterator[tuple[bytes, bytes]]:
+        """The rows of an index of shards that are served, by place: the shard's number and the rest of the key."""
+        looked = 0
+        self._writes.show()
+        for shard in sorted(shards, key=lambda shard: shard.number):
+            prefix = keys.index_prefix(shard.number, index)
+            first = after[2:] if after and int.from_bytes(after[:2], "big") == shard.number else b""
+            if after and shard.number < int.from_bytes(after[:2], "big"):
+                continue
+            start = prefix + first + b"\0" if first else prefix
+            for key, value in self._store.scan("state", start, keys.after(prefix)):
+                looked += 1
+                if looked % _LOOK_MAX == 0:
+                    await asyncio.sleep(0)
+                yield shard.prefix + key[keys.INDEX_PREFIX_BYTES :], value
+
+
+def _matches(letter: DeadLetter, request: admin_pb2.DeadLettersRequest) -> bool:
+    row = letter.notification
+    return all(
+        not wanted or wanted == is_
+        for wanted, is_ in (
+            (request.kind, row.kind),
+            (request.key, row.key),
+            (request.sender_kind, row.sender_kind),
+            (request.sender_key, row.sender_key),
+        )
+    )
+
+
+def _shown(place: bytes, letter: DeadLetter) -> admin_pb2.DeadLetter:
+    row = letter.notification
+    return admin_pb2.DeadLetter(
+        id=letter_id(place),
+        place=place,
+        sender_kind=row.sender_kind,
+        sender_key=row.sender_key,
+        kind=row.kind,
+        key=row.key,
+        method=row.method,
+        arguments=row.arguments,
+        alarm=letter.alarm_name,
+        attempts=row.attempts,
+        code=letter.code,
+        error=letter.error,
+        created_ms=row.created_ms,
+        died_ms=letter.died_ms,
+    )

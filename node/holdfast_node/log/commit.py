@@ -1,0 +1,292 @@
+"""The commit pipeline: from turns that ended to entries that are durable.
+
+`Flusher` makes what is staged visible (a batch, written on the loop) and then durable (one fsync on a thread for all that was
+written since the last, while the next batch gathers). Everything that a node writes goes through it: its own entries, and
+those of shards that it is a replica of.
+
+`Committer` gathers entries: the writes of all turns of a shard that ended since the last flush are one. When a flush begins, each
+entry is appended to its shard's log, which settles it when it is committed.
+
+If a write or an fsync fails nobody can know what is on disk: the process ends (rule 5), and starts from what the disk says. When
+there was no room it ends with a status of its own, and its next start waits for room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable
+from queue import SimpleQueue
+from threading import Thread
+from time import perf_counter
+
+from holdfast.metrics import Histogram
+from holdfast_cluster.clock import boottime
+
+from holdfast_node.log.shards import Entry, Shard, ShardLog
+from holdfast_node.store.disk_space import EXIT_DISK_FULL
+from holdfast_node.store.rocks import Batch, Store, is_no_space
+
+log = logging.getLogger(__name__)
+
+EXIT_STORE_FAILED = 70
+ENTRY_BYTES = 8 << 20
+"""An entry that has so much is closed: with its last turn it still is less than a frame to a replica may be."""
+_ROUNDS_MAX = 8
+_PATIENCE_S = 0.005
+
+
+class Flusher:
+    """Stages writes, and calls back when they are on disk. Lives on the loop.
+
+    A flush gathers what has waited for it (`before_flush`), writes the batch, and has it fsynced. It begins soon after it was
+    requested, or when the one under way has ended. Like a frame (holdfast.frames) it first lets the loop go round while more comes to
+    it. What is staged without a request goes with the next flush, or with `write`.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._loop = asyncio.get_running_loop()
+        # A bare thread and queue: an executor's two futures a flush would be a tenth of what a small flush costs.
+        self._to_sync: SimpleQueue[list[Callable[[], None]] | None] = SimpleQueue()
+        self.sync_seconds = Histogram()  # observed on that thread only
+        self._start()
+        self._batch: Batch | None = None
+        self._gatherers: list[Callable[[], None]] = []
+        self._visible: list[Entry] = []
+        self._waiting: list[Callable[[], None]] = []
+        self._requests = 0
+        self._scheduled = False
+        self._syncing = False
+        self._sync_began = 0.0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def _start(self) -> None:
+        """Begin the thread that makes fsyncs."""
+        self._thread = Thread(target=self._sync, name="fsync", daemon=True)
+        self._thread.start()
+
+    def _hand_over(self, waiting: list[Callable[[], None]]) -> None:
+        """Have an fsync made for these."""
+        self._to_sync.put(waiting)
+
+    @property
+    def batch(self) -> Batch:
+        """Where to stage writes."""
+        if self._batch is None:
+            self._batch = self.store.batch()
+        return self._batch
+
+    @property
+    def busy_s(self) -> float:
+        """How long the fsync that is under way has taken so far; 0 when none is."""
+        return boottime() - self._sync_began if self._syncing else 0.0
+
+    def before_flush(self, gather: Callable[[], None]) -> None:
+        """Call `gather`, once, as the next flush begins; requests a flush."""
+        self._gatherers.append(gather)
+        self.request()
+
+    def when_visible(self, entries: list[Entry]) -> None:
+        """Call `show` of these when all that is staged by now can be read."""
+        self._visible += entries
+
+    def when_durable(self, done: Callable[[], None]) -> None:
+        """Call `done` when all that is staged by now is on disk; requests a flush."""
+        self._waiting.append(done)
+        self.request()
+
+    def request(self) -> None:
+        """There is something to gather or to make durable."""
+        self._requests += 1
+        if not self._scheduled and not self._syncing:
+            self._scheduled = True
+            self._idle.clear()
+            self._loop.call_soon(self._soon, 0, _ROUNDS_MAX)
+
+    def write(self) -> None:
+        """Make what is staged visible now."""
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            try:
+                self.store.write(batch)
+            except Exception:
+                self.die("a write to the store failed")
+        if self._visible:
+            visible, self._visible = self._visible, []
+            try:
+                for entry in visible:
+                    entry.show()
+            except Exception:
+                self.die("a bug in the commit pipeline")
+
+    async def drain(self) -> None:
+        """Wait until nothing gathers and no flush is under way."""
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        """Flush what is there and stop the thread."""
+        await self.drain()
+        self._to_sync.put(None)
+        self._thread.join()
+
+    def _soon(self, before: int, rounds: int) -> None:
+        if rounds and self._requests > before:
+            self._loop.call_soon(self._soon, self._requests, rounds - 1)
+        else:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._requests = 0
+        gatherers, self._gatherers = self._gatherers, []
+        try:
+            for gather in gatherers:
+                gather()
+        except Exception:
+            self.die("a bug in the commit pipeline")
+        self.write()
+        self._scheduled = False
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            self._syncing = True
+            self._sync_began = boottime()
+            self._hand_over(waiting)
+        else:
+            self._idle.set()
+
+    def _sync(self) -> None:
+        """The thread: one fsync for each list of waiters."""
+        while (waiting := self._to_sync.get()) is not None:
+            try:
+                began = perf_counter()
+                self.store.sync()
+                self.sync_seconds.observe(perf_counter() - began)
+            except Exception:
+                self.die("fsync failed")
+            self._loop.call_soon_threadsafe(self._synced, waiting)
+
+    def _synced(self, waiting: list[Callable[[], None]]) -> None:
+        self._syncing = False
+        self._scheduled = True  # what the callbacks stage goes with the flush that begins below
+        try:
+            for done in waiting:
+                done()
+        except Exception:
+            self.die("a bug in the commit pipeline")
+        if self._requests:
+            self._soon(0, _ROUNDS_MAX)
+        else:
+            self._scheduled = False
+            self._idle.set()
+
+    @staticmethod
+    def die(why: str) -> None:
+        """End the process because of the exception that is being handled: memory and disk may not agree any more."""
+        error = sys.exc_info()[1]
+        full = is_no_space(error)
+        if full:
+            log.critical("%s: %s; the node stops, and starts again when there is room", why, error)
+        else:
+            log.critical("%s; the node stops, so that nothing is acknowledged that is not on disk", why, exc_info=True)
+        logging.shutdown()
+        os._exit(EXIT_DISK_FULL if full else EXIT_STORE_FAILED)
+
+
+class Committer:
+    """Gathers entries, and appends them to the logs of their shards. Implements `Waiter`.
+
+    The next entries gather until those before are settled, or `_PATIENCE_S` have passed. With replicas a flush ends where its last
+    acknowledgement comes, and a frame to every replica for a few calls would cost more than the calls. One replica that is slow
+    delays the others by no more than that.
+    """
+
+    def __init__(self, flusher: Flusher) -> None:
+        self._flusher = flusher
+        self._gathering: list[Entry] = []
+        self._loop = asyncio.get_running_loop()
+        self._outstanding = 0
+        self._patient = False  # an end of the patience is set
+        self._waits_for_flush = False
+        self.entries = 0
+        self.entry_bytes = 0
+        self.commit_seconds = Histogram()
+        """From the first write of an entry to its commit."""
+
+    @property
+    def store(self) -> Store:
+        return self._flusher.store
+
+    def flush_visible(self) -> None:
+        """Have the store show all that is committed: it may be staged still."""
+        self._flusher.write()
+
+    async def drain(self) -> None:
+        """Wait until nothing gathers and no flush is under way."""
+        await self._flusher.drain()
+
+    def entry(self, shard: Shard) -> Entry:
+        """The entry that a turn of this shard that ends now belongs to."""
+        entry = shard.gathering
+        if entry is None or entry.bytes > ENTRY_BYTES:
+            entry = shard.gathering = Entry(shard)
+            self._gathering.append(entry)
+            self._flush_soon()
+        return entry
+
+    def _flush_soon(self) -> None:
+        if self._waits_for_flush:
+            self._flusher.request()
+        else:
+            self._waits_for_flush = True
+            self._flusher.before_flush(self._gather)
+
+    def settled(self, entry: Entry) -> None:
+        """An entry that was appended is committed, or abandoned."""
+        if entry.committed:
+            self.commit_seconds.observe(perf_counter() - entry.began)
+        self._outstanding -= 1
+        if not self._outstanding and self._gathering:
+            self._flush_soon()
+
+    def _impatient(self) -> None:
+        self._patient = False
+        if self._gathering:
+            try:
+                self._append_gathered()
+            except Exception:
+                self._flusher.die("a bug in the commit pipeline")
+            self._flusher.request()
+
+    def _gather(self) -> None:
+        self._waits_for_flush = False
+        if not self._gathering:
+            return
+        if not self._outstanding:
+            self._append_gathered()
+        elif not self._patient:
+            self._patient = True
+            self._loop.call_later(_PATIENCE_S, self._impatient)
+
+    def _append_gathered(self) -> None:
+        gathered, self._gathering = self._gathering, []
+        lost = [entry for entry in gathered if not entry.abandoned and not entry.shard.owned]
+        for entry in lost:
+            entry.abandoned = True
+            entry.settle()
+        entries = [entry for entry in gathered if not entry.abandoned]
+        if not entries:
+            return
+        self.entries += len(entries)
+        for entry in entries:
+            entry.shard.gathering = None
+            entry.waiters.append(self)
+            self.entry_bytes += entry.bytes
+        self._outstanding += len(entries)
+        by_log: dict[ShardLog, list[Entry]] = {}
+        for entry in entries:
+            by_log.setdefault(entry.shard.log, []).append(entry)
+        for log_of_some, its_entries in by_log.items():
+            log_of_some.append(its_entries)

@@ -1,0 +1,100 @@
+"""What an owner has to do for its shards while nobody calls: deliver, fire alarms, expire, forget.
+
+`ShardServices` runs the duties. A shard whose duties cannot be done does not stop those of the others.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from holdfast_cluster.clock import boottime
+
+from holdfast_node.log.shards import Shard, Shards
+
+log = logging.getLogger(__name__)
+
+_SCAN_MAX = 2_000
+_BROKEN_S = 10.0
+
+
+@dataclass(slots=True)
+class ScanBudget:
+    """How many rows of the indexes may still be looked at before the loop gets a chance to do something else."""
+
+    left: int
+
+
+class ShardService(Protocol):
+    """One duty of an owner. Its state is loaded when a shard is opened, and dropped when the shard is closed."""
+
+    def opened(self, shard: Shard) -> None:
+        """This node owns the shard: read what there is to be done. May be called again. May raise; it is then tried again."""
+
+    def closed(self, shard: Shard) -> None:
+        """This node owns the shard no more, or has never opened it."""
+
+    def tick(self, shard: Shard, now_ms: int, budget: ScanBudget) -> None:
+        """Do what is due for an opened shard that serves, by cluster time `now_ms` (Unix time in ms)."""
+
+
+class Periodic(Protocol):
+    """A duty that is not done shard by shard."""
+
+    def tick(self, now_ms: int) -> None:
+        """Do what is due by cluster time `now_ms` (Unix time in ms)."""
+
+
+class ShardServices:
+    """Runs the duties of a node: `tick` about ten times a second."""
+
+    def __init__(
+        self, shards: Shards, show: Callable[[], None], services: Sequence[ShardService], periodic: Sequence[Periodic] = ()
+    ) -> None:
+        """`show`: has the store show all that is committed: an index that is read has to be complete."""
+        self._shards = shards
+        self._show = show
+        self._services = services
+        self._periodic = periodic
+        self._first = 0
+        self._opened: set[Shard] = set()
+        self._failing: dict[Shard, float] = {}
+        shards.listeners.append(self._closed)
+
+    def _closed(self, shards: set[Shard]) -> None:
+        for shard in shards:
+            self._opened.discard(shard)
+            self._failing.pop(shard, None)
+            for service in self._services:
+                service.closed(shard)
+
+    def tick(self) -> None:
+        """Do what is due, for as many shards as the budget allows; the next tick goes on behind them."""
+        if not self._shards.clock.started:
+            return  # nobody knows what is due
+        now, now_ms = boottime(), self._shards.clock.now_ms()
+        self._show()
+        budget = ScanBudget(_SCAN_MAX)
+        shards = sorted(self._shards.serving(now), key=lambda shard: shard.number)
+        first = self._first % len(shards) if shards else 0
+        for i, shard in enumerate((*shards[first:], *shards[:first])):
+            if self._failing.get(shard, 0.0) > now:
+                continue
+            try:
+                if shard not in self._opened:
+                    for service in self._services:
+                        service.opened(shard)
+                    self._opened.add(shard)
+                if shard.may_write():
+                    for service in self._services:
+                        service.tick(shard, now_ms, budget)
+            except Exception:
+                log.exception("shard %d: its notifications and alarms cannot be read; tried again in %.0f s", shard.number, _BROKEN_S)
+                self._failing[shard] = now + _BROKEN_S
+            if not budget.left:
+                self._first = first + i + 1
+                break
+        for duty in self._periodic:
+            duty.tick(now_ms)

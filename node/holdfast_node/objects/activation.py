@@ -1,0 +1,399 @@
+"""An object in its owner's memory, and the turns that it runs: one at a time, each start to end, alone.
+
+An activation is an object's instance with its storage, its mailbox and its place in the commit order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Iterator
+from contextvars import Context
+from time import perf_counter
+from typing import Any, NamedTuple, Protocol
+
+from holdfast.app import Kind
+from holdfast.errors import HoldfastError
+from holdfast.object import DurableObject
+from holdfast.signature import Handler, Sending
+from holdfast.storage import ReadRows, Rows
+from holdfast.v1 import objects_pb2 as pb
+from holdfast_cluster.ring import object_hash
+
+from holdfast_node.effects.alarms import ObjectAlarms
+from holdfast_node.log.shards import Entry, Shard
+from holdfast_node.objects.environment import Environment
+from holdfast_node.objects.handlers import Firing, InternalHandler
+from holdfast_node.objects.responses import object_digest
+from holdfast_node.objects.spans import TurnSpan
+from holdfast_node.objects.stats import KindStats
+from holdfast_node.objects.stepping import Stepped
+from holdfast_node.store import keys
+from holdfast_node.store.rocks import Store
+
+_log = logging.getLogger("holdfast.objects")
+_MARKS_MAX = 256
+
+ON_ACTIVATE_CALLS = 1 << 30
+"""Where the numbers of the calls that `on_activate` makes begin."""
+
+QUEUED, RUNNING, COMMITTING, DONE = range(4)
+
+
+class RowReader:
+    """The user's rows of one object. Implements `holdfast.storage.Reader`."""
+
+    __slots__ = ("_store", "prefix")
+
+    def __init__(self, store: Store, prefix: bytes) -> None:
+        self._store = store
+        self.prefix = prefix
+
+    def get(self, key: bytes) -> bytes | None:
+        return self._store.get("state", self.prefix + key)
+
+    def scan(self, start: bytes, end: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+        skip = len(self.prefix)
+        stop = keys.after(self.prefix) if end is None else self.prefix + end
+        for key, value in self._store.scan("state", self.prefix + start, stop, reverse):
+            yield key[skip:], value
+
+
+class LastError(NamedTuple):
+    """What went wrong last with an object, since it came into memory."""
+
+    code: str
+    message: str
+    method: str
+    at_ms: int
+    request_id: bytes
+
+
+class Activation:
+    """One active object. `turn` is the one that runs; `last_entry` the newest entry that a turn of this epoch wrote to.
+
+    The instance comes and goes (an exception drops it), the activation stays: it is what keeps requests in their order.
+    """
+
+    __slots__ = (
+        "_alarms",
+        "_dedup_marks",
+        "_environment",
+        "cached_bytes",
+        "deactivating",
+        "digest",
+        "expiry_ms",
+        "forgotten",
+        "hash",
+        "instance",
+        "key",
+        "kind",
+        "last_entry",
+        "last_error",
+        "last_used",
+        "mailbox",
+        "reads",
+        "row_prefix",
+        "shard",
+        "stats",
+        "storage",
+        "turn",
+    )
+
+    def __init__(self, environment: Environment, kind: Kind, key: str, shard: Shard, stats: KindStats) -> None:
+        self._environment = environment
+        self.stats = stats
+        self.kind = kind
+        self.key = key
+        self.shard = shard
+        self._alarms: ObjectAlarms | None = None
+        self._dedup_marks: dict[bytes, bytes] | None = None
+        self.row_prefix = keys.row_prefix(shard.number, kind.name, key)
+        """What the keys of the user's rows begin with in the store."""
+        self.storage = Rows(RowReader(environment.store, self.row_prefix), environment.limits, shard)
+        self.instance: DurableObject | None = None
+        self.turn: Turn | None = None
+        self.mailbox: deque[Turn] | None = None
+        self.reads: set[Turn] | None = None
+        """The calls that run beside its turns."""
+        self.deactivating = False
+        """Whether its handler has asked to leave memory when the running turn has ended well."""
+        self.expiry_ms = 0 if kind.options.ttl is None else self._stored_expiry()
+        """When the whole object expires, Unix time in ms; 0: never."""
+        self.last_entry: Entry | None = None
+        self.last_used = 0.0
+        self.last_error: LastError | None = None
+        self.cached_bytes = 0
+        self.digest = object_digest(kind.name, key)
+        self.hash = object_hash(kind.name, key).to_bytes(8, "big")
+        self.forgotten = False
+
+    @property
+    def name(self) -> str:
+        """How errors and chains of calls name the object."""
+        return f"{self.kind.name}/{self.key}"
+
+    @property
+    def uncommitted(self) -> Entry | None:
+        """The newest entry of this object while it is on its way: nothing that saw its writes may leave before it."""
+        entry = self.last_entry
+        return None if entry is None or entry.committed or entry.abandoned else entry
+
+    def wrote_to(self, entry: Entry) -> None:
+        """A turn has written to this entry, the newest of the object."""
+        if self.last_entry is not entry:
+            self.last_entry = entry
+            entry.followers.append(self)
+
+    def settled(self, entry: Entry) -> None:
+        """An entry that turns wrote to is committed, and the store shows it. With the newest one the object is at rest."""
+        if self.last_entry is entry:
+            self.last_entry = None
+            self.storage.settle()
+            self.account()
+
+    def at_rest(self) -> bool:
+        """Whether it has no turn, no read, no waiting call and no writes that the store does not show yet."""
+        return self.turn is None and not self.mailbox and not self.reads and self.uncommitted is None and self.storage.settled()
+
+    def close_read(self, turn: Turn) -> None:
+        """A read that ran beside its turns has ended: nothing can be read in it any more."""
+        assert turn.read_rows is not None
+        assert self.reads is not None
+        turn.read_rows.closed = True
+        self.reads.discard(turn)
+        if not self.reads:
+            self.reads = None
+
+    # -- expiry of the whole object
+
+    def _stored_expiry(self) -> int:
+        raw = self._environment.store.get("state", keys.expiry_key(self.shard.number, self.kind.name, self.key))
+        return 0 if raw is None else int.from_bytes(raw, "big")
+
+    def has_expired(self) -> bool:
+        """Whether the whole object is to be taken for deleted."""
+        return bool(self.expiry_ms) and self.shard.expired(self.expiry_ms)
+
+    def is_gone(self) -> bool:
+        """The same for reads beside its turns: one that a running turn has found alive is alive until that has ended."""
+        return self.has_expired() and (self.turn is None or self.storage.emptied)
+
+    def expire(self) -> None:
+        """At the begin of a turn: there is nothing of the object any more. What is there is deleted with what the turn writes."""
+        self.instance = None
+        self.storage.empty()
+
+    # -- notifications that it gets
+
+    def already_received(self, notification: bytes) -> bool:
+        """Whether the object has taken this notification, or a later one of the same sender, before; perhaps not committed yet."""
+        sequence, sender = notification[: keys.SEQUENCE_BYTES], notification[keys.SEQUENCE_BYTES :]
+        last = None if self._dedup_marks is None else self._dedup_marks.get(sender)
+        if last is None:
+            last = self._environment.store.get("state", keys.mark_key(self.shard.number, self.kind.name, self.key, sender))
+        return last is not None and sequence <= last[: keys.SEQUENCE_BYTES]
+
+    def record(self, notification: bytes) -> tuple[bytes, bytes]:
+        """The running turn takes this notification: its dedup mark, the row that says so."""
+        sequence, sender = notification[: keys.SEQUENCE_BYTES], notification[keys.SEQUENCE_BYTES :]
+        marks = self._dedup_marks
+        if marks is None:
+            marks = self._dedup_marks = {}
+        elif len(marks) >= _MARKS_MAX and self.uncommitted is None and self.storage.settled():
+            marks.clear()  # the store has them
+        marks[sender] = sequence
+        key = keys.mark_key(self.shard.number, self.kind.name, self.key, sender)
+        return key, sequence + self.shard.time_bytes
+
+    @property
+    def alarms(self) -> ObjectAlarms:
+        """Its alarms, which are read when they are first asked for."""
+        alarms = self._alarms
+        if alarms is None:
+            alarms = self._alarms = ObjectAlarms(self.shard, self.kind, self.key, self.storage, self._environment.alarms, self.call)
+        return alarms
+
+    def call(self) -> pb.Call:
+        """The call that the running turn is about. Raises RuntimeError when none runs."""
+        return self.running().call
+
+    def running(self) -> Turn:
+        """The running turn. Raises RuntimeError when none runs."""
+        if self.turn is None:
+            raise RuntimeError("there is a request only while a turn runs")
+        return self.turn
+
+    def account(self) -> None:
+        """Take note of what its cache has grown or shrunk by."""
+        grown = self.storage.cached_bytes - self.cached_bytes
+        if grown and not self.forgotten:
+            self.cached_bytes += grown
+            self._environment.cache.bytes += grown
+
+    def log_for(self, turn: Turn | None) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose lines say that they are this turn's."""
+        return logging.LoggerAdapter(_log, self.log_fields(turn))
+
+    def log_fields(self, turn: Turn | None) -> dict[str, Any]:
+        """What identifies a turn of the object in a line of the log."""
+        fields: dict[str, Any] = {"kind": self.kind.name, "key": self.key, "epoch": self.shard.epoch}
+        if turn is not None:
+            fields["request_id"] = turn.request_id.hex()
+        return fields
+
+
+class ReplyPort(Protocol):
+    """Where a reply goes: the stream, or the caller, that the call came from. `closed`: nobody is there any more."""
+
+    closed: bool
+
+    def reply(self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None) -> None:
+        """Take the reply to call `number`: a result, or an error. It may leave only while `shard` may be answered for."""
+
+
+class TurnRunner(Protocol):
+    """What runs turns."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+
+    def ended(self, turn: Turn, value: Any, error: BaseException | None) -> None:
+        """The turn's handler has ended, with a value or an exception."""
+
+    def answer(self, turn: Turn) -> None:
+        """The entry is settled that the turn's answer waits for."""
+
+
+class _Void:
+    """The runner of turns that were abandoned: what they still do comes to nothing."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    def ended(self, turn: Turn, value: Any, error: BaseException | None) -> None:
+        pass
+
+    def answer(self, turn: Turn) -> None:
+        pass
+
+
+VOID = _Void()
+
+
+class Turn(Stepped):
+    """One request on its way through an object. `deadline` is on the loop's clock.
+
+    `port` gets the reply to call `number`; `also` lists who sent the same request again and gets it too. `runner` is told when the
+    handler has ended, and when the entry is settled that the turn's answer waits for.
+    """
+
+    __slots__ = (
+        "activation",
+        "also",
+        "arrived",
+        "attempt",
+        "began",
+        "call",
+        "call_number",
+        "calls_made",
+        "deadline",
+        "ended_at",
+        "error",
+        "given_up",
+        "handler",
+        "late",
+        "number",
+        "port",
+        "read_rows",
+        "request_id",
+        "result",
+        "runner",
+        "span",
+        "state",
+        "stopped",
+    )
+
+    def __init__(
+        self,
+        runner: TurnRunner,
+        activation: Activation,
+        call: pb.Call,
+        handler: Handler | Sending | Firing | InternalHandler,
+        port: ReplyPort,
+        deadline: float,
+    ) -> None:
+        # What `Stepped` needs is set here: a call of its constructor would be a tenth of what a turn costs.
+        self.loop = runner.loop
+        self._coroutine = self._context = self._fut_waiter = None
+        self._must_cancel = False
+        self._cancel_requests = 0
+        self.runner = runner
+        self.activation = activation
+        self.call = call
+        self.handler = handler
+        self.request_id = call.request_id
+        self.attempt = call.attempt
+        self.port = port
+        self.number = call.id
+        self.also: list[tuple[ReplyPort, int]] | None = None
+        self.deadline = deadline
+        self.state = QUEUED
+        self.stopped: HoldfastError | None = None
+        """Why the turn was cancelled: its deadline, an operator, or that its caller waits no more."""
+        self.given_up = False
+        """Whether it is rolled back because nobody waits for it any more."""
+        self.late: list[tuple[ReplyPort, int]] | None = None
+        """Who sent the same request again since then: it runs again for them."""
+        self.calls_made = 0
+        self.call_number = 0
+        self.result = b""
+        self.error: pb.Error | None = None
+        self.arrived = self.began = perf_counter()
+        self.ended_at = 0.0
+        self.span: TurnSpan | None = None
+        self.read_rows: ReadRows | None = None
+        """What a read sees that runs beside its object's turns; None for a turn."""
+
+    def entered(self, context: Context) -> None:
+        if self.span is not None:
+            context.run(self.span.enter)
+
+    def stepped(self, value: Any, error: BaseException | None) -> None:
+        self.runner.ended(self, value, error)
+
+    def settled(self, entry: Entry) -> None:
+        """The entry that the answer waited for is committed, or abandoned."""
+        self.runner.answer(self)
+
+    def abandon(self) -> None:
+        """Whatever its handler still does is void."""
+        self.runner = VOID
+
+    def get_name(self) -> str:
+        return f"turn {self.activation.name}.{self.handler.name}"
+
+    @property
+    def waited_for_commit(self) -> bool:
+        """While it is answered: whether its reply waited for an entry."""
+        return self.state == COMMITTING
+
+    # -- what self.request shows
+
+    @property
+    def id(self) -> bytes:
+        return self.request_id
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return dict(self.call.metadata)
+
+    @property
+    def caller(self) -> str:
+        return self.call.caller
+
+    @property
+    def remaining_s(self) -> float:
+        return max(0.0, self.deadline - self.loop.time())

@@ -1,0 +1,205 @@
+"""What the owned shards need of a node's kinds: which of its kinds they have objects of, and which that it lacks are asked for.
+
+An owner that lacks a kind refuses a call as `LacksKind` while any node has the kind, or may have it; gateways hold the call. The
+owner then asks that the shard be handed to a member that has the kind (`Hosting.asks`). The controller decides to whom.
+
+When no such member has all that the shard is used for, somebody has to wait. The owner asks for a member only if more objects that
+wait would be served there than objects that were used would be lacking there, both within `MEMORY_S`. So every hand-over raises the
+number of objects that are served, and a shard that several apps want does not go back and forth. A shard that was handed over stays
+for `EVERY_S`, whatever it is asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+
+from holdfast.app import no_kind
+from holdfast.errors import HoldfastError, LacksKind
+from holdfast_cluster.etcd import Etcd, EtcdError, put
+from holdfast_cluster.feed import ViewFeed
+from holdfast_cluster.kinds import KnownKinds
+from holdfast_cluster.membership import Membership
+from holdfast_cluster.model import Hosting, Keys, Member, View, encode
+
+from holdfast_node.log.shards import Shard, Shards
+from holdfast_node.objects.activation import Activation
+from holdfast_node.store import keys
+from holdfast_node.store.rocks import Store
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S = 0.25
+EVERY_S = 10.0
+"""How long a shard that was handed over is not asked away, and is taken to need all kinds of its owner."""
+MEMORY_S = 30.0
+"""How long an object counts as asked for, or as used; as long as a call is held by default."""
+LOOK_S = 10.0
+OBJECTS_MAX = 1_000
+"""Objects of one shard that are remembered as asked for."""
+SHARDS_MAX = 4_096
+"""A node that owns more shards does not tell what they hold: the value in etcd stays below 200 KB."""
+_COUNT_S = 1.0  # how old the count of used objects may be: it looks at every object in memory
+_STEP = 100  # shards that are looked into between two chances for the loop to do something else
+
+_Object = tuple[str, str]
+
+
+class ShardKinds:
+    """Of one node: its kinds, those of the others, and what its shards need. Lives on the loop."""
+
+    def __init__(
+        self,
+        mine: Collection[str],
+        known: KnownKinds,
+        store: Store,
+        shards: Shards,
+        active: Callable[[set[Shard]], Iterable[Activation]],
+        clock: Callable[[], float],
+    ) -> None:
+        """`active`: the objects of shards that are in memory. `clock`: the one by which their last use is told."""
+        self._mine = frozenset(mine)
+        self.known = known
+        self._store = store
+        self._shards = shards
+        self._active = active
+        self._clock = clock
+        self._asked: dict[Shard, dict[_Object, float]] = {}
+        self._since: dict[Shard, float] = {}
+        self._view = View()
+        self._looked_for: tuple[str, ...] = ()
+        self._holds: dict[int, tuple[str, ...]] = {}
+        self._look_at = 0.0
+        self._used: Counter[tuple[Shard, str]] = Counter()
+        self._count_at = 0.0
+
+    # -- what calls, alarms and notifications meet
+
+    def refusal(self, shard: Shard, kind: str, key: str, attempt: int) -> HoldfastError:
+        """Why a call for a kind that this node lacks is not run here. NotFound only when no node has the kind, or may have it."""
+        if self.elsewhere(kind):
+            self.ask(shard, kind, key)
+            return LacksKind(f"this node lacks kind {kind}", definite=True, retryable=True)
+        error = no_kind(kind, self._mine | self.known.names())
+        error.definite = attempt == 0  # an attempt before this one may have met a node that had it
+        return error
+
+    def elsewhere(self, kind: str) -> bool:
+        """Whether this node lacks the kind, and another one has it or may have it."""
+        return kind not in self._mine and self.known.might_have(kind)
+
+    def ask(self, shard: Shard, kind: str, key: str) -> None:
+        """Something is to be done with an object of a kind that this node lacks."""
+        objects = self._asked.setdefault(shard, {})
+        if len(objects) < OBJECTS_MAX or (kind, key) in objects:
+            objects[kind, key] = self._clock()
+
+    def lacked(self, kinds: Iterable[str]) -> list[str]:
+        """Those of the kinds that this node lacks."""
+        return [kind for kind in kinds if kind not in self._mine]
+
+    # -- what is told
+
+    async def look(self, view: View) -> None:
+        """Now and then, find out which kinds the owned shards have objects of, as far as it matters to anybody."""
+        now = self._clock()
+        owned = self._shards.owned()
+        self._since = {shard: self._since.get(shard, now) for shard in owned}
+        if view is not self._view:
+            self._view = view
+            differing = tuple(sorted(k for k in self._mine if any(member.missing((k,)) for member in view.members.values())))
+            if differing != self._looked_for:
+                self._looked_for, self._holds, self._look_at = differing, {}, now
+        differing = self._looked_for
+        if not differing or now < self._look_at or len(owned) > SHARDS_MAX:
+            return
+        self._look_at = now + LOOK_S
+        holds = {}
+        for number, shard in enumerate(owned):
+            holds[shard.number] = tuple(kind for kind in differing if kind in shard.kinds or self._has(shard, kind))
+            if number % _STEP == _STEP - 1:
+                await asyncio.sleep(0)
+        self._holds = holds
+
+    def _has(self, shard: Shard, kind: str) -> bool:
+        prefix = keys.objects_from(shard.number, kind, "")
+        return self._store.any("state", prefix, keys.after(prefix))
+
+    def hosting(self, view: View, me: Member) -> Hosting:
+        """What is to be told to the cluster."""
+        settled = {shard.number for shard, since in self._since.items() if shard.owned and self._clock() - since >= EVERY_S}
+        holds = {number: kinds for number, kinds in self._holds.items() if number in settled}
+        return Hosting(me.incarnation, self._looked_for, holds, self._asks(view, settled))
+
+    def _asks(self, view: View, settled: set[int]) -> dict[int, tuple[str, ...]]:
+        oldest = self._clock() - MEMORY_S
+        hosts = {frozenset(member.kinds) for member in view.members.values() if view.state_of(member.id) == "active"}
+        out: dict[int, tuple[str, ...]] = {}
+        contested: dict[Shard, Counter[str]] = {}
+        for shard, objects in list(self._asked.items()):
+            objects = self._asked[shard] = {one: at for one, at in objects.items() if at >= oldest}
+            if not objects or not shard.owned:
+                del self._asked[shard]
+                continue
+            if _was_handed_over(view, shard) and shard.number not in settled:
+                continue
+            waiting = Counter(kind for kind, _ in objects)
+            best = max((host for host in hosts if self._mine <= host), key=lambda host: _sum(waiting, host), default=self._mine)
+            if gained := best & waiting.keys():
+                out[shard.number] = tuple(sorted(gained | self._mine))
+            elif any(host & waiting.keys() for host in hosts):
+                contested[shard] = waiting
+        self._count_used(contested.keys(), oldest)
+        for shard, waiting in contested.items():
+            used = Counter({kind: self._used[shard, kind] for kind in self._mine})
+            gain, best = max(
+                ((_sum(waiting, host) - _sum(used, self._mine - host), host) for host in hosts),
+                key=lambda one: (one[0], sorted(one[1])),
+            )
+            if gain > 0:
+                out[shard.number] = tuple(sorted(best & (waiting.keys() | {kind for kind in used if used[kind]})))
+        return out
+
+    def _count_used(self, shards: Collection[Shard], oldest: float) -> None:
+        """Count the objects of shards that were used since then, by kind; now and then."""
+        now = self._clock()
+        if not shards or now < self._count_at:
+            return
+        self._count_at = now + _COUNT_S
+        self._used = Counter(
+            (activation.shard, activation.kind.name) for activation in self._active(set(shards)) if activation.last_used >= oldest
+        )
+
+
+def _sum(objects: Counter[str], kinds: Collection[str]) -> int:
+    return sum(objects[kind] for kind in kinds)
+
+
+def _was_handed_over(view: View, shard: Shard) -> bool:
+    versioned = view.assignments.get(shard.number)
+    return versioned is not None and versioned.assignment.released and versioned.assignment.epoch > 1
+
+
+async def tell(kinds: ShardKinds, feed: ViewFeed, etcd: Etcd, keys: Keys, membership: Membership) -> None:
+    """Write what the shards need under the member's lease, when it has changed; until cancelled."""
+    told: tuple[Hosting, int] | None = None
+    while True:
+        await asyncio.sleep(INTERVAL_S)
+        await kinds.look(feed.view)
+        me = membership.member
+        if me is None:
+            continue
+        hosting = kinds.hosting(feed.view, me)
+        if told == (hosting, membership.lease_id) or (told is None and hosting == Hosting(me.incarnation)):
+            continue
+        new = {shard: names for shard, names in hosting.asks.items() if told is None or told[0].asks.get(shard) != names}
+        if new:
+            shown = ", ".join(f"{shard} ({' '.join(kinds.lacked(names))})" for shard, names in sorted(new.items())[:20])
+            log.warning("this node lacks kinds that %d shards are asked for: %s", len(new), shown)
+        try:
+            await etcd.txn([], [put(keys.hosting(me.id), encode(hosting), membership.lease_id)])
+            told = hosting, membership.lease_id
+        except EtcdError as error:
+            log.debug("cannot tell which kinds the shards need: %s", error)

@@ -1,0 +1,47 @@
+"""Which objects get the most turns: a bounded table, whatever the number of objects is.
+
+The space-saving sketch (Metwally, Agrawal and El Abbadi, Efficient Computation of Frequent and Top-k Elements in Data Streams, ICDT
+2005): a newcomer takes the place, and the count, of the least counted one, so what is counted is never less than what was, and an
+object with more than 1/SIZE of all turns is always there. One turn of SAMPLE is noted. Counts halve every HALVE_S, so what is shown
+is of the last minute or so.
+"""
+
+from __future__ import annotations
+
+SIZE = 256
+SAMPLE = 64
+HALVE_S = 30.0
+
+Ident = tuple[str, str]
+
+
+class TopKeys:
+    """`note` one of `SAMPLE` turns; `top` tells the objects with the most."""
+
+    def __init__(self, now: float) -> None:
+        self._counts: dict[Ident, float] = {}
+        self._seconds = 0.0  # that the counts are of, up to the last halving, halved with them
+        self._halved_at = now
+
+    def note(self, ident: Ident) -> None:
+        counts = self._counts
+        if ident in counts:
+            counts[ident] += 1
+        elif len(counts) < SIZE:
+            counts[ident] = 1
+        else:
+            least = min(counts, key=counts.__getitem__)
+            counts[ident] = counts.pop(least) + 1
+
+    def tick(self, now: float) -> None:
+        """Time passes: what was long ago counts less and less."""
+        while now - self._halved_at >= HALVE_S:
+            self._halved_at += HALVE_S
+            self._seconds = (self._seconds + HALVE_S) / 2
+            self._counts = {ident: count / 2 for ident, count in self._counts.items() if count > 1}
+
+    def top(self, limit: int, now: float) -> list[tuple[Ident, float]]:
+        """The objects with the most turns, and about how many a second each has had lately; never less than it had."""
+        seconds = max(self._seconds + now - self._halved_at, 1.0)
+        busiest = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))[:limit]
+        return [(ident, count * SAMPLE / seconds) for ident, count in busiest]

@@ -1,0 +1,61 @@
+"""How busy each shard is: counted by its owner, told to the cluster now and then, so that the busiest move last."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from holdfast_cluster.clock import boottime
+from holdfast_cluster.etcd import EtcdError, put
+from holdfast_cluster.guarded import GuardedEtcd
+from holdfast_cluster.membership import Membership
+from holdfast_cluster.model import Heat, Keys, encode
+
+from holdfast_node.log.shards import Shard, Shards
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S = 10.0
+SHARDS_MAX = 256
+"""The busiest are told; what is said stays below 10 KB whatever the cluster's number of shards is."""
+
+
+class Thermometer:
+    """Measures turns a second by shard, from one reading to the next."""
+
+    def __init__(self, shards: Shards, clock: Callable[[], float] = boottime) -> None:
+        self._shards = shards
+        self._clock = clock
+        self._at = clock()
+        self._before: dict[Shard, int] = {}
+
+    def read(self) -> Heat:
+        """The busiest shards since the last reading, without those that did nothing."""
+        now = self._clock()
+        passed, self._at = max(now - self._at, 1e-3), now
+        counts = {shard: shard.turns for shard in self._shards.owned()}
+        rates = {shard.number: (count - self._before.get(shard, 0)) / passed for shard, count in counts.items()}
+        self._before = counts
+        busiest = sorted(((rate, number) for number, rate in rates.items() if rate > 0), reverse=True)[:SHARDS_MAX]
+        return Heat(
+            {number: float(f"{rate:.2g}") for rate, number in busiest}
+        )  # two digits: what hardly changes is not written again
+
+
+async def tell(
+    thermometer: Thermometer, etcd: GuardedEtcd, keys: Keys, membership: Membership, interval_s: float = INTERVAL_S
+) -> None:
+    """Write what is measured under the member's lease, when it has changed; until cancelled."""
+    told: tuple[Heat, int] | None = None
+    while True:
+        await asyncio.sleep(interval_s)
+        heat = thermometer.read()
+        me = membership.member
+        if me is None or told == (heat, membership.lease_id):
+            continue
+        try:
+            await etcd.txn([], [put(keys.heat(me.id), encode(heat), membership.lease_id)])
+            told = heat, membership.lease_id
+        except EtcdError as error:
+            log.debug("cannot tell how busy the shards are: %s", error)

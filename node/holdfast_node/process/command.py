@@ -1,0 +1,269 @@
+"""`holdfast node`: runs one node, or one for each of several workers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import uvloop
+from holdfast import logs
+from holdfast.channels import AddressInUse
+from holdfast.loading import AppError, load_app
+from holdfast.options import certificates, common_options, explicit_settings, option
+from holdfast.processes import prefer_batches, raise_file_limit, told_as_refusal, whys
+from holdfast.tracing import TracingMissing
+from holdfast_cluster.etcd import etcd_tls
+from holdfast_cluster.membership import Refused
+
+from holdfast_node.effects.outbox import OutboxLimits
+from holdfast_node.log.commit import EXIT_STORE_FAILED
+from holdfast_node.objects.limits import EngineLimits
+from holdfast_node.process.config import NodeConfig
+from holdfast_node.process.server import NodeServer
+from holdfast_node.store.directory import WrongDirectory
+from holdfast_node.store.disk_space import EXIT_DISK_FULL
+from holdfast_node.store.rocks import StoreError, is_no_space
+
+log = logging.getLogger(__name__)
+
+REFUSALS = (AppError, StoreError, WrongDirectory, Refused, AddressInUse, ValueError, TracingMissing)
+"""Why a node cannot run: somebody has to mend it, so it is not started again."""
+_RESTART_BACKOFF_S = (1.0, 30.0)
+_SWITCH_INTERVAL_S = 0.0005  # the fsync thread gets the GIL back soon; with 5 ms, the default, a busy loop holds replies up
+
+
+@click.command(short_help="Run a node: it owns shards and runs your objects.")
+@click.argument("app")
+@option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The data directory: this makes the node.",
+)
+@option("--name", help="First part of the node's id, fixed at the directory's first start.")
+@option("--listen", default="127.0.0.1:7401", help="Address for gRPC: health, snapshots, what operators ask.")
+@option("--advertise", help="The address under which others reach it, if that is another one.")
+@option("--stream-listen", help="Address for streams: calls and replication. Default: any free port of the host of --listen.")
+@option("--stream-advertise", help="The address under which others reach that. Default: the host of --advertise, the listening port.")
+@option("--host", default="", help="Label of the machine, to keep copies apart. Default: the host name.")
+@option("--zone", default="", help="Label of the zone, to keep copies apart.")
+@option("--weight", default=1, help="Share of the shards, relative to the other nodes.")
+@option("--workers", default=1, help="Nodes to run, each in a process with DATA/<i> and the next ports: one for each core.")
+@option(
+    "--members-min", type=int, help="Nodes to wait for before a new cluster's shards are assigned. Default: REPLICATION or WORKERS."
+)
+@option("--lease-ttl", default=3, help="Seconds after which a silent node is no longer a member.")
+@option("--turn-timeout", default=30.0, help="Seconds that a turn may run.")
+@option("--idle", default=300.0, help="Seconds without a call after which an object leaves memory.")
+@option("--activations-max", default=200_000, help="Objects in memory at most.")
+@option("--mailbox-max", default=1_000, help="Calls that may wait for one object.")
+@option("--in-flight-max", default=10_000, help="Calls that may be under way on the node.")
+@option("--memory-max-mb", default=0, help="Resident memory above which objects leave memory; 0: no bound.")
+@option("--repair-after", default=30.0, help="Seconds after which copies of a node that vanished are made elsewhere.")
+@option("--move-rate", default=50.0, help="MB/s that the node sends to make copies of shards on other nodes.")
+@option("--backlog-rate", default=1000.0, help="Notifications and late alarms a second that the node delivers of what has waited.")
+@option("--replies-window", default=600.0, help="Seconds for which a request may be sent again.")
+@option("--drain-timeout", default=10.0, help="Seconds that running turns get when the node is stopped.")
+@option("--disk-reserve", default=512, help="MiB to keep free on the disk of DATA: with less the node is full; 0: do not look.")
+@common_options
+def node(
+    app: str,
+    data: Path,
+    name: str | None,
+    listen: str,
+    advertise: str | None,
+    stream_listen: str | None,
+    stream_advertise: str | None,
+    host: str,
+    zone: str,
+    weight: int,
+    workers: int,
+    members_min: int | None,
+    lease_ttl: int,
+    turn_timeout: float,
+    idle: float,
+    activations_max: int,
+    mailbox_max: int,
+    in_flight_max: int,
+    memory_max_mb: int,
+    repair_after: float,
+    move_rate: float,
+    backlog_rate: float,
+    replies_window: float,
+    drain_timeout: float,
+    disk_reserve: int,
+    etcd_endpoints: str,
+    etcd_ca: Path | None,
+    etcd_cert: Path | None,
+    etcd_key: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_ca: Path | None,
+    tls_name: str | None,
+    insecure: bool,
+    health_port: int | None,
+    cluster: str,
+    shards: int | None,
+    replication: int | None,
+    min_in_sync: int | None,
+    points: int | None,
+    metrics_port: int | None,
+    trace: float,
+    log_level: str,
+    log_format: str,
+) -> None:
+    """Run a node with the kinds of APP (a file or a module, with `:name` if it holds several Apps).
+
+    \b
+    Examples:
+      holdfast node shop/app.py --data /var/lib/holdfast --etcd-endpoints etcd-0:2379,etcd-1:2379
+      holdfast node shop.app --data ./data --workers 8 --listen 0.0.0.0:7401 --stream-listen 0.0.0.0:7501 --advertise 10.0.0.5:7401
+    """
+    if workers > 1:
+        raise SystemExit(
+            _supervise(
+                sys.argv[1:],
+                workers,
+                data,
+                {"listen": listen, "advertise": advertise, "stream-listen": stream_listen, "stream-advertise": stream_advertise},
+                {"metrics-port": metrics_port, "health-port": health_port},
+                name,
+                members_min or max(workers, replication or 3),
+            )
+        )
+    try:
+        config = NodeConfig(
+            app=app,
+            data=data,
+            etcd_endpoints=tuple(etcd_endpoints.split(",")),
+            etcd_tls=etcd_tls(etcd_ca, etcd_cert, etcd_key),
+            insecure=insecure,
+            health_port=health_port,
+            cluster=cluster,
+            name=name,
+            listen=listen,
+            advertise=advertise,
+            stream_listen=stream_listen,
+            stream_advertise=stream_advertise,
+            metrics_port=metrics_port,
+            trace=trace,
+            certificates=certificates(cluster, tls_cert, tls_key, tls_ca, tls_name),
+            host=host,
+            zone=zone,
+            weight=weight,
+            settings=explicit_settings(shards=shards, replication=replication, min_in_sync=min_in_sync, points=points),
+            members_min=members_min,
+            lease_ttl_s=lease_ttl,
+            replies_window_s=replies_window,
+            repair_after_s=repair_after,
+            move_rate=move_rate * 1e6,
+            drain_timeout_s=drain_timeout,
+            memory_max_bytes=memory_max_mb << 20,
+            disk_reserve_bytes=disk_reserve << 20,
+            limits=EngineLimits(
+                in_flight_max=in_flight_max,
+                mailbox_max=mailbox_max,
+                turn_timeout_s=turn_timeout,
+                activations_max=activations_max,
+                idle_s=idle,
+                outbox=OutboxLimits(backlog_per_s=backlog_rate),
+            ),
+        )
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    raise_file_limit()
+    prefer_batches()
+    logs.configure(name or "node", log_level, log_format)
+    try:
+        _until_it_ends(config)
+    except (*REFUSALS, ExceptionGroup) as error:
+        raise told_as_refusal(error, REFUSALS) from None
+
+
+def _until_it_ends(config: NodeConfig) -> None:
+    """Run the node. What is nobody's mistake to mend ends the process with a status for which it is started again."""
+    try:
+        uvloop.run(_run(config))
+    except Exception as error:
+        of = list(whys(error))
+        if any(is_no_space(why) for why in of):
+            log.critical("%s; the node stops, and starts again when there is room", "; ".join(str(why) for why in of))
+            raise SystemExit(EXIT_DISK_FULL) from None
+        if not all(isinstance(why, REFUSALS) for why in of):
+            log.critical("a bug ends the node", exc_info=True)
+            raise SystemExit(EXIT_STORE_FAILED) from None
+        raise
+
+
+async def _run(config: NodeConfig) -> None:
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await NodeServer(config, load_app(config.app)).run(stop)
+
+
+def _supervise(
+    arguments: list[str],
+    workers: int,
+    data: Path,
+    addresses: dict[str, str | None],
+    ports: dict[str, int | None],
+    name: str | None,
+    members_min: int,
+) -> int:
+    """Run `workers` nodes as processes of their own; start again one that ends by itself; end all on a signal."""
+    stopping = False
+    processes: dict[int, subprocess.Popen[bytes]] = {}
+    backoff: dict[int, float] = {}
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
+        for process in processes.values():
+            process.terminate()
+
+    def start(i: int) -> None:
+        own = ["--workers", "1", "--members-min", str(members_min), "--data", str(data / str(i)), "--name", f"{name or 'node'}-{i}"]
+        for flag, address in addresses.items():
+            if address:
+                host, _, port = address.rpartition(":")
+                own += [f"--{flag}", f"{host}:{int(port) + i if int(port) else 0}"]
+        for flag, number in ports.items():
+            if number:
+                own += [f"--{flag}", str(number + i)]
+        processes[i] = subprocess.Popen([sys.executable, "-m", "holdfast", *arguments, *own])
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    due = dict.fromkeys(range(workers), 0.0)
+    code = 0
+    while due or processes:
+        now = time.monotonic()
+        for i, at in list(due.items()):
+            if stopping:
+                due.clear()
+                break
+            if at <= now:
+                del due[i]
+                start(i)
+        for i, process in list(processes.items()):
+            if process.poll() is None:
+                continue
+            del processes[i]
+            if process.returncode == 1 and not stopping:  # it says itself why it cannot start: so it will say again
+                code = 1
+                stop()
+            elif not stopping:
+                backoff[i] = min(backoff.get(i, _RESTART_BACKOFF_S[0] / 2) * 2, _RESTART_BACKOFF_S[1])
+                print(f"worker {i} ended with {process.returncode}; again in {backoff[i]:.0f} s", file=sys.stderr)
+                due[i] = now + backoff[i]
+        time.sleep(0.1)
+    return code

@@ -1,0 +1,1069 @@
+"""Replication of one shard: primary-backup, configured through etcd. Pure: `handle(event, now) -> [Effect]`, no I/O, clock or
+chance.
+
+Terms. The *owner* of an *epoch* appends *entries* to its log and streams them; an entry is *committed* when every counted replica
+has it on disk. The *counted* replicas are those that etcd has in `in_sync`, and those that a swap under way would put there: what
+etcd may believe at any moment is what the owner demands, so whoever is in `in_sync` holds everything that was ever committed.
+
+Rules (each has a method of its own, and a test that breaks it):
+
+- own disk: an entry of ours counts only after `Persisted`; a replica acknowledges only what it has persisted.
+- fence: a replica that has heard of an epoch (on disk before it answers) refuses every lower one, and takes back acknowledgements
+  under a lower one that have not left yet.
+- match: a replica appends only behind an entry equal to the owner's in (epoch, nonce of its term, seq), and cuts its tail at the
+  first that differs; it applies up to a commit position only as far as it has matched with the owner of its epoch.
+- high-water: how far a copy knows its log to be committed; on disk with each entry. A replica cuts nothing at or below it, installs
+  no snapshot in its place and passes nothing over that differs from it: it answers `Conflict`. The owner then stops serving, and
+  removes nobody. The side whose log holds no entry of a turn behind the place where the two part gives way; where both hold some,
+  the shard is *forked* until an operator chooses.
+- election: a new owner asks all of `in_sync` for reports. It writes its first entry once every high-water that was reported lies on
+  its chain, and one of these holds: it is unbroken; all have reported; one has and `canvass_patience_s` passed; nobody has for
+  `lone_patience_s`. *Unbroken* is a copy that acknowledged everything committed in this life of its process and was not dropped
+  since: it has lost nothing. A restarted one may have lost what its disk lost: if a report has later entries of turns, it concedes.
+- first entry: an owner commits an empty entry of its own epoch, and with it everything before, before it serves.
+- lost tail: a mismatch that answers what was sent after the copy had acknowledged more proves that the copy lost it: it is removed.
+- slow copies: nodes that the shell finds slow (`Tick.slow`, see slowness.py) leave the in-sync set and are streamed to as joining
+  ones; they are taken back when they are slow no more, or when there would be too few copies to write. Never fewer than that.
+- promise: an acknowledgement promises to serve under no higher epoch for `promise_s`, counted by the owner from when it *sent*
+  what was acknowledged, by the replica from when it answers. An owner serves while it holds promises of all counted replicas; a
+  new one waits out its own, unless the owner before it released the shard itself. After a start a replica counts as having
+  promised.
+- swaps: one at a time; a lost reply is no answer: until etcd shows a later revision both sets are counted.
+
+Sources: Lin et al., PacificA, MSR-TR-2008-25 (configuration in a separate store, leases of the primary at its secondaries);
+Ongaro and Ousterhout, Raft, ATC 2014, 5.3 (log matching), 5.4.2 (entries of older epochs); Apache Kafka KIP-497 / KIP-966
+(maximal in-sync set).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+from holdfast_cluster.model import Assignment
+from holdfast_node.log.changes import is_term, nonce_of, term_data
+from holdfast_node.replication.core.chain import TERMS_MAX, Term, parting, term_at, turns_between, until
+from holdfast_node.replication.core.events import (
+    Abdicate,
+    Acknowledge,
+    Append,
+    Appended,
+    Apply,
+    Assigned,
+    Canvass,
+    Concede,
+    Conflict,
+    Drop,
+    Effect,
+    Event,
+    KeepHigh,
+    LogEntry,
+    Lost,
+    MayDrop,
+    Message,
+    Mismatch,
+    NotAppended,
+    Persist,
+    Persisted,
+    Position,
+    Received,
+    Refused,
+    Rejoined,
+    Release,
+    Replicate,
+    ReplicationSettings,
+    Report,
+    Send,
+    SendSnapshot,
+    Snapshot,
+    SnapshotEnded,
+    SnapshotStarted,
+    Swap,
+    Swapped,
+    Tick,
+    Yield,
+)
+
+_FOR_EVER = float("inf")
+_NOT_YET = 1 << 62
+
+SEQS_PER_BIRTH = 1 << 40
+"""How far apart the logs of a shard are that was given up and begun anew: more entries than any of them will ever have."""
+
+
+class Disk(Protocol):
+    """What a replica finds on its disk when it starts: `base` is the position of the entry before the first of `entries`, `chain` has
+    the terms up to there, `high` the high-water.
+    """
+
+    epoch: int
+    base: Position
+    entries: list[LogEntry]
+    applied: int
+    chain: list[Term]
+    high: int
+
+
+@dataclass(slots=True)
+class Peer:
+    """What the owner knows of a replica. `next`: the seq to send next; `heard_at`: when it answered last, or was met.
+
+    `met_at`: when it became a replica. What it said to an earlier message counts no more: it may have dropped its copy since.
+    `holds`: the seq of the snapshot that is on its way to it. `matched_at`: when it acknowledged more for the last time. `lost`: it
+    has lost what it had acknowledged.
+    """
+
+    next: int
+    met_at: float
+    heard_at: float
+    matched: int = 0
+    matched_at: float = float("-inf")
+    lost: bool = False
+    promised_until: float = 0.0
+    sent_at: float = float("-inf")
+    holds: int | None = None
+
+
+@dataclass(slots=True)
+class _Swapping:
+    swap: Swap
+    retry_at: float
+
+
+@dataclass(slots=True)
+class _Held:
+    """Messages that may leave once a number is persisted."""
+
+    number: int
+    to: str
+    message: Acknowledge | Mismatch | Report | Conflict
+
+
+@dataclass(slots=True)
+class Replica:
+    """One node's replica of one shard. Fields are to read; only `handle` changes them."""
+
+    me: str
+    incarnation: int
+    settings: ReplicationSettings
+    epoch: int = 0
+    """The highest epoch heard of; nothing lower is followed."""
+    base: Position = field(default_factory=lambda: Position(0, 0))
+    entries: list[LogEntry] = field(default_factory=list)
+    applied: int = 0
+    committed: int = 0
+    matched: int = 0
+    """As a replica: how far the log equals that of this epoch's owner."""
+    chain: list[Term] = field(default_factory=list)
+    """The terms of the log, with those that it does not hold any more."""
+    high: int = 0
+    """The high-water: everything up to here is known to be committed."""
+    unbroken: bool = False
+    """Whether this life of the process has held everything that was committed, and has not dropped it since."""
+    electing: bool = False
+    """As an owner: the reports that the first entry needs are not there yet."""
+    reports: dict[str, Report] = field(default_factory=dict)
+    elected_at: float = 0.0
+    concedes_to: str = ""
+    """The node whose copy has what this owner's has not."""
+    alone: bool = False
+    """As an owner: the term was begun without a report of any other in-sync replica."""
+    forked: frozenset[str] = frozenset()
+    """As an owner: nodes whose copies hold committed entries of turns in place of which this one holds others."""
+    promised_until: float = 0.0
+    assignment: Assignment | None = None
+    revision: int = 0
+    owning: bool = False
+    releasing: bool = False
+    peers: dict[str, Peer] = field(default_factory=dict)
+    first_seq: int = 0
+    """The seq of the empty entry of the epoch that this node owns."""
+    wait_until: float = 0.0
+    persisted: int = 0
+    heard: int = 0
+    """Messages taken from owners: tells whether anything was said since the owner was asked whether the copy may go."""
+    _counted: frozenset[str] = frozenset()
+    _log_bytes: int = 0
+    _asked: tuple[float, int, int] = (float("-inf"), -1, 0)
+    _questions: int = 0
+    _high_kept: int = 0
+    _high_since: float = 0.0
+    _high_number: int = 0
+    _number: int = 0
+    _flushed: int = 0
+    _own: list[tuple[int, int]] = field(default_factory=list)
+    _held: list[_Held] = field(default_factory=list)
+    _swapping: _Swapping | None = None
+    _out: list[Effect] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, me: str, incarnation: int, settings: ReplicationSettings, disk: Disk, now: float) -> Replica:
+        """A replica as it is after a start: what it has on disk, no role, and as if it had just promised."""
+        self = cls(me, incarnation, settings)
+        self.epoch = disk.epoch
+        self.base = disk.base
+        self.entries = list(disk.entries)
+        self._log_bytes = sum(len(entry.data) for entry in self.entries)
+        self.applied = self.committed = disk.applied
+        self.chain = list(disk.chain)
+        for entry in self.entries:
+            self._note_term(entry)
+        self.high = self._high_kept = max(disk.applied, min(disk.high, self.last_seq))
+        self.persisted = self.last_seq
+        self.promised_until = now + settings.promise_s
+        return self
+
+    # -- what others ask
+
+    @property
+    def last(self) -> Position:
+        """The position of the newest entry."""
+        if not self.entries:
+            return self.base
+        epoch, seq, _ = self.entries[-1]
+        return Position(epoch, seq)
+
+    @property
+    def last_seq(self) -> int:
+        """Its seq."""
+        return self.base.seq + len(self.entries)
+
+    def serving(self, now: float) -> bool:
+        """Whether this node may answer for the shard at this moment: asked when a turn starts and again when its reply leaves."""
+        return self.serves_until(now) > now
+
+    def serves_until(self, now: float) -> float:
+        """Until when this node may answer for the shard if nothing happens; 0 when it may not now."""
+        if not self.owning or self.releasing or self.committed < self.first_seq or now < self.wait_until:
+            return 0.0
+        if self.concedes_to or self.is_forked:
+            return 0.0
+        until = _FOR_EVER
+        for name in self._counted:
+            peer = self.peers.get(name)
+            if peer is None:
+                return 0.0
+            if peer.promised_until < until:
+                until = peer.promised_until
+        return until
+
+    def read_only(self) -> str | None:
+        """Why turns may not write at the moment; None when they may."""
+        assert self.assignment is not None
+        if len(self.assignment.in_sync) >= self.settings.min_in_sync:
+            return None
+        return f"{len(self.assignment.in_sync)} copies are in sync, writes need {self.settings.min_in_sync}"
+
+    def counted(self) -> set[str]:
+        """The replicas beside this owner whose acknowledgement a commit needs."""
+        assert self.assignment is not None
+        names = set(self.assignment.in_sync)
+        if self._swapping is not None:
+            names |= set(self._swapping.swap.to.in_sync)
+        return names - {self.me}
+
+    def held_up(self, slow: Collection[str]) -> list[tuple[str, int, int]]:
+        """The copies that hold up entries which enough others have on disk: (node, how far it is, how far it should be).
+
+        Of `slow` nodes also those that are not counted, by what is committed.
+        """
+        if not self.owning or self.releasing or self.committed < self.first_seq:
+            return []
+        behind = [
+            (name, peer.matched, self.committed)
+            for name in slow
+            if (peer := self.peers.get(name)) is not None and name not in self._counted and peer.matched < self.committed
+        ]
+        if self.persisted == self.committed == self.last_seq:
+            return behind
+        reached = [(self.me, self.persisted), *((name, self.peers[name].matched) for name in self._counted)]
+        enough = self.settings.min_in_sync
+        if len(reached) > enough:
+            wanted = sorted((seq for _, seq in reached), reverse=True)[enough - 1]
+            behind += [(name, seq, wanted) for name, seq in reached if seq < wanted]
+        return behind
+
+    def deadline(self, now: float) -> float:
+        """When `Tick` is due at the latest."""
+        return now + self.settings.heartbeat_s / 2
+
+    # -- events
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """What to do about an event."""
+        kind = type(event)  # the three that come with every entry, tried by identity: patterns cost ten times that
+        if kind is Received:
+            self._received(event.sender, event.message, now)  # type: ignore[union-attr]
+        elif kind is Persisted:
+            self._persisted(event.number, now)  # type: ignore[union-attr]
+        elif kind is Append:
+            self._append(event.data, now)  # type: ignore[union-attr]
+        else:
+            self._happened(event, now)
+        out = self._out
+        self._out = []
+        return out
+
+    def _happened(self, event: Event, now: float) -> None:
+        match event:
+            case Tick(slow):
+                self._tick(slow, now)
+            case Assigned(assignment, revision):
+                self._assigned(assignment, revision, now)
+            case Swapped(happened, revision, written):
+                self._swapped(happened, revision, written, now)
+            case Release(to, incarnation):
+                self._release(to, incarnation, now)
+            case Abdicate(to, incarnation):
+                if self.cornered(now):
+                    self._give_to(to, incarnation)
+            case Concede(to, incarnation):
+                if self._swapping is None and (to == self.concedes_to or self.unheard(now)):
+                    self._concede(to, incarnation)
+            case Rejoined(incarnation):
+                self.incarnation = incarnation
+                self._own_no_more()
+                if self.assignment is not None and self._is_mine(self.assignment) and self.assignment.epoch >= self.epoch:
+                    self._begin(self.assignment, now)  # etcd's view was quicker than its answer
+            case Lost(node):
+                if (peer := self.peers.get(node)) is not None:
+                    patience = self.settings.replica_timeout_s - self.settings.first_patience_s
+                    peer.heard_at = min(peer.heard_at, now - patience)
+            case SnapshotStarted(to):
+                if (peer := self.peers.get(to)) is not None:
+                    peer.holds = self.applied
+            case SnapshotEnded(to, delivered):
+                if not delivered and (peer := self.peers.get(to)) is not None:
+                    peer.holds = None
+
+    def _received(self, sender: str, message: Message, now: float) -> None:
+        kind = type(message)
+        if kind is Replicate:
+            if self._heard(sender, message.epoch):
+                self._replicate(sender, message, now)  # type: ignore[arg-type]
+        elif kind is Acknowledge:
+            self._acknowledged(sender, message, now)  # type: ignore[arg-type]
+        else:
+            self._received_rarely(sender, message, now)
+
+    def _acknowledged(self, sender: str, message: Acknowledge, now: float) -> None:
+        peer = self._answered(sender, message.epoch, message.sent_at)
+        if peer is None:
+            return
+        matched = message.matched
+        self._promised(peer, message.sent_at, now)
+        if matched >= peer.next:
+            peer.next = matched + 1
+        if matched > peer.matched:
+            peer.matched = matched
+            peer.matched_at = now
+            if peer.holds is not None:
+                peer.holds = None if matched >= self.applied else max(peer.holds, matched)
+            self._advance()
+        if peer.next <= self.last_seq and not self.electing:
+            self._stream(sender, peer, now)
+
+    def _received_rarely(self, sender: str, message: Message, now: float) -> None:
+        match message:
+            case Snapshot():
+                if self._heard(sender, message.epoch):
+                    self._install(sender, message, now)
+            case Mismatch(epoch, last, sent_at):
+                if (peer := self._answered(sender, epoch, sent_at)) is not None:
+                    self._promised(peer, sent_at, now)
+                    self._mismatched(sender, peer, last, sent_at, now)
+            case Canvass(epoch, sent_at):
+                if self._heard(sender, epoch):
+                    report = Report(epoch, self.last, self.turn, self.high, tuple(self.chain), self.unbroken, sent_at)
+                    self._hold(sender, report, now)
+            case Report(epoch, sent_at=sent_at):
+                if (peer := self._answered(sender, epoch, sent_at)) is not None:
+                    self._promised(peer, sent_at, now)
+                    if self.electing:
+                        self.reports[sender] = message
+                        self._weigh(now)
+                        self._try_first_entry(now)
+            case Conflict(epoch, sent_at=sent_at):
+                if (peer := self._answered(sender, epoch, sent_at)) is not None:
+                    self._promised(peer, sent_at, now)
+                    self._conflicts(sender, message, now)
+            case Yield(epoch, seq):
+                if self._heard(sender, epoch):
+                    self._yielded(seq)
+            case Refused(epoch):
+                if epoch > self.epoch:
+                    self._raise(epoch)
+            case MayDrop(epoch, number):
+                if self.owning and epoch == self.epoch and sender not in self.peers:
+                    self._out.append(Send(sender, Drop(epoch, number)))
+            case Drop(epoch, number):
+                if not self.owning and self.accepts(epoch) and self._asked[1:] == (self.heard, number):
+                    self._drop(Position(0, 0))
+
+    def _answered(self, sender: str, epoch: int, sent_at: float) -> Peer | None:
+        """The replica that this is an answer of, if the answer counts."""
+        peer = self.peers.get(sender)
+        return peer if peer is not None and self.owning and self.accepts(epoch) and sent_at >= peer.met_at else None
+
+    # -- the fence
+
+    def accepts(self, epoch: int) -> bool:
+        """Whether an answer under this epoch is still true."""
+        return epoch == self.epoch
+
+    def outdated(self, epoch: int) -> bool:
+        """Whether a message is from an owner that has been replaced."""
+        return epoch < self.epoch
+
+    def _heard(self, sender: str, epoch: int) -> bool:
+        if self.outdated(epoch):
+            self._out.append(Send(sender, Refused(self.epoch)))
+            return False
+        if epoch > self.epoch:
+            self._raise(epoch)
+        self.heard += 1
+        return not self.owning
+
+    def _raise(self, epoch: int) -> None:
+        """Follow a higher epoch from now on; on disk before anything is answered under it."""
+        self.epoch = epoch
+        self.matched = 0
+        self.releasing = False
+        self._own_no_more()
+        self._persist()
+
+    def _own_no_more(self) -> None:
+        self.owning = self.electing = False
+        self.peers = {}
+        self.reports = {}
+        self._swapping = None
+        self.concedes_to = ""
+        self.forked = frozenset()
+        self.alone = False
+
+    # -- as a replica
+
+    def _replicate(self, sender: str, message: Replicate, now: float) -> None:
+        if not self.matches(message.previous, message.nonce):
+            if message.previous.seq <= self.high:
+                self._object(sender, message.epoch, message.sent_at, now)
+            else:
+                last = min(self.last_seq, message.previous.seq - 1)
+                self._hold(sender, Mismatch(message.epoch, max(last, self.high), message.sent_at), now)
+            return
+        new = []
+        cut = None
+        entries = message.entries
+        for entry in entries:
+            seq = entry.seq
+            if seq <= self.last_seq:
+                if self._has(entry):
+                    continue
+                if seq <= self.high:
+                    self._object(sender, message.epoch, message.sent_at, now)
+                    return
+                cut = seq
+                self.cut(seq)
+            self.entries.append(entry)
+            self._log_bytes += len(entry.data)
+            self._note_term(entry)
+            new.append(entry)
+        reached = entries[-1].seq if entries else message.previous.seq
+        if reached > self.matched:
+            self.matched = reached
+        if new or cut is not None:
+            self._persist(cut, tuple(new))
+        if self.matched >= message.commit:
+            self.unbroken = True
+        self._hold(sender, Acknowledge(message.epoch, self.matched, message.sent_at), now)
+        self._apply(min(message.commit, self.matched))
+
+    def matches(self, previous: Position, nonce: int) -> bool:
+        """Whether the log has this entry, which belongs to the term with this nonce."""
+        seq = previous.seq
+        if seq > self.last_seq:
+            return False
+        term = term_at(self.chain, seq)
+        if term is None:  # before the first term that is known
+            return seq < self.base.seq or seq == 0 or previous.epoch == self.base.epoch
+        return term.epoch == previous.epoch and term.nonce == nonce
+
+    def _has(self, entry: LogEntry) -> bool:
+        """Whether the log, which has the entry before this one, has this one as well."""
+        term = term_at(self.chain, entry.seq)
+        if term is None:
+            return entry.seq <= self.base.seq
+        if is_term(entry.data):
+            return term == Term(entry.epoch, nonce_of(entry.data), entry.seq)
+        return term.epoch == entry.epoch and term.first != entry.seq
+
+    def cut(self, seq: int) -> None:
+        """Forget the log from `seq` on: it is not what the owner has. Never anything that is known to be committed."""
+        assert seq > self.high, f"{self.me}: cutting at {seq}, high-water {self.high}"
+        at = seq - self.base.seq - 1
+        self._log_bytes -= sum(len(entry.data) for entry in self.entries[at:])
+        del self.entries[at:]
+        self.chain = until(self.chain, seq - 1)
+
+    def _object(self, owner: str, epoch: int, sent_at: float, now: float) -> None:
+        """What the owner sent would undo what is known to be committed here: change nothing, and say so."""
+        self._hold(owner, Conflict(epoch, self.last, self.high, tuple(self.chain), sent_at), now)
+
+    def _yielded(self, seq: int) -> None:
+        """The owner's log parts from this one at `seq`, and behind that this one holds only first entries: they may go."""
+        if self.owning or seq >= self.high or turns_between(self.chain, seq, self.high):
+            return
+        if self.base.seq > seq:
+            self._drop(Position(0, 0))
+            return
+        self.high = seq
+        self.committed = min(self.committed, seq)
+        self.applied = min(self.applied, seq)
+        self.matched = min(self.matched, seq)
+        self.cut(seq + 1)
+        self._persist(seq + 1)
+        self._keep_high()
+
+    def _install(self, sender: str, message: Snapshot, now: float) -> None:
+        position = message.position
+        same = parting(self.chain, self.last_seq, message.chain, position.seq)
+        if same < min(self.high, position.seq):
+            self._object(sender, message.epoch, message.sent_at, now)
+            return
+        if same < position.seq:
+            self.base = position
+            self.entries = []
+            self._log_bytes = 0
+            self.applied = self.committed = self.high = self._high_kept = position.seq
+            self.chain = list(message.chain)
+            self.unbroken = False
+            self._persist(install=message)
+        self.matched = max(self.matched, position.seq)
+        self._hold(sender, Acknowledge(message.epoch, self.matched, message.sent_at), now)
+
+    def _drop(self, base: Position) -> None:
+        """Forget the copy, but not the epoch: what was refused stays refused."""
+        self.base = base
+        self.entries = []
+        self._log_bytes = 0
+        self.applied = self.committed = self.high = self._high_kept = base.seq
+        self.chain = []
+        self.unbroken = False
+        self.matched = 0
+        self._persist(wipe=base)
+
+    def _hold(self, to: str, message: Acknowledge | Mismatch | Report | Conflict, now: float) -> None:
+        """An answer: it leaves when all that was written before it is on disk."""
+        self._held.append(_Held(self._number, to, message))
+        if self.on_disk(self._number):
+            self._let_go(now)
+
+    def _let_go(self, now: float) -> None:
+        """Send the answers whose writes are on disk, and that are still true: an epoch heard of since takes them back."""
+        still = []
+        last: _Held | None = None
+        for held in self._held:
+            if not self.on_disk(held.number):
+                still.append(held)
+            elif self.accepts(held.message.epoch):
+                if last is not None and not self._supersedes(held, last):
+                    self._out.append(Send(last.to, last.message))
+                last = held
+        if last is not None:
+            self.promised_until = max(self.promised_until, now + self.settings.promise_s)
+            self._out.append(Send(last.to, last.message))
+        self._held = still
+
+    @staticmethod
+    def _supersedes(held: _Held, last: _Held) -> bool:
+        """Whether an answer says all that the one before said."""
+        return held.to == last.to and isinstance(held.message, Acknowledge) and isinstance(last.message, Acknowledge)
+
+    def on_disk(self, number: int) -> bool:
+        """Whether this write, and all before it, are on disk."""
+        return number <= self._flushed
+
+    # -- as the owner
+
+    def _assigned(self, assignment: Assignment, revision: int, now: float) -> None:
+        if revision <= self.revision:
+            return
+        self.assignment, self.revision = assignment, revision
+        if assignment.epoch < self.epoch:
+            return  # a message has told of a later one
+        mine = self._is_mine(assignment)
+        if assignment.born > self.last.epoch and assignment.keeper != self.me:
+            # Others' copies are void. The owner begins so far behind them that no old log can pass for a part of the new one.
+            void = self.last != (0, 0)
+            if assignment.owner == self.me:
+                self._drop(Position(assignment.born, assignment.born * SEQS_PER_BIRTH))
+            elif void:
+                self._drop(Position(0, 0))
+        if mine and not (self.owning and assignment.epoch == self.epoch):
+            self._begin(assignment, now)
+        elif assignment.epoch > self.epoch:
+            self._raise(assignment.epoch)
+        elif self.owning:
+            if self._swapping is not None and revision > self._swapping.swap.revision:
+                self._swapping = None
+                if self.releasing:  # it did not come about: serve again when all that was appended is committed
+                    self.releasing = False
+                    self.first_seq = self.last_seq
+            self._counted = frozenset(self.counted())
+            self._know_peers(now)
+            for name, peer in self.peers.items():
+                if peer.lost and name not in self._counted:  # it joins again: what it said before says nothing
+                    self.peers[name] = Peer(next=self.last_seq + 1, met_at=now, heard_at=now)
+            self._advance()
+
+    def _is_mine(self, assignment: Assignment) -> bool:
+        return assignment.owner == self.me and assignment.incarnation == self.incarnation
+
+    def _begin(self, assignment: Assignment, now: float) -> None:
+        """Own the shard under a new epoch: ask what the others hold, and begin with an entry that commits everything before it."""
+        self._own_no_more()
+        self.epoch = assignment.epoch
+        self.owning = self.electing = True
+        self.releasing = False
+        self.matched = 0
+        self.wait_until = self.may_serve_from(assignment)
+        self._own = []
+        self.persisted = 0
+        self.first_seq = _NOT_YET
+        self.elected_at = now
+        self._counted = frozenset(self.counted())
+        self._persist()
+        self._know_peers(now)
+        if not assignment.released:
+            for peer in self.peers.values():
+                peer.heard_at = now - self.settings.replica_timeout_s + self.settings.first_patience_s
+        self._try_first_entry(now)
+
+    def _try_first_entry(self, now: float) -> None:
+        """Begin the term, once enough is known of what others hold."""
+        if self.electing and not self.concedes_to and not self.is_forked and self._swapping is None and self.may_begin(now):
+            assert self.assignment is not None
+            self.electing = False
+            self.alone = not self.unbroken and not self.reports and set(self.assignment.in_sync) != {self.me}
+            self.first_seq = self.last_seq + 1
+            self._log(term_data(self.assignment.nonce))
+            for name, peer in self.peers.items():
+                peer.next = self.first_seq
+                self._stream(name, peer, now)
+
+    def may_begin(self, now: float) -> bool:
+        """Whether what was reported, or not, is enough to rely on this copy. That it fits has been seen as reports came."""
+        assert self.assignment is not None
+        others = set(self.assignment.in_sync) - {self.me}
+        waited = now - self.elected_at
+        if self.unbroken or others <= set(self.reports):
+            return True
+        if self.reports:
+            return waited >= self.settings.canvass_patience_s
+        return waited >= self.settings.lone_patience_s
+
+    @property
+    def swap_is_free(self) -> bool:
+        """Whether no swap is under way."""
+        return self._swapping is None
+
+    def unheard(self, now: float) -> bool:
+        """Whether nobody has reported for so long that this node is probably the one that is cut off."""
+        patience = self.settings.replica_timeout_s + self.settings.corner_patience_s
+        return self.electing and not self.reports and self._swapping is None and now - self.elected_at >= patience
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether copies hold different committed entries of turns, so that an operator has to choose one."""
+        return bool(self.forked or (self.assignment is not None and self.assignment.forked))
+
+    def _weigh(self, now: float) -> None:
+        """What the reports say that are fresh: whether to concede, and to whom."""
+        self.concedes_to = ""
+        most = self.turn
+        differing = False
+        for name, report in list(self.reports.items()):
+            if name not in self.peers or now - self.peers[name].heard_at > self.settings.replica_timeout_s:
+                del self.reports[name]
+            elif not self._fits(name, report):
+                if not differing or report.turn > most:
+                    self.concedes_to, most, differing = name, report.turn, True
+            elif not differing and not self.unbroken and report.turn > most:
+                self.concedes_to, most = name, report.turn  # it has kept what this restarted copy has lost, or never had
+
+    def _conflicts(self, name: str, theirs: Conflict, now: float) -> None:
+        """A replica will not follow: somebody has to give way."""
+        peer = self.peers[name]
+        same = parting(self.chain, self.last_seq, theirs.chain, theirs.last.seq)
+        if theirs.high <= same:
+            if not self.electing and peer.next != theirs.high + 1:  # it could not tell, but the chains do
+                peer.next = theirs.high + 1
+                self._stream(name, peer, now)
+        elif not self._fits(name, theirs):
+            if not self.forked:
+                self.concedes_to = name
+        elif not self.electing:
+            self._out.append(Send(name, Yield(self.epoch, same)))
+
+    def _fits(self, name: str, theirs: Report | Conflict) -> bool:
+        """Whether this owner's log has all entries of turns that another copy knows to be committed. Tells when both have some that
+        the other has not.
+        """
+        assert self.assignment is not None
+        if theirs.last.epoch < self.assignment.born and name != self.assignment.keeper:
+            return True  # an operator has given up on it; it has not heard so yet
+        same = parting(self.chain, self.last_seq, theirs.chain, theirs.last.seq)
+        if not turns_between(theirs.chain, same, theirs.high):
+            return True
+        if turns_between(self.chain, same, self.last_seq):
+            self.forked |= {name}
+        return False
+
+    def _concede(self, to: str, incarnation: int) -> None:
+        """Have etcd make the node the owner whose copy has more. It waits out this owner's promises."""
+        assert self.assignment is not None
+        self._swap(
+            msgspec.structs.replace(
+                self.assignment,
+                epoch=self.epoch + 1,
+                owner=to,
+                incarnation=incarnation,
+                in_sync=self.assignment.in_sync if to in self.assignment.in_sync else (*self.assignment.in_sync, to),
+                joining=tuple(name for name in self.assignment.joining if name != to),
+                released=False,
+                handover="",
+                leaving=(),
+            )
+        )
+
+    def _mismatched(self, name: str, peer: Peer, last: int, sent_at: float, now: float) -> None:
+        if last < peer.matched and sent_at > peer.matched_at:  # it was asked after it had acknowledged more
+            if name in self._counted:
+                peer.lost = True
+            else:
+                peer.matched, peer.next, peer.lost = last, last + 1, False
+                self._stream(name, peer, now)
+        elif last + 1 < peer.next and peer.next > peer.matched + 1 and not self.electing:
+            peer.next = max(peer.matched, last) + 1
+            self._stream(name, peer, now)
+
+    def may_serve_from(self, assignment: Assignment) -> float:
+        """A new owner waits out what it has promised, unless the owner before it gave the shard up itself."""
+        return 0.0 if assignment.released else self.promised_until
+
+    def _know_peers(self, now: float) -> None:
+        assert self.assignment is not None
+        wanted = {*self.assignment.in_sync, *self.assignment.joining} - {self.me}
+        for name in sorted(wanted - set(self.peers)):
+            peer = self.peers[name] = Peer(next=self.last_seq + 1, met_at=now, heard_at=now)
+            self._speak(name, peer, now)
+        for name in set(self.peers) - wanted - self._counted:
+            del self.peers[name]
+
+    def _append(self, data: bytes, now: float) -> None:
+        if not self.owning or self.releasing or self.electing:
+            self._out.append(NotAppended("this node does not own the shard"))
+            return
+        self._log(data)
+        self._out.append(Appended(self.last_seq))
+        made: Replicate | None = None
+        for name, peer in self.peers.items():
+            made = self._stream(name, peer, now, made)
+
+    def _log(self, data: bytes) -> None:
+        entry = LogEntry(self.epoch, self.last_seq + 1, data)
+        self.entries.append(entry)
+        self._note_term(entry)
+        self._log_bytes += len(data)
+        self._persist(entries=(entry,))
+        self._own.append((self._number, entry.seq))
+
+    def _persisted(self, number: int, now: float) -> None:
+        if number > self._flushed:
+            self._flushed = number
+        own = self._own
+        while own and self.on_disk(own[0][0]):
+            self.persisted = own.pop(0)[1]
+        if self._held:
+            self._let_go(now)
+        if self.owning:
+            self._advance()
+
+    def _advance(self) -> None:
+        """Commit what every counted replica has on disk: never before the first entry of this epoch is among it."""
+        reached = self.persisted
+        for name in self._counted:
+            peer = self.peers.get(name)
+            if peer is None:
+                return
+            if peer.matched < reached:
+                reached = peer.matched
+        assert self.assignment is not None
+        if len(self.assignment.in_sync) < self.settings.min_in_sync:
+            # What was appended while there were enough copies waits until there are again, and is not told to anybody before.
+            reached = min(reached, max(self.first_seq, self.committed))
+        if reached >= self.first_seq:
+            self.unbroken = True
+            self._apply(reached)
+
+    def _apply(self, upto: int) -> None:
+        if upto > self.committed:
+            self.committed = upto
+        if upto > self.high:
+            self.high = upto
+        if upto <= self.applied:
+            return
+        first = self.applied - self.base.seq
+        entries = tuple(self.entries[first : upto - self.base.seq])
+        self.applied = upto
+        self._out.append(Apply(entries, self._trim()))
+
+    def _trim(self) -> int:
+        """Shorten the log when it is long; what is behind this seq stays."""
+        settings = self.settings
+        if self.applied - self.base.seq <= settings.log_keep_max and self._log_bytes <= settings.log_keep_bytes:
+            return self.base.seq
+        until = self.applied
+        for peer in self.peers.values():
+            if peer.holds is not None:
+                if self._log_bytes > settings.log_hold_bytes:
+                    peer.holds = None
+                else:
+                    until = min(until, peer.holds)
+        gone = 0
+        while self.base.seq + gone < until and (
+            self.applied - self.base.seq - gone > settings.log_keep_max // 2 or self._log_bytes > settings.log_keep_bytes // 2
+        ):
+            self._log_bytes -= len(self.entries[gone].data)
+            gone += 1
+        if gone:
+            self.base = Position(*self.entries[gone - 1][:2])
+            del self.entries[:gone]
+        return self.base.seq
+
+    def _promised(self, peer: Peer, sent_at: float, now: float) -> None:
+        until = sent_at + self.settings.promise_owner_s
+        if until > peer.promised_until:
+            peer.promised_until = until
+        peer.heard_at = now
+
+    def _speak(self, name: str, peer: Peer, now: float) -> None:
+        """Say something to a replica: what it lacks, or, before the first entry, the question what it holds."""
+        if not self.electing:
+            self._stream(name, peer, now)
+            return
+        assert self.assignment is not None
+        if name in self.assignment.in_sync:
+            self._out.append(Send(name, Canvass(self.epoch, now)))
+        peer.sent_at = now
+
+    def _stream(self, name: str, peer: Peer, now: float, made: Replicate | None = None) -> Replicate | None:
+        """Send a replica what it lacks, or a heartbeat: the same that another one was just sent (`made`) if it is as far."""
+        if peer.next <= self.base.seq:
+            self._out.append(SendSnapshot(name, self.epoch))
+            peer.next = self.base.seq + 1
+            peer.sent_at = now
+            return made
+        if made is None or made.previous.seq + 1 != peer.next:
+            at = peer.next - self.base.seq - 1
+            entries = self._batch(at)
+            if at:
+                epoch, seq, _ = self.entries[at - 1]
+                previous = Position(epoch, seq)
+            else:
+                previous = self.base
+            made = Replicate(self.epoch, previous, entries, self.committed, now, self._nonce_at(previous.seq))
+        self._out.append(Send(name, made))
+        peer.next += len(made.entries)
+        peer.sent_at = now
+        return made
+
+    def _batch(self, at: int) -> tuple[LogEntry, ...]:
+        """The entries from this index on that one message may carry."""
+        entries = self.entries[at : at + self.settings.batch_entries_max]
+        if len(entries) > 1 and self._log_bytes > self.settings.batch_bytes_max:
+            size = 0
+            for i, entry in enumerate(entries):
+                size += len(entry.data)
+                if i and size > self.settings.batch_bytes_max:
+                    return tuple(entries[:i])
+        return tuple(entries)
+
+    def _tick(self, slow: frozenset[str], now: float) -> None:
+        if self._held:
+            self._let_go(now)
+        if self.high == self._high_kept or self._number != self._high_number:
+            self._high_since, self._high_number = now, self._number
+        elif now - self._high_since >= self.settings.high_patience_s:
+            self._keep_high()
+        if not self.owning:
+            self._ask_to_drop(now)
+            return
+        assert self.assignment is not None
+        for name, peer in self.peers.items():
+            if now - peer.sent_at >= self.settings.heartbeat_s:
+                if peer.next > peer.matched + 1:
+                    peer.next = max(peer.matched + 1, 1)  # no word of what was sent: send it again
+                self._speak(name, peer, now)
+        if self._swapping is not None:
+            if now >= self._swapping.retry_at:
+                self._swapping.retry_at = float("inf")
+                self._out.append(self._swapping.swap)
+            return
+        if self.forked - set(self.assignment.forked):
+            names = sorted({*self.assignment.forked, *self.forked, self.me})
+            self._swap(msgspec.structs.replace(self.assignment, forked=tuple(names), handover="", leaving=()))
+            return
+        if self.electing:
+            self._weigh(now)
+            self._try_first_entry(now)
+        if self.electing or self.concedes_to or self.is_forked:
+            return  # nobody is removed by an owner that has not been found to hold everything
+        self._change_copies(slow, now)
+
+    def _change_copies(self, slow: frozenset[str], now: float) -> None:
+        """Have etcd take copies out of the in-sync set, or into it, as far as any is to go or to come."""
+        assert self.assignment is not None
+        in_sync = set(self.assignment.in_sync)
+        if not self.assignment.joining and not self.assignment.leaving and self._all_heard(now) and in_sync.isdisjoint(slow):
+            return
+        enough = self.settings.min_in_sync
+        unheard = {name for name, peer in self.peers.items() if now - peer.heard_at > self.settings.replica_timeout_s}
+        joining = set(self.assignment.joining) - {self.me}
+        ready = {name for name in joining if self.caught_up(self.peers[name], now) and not self.peers[name].lost}
+        silent = in_sync & unheard
+        if len((in_sync | ready) - unheard) < enough:
+            earliest = now - self.settings.replica_timeout_s - self.settings.corner_patience_s
+            silent = {name for name in silent if self.peers[name].heard_at < earliest}
+        gone = silent | {name for name in in_sync - {self.me} if self.peers[name].lost}
+        leaving = in_sync.intersection(self.assignment.leaving) - {self.me}
+        if len(in_sync - leaving - gone) >= enough:
+            gone |= leaving
+        caught_up = ready - slow
+        if len((in_sync - gone) | caught_up) < enough:
+            caught_up = ready  # a slow copy is better than none
+        held_back: set[str] = set()
+        taking = {self.me} | {name for name, peer in self.peers.items() if peer.matched >= self.first_seq}
+        for name in sorted(slow & (in_sync - gone) - {self.me}):
+            if len(((in_sync - gone - held_back - {name}) & taking) | caught_up) >= enough:  # one that took nothing yet may be dead
+                held_back.add(name)
+        if gone or caught_up or held_back:
+            out = gone | held_back
+            to = tuple(name for name in self.assignment.in_sync if name not in out) + tuple(sorted(caught_up))
+            come = tuple(name for name in self.assignment.joining if name not in caught_up) + tuple(sorted(held_back))
+            still = tuple(name for name in self.assignment.leaving if name in to)
+            self._swap(msgspec.structs.replace(self.assignment, in_sync=to, joining=come, leaving=still))
+
+    def _all_heard(self, now: float) -> bool:
+        oldest = now - self.settings.replica_timeout_s
+        return all(peer.heard_at >= oldest and not peer.lost for peer in self.peers.values())
+
+    def _ask_to_drop(self, now: float) -> None:
+        """A copy that this node is not assigned takes room: ask the owner whether anything rests on it, now and then."""
+        assignment = self.assignment
+        if assignment is None or assignment.epoch != self.epoch or self.me in (*assignment.in_sync, *assignment.joining):
+            return
+        if self.last != (0, 0) and now - self._asked[0] >= self.settings.swap_retry_s:
+            self._questions += 1
+            self._asked = now, self.heard, self.incarnation << 20 | self._questions & 0xFFFFF
+            self._out.append(Send(assignment.owner, MayDrop(self.epoch, self._asked[2])))
+
+    def caught_up(self, peer: Peer, now: float) -> bool:
+        """Whether a joining replica holds all that is committed, and has promised: from the swap on it is counted."""
+        return self.committed >= self.first_seq and peer.matched >= self.committed and peer.promised_until > now
+
+    def _swap(self, to: Assignment) -> None:
+        swap = Swap(self.revision, to)
+        self._swapping = _Swapping(swap, float("inf"))
+        self._counted = frozenset(self.counted())
+        self._out.append(swap)
+
+    def _swapped(self, happened: bool | None, revision: int, written: Assignment | None, now: float) -> None:
+        if self._swapping is None:
+            return
+        if happened:
+            self._assigned(written or self._swapping.swap.to, revision, now)
+        elif happened is None:
+            self._swapping.retry_at = now + self.settings.swap_retry_s
+        # Refused: the assignment has changed, perhaps by an earlier try of ours. The view will show it; until then both count.
+
+    def may_release(self, now: float) -> bool:
+        """Whether this owner can waive promises: only once it serves, for then every owner before it is known to serve no more."""
+        return self.serving(now)
+
+    def _release(self, to: str, incarnation: int, now: float) -> None:
+        assert self.assignment is not None
+        peer = self.peers.get(to)
+        alive = peer is not None and now - peer.heard_at < self.settings.replica_timeout_s
+        if self.may_release(now) and self._swapping is None and to in self.assignment.in_sync and alive:
+            self._give_to(to, incarnation)
+
+    def cornered(self, now: float) -> bool:
+        """Whether this owner hears too few replicas to go on writing, and could waive promises, since it has served."""
+        if (
+            not self.owning
+            or self.releasing
+            or self._swapping is not None
+            or self.committed < self.first_seq
+            or now < self.wait_until
+        ):
+            return False
+        assert self.assignment is not None
+        oldest = now - self.settings.replica_timeout_s
+        heard = sum(name == self.me or self.peers[name].heard_at >= oldest for name in self.assignment.in_sync)
+        return heard < min(self.settings.min_in_sync, len(self.assignment.in_sync))
+
+    def _give_to(self, to: str, incarnation: int) -> None:
+        """Serve no more, and have etcd make another one the owner."""
+        assert self.assignment is not None
+        if to in self.assignment.in_sync and to != self.me:
+            self.releasing = True
+            self._swap(
+                msgspec.structs.replace(
+                    self.assignment, epoch=self.epoch + 1, owner=to, incarnation=incarnation, released=True, handover="", leaving=()
+                )
+            )
+
+    # -- log and disk
+
+    @property
+    def turn(self) -> Position:
+        """The position of the newest entry of a turn: of one that is not the first of a term."""
+        last = self.last_seq
+        for term in reversed(self.chain):
+            if last > term.first:
+                return Position(term.epoch, last)
+            last = min(last, term.first - 1)
+        return Position(0, 0) if self.chain else self.base
+
+    def _note_term(self, entry: LogEntry) -> None:
+        if is_term(entry.data):
+            self.chain.append(Term(entry.epoch, nonce_of(entry.data), entry.seq))
+            del self.chain[:-TERMS_MAX]
+
+    def _nonce_at(self, seq: int) -> int:
+        """The nonce of the term that an entry belongs to; 0 before the first that is known."""
+        term = term_at(self.chain, seq)
+        return 0 if term is None else term.nonce
+
+    def _keep_high(self) -> None:
+        self._high_kept = self.high
+        self._out.append(KeepHigh(self.high))
+
+    def _at(self, seq: int) -> LogEntry | None:
+        index = seq - self.base.seq - 1
+        return self.entries[index] if 0 <= index < len(self.entries) else None
+
+    def _persist(
+        self,
+        cut: int | None = None,
+        entries: tuple[LogEntry, ...] = (),
+        install: Snapshot | None = None,
+        wipe: Position | None = None,
+    ) -> None:
+        self._number += 1
+        if entries:
+            self._high_kept = self.high
+        self._out.append(Persist(self._number, self.epoch, cut, entries, install, wipe, self.high))

@@ -1,0 +1,101 @@
+"""Every assignment that this node has seen, on its disk: so that an etcd that was put back is recognised after a restart too.
+
+One row a shard, whether the node has a copy of it or not, and one with the other facts of the cluster, from which etcd can be rebuilt
+(`holdfast adopt-etcd`). Rows are staged for the next flush. Whoever acts on an assignment waits for that flush first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import msgspec
+from holdfast_cluster.lineage import Memory, Seen
+from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Lineage, Member, Pause, Versioned, View, decode, encode
+from holdfast_cluster.peerpb import peer_pb2
+
+from holdfast_node.store import keys
+from holdfast_node.store.rocks import Batch, Store
+
+
+class Staging(Protocol):
+    """Where rows wait for the next flush."""
+
+    @property
+    def batch(self) -> Batch: ...
+
+
+class Row(msgspec.Struct, frozen=True, array_like=True):
+    """What is kept of a shard. `raw`: the assignment as it is in etcd."""
+
+    generation: int
+    raw: bytes
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What is kept of the cluster."""
+
+    lineage: Lineage | None = None
+    revision: int = 0
+    settings: ClusterSettings | None = None
+    members: Mapping[str, Member] = {}
+    """Every one ever seen, as it was last. One that left after a drain is forgotten: nothing is on it."""
+    drains: Mapping[str, Drain] = {}
+    pauses: tuple[tuple[str, str, Pause], ...] = ()
+
+
+class KeptAssignments(Memory):
+    """The memory of a node, which outlives it. It begins with what is on disk."""
+
+    def __init__(self, cluster: str, store: Store, staging: Staging) -> None:
+        super().__init__(cluster)
+        self._staging = staging
+        self._raws: dict[int, Row] = {}
+        prefix = keys.assignment_key(0)[:-2]
+        for key, value in store.scan("meta", prefix, keys.after(prefix)):
+            row = msgspec.msgpack.decode(value, type=Row)
+            assignment = decode(row.raw, Assignment)
+            shard = keys.read_assignment_key(key)
+            self._raws[shard] = row
+            self._assignments[shard] = Seen(row.generation, assignment.version, assignment.nonce)
+        raw = store.get("meta", keys.FACTS)
+        self._facts = Facts() if raw is None else decode(raw, Facts)
+        self._lineage = self._facts.lineage
+
+    def follow(self, view: View) -> None:
+        super().follow(view)
+        members = {
+            name: member for name, member in self._facts.members.items() if name not in view.drains and name not in self._facts.drains
+        }
+        pauses = tuple((kind, key, pause) for (kind, key), pause in sorted(view.pauses.items()))
+        facts = Facts(view.lineage, self._facts.revision, view.settings, {**members, **view.members}, view.drains, pauses)
+        if facts != self._facts:
+            self._facts = msgspec.structs.replace(facts, revision=view.revision)
+            self._staging.batch.put("meta", keys.FACTS, encode(self._facts))
+
+    def learn(self, shard: int, versioned: Versioned) -> bool:
+        """Also stages the row: whoever asks for a flush afterwards has it on disk."""
+        if not super().learn(shard, versioned):
+            return False
+        row = self._raws[shard] = Row(versioned.generation, versioned.raw)
+        self._staging.batch.put("meta", keys.assignment_key(shard), msgspec.msgpack.encode(row))
+        return True
+
+    def report(self, node: str, incarnation: int, epochs: Mapping[int, int]) -> peer_pb2.KnownResponse:
+        """All of it. `epochs`: by shard, the highest one that this node's copy has heard of."""
+        facts = self._facts
+        response = peer_pb2.KnownResponse(
+            node=node,
+            incarnation=incarnation,
+            cluster=self._cluster,
+            generation=facts.lineage.generation if facts.lineage is not None else 0,
+            revision=facts.revision,
+            settings=b"" if facts.settings is None else encode(facts.settings),
+            members=[encode(member) for _, member in sorted(facts.members.items())],
+            drains={name: encode(drain) for name, drain in facts.drains.items()},
+            pauses=[peer_pb2.KnownPause(kind=kind, key=key, pause=encode(pause)) for kind, key, pause in facts.pauses],
+        )
+        for shard in sorted({*self._raws, *epochs}):
+            row = self._raws.get(shard, Row(0, b""))
+            response.shards.add(shard=shard, generation=row.generation, assignment=row.raw, epoch=epochs.get(shard, 0))
+        return response

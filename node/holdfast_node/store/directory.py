@@ -1,0 +1,79 @@
+"""The data directory: whose it is, and how often it was started."""
+
+from __future__ import annotations
+
+import secrets
+
+from holdfast_node.store import keys
+from holdfast_node.store.conversion import convert
+from holdfast_node.store.rocks import Store
+
+FORMAT = b"2"
+"""docs/format.md has what lies where. Directories of format 1 are converted at the start."""
+
+
+class WrongDirectory(Exception):
+    """The directory belongs to another node or cluster; the message names both."""
+
+
+class DataDirectory:
+    """Facts of a data directory, kept in its store. Implements `holdfast_cluster.membership.Directory`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        found = store.get("meta", keys.FORMAT)
+        if found is None:
+            self._put(keys.FORMAT, FORMAT)
+        elif found == b"1":
+            convert(store)
+            self._put(keys.FORMAT, FORMAT)
+        elif found != FORMAT:
+            raise WrongDirectory(f"{store.path} has format {found.decode()}, this version reads format {FORMAT.decode()}")
+
+    def node_id(self, name: str | None) -> str:
+        """The id of the node that this directory is, made at its first start: `name` and a random part.
+
+        Raises WrongDirectory when the directory was started under another name.
+        """
+        raw = self._store.get("meta", keys.NODE_ID)
+        if raw is None:
+            node = f"{name or 'node'}-{secrets.token_hex(3)}"
+            self._put(keys.NODE_ID, node.encode())
+            return node
+        node = raw.decode()
+        if name is not None and node.rpartition("-")[0] != name:
+            raise WrongDirectory(f"data directory {self._store.path} is node {node}'s, not {name!r}'s: name its own or an empty one")
+        return node
+
+    @property
+    def cluster_id(self) -> str:
+        """The cluster that the directory is bound to; empty while it is bound to none."""
+        return (self._store.get("meta", keys.CLUSTER_ID) or b"").decode()
+
+    @property
+    def incarnation(self) -> int:
+        """How often the node was started, or has joined again."""
+        return int(self._store.get("meta", keys.INCARNATION) or b"0")
+
+    def claim(self, cluster_id: str) -> None:
+        """Bind the directory to a cluster at its first start. Raises WrongDirectory when it is another one's."""
+        raw = self._store.get("meta", keys.CLUSTER_ID)
+        if raw is None:
+            self._put(keys.CLUSTER_ID, cluster_id.encode())
+        elif raw.decode() != cluster_id:
+            raise WrongDirectory(
+                f"data directory {self._store.path} belongs to cluster {raw.decode()}, but etcd describes cluster {cluster_id}. "
+                "Either the node was pointed at another cluster's etcd, or that etcd was emptied; nothing is served"
+            )
+
+    def next_incarnation(self) -> int:
+        """Raise the start counter by one, on disk before this returns."""
+        incarnation = self.incarnation + 1
+        self._put(keys.INCARNATION, str(incarnation).encode())
+        return incarnation
+
+    def _put(self, key: bytes, value: bytes) -> None:
+        batch = self._store.batch()
+        batch.put("meta", key, value)
+        self._store.write(batch)
+        self._store.sync()

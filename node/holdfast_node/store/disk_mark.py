@@ -1,0 +1,93 @@
+"""The mark of a data directory in etcd: how much was written to it, and is on disk, by the newest that etcd knows.
+
+RocksDB numbers everything that is written. The number is read before an fsync and goes to etcd after it, so what has this number is
+on disk. A directory is behind its mark if it was put back, or its write-ahead log has lost its end: it is refused.
+The mark does not show what was lost of the last `INTERVAL_S` seconds, nor what was written while etcd was away.
+
+Marks lie beside the prefix that is watched: a change of one is nobody's business until the node starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import msgspec
+from holdfast_cluster.etcd import Etcd, EtcdError, put
+from holdfast_cluster.membership import Refused
+from holdfast_cluster.model import Keys, Unreadable, decode
+
+from holdfast_node.log.commit import Flusher
+from holdfast_node.store.rocks import Store
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S = 5.0
+_RETRY_S = 0.5
+_SAY_EVERY = 20
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """What etcd knows of a directory. `written`: RocksDB's sequence number."""
+
+    written: int
+
+
+class DiskMark:
+    """Follows one node's directory."""
+
+    def __init__(self, store: Store, flusher: Flusher, etcd: Etcd, keys: Keys, node: str) -> None:
+        self._store = store
+        self._flusher = flusher
+        self._etcd = etcd
+        self._key = keys.mark(node)
+        self._node = node
+        self._marked = 0
+
+    async def check(self) -> None:
+        """Return when the directory is not behind its mark; waits while etcd is away. Raises Refused."""
+        tries = 0
+        while True:
+            try:
+                row = await self._etcd.get(self._key)
+                break
+            except EtcdError as error:
+                level = logging.DEBUG if tries % _SAY_EVERY else logging.WARNING
+                log.log(level, "etcd does not answer (%s); still trying", error)
+                tries += 1
+                await asyncio.sleep(_RETRY_S)
+        if row is None:
+            return
+        try:
+            marked, written = decode(row.value, Mark).written, self._store.written
+        except Unreadable as error:
+            raise Refused(
+                f"how much node {self._node} had on disk, at {self._key} in etcd, cannot be read: {error}. Whether the directory has "
+                "lost writes is not known. If its disk was not put back, delete that key"
+            ) from None
+        if written < marked:
+            raise Refused(
+                f"the data directory of node {self._node} has lost writes that were on disk: {written} of {marked} are there. "
+                "It was put back to an earlier state, or its disk has lost the end of the write-ahead log. Its data are old, so they "
+                "are not served. Join with an empty directory, as a new node"
+            )
+        self._marked = marked
+
+    async def run(self) -> None:
+        """Put the mark every few seconds, while it grows. Ends by cancellation."""
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            written = self._store.written
+            if written <= self._marked:
+                continue
+            await self._on_disk()
+            try:
+                await self._etcd.txn([], [put(self._key, msgspec.json.encode(Mark(written)))])
+                self._marked = written
+            except EtcdError as error:
+                log.debug("the mark of the data directory is not put: %s", error)
+
+    async def _on_disk(self) -> None:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._flusher.when_durable(lambda: None if done.done() else done.set_result(None))
+        await done
