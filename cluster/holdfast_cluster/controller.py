@@ -9,11 +9,10 @@ from collections import Counter
 
 import msgspec
 
+from holdfast_cluster.access import ClusterAccess
 from holdfast_cluster.etcd import TXN_OPS_MAX, EtcdError, absent, put, unchanged
-from holdfast_cluster.feed import ViewFeed
-from holdfast_cluster.guarded import GuardedEtcd
 from holdfast_cluster.membership import Membership
-from holdfast_cluster.model import FEATURES, Keys, Member, View, encode
+from holdfast_cluster.model import FEATURES, Member, View, encode
 from holdfast_cluster.plan import REASONS, Transition, more_than_a_third, plan, too_many_away
 
 log = logging.getLogger(__name__)
@@ -84,22 +83,19 @@ class Controller:
 
     def __init__(
         self,
-        etcd: GuardedEtcd,
-        keys: Keys,
-        feed: ViewFeed,
+        cluster: ClusterAccess,
         membership: Membership,
-        cluster_id: str,
         members_min: int,
         repair_after_s: float,
         features: tuple[str, ...] = FEATURES,
         at_once_s: float = AT_ONCE_S,
     ) -> None:
         self._features = features
-        self._etcd = etcd
-        self._keys = keys
-        self._feed = feed
+        self._etcd = cluster.etcd
+        self._keys = cluster.keys
+        self._feed = cluster.feed
         self._membership = membership
-        self._cluster_id = cluster_id
+        self._cluster_id = cluster.settings.id
         self._members_min = members_min
         self._repair_after_s = repair_after_s
         self._expected = Expected(repair_after_s, at_once_s)  # kept by every node, so that whoever becomes the controller knows

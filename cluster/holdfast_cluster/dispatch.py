@@ -135,19 +135,18 @@ class _Held:
 
 
 class Dispatcher:
-    """Sends calls by the views of `feed`. `local`: the pipe to this process's own node, when it is one."""
+    """Sends calls by the views of `feed`."""
 
     def __init__(
         self,
         feed: ViewFeed,
         limits: DispatchLimits,
-        local: tuple[str, Pipe] | None = None,
         certificates: Certificates | None = None,
     ) -> None:
         self._feed = feed
         self._certificates = certificates
         self._limits = limits
-        self._local = local
+        self._local: tuple[str, Pipe] | None = None
         self._loop = asyncio.get_running_loop()
         self._number = 0
         self._pending: dict[int, Pending] = {}
@@ -172,6 +171,10 @@ class Dispatcher:
         self._heard: dict[Pipe, int] = {}  # the newest word of each node, not the highest: etcd may be put back at a lower revision
         self._stale_since: float | None = None
         feed.listeners.append(self._on_view)
+
+    def attach(self, node: str, pipe: Pipe) -> None:
+        """Send the calls for a node, which is this very process, by a pipe of its own."""
+        self._local = node, pipe
 
     @property
     def in_flight(self) -> int:

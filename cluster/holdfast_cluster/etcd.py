@@ -348,13 +348,14 @@ class Etcd:
 class Lease:
     """A lease that is kept alive. `expires_at` is when it has ended at the latest that we may believe, on `clock`."""
 
-    def __init__(self, etcd: Etcd, ttl_s: int, clock: Callable[[], float]) -> None:
+    def __init__(self, etcd: Etcd, ttl_s: int, clock: Callable[[], float], renewed: Callable[[float], None]) -> None:
+        """`renewed` is called with the lease's new end at every renewal."""
         self._etcd = etcd
         self._clock = clock
+        self._renewed = renewed
         self.ttl_s = ttl_s
         self.id = 0
         self.expires_at = 0.0
-        self.renewed: Callable[[float], None] = lambda expires_at: None
 
     async def grant(self) -> None:
         """Get the lease. Raises EtcdUnavailable."""
@@ -383,7 +384,7 @@ class Lease:
             if ttl <= 0:
                 return False
             self.expires_at = sent + ttl
-            self.renewed(self.expires_at)
+            self._renewed(self.expires_at)
             return True
 
 

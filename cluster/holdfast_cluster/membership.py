@@ -96,6 +96,19 @@ async def agree_on_settings(
     return theirs
 
 
+class MembershipListener:
+    """What is told of a membership."""
+
+    def joined(self, member: Member) -> None:
+        """The node is a member, under a new incarnation."""
+
+    def lost(self) -> None:
+        """The node is no member any more."""
+
+    def renewed(self, expires_at: float) -> None:
+        """The lease ends then, on the membership's clock."""
+
+
 class Membership:
     """Keeps one node a member. `member` is what is registered now; None while it is not."""
 
@@ -108,20 +121,21 @@ class Membership:
         cluster_id: str,
         lease_ttl_s: int,
         clock: Callable[[], float],
+        listener: MembershipListener | None = None,
     ) -> None:
         self._etcd = etcd
         self._keys = keys
         self._template = member
         self._directory = directory
         self._cluster_id = cluster_id
-        self._lease = Lease(etcd, lease_ttl_s, clock)
+        self._listener = listener or MembershipListener()
+        self._lease = Lease(etcd, lease_ttl_s, clock, self._listener.renewed)
         self.member: Member | None = None
-        self.joined: Callable[[Member], None] = lambda member: None
-        self.lost: Callable[[], None] = lambda: None
 
-    def on_renewed(self, listener: Callable[[float], None]) -> None:
-        """Call `listener` with the lease's new end, on this membership's clock, at every renewal."""
-        self._lease.renewed = listener
+    @property
+    def address(self) -> str:
+        """Where others reach the member."""
+        return self._template.address
 
     @property
     def state(self) -> str:
@@ -152,7 +166,7 @@ class Membership:
                 await asyncio.sleep(_RETRY_S)
 
     async def run(self) -> None:
-        """Keep the lease; when it was lost, say so (`lost`), and join again (`joined`). Ends by cancellation or Refused."""
+        """Keep the lease; when it was lost, say so, and join again. Ends by cancellation or Refused."""
         while True:
             await self._lease.keep()
             if await self._waited_for_lineage() and await self._lease.renew():
@@ -204,7 +218,7 @@ class Membership:
     def _lose(self, why: str) -> None:
         log.warning("no longer a member: %s; joining again", why)
         self.member = None
-        self.lost()
+        self._listener.lost()
 
     async def _register(self) -> bool:
         node = self._template.id
@@ -244,6 +258,6 @@ class Membership:
         if done:
             log.info("joined as %s, incarnation %d", node, incarnation)
             self.member = member
-            self._lease.renewed(self._lease.expires_at)
-            self.joined(member)
+            self._listener.renewed(self._lease.expires_at)
+            self._listener.joined(member)
         return bool(done)

@@ -102,20 +102,13 @@ def test_a_replica_hears_of_an_assignment_once_it_is_on_disk(tmp_path: Path) -> 
 
 def test_a_swap_that_happened_counts_once_it_is_on_disk(tmp_path: Path) -> None:
     trio = Trio(tmp_path, replica_timeout_s=0.0, first_patience_s=0.0, heartbeat_s=0.0, min_in_sync=1, lone_patience_s=0.0)
-    asked: list[tuple[int, bytes, Assignment]] = []
     node = trio.nodes["a"]
-
-    class Swaps:
-        def ask(self, shard: int, old: bytes, to: Assignment) -> None:
-            asked.append((shard, old, to))
-
-    node.replicas.swaps = Swaps()
     now = Assignment(1, "a", 1, ("a", "b"), released=True, version=4, nonce=1)
     node.replicas.joined(trio.members["a"], View(1, SETTINGS, trio.members, {SHARD: Versioned(now, 1, encode(now))}))
     for _ in range(20):
         node.flusher.flush()
         node.replicas.tick()
-    [(_, old, to), *_] = asked
+    [(_, old, to), *_] = node.asked
     assert old == encode(now)
     assert to.in_sync == ("a",)
     written = to.stamped()

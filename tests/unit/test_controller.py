@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from a_cluster import a_cluster
 from fake_etcd import KEYS, FakeEtcd, Rows
 from holdfast_cluster import controller as controller_module
 from holdfast_cluster.controller import Controller
@@ -50,7 +51,7 @@ class World:
             self.rows.put(KEYS.shard(0), encode(one))
         self.feed = Feed()
         self.feed.view = apply(View(), await etcd.list_prefix(KEYS.prefix), KEYS)
-        self.controller = Controller(etcd, KEYS, self.feed, Joined(), "c", 1, 30.0)  # type: ignore[arg-type]
+        self.controller = Controller(a_cluster(etcd, self.feed), Joined(), 1, 30.0)  # type: ignore[arg-type]
 
     async def runs(self, seconds: float) -> Assignment | None:
         """What the shard is after a while."""

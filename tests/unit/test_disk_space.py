@@ -10,7 +10,7 @@ import grpc
 import msgspec
 import pytest
 from holdfast_cluster.model import Assignment, ClusterSettings, Member, Versioned, View
-from holdfast_node.process.server import _is_needed
+from holdfast_node.process.leaving import is_needed
 from holdfast_node.replication import Position
 from holdfast_node.replication.snapshots import Backoff, Chunk, End, Header, SnapshotReceiver, SnapshotSender
 from holdfast_node.store import disk_space
@@ -123,7 +123,7 @@ def needed(in_sync: str, owner: str, full: str = "", absent: str = "") -> bool:
     """Whether node `a` is needed for a shard of three copies, two of which have to be in sync for writes."""
     members = {n: Member(n, "127.0.0.1:1", 1, n, state="full" if n in full else "active") for n in "abcd" if n not in absent}
     assignment = Assignment(1, owner, 1, tuple(in_sync))
-    return _is_needed(View(1, ClusterSettings(replication=3, id="c"), members, {0: Versioned(assignment, 1)}), "a")
+    return is_needed(View(1, ClusterSettings(replication=3, id="c"), members, {0: Versioned(assignment, 1)}), "a")
 
 
 def test_a_critical_node_is_needed_while_calls_would_notice_that_it_is_gone() -> None:

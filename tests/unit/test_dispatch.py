@@ -72,7 +72,8 @@ def call(number: int = 1, **rest: Any) -> pb.Call:
 
 def world(limits: DispatchLimits | None = None) -> tuple[Feed, Pipe, Dispatcher, Origin]:
     feed, pipe = Feed(), Pipe()
-    dispatcher = Dispatcher(feed, limits or DispatchLimits(), ("n", pipe))  # type: ignore[arg-type]
+    dispatcher = Dispatcher(feed, limits or DispatchLimits())  # type: ignore[arg-type]
+    dispatcher.attach("n", pipe)  # type: ignore[arg-type]
     return feed, pipe, dispatcher, Origin()
 
 

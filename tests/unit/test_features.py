@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from a_cluster import a_cluster
 from fake_etcd import KEYS, FakeEtcd, Rows
 from holdfast_cluster import model
 from holdfast_cluster.controller import Controller
@@ -52,7 +53,7 @@ def member(name: str, *features: str) -> Member:
 
 def controller(etcd: Etcd, *knows: str) -> Controller:
     feed = ViewFeed(etcd, KEYS, None, "test")  # type: ignore[arg-type]
-    return Controller(etcd, KEYS, feed, None, "c", 1, 30.0, features=knows)  # type: ignore[arg-type]
+    return Controller(a_cluster(etcd, feed), None, 1, 30.0, features=knows)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from holdfast_node.log.shards import Shard, Shards
-from holdfast_node.observe.shard_load import SHARDS_MAX, Thermometer
+from holdfast_node.observe.shard_load import SHARDS_MAX, LoadMeter
 from no_log import NO_LOG
 
 
@@ -14,7 +14,7 @@ def test_turns_a_second_are_measured_from_one_reading_to_the_next() -> None:
     busy, quiet, idle = Shard(1, 1, NO_LOG), Shard(2, 1, NO_LOG), Shard(3, 1, NO_LOG)
     for shard in (busy, quiet, idle):
         shards.take(shard)
-    thermometer = Thermometer(shards, lambda: now)
+    thermometer = LoadMeter(shards, lambda: now)
     busy.turns += 1234
     quiet.turns += 5
     now += 10
@@ -29,7 +29,7 @@ def test_a_shard_that_came_back_under_another_epoch_begins_at_nothing() -> None:
     before = Shard(1, 1, NO_LOG)
     shards.take(before)
     before.turns = 1000
-    thermometer = Thermometer(shards, lambda: now)
+    thermometer = LoadMeter(shards, lambda: now)
     shards.drop({before})
     again = Shard(1, 3, NO_LOG)
     shards.take(again)
@@ -41,7 +41,7 @@ def test_a_shard_that_came_back_under_another_epoch_begins_at_nothing() -> None:
 def test_only_the_busiest_are_told() -> None:
     shards = Shards(8)
     now = 0.0
-    thermometer = Thermometer(shards, lambda: now)
+    thermometer = LoadMeter(shards, lambda: now)
     for number in range(SHARDS_MAX + 50):
         shard = Shard(number, 1, NO_LOG)
         shard.turns = 10 * (number + 1)

@@ -85,7 +85,7 @@ class Flusher:
 
 
 class Node:
-    """Implements what `Replicas` needs of links: messages wait in `outbox`."""
+    """Implements `Surroundings`: messages wait in `outbox`."""
 
     def __init__(self, name: str, path: Path, settings: ReplicationSettings) -> None:
         self.name = name
@@ -97,8 +97,9 @@ class Node:
         self.store = Store(self.path)
         self.flusher = Flusher(self.store)
         self.shards = Shards(8)
-        self.replicas = Replicas(self.name, CopyStore(self.store), self.flusher, self.shards, self.settings)  # type: ignore[arg-type]
-        self.replicas.links = self  # type: ignore[assignment]
+        self.replicas = Replicas(self.name, CopyStore(self.store), self.flusher, self.shards, self.settings, self)  # type: ignore[arg-type]
+        self.asked: list[tuple[int, bytes, Assignment]] = []
+        self.full_because: str | None = None
         self.committed: list[Entry] = []
         self.outbox: list[tuple[str, int, Any]] = []
 
@@ -108,6 +109,15 @@ class Node:
 
     def send(self, to: str, shard: int, message: Any) -> None:
         self.outbox.append((to, shard, message))
+
+    def swap(self, shard: int, old: bytes, to: Assignment) -> None:
+        self.asked.append((shard, old, to))
+
+    def send_snapshot(self, shard: int, to: str, epoch: int) -> None:
+        raise AssertionError("nobody sends snapshots")
+
+    def full(self, assignment: Assignment) -> str | None:
+        return self.full_because and f"{self.full_because} for a shard of {assignment.owner}"
 
     def settled(self, entry: Entry) -> None:
         self.committed.append(entry)
@@ -403,9 +413,9 @@ def test_an_owner_takes_no_writes_while_its_disk_is_full(trio: Trio) -> None:
     a = trio.nodes["a"]
     shard = a.shards.get(SHARD)
     assert shard is not None
-    a.replicas.full = lambda assignment: f"no room for a shard of {assignment.owner}"
+    a.full_because = "no room"
     trio.tick()
     assert shard.read_only == "no room for a shard of a"
-    a.replicas.full = lambda assignment: None
+    a.full_because = None
     trio.tick()
     assert shard.read_only is None

@@ -415,6 +415,16 @@ class Counts:
         return self.incarnation
 
 
+class Hears(membership_module.MembershipListener):
+    """Notes when a membership is lost."""
+
+    def __init__(self, lost: list[int]) -> None:
+        self._lost = lost
+
+    def lost(self) -> None:
+        self._lost.append(1)
+
+
 @pytest.mark.parametrize("has_lease", [True, False], ids=["with its lease", "without it"])
 async def test_a_lease_that_ends_in_an_etcd_that_is_not_believed_ends_no_membership(monkeypatch: Any, has_lease: bool) -> None:
     monkeypatch.setattr(membership_module, "_RETRY_S", 0.01)
@@ -422,9 +432,8 @@ async def test_a_lease_that_ends_in_an_etcd_that_is_not_believed_ends_no_members
     raw = rows.value(KEYS.lineage) or b""
     etcd, starts, lost = Leased(rows), Counts(), []
     etcd.follow(decode(raw, Lineage), raw)
-    membership = membership_module.Membership(etcd, KEYS, Member("n", "n:1", 0, "h"), starts, "c", 60, lambda: 0.0)
+    membership = membership_module.Membership(etcd, KEYS, Member("n", "n:1", 0, "h"), starts, "c", 60, lambda: 0.0, Hears(lost))
     membership._lease.ttl_s = 0.06  # type: ignore[assignment]
-    membership.lost = lambda: lost.append(1)
     await membership.join()
     running = asyncio.create_task(membership.run())
     good = rows.snapshot()

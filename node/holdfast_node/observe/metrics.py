@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from holdfast.metrics import Histogram, counter, gauge, histogram
 from holdfast.processes import version
@@ -22,13 +21,10 @@ from holdfast_node.log.commit import Committer, Flusher
 from holdfast_node.log.shards import Shards
 from holdfast_node.objects.engine import Engine
 from holdfast_node.objects.stats import MethodStats
+from holdfast_node.replication.replication import Replication
 from holdfast_node.services.host import ObjectHost
 from holdfast_node.store.disk_space import DiskWatch
 from holdfast_node.store.rocks import Store
-
-if TYPE_CHECKING:
-    from holdfast_node.process.server import Replication
-
 
 _CALLS = (
     "Calls answered by the node, alarms that fired among them. `code` is REJECTED where a handler refused (`Rejected`), which is no "

@@ -21,7 +21,7 @@ SHARDS_MAX = 256
 """The busiest are told; what is said stays below 10 KB whatever the cluster's number of shards is."""
 
 
-class Thermometer:
+class LoadMeter:
     """Measures turns a second by shard, from one reading to the next."""
 
     def __init__(self, shards: Shards, clock: Callable[[], float] = boottime) -> None:
@@ -43,14 +43,12 @@ class Thermometer:
         )  # two digits: what hardly changes is not written again
 
 
-async def tell(
-    thermometer: Thermometer, etcd: GuardedEtcd, keys: Keys, membership: Membership, interval_s: float = INTERVAL_S
-) -> None:
+async def tell(meter: LoadMeter, etcd: GuardedEtcd, keys: Keys, membership: Membership, interval_s: float = INTERVAL_S) -> None:
     """Write what is measured under the member's lease, when it has changed; until cancelled."""
     told: tuple[Heat, int] | None = None
     while True:
         await asyncio.sleep(interval_s)
-        heat = thermometer.read()
+        heat = meter.read()
         me = membership.member
         if me is None or told == (heat, membership.lease_id):
             continue

@@ -19,7 +19,7 @@ from holdfast.tls import Certificates, names_of
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clock import boottime
 from holdfast_cluster.peerpb import peer_pb2
-from holdfast_cluster.pipe import PIPE, Pipe, PipeEnd
+from holdfast_cluster.pipe import PIPE, PipeEnd
 from holdfast_cluster.streams import Hello, Service, Stream, StreamRefused
 
 from holdfast_node.log.shards import Shard
@@ -274,19 +274,16 @@ class _PipePort:
 class LocalPipe:
     """The pipe of a node to itself, for calls between its own objects: no bytes cross a socket.
 
-    Implements `holdfast_cluster.pipe.Pipe` and `holdfast_node.objects.activation.ReplyPort`. `connect` ties its two ends.
+    Implements `holdfast_cluster.pipe.Pipe` and `holdfast_node.objects.activation.ReplyPort`.
     """
 
     closed = False
 
-    def __init__(self, liveness: Liveness) -> None:
+    def __init__(self, liveness: Liveness, engine: Engine, end: PipeEnd) -> None:
         self._liveness = liveness
-        self._loop = asyncio.get_running_loop()
-
-    def connect(self, engine: Engine, end: PipeEnd) -> Pipe:
         self._engine = engine
         self._end = end
-        return self
+        self._loop = asyncio.get_running_loop()
 
     def send(self, call: pb.Call, size: int) -> None:
         self._loop.call_soon(self._deliver, call)

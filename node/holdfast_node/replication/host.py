@@ -54,7 +54,6 @@ from holdfast_node.replication.core.events import (
 )
 from holdfast_node.replication.core.replica import Replica
 from holdfast_node.replication.core.slowness import FLOOR_S, PATIENCE_S, WINDOW_S, Held, Slowness
-from holdfast_node.replication.links import Links
 
 log = logging.getLogger(__name__)
 
@@ -91,18 +90,22 @@ def _ends_the_node(step: Callable[P, T]) -> Callable[P, T]:
     return guarded
 
 
-class Swaps(Protocol):
-    """Asks etcd to swap assignments; the answers come back to `Replicas.swapped`."""
+class Surroundings(Protocol):
+    """What replicas act through."""
 
-    def ask(self, shard: int, old: bytes, to: Assignment) -> None:
-        """`old`: the very bytes that are to be replaced."""
+    def send(self, to: str, shard: int, message: WireMessage) -> None:
+        """Say something to a node."""
 
+    def swap(self, shard: int, old: bytes, to: Assignment) -> None:
+        """Ask etcd to put an assignment in the place of `old`, the very bytes; the answer comes to `Replicas.swapped`."""
 
-class Snapshots(Protocol):
-    """Sends copies of shards."""
-
-    def send(self, shard: int, to: str, epoch: int) -> None:
+    def send_snapshot(self, shard: int, to: str, epoch: int) -> None:
         """Send a shard to a node, unless that is under way."""
+
+    def full(self, assignment: Assignment) -> str | None:
+        """Why owned shards with such an assignment take no writes because of this node's disk; None when they do, or are about to be
+        handed over.
+        """
 
 
 class Copy:
@@ -134,17 +137,15 @@ class Replicas:
         flusher: Flusher,
         shards: Shards,
         settings: ReplicationSettings,
+        surroundings: Surroundings,
     ) -> None:
         self._node = node
         self._disk = copies
         self._flusher = flusher
         self._shards = shards
         self._settings = settings
-        self.links: Links
-        self.swaps: Swaps
-        self.snapshots: Snapshots
-        self.full: Callable[[Assignment], str | None] = lambda assignment: None
-        """Why owned shards with such an assignment take no writes because of this node's disk; None when they do."""
+        self._surroundings = surroundings
+        self._send = surroundings.send
         self.slowness = Slowness(boottime())
         self._incarnation = 0
         self._incarnations: dict[str, int] = {}
@@ -392,7 +393,7 @@ class Replicas:
             for effect in replica.handle(event, self._now):
                 kind = type(effect)  # by identity, as in `Replica.handle`: the first three come with every entry
                 if kind is Send:
-                    self.links.send(effect.to, number, effect.message)  # type: ignore[union-attr, arg-type]
+                    self._send(effect.to, number, effect.message)  # type: ignore[union-attr, arg-type]
                 elif kind is Persist:
                     self._persist(copy, effect)  # type: ignore[arg-type]
                 elif kind is Apply:
@@ -426,9 +427,9 @@ class Replicas:
                 entry.seq = seq
             case Swap(revision, assignment):
                 # One that was planned from an older assignment than the newest is not to happen: no row has no bytes.
-                self.swaps.ask(copy.number, copy.raw if revision == copy.order else b"", assignment)
+                self._surroundings.swap(copy.number, copy.raw if revision == copy.order else b"", assignment)
             case SendSnapshot(to, epoch):
-                self.snapshots.send(copy.number, to, epoch)
+                self._surroundings.send_snapshot(copy.number, to, epoch)
             case KeepHigh(high):
                 self._disk.keep_high(self._flusher.batch, copy.number, high)
             case NotAppended(why):
@@ -519,7 +520,7 @@ class Replicas:
                     self._restless.discard(copy)
                 continue
             copy.shard.until = copy.replica.serves_until(self._now)
-            copy.shard.read_only = copy.replica.read_only() or self.full(assignment)
+            copy.shard.read_only = copy.replica.read_only() or self._surroundings.full(assignment)
             if copy.shard.until <= self._now or assignment.joining or assignment.leaving or assignment.handover:
                 self._restless.add(copy)
             else:

@@ -15,6 +15,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 from holdfast.frames import FrameWriter
@@ -126,22 +127,25 @@ class Link:
             backoff = min(backoff * 2, longest)
 
 
+class Receiver(Protocol):
+    """What gets the messages of other nodes."""
+
+    def received(self, sender: str, messages: list[_Numbered]) -> None:
+        """A frame came from a node."""
+
+    def broke(self, node: str) -> None:
+        """The stream to a node broke."""
+
+
 class Links:
     """The links to all other members, by the newest view, and the streams of theirs."""
 
-    def __init__(
-        self,
-        node: str,
-        me: Callable[[], str],
-        received: Callable[[str, list[_Numbered]], None],
-        certificates: Certificates | None = None,
-    ) -> None:
-        self._node = node
+    def __init__(self, me: Callable[[], str], to: Receiver, certificates: Certificates | None = None) -> None:
+        """`me`: this node, as `id:incarnation`."""
+        self._node = me().rpartition(":")[0]
         self._certificates = certificates
         self._me = me
-        self._received = received
-        self.broke: Callable[[str], None] = lambda node: None
-        """Called with a node whose stream broke."""
+        self._to = to
         self._links: dict[str, Link] = {}
 
     def follow(self, view: View) -> None:
@@ -156,7 +160,7 @@ class Links:
                 self._links.pop(name).supersede()
         for name, member in view.members.items():
             if name != self._node and (name not in self._links or self._links[name]._retired):
-                self._links[name] = Link(self._me, member, self.broke, self._certificates)
+                self._links[name] = Link(self._me, member, self._to.broke, self._certificates)
 
     def send(self, to: str, shard: int, message: WireMessage) -> None:
         """Say something to a node."""
@@ -177,7 +181,7 @@ class Links:
             except Exception as error:  # RecursionError and UnicodeDecodeError are no errors of msgspec's
                 stream.abort(f"not a frame of replication messages: {error}")
                 return
-            self._received(sender, messages)
+            self._to.received(sender, messages)
 
         return received
 

@@ -10,10 +10,10 @@ import logging
 
 from holdfast_cluster.model import Assignment, Member, View
 
+from holdfast_node.log.commit import Flusher
 from holdfast_node.log.shards import FOR_EVER, Shard, Shards
 from holdfast_node.log.single import SingleLog
 from holdfast_node.store import keys
-from holdfast_node.store.rocks import Batch, Store
 
 log = logging.getLogger(__name__)
 
@@ -21,15 +21,21 @@ log = logging.getLogger(__name__)
 class SingleCopies:
     """Follows the assignments of a cluster without replicas."""
 
-    def __init__(self, store: Store, shards: Shards, log: SingleLog) -> None:
-        self._store = store
-        self._log = log
+    def __init__(self, flusher: Flusher, shards: Shards) -> None:
+        self._store = flusher.store
+        self._flusher = flusher
+        self._log = SingleLog(flusher)
         self._shards = shards
         self._broken: set[int] = set()
         self._read_only: str | None = None
 
+    def joined(self, member: Member, view: View) -> None:
+        """The node is a member under a new incarnation."""
+        self.follow(view, member)
+
     def follow(self, view: View, member: Member | None) -> None:
         """Own what `view` assigns to this incarnation of the node, and nothing else."""
+        self._flusher.write()  # the rows of assignments, which are durable with what is taken
         lost = set()
         for shard in self._shards.owned():
             versioned = view.assignments.get(shard.number)
@@ -48,8 +54,9 @@ class SingleCopies:
         """The node is no member any more: own nothing until the next `follow`."""
         self._shards.drop(set(self._shards.owned()))
 
-    def note_times(self, batch: Batch) -> None:
-        """Put the shards' times into a batch, for the next start. A shard's time goes on from there: it remembers longer."""
+    def note_times(self) -> None:
+        """Note the shards' times for the next start. A shard's time goes on from there: it remembers longer."""
+        batch = self._flusher.batch
         for shard in self._shards.owned():
             batch.put("meta", keys.position_key(shard.number), keys.encode_position(shard.epoch, int(shard.time_ms)))
 
@@ -58,6 +65,26 @@ class SingleCopies:
         self._read_only = why
         for shard in self._shards.owned():
             shard.read_only = why
+
+    # -- what `Replication` has and this has not
+
+    slow: frozenset[str] = frozenset()
+    disk_is_slow = False
+
+    def epochs(self) -> dict[int, int]:
+        return {}
+
+    def replica(self, shard: int) -> None:
+        return None
+
+    def stats(self) -> dict[str, int]:
+        return {}
+
+    async def run(self) -> None:
+        """There is nothing to be done but to follow."""
+
+    async def close(self) -> None:
+        """There is nothing to be closed."""
 
     def _take(self, gained: list[tuple[int, int]]) -> None:
         """Bring shards up under their new epochs, which are on disk before anything is served under them."""

@@ -53,12 +53,13 @@ class Node:
 
     @property
     def shards(self) -> Shards | None:
-        return getattr(self.server, "_shards", None)
+        node = self.server.node if self.server is not None else None
+        return None if node is None else node.shards
 
     @property
     def replicas(self) -> Replicas | None:
-        replication = getattr(self.server, "_replication", None)
-        return None if replication is None else replication.replicas
+        node = self.server.node if self.server is not None else None
+        return None if node is None else node.copies.replicas
 
     @property
     def path(self) -> str:
@@ -129,7 +130,7 @@ class Node:
         replicas = self.replicas
         copy = None if replicas is None else replicas.get(shard)
         if copy is not None and copy.behind:
-            store = self.server._store
+            store = self.server.node.copies._store
             batch = store.batch()
             CopyStore.apply_many(replicas._disk, batch, copy.number, copy.behind)  # type: ignore[union-attr]
             for operation in batch.raw.ops:

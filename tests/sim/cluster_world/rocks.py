@@ -288,7 +288,8 @@ class Rdict:
         """On the thread it covers what was there when it began; elsewhere the process stands still for it."""
         if self._process.ended or not sync:
             return
-        began = self._disk.syncing.pop(self._path, None)
+        in_thread = SimThread.running is not None
+        began = self._disk.syncing.pop(self._path, None) if in_thread else None
         try:
             self._disk.check("sync")
         except Exception:
@@ -298,6 +299,8 @@ class Rdict:
             began = len(self.database.unsynced)
             self._process.stop_for(self._disk.delay())
         self.database.synced_to(began)
+        if self._path in self._disk.syncing:  # the thread's goes on: what it was to cover is covered
+            self._disk.syncing[self._path] = 0
 
     def latest_sequence_number(self) -> int:
         return self.database.sequence

@@ -146,12 +146,14 @@ def production_on(world: World, broken: Iterable[tuple[Any, str, Any]] = ()) -> 
         "holdfast_node.replication.copies.Path": rocks.SimPath,
         "holdfast_node.log.commit.Thread": rocks.SimThread,
         "holdfast_node.log.commit.SimpleQueue": rocks.SimQueue,
-        "holdfast_node.process.server.Watchdog": _Watchdog,
+        "holdfast_node.process.node.Watchdog": _Watchdog,
         "holdfast_node.process.server.DiskWatch": _DiskWatch,
-        "holdfast_node.process.server.gc": SimpleNamespace(collect=lambda: 0, freeze=lambda: None, set_threshold=lambda *_: None),
-        "holdfast_node.process.server.ReplicationSettings": functools.partial(ReplicationSettings, log_keep_max=_LOG_KEEP_MAX),
+        "holdfast_cluster.process.watched.gc": SimpleNamespace(collect=lambda: 0, freeze=lambda: None, set_threshold=lambda *_: None),
+        "holdfast_node.replication.replication.ReplicationSettings": functools.partial(
+            ReplicationSettings, log_keep_max=_LOG_KEEP_MAX
+        ),
         "holdfast_node.services.responses.INTERVAL_S": 1.0,
-        "holdfast_node.process.server.measure_lag": _no_lag,
+        "holdfast_cluster.process.watched.measure_lag": _no_lag,
         "holdfast_cluster.streams.Stream": _Stream,
         "holdfast_node.replication.host.Copy": _Copy,
         "holdfast_node.replication.host.Shard": _Shard,

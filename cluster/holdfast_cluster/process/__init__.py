@@ -1,0 +1,1 @@
+"""What nodes and gateways share to start, to be watched, and to stop."""

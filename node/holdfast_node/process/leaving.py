@@ -1,0 +1,84 @@
+"""Whether the cluster can do without a node: it is asked when the node stops, and when its disk is full."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from holdfast_cluster.clock import boottime
+from holdfast_cluster.etcd import EtcdError
+from holdfast_cluster.feed import ViewFeed
+from holdfast_cluster.membership import Membership
+from holdfast_cluster.model import View
+
+from holdfast_node.replication.replication import Replication
+from holdfast_node.replication.single import SingleCopies
+from holdfast_node.store.disk_space import DiskWatch, Level
+
+log = logging.getLogger(__name__)
+
+_INTERVAL_S = 0.25
+_CRITICAL_S = 2.0  # before a node leaves: by then it knows of the others whose disks have become full at the same time
+
+
+class DiskState:
+    """Tells the cluster whether the disk is full, or slow. `no_room` is set when it is critical and the node is not needed."""
+
+    def __init__(self, watch: DiskWatch, membership: Membership, feed: ViewFeed, copies: Replication | SingleCopies) -> None:
+        self._watch = watch
+        self._membership = membership
+        self._feed = feed
+        self._copies = copies
+        self.no_room = asyncio.Event()
+
+    async def tell(self) -> None:
+        """Work until cancelled."""
+        calm_at = boottime()
+        while True:
+            await self._announce("full" if self._watch.full else "slow" if self._copies.disk_is_slow else "active")
+            self._copies.set_read_only(self._watch.full)
+            if self._watch.level is not Level.CRITICAL:
+                calm_at = boottime()
+            self._look_for_room(boottime() - calm_at)
+            await asyncio.sleep(_INTERVAL_S)
+
+    async def _announce(self, state: str) -> None:
+        if self._membership.state != state:
+            try:
+                await self._membership.announce(state)
+            except EtcdError as error:
+                log.debug("cannot tell that this node is %s: %s; still trying", state, error)
+
+    def _look_for_room(self, critical_s: float) -> None:
+        me = self._membership.member
+        alone = isinstance(self._copies, SingleCopies)
+        if not alone and critical_s > _CRITICAL_S and me is not None and not is_needed(self._feed.view, me.id):
+            log.error("%s: the node leaves, and comes back when there is room", self._watch.full)
+            self.no_room.set()
+
+
+def is_needed(view: View, node: str) -> bool:
+    """Whether calls would notice that this node is gone: it owns a shard, or writes to one need its copy."""
+    active = {name for name in view.members if view.state_of(name) == "active"}
+    writable_from = view.settings.writable_from if view.settings is not None else 1
+    for versioned in view.assignments.values():
+        now = versioned.assignment
+        # Only those that have room count: others may be about to leave as this one is.
+        others = active.intersection(now.in_sync) - {node}
+        if now.owner == node or (node in now.in_sync and (now.owner not in active or len(others) < writable_from)):
+            return True
+    return False
+
+
+def others_could_take_over(view: View, node: str) -> bool:
+    """Whether there is a shard that this node owns, or is in sync for, and that does not need it."""
+    active = {name for name in view.members if view.state_of(name) == "active"}
+    writable_from = view.settings.writable_from if view.settings is not None else 1
+    for versioned in view.assignments.values():
+        now = versioned.assignment
+        others = [name for name in now.in_sync if name != node]
+        if now.owner == node and any(name in active for name in others):
+            return True
+        if node in now.in_sync and now.owner in active and len(others) >= writable_from:
+            return True
+    return False

@@ -1,0 +1,166 @@
+"""The parts that copy shards between nodes, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from holdfast_cluster.access import ClusterAccess
+from holdfast_cluster.model import Assignment, Member, Versioned, View
+
+from holdfast_node.log.commit import Flusher
+from holdfast_node.log.shards import Shards
+from holdfast_node.objects.hand_off import ShardTurns
+from holdfast_node.replication import ReplicationSettings
+from holdfast_node.replication.copies import CopyStore
+from holdfast_node.replication.core.events import WireMessage
+from holdfast_node.replication.core.replica import Replica
+from holdfast_node.replication.core.slowness import LOOK_S
+from holdfast_node.replication.handover import Handovers
+from holdfast_node.replication.host import Replicas
+from holdfast_node.replication.links import Links
+from holdfast_node.replication.snapshots import SnapshotReceiver, SnapshotSender
+from holdfast_node.replication.swaps import EtcdSwaps
+from holdfast_node.store.assignments import KeptAssignments
+from holdfast_node.store.disk_space import DiskWatch
+
+log = logging.getLogger(__name__)
+
+
+class Replication:
+    """The replicas of a node with what they act through. What comes from other nodes, and from etcd, passes here to the replicas.
+
+    Implements `holdfast_node.replication.host.Surroundings` and `holdfast_node.replication.links.Receiver`.
+    """
+
+    def __init__(
+        self,
+        identity: Callable[[], str],
+        flusher: Flusher,
+        shards: Shards,
+        turns: ShardTurns,
+        cluster: ClusterAccess,
+        memory: KeptAssignments,
+        watch: DiskWatch,
+        move_rate: float,
+    ) -> None:
+        """`identity`: this node, as `id:incarnation`. `move_rate`: bytes a second that are sent at most to make copies elsewhere."""
+        store = flusher.store
+        node = identity().rpartition(":")[0]
+        self._store = store
+        self._node = node
+        self._watch = watch
+        self._memory = memory
+        self._feed = cluster.feed
+        disk = CopyStore(store)
+        settings = ReplicationSettings(min_in_sync=cluster.settings.writable_from)
+        self.links = Links(identity, self, cluster.certificates)
+        self.swaps = EtcdSwaps(cluster.etcd, cluster.keys, self._swapped)
+        self.replicas = Replicas(node, disk, flusher, shards, settings, self)
+        self.sender = SnapshotSender(store, self.replicas, self.links, identity, move_rate, cluster.certificates)
+        self.receiver = SnapshotReceiver(store, disk, self.replicas, watch)
+        self.handovers = Handovers(self.replicas, turns)
+
+    # -- holdfast_node.replication.host.Surroundings
+
+    def send(self, to: str, shard: int, message: WireMessage) -> None:
+        self.links.send(to, shard, message)
+
+    def swap(self, shard: int, old: bytes, to: Assignment) -> None:
+        self.swaps.ask(shard, old, to)
+
+    def send_snapshot(self, shard: int, to: str, epoch: int) -> None:
+        self.sender.send(shard, to, epoch)
+
+    def full(self, assignment: Assignment) -> str | None:
+        why = self._watch.full
+        if why is None:
+            return None
+        view = self._feed.view
+        return None if any(view.state_of(name) == "active" for name in assignment.in_sync if name != self._node) else why
+
+    # -- holdfast_node.replication.links.Receiver
+
+    def received(self, sender: str, messages: list[tuple[int, WireMessage]]) -> None:
+        self.replicas.received(sender, messages)
+
+    def broke(self, node: str) -> None:
+        self.replicas.lost(node)
+
+    def _swapped(self, shard: int, written: Versioned | None, to: Assignment) -> None:
+        """A swap was answered: what was written is kept before the shard's replica hears of it."""
+        if written is not None:
+            self._memory.learn(shard, written)
+        self.replicas.swapped(shard, written, to)
+
+    # -- what the node does
+
+    def joined(self, member: Member, view: View) -> None:
+        """The node is a member under a new incarnation."""
+        self.replicas.joined(member, view)
+
+    def left(self) -> None:
+        """The node is no member any more: promises tell for how long it may still serve."""
+
+    def follow(self, view: View, member: Member | None) -> None:
+        """The cluster has changed."""
+        self.links.follow(view)
+        self.replicas.follow(view)
+
+    def note_times(self) -> None:
+        """Entries have the shards' times: nothing has to be noted."""
+
+    def set_read_only(self, why: str | None) -> None:
+        """Replicas ask for it themselves (`full`)."""
+
+    @property
+    def slow(self) -> frozenset[str]:
+        """The nodes that this one has found slow; see `holdfast_node.replication.core.slowness`."""
+        return self.replicas.slowness.slow
+
+    @property
+    def disk_is_slow(self) -> bool:
+        """Whether this node's own disk is what writes wait for."""
+        return self._node in self.slow
+
+    def epochs(self) -> dict[int, int]:
+        """The epochs of the copies, by shard."""
+        return {copy.number: copy.replica.epoch for copy in self.replicas.copies()}
+
+    def replica(self, shard: int) -> Replica | None:
+        """The core of one shard's copy here."""
+        copy = self.replicas.get(shard)
+        return None if copy is None else copy.replica
+
+    def stats(self) -> dict[str, int]:
+        """For `StatsResponse`."""
+        copies = list(self.replicas.copies())
+        owned = [copy.replica for copy in copies if copy.shard is not None]
+        return {
+            "copies": sum(copy.replica.last != (0, 0) for copy in copies),
+            "entries_uncommitted": sum(replica.last.seq - replica.committed for replica in owned),
+            "replica_lag": max((replica.last.seq - peer.matched for replica in owned for peer in replica.peers.values()), default=0),
+            "snapshots_sent": self.sender.sent,
+            "snapshots_waiting": self.sender.waiting,
+            "snapshot_bytes_sent": self.sender.sent_bytes,
+            "handovers": self.handovers.done,
+            "data_bytes": self._store.approximate_bytes(),
+            "move_rate": int(self.sender.rate),
+        }
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.swaps.run(), name="swaps")
+            group.create_task(self.sender.run(), name="snapshots")
+            group.create_task(self._tick(), name="replication ticker")
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self.replicas.tick()
+            self.handovers.tick(self._feed.view)
+
+    async def close(self) -> None:
+        await self.links.close()

@@ -1,0 +1,13 @@
+"""What a process has of a cluster, for tests of its parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fake_etcd import KEYS
+from holdfast_cluster.access import ClusterAccess
+from holdfast_cluster.model import ClusterSettings, Keys
+
+
+def a_cluster(etcd: Any, feed: Any, keys: Keys = KEYS) -> ClusterAccess:
+    return ClusterAccess(etcd, keys, ClusterSettings(id="c"), feed)
