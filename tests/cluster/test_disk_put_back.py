@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import Processes, run
-from holdfast_node.store.disk_mark import INTERVAL_S
+from holdfast_node.log.disk_mark import INTERVAL_S
 
 pytestmark = pytest.mark.slow
 

@@ -15,8 +15,9 @@ from holdfast.v1 import objects_pb2 as pb
 from holdfast_node.log.changes import decode_changes, is_term
 from holdfast_node.log.shards import FOR_EVER, Shard
 from holdfast_node.objects.responses import ResponseCache, identity_of, object_digest
+from holdfast_node.process import conversion
+from holdfast_node.store import keys
 from holdfast_node.replication.copies import CopyStore
-from holdfast_node.store import conversion, keys
 from holdfast_node.store.directory import DataDirectory, WrongDirectory
 from holdfast_node.store.rocks import Store
 from no_log import NO_LOG
@@ -96,7 +97,7 @@ def check(store: Store) -> None:
 
 
 def test_what_format_1_kept_is_there_in_format_2(store: Store) -> None:
-    assert DataDirectory(store).node_id(None) == "n1-abc"
+    assert DataDirectory(store, conversion.convert).node_id(None) == "n1-abc"
     assert store.get("meta", keys.FORMAT) == b"2"
     check(store)
 
@@ -112,9 +113,9 @@ def test_a_conversion_that_was_cut_short_is_begun_again(store: Store, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(conversion, step, power_goes)
         with pytest.raises(KeyboardInterrupt):
-            DataDirectory(store)
+            DataDirectory(store, conversion.convert)
     assert store.get("meta", keys.FORMAT) == b"1"
-    DataDirectory(store)
+    DataDirectory(store, conversion.convert)
     check(store)
 
 
@@ -123,4 +124,4 @@ def test_a_format_that_this_version_does_not_know_is_refused(store: Store) -> No
     batch.put("meta", keys.FORMAT, b"3")
     store.write(batch)
     with pytest.raises(WrongDirectory, match="has format 3, this version reads format 2"):
-        DataDirectory(store)
+        DataDirectory(store, conversion.convert)

@@ -32,7 +32,7 @@ def note(sender: str, receiver: str, number: int, shard: AShard = SHARD, backlog
 
 
 def outbox(limits: OutboxLimits = LIMITS) -> Outbox:
-    return Outbox(limits, random.Random(1), 0.0)
+    return Outbox(limits, random.Random(1).uniform, 0.0)
 
 
 def go(box: Outbox, now: float = 0.0, paused: set[str] | None = None, away: set[str] | None = None) -> list[PendingNotification]:
@@ -189,7 +189,7 @@ def test_a_shard_that_goes_takes_its_notifications_along() -> None:
 def test_what_cannot_be_reached_takes_nothing_of_the_rate_of_others() -> None:
     box = outbox()
     limits = OutboxLimits(backlog_per_s=10)
-    box = Outbox(limits, random.Random(1), 0.0)
+    box = Outbox(limits, random.Random(1).uniform, 0.0)
     box.add([note(f"s{i}", "away", i, backlog=True) for i in range(500)])
     now = 0.0
     for _ in range(50):

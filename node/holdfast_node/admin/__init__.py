@@ -1,0 +1,1 @@
+"""What operators see and change of the objects of a node."""

@@ -16,7 +16,6 @@ nobody else. (As many receivers as there may be deliveries on their way, all stu
 
 from __future__ import annotations
 
-import random
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -125,9 +124,10 @@ class Bucket:
 class Outbox:
     """All notifications of the shards that a node owns. Times are seconds of any clock that does not jump, but for `wall_ms`."""
 
-    def __init__(self, limits: OutboxLimits, chance: random.Random, now: float) -> None:
+    def __init__(self, limits: OutboxLimits, uniform: Callable[[float, float], float], now: float) -> None:
+        """`uniform(least, most)`: a number between them, by chance."""
         self._limits = limits
-        self.chance = chance
+        self._uniform = uniform
         self._queues: dict[tuple[Any, Target, Target], deque[PendingNotification]] = {}
         self._of_sender: Counter[tuple[Any, Target]] = Counter()
         self._staged: dict[Any, set[PendingNotification]] = {}  # by shard, what is counted and not committed yet
@@ -232,7 +232,7 @@ class Outbox:
             if paused(target):
                 self._paused.append(note)
             elif not ready(target):
-                self._wait(note, now + self.chance.uniform(*_UNREACHABLE_S[note.unreached]))
+                self._wait(note, now + self._uniform(*_UNREACHABLE_S[note.unreached]))
                 note.unreached = True
             elif self._on_way[target] >= self._limits.receiver_on_way_max:
                 self._crowded.setdefault(target, deque()).append(note)
@@ -305,7 +305,7 @@ class Outbox:
         self.retries += 1
         note.tries += 1
         note.backlog = True
-        self._wait(note, now + self.chance.uniform(0.5, 1.0) * min(most, least * 2 ** min(note.tries - 1, 20)))
+        self._wait(note, now + self._uniform(0.5, 1.0) * min(most, least * 2 ** min(note.tries - 1, 20)))
         return Failed(note) if failure.counts or first else None
 
     def _let_in(self, target: Target, most: int) -> None:

@@ -30,6 +30,7 @@ from holdfast_cluster.streams import StreamServer
 from holdfast_node.admin.dead_letters import DeadLetterAdmin
 from holdfast_node.admin.inspection import Inspection
 from holdfast_node.log.commit import Committer, Flusher
+from holdfast_node.log.disk_mark import DiskMark
 from holdfast_node.log.shards import Shards
 from holdfast_node.objects import hosted_kinds
 from holdfast_node.objects.responses import ResponseCache
@@ -45,7 +46,6 @@ from holdfast_node.replication.snapshots import CHANNEL_OPTIONS
 from holdfast_node.services.host import HostOptions, ObjectHost
 from holdfast_node.store.assignments import KeptAssignments
 from holdfast_node.store.directory import DataDirectory
-from holdfast_node.store.disk_mark import DiskMark
 from holdfast_node.store.disk_space import DiskWatch
 
 log = logging.getLogger(__name__)

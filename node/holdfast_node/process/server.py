@@ -18,6 +18,7 @@ from holdfast_cluster.process.watched import Watched
 
 from holdfast_node.log.commit import Flusher
 from holdfast_node.process.config import NodeConfig
+from holdfast_node.process.conversion import convert
 from holdfast_node.process.node import Node
 from holdfast_node.process.peer import WaitingRoom
 from holdfast_node.replication.copies import CopyStore
@@ -69,7 +70,7 @@ class NodeServer:
         config = self._config
         self.node = None
         store = Store(config.data)
-        directory = DataDirectory(store)
+        directory = DataDirectory(store, convert)
         node_id = directory.node_id(config.name)
         keys = Keys(config.cluster)
         etcd = GuardedEtcd(config.etcd_endpoints, keys, tls=config.etcd_tls)

@@ -80,7 +80,7 @@ class ObjectHost:
         self.pauses = Pauses()
         self.writes = ShardWrites(committer)
         self.letters = DeadLetters(store, self.writes, limits.outbox.letters_max)
-        self.outbox = Outbox(limits.outbox, options.chance or random.Random(), loop.time())
+        self.outbox = Outbox(limits.outbox, (options.chance or random.Random()).uniform, loop.time())
         self.notifications = Notifications(store, self.writes, self.outbox)
         self.delays = DelayedNotifications(store, self.writes, self.notifications, limits.outbox.shard_delayed_max)
         self.sent = Sent(self.notifications, self.delays, self.writes)

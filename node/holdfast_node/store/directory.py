@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 
 from holdfast_node.store import keys
-from holdfast_node.store.conversion import convert
 from holdfast_node.store.rocks import Store
 
 FORMAT = b"2"
@@ -19,7 +19,8 @@ class WrongDirectory(Exception):
 class DataDirectory:
     """Facts of a data directory, kept in its store. Implements `holdfast_cluster.membership.Directory`."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, convert: Callable[[Store], None]) -> None:
+        """`convert`: brings a directory of format 1 to this format. Raises WrongDirectory for a format that is not known."""
         self._store = store
         found = store.get("meta", keys.FORMAT)
         if found is None:

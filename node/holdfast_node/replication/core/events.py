@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 from holdfast_cluster.model import Assignment
+
 from holdfast_node.replication.core.chain import Term
 
 
