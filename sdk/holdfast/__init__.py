@@ -6,8 +6,9 @@ from holdfast import grpc_log as _grpc_log  # noqa: F401  (before gRPC is loaded
 from holdfast import processes as _processes
 from holdfast.alarms import Alarm
 from holdfast.app import App
-from holdfast.blocking import BlockingClient, connect_blocking
-from holdfast.client import Client, connect
+from holdfast.client.blocking import BlockingClient, connect_blocking
+from holdfast.client.client import Client, connect
+from holdfast.client.forks import ForkedError
 from holdfast.errors import (
     Aborted,
     ApplicationError,
@@ -25,7 +26,6 @@ from holdfast.errors import (
     Unavailable,
     WrongOwner,
 )
-from holdfast.forks import ForkedError
 from holdfast.ids import new_key, new_request_id
 from holdfast.object import DurableObject
 from holdfast.signature import Invocation, reads

@@ -17,8 +17,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2
 
-from holdfast.blocking import BlockingClient
 from holdfast.channels import open_blocking_channel
+from holdfast.client.blocking import BlockingClient
 from holdfast.errors import HoldfastError, PermissionDenied, Unauthenticated
 from holdfast.processes import who_listens
 from holdfast.tls import TLS

@@ -16,10 +16,10 @@ from mypy.types import AnyType, CallableType, FunctionLike, Instance, NoneType, 
 
 _STUBS = "holdfast.stubs."
 _MADE_BY = {
-    ("holdfast.client.Client", "get"): "AsyncStub",
-    ("holdfast.client.Client", "notify"): "AsyncNotifyStub",
-    ("holdfast.blocking.BlockingClient", "get"): "BlockingStub",
-    ("holdfast.blocking.BlockingClient", "notify"): "NotifyStub",
+    ("holdfast.client.client.Client", "get"): "AsyncStub",
+    ("holdfast.client.client.Client", "notify"): "AsyncNotifyStub",
+    ("holdfast.client.blocking.BlockingClient", "get"): "BlockingStub",
+    ("holdfast.client.blocking.BlockingClient", "notify"): "NotifyStub",
     ("holdfast.testing.Cluster", "get"): "BlockingStub",
     ("holdfast.testing.Cluster", "notify"): "NotifyStub",
     ("holdfast.object.Objects", "get"): "AsyncStub",

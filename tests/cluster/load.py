@@ -8,7 +8,7 @@ from collections import Counter
 from threading import Event, Thread
 
 import holdfast
-from holdfast.blocking import BlockingClient
+from holdfast.client.blocking import BlockingClient
 from holdfast.errors import HoldfastError
 
 

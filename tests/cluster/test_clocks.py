@@ -12,7 +12,7 @@ import holdfast
 import pytest
 from conftest import Processes
 from holdfast import ids
-from holdfast.blocking import BlockingClient
+from holdfast.client.blocking import BlockingClient
 from holdfast.verify import inside
 
 pytestmark = pytest.mark.slow

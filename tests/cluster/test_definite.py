@@ -60,8 +60,8 @@ async def test_no_definite_error_is_told_of_an_effect_when_a_gateway_and_a_node_
     of some objects until after their deadlines: it knows nothing of the attempts before, and may not say that there was no effect.
     """
     in_order = SimpleNamespace(randrange=lambda _: 0, uniform=random.uniform)  # every client begins with the gateway that dies
-    monkeypatch.setattr("holdfast.client.random", in_order)
-    monkeypatch.setattr("holdfast.blocking.random", in_order)
+    monkeypatch.setattr("holdfast.client.client.random", in_order)
+    monkeypatch.setattr("holdfast.client.blocking.random", in_order)
     port = free_port()
     first, second = cluster.gateway, f"127.0.0.1:{port}"
     cluster.start_gateway("second", port)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import Processes, run
 from holdfast.local import free_port
-from holdfast_cluster.etcd import Etcd, EtcdError, put
+from holdfast_cluster.membership.etcd import Etcd, EtcdError, put
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ import holdfast
 import pytest
 from conftest import Processes
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from holdfast.blocking import BlockingClient
+from holdfast.client.blocking import BlockingClient
 from holdfast.local import free_port
 from holdfast_node.store.rocks import DiskFull, Store, is_no_space
 from load import Load

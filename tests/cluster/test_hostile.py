@@ -25,11 +25,11 @@ from holdfast.frames import MESSAGES_MAX
 from holdfast.local import free_port
 from holdfast.v1 import admin_pb2, objects_pb2
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_cluster.etcd import Etcd
-from holdfast_cluster.etcd import put as put_value
-from holdfast_cluster.model import Keys
+from holdfast_cluster.membership.etcd import Etcd
+from holdfast_cluster.membership.etcd import put as put_value
 from holdfast_cluster.peerpb import peer_pb2
-from holdfast_cluster.streams import PROTOCOL, Hello, StreamRefused, open_stream
+from holdfast_cluster.placement.model import Keys
+from holdfast_cluster.streams.tcp import PROTOCOL, Hello, StreamRefused, open_stream
 from holdfast_node.replication.core.events import Acknowledge, Position, Replicate
 from holdfast_node.replication.links import pack
 

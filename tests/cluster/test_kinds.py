@@ -12,7 +12,7 @@ from typing import Any
 import holdfast
 import pytest
 from conftest import Processes
-from holdfast_cluster.ring import shard_of
+from holdfast_cluster.placement.ring import shard_of
 from test_restarts import Load
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ from typing import Any
 import holdfast
 import pytest
 from conftest import Processes, run
-from holdfast.blocking import BlockingClient
+from holdfast.client.blocking import BlockingClient
 from holdfast.verify.faults import FAULTS
 
 

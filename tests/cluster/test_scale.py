@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import BENCH_APP
-from holdfast_cluster.ring import shard_of
+from holdfast_cluster.placement.ring import shard_of
 from holdfast_node.effects.records import AlarmRecord, encode
 from holdfast_node.store import keys
 from holdfast_node.store.rocks import Store

@@ -28,7 +28,7 @@ from holdfast.local import free_port
 from holdfast.v1 import admin_pb2
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.peerpb import peer_pb2
-from holdfast_cluster.streams import StreamRefused, open_stream
+from holdfast_cluster.streams.tcp import StreamRefused, open_stream
 
 from tests.certs import Authority
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from conftest import Processes
-from holdfast.blocking import BlockingClient
+from holdfast.client.blocking import BlockingClient
 from holdfast.verify import inside
-from holdfast_cluster.ring import shard_of
+from holdfast_cluster.placement.ring import shard_of
 from load import Load
 from test_replication import node, wait_until, whole
 

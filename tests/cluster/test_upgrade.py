@@ -27,15 +27,15 @@ from test_restarts import Load
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("sdk", "cluster", "node", "gateway")
 STRUCTS = (
-    "cluster/holdfast_cluster/model.py",
-    "cluster/holdfast_cluster/streams.py",
+    "cluster/holdfast_cluster/placement/model.py",
+    "cluster/holdfast_cluster/streams/tcp.py",
     "node/holdfast_node/effects/records.py",
     "node/holdfast_node/log/changes.py",
     "node/holdfast_node/replication/copies.py",
     "node/holdfast_node/replication/core/events.py",
 )
 SAID = {  # where a message gets the new field
-    "cluster/holdfast_cluster/dispatch.py": ("call.id = number", "call.id = number; call.later = 'new'"),
+    "cluster/holdfast_cluster/routing/dispatch.py": ("call.id = number", "call.id = number; call.later = 'new'"),
     "node/holdfast_node/process/peer.py": ("peer_pb2.PipeResponse(", "peer_pb2.PipeResponse(later='new', "),
 }
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import msgspec
-from holdfast_cluster.model import Assignment
+from holdfast_cluster.placement.model import Assignment
 from holdfast_node import replication as r
 from holdfast_node.log.changes import encode_changes, is_term
 from holdfast_node.replication.core.chain import until

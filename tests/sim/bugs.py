@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from holdfast_cluster.model import Assignment, Member, View
-from holdfast_cluster.plan import Transition, plan
+from holdfast_cluster.placement.model import Assignment, Member, View
+from holdfast_cluster.placement.plan import Transition, plan
 from holdfast_node import replication as r
 from holdfast_node.log.changes import is_term
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from holdfast_node.log.changes import is_term
 
 if TYPE_CHECKING:
-    from holdfast_cluster.model import Assignment
+    from holdfast_cluster.placement.model import Assignment
     from holdfast_node.replication import LogEntry, Position
 
     from .world import World

@@ -27,8 +27,8 @@ from holdfast.errors import Unavailable, error_to_proto
 from holdfast.ids import RequestIds
 from holdfast.v1 import objects_pb2 as pb
 from holdfast.verify.app import app
-from holdfast_cluster.dispatch import Dispatcher
-from holdfast_cluster.ring import shard_of
+from holdfast_cluster.placement.ring import shard_of
+from holdfast_cluster.routing.dispatch import Dispatcher
 from holdfast_node.effects.outbox import OutboxLimits
 from holdfast_node.log.changes import Until
 from holdfast_node.log.commit import Committer
@@ -564,11 +564,11 @@ def live(seed: int, host: type[ObjectHost] = ObjectHost, dispatcher: type[Dispat
             stack.enter_context(mock.patch(f"holdfast_node.{module}.boottime", loop.time))
         stack.enter_context(mock.patch("time.time_ns", loop.time_ns))
         stack.enter_context(mock.patch("os.urandom", world.chance.randbytes))
-        stack.enter_context(mock.patch("holdfast_cluster.dispatch.RemotePipe", Pipe))
-        stack.enter_context(mock.patch("holdfast_cluster.dispatch.random", world.front.chance))
-        stack.enter_context(mock.patch("holdfast.client.random", world.front.chance))
-        stack.enter_context(mock.patch("holdfast.client.open_client_channel", world.front.channel))
-        stack.enter_context(mock.patch("holdfast.forks.opened"))
+        stack.enter_context(mock.patch("holdfast_cluster.routing.dispatch.RemotePipe", Pipe))
+        stack.enter_context(mock.patch("holdfast_cluster.routing.dispatch.random", world.front.chance))
+        stack.enter_context(mock.patch("holdfast.client.client.random", world.front.chance))
+        stack.enter_context(mock.patch("holdfast.client.client.open_client_channel", world.front.channel))
+        stack.enter_context(mock.patch("holdfast.client.forks.opened"))
         stack.enter_context(mock.patch("random.Random", lambda *given: _seeded(world, *given)))
         try:
             loop.run_until_complete(world.live())

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.rpc.status_pb2 import Status
 from holdfast import codec
-from holdfast.blocking import ATTEMPT_METADATA
-from holdfast.client import Client
+from holdfast.client.blocking import ATTEMPT_METADATA
+from holdfast.client.client import Client
 from holdfast.errors import HoldfastError
 from holdfast.ids import RequestIds
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_cluster.dispatch import Dispatcher, DispatchLimits
-from holdfast_cluster.model import Assignment, ClusterSettings, Member, Versioned, View
-from holdfast_gateway.objects import ObjectsService
+from holdfast_cluster.placement.model import Assignment, ClusterSettings, Member, Versioned, View
+from holdfast_cluster.routing.dispatch import Dispatcher, DispatchLimits
+from holdfast_gateway.edges.grpc import ObjectsService
 from holdfast_node.log.shards import Shard
 from holdfast_node.process.peer import _NOT_SERVING
 
@@ -244,7 +244,7 @@ class Gateway:
 
 
 class Pipe:
-    """A gateway's pipe to a node. Takes the place of `holdfast_cluster.pipe.RemotePipe`."""
+    """A gateway's pipe to a node. Takes the place of `holdfast_cluster.routing.pipe.RemotePipe`."""
 
     def __init__(self, end: Any, member: Member, gateway: Any) -> None:
         self._end = end

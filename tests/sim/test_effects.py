@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from holdfast_cluster.dispatch import Dispatcher
+from holdfast_cluster.routing.dispatch import Dispatcher
 from holdfast_node.services.host import ObjectHost
 
 from .effect_bugs import BUGS, DISPATCHER_BUGS

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Member, Versioned, View
-from holdfast_cluster.plan import Transition, plan
-from holdfast_cluster.ring import Ring, RingNode
+from holdfast_cluster.placement.model import Assignment, ClusterSettings, Drain, Member, Versioned, View
+from holdfast_cluster.placement.plan import Transition, plan
+from holdfast_cluster.placement.ring import Ring, RingNode
 from holdfast_node import replication as r
 from holdfast_node.log.changes import encode_changes, is_term
 from holdfast_node.replication.core.chain import until

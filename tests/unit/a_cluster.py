@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fake_etcd import KEYS
-from holdfast_cluster.access import ClusterAccess
-from holdfast_cluster.model import ClusterSettings, Keys
+from holdfast_cluster.membership.access import ClusterAccess
+from holdfast_cluster.placement.model import ClusterSettings, Keys
 
 
 def a_cluster(etcd: Any, feed: Any, keys: Keys = KEYS) -> ClusterAccess:

@@ -72,7 +72,7 @@ class Loopback:
 
 
 class SetClock:
-    """The cluster's time as a test sets it. Stands in for `holdfast_cluster.cluster_time.Time`."""
+    """The cluster's time as a test sets it. Stands in for `holdfast_cluster.clocks.cluster_time.Time`."""
 
     started = True
 

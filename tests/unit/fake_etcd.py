@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from holdfast_cluster.etcd import Listing
 from holdfast_cluster.etcdpb import etcd_pb2 as pb
-from holdfast_cluster.guarded import GuardedEtcd
-from holdfast_cluster.model import Keys
+from holdfast_cluster.membership.etcd import Listing
+from holdfast_cluster.membership.guarded import GuardedEtcd
+from holdfast_cluster.placement.model import Keys
 
 KEYS = Keys("default")
 

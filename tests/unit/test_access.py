@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from holdfast.logs import Few
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_gateway import access
-from holdfast_gateway.access import ANONYMOUS, Access, AccessError, AccessFile, Identity, Refused, SubjectLimits, Uses
-from holdfast_gateway.door import Guest
+from holdfast_gateway.admission import access
+from holdfast_gateway.admission.access import ANONYMOUS, Access, AccessError, AccessFile, Identity, Refused, SubjectLimits, Uses
+from holdfast_gateway.admission.auth import Guest
 
 LIFETIME_S = 600
 

@@ -8,14 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 from fake_etcd import KEYS, FakeEtcd, Rows
-from holdfast_cluster import rebuild as rebuild_module
-from holdfast_cluster.adopt import EPOCH_LEAP, NotAdoptable, Report, Reported, adopt
-from holdfast_cluster.etcd import EtcdError
-from holdfast_cluster.feed import apply
-from holdfast_cluster.lineage import ADOPTING
-from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Lineage, Member, Pause, View, decode, encode
+from holdfast_cluster.membership import rebuild as rebuild_module
+from holdfast_cluster.membership.etcd import EtcdError
+from holdfast_cluster.membership.lineage import ADOPTING
+from holdfast_cluster.membership.rebuild import look, rebuild
+from holdfast_cluster.membership.view_watcher import apply
 from holdfast_cluster.peerpb import peer_pb2
-from holdfast_cluster.rebuild import look, rebuild
+from holdfast_cluster.placement.adopt import EPOCH_LEAP, NotAdoptable, Report, Reported, adopt
+from holdfast_cluster.placement.model import Assignment, ClusterSettings, Drain, Lineage, Member, Pause, View, decode, encode
 
 SETTINGS = ClusterSettings(shards=2, id="c")
 MEMBERS = {name: Member(name, f"{name}:1", 4, name) for name in ("a", "b", "c")}

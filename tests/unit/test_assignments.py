@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from holdfast_cluster.adopt import Report
-from holdfast_cluster.lineage import Seen, judge
-from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Lineage, Member, Pause, Versioned, View, encode
+from holdfast_cluster.membership.lineage import Seen, judge
+from holdfast_cluster.placement.adopt import Report
+from holdfast_cluster.placement.model import Assignment, ClusterSettings, Drain, Lineage, Member, Pause, Versioned, View, encode
 from holdfast_node.store.assignments import KeptAssignments
 from holdfast_node.store.rocks import Store
 from test_host import SHARD, Flusher, Trio

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from holdfast.budget import Budgets
-from holdfast.client import retry_pause
+from holdfast.client.client import retry_pause
+from holdfast.client.retry_budget import Budgets
 
 
 def test_retries_are_a_tenth_of_the_calls_after_the_first_few() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from holdfast_cluster.cluster_time import AGREED_S, FAR_MS, HEARD_S, LONELY_S, SLEW, Clock, hosts_wanted
-from holdfast_cluster.model import Member
+from holdfast_cluster.clocks.cluster_time import AGREED_S, FAR_MS, HEARD_S, LONELY_S, SLEW, Clock
+from holdfast_cluster.placement.model import Member
+from holdfast_cluster.process.time_keeper import hosts_wanted
 
 HOUR = 3_600_000.0
 NOW = 1_000_000.0  # ms by a clock that is right

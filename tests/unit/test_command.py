@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from holdfast_cluster.membership import Refused
+from holdfast_cluster.membership.member import Refused
 from holdfast_node.log.commit import EXIT_STORE_FAILED
 from holdfast_node.process import command
 from holdfast_node.store.disk_space import EXIT_DISK_FULL

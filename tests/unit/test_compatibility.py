@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Heat, Member, Pause, decode, encode
-from holdfast_cluster.streams import PROTOCOL, Hello, _decode_hello
+from holdfast_cluster.placement.model import Assignment, ClusterSettings, Drain, Heat, Member, Pause, decode, encode
+from holdfast_cluster.streams.tcp import PROTOCOL, Hello, _decode_hello
 from holdfast_node.effects.records import (
     AlarmRecord,
     DeadLetter,

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from a_cluster import a_cluster
 from fake_etcd import KEYS, FakeEtcd, Rows
-from holdfast_cluster import controller as controller_module
-from holdfast_cluster.controller import Controller
-from holdfast_cluster.feed import apply
-from holdfast_cluster.model import Assignment, ClusterSettings, Lineage, Member, View, decode, encode
+from holdfast_cluster.membership import controller as controller_module
+from holdfast_cluster.membership.controller import Controller
+from holdfast_cluster.membership.view_watcher import apply
+from holdfast_cluster.placement.model import Assignment, ClusterSettings, Lineage, Member, View, decode, encode
 
 ME = Member("a", "a:1", 2, "a")
 

@@ -16,8 +16,8 @@ from holdfast_node.log.changes import decode_changes, is_term
 from holdfast_node.log.shards import FOR_EVER, Shard
 from holdfast_node.objects.responses import ResponseCache, identity_of, object_digest
 from holdfast_node.process import conversion
-from holdfast_node.store import keys
 from holdfast_node.replication.copies import CopyStore
+from holdfast_node.store import keys
 from holdfast_node.store.directory import DataDirectory, WrongDirectory
 from holdfast_node.store.rocks import Store
 from no_log import NO_LOG

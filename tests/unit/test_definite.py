@@ -13,7 +13,7 @@ import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc.status_pb2 import Status
 from holdfast import HoldfastError, Overloaded, Rejected, TooLarge, Unauthenticated, Unavailable, new_request_id
-from holdfast.blocking import ATTEMPT_METADATA
+from holdfast.client.blocking import ATTEMPT_METADATA
 from holdfast.errors import error_to_proto, grpc_status
 from holdfast.v1 import objects_pb2 as pb
 
@@ -69,7 +69,7 @@ async def open_client(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
 
     async def opened(script: list[Any]) -> tuple[holdfast.Client, list[pb.Call]]:
         calls: list[pb.Call] = []
-        monkeypatch.setattr("holdfast.client.open_client_channel", lambda *_: Session(script, calls))
+        monkeypatch.setattr("holdfast.client.client.open_client_channel", lambda *_: Session(script, calls))
         client = holdfast.connect("127.0.0.1:1")
         await client.__aenter__()
         clients.append(client)

@@ -17,7 +17,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from holdfast.cli import main
+from holdfast.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

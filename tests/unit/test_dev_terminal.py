@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from holdfast.dev import Changes, Terminal
+from holdfast.cli.dev import Changes, Terminal
 
 
 class Cluster:

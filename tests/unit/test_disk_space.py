@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import msgspec
 import pytest
-from holdfast_cluster.model import Assignment, ClusterSettings, Member, Versioned, View
+from holdfast_cluster.placement.model import Assignment, ClusterSettings, Member, Versioned, View
 from holdfast_node.process.leaving import is_needed
 from holdfast_node.replication import Position
 from holdfast_node.replication.snapshots import Backoff, Chunk, End, Header, SnapshotReceiver, SnapshotSender

@@ -19,8 +19,8 @@ from holdfast.errors import (
 )
 from holdfast.ids import RequestIds
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_cluster.dispatch import Dispatcher, DispatchLimits
-from holdfast_cluster.model import Assignment, ClusterSettings, Member, Versioned, View
+from holdfast_cluster.placement.model import Assignment, ClusterSettings, Member, Versioned, View
+from holdfast_cluster.routing.dispatch import Dispatcher, DispatchLimits
 
 SHARDS = 4
 NODE = Member("n", "127.0.0.1:1", 1, "h")
@@ -321,7 +321,7 @@ async def test_routes_that_lag_behind_the_nodes_for_long_are_not_ready(monkeypat
     dispatcher.on_revision(pipe, view(3).order)
     assert dispatcher.ready()
     dispatcher.on_revision(pipe, view(9).order)
-    monkeypatch.setattr("holdfast_cluster.dispatch._STALE_S", 0.05)
+    monkeypatch.setattr("holdfast_cluster.routing.dispatch._STALE_S", 0.05)
     assert dispatcher.ready()
     await asyncio.sleep(0.1)
     assert not dispatcher.ready()

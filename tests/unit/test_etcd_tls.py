@@ -7,7 +7,7 @@ from pathlib import Path
 import holdfast
 import pytest
 from holdfast.tls import authorization
-from holdfast_cluster.etcd import EtcdTLS
+from holdfast_cluster.membership.etcd import EtcdTLS
 
 from tests.certs import Authority
 

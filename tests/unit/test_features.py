@@ -9,11 +9,11 @@ import msgspec
 import pytest
 from a_cluster import a_cluster
 from fake_etcd import KEYS, FakeEtcd, Rows
-from holdfast_cluster import model
-from holdfast_cluster.controller import Controller
-from holdfast_cluster.feed import ViewFeed
-from holdfast_cluster.membership import Membership, Refused, agree_on_settings, refuse_unknown_features
-from holdfast_cluster.model import Assignment, ClusterSettings, Lineage, Member, View, decode, encode
+from holdfast_cluster.membership.controller import Controller
+from holdfast_cluster.membership.member import Membership, Refused, agree_on_settings, refuse_unknown_features
+from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.placement import model
+from holdfast_cluster.placement.model import Assignment, ClusterSettings, Lineage, Member, View, decode, encode
 
 SETTINGS = ClusterSettings(id="c")
 

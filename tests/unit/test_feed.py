@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from holdfast_cluster.etcd import Changes, Listing
 from holdfast_cluster.etcdpb import etcd_pb2 as pb
-from holdfast_cluster.feed import apply
-from holdfast_cluster.model import Assignment, ClusterSettings, Keys, Lineage, Member, Unreadable, Versioned, View, encode
+from holdfast_cluster.membership.etcd import Changes, Listing
+from holdfast_cluster.membership.view_watcher import apply
+from holdfast_cluster.placement.model import Assignment, ClusterSettings, Keys, Lineage, Member, Unreadable, Versioned, View, encode
 
 KEYS = Keys("default")
 MEMBER = Member("a", "127.0.0.1:1", 1, "h")

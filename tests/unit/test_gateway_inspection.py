@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from holdfast.v1 import admin_pb2
-from holdfast_cluster.model import Assignment, ClusterSettings, Hosting, Member, Versioned, View
-from holdfast_cluster.ring import shard_of
-from holdfast_gateway import inspection
-from holdfast_gateway.admin import what_lacks
-from holdfast_gateway.inspection import ObjectAdmin
+from holdfast_cluster.placement.model import Assignment, ClusterSettings, Hosting, Member, Versioned, View
+from holdfast_cluster.placement.ring import shard_of
+from holdfast_gateway.admin import inspection
+from holdfast_gateway.admin.inspection import ObjectAdmin
+from holdfast_gateway.admin.service import what_lacks
 
 
 class Cluster:

@@ -17,16 +17,16 @@ from typing import Any
 import msgspec
 import pytest
 from fake_etcd import KEYS, FakeEtcd, Rows
-from holdfast_cluster import adopt as adopt_module
-from holdfast_cluster.adopt import Report, Reported, adopt
-from holdfast_cluster.etcd import Etcd, Listing, unchanged
-from holdfast_cluster.etcd import put as put_op
 from holdfast_cluster.etcdpb import etcd_pb2 as pb
-from holdfast_cluster.feed import apply
-from holdfast_cluster.guarded import EtcdForeign
-from holdfast_cluster.lineage import Known, Memory, Verdict, judge
-from holdfast_cluster.model import Assignment, ClusterSettings, Versioned, View, encode
-from holdfast_cluster.rebuild import look, rebuild
+from holdfast_cluster.membership.etcd import Etcd, Listing, unchanged
+from holdfast_cluster.membership.etcd import put as put_op
+from holdfast_cluster.membership.guarded import EtcdForeign
+from holdfast_cluster.membership.lineage import Known, Memory, Verdict, judge
+from holdfast_cluster.membership.rebuild import look, rebuild
+from holdfast_cluster.membership.view_watcher import apply
+from holdfast_cluster.placement import adopt as adopt_module
+from holdfast_cluster.placement.adopt import Report, Reported, adopt
+from holdfast_cluster.placement.model import Assignment, ClusterSettings, Versioned, View, encode
 
 NAMES = ("a", "b", "c")
 SHARDS = 3

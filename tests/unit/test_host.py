@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from holdfast_cluster.clock import boottime
-from holdfast_cluster.model import Assignment, ClusterSettings, Member, Versioned, View
+from holdfast_cluster.clocks.boottime import boottime
+from holdfast_cluster.placement.model import Assignment, ClusterSettings, Member, Versioned, View
 from holdfast_node.log import changes
 from holdfast_node.log.shards import Entry, Shard, Shards
 from holdfast_node.replication import host

@@ -16,11 +16,11 @@ import pytest
 from engine_bench import Bench
 from holdfast.errors import LacksKind, NotFound, error_from_proto, error_to_proto
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_cluster.etcd import Changes, Listing
 from holdfast_cluster.etcdpb import etcd_pb2
-from holdfast_cluster.feed import apply
-from holdfast_cluster.kinds import KnownKinds
-from holdfast_cluster.model import (
+from holdfast_cluster.membership.etcd import Changes, Listing
+from holdfast_cluster.membership.kinds import KnownKinds
+from holdfast_cluster.membership.view_watcher import apply
+from holdfast_cluster.placement.model import (
     Assignment,
     ClusterSettings,
     Hosting,
@@ -31,7 +31,7 @@ from holdfast_cluster.model import (
     encode,
     encode_kinds,
 )
-from holdfast_cluster.plan import plan
+from holdfast_cluster.placement.plan import plan
 from holdfast_node.effects.outbox import PendingNotification
 from holdfast_node.effects.records import AlarmRecord, Notification
 from holdfast_node.effects.records import encode as encode_record

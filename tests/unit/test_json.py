@@ -22,7 +22,7 @@ from holdfast import codec
 from holdfast.errors import InvalidArgument, Overloaded, UnfitArguments, error_to_proto
 from holdfast.signature import Handler
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_gateway.objects import DOMAIN, _cut, _details, wide_integers_as_text
+from holdfast_gateway.edges.grpc import DOMAIN, _cut, _details, wide_integers_as_text
 
 
 class Color(enum.Enum):

@@ -14,7 +14,7 @@ from engine_bench import Bench
 from holdfast import Alarm, App, DurableObject, Invocation, Rejected
 from holdfast.alarms import check_every
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_cluster.model import FEATURES
+from holdfast_cluster.placement.model import FEATURES
 from holdfast_node.effects.alarms import following
 from holdfast_node.effects.records import AlarmRecord
 

@@ -11,15 +11,15 @@ from typing import Any
 import msgspec
 import pytest
 from fake_etcd import KEYS, FakeEtcd, Rows
-from holdfast_cluster import feed as feed_module
-from holdfast_cluster import membership as membership_module
-from holdfast_cluster.etcd import Changes, EtcdUnavailable, Listing, put, unchanged
 from holdfast_cluster.etcdpb import etcd_pb2 as pb
-from holdfast_cluster.feed import ViewFeed
-from holdfast_cluster.guarded import EtcdForeign
-from holdfast_cluster.lineage import ADOPTING, BELIEVED, HALTED, Known, Memory, Seen, is_suspicious, judge
-from holdfast_cluster.membership import agree_on_settings
-from holdfast_cluster.model import Assignment, ClusterSettings, Lineage, Member, Versioned, View, decode, encode
+from holdfast_cluster.membership import member as membership_module
+from holdfast_cluster.membership import view_watcher as feed_module
+from holdfast_cluster.membership.etcd import Changes, EtcdUnavailable, Listing, put, unchanged
+from holdfast_cluster.membership.guarded import EtcdForeign
+from holdfast_cluster.membership.lineage import ADOPTING, BELIEVED, HALTED, Known, Memory, Seen, is_suspicious, judge
+from holdfast_cluster.membership.member import agree_on_settings
+from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.placement.model import Assignment, ClusterSettings, Lineage, Member, Versioned, View, decode, encode
 
 SETTINGS = ClusterSettings(shards=2, id="c")
 LINEAGE = Lineage(3, 77)
@@ -484,6 +484,6 @@ def test_no_part_of_the_program_can_write_past_the_lineage() -> None:
         ("etcd.py", ".transact("),
         ("guarded.py", ".transact("),
         ("guarded.py", "super().txn("),  # `begin`, for those below and formation
-        ("membership.py", "etcd.begin("),  # the first lineage of a cluster that has none
+        ("member.py", "etcd.begin("),  # the first lineage of a cluster that has none
         ("rebuild.py", "etcd.begin("),
     }

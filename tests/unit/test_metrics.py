@@ -210,7 +210,7 @@ def test_without_the_extra_tracing_says_what_is_missing(monkeypatch: pytest.Monk
 
 
 def test_a_process_that_does_not_trace_imports_nothing_of_it() -> None:
-    command = "import sys, holdfast.cli, holdfast_node.process.server, holdfast_gateway.server; print('opentelemetry' in sys.modules)"
+    command = "import sys, holdfast.cli.main, holdfast_node.process.server, holdfast_gateway.process.server; print('opentelemetry' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from holdfast.ask import _plain
+from holdfast.cli.calls import _plain
 from holdfast.v1 import admin_pb2
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import msgspec
-from holdfast_cluster.controller import AT_ONCE_S, HOLD_MOVES_S, Expected
-from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Heat, Hosting, Member, Versioned, View
-from holdfast_cluster.plan import MOVES_MAX, Transition, plan, too_many_away
+from holdfast_cluster.membership.controller import AT_ONCE_S, HOLD_MOVES_S, Expected
+from holdfast_cluster.placement.model import Assignment, ClusterSettings, Drain, Heat, Hosting, Member, Versioned, View
+from holdfast_cluster.placement.plan import MOVES_MAX, Transition, plan, too_many_away
 
 SETTINGS = ClusterSettings(shards=8, replication=1, id="c")
 A, B = Member("a", "127.0.0.1:1", 1, "h1"), Member("b", "127.0.0.1:2", 1, "h2")

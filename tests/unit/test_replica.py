@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from holdfast_cluster.model import Assignment
+from holdfast_cluster.placement.model import Assignment
 from holdfast_node import replication as r
 from holdfast_node.log.changes import encode_changes, term_data
 

@@ -10,7 +10,7 @@ from holdfast.errors import DeadlineExceeded, InvalidArgument
 from holdfast.ids import id_prefix, idempotent_id
 from holdfast.signature import Handler
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_cluster.clock import boottime
+from holdfast_cluster.clocks.boottime import boottime
 from holdfast_node.log.changes import Forgotten
 from holdfast_node.log.shards import FOR_EVER, LATE_S, Shard, Shards
 from holdfast_node.log.staging import stage_forgotten

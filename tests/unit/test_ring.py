@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from holdfast_cluster.ring import Ring, RingNode, shard_of
+from holdfast_cluster.placement.ring import Ring, RingNode, shard_of
 
 SHARDS = 256
 

@@ -15,8 +15,8 @@ import uvloop
 from holdfast.channels import AddressInUse, split_address
 from holdfast.frames import FrameWriter
 from holdfast.tls import CertificateError, Certificates
-from holdfast_cluster import streams
-from holdfast_cluster.streams import PROTOCOL, Hello, Stream, StreamRefused, StreamServer, open_stream
+from holdfast_cluster.streams import tcp as streams
+from holdfast_cluster.streams.tcp import PROTOCOL, Hello, Stream, StreamRefused, StreamServer, open_stream
 
 from tests.certs import Authority
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from fake_etcd import KEYS, FakeEtcd, Rows
-from holdfast_cluster.etcd import EtcdUnknown
-from holdfast_cluster.model import Assignment, ClusterSettings, Lineage, Versioned, decode, encode
+from holdfast_cluster.membership.etcd import EtcdUnknown
+from holdfast_cluster.placement.model import Assignment, ClusterSettings, Lineage, Versioned, decode, encode
 from holdfast_node.replication.swaps import EtcdSwaps
 
 NOW = Assignment(1, "a", 1, ("a", "b"), version=3, nonce=7)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from holdfast.ids import letter_id, letter_place
 from holdfast.v1 import admin_pb2, objects_pb2
-from holdfast_cluster.clock import boottime
+from holdfast_cluster.clocks.boottime import boottime
 
 from holdfast_node.effects.dead_letters import DeadLetters
 from holdfast_node.effects.notifications import Notifications

@@ -19,7 +19,7 @@ from holdfast.ids import effect_id
 from holdfast.storage import read_expiry, read_value
 from holdfast.v1 import admin_pb2
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_cluster.clock import boottime
+from holdfast_cluster.clocks.boottime import boottime
 
 from holdfast_node.effects.records import decode_alarm
 from holdfast_node.effects.sent import ForgetSent

@@ -15,7 +15,7 @@ from holdfast.errors import TooLarge
 from holdfast.ids import effect_id
 from holdfast.storage import Rows
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_cluster.model import ALARM_LIMITS
+from holdfast_cluster.placement.model import ALARM_LIMITS
 
 from holdfast_node.effects.due_index import DueIndex
 from holdfast_node.effects.records import AlarmRecord, carried, decode_alarm, encode

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from holdfast.app import Kind
 from holdfast.storage import Writes, read_expiry
-from holdfast_cluster.model import EXPIRY
+from holdfast_cluster.placement.model import EXPIRY
 
 from holdfast_node.effects.due_index import DueIndex
 from holdfast_node.log.shards import Entry

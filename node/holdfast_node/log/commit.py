@@ -23,7 +23,7 @@ from threading import Thread
 from time import perf_counter
 
 from holdfast.metrics import Histogram
-from holdfast_cluster.clock import boottime
+from holdfast_cluster.clocks.boottime import boottime
 
 from holdfast_node.log.shards import Entry, Shard, ShardLog
 from holdfast_node.store.disk_space import EXIT_DISK_FULL

@@ -13,9 +13,9 @@ import asyncio
 import logging
 
 import msgspec
-from holdfast_cluster.etcd import Etcd, EtcdError, put
-from holdfast_cluster.membership import Refused
-from holdfast_cluster.model import Keys, Unreadable, decode
+from holdfast_cluster.membership.etcd import Etcd, EtcdError, put
+from holdfast_cluster.membership.member import Refused
+from holdfast_cluster.placement.model import Keys, Unreadable, decode
 
 from holdfast_node.log.commit import Flusher
 from holdfast_node.store.rocks import Store

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from holdfast_cluster.clock import boottime
+from holdfast_cluster.clocks.boottime import boottime
 
 from holdfast_node.log.shards import Shard, Shards
 

@@ -8,10 +8,10 @@ from time import perf_counter
 from typing import Protocol
 
 from holdfast.errors import Unavailable, WrongOwner
-from holdfast_cluster.clock import boottime
-from holdfast_cluster.cluster_time import WALL, Time, WallTime
-from holdfast_cluster.model import EXPIRY, FEATURES
-from holdfast_cluster.ring import shard_of
+from holdfast_cluster.clocks.boottime import boottime
+from holdfast_cluster.clocks.cluster_time import WALL, Time, WallTime
+from holdfast_cluster.placement.model import EXPIRY, FEATURES
+from holdfast_cluster.placement.ring import shard_of
 
 from holdfast_node.log.changes import Forgotten, Replies, Rows
 from holdfast_node.store import keys

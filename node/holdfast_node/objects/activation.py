@@ -19,7 +19,7 @@ from holdfast.object import DurableObject
 from holdfast.signature import Handler, Sending
 from holdfast.storage import ReadRows, Rows
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_cluster.ring import object_hash
+from holdfast_cluster.placement.ring import object_hash
 
 from holdfast_node.effects.alarms import ObjectAlarms
 from holdfast_node.log.shards import Entry, Shard

@@ -114,7 +114,7 @@ class _Stub:
 
 
 class _Caller:
-    """Waits for one reply. Implements `holdfast_cluster.dispatch.Origin`."""
+    """Waits for one reply. Implements `holdfast_cluster.routing.dispatch.Origin`."""
 
     __slots__ = ("_callee", "future")
 

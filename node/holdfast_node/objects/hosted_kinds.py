@@ -18,11 +18,11 @@ from collections.abc import Callable, Collection, Iterable
 
 from holdfast.app import no_kind
 from holdfast.errors import HoldfastError, LacksKind
-from holdfast_cluster.etcd import Etcd, EtcdError, put
-from holdfast_cluster.feed import ViewFeed
-from holdfast_cluster.kinds import KnownKinds
-from holdfast_cluster.membership import Membership
-from holdfast_cluster.model import Hosting, Keys, Member, View, encode
+from holdfast_cluster.membership.etcd import Etcd, EtcdError, put
+from holdfast_cluster.membership.kinds import KnownKinds
+from holdfast_cluster.membership.member import Membership
+from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.placement.model import Hosting, Keys, Member, View, encode
 
 from holdfast_node.log.shards import Shard, Shards
 from holdfast_node.objects.activation import Activation

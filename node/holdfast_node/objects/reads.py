@@ -9,7 +9,7 @@ from typing import Any
 from holdfast.errors import HoldfastError, InvalidArgument, error_to_proto
 from holdfast.signature import Handler, Sending
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_cluster.model import SEND
+from holdfast_cluster.placement.model import SEND
 
 from holdfast_node.log.shards import Shard
 from holdfast_node.objects.activation import RUNNING, Turn

@@ -22,8 +22,8 @@ from holdfast.errors import DeadlineExceeded, InvalidArgument
 from holdfast.ids import EFFECT, KEYED, id_prefix
 from holdfast.signature import Handler, Sending
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_cluster.clock import boottime
-from holdfast_cluster.cluster_time import WALL
+from holdfast_cluster.clocks.boottime import boottime
+from holdfast_cluster.clocks.cluster_time import WALL
 
 from holdfast_node.log.changes import NOTHING_FORGOTTEN, Forgotten, decode_forgotten
 from holdfast_node.log.shards import DAY_BUCKET_MS, LATE_S, TIMED_BUCKET_MS, Shard

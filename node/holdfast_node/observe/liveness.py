@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 
-from holdfast_cluster.clock import boottime
+from holdfast_cluster.clocks.boottime import boottime
 
 from holdfast_node.objects.activation import Turn
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from holdfast.metrics import Histogram, counter, gauge, histogram
 from holdfast.processes import version
 from holdfast.tls import Certificates
-from holdfast_cluster.clock import boottime
-from holdfast_cluster.cluster_time import Time
-from holdfast_cluster.controller import Controller
-from holdfast_cluster.dispatch import Dispatcher
-from holdfast_cluster.feed import ViewFeed
-from holdfast_cluster.membership import Membership
-from holdfast_cluster.metrics import certificate_metrics, dispatcher_metrics, feed_metrics
+from holdfast_cluster.clocks.boottime import boottime
+from holdfast_cluster.clocks.cluster_time import Time
+from holdfast_cluster.membership.controller import Controller
+from holdfast_cluster.membership.member import Membership
+from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.process.metrics import certificate_metrics, dispatcher_metrics, feed_metrics
+from holdfast_cluster.routing.dispatch import Dispatcher
 from prometheus_client.core import Metric
 
 from holdfast_node.log.commit import Committer, Flusher

@@ -6,11 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from holdfast_cluster.clock import boottime
-from holdfast_cluster.etcd import EtcdError, put
-from holdfast_cluster.guarded import GuardedEtcd
-from holdfast_cluster.membership import Membership
-from holdfast_cluster.model import Heat, Keys, encode
+from holdfast_cluster.clocks.boottime import boottime
+from holdfast_cluster.membership.etcd import EtcdError, put
+from holdfast_cluster.membership.guarded import GuardedEtcd
+from holdfast_cluster.membership.member import Membership
+from holdfast_cluster.placement.model import Heat, Keys, encode
 
 from holdfast_node.log.shards import Shard, Shards
 

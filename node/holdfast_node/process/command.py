@@ -18,8 +18,8 @@ from holdfast.loading import AppError, load_app
 from holdfast.options import certificates, common_options, explicit_settings, option
 from holdfast.processes import prefer_batches, raise_file_limit, told_as_refusal, whys
 from holdfast.tracing import TracingMissing
-from holdfast_cluster.etcd import etcd_tls
-from holdfast_cluster.membership import Refused
+from holdfast_cluster.membership.etcd import etcd_tls
+from holdfast_cluster.membership.member import Refused
 
 from holdfast_node.effects.outbox import OutboxLimits
 from holdfast_node.log.commit import EXIT_STORE_FAILED

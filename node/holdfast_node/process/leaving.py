@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from holdfast_cluster.clock import boottime
-from holdfast_cluster.etcd import EtcdError
-from holdfast_cluster.feed import ViewFeed
-from holdfast_cluster.membership import Membership
-from holdfast_cluster.model import View
+from holdfast_cluster.clocks.boottime import boottime
+from holdfast_cluster.membership.etcd import EtcdError
+from holdfast_cluster.membership.member import Membership
+from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.placement.model import View
 
 from holdfast_node.replication.replication import Replication
 from holdfast_node.replication.single import SingleCopies

@@ -13,19 +13,20 @@ from holdfast.channels import SERVER_OPTIONS, AddressInUse, bind, canonical
 from holdfast.processes import Stopped, process_stats, rss_bytes, unless_stopped
 from holdfast.tracing import start as trace_process
 from holdfast.v1 import admin_pb2
-from holdfast_cluster.access import ClusterAccess
-from holdfast_cluster.clock import boottime
-from holdfast_cluster.cluster_time import Time, keep_time, tell_time
-from holdfast_cluster.controller import AT_ONCE_S, Controller
-from holdfast_cluster.dispatch import Dispatcher
-from holdfast_cluster.etcd import EtcdError
-from holdfast_cluster.kinds import KnownKinds
-from holdfast_cluster.membership import Membership, MembershipListener
-from holdfast_cluster.model import FEATURES, VERSION, Member, View
-from holdfast_cluster.nodes import Nodes
+from holdfast_cluster.clocks.boottime import boottime
+from holdfast_cluster.clocks.cluster_time import Time
+from holdfast_cluster.membership.access import ClusterAccess
+from holdfast_cluster.membership.controller import AT_ONCE_S, Controller
+from holdfast_cluster.membership.etcd import EtcdError
+from holdfast_cluster.membership.kinds import KnownKinds
+from holdfast_cluster.membership.member import Membership, MembershipListener
 from holdfast_cluster.peerpb import peer_pb2
+from holdfast_cluster.placement.model import FEATURES, VERSION, Member, View
+from holdfast_cluster.process.time_keeper import TimeKeeper, Voter, tell_time
 from holdfast_cluster.process.watched import Watched, settle_garbage
-from holdfast_cluster.streams import StreamServer
+from holdfast_cluster.routing.dispatch import Dispatcher
+from holdfast_cluster.routing.nodes import Nodes
+from holdfast_cluster.streams.tcp import StreamServer
 
 from holdfast_node.admin.dead_letters import DeadLetterAdmin
 from holdfast_node.admin.inspection import Inspection
@@ -123,7 +124,7 @@ class Node(MembershipListener):
     def _replication(self) -> Replication | None:
         return self.copies if isinstance(self.copies, Replication) else None
 
-    # -- holdfast_cluster.membership.MembershipListener
+    # -- holdfast_cluster.membership.member.MembershipListener
 
     def joined(self, member: Member) -> None:
         self._member = member
@@ -260,6 +261,8 @@ class Node(MembershipListener):
     async def _run(self, stop: asyncio.Event, membership: Membership, disk: DiskState) -> None:
         address = membership.address
         cluster = self._cluster
+        voter = Voter(self._id, self._machine, address, cluster.settings.replication)
+        keeper = TimeKeeper(self._time, voter, self._feed, self._nodes, lambda: bool(self.shards.serving(boottime())))
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(self._feed.run(), name="view feed"),
@@ -267,7 +270,7 @@ class Node(MembershipListener):
                 group.create_task(self._watched.measure(), name="loop lag"),
                 group.create_task(self._controller.run(), name="controller"),
                 group.create_task(self._watch.run(), name="disk"),
-                group.create_task(self._keep_time(address), name="cluster time"),
+                group.create_task(keeper.run(), name="cluster time"),
                 group.create_task(self.copies.run(), name="replication"),
                 group.create_task(
                     hosted_kinds.tell(self.objects.kinds, self._feed, cluster.etcd, cluster.keys, membership), name="kinds"
@@ -295,18 +298,6 @@ class Node(MembershipListener):
             await self._drain(membership)
             for task in tasks:
                 task.cancel()
-
-    async def _keep_time(self, address: str) -> None:
-        await keep_time(
-            self._time,
-            self._id,
-            self._machine,
-            address,
-            self._feed,
-            self._nodes,
-            lambda: bool(self.shards.serving(boottime())),
-            self._cluster.settings.replication,
-        )
 
     async def _tick(self) -> None:
         """What follows the clock."""

@@ -17,10 +17,10 @@ from holdfast.frames import BACKLOG_BYTES_MAX, MESSAGES_MAX, FrameWriter, too_ma
 from holdfast.logs import Few
 from holdfast.tls import Certificates, names_of
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_cluster.clock import boottime
+from holdfast_cluster.clocks.boottime import boottime
 from holdfast_cluster.peerpb import peer_pb2
-from holdfast_cluster.pipe import PIPE, PipeEnd
-from holdfast_cluster.streams import Hello, Service, Stream, StreamRefused
+from holdfast_cluster.routing.pipe import PIPE, PipeEnd
+from holdfast_cluster.streams.tcp import Hello, Service, Stream, StreamRefused
 
 from holdfast_node.log.shards import Shard
 from holdfast_node.objects.engine import Engine
@@ -274,7 +274,7 @@ class _PipePort:
 class LocalPipe:
     """The pipe of a node to itself, for calls between its own objects: no bytes cross a socket.
 
-    Implements `holdfast_cluster.pipe.Pipe` and `holdfast_node.objects.activation.ReplyPort`.
+    Implements `holdfast_cluster.routing.pipe.Pipe` and `holdfast_node.objects.activation.ReplyPort`.
     """
 
     closed = False

@@ -9,11 +9,11 @@ import logging
 import msgspec
 from holdfast.app import App
 from holdfast.processes import Stopped, unless_stopped
-from holdfast_cluster.access import ClusterAccess
-from holdfast_cluster.feed import ViewFeed
-from holdfast_cluster.guarded import GuardedEtcd
-from holdfast_cluster.membership import agree_on_settings
-from holdfast_cluster.model import ClusterSettings, Keys
+from holdfast_cluster.membership.access import ClusterAccess
+from holdfast_cluster.membership.guarded import GuardedEtcd
+from holdfast_cluster.membership.member import agree_on_settings
+from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.placement.model import ClusterSettings, Keys
 from holdfast_cluster.process.watched import Watched
 
 from holdfast_node.log.commit import Flusher

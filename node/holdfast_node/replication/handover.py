@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 
-from holdfast_cluster.clock import boottime
-from holdfast_cluster.model import View
+from holdfast_cluster.clocks.boottime import boottime
+from holdfast_cluster.placement.model import View
 
 from holdfast_node.log.shards import Shard
 from holdfast_node.objects.hand_off import ShardTurns

@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, Protocol, TypeVar
 
-from holdfast_cluster.clock import boottime
-from holdfast_cluster.model import SHARDS_MAX, Assignment, Member, Versioned, View
-from holdfast_cluster.streams import FRAME_BYTES_MAX
+from holdfast_cluster.clocks.boottime import boottime
+from holdfast_cluster.placement.model import SHARDS_MAX, Assignment, Member, Versioned, View
+from holdfast_cluster.streams.tcp import FRAME_BYTES_MAX
 
 from holdfast_node.log.changes import encode_changes
 from holdfast_node.log.commit import Flusher

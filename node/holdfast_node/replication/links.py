@@ -20,15 +20,15 @@ from typing import Protocol
 import msgspec
 from holdfast.frames import FrameWriter
 from holdfast.tls import Certificates
-from holdfast_cluster.model import Member, View
-from holdfast_cluster.streams import Stream, StreamRefused, open_stream
+from holdfast_cluster.placement.model import Member, View
+from holdfast_cluster.streams.tcp import Stream, StreamRefused, open_stream
 
 from holdfast_node.replication.core.events import Message, Replicate, WireMessage
 
 log = logging.getLogger(__name__)
 
 REPLICATE = "replicate"
-"""The service of nodes that takes these streams; see holdfast_cluster.streams."""
+"""The service of nodes that takes these streams; see holdfast_cluster.streams.tcp."""
 
 _BACKLOG_BYTES_MAX = 64 << 20
 _BACKOFF_S = (0.05, 1.0)

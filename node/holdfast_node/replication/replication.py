@@ -6,8 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from holdfast_cluster.access import ClusterAccess
-from holdfast_cluster.model import Assignment, Member, Versioned, View
+from holdfast_cluster.membership.access import ClusterAccess
+from holdfast_cluster.placement.model import Assignment, Member, Versioned, View
 
 from holdfast_node.log.commit import Flusher
 from holdfast_node.log.shards import Shards

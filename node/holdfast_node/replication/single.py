@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from holdfast_cluster.model import Assignment, Member, View
+from holdfast_cluster.placement.model import Assignment, Member, View
 
 from holdfast_node.log.commit import Flusher
 from holdfast_node.log.shards import FOR_EVER, Shard, Shards

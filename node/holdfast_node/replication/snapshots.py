@@ -22,9 +22,9 @@ import grpc
 import msgspec
 from holdfast.channels import open_process_channel
 from holdfast.tls import Certificates
-from holdfast_cluster.clock import boottime
-from holdfast_cluster.model import Member
-from holdfast_cluster.streams import FRAME_BYTES_MAX
+from holdfast_cluster.clocks.boottime import boottime
+from holdfast_cluster.placement.model import Member
+from holdfast_cluster.streams.tcp import FRAME_BYTES_MAX
 
 from holdfast_node.replication.copies import CopyStore, SnapshotFiles
 from holdfast_node.replication.core.chain import Term

@@ -6,9 +6,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from holdfast_cluster.etcd import TXN_OPS_MAX, EtcdError, EtcdUnknown, put, unchanged
-from holdfast_cluster.guarded import EtcdForeign, GuardedEtcd
-from holdfast_cluster.model import Assignment, Keys, Versioned, encode
+from holdfast_cluster.membership.etcd import TXN_OPS_MAX, EtcdError, EtcdUnknown, put, unchanged
+from holdfast_cluster.membership.guarded import EtcdForeign, GuardedEtcd
+from holdfast_cluster.placement.model import Assignment, Keys, Versioned, encode
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from holdfast.app import App
 from holdfast.tracing import Tracing
-from holdfast_cluster.clock import boottime
-from holdfast_cluster.kinds import KnownKinds
+from holdfast_cluster.clocks.boottime import boottime
+from holdfast_cluster.membership.kinds import KnownKinds
 
 from holdfast_node.effects.dead_letters import DeadLetters
 from holdfast_node.effects.delayed import DelayedNotifications

@@ -162,7 +162,7 @@ class NotificationService:
 
 
 class _Answer:
-    """Waits for the answer to one delivery. Implements `holdfast_cluster.dispatch.Origin`."""
+    """Waits for the answer to one delivery. Implements `holdfast_cluster.routing.dispatch.Origin`."""
 
     __slots__ = ("_pending", "_service")
 

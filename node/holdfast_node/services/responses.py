@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from holdfast_cluster.clock import boottime
+from holdfast_cluster.clocks.boottime import boottime
 
 from holdfast_node.log.commit import Committer
 from holdfast_node.log.shards import Shards

@@ -10,9 +10,20 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
-from holdfast_cluster.lineage import Memory, Seen
-from holdfast_cluster.model import Assignment, ClusterSettings, Drain, Lineage, Member, Pause, Versioned, View, decode, encode
+from holdfast_cluster.membership.lineage import Memory, Seen
 from holdfast_cluster.peerpb import peer_pb2
+from holdfast_cluster.placement.model import (
+    Assignment,
+    ClusterSettings,
+    Drain,
+    Lineage,
+    Member,
+    Pause,
+    Versioned,
+    View,
+    decode,
+    encode,
+)
 
 from holdfast_node.store import keys
 from holdfast_node.store.rocks import Batch, Store

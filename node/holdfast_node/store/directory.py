@@ -17,7 +17,7 @@ class WrongDirectory(Exception):
 
 
 class DataDirectory:
-    """Facts of a data directory, kept in its store. Implements `holdfast_cluster.membership.Directory`."""
+    """Facts of a data directory, kept in its store. Implements `holdfast_cluster.membership.member.Directory`."""
 
     def __init__(self, store: Store, convert: Callable[[Store], None]) -> None:
         """`convert`: brings a directory of format 1 to this format. Raises WrongDirectory for a format that is not known."""

@@ -18,7 +18,7 @@ byte order is text order. (A lone 00 as the end would make "a" a prefix of "a\\0
 
 from __future__ import annotations
 
-from holdfast_cluster.model import EPOCHS_MAX
+from holdfast_cluster.placement.model import EPOCHS_MAX
 
 ROW = 0x10
 """Record type of a user's row in `self.storage`."""

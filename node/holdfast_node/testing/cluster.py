@@ -16,16 +16,16 @@ from typing import Any, TypeVar, cast
 from holdfast import codec
 from holdfast.alarms import Alarm
 from holdfast.app import App, kind_name
-from holdfast.client import callee as callee_of
-from holdfast.client import check_key, check_own_id, check_size, delay_ms
+from holdfast.client.client import callee as callee_of
+from holdfast.client.client import check_key, check_own_id, check_size, delay_ms
 from holdfast.deadlines import checked_timedelta, checked_timeout
 from holdfast.errors import DeadlineExceeded, HoldfastError, error_from_proto, error_to_proto
 from holdfast.ids import EFFECT, RequestIds, idempotent_id
 from holdfast.signature import check_notified, decode_result, encode_arguments, return_type
 from holdfast.storage import read_expiry, read_value
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_cluster.cluster_time import Time
-from holdfast_cluster.ring import shard_of
+from holdfast_cluster.clocks.cluster_time import Time
+from holdfast_cluster.placement.ring import shard_of
 
 from holdfast_node.effects.alarms import shown
 from holdfast_node.effects.records import decode_alarm, decode_letter
@@ -360,7 +360,7 @@ class _Sync:
 
 
 class _Clock:
-    """The cluster's time: that of the loop, from a date on. Stands in for `holdfast_cluster.cluster_time.Time`."""
+    """The cluster's time: that of the loop, from a date on. Stands in for `holdfast_cluster.clocks.cluster_time.Time`."""
 
     started = True
 
@@ -388,7 +388,7 @@ class _Flusher(Flusher):
 
 
 class _Reply:
-    """Waits for one reply. Implements `holdfast_cluster.dispatch.Origin`."""
+    """Waits for one reply. Implements `holdfast_cluster.routing.dispatch.Origin`."""
 
     def __init__(self, future: asyncio.Future[pb.Reply]) -> None:
         self.future = future

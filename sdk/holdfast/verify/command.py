@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from holdfast import codec
-from holdfast.client import connect
+from holdfast.client.client import connect
 from holdfast.errors import HoldfastError
 from holdfast.local import ClusterFailed
 from holdfast.options import local_option

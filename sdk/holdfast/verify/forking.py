@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from holdfast.blocking import BlockingClient
+from holdfast.client.blocking import BlockingClient
 from holdfast.errors import HoldfastError
 from holdfast.verify.app import Journal
 

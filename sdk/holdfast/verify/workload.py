@@ -15,7 +15,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
-from holdfast.client import Client
+from holdfast.client.client import Client
 from holdfast.errors import HoldfastError
 from holdfast.ids import new_request_id
 from holdfast.verify import forking

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from holdfast_cluster import controller
-from holdfast_cluster import plan as plan_module
-from holdfast_cluster.cluster_time import Clock
-from holdfast_cluster.model import Member, View
-from holdfast_cluster.plan import Transition, plan
+from holdfast_cluster.clocks.cluster_time import Clock
+from holdfast_cluster.membership import controller
+from holdfast_cluster.placement import plan as plan_module
+from holdfast_cluster.placement.model import Member, View
+from holdfast_cluster.placement.plan import Transition, plan
 from holdfast_node.log.commit import Flusher
 from holdfast_node.replication.copies import CopyStore
 from holdfast_node.replication.core.events import Persist

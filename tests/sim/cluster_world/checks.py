@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from holdfast_cluster.cluster_time import Time
-from holdfast_cluster.model import Assignment
+from holdfast_cluster.clocks.cluster_time import Time
+from holdfast_cluster.placement.model import Assignment
 
 from .machine import START_S
 

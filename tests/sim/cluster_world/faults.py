@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from holdfast_cluster.model import Assignment, Drain, Keys, encode
+from holdfast_cluster.placement.model import Assignment, Drain, Keys, encode
 
 from .node import CLUSTER, Gateway, Node
 

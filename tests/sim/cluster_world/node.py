@@ -6,12 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_cluster.dispatch import Dispatcher, DispatchLimits
-from holdfast_cluster.feed import ViewFeed
-from holdfast_cluster.guarded import GuardedEtcd
-from holdfast_cluster.lineage import Memory
-from holdfast_cluster.membership import Refused, agree_on_settings
-from holdfast_cluster.model import Keys
+from holdfast_cluster.membership.guarded import GuardedEtcd
+from holdfast_cluster.membership.lineage import Memory
+from holdfast_cluster.membership.member import Refused, agree_on_settings
+from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.placement.model import Keys
+from holdfast_cluster.routing.dispatch import Dispatcher, DispatchLimits
 from holdfast_node.log.shards import Shards
 from holdfast_node.process.config import NodeConfig
 from holdfast_node.process.server import NodeServer

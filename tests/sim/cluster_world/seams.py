@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import grpc
-from holdfast_cluster.streams import Stream
+from holdfast_cluster.streams.tcp import Stream
 from holdfast_node.log.shards import Shard
 from holdfast_node.replication import ReplicationSettings, host
 from holdfast_node.store.disk_space import DiskWatch
@@ -154,7 +154,7 @@ def production_on(world: World, broken: Iterable[tuple[Any, str, Any]] = ()) -> 
         ),
         "holdfast_node.services.responses.INTERVAL_S": 1.0,
         "holdfast_cluster.process.watched.measure_lag": _no_lag,
-        "holdfast_cluster.streams.Stream": _Stream,
+        "holdfast_cluster.streams.tcp.Stream": _Stream,
         "holdfast_node.replication.host.Copy": _Copy,
         "holdfast_node.replication.host.Shard": _Shard,
     }

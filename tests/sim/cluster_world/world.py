@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 from holdfast.errors import HoldfastError
-from holdfast_cluster.model import Assignment, Keys
+from holdfast_cluster.placement.model import Assignment, Keys
 
 from . import checks
 from .checks import Broken, History, first

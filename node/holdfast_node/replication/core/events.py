@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
-from holdfast_cluster.model import Assignment
+from holdfast_cluster.placement.model import Assignment
 
 from holdfast_node.replication.core.chain import Term
 

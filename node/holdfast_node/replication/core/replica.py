@@ -42,7 +42,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
-from holdfast_cluster.model import Assignment
+from holdfast_cluster.placement.model import Assignment
 
 from holdfast_node.log.changes import is_term, nonce_of, term_data
 from holdfast_node.replication.core.chain import TERMS_MAX, Term, parting, term_at, turns_between, until

@@ -1,0 +1,559 @@
+"""Getting calls to the owners of their objects: routing, holding, sending again.
+
+Gateways use it for their callers, nodes for the calls that turns make. A call is in exactly one of these states:
+
+- *sent*: on a pipe to the node that, by the newest view, may serve its shard;
+- *held*: there is no such node or pipe, or the node refused; it waits in its shard's queue, and calls that come later wait
+  behind it. The queue is sent when the view gives the shard another owner or epoch, when the pipe comes up, or after a backoff.
+  A call whose kind the node lacks waits in another queue of its shard, so that no other call waits behind it;
+- *done*: replied, or its deadline passed.
+
+A call is sent again with the same request id, so that its effect happens once. If nobody heard what became of the attempt before,
+it is sent with `attempt + 1`, and from then on no error is definite (the rule of `definite` in holdfast.errors); nor is one of a call
+that came with an `attempt`. What is held and in flight is bounded; when full, calls are refused with OVERLOADED.
+
+A call that is cancelled leaves its queue, or its node is told; it is not sent again, and its origin's `heir` gets what is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import Counter
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+from holdfast.deadlines import TIMEOUT_MAX_S, Deadlines
+from holdfast.errors import (
+    Aborted,
+    DeadlineExceeded,
+    HoldfastError,
+    InvalidArgument,
+    Overloaded,
+    TooLarge,
+    Unavailable,
+    error_to_proto,
+    not_definite_after,
+)
+from holdfast.frames import ENVELOPE_BYTES_MAX
+from holdfast.ids import REQUEST_ID_BYTES
+from holdfast.metrics import Histogram
+from holdfast.tls import Certificates
+from holdfast.v1 import objects_pb2 as pb
+
+from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.placement.model import View
+from holdfast_cluster.placement.ring import shard_of
+from holdfast_cluster.routing.pipe import Pipe, RemotePipe
+
+log = logging.getLogger(__name__)
+
+KEY_BYTES_MAX = 1024
+_CALL_SMALL = 64 << 10
+_KEY_SHORT = KEY_BYTES_MAX // 4  # so many characters fit whatever they are
+_ENVELOPE_BYTES = 100
+_ATTEMPT_MAX = (1 << 32) - 1
+_TIMEOUT_MAX_MS = int(TIMEOUT_MAX_S * 1000)
+_DEADLINE_SLACK_S = 0.15  # a call that was sent is given this long for the node's own word on its deadline
+_BACKOFF_S = (0.02, 0.5)
+_LACKING_BACKOFF_S = (0.1, 5.0)  # another owner is a new epoch, which sends these calls at once
+_TICK_S = 0.02
+_STALE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchLimits:
+    """Bounds of one dispatcher."""
+
+    in_flight_max: int = 10_000
+    """Calls accepted and not answered yet, held ones included."""
+    held_max: int = 10_000
+    """Calls that wait for their shard to be served."""
+    argument_bytes_max: int = 4 << 20
+    bytes_max: int = 512 << 20
+    """All calls accepted and not answered yet, with their arguments."""
+    timeout_s: float = 30.0
+    """The deadline of calls that bring none."""
+
+
+class Origin(Protocol):
+    """Where a call came from."""
+
+    def push(self, reply: pb.Reply, size: int) -> None:
+        """Take the reply (its `id` is the origin's own again), of about `size` bytes."""
+
+
+class Pending:
+    """A call on its way. `lacking`: it was refused for its kind. `cancelled`: nobody waits for it any more."""
+
+    __slots__ = (
+        "call",
+        "cancelled",
+        "deadline",
+        "lacking",
+        "late",
+        "origin",
+        "origin_id",
+        "orphan",
+        "pipe",
+        "shard",
+        "size",
+        "submitted",
+    )
+
+    def __init__(self, call: pb.Call, origin: Origin, shard: int, deadline: float, size: int) -> None:
+        self.size = size
+        self.call = call
+        self.origin = origin
+        self.origin_id = call.id
+        self.shard = shard
+        self.deadline = deadline
+        self.pipe: Pipe | None = None
+        self.lacking = False
+        self.late = False
+        self.cancelled = False
+        self.orphan = False  # its origin has gone
+        self.submitted = perf_counter()
+
+    def outcome_unknown(self) -> None:
+        """Nobody will hear what became of the attempt that is under way."""
+        if self.call.attempt < _ATTEMPT_MAX:  # a caller may have begun at any number
+            self.call.attempt += 1
+
+
+class _Held:
+    """The queue of a shard that cannot be reached."""
+
+    __slots__ = ("backoff_max_s", "backoff_s", "calls", "retry_at")
+
+    def __init__(self, now: float, backoff_s: tuple[float, float]) -> None:
+        self.calls: list[Pending] = []
+        self.backoff_s, self.backoff_max_s = backoff_s
+        self.retry_at = now + self.backoff_s * random.uniform(0.5, 1.0)
+
+
+class Dispatcher:
+    """Sends calls by the views of `feed`."""
+
+    def __init__(
+        self,
+        feed: ViewFeed,
+        limits: DispatchLimits,
+        certificates: Certificates | None = None,
+    ) -> None:
+        self._feed = feed
+        self._certificates = certificates
+        self._limits = limits
+        self._local: tuple[str, Pipe] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._number = 0
+        self._pending: dict[int, Pending] = {}
+        self._deadlines = Deadlines(self._pending, self._expire)
+        self._held: dict[int, _Held] = {}
+        self._lacking: dict[int, _Held] = {}  # the calls whose kind the owner lacks
+        self._held_count = 0
+        self._orphans: dict[bytes, int] = {}  # by request id, calls that run on though their origin has gone
+        self._bytes = 0
+        self._small = min(_CALL_SMALL, limits.argument_bytes_max)  # up to here no part of a call needs a closer look
+        self._shards = 0
+        self._targets: list[Pipe | None] = []  # by shard; None: hold
+        self._epochs: list[int] = []
+        self._pipes: dict[tuple[str, str, int], RemotePipe] = {}
+        self._ticking = False
+        self.seconds = Histogram()
+        """From `submit` to the answer."""
+        self._failed: Counter[int] = Counter()
+        self._refused: Counter[int] = Counter()  # at once, by `submit`
+        self.sent_again = 0
+        """Attempts beyond the first."""
+        self._heard: dict[Pipe, int] = {}  # the newest word of each node, not the highest: etcd may be put back at a lower revision
+        self._stale_since: float | None = None
+        feed.listeners.append(self._on_view)
+
+    def attach(self, node: str, pipe: Pipe) -> None:
+        """Send the calls for a node, which is this very process, by a pipe of its own."""
+        self._local = node, pipe
+
+    @property
+    def in_flight(self) -> int:
+        """Calls accepted and not answered yet."""
+        return len(self._pending)
+
+    @property
+    def held(self) -> int:
+        """Calls that wait for their shard to be served."""
+        return self._held_count
+
+    @property
+    def pipes_up(self) -> int:
+        """Nodes to which there is a connection."""
+        return sum(pipe.up for pipe in self._pipes.values())
+
+    @property
+    def stale_s(self) -> float:
+        """For how long nodes have worked with newer routes than these."""
+        self.ready()
+        return 0.0 if self._stale_since is None else self._loop.time() - self._stale_since
+
+    def knows(self, feature: str) -> bool:
+        """Whether the feature is in use in the cluster; see `ClusterSettings.features`."""
+        return feature in self._feed.view.features
+
+    def codes(self) -> Counter[int]:
+        """Calls answered, by code; CODE_UNSPECIFIED is success."""
+        codes = Counter(dict.fromkeys(pb.Code.values(), 0))
+        codes.update(self._failed)
+        codes[pb.CODE_UNSPECIFIED] = self.seconds.count - self._failed.total()
+        codes.update(self._refused)
+        return codes
+
+    def ready(self) -> bool:
+        """Whether the routes are fresh: loaded, and not known to lag behind what nodes work with.
+
+        With etcd away for everybody nobody is ahead, and calls go on; a gateway that alone lost etcd hears of newer routes.
+        """
+        if self._shards == 0:
+            return False
+        if max(self._heard.values(), default=0) <= self._feed.view.order:
+            self._stale_since = None
+            return True
+        if self._stale_since is None:
+            self._stale_since = self._loop.time()
+        return self._loop.time() - self._stale_since < _STALE_S
+
+    def reachable(self, kind: str, key: str) -> bool:
+        """Whether calls to an object leave at once, as far as is known."""
+        return bool(self._shards) and self._targets[shard_of(kind, key, self._shards)] is not None
+
+    def submit(self, call: pb.Call, origin: Origin) -> int:
+        """Send a call; its reply, or an error, goes to `origin` with the id that the call has now. Returns what `cancel` takes."""
+        key = call.key
+        size = call.ByteSize()
+        if (
+            not self._shards
+            or len(self._pending) >= self._limits.in_flight_max
+            or not 0 < len(key) <= _KEY_SHORT
+            or size > self._small
+            or self._bytes > self._limits.bytes_max
+            or len(call.request_id) != REQUEST_ID_BYTES
+        ) and (error := self._refusal(call)) is not None:
+            error.request_id = call.request_id
+            told = not_definite_after(call.attempt, error_to_proto(error))
+            self._refused[told.code] += 1
+            origin.push(pb.Reply(id=call.id, error=told), _ENVELOPE_BYTES)
+            return 0
+        shard = shard_of(call.kind, key, self._shards)
+        if call.timeout_ms > _TIMEOUT_MAX_MS:
+            call.timeout_ms = _TIMEOUT_MAX_MS
+        deadline = self._loop.time() + (call.timeout_ms / 1000 or self._limits.timeout_s)
+        pending = Pending(call, origin, shard, deadline, size)
+        self._bytes += size
+        self._number = number = self._number + 1
+        call.id = number
+        self._pending[number] = pending
+        self._deadlines.watch(deadline)
+        pipe = self._targets[shard]
+        if pipe is None:
+            self._hold(pending)
+        else:
+            pending.pipe = pipe
+            pipe.send(call, size)
+        return number
+
+    def cancel(self, number: int, heir: Origin) -> bool:
+        """Nobody waits any more for what `submit` took under this number: whether it was under way.
+
+        Whatever is still answered goes to `heir`, once.
+        """
+        pending = self._pending.get(number)
+        if pending is None:
+            return False
+        pending.origin = heir
+        orphan = self._orphans.pop(pending.call.request_id, number)
+        if orphan != number:  # an attempt of before, whose connection is lost: whoever made it has sent it again, and waits no more
+            self.cancel(orphan, self._pending[orphan].origin)
+        if pending.pipe is None:
+            self._unhold(pending)
+            self._give_up(number, pending)
+        else:
+            pending.cancelled = True
+            pending.pipe.cancel(number, pending.call.request_id)
+        return True
+
+    def _give_up(self, number: int, pending: Pending) -> None:
+        """A cancelled call is under way no more."""
+        self._drop(number, pending)
+        self._fail(pending, Aborted("its caller waits no more"))
+
+    def forget(self, origin: Origin, heir: Origin | None = None) -> int:
+        """The origin has gone: its calls run on, their replies are dropped, or go to `heir`; how many will."""
+        inherited = 0
+        for number, pending in list(self._pending.items()):
+            if pending.origin is not origin:
+                continue
+            if heir is not None and pending.pipe is not None:
+                pending.origin = heir
+                pending.orphan = True
+                self._orphans[pending.call.request_id] = number
+                inherited += 1
+            else:
+                self._unhold(pending)
+                self._drop(number, pending)
+        return inherited
+
+    async def close(self) -> None:
+        """Stop every pipe."""
+        self._deadlines.close()
+        await asyncio.gather(*(pipe.close() for pipe in self._pipes.values()))
+
+    # -- what pipes tell
+
+    def on_reply(self, pipe: Pipe, reply: pb.Reply) -> None:
+        """A reply came. A refusal is not the caller's business: the call is held and sent again."""
+        pending = self._pending.get(reply.id)
+        if pending is None:
+            return
+        result = reply.result
+        if not result:
+            if pending.pipe is not pipe:
+                return  # an attempt that was given up; the one under way will tell
+            if reply.error.code == pb.CODE_WRONG_OWNER:
+                if not reply.error.definite:  # it ran, or may have run
+                    pending.outcome_unknown()
+                self._hold(pending, reply.error.lacks_kind)
+                return
+            not_definite_after(pending.call.attempt, reply.error)
+        if pending.pipe is None:
+            self._unhold(pending)
+        self._drop(reply.id, pending)
+        self.seconds.observe(perf_counter() - pending.submitted)
+        if not result:
+            self._failed[reply.error.code] += 1
+        reply.id = pending.origin_id
+        pending.origin.push(reply, len(result) + _ENVELOPE_BYTES if result else reply.ByteSize())
+
+    def on_revision(self, pipe: Pipe, order: int) -> None:
+        """A node works with the view of this order."""
+        self._heard[pipe] = order
+
+    def on_pipe_up(self, pipe: Pipe) -> None:
+        """A pipe is connected: send what waits for it."""
+        self._retarget(self._feed.view)
+
+    def on_pipe_down(self, pipe: Pipe) -> None:
+        """A pipe broke: what was on it has an unknown outcome and is sent again."""
+        self._heard.pop(pipe, None)
+        self._targets = [None if target is pipe else target for target in self._targets]
+        for pending in list(self._pending.values()):
+            if pending.pipe is pipe:
+                pending.outcome_unknown()
+                self._hold(pending)
+
+    # -- routes
+
+    def _on_view(self, view: View) -> None:
+        if view.settings is None:
+            return
+        if not self._shards:
+            self._shards = view.settings.shards
+            self._targets = [None] * self._shards
+            self._epochs = [0] * self._shards
+        self._open_pipes(view)
+        epochs = [view.assignments[shard].assignment.epoch if shard in view.assignments else 0 for shard in range(self._shards)]
+        moved = {shard for shard, epoch in enumerate(epochs) if epoch != self._epochs[shard]}
+        self._epochs = epochs
+        if moved:
+            for pending in list(self._pending.values()):
+                if pending.shard in moved and pending.pipe is not None:
+                    pending.outcome_unknown()
+                    self._hold(pending)
+            for shard in moved:
+                for held in (self._held.get(shard), self._lacking.get(shard)):
+                    if held is not None:
+                        held.retry_at = 0.0
+        self._retarget(view)
+
+    def _open_pipes(self, view: View) -> None:
+        here = self._local[0] if self._local is not None else None
+        wanted = {(m.id, m.streams, m.incarnation): m for m in view.members.values() if m.id != here}
+        for identity, member in wanted.items():
+            if identity not in self._pipes:
+                self._pipes[identity] = RemotePipe(self, member, self._certificates)
+        for identity in [identity for identity in self._pipes if identity not in wanted]:
+            self._pipes.pop(identity).retire()
+
+    def _retarget(self, view: View) -> None:
+        self._targets = [self._pipe_of(view, shard) for shard in range(self._shards)]
+        now = self._loop.time()
+        for shard in list(self._held):
+            self._release(shard, now)
+        for shard in list(self._lacking):
+            self._release_lacking(shard, now)
+
+    def _pipe_of(self, view: View, shard: int) -> Pipe | None:
+        """The connected pipe to the node that may serve the shard."""
+        owner = view.owner_of(shard)
+        if owner is None:
+            return None
+        if self._local is not None and owner.id == self._local[0]:
+            return self._local[1]
+        remote = self._pipes.get((owner.id, owner.streams, owner.incarnation))
+        return remote if remote is not None and remote.up else None
+
+    # -- holding
+
+    def _hold(self, pending: Pending, lacking: bool = False) -> None:
+        if pending.cancelled:
+            self._give_up(pending.call.id, pending)
+            return
+        if self._held_count >= self._limits.held_max:
+            self._drop(pending.call.id, pending)
+            message = f"{self._limits.held_max} calls wait for shards that are not served"
+            self._fail(pending, Overloaded(message, definite=True, retryable=True, retry_after_s=1.0))
+            return
+        pending.pipe = None
+        pending.lacking = lacking
+        shard = pending.shard
+        queues = self._lacking if lacking else self._held
+        held = queues.get(shard)
+        if held is None:
+            held = queues[shard] = _Held(self._loop.time(), _LACKING_BACKOFF_S if lacking else _BACKOFF_S)
+        held.calls.append(pending)
+        self._held_count += 1
+        if not lacking:
+            self._targets[shard] = None  # whatever comes now waits behind it
+        if not self._ticking:
+            self._ticking = True
+            self._loop.call_later(_TICK_S, self._tick)
+
+    def _drop(self, number: int, pending: Pending) -> None:
+        del self._pending[number]
+        self._bytes -= pending.size
+        if pending.orphan and self._orphans.get(pending.call.request_id) == number:
+            del self._orphans[pending.call.request_id]
+
+    def _unhold(self, pending: Pending) -> None:
+        queues = self._lacking if pending.lacking else self._held
+        if pending.pipe is None and (held := queues.get(pending.shard)) is not None and pending in held.calls:
+            held.calls.remove(pending)
+            self._held_count -= 1
+
+    def _tick(self) -> None:
+        self._ticking = False
+        now = self._loop.time()
+        try:
+            for shard in [shard for shard, held in self._held.items() if held.retry_at <= now]:
+                self._release(shard, now)
+            for shard in [shard for shard, held in self._lacking.items() if held.retry_at <= now]:
+                self._release_lacking(shard, now)
+        finally:  # whatever one call raises, the others are sent with a later tick
+            if self._held or self._lacking:
+                self._ticking = True
+                self._loop.call_later(_TICK_S, self._tick)
+
+    def _release(self, shard: int, now: float) -> None:
+        """Send a shard's queue, when there is a pipe for it and its backoff is over."""
+        held = self._held[shard]
+        if held.calls and held.retry_at > now:
+            self._targets[shard] = None
+            return
+        pipe = self._pipe_of(self._feed.view, shard)
+        if not held.calls:
+            del self._held[shard]
+            self._targets[shard] = pipe
+            return
+        if self._send_again(held, pipe, now):
+            self._targets[shard] = pipe
+
+    def _release_lacking(self, shard: int, now: float) -> None:
+        """The same for the calls that were refused for their kind: the owner may have it now, or be another one."""
+        held = self._lacking[shard]
+        if not held.calls:
+            del self._lacking[shard]
+        elif held.retry_at <= now:
+            self._send_again(held, self._pipe_of(self._feed.view, shard), now)
+
+    def _send_again(self, held: _Held, pipe: Pipe | None, now: float) -> bool:
+        """Send a queue, if there is a pipe for it."""
+        held.backoff_s = min(held.backoff_s * 2, held.backoff_max_s)
+        held.retry_at = now + held.backoff_s * random.uniform(0.5, 1.0)
+        if pipe is None:
+            return False
+        calls, held.calls = held.calls, []  # the queue itself stays until the next round: refused calls find their backoff there
+        self._held_count -= len(calls)
+        for pending in calls:
+            call = pending.call
+            self.sent_again += 1
+            call.timeout_ms = max(1, min(_TIMEOUT_MAX_MS, int((pending.deadline - now) * 1000)))
+            pending.pipe = pipe
+            pipe.send(call, pending.size)
+        return True
+
+    # -- errors
+
+    def _expire(self, pending: Pending) -> None:
+        call = pending.call
+        what = f"{call.kind}/{call.key}.{call.method}()"
+        if pending.pipe is not None and not pending.late:
+            pending.late = True
+            pending.deadline += _DEADLINE_SLACK_S
+            self._deadlines.watch(pending.deadline)
+            return
+        self._drop(call.id, pending)
+        if pending.pipe is None:
+            self._unhold(pending)
+            self._fail(
+                pending,
+                Unavailable(f"{what}: {self._why_held(pending)}", definite=True, retryable=True),
+            )
+        else:
+            self._fail(pending, DeadlineExceeded(f"{what}: its node did not answer before the deadline", retryable=True))
+
+    def _why_held(self, pending: Pending) -> str:
+        view = self._feed.view
+        shard = pending.shard
+        versioned = view.assignments.get(shard)
+        if versioned is None:
+            return f"shard {shard} is not assigned yet"
+        assignment = versioned.assignment
+        member = view.members.get(assignment.owner)
+        if member is None and len(assignment.in_sync) == 1:
+            return f"shard {shard}: the only copy is on node {assignment.owner}, which is absent"
+        if member is None:
+            return f"shard {shard}: its owner {assignment.owner} is absent; copies are on {', '.join(assignment.in_sync)}"
+        if member.incarnation != assignment.incarnation:
+            return f"shard {shard}: node {assignment.owner} was started again and has not been assigned it yet"
+        if pending.lacking:
+            hosts = ", ".join(sorted(m.id for m in view.members.values() if pending.call.kind in m.kinds))
+            where = f"nodes that have it: {hosts}" if hosts else "no node that is there has it"
+            return f"shard {shard}: its owner {assignment.owner} lacks kind {pending.call.kind}; {where}"
+        return f"shard {shard}: node {assignment.owner} at {member.address} cannot be reached or does not serve it yet"
+
+    def _refusal(self, call: pb.Call) -> HoldfastError | None:
+        """Why a call is not taken; None when it is, after all."""
+        size = len(call.key.encode())
+        if not 0 < size <= KEY_BYTES_MAX:
+            return InvalidArgument(f"an object's key has 1 to {KEY_BYTES_MAX} bytes, this one {size}", path="key", definite=True)
+        if len(call.arguments) > self._limits.argument_bytes_max:
+            return TooLarge(f"arguments of {len(call.arguments)} bytes, at most {self._limits.argument_bytes_max}", definite=True)
+        rest = call.ByteSize() - len(call.arguments)
+        if rest > ENVELOPE_BYTES_MAX:
+            return TooLarge(f"names and metadata of {rest} bytes, at most {ENVELOPE_BYTES_MAX}", definite=True)
+        if len(call.request_id) != REQUEST_ID_BYTES:
+            return InvalidArgument(f"a request id has {REQUEST_ID_BYTES} bytes (UUIDv7)", path="request_id", definite=True)
+        if not self._shards:
+            return Unavailable("the cluster's routes are not loaded yet", definite=True, retryable=True, retry_after_s=0.5)
+        if len(self._pending) >= self._limits.in_flight_max or self._bytes > self._limits.bytes_max:
+            message = f"{len(self._pending)} calls of {self._bytes} bytes are in flight here"
+            return Overloaded(message, definite=True, retryable=True, retry_after_s=0.2)
+        return None
+
+    def _fail(self, pending: Pending, error: HoldfastError) -> None:
+        """`error` says whether it is definite of a call whose attempts are all known."""
+        error.request_id = pending.call.request_id
+        told = not_definite_after(pending.call.attempt, error_to_proto(error))
+        self.seconds.observe(perf_counter() - pending.submitted)
+        self._failed[told.code] += 1
+        pending.origin.push(pb.Reply(id=pending.origin_id, error=told), _ENVELOPE_BYTES)

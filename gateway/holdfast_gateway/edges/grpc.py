@@ -1,0 +1,540 @@
+"""The public service: `Objects.Call` and `Objects.Session`. Arguments and results pass through undecoded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence, Set
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2
+from google.rpc.status_pb2 import Status
+from holdfast.client.blocking import ATTEMPT_METADATA
+from holdfast.errors import (
+    Aborted,
+    HoldfastError,
+    InvalidArgument,
+    Overloaded,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+    error_to_proto,
+    grpc_status,
+    not_definite_after,
+)
+from holdfast.frames import ENVELOPE_BYTES_MAX, MESSAGES_MAX, FrameWriter, ends, too_many, too_wide
+from holdfast.ids import EFFECT, TIME_METADATA, RequestIds, idempotent_id
+from holdfast.logs import Few
+from holdfast.tracing import TRACEPARENT, Tracing
+from holdfast.v1 import objects_pb2 as pb
+from holdfast_cluster.clocks.cluster_time import WALL, Time, WallTime
+from holdfast_cluster.placement.model import SEND
+from holdfast_cluster.routing.dispatch import Dispatcher
+
+from holdfast_gateway.admission.access import Refused
+from holdfast_gateway.admission.auth import Door, Guest
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+log = logging.getLogger(__name__)
+
+REASONS = ("draining", "malformed", "unauthenticated", "permission_denied", "limit", "unread")
+"""Why a call, or a session, is not let in, or ended: `unread` is a session whose client asks and does not read."""
+
+SESSIONS_MAX = 10_000
+"""Sessions at a gateway, which cost it about 13 KiB each, and 40 more for a connection of their own."""
+
+BACKLOG_BYTES_MAX = 64 << 20
+"""Replies that wait for a client to read them; a session that passes it is ended."""
+_UNREAD = f"more than {BACKLOG_BYTES_MAX >> 20} MiB of replies wait to be read: the session is ended"
+
+IDEMPOTENCY_METADATA = "idempotency-key"
+"""Where callers of `Call` may put their key, in place of the field."""
+
+_DESCRIPTION_CHARS_MAX = 200
+DOMAIN = "holdfast.dev"
+"""Of the ErrorInfo of errors; see google.rpc.ErrorInfo."""
+
+_EFFECT = bytes([EFFECT])
+_DRAIN_LOOK_S = 0.02
+_PAYLOAD = frozenset((4, 5))  # `json` and `msgpack` of CallRequest
+_TAKEN_AT_ONCE = 128  # of a frame, before others get their turn
+_STATUS_MESSAGE_CHARS_MAX = 500
+_STATUS_MESSAGE_BYTES_MAX = 1_500  # percent-encoded, as it travels in one place
+_DETAILS_BYTES_MAX = 4_200  # which travel as base64, a third longer
+_STATUS_DATA_BYTES_MAX = 2_000
+
+
+class ObjectsService:
+    """Serves `holdfast.v1.Objects`."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        door: Door | None = None,
+        tracing: Tracing | None = None,
+        time: Time | WallTime = WALL,
+        sessions_max: int = SESSIONS_MAX,
+    ) -> None:
+        """`door`: who may call what; None: everybody may everything. `time`: the cluster's, which clients make ids by."""
+        self._sessions_max = sessions_max
+        self._time = time
+        self._tracing = tracing
+        self._dispatcher = dispatcher
+        self._door = door
+        self._ids = RequestIds(lambda: self._time.now_ms())
+        self._few = Few()
+        self.sessions = 0
+        """Clients' sessions that are open."""
+        self.refused: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
+        """Calls and sessions that were not let in, by reason."""
+        self.draining = False
+        """Set when the gateway stops: sessions end when their calls have, and no new call is taken."""
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """What to register with the server. Sessions take and give bytes: frames are decoded here, once."""
+        return grpc.method_handlers_generic_handler(
+            "holdfast.v1.Objects",
+            {
+                "Call": grpc.unary_unary_rpc_method_handler(
+                    self.call,
+                    request_deserializer=_call_request,
+                    response_serializer=pb.CallResponse.SerializeToString,
+                ),
+                "Session": grpc.stream_stream_rpc_method_handler(self.session),
+            },
+        )
+
+    async def call(self, request: pb.CallRequest | None, context: Any) -> pb.CallResponse:
+        """One call of any gRPC client. Its gRPC deadline is the call's. None: what came is none."""
+        if request is None:
+            self.refused["malformed"] += 1
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a call, or one with too many names and metadata")
+            raise AssertionError
+        if self.draining:
+            self.refused["draining"] += 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "this gateway stops")
+        if any(name == TIME_METADATA for name, _ in context.invocation_metadata() or ()):
+            await context.send_initial_metadata(self._now())
+        is_json = request.WhichOneof("arguments") == "json"
+        remaining = context.time_remaining()
+        timeout_ms = request.timeout_ms
+        if remaining is not None:
+            timeout_ms = max(1, min(timeout_ms or 1 << 31, int(remaining * 1000)))
+        idempotency_key = request.idempotency_key or next(
+            (str(value) for name, value in context.invocation_metadata() or () if name == IDEMPOTENCY_METADATA), ""
+        )
+        request_id = request.request_id
+        attempt = _attempt(context) if request_id or idempotency_key else 0
+        guest = None if self._door is None else await self._guest(context, attempt)
+        if idempotency_key:
+            if request_id:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a call has a request_id or an idempotency_key, not both")
+            try:
+                request_id = idempotent_id(request.kind, request.key, idempotency_key)
+            except ValueError as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        elif request_id[:1] >= _EFFECT:
+            await _abort(context, self._taken(request_id, attempt))
+        own_id = bool(request_id) and not request.drawn
+        if not request_id:
+            request_id = self._ids.next()
+        call = pb.Call(
+            kind=request.kind,
+            key=request.key,
+            method=request.method,
+            arguments=request.json.encode() if is_json else request.msgpack,
+            codec=pb.CODEC_JSON if is_json else pb.CODEC_MSGPACK,
+            request_id=request_id,
+            attempt=attempt,
+            keep_reply=own_id,
+            timeout_ms=timeout_ms,
+            metadata=request.metadata,
+            send=request.send,
+            delay_ms=request.delay_ms,
+        )
+        if call.send and (unable := self._cannot_send(call)) is not None:
+            await _abort(context, unable)
+        if call.delay_ms and not call.send:
+            wrong = InvalidArgument("delay_ms is for calls that are sent: set `send` as well", path="delay_ms", definite=True)
+            await _abort(context, not_definite_after(call.attempt, error_to_proto(wrong)))
+        waiting = _Waiting(guest)
+        if guest is not None and (refused := self._refusal(guest, call)) is not None:
+            await _abort(context, refused)
+        span = None
+        if self._tracing is not None:
+            brought = next((str(value) for name, value in context.invocation_metadata() or () if name == TRACEPARENT), "")
+            if brought and TRACEPARENT not in call.metadata:
+                call.metadata[TRACEPARENT] = brought
+            span = begin_span(self._tracing, call)
+        number = self._dispatcher.submit(call, waiting)
+        try:
+            reply = await waiting.future
+        except asyncio.CancelledError:
+            if not self.draining:  # else this gateway is what goes away: the caller asks another one, which finds the turn
+                self._dispatcher.cancel(number, waiting)
+            if span is not None and self._tracing is not None:
+                self._tracing.ended(span, error_to_proto(Aborted("its caller waits no more")))
+            raise
+        if span is not None and self._tracing is not None:
+            self._tracing.ended(span, None if reply.result else reply.error)
+        if not reply.result:
+            await _abort(context, reply.error)
+        if is_json:
+            result = wide_integers_as_text(reply.result) if request.wide_integers_as_text else reply.result
+            return pb.CallResponse(json=result.decode(), request_id=request_id, epoch=reply.epoch)
+        return pb.CallResponse(msgpack=reply.result, request_id=request_id, epoch=reply.epoch)
+
+    def _now(self) -> tuple[tuple[str, str], ...]:
+        """What time it is, for the ids that a client makes, whose own clock may be wrong."""
+        return ((TIME_METADATA, str(self._time.now_ms())),) if self._time.started else ()
+
+    async def session(self, _: object, context: Any) -> None:
+        """One client's calls, until it goes away, asks for far more than it reads, or the gateway stops."""
+        if await self._serve(context):
+            # Nothing of the session is kept by now: this waits until the client reads, or goes away.
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, _UNREAD)
+
+    async def _serve(self, context: Any) -> bool:
+        """Whether the session ends because its client does not read."""
+        guest = None if self._door is None else await self._guest(context, 0)
+        full = f"{self.sessions} sessions are open at this gateway" if self.sessions >= self._sessions_max else None
+        if guest is not None and full is None:
+            full = guest.begin_session()
+        if full is not None:
+            self.refused["limit"] += 1
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, full)
+        session = _Session(asyncio.current_task(), guest, self._tracing)
+        writer = session.writer
+        sending = asyncio.create_task(writer.run(context.write))
+        sending.add_done_callback(ends(asyncio.current_task()))
+        self.sessions += 1
+        try:
+            await context.send_initial_metadata(self._now())  # tells the client that it is connected
+            while (frame := await context.read()) is not grpc.aio.EOF:
+                if self.draining:
+                    break  # what was just read is not begun: the client sends it again, elsewhere
+                request = _request(frame)
+                if request is None:
+                    self.refused["malformed"] += 1
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"not a frame of calls, at most {MESSAGES_MAX}")
+                    raise AssertionError
+                if guest is not None and (gone := guest.look(time.time())) is not None:
+                    self.refused["unauthenticated"] += 1
+                    await context.abort(grpc.StatusCode.UNAUTHENTICATED, gone)
+                for start in range(0, len(request.calls), _TAKEN_AT_ONCE):
+                    if start:
+                        await asyncio.sleep(0)
+                    self._take(session, request.calls[start : start + _TAKEN_AT_ONCE])
+                if request.cancel:
+                    self._cancel(session, request.cancel)
+                await writer.drained()
+            while self.draining and (session.under_way or writer.backlog):
+                await asyncio.sleep(_DRAIN_LOOK_S)
+        except asyncio.CancelledError:
+            pass  # it is unread, the client went away, or the gateway stops: gRPC itself logs a cancelled handler as an error
+        finally:
+            self.sessions -= 1
+            if session.unread:  # what it has asked for and does not read is not worth making
+                self._cancel(session, list(session.numbers))
+            inherited = self._dispatcher.forget(session, _Gone(guest))
+            if guest is not None:
+                guest.end_session()
+                # What was sent is under way until it is answered, whoever waits for that.
+                guest.done(session.under_way - inherited)
+            session.end_spans()
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+        self.refused["unread"] += session.unread
+        return session.unread
+
+    def _take(self, session: _Session, calls: Sequence[pb.Call]) -> None:
+        """Send calls of a session on, or refuse them."""
+        guest = session.guest
+        submit = self._dispatcher.submit
+        session.under_way += len(calls)
+        for call in calls:
+            request_id = call.request_id
+            refused = None if request_id and request_id[:1] < _EFFECT else self._own_id(call)
+            if refused is None and call.send:
+                refused = self._cannot_send(call)
+            if refused is not None:
+                session.refuse(pb.Reply(id=call.id, error=refused))
+                continue
+            if call.notification or call.chain:  # nodes alone may say so
+                call.ClearField("notification")
+                call.ClearField("chain")
+            if guest is None:
+                if call.caller:
+                    call.ClearField("caller")
+            elif (refused := self._refusal(guest, call)) is not None:
+                session.refuse(pb.Reply(id=call.id, error=refused))
+                continue
+            if session.spans is not None:
+                session.trace(call)
+            client_id = call.id
+            if number := submit(call, session):
+                session.numbers[client_id] = number
+
+    def _cancel(self, session: _Session, ids: Sequence[int]) -> None:
+        """The client waits no more for these calls."""
+        heir = _Gone(session.guest)
+        for client_id in ids:
+            if (number := session.numbers.pop(client_id, 0)) and self._dispatcher.cancel(number, heir):
+                session.under_way -= 1
+        session.end_spans(frozenset(ids))
+
+    async def _guest(self, context: Any, attempt: int) -> Guest:
+        """Who calls. Ends the call, or the session, when that is not known."""
+        assert self._door is not None
+        try:
+            return self._door.let_in(context)
+        except Refused as refused:
+            self.refused["unauthenticated"] += 1
+            if self._few.allow():
+                log.info("unauthenticated: %s, from %s", refused, context.peer())
+            await _abort(context, not_definite_after(attempt, error_to_proto(Unauthenticated(str(refused), definite=True))))
+            raise AssertionError from None
+
+    def _cannot_send(self, call: pb.Call) -> pb.Error | None:
+        """Why a call cannot be stored: an older node would run it at once. None when every node knows how to."""
+        if self._dispatcher.knows(SEND):
+            return None
+        message = "calls cannot be sent while a node of the cluster is too old to store them"
+        error = Unavailable(message, definite=True, retryable=True, retry_after_s=1.0, request_id=call.request_id)
+        return not_definite_after(call.attempt, error_to_proto(error))
+
+    def _own_id(self, call: pb.Call) -> pb.Error | None:
+        """Make the request id of a call that came with an idempotency key, or with an id that callers may not use: then why not."""
+        if call.request_id or not call.idempotency_key:
+            return (
+                self._taken(call.request_id, call.attempt) if call.request_id else None
+            )  # one without is refused where all are checked
+        try:
+            call.request_id = idempotent_id(call.kind, call.key, call.idempotency_key)
+        except ValueError as error:
+            self.refused["malformed"] += 1
+            refused = error_to_proto(InvalidArgument(str(error), path="idempotency_key", definite=True))
+            return not_definite_after(call.attempt, refused)
+        call.ClearField("idempotency_key")
+        call.keep_reply = True
+        return None
+
+    def _taken(self, request_id: bytes, attempt: int) -> pb.Error:
+        self.refused["malformed"] += 1
+        message = f"request ids that begin with {request_id[:1].hex()} are the cluster's own: use a UUIDv7, or an idempotency key"
+        refused = InvalidArgument(message, path="request_id", definite=True, request_id=request_id)
+        return not_definite_after(attempt, error_to_proto(refused))
+
+    def _refusal(self, guest: Guest, call: pb.Call) -> pb.Error | None:
+        """Why a call is not taken from this guest; None when it is, and is made out to it."""
+        error: HoldfastError
+        if not guest.may(call.kind, call.method):
+            self.refused["permission_denied"] += 1
+            error = PermissionDenied(f"{guest.subject} may not call {call.kind[:100]}.{call.method[:100]}", definite=True)
+            if self._few.allow():
+                log.info("permission denied: %s, from %s", error.message, guest.peer)
+        elif (over := guest.take(call)) is not None:
+            self.refused["limit"] += 1
+            error = Overloaded(over[0], definite=True, retryable=True, retry_after_s=over[1])
+        else:
+            call.caller = guest.caller
+            return None
+        error.request_id = call.request_id
+        return not_definite_after(call.attempt, error_to_proto(error))
+
+
+def begin_span(tracing: Tracing, call: pb.Call) -> Span | None:
+    """The gateway's span of a call, with which a trace may begin."""
+    from opentelemetry.trace import SpanKind
+
+    return tracing.began(call, SpanKind.SERVER, "gateway", root=True)
+
+
+class _Session:
+    """Where the replies of a session go. Implements `holdfast_cluster.routing.dispatch.Origin`."""
+
+    __slots__ = ("_push", "_task", "_tracing", "guest", "numbers", "spans", "under_way", "unread", "writer")
+
+    def __init__(self, task: asyncio.Task[Any] | None, guest: Guest | None = None, tracing: Tracing | None = None) -> None:
+        self.guest = guest
+        self._tracing = tracing
+        self.spans: dict[int, Span] | None = None if tracing is None else {}  # by the client's number of the call
+        self.writer: FrameWriter[pb.Reply] = FrameWriter(_pack, pb.Reply.ByteSize)
+        self._push = self.writer.push
+        self._task = task
+        self.under_way = 0
+        self.numbers: dict[int, int] = {}  # by the client's number of a call that is under way, the dispatcher's
+        self.unread = False
+        """Whether the session is ended because its client does not read."""
+
+    def push(self, reply: pb.Reply, size: int) -> None:
+        self.under_way -= 1
+        self.numbers.pop(reply.id, None)
+        if self.guest is not None:
+            self.guest.done(1)
+        if self.spans is not None and (span := self.spans.pop(reply.id, None)) is not None:
+            assert self._tracing is not None
+            self._tracing.ended(span, None if reply.result else reply.error)
+        self._push(reply, size)
+        self._bound()
+
+    def trace(self, call: pb.Call) -> None:
+        """Begin the span of a call, if its trace is sampled."""
+        assert self._tracing is not None
+        assert self.spans is not None
+        if (span := begin_span(self._tracing, call)) is not None:
+            self.spans[call.id] = span
+
+    def end_spans(self, ids: Set[int] | None = None) -> None:
+        """End the spans of the calls whose replies nobody waits for any more: of these, or of all."""
+        if self.spans:
+            assert self._tracing is not None
+            gone: HoldfastError = Unavailable("the session ended before the reply came", retryable=True)
+            if ids is not None:
+                gone = Aborted("its caller waits no more")
+            for number in list(self.spans) if ids is None else ids & self.spans.keys():
+                self._tracing.ended(self.spans.pop(number), error_to_proto(gone))
+
+    def _bound(self) -> None:
+        if self.writer.backlog > BACKLOG_BYTES_MAX and self._task is not None:
+            self.unread = True  # it calls and does not read: what it asked for may not fill the gateway
+            self._task.cancel()
+            self._task = None
+
+    def refuse(self, reply: pb.Reply) -> None:
+        """Answer a call that was not sent on."""
+        self.under_way -= 1
+        self._push(reply, reply.ByteSize())
+        self._bound()
+
+
+def _call_request(message: bytes) -> pb.CallRequest | None:
+    """What gRPC takes for a request. Its own error for one that cannot be read were INTERNAL, with a traceback in the log."""
+    if len(message) > ENVELOPE_BYTES_MAX and too_wide(message, 0, len(message), _PAYLOAD):
+        return None
+    try:
+        return pb.CallRequest.FromString(message)
+    except DecodeError:
+        return None
+
+
+def _request(frame: bytes) -> pb.SessionRequest | None:
+    if too_many(frame):
+        return None
+    try:
+        request = pb.SessionRequest.FromString(frame)
+    except DecodeError:
+        return None
+    return request if len(request.calls) <= MESSAGES_MAX and len(request.cancel) <= MESSAGES_MAX else None
+
+
+class _Gone:
+    """Takes the place of a session that waits no more, and counts out its calls. Implements `holdfast_cluster.routing.dispatch.Origin`."""
+
+    __slots__ = ("_guest",)
+
+    def __init__(self, guest: Guest | None) -> None:
+        self._guest = guest
+
+    def push(self, reply: pb.Reply, size: int) -> None:
+        if self._guest is not None:
+            self._guest.done(1)
+
+
+class _Waiting:
+    """Waits for one reply. Implements `holdfast_cluster.routing.dispatch.Origin`."""
+
+    __slots__ = ("_guest", "future")
+
+    def __init__(self, guest: Guest | None) -> None:
+        self._guest = guest
+        self.future: asyncio.Future[pb.Reply] = asyncio.get_running_loop().create_future()
+
+    def push(self, reply: pb.Reply, size: int) -> None:
+        if self._guest is not None:
+            self._guest.done(1)  # now, and not when the caller goes away: until then the call is under way
+        if not self.future.done():
+            self.future.set_result(reply)
+
+
+def _attempt(context: Any) -> int:
+    """How many earlier attempts of a call have an unknown outcome. Who brings an id and does not say may well have tried before."""
+    said = next((str(value) for name, value in context.invocation_metadata() or () if name == ATTEMPT_METADATA), "1")
+    return min(int(said), 1 << 20) if said.isdecimal() and len(said) < 10 else 1
+
+
+async def _abort(context: Any, error: pb.Error) -> None:
+    """End a unary call with the error's gRPC status, and the error as its detail: cut to what any gRPC client takes (8 KiB)."""
+    error.message = _cut(error.message)
+    if len(error.data) > _STATUS_DATA_BYTES_MAX:
+        error.message += f" (its data, {len(error.data)} bytes, was left behind: call through a Session)"
+        error.data = b""
+    code = grpc_status(error)
+    status = Status(code=code.value[0], message=error.message, details=_details(error))
+    await context.abort(code, error.message, (("grpc-status-details-bin", status.SerializeToString()),))
+
+
+def _cut(message: str) -> str:
+    """What of a message has room in the trailing metadata of a call."""
+    if len(message) <= _STATUS_MESSAGE_CHARS_MAX and len(quote(message)) <= _STATUS_MESSAGE_BYTES_MAX:
+        return message
+    room, kept = _STATUS_MESSAGE_BYTES_MAX, 0
+    for character in message[:_STATUS_MESSAGE_CHARS_MAX]:
+        room -= len(quote(character))
+        if room < 0:
+            break
+        kept += 1
+    return message[:kept] + "..."
+
+
+def _details(error: pb.Error) -> list[AnyMessage]:
+    """The error, and what it says in the forms that clients of any service know (google.rpc)."""
+    facts = {"definite": str(error.definite).lower(), "request_id": error.request_id.hex(), "type": error.type, "path": error.path}
+    reason = pb.Code.Name(error.code).removeprefix("CODE_")
+    messages: list[Any] = [
+        error,
+        error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata={name: fact for name, fact in facts.items() if fact}),
+    ]
+    if error.code == pb.CODE_INVALID_ARGUMENT:
+        field = error.path.removeprefix("$").removeprefix(".")
+        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=error.message[:_DESCRIPTION_CHARS_MAX])
+        messages.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retryable and error.retry_after_ms:
+        again = error_details_pb2.RetryInfo()
+        again.retry_delay.FromMilliseconds(error.retry_after_ms)
+        messages.append(again)
+    details: list[AnyMessage] = []
+    for message in messages:
+        detail = AnyMessage()
+        detail.Pack(message)
+        if details and sum(each.ByteSize() for each in (*details, detail)) > _DETAILS_BYTES_MAX:
+            break
+        details.append(detail)
+    return details
+
+
+_WIDE = re.compile(rb"\d{16}")
+_TEXT_OR_WIDE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|(?<![\d.eE+])-?\d{16,}(?![\d.eE])')
+
+
+def wide_integers_as_text(json: bytes) -> bytes:
+    """JSON, with quotes around integers that no double holds exactly."""
+
+    def quoted(found: re.Match[bytes]) -> bytes:
+        token = found[0]
+        return token if token[:1] == b'"' or abs(int(token)) < 1 << 53 else b'"' + token + b'"'
+
+    return _TEXT_OR_WIDE.sub(quoted, json) if _WIDE.search(json) else json
+
+
+def _pack(replies: list[pb.Reply]) -> bytes:
+    return pb.SessionResponse(replies=replies).SerializeToString()

@@ -1,0 +1,268 @@
+"""`holdfast deadletters`, `alarms`, `pause` and `resume`: what objects send by themselves, and what operators do about it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+import msgspec
+from rich.table import Table
+
+from holdfast import codec
+from holdfast.cli.calls import _ask, _console, _gateway, _json, _plain, _say_missing
+from holdfast.ids import letter_place
+from holdfast.options import local_option
+from holdfast.v1 import admin_pb2
+
+_CHANGE_TIMEOUT_S = 30.0
+_receiver = local_option("--to", default="", metavar="KIND[/KEY]", help="Only those for this kind, or object.")
+_sender = local_option("--of", "sender", default="", metavar="KIND[/KEY]", help="Only those of this kind, or object.")
+
+
+@click.group(short_help="List, show, replay and drop what could not be delivered.")
+def deadletters() -> None:
+    """Notifications and alarms that failed for too long, or were rejected. Their sender keeps them until you replay or drop them."""
+
+
+@deadletters.command(name="list", short_help="List dead letters.")
+@_receiver
+@_sender
+@local_option("--limit", default=100, type=click.IntRange(1, 1000), help="At most so many; the oldest of each shard first.")
+@_gateway
+@_json
+def list_letters(to: str, sender: str, limit: int, gateway: str, as_json: bool) -> None:
+    """List dead letters with the error that each ended with.
+
+    \b
+    Examples:
+      holdfast deadletters list
+      holdfast deadletters list --to Portfolio/north
+    """
+    answer = _letters(gateway, to, sender, limit)
+    if as_json:
+        facts = {"letters": [_shown(letter) for letter in answer.letters], "more": answer.more}
+        click.echo(codec.encode_json(facts | {"silent": list(answer.silent), "unserved": list(answer.unserved)}).decode())
+        return
+    table = Table()
+    for title in ("id", "of", "to", "method", "attempts", "died", "error"):
+        table.add_column(title)
+    for letter in answer.letters:
+        table.add_row(
+            letter.id,
+            f"{letter.sender_kind}/{letter.sender_key}" if letter.sender_kind else f"client {letter.sender_key}".rstrip(),
+            f"alarm {letter.alarm}" if letter.alarm else f"{letter.kind}/{letter.key}",
+            letter.method,
+            str(letter.attempts),
+            _ago(letter.died_ms),
+            f"{letter.code} {letter.error}"[:100],
+        )
+    if answer.letters:
+        _console().print(table)
+    else:
+        click.echo("no dead letters")
+    if answer.more:
+        click.echo("there are more: narrow it down with --to and --of, or raise --limit")
+    _say_missing(answer.silent, answer.unserved)
+
+
+@deadletters.command(short_help="Show one dead letter with its payload.")
+@click.argument("letter_id", metavar="ID")
+@_gateway
+@_json
+def show(letter_id: str, gateway: str, as_json: bool) -> None:
+    """Show the dead letter ID, its payload included, as JSON."""
+    try:
+        place = letter_place(letter_id)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    before = max(0, int.from_bytes(place, "big") - 1).to_bytes(len(place), "big")
+    request = admin_pb2.DeadLettersRequest(after=before, limit=1)
+    answer = _ask(gateway, "DeadLetters", request, admin_pb2.DeadLettersResponse, _CHANGE_TIMEOUT_S)
+    if not answer.letters or answer.letters[0].id != letter_id:
+        _say_missing(answer.silent, answer.unserved)
+        raise click.ClickException(f"there is no dead letter {letter_id}")
+    shown = codec.encode_json(_shown(answer.letters[0]))
+    click.echo((shown if as_json else msgspec.json.format(shown, indent=2)).decode())
+
+
+def _changing(name: str, replay: bool, help_text: str, short: str) -> click.Command:
+    @deadletters.command(name=name, short_help=short, help=help_text)
+    @click.argument("ids", nargs=-1, metavar="[ID]...")
+    @click.option("--all", "all_", is_flag=True, default=False, help="All of them, or all that match --to and --of.")
+    @_receiver
+    @_sender
+    @_gateway
+    @_json
+    def change(ids: tuple[str, ...], all_: bool, to: str, sender: str, gateway: str, as_json: bool) -> None:
+        if bool(ids) == all_ or (not all_ and (to or sender)):
+            raise click.ClickException("name dead letters by their ids, or say --all (with --to and --of, if you like)")
+        request = admin_pb2.ChangeDeadLettersRequest(ids=ids, all=all_, replay=replay, **_filters(to, sender))
+        answer = _ask(gateway, "ChangeDeadLetters", request, admin_pb2.ChangeDeadLettersResponse, _CHANGE_TIMEOUT_S)
+        if as_json:
+            click.echo(codec.encode_json(_plain(answer)).decode())
+        else:
+            click.echo(f"{answer.changed} {'sent again' if replay else 'dropped'}")
+            for letter_id, why in sorted(answer.refused.items()):
+                click.echo(f"{letter_id}: {why}", err=True)
+        if answer.refused:
+            raise SystemExit(1)
+
+    return change
+
+
+_changing(
+    "replay",
+    True,
+    "Send dead letters again, as new notifications behind what waits already; alarms fire once more. One whose outcome was not known "
+    "(an error like UNAVAILABLE) may have taken effect before.\n\n\b\nExample:\n  holdfast deadletters replay 17-3-42",
+    "Send dead letters again.",
+)
+_changing(
+    "drop", False, "Delete dead letters for good.\n\n\b\nExample:\n  holdfast deadletters drop --all --to Portfolio", "Delete them."
+)
+
+
+@click.command(short_help="List the alarms that are to fire.")
+@click.argument("kind", default="")
+@click.argument("prefix", default="")
+@local_option("--limit", default=100, type=click.IntRange(1, 1000), help="At most so many.")
+@_gateway
+@_json
+def alarms(kind: str, prefix: str, limit: int, gateway: str, as_json: bool) -> None:
+    """List the alarms of objects, of those of KIND, or of those whose key begins with PREFIX.
+
+    \b
+    Example:
+      holdfast alarms Viewing 2026-
+    """
+    request = admin_pb2.AlarmsRequest(kind=kind, prefix=prefix, limit=limit)
+    answer = _ask(gateway, "Alarms", request, admin_pb2.AlarmsResponse, _CHANGE_TIMEOUT_S)
+    rows = [
+        {
+            "kind": alarm.kind,
+            "key": alarm.key,
+            "name": alarm.name,
+            "due_ms": alarm.due_ms,
+            "scheduled_ms": alarm.scheduled_ms,
+            "every": alarm.every,
+            "attempt": alarm.attempt,
+            "payload": _payload(alarm.payload),
+        }
+        for alarm in answer.alarms
+    ]
+    if as_json:
+        facts = {"alarms": rows, "more": answer.more, "silent": list(answer.silent), "unserved": list(answer.unserved)}
+        click.echo(codec.encode_json(facts).decode())
+        return
+    table = Table()
+    for title in ("object", "name", "due", "every", "attempt"):
+        table.add_column(title)
+    for row in rows:
+        table.add_row(f"{row['kind']}/{row['key']}", row["name"], _ago(row["due_ms"]), row["every"] or "-", str(row["attempt"]))
+    if rows:
+        _console().print(table)
+    else:
+        click.echo("no alarms")
+    if answer.more:
+        click.echo("there are more: narrow it down, or raise --limit")
+    _say_missing(answer.silent, answer.unserved)
+
+
+@click.command(short_help="Stop deliveries and alarms to a kind or an object.")
+@click.argument("kind", default="")
+@click.argument("key", default="")
+@_gateway
+@_json
+def pause(kind: str, key: str, gateway: str, as_json: bool) -> None:
+    """Have notifications to KIND, or to the object KIND KEY, wait, and its alarms not fire, until it is resumed. Calls still pass.
+
+    What is on its way already arrives. Without KIND: show what is paused.
+
+    \b
+    Examples:
+      holdfast pause Portfolio
+      holdfast pause Portfolio north
+    """
+    _pause(admin_pb2.PauseRequest(kind=kind, key=key), gateway, as_json)
+
+
+@click.command(short_help="Go on with what was paused.")
+@click.argument("kind")
+@click.argument("key", default="")
+@_gateway
+@_json
+def resume(kind: str, key: str, gateway: str, as_json: bool) -> None:
+    """Go on with what `holdfast pause` stopped for the same KIND or KIND KEY; what has waited goes at a bounded rate."""
+    _pause(admin_pb2.PauseRequest(kind=kind, key=key, resume=True), gateway, as_json)
+
+
+def _pause(request: admin_pb2.PauseRequest, gateway: str, as_json: bool) -> None:
+    what = f"{request.kind}/{request.key}" if request.key else request.kind
+    was = False
+    if request.resume:
+        before = _ask(gateway, "Pause", admin_pb2.PauseRequest(), admin_pb2.PauseResponse)
+        was = any((one.kind, one.key) == (request.kind, request.key) for one in before.paused)
+    answer = _ask(gateway, "Pause", request, admin_pb2.PauseResponse)
+    if as_json:
+        click.echo(codec.encode_json({**_plain(answer), **({"resumed": was} if request.resume else {})}).decode())
+        return
+    if request.resume:
+        click.echo(f"resumed: {what}" if was else f"{what} was not paused")
+    for one in answer.paused:
+        click.echo(f"paused: {f'{one.kind}/{one.key}' if one.key else one.kind}, since {_ago(int(one.at * 1000))}, by {one.by}")
+    if not answer.paused:
+        click.echo("nothing is paused")
+
+
+def _letters(gateway: str, to: str, sender: str, limit: int) -> admin_pb2.DeadLettersResponse:
+    request = admin_pb2.DeadLettersRequest(limit=limit, **_filters(to, sender))
+    answer: admin_pb2.DeadLettersResponse = _ask(gateway, "DeadLetters", request, admin_pb2.DeadLettersResponse, _CHANGE_TIMEOUT_S)
+    return answer
+
+
+def _filters(to: str, sender: str) -> dict[str, Any]:
+    kind, _, key = to.partition("/")
+    sender_kind, _, sender_key = sender.partition("/")
+    return {"kind": kind, "key": key, "sender_kind": sender_kind, "sender_key": sender_key}
+
+
+def _shown(letter: admin_pb2.DeadLetter) -> dict[str, Any]:
+    return {
+        "id": letter.id,
+        "sender": f"{letter.sender_kind}/{letter.sender_key}",
+        "kind": letter.kind,
+        "key": letter.key,
+        "method": letter.method,
+        "alarm": letter.alarm,
+        "attempts": letter.attempts,
+        "code": letter.code,
+        "error": letter.error,
+        "created_ms": letter.created_ms,
+        "died_ms": letter.died_ms,
+        "payload": _payload(letter.arguments),
+    }
+
+
+def _payload(raw: bytes) -> Any:
+    """In plain types; as text, when JSON has nothing like it."""
+    payload = codec.decode(raw) if raw else None
+    try:
+        codec.encode_json(payload)
+    except (TypeError, ValueError):
+        return repr(payload)
+    return payload
+
+
+def _ago(ms: int) -> str:
+    seconds = time.time() - ms / 1000
+    what = next(
+        (
+            f"{abs(seconds) / size:.0f} {unit}"
+            for size, unit in ((86400, "days"), (3600, "h"), (60, "min"))
+            if abs(seconds) >= 2 * size
+        ),
+        "",
+    )
+    what = what or f"{abs(seconds):.0f} s"
+    return f"{what} ago" if seconds >= 0 else f"in {what}"
