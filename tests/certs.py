@@ -39,25 +39,35 @@ class Authority:
         addresses: tuple[str, ...] = ("127.0.0.1",),
         other: tuple[x509.GeneralName, ...] = (),
     ) -> tuple[Path, Path]:
-        """A certificate and its key, as files `<name>.pem` and `<name>-key.pem`, written anew each time."""
+        """A certificate and its key, as files `<name>.pem` and `<name>-key.pem`, written anew each
+        time."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name or name)])
         names: list[x509.GeneralName] = [*other, *(x509.DNSName(each) for each in dns)]
         names += [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
-        builder = _builder(subject, self._name, key, lasts).add_extension(x509.BasicConstraints(False, None), critical=True)
+        builder = _builder(subject, self._name, key, lasts).add_extension(
+            x509.BasicConstraints(False, None), critical=True
+        )
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())
         cert_file, key_file = self._folder / f"{name}.pem", self._folder / f"{name}-key.pem"
         key_file.write_bytes(
-            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
         )
         cert_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         return cert_file, key_file
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, lasts: datetime.timedelta
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    lasts: datetime.timedelta,
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (

@@ -1,7 +1,8 @@
-"""Builds the two dashboards: `python deploy/grafana/build.py` writes overview.json and drilldown.json beside this file.
+"""Builds the two dashboards: `python deploy/grafana/build.py` writes overview.json and
+drilldown.json beside this file.
 
-A dashboard is mostly repetition; here a panel is a line. The JSON is committed, for those who import it; `make check` tells when it
-is stale.
+A dashboard is mostly repetition; here a panel is a line. The JSON is committed, for those who
+import it; `make check` tells when it is stale.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ class Dashboard:
     def __init__(self, uid: str, title: str, text: str, variables: list[dict[str, Any]]) -> None:
         self._uid, self._title, self._text = uid, title, text
         self._variables = [
-            {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus", "hide": 0, "refresh": 1},
+            {
+                "name": "datasource",
+                "label": "Data source",
+                "type": "datasource",
+                "query": "prometheus",
+                "hide": 0,
+                "refresh": 1,
+            },
             *variables,
         ]
         self._panels: list[dict[str, Any]] = []
@@ -29,7 +37,12 @@ class Dashboard:
 
     def row(self, title: str) -> None:
         self._panels.append(
-            {"type": "row", "title": title, "gridPos": {"h": 1, "w": WIDTH, "x": 0, "y": self._y}, "collapsed": False}
+            {
+                "type": "row",
+                "title": title,
+                "gridPos": {"h": 1, "w": WIDTH, "x": 0, "y": self._y},
+                "collapsed": False,
+            }
         )
         self._y += 1
 
@@ -76,7 +89,9 @@ class Dashboard:
         )
 
 
-def _panel(kind: str, title: str, text: str, queries: list[tuple[str, str]], **more: Any) -> dict[str, Any]:
+def _panel(
+    kind: str, title: str, text: str, queries: list[tuple[str, str]], **more: Any
+) -> dict[str, Any]:
     source = {"type": "prometheus", "uid": "${datasource}"}
     targets = [
         {
@@ -89,10 +104,19 @@ def _panel(kind: str, title: str, text: str, queries: list[tuple[str, str]], **m
         }
         for i, (expr, legend) in enumerate(queries)
     ]
-    return {"type": kind, "title": title, "description": text, "datasource": source, "targets": targets, **more}
+    return {
+        "type": kind,
+        "title": title,
+        "description": text,
+        "datasource": source,
+        "targets": targets,
+        **more,
+    }
 
 
-def graph(title: str, unit: str, text: str, *queries: tuple[str, str], stack: bool = False) -> dict[str, Any]:
+def graph(
+    title: str, unit: str, text: str, *queries: tuple[str, str], stack: bool = False
+) -> dict[str, Any]:
     custom: dict[str, Any] = {
         "drawStyle": "line",
         "lineWidth": 1,
@@ -108,12 +132,20 @@ def graph(title: str, unit: str, text: str, *queries: tuple[str, str], stack: bo
         text,
         list(queries),
         fieldConfig={"defaults": {"unit": unit, "min": 0, "custom": custom}, "overrides": []},
-        options={"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi", "sort": "desc"}},
+        options={
+            "legend": {"displayMode": "list", "placement": "bottom"},
+            "tooltip": {"mode": "multi", "sort": "desc"},
+        },
     )
 
 
 def stat(
-    title: str, unit: str, text: str, query: str, bad_from: float | None = None, good_from: float | None = None
+    title: str,
+    unit: str,
+    text: str,
+    query: str,
+    bad_from: float | None = None,
+    good_from: float | None = None,
 ) -> dict[str, Any]:
     if bad_from is not None:
         steps = [{"color": "green", "value": None}, {"color": "red", "value": bad_from}]
@@ -126,8 +158,15 @@ def stat(
         title,
         text,
         [(query, "")],
-        fieldConfig={"defaults": {"unit": unit, "thresholds": {"mode": "absolute", "steps": steps}}, "overrides": []},
-        options={"colorMode": "value", "graphMode": "none", "reduceOptions": {"calcs": ["lastNotNull"]}},
+        fieldConfig={
+            "defaults": {"unit": unit, "thresholds": {"mode": "absolute", "steps": steps}},
+            "overrides": [],
+        },
+        options={
+            "colorMode": "value",
+            "graphMode": "none",
+            "reduceOptions": {"calcs": ["lastNotNull"]},
+        },
     )
 
 
@@ -162,11 +201,21 @@ def per_s(metric: str, by: str = "", where: str = "") -> str:
 
 
 def overview() -> Dashboard:
-    board = Dashboard("holdfast-overview", "Holdfast: cluster", "What callers see, and whether the cluster is well.", [])
+    board = Dashboard(
+        "holdfast-overview",
+        "Holdfast: cluster",
+        "What callers see, and whether the cluster is well.",
+        [],
+    )
     board.row("Is it well?")
     board.panels(
         4,
-        stat("Members", "none", "Nodes in the cluster, as most processes see it.", "max(holdfast_members)"),
+        stat(
+            "Members",
+            "none",
+            "Nodes in the cluster, as most processes see it.",
+            "max(holdfast_members)",
+        ),
         stat(
             "Shards not served",
             "none",
@@ -174,11 +223,41 @@ def overview() -> Dashboard:
             "max(holdfast_shards) - sum(holdfast_shards_serving)",
             bad_from=1,
         ),
-        stat("Read-only shards", "none", "Too few copies are in sync to write.", "sum(holdfast_shards_read_only)", bad_from=1),
-        stat("Under-replicated", "none", "Fewer copies in sync than wanted.", "sum(holdfast_shards_under_replicated)", bad_from=1),
-        stat("Calls held", "none", "They wait for shards that are not served.", "sum(holdfast_dispatch_held)", bad_from=1),
-        stat("Dead letters", "none", "`holdfast deadletters list`.", "sum(holdfast_dead_letters)", bad_from=1),
-        stat("Controller", "none", "Exactly one node should be it.", "sum(holdfast_controller)", good_from=1),
+        stat(
+            "Read-only shards",
+            "none",
+            "Too few copies are in sync to write.",
+            "sum(holdfast_shards_read_only)",
+            bad_from=1,
+        ),
+        stat(
+            "Under-replicated",
+            "none",
+            "Fewer copies in sync than wanted.",
+            "sum(holdfast_shards_under_replicated)",
+            bad_from=1,
+        ),
+        stat(
+            "Calls held",
+            "none",
+            "They wait for shards that are not served.",
+            "sum(holdfast_dispatch_held)",
+            bad_from=1,
+        ),
+        stat(
+            "Dead letters",
+            "none",
+            "`holdfast deadletters list`.",
+            "sum(holdfast_dead_letters)",
+            bad_from=1,
+        ),
+        stat(
+            "Controller",
+            "none",
+            "Exactly one node should be it.",
+            "sum(holdfast_controller)",
+            good_from=1,
+        ),
         stat(
             "etcd unheard",
             "s",
@@ -208,7 +287,8 @@ def overview() -> Dashboard:
         graph(
             "Waiting and sent again",
             "none",
-            "Held calls wait for a shard; those sent again met a node that did not own it any more, or a broken connection.",
+            "Held calls wait for a shard; those sent again met a node that did not own it any more,"
+            " or a broken connection.",
             ("sum(holdfast_dispatch_held)", "held"),
             (per_s("holdfast_dispatch_sent_again_total"), "sent again /s"),
         ),
@@ -241,13 +321,20 @@ def overview() -> Dashboard:
         graph(
             "p99 by part",
             "s",
-            "Queue: in the object's mailbox. Turn: the handler. Commit: fsyncs and replicas, by entry.",
+            "Queue: in the object's mailbox. Turn: the handler. Commit: fsyncs and replicas, by"
+            " entry.",
             (quantile(0.99, "holdfast_queue_seconds"), "queue"),
             (quantile(0.99, "holdfast_turn_seconds"), "turn"),
             (quantile(0.99, "holdfast_commit_seconds"), "commit"),
             (quantile(0.99, "holdfast_call_seconds"), "total"),
         ),
-        graph("Turns by kind", "ops", "", (per_s("holdfast_calls_total", "kind"), "{{kind}}"), stack=True),
+        graph(
+            "Turns by kind",
+            "ops",
+            "",
+            (per_s("holdfast_calls_total", "kind"), "{{kind}}"),
+            stack=True,
+        ),
         graph(
             "Turns by node",
             "ops",
@@ -266,7 +353,13 @@ def overview() -> Dashboard:
             (per_s("holdfast_entries_total"), "entries"),
             (per_s("holdfast_fsync_seconds_count"), "fsyncs"),
         ),
-        graph("Bytes written", "Bps", "", (per_s("holdfast_entry_bytes_total", "instance"), "{{instance}}"), stack=True),
+        graph(
+            "Bytes written",
+            "Bps",
+            "",
+            (per_s("holdfast_entry_bytes_total", "instance"), "{{instance}}"),
+            stack=True,
+        ),
         graph(
             "fsync p99",
             "s",
@@ -309,7 +402,12 @@ def overview() -> Dashboard:
             ("sum by (instance) (holdfast_outbox_depth)", "{{instance}}"),
             ("sum(holdfast_notifications_delayed)", "delayed"),
         ),
-        graph("Oldest in the outbox", "s", "", ("max by (instance) (holdfast_outbox_oldest_seconds)", "{{instance}}")),
+        graph(
+            "Oldest in the outbox",
+            "s",
+            "",
+            ("max by (instance) (holdfast_outbox_oldest_seconds)", "{{instance}}"),
+        ),
         graph(
             "Delivered, tried again",
             "ops",
@@ -319,7 +417,13 @@ def overview() -> Dashboard:
             (per_s("holdfast_alarms_fired_total"), "alarms fired"),
             (per_s("holdfast_alarm_failures_total"), "alarms failed"),
         ),
-        graph("Alarms", "none", "", ("sum(holdfast_alarms_pending)", "pending"), ("sum(holdfast_alarms_late)", "late")),
+        graph(
+            "Alarms",
+            "none",
+            "",
+            ("sum(holdfast_alarms_pending)", "pending"),
+            ("sum(holdfast_alarms_late)", "late"),
+        ),
     )
     return board
 
@@ -339,23 +443,45 @@ def drilldown() -> Dashboard:
     board.row("Kind $kind")
     board.panels(
         8,
-        graph("Calls by method", "ops", "", (per_s("holdfast_calls_total", "kind, method", both), "{{kind}}.{{method}}"), stack=True),
+        graph(
+            "Calls by method",
+            "ops",
+            "",
+            (per_s("holdfast_calls_total", "kind, method", both), "{{kind}}.{{method}}"),
+            stack=True,
+        ),
         graph(
             "Errors by method and code",
             "ops",
             "What did not end as OK.",
             (
-                per_s("holdfast_calls_total", "kind, method, code", '{instance=~"$instance", kind=~"$kind", code!="OK"}'),
+                per_s(
+                    "holdfast_calls_total",
+                    "kind, method, code",
+                    '{instance=~"$instance", kind=~"$kind", code!="OK"}',
+                ),
                 "{{kind}}.{{method}} {{code}}",
             ),
         ),
-        graph("Objects in memory", "none", "", (f"sum by (kind) (holdfast_activations{both})", "{{kind}}"), stack=True),
+        graph(
+            "Objects in memory",
+            "none",
+            "",
+            (f"sum by (kind) (holdfast_activations{both})", "{{kind}}"),
+            stack=True,
+        ),
     )
     board.panels(
         8,
         *(
             graph(
-                f"{title} p99", "s", text, (quantile(0.99, f"holdfast_{name}_seconds", "kind, method", both), "{{kind}}.{{method}}")
+                f"{title} p99",
+                "s",
+                text,
+                (
+                    quantile(0.99, f"holdfast_{name}_seconds", "kind, method", both),
+                    "{{kind}}.{{method}}",
+                ),
             )
             for name, title, text in (
                 ("call", "Total", "From arrival at the node to the reply."),
@@ -368,7 +494,10 @@ def drilldown() -> Dashboard:
     board.panels(
         8,
         graph(
-            "CPU", "percentunit", "A node's Python is one core.", (f"rate(process_cpu_seconds_total{node}[{RATE}])", "{{instance}}")
+            "CPU",
+            "percentunit",
+            "A node's Python is one core.",
+            (f"rate(process_cpu_seconds_total{node}[{RATE}])", "{{instance}}"),
         ),
         graph(
             "Resident memory",
@@ -377,7 +506,12 @@ def drilldown() -> Dashboard:
             (f"process_resident_memory_bytes{node}", "{{instance}}"),
             (f"holdfast_cache_bytes{node}", "caches {{instance}}"),
         ),
-        graph("Event loop lag p99", "s", "", (quantile(0.99, "holdfast_loop_lag_seconds", "instance", node), "{{instance}}")),
+        graph(
+            "Event loop lag p99",
+            "s",
+            "",
+            (quantile(0.99, "holdfast_loop_lag_seconds", "instance", node), "{{instance}}"),
+        ),
         graph(
             "Objects in and out of memory",
             "ops",
@@ -401,8 +535,18 @@ def drilldown() -> Dashboard:
             "Until writes are on every disk that counts.",
             (quantile(0.99, "holdfast_commit_seconds", "instance", node), "{{instance}}"),
         ),
-        graph("Entries not committed", "none", "", (f"holdfast_entries_uncommitted{node}", "{{instance}}")),
-        graph("etcd session", "s", "What is left of the lease.", (f"holdfast_etcd_session_remaining_seconds{node}", "{{instance}}")),
+        graph(
+            "Entries not committed",
+            "none",
+            "",
+            (f"holdfast_entries_uncommitted{node}", "{{instance}}"),
+        ),
+        graph(
+            "etcd session",
+            "s",
+            "What is left of the lease.",
+            (f"holdfast_etcd_session_remaining_seconds{node}", "{{instance}}"),
+        ),
         graph(
             "Shards",
             "none",
@@ -430,7 +574,12 @@ def drilldown() -> Dashboard:
             (f"holdfast_store_memtable_bytes{node}", "memtables {{instance}}"),
             (f"holdfast_store_block_cache_bytes{node}", "block cache {{instance}}"),
         ),
-        graph("Compaction", "bytes", "", (f"holdfast_store_compaction_pending_bytes{node}", "pending {{instance}}")),
+        graph(
+            "Compaction",
+            "bytes",
+            "",
+            (f"holdfast_store_compaction_pending_bytes{node}", "pending {{instance}}"),
+        ),
         graph(
             "Stalls",
             "none",

@@ -17,7 +17,11 @@ HEAD = "# Made by deploy/prometheus/build.py of rules.yml and alerts.yml there: 
 
 
 def resource() -> dict[str, Any]:
-    groups = [group for name in ("rules.yml", "alerts.yml") for group in yaml.safe_load((HERE / name).read_text())["groups"]]
+    groups = [
+        group
+        for name in ("rules.yml", "alerts.yml")
+        for group in yaml.safe_load((HERE / name).read_text())["groups"]
+    ]
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",

@@ -1,4 +1,5 @@
-"""Real estate: properties that are edited, portfolios that add them up, people's sessions, and viewings that are due."""
+"""Real estate: properties that are edited, portfolios that add them up, people's sessions, and
+viewings that are due."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ class Snapshot(msgspec.Struct):
 
 @app.kind(notify_attempts=4)
 class Property(DurableObject):
-    """One property; its key is its number. It notifies its portfolio, and the properties that it is compared with, of new prices."""
+    """One property; its key is its number. It notifies its portfolio, and the properties that it is
+    compared with, of new prices."""
 
     async def update(self, change: Change, portfolio: str = "") -> Snapshot:
         """Apply one change. A bad one is Rejected and changes nothing."""
@@ -59,11 +61,15 @@ class Property(DurableObject):
             case Change(ChangeType.DESCRIPTION_UPDATE, str(text)) if len(text) <= 10_000:
                 now.description = text
             case _:
-                raise Rejected(f"not a valid {change.type.value}: {change.value!r}", type=change.type.value)
+                raise Rejected(
+                    f"not a valid {change.type.value}: {change.value!r}", type=change.type.value
+                )
         now.revision += 1
         now.last_modified = datetime.now(UTC)
         self.storage.put("snapshot", now)
-        self.storage.put(f"history/{now.revision:09d}", Revision(now.revision, change, now.last_modified))
+        self.storage.put(
+            f"history/{now.revision:09d}", Revision(now.revision, change, now.last_modified)
+        )
         if portfolio:
             self.notify(Portfolio, portfolio).property_changed(self.key, now.price)
         if change.type is ChangeType.PRICE_UPDATE:
@@ -74,11 +80,14 @@ class Property(DurableObject):
     async def relate(self, others: list[str]) -> None:
         """Tell these properties of every new price from now on; at most 50."""
         if len(others) > 50 or self.key in others:
-            raise Rejected("a property has up to 50 others that it is compared with", related=len(others))
+            raise Rejected(
+                "a property has up to 50 others that it is compared with", related=len(others)
+            )
         self.storage.put("related", others)
 
     async def notify_related_change(self, other: str, price: int) -> None:
-        """Another property has a new price. A draft cannot be compared: that fails, is tried again, and ends as a dead letter."""
+        """Another property has a new price. A draft cannot be compared: that fails, is tried again,
+        and ends as a dead letter."""
         if (await self.snapshot()).status == "draft":
             raise RuntimeError(f"{self.key} is a draft: there is nothing to compare {other} with")
         self.storage.put(f"compared/{other}", price)
@@ -89,7 +98,8 @@ class Property(DurableObject):
         return {key.removeprefix("compared/"): price for key, price in rows.items()}
 
     async def import_feed(self, lines: list[dict[str, Any]]) -> int:
-        """Apply a broker's feed, all of it or nothing: a line that cannot be read fails the turn and undoes the lines before it."""
+        """Apply a broker's feed, all of it or nothing: a line that cannot be read fails the turn
+        and undoes the lines before it."""
         for line in lines:
             await self.update(Change(ChangeType[line["type"]], line["value"]))
         return len(lines)
@@ -139,7 +149,8 @@ class Portfolio(DurableObject):
 
 @app.kind(ttl=timedelta(days=30))
 class PropertySession(DurableObject):
-    """One person's session. Its state is loaded once, when it is activated; who is not seen for a month is forgotten."""
+    """One person's session. Its state is loaded once, when it is activated; who is not seen for a
+    month is forgotten."""
 
     async def on_activate(self) -> None:
         self._state: dict[str, Any] = self.storage.get("state", dict[str, Any], default={})
@@ -164,7 +175,10 @@ class PropertySession(DurableObject):
 
     async def viewing_is_near(self, property: str, at: datetime) -> None:
         """A viewing reminds this person."""
-        reminders = [*self.storage.get("reminders", list, default=[]), {"property": property, "at": at}]
+        reminders = [
+            *self.storage.get("reminders", list, default=[]),
+            {"property": property, "at": at},
+        ]
         self.storage.put("reminders", reminders[-50:])
 
     async def reminders(self) -> list[dict[str, Any]]:
@@ -173,12 +187,17 @@ class PropertySession(DurableObject):
 
 @app.kind
 class Viewing(DurableObject):
-    """An appointment to view a property. It reminds the visitor in time, and is over when nobody has said that it took place."""
+    """An appointment to view a property. It reminds the visitor in time, and is over when nobody
+    has said that it took place."""
 
-    async def arrange(self, property: str, session: str, at: datetime, remind_s: float = 3600) -> None:
+    async def arrange(
+        self, property: str, session: str, at: datetime, remind_s: float = 3600
+    ) -> None:
         if at <= datetime.now(UTC):
             raise Rejected("a viewing is in the future", at=at.isoformat())
-        self.storage.put_many({"property": property, "session": session, "at": at, "status": "arranged"})
+        self.storage.put_many(
+            {"property": property, "session": session, "at": at, "status": "arranged"}
+        )
         self.set_alarm(at - timedelta(seconds=remind_s), "remind")
         self.set_alarm(at + timedelta(seconds=remind_s), "over")
 

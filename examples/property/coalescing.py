@@ -1,7 +1,7 @@
 """Write coalescing: updates that are in flight together reach the disk together.
 
-Every update is durable before its reply, but an fsync carries all the turns that ended since the one before. Nobody waits for a
-timer: while one fsync runs, the next batch gathers.
+Every update is durable before its reply, but an fsync carries all the turns that ended since the
+one before. Nobody waits for a timer: while one fsync runs, the next batch gathers.
 """
 
 # pyright: basic
@@ -19,12 +19,15 @@ from examples.property.app import Change, ChangeType, Property
 
 
 async def coalesce(gateway: str, properties: int, each: int) -> tuple[int, int]:
-    """Update many properties many times at once: how many updates that were, and how many fsyncs of all nodes they took."""
+    """Update many properties many times at once: how many updates that were, and how many fsyncs of
+    all nodes they took."""
     before = await fsyncs(gateway)
     async with holdfast.connect(gateway) as client:
         await asyncio.gather(
             *(
-                client.get(Property, f"coalesced-{i}").update(Change(ChangeType.PRICE_UPDATE, price))
+                client.get(Property, f"coalesced-{i}").update(
+                    Change(ChangeType.PRICE_UPDATE, price)
+                )
                 for price in range(1, each + 1)
                 for i in range(properties)
             )
@@ -35,5 +38,7 @@ async def coalesce(gateway: str, properties: int, each: int) -> tuple[int, int]:
 async def fsyncs(gateway: str) -> int:
     """The fsyncs of all nodes since they started."""
     async with open_channel(gateway) as channel:
-        status: admin_pb2.StatusResponse = await admin_pb2_grpc.AdminStub(channel).Status(admin_pb2.StatusRequest())
+        status: admin_pb2.StatusResponse = await admin_pb2_grpc.AdminStub(channel).Status(
+            admin_pb2.StatusRequest()
+        )
     return sum(node.stats.fsyncs for node in status.nodes)

@@ -1,4 +1,5 @@
-"""Starts the property example on a local cluster, calls it, and prints what happened: `python -m examples.property.demo`."""
+"""Starts the property example on a local cluster, calls it, and prints what happened: `python -m
+examples.property.demo`."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ async def show(gateway: str) -> None:
     async with holdfast.connect(gateway) as client:
         print("\nTwo properties get prices; their portfolio follows:")
         for key, price in (("p-1", 450_000), ("p-2", 320_000), ("p-1", 430_000)):
-            now = await client.get(Property, key).update(Change(ChangeType.PRICE_UPDATE, price), portfolio="north")
+            now = await client.get(Property, key).update(
+                Change(ChangeType.PRICE_UPDATE, price), portfolio="north"
+            )
             print(f"  Property/{key} revision {now.revision}: {now.price:,} euros")
         metrics = await client.get(Portfolio, "north").metrics()
         while metrics.value != 750_000:  # it is told by notifications: soon
@@ -37,7 +40,10 @@ async def show(gateway: str) -> None:
         except holdfast.Rejected as error:
             print(f"  Rejected: {error}")
         for revision in await client.get(Property, "p-1").history():
-            print(f"  Property/p-1 history {revision.number}: {revision.change.type.value} {revision.change.value}")
+            print(
+                f"  Property/p-1 history {revision.number}: {revision.change.type.value}"
+                f" {revision.change.value}"
+            )
         print("\nA feed with a broken third line fails half-way; nothing of it stays:")
         feed: list[dict[str, Any]] = [
             {"type": "PRICE_UPDATE", "value": 1},
@@ -48,7 +54,10 @@ async def show(gateway: str) -> None:
             await client.get(Property, "p-1").import_feed(feed)
         except holdfast.ApplicationError as error:
             print(f"  {error}, which the node's log has too")
-        print(f"  Property/p-1 costs {(await client.get(Property, 'p-1').snapshot()).price:,} euros as before")
+        print(
+            f"  Property/p-1 costs {(await client.get(Property, 'p-1').snapshot()).price:,} euros"
+            " as before"
+        )
         print("\nMany updates at once share few fsyncs:")
         updates, fsyncs = await coalesce(gateway, properties=100, each=20)
         print(f"  {updates:,} durable updates, {fsyncs:,} fsyncs")
@@ -70,12 +79,28 @@ async def show(gateway: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stay", action="store_true", help="keep the cluster until Ctrl-C")
-    parser.add_argument("--port", type=int, default=0, help="the gateway's port (default: 7400 with --stay, else a free one)")
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=0,
+        help="the gateway's port (default: 7400 with --stay, else a free one)",
+    )
     arguments = parser.parse_args()
     port = arguments.port or (7400 if arguments.stay else _free_port())
-    command = [sys.executable, "-m", "holdfast", "dev", str(APP), "--nodes", "3", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "holdfast",
+        "dev",
+        str(APP),
+        "--nodes",
+        "3",
+        "--port",
+        str(port),
+    ]
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)  # however it is ended, the cluster is ended with it
+        # however it is ended, the cluster is ended with it
+        signal.signal(number, signal.default_int_handler)
     print("Starting etcd, three nodes and a gateway ...", flush=True)
     cluster = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
@@ -87,8 +112,16 @@ def main() -> int:
         gateway = f"127.0.0.1:{port}"
         asyncio.run(show(gateway))
         print("\nWhere they live:")
-        for kind, key in (("Property", "p-1"), ("Property", "p-2"), ("Portfolio", "north"), ("PropertySession", "s-1")):
-            subprocess.run([sys.executable, "-m", "holdfast", "where", kind, key, "--gateway", gateway], check=True)
+        for kind, key in (
+            ("Property", "p-1"),
+            ("Property", "p-2"),
+            ("Portfolio", "north"),
+            ("PropertySession", "s-1"),
+        ):
+            subprocess.run(
+                [sys.executable, "-m", "holdfast", "where", kind, key, "--gateway", gateway],
+                check=True,
+            )
         if arguments.stay:
             print(f"\nThe cluster stays up at {gateway}; Ctrl-C ends it.", flush=True)
             cluster.wait()

@@ -1,4 +1,5 @@
-"""Tests of the example as a project of its own would have them: in this process, on virtual time, without waiting."""
+"""Tests of the example as a project of its own would have them: in this process, on virtual time,
+without waiting."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ def holdfast_app() -> App:
     return example.app
 
 
-def test_a_portfolio_hears_of_each_price_once_though_replies_are_lost_and_its_node_crashes(holdfast_cluster: Cluster) -> None:
+def test_a_portfolio_hears_of_each_price_once_though_replies_are_lost_and_its_node_crashes(
+    holdfast_cluster: Cluster,
+) -> None:
     p1 = holdfast_cluster.get(Property, "p-1")
     holdfast_cluster.drop_next_reply()
     p1.update(Change(PRICE, 400_000), portfolio="north")
@@ -39,8 +42,13 @@ def test_a_bad_change_changes_nothing(holdfast_cluster: Cluster) -> None:
     assert holdfast_cluster.stored(Property, "p-1") == {}
 
 
-def test_a_viewing_reminds_its_visitor_an_hour_before_and_is_over_an_hour_after(holdfast_cluster: Cluster) -> None:
-    viewing, session = holdfast_cluster.get(Viewing, "v-1"), holdfast_cluster.get(PropertySession, "s-1")
+def test_a_viewing_reminds_its_visitor_an_hour_before_and_is_over_an_hour_after(
+    holdfast_cluster: Cluster,
+) -> None:
+    viewing, session = (
+        holdfast_cluster.get(Viewing, "v-1"),
+        holdfast_cluster.get(PropertySession, "s-1"),
+    )
     viewing.arrange("p-1", "s-1", holdfast_cluster.now() + timedelta(days=3))
     assert [alarm.name for alarm in holdfast_cluster.alarms(Viewing, "v-1")] == ["remind", "over"]
     holdfast_cluster.advance(timedelta(days=2, hours=22))
@@ -61,7 +69,9 @@ def test_a_viewing_that_took_place_is_not_over(holdfast_cluster: Cluster) -> Non
     assert viewing.status() == "took place"
 
 
-def test_a_session_is_read_from_storage_after_it_has_left_memory_and_is_forgotten_after_a_month(holdfast_cluster: Cluster) -> None:
+def test_a_session_is_read_from_storage_after_it_has_left_memory_and_is_forgotten_after_a_month(
+    holdfast_cluster: Cluster,
+) -> None:
     session = holdfast_cluster.get(PropertySession, "s-1")
     session.create("ada")
     session.update("p-1")
@@ -80,7 +90,11 @@ def test_a_draft_cannot_be_compared_which_ends_as_a_dead_letter(holdfast_cluster
     holdfast_cluster.get(Property, "p-1").update(Change(PRICE, 1))
     holdfast_cluster.advance(timedelta(minutes=1))
     [letter] = holdfast_cluster.dead_letters()
-    assert (letter["to"], letter["method"], letter["attempts"]) == ("Property/p-2", "notify_related_change", 4)
+    assert (letter["to"], letter["method"], letter["attempts"]) == (
+        "Property/p-2",
+        "notify_related_change",
+        4,
+    )
     assert "is a draft" in letter["error"]
 
 
@@ -90,5 +104,8 @@ def test_updates_at_once_are_each_there(holdfast_cluster: Cluster) -> None:
         await asyncio.gather(*(stub.update(Change(PRICE, price)) for price in range(1, 51)))
 
     holdfast_cluster.run(many())
-    prices = [revision.change.value for revision in holdfast_cluster.get(Property, "p-1").history(limit=100)]
+    prices = [
+        revision.change.value
+        for revision in holdfast_cluster.get(Property, "p-1").history(limit=100)
+    ]
     assert sorted(prices) == list(range(1, 51))

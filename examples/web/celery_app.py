@@ -17,7 +17,11 @@ folder = os.environ["CELERY_FOLDER"]
 tasks = Celery(
     broker="filesystem://",
     backend=f"file://{folder}",
-    broker_transport_options={"data_folder_in": folder, "data_folder_out": folder, "control_folder": folder},
+    broker_transport_options={
+        "data_folder_in": folder,
+        "data_folder_out": folder,
+        "control_folder": folder,
+    },
 )
 client = holdfast.connect_blocking(os.environ["HOLDFAST_GATEWAY"])
 

@@ -1,4 +1,5 @@
-"""Django, or any WSGI framework: one blocking client, made when the module is imported, and inherited by forked workers.
+"""Django, or any WSGI framework: one blocking client, made when the module is imported, and
+inherited by forked workers.
 
 gunicorn --workers 2 --threads 4 --preload examples.web.django_app:application
 """

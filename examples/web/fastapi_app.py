@@ -1,4 +1,5 @@
-"""FastAPI, or any ASGI framework with a lifespan: one asyncio client for each worker process, opened on the worker's own loop.
+"""FastAPI, or any ASGI framework with a lifespan: one asyncio client for each worker process,
+opened on the worker's own loop.
 
 uvicorn --factory examples.web.fastapi_app:make_app --workers 2
 """
@@ -35,7 +36,9 @@ def make_app() -> FastAPI:
         except holdfast.Rejected as refused:
             raise HTTPException(409, str(refused)) from None
         except holdfast.Overloaded as busy:
-            raise HTTPException(503, str(busy), {"Retry-After": str(int(busy.retry_after_s) + 1)}) from None
+            raise HTTPException(
+                503, str(busy), {"Retry-After": str(int(busy.retry_after_s) + 1)}
+            ) from None
         return {"n": n, "pid": os.getpid()}
 
     @app.post("/counters/{key}/later", status_code=202)

@@ -1,4 +1,5 @@
-"""gevent: have gRPC use its loop before anything of gRPC is used. One blocking client for all greenlets.
+"""gevent: have gRPC use its loop before anything of gRPC is used. One blocking client for all
+greenlets.
 
 python -m examples.web.gevent_app
 """
@@ -25,9 +26,14 @@ from examples.web.counter import Counter  # noqa: E402
 def main() -> None:
     with holdfast.connect_blocking(os.environ["HOLDFAST_GATEWAY"]) as client:
         began = time.monotonic()
-        greenlets = [gevent.spawn(client.get(Counter, f"gevent-{i}").slow_increment, 1.0) for i in range(20)]
+        greenlets = [
+            gevent.spawn(client.get(Counter, f"gevent-{i}").slow_increment, 1.0) for i in range(20)
+        ]
         gevent.joinall(greenlets, raise_error=True)
-        print(f"20 calls of a second each in {time.monotonic() - began:.1f} s: {sum(each.value for each in greenlets)}")
+        print(
+            f"20 calls of a second each in {time.monotonic() - began:.1f} s:"
+            f" {sum(each.value for each in greenlets)}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Cells of a notebook. IPython runs a loop, so an asyncio client is opened without `async with`, and stays open from cell to cell.
+"""Cells of a notebook. IPython runs a loop, so an asyncio client is opened without `async with`,
+and stays open from cell to cell.
 
 python -m examples.web.notebook runs them as Jupyter does
 """
@@ -14,7 +15,11 @@ CELLS = [
     "client = await holdfast.connect(os.environ['HOLDFAST_GATEWAY']).open()",
     "print(await client.get(Counter, 'notebook').increment())",
     "print(await client.get(Counter, 'notebook').increment())",
-    "blocking = holdfast.connect_blocking(os.environ['HOLDFAST_GATEWAY'])\nprint(blocking.get(Counter, 'notebook').increment())",
+    (
+        "blocking ="
+        " holdfast.connect_blocking(os.environ['HOLDFAST_GATEWAY'])\nprint(blocking.get(Counter,"
+        " 'notebook').increment())"
+    ),
     "await client.close()",
 ]
 
@@ -22,7 +27,9 @@ CELLS = [
 async def main() -> None:
     shell = InteractiveShell.instance()
     for cell in CELLS:
-        (await shell.run_cell_async(cell, transformed_cell=shell.transform_cell(cell))).raise_error()
+        (
+            await shell.run_cell_async(cell, transformed_cell=shell.transform_cell(cell))
+        ).raise_error()
 
 
 if __name__ == "__main__":

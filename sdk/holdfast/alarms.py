@@ -1,6 +1,7 @@
 """Alarms as users see them, and when a repeated one is due next. Pure.
 
-Times are Unix time in ms. A repetition is counted from when the alarm was due, not from when it fired, so it does not drift.
+Times are Unix time in ms. A repetition is counted from when the alarm was due, not from when it
+fired, so it does not drift.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ def check_timezone(timezone: str) -> None:
             raise ValueError(timezone)
         ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError(f"no time zone {timezone!r}; it is named by a text such as 'Europe/Berlin'") from None
+        raise ValueError(
+            f"no time zone {timezone!r}; it is named by a text such as 'Europe/Berlin'"
+        ) from None
 
 
 def check_times(times: int) -> int:
@@ -90,13 +93,17 @@ def check_times(times: int) -> int:
 
 
 def check_every(every: timedelta | str) -> int | str:
-    """A repetition as it is stored: ms, or a cron expression. Raises ValueError for one that makes no sense."""
+    """A repetition as it is stored: ms, or a cron expression. Raises ValueError for one that makes
+    no sense."""
     if not isinstance(every, timedelta | str):
         raise TypeError(f"`every` is a timedelta, or a cron expression as text, not {every!r:.100}")
     if isinstance(every, timedelta):
         if not EVERY_MIN <= every <= EVERY_MAX:
             how = "often" if every < EVERY_MIN else "rare"
-            raise ValueError(f"every {every} is too {how}: at least {EVERY_MIN}, and at most {EVERY_MAX.days} days")
+            raise ValueError(
+                f"every {every} is too {how}: at least {EVERY_MIN}, and at most {EVERY_MAX.days}"
+                " days"
+            )
         return round(every.total_seconds() * 1000)
     try:
         next(CronSim(every, datetime(2000, 1, 1, tzinfo=UTC)))
@@ -108,7 +115,8 @@ def check_every(every: timedelta | str) -> int | str:
 
 
 def next_after(every: int | str, timezone: str, scheduled_ms: int, after_ms: int) -> int | None:
-    """The first repetition of an alarm that was due at `scheduled_ms` which comes after `after_ms`; None when there is none."""
+    """The first repetition of an alarm that was due at `scheduled_ms` which comes after `after_ms`;
+    None when there is none."""
     if isinstance(every, int):
         missed = max(0, after_ms - scheduled_ms) // every
         return scheduled_ms + every * (missed + 1)

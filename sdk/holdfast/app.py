@@ -29,7 +29,8 @@ A = TypeVar("A", bound=Around)
 
 @dataclass(frozen=True, slots=True)
 class KindOptions:
-    """What may be set for a kind: how long what its objects send is tried, before it is a dead letter, and how long they stay."""
+    """What may be set for a kind: how long what its objects send is tried, before it is a dead
+    letter, and how long they stay."""
 
     notify_attempts: int = 20
     """Failures of a receiver's handler."""
@@ -38,7 +39,8 @@ class KindOptions:
     alarm_attempts: int = 10
     """Failures of `on_alarm` at one firing."""
     ttl: timedelta | None = None
-    """An object that has stored nothing for so long, or up to a sixteenth longer, is deleted with its alarms. None: never."""
+    """An object that has stored nothing for so long, or up to a sixteenth longer, is deleted with
+    its alarms. None: never."""
     idle: timedelta | None = None
     """An object that had no call for so long leaves memory. None: as the node says."""
 
@@ -50,7 +52,9 @@ class KindOptions:
             if (value := getattr(self, name)) is not None:
                 checked_timedelta(name, value)
         if self.ttl is not None and not TTL_MIN <= self.ttl <= TTL_MAX:
-            raise ValueError(f"a kind's ttl is at least {TTL_MIN} and at most {TTL_MAX}, not {self.ttl}")
+            raise ValueError(
+                f"a kind's ttl is at least {TTL_MIN} and at most {TTL_MAX}, not {self.ttl}"
+            )
         if self.idle is not None and self.idle <= timedelta():
             raise ValueError(f"idle is more than nothing, not {self.idle}")
         if self.notify_attempts < 1 or self.alarm_attempts < 1:
@@ -65,9 +69,12 @@ TTL_MIN = timedelta(seconds=1)
 
 
 class Kind:
-    """A registered class: its `name`, `cls`, `options`, and `handlers` by method name. `arounds`: what is called around those."""
+    """A registered class: its `name`, `cls`, `options`, and `handlers` by method name. `arounds`:
+    what is called around those."""
 
-    def __init__(self, name: str, cls: type[DurableObject], options: KindOptions | None = None) -> None:
+    def __init__(
+        self, name: str, cls: type[DurableObject], options: KindOptions | None = None
+    ) -> None:
         self.name = name
         self.cls = cls
         self.options = options or KindOptions()
@@ -92,7 +99,10 @@ class Kind:
         """The handler of a method. Raises NotFound, which names the nearest ones."""
         found = self.handlers.get(method)
         if found is None:
-            raise NotFound(f"{self.name} has no method {method!r}{_nearest(method, self.handlers)}", definite=True)
+            raise NotFound(
+                f"{self.name} has no method {method!r}{_nearest(method, self.handlers)}",
+                definite=True,
+            )
         return found
 
 
@@ -104,14 +114,19 @@ class App:
         self._arounds: tuple[Around, ...] = ()
 
     def around(self, function: A) -> A:
-        """Set a function around all handlers of the app, `on_alarm` too: `@app.around`, on an `async def` of one argument.
+        """Set a function around all handlers of the app, `on_alarm` too: `@app.around`, on an
+        `async def` of one argument.
 
-        It gets the `Invocation`, in the turn, and returns the result, as a rule that of `await invocation.proceed()`. What it raises
-        fails the turn. Of several, the one that was registered first is the outermost. Raises TypeError for anything else.
+        It gets the `Invocation`, in the turn, and returns the result, as a rule that of `await
+        invocation.proceed()`. What it raises fails the turn. Of several, the one that was
+        registered first is the outermost. Raises TypeError for anything else.
         """
         plain: Any = function
         if not inspect.iscoroutinefunction(plain) or len(inspect.signature(plain).parameters) != 1:
-            raise TypeError(f"@app.around is for an `async def` of one argument, the invocation, not {function!r}")
+            raise TypeError(
+                "@app.around is for an `async def` of one argument, the invocation, not"
+                f" {function!r}"
+            )
         self._arounds = (*self._arounds, function)
         for kind in self.kinds.values():
             kind.surround(self._arounds)
@@ -134,9 +149,10 @@ class App:
     def kind(self, arg: Any = None, /, **options: Any) -> Any:
         """Register a class: `@app.kind` under its own name, `@app.kind("counter")` under another.
 
-        `options` are the fields of `KindOptions`: `@app.kind(notify_attempts=5, ttl=timedelta(days=30))`.
-        Raises TypeError or ValueError for what cannot be served: a class that is no DurableObject, a name that is taken
-        or malformed (letters, digits and `_.-`, a letter first, up to 128), a handler with hints that are not data.
+        `options` are the fields of `KindOptions`: `@app.kind(notify_attempts=5,
+        ttl=timedelta(days=30))`. Raises TypeError or ValueError for what cannot be served: a class
+        that is no DurableObject, a name that is taken or malformed (letters, digits and `_.-`, a
+        letter first, up to 128), a handler with hints that are not data.
         """
         if isinstance(arg, type):
             return self._register(arg.__name__, arg, KindOptions())
@@ -150,13 +166,19 @@ class App:
 
         return decorate
 
-    def _register(self, name: str, cls: type[DurableObject], options: KindOptions) -> type[DurableObject]:
+    def _register(
+        self, name: str, cls: type[DurableObject], options: KindOptions
+    ) -> type[DurableObject]:
         if not (isinstance(cls, type) and issubclass(cls, DurableObject)):
             raise TypeError(f"{cls!r} is not a DurableObject")
         if not _KIND_NAME.fullmatch(name):
-            raise ValueError(f"kind name {name!r}: letters, digits and _.-, a letter first, up to 128")
+            raise ValueError(
+                f"kind name {name!r}: letters, digits and _.-, a letter first, up to 128"
+            )
         if name in self.kinds:
-            raise ValueError(f"kind {name!r} is registered twice: {self.kinds[name].cls!r} and {cls!r}")
+            raise ValueError(
+                f"kind {name!r} is registered twice: {self.kinds[name].cls!r} and {cls!r}"
+            )
         kind = self.kinds[name] = Kind(name, cls, options)
         if self._arounds:
             kind.surround(self._arounds)
@@ -178,7 +200,8 @@ def no_kind(name: str, known: Iterable[str]) -> NotFound:
 
 @functools.lru_cache(maxsize=4096)
 def kind_name(kind: type | str) -> str:
-    """The name of a kind given as its class or as text. Raises TypeError for a class that no App has registered."""
+    """The name of a kind given as its class or as text. Raises TypeError for a class that no App
+    has registered."""
     if isinstance(kind, str):
         return kind
     name = kind.__dict__.get("__holdfast_kind__")
@@ -188,7 +211,8 @@ def kind_name(kind: type | str) -> str:
 
 
 def _check_names(cls: type[DurableObject]) -> None:
-    """Raises TypeError for what a class defines and what could not be called, or would hide what the base class has."""
+    """Raises TypeError for what a class defines and what could not be called, or would hide what
+    the base class has."""
     for owner in cls.__mro__:
         if owner in DurableObject.__mro__:
             continue
@@ -197,11 +221,13 @@ def _check_names(cls: type[DurableObject]) -> None:
             if name in _TAKEN:
                 raise TypeError(f"{where} would hide DurableObject.{name}: give it another name")
             if name in _HOOKS and not inspect.isfunction(value):
-                raise TypeError(f"{where} is called by Holdfast: it has to be a method, `def {name}(self, ...)`")
+                raise TypeError(
+                    f"{where} is called by Holdfast: it has to be a method, `def {name}(self, ...)`"
+                )
             if not name.startswith("_") and isinstance(value, staticmethod | classmethod):
                 raise TypeError(
-                    f"{where} is a {type(value).__name__}, which has no object to run on: make it a method of the object, "
-                    f"or a helper: a function of the module, or `_{name}`"
+                    f"{where} is a {type(value).__name__}, which has no object to run on: make it a"
+                    f" method of the object, or a helper: a function of the module, or `_{name}`"
                 )
 
 

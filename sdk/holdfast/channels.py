@@ -1,12 +1,14 @@
 """gRPC channel and server options, the same in every process.
 
-Servers take 128 streams of a connection at a time: without a limit, one that opens and resets streams as fast as it can takes
-2 GiB of a process in 3 s. They take no compressed messages: gRPC inflates one before it looks at its size, 1 MB to 1 GiB. With
-decompression merely off a client would hear that its call is malformed; the set of algorithms tells it UNIMPLEMENTED and why.
+Servers take 128 streams of a connection at a time: without a limit, one that opens and resets
+streams as fast as it can takes 2 GiB of a process in 3 s. They take no compressed messages: gRPC
+inflates one before it looks at its size, 1 MB to 1 GiB. With decompression merely off a client
+would hear that its call is malformed; the set of algorithms tells it UNIMPLEMENTED and why.
 
-Keepalive alone does not notice a peer that is frozen: since gRPC's 60 s ping_timeout default overrides the keepalive
-timeout, `http2.ping_timeout_ms` has to be set as well. Servers must allow pings that often, and must not share a port
-silently with another process (SO_REUSEPORT is gRPC's default).
+Keepalive alone does not notice a peer that is frozen: since gRPC's 60 s ping_timeout default
+overrides the keepalive timeout, `http2.ping_timeout_ms` has to be set as well. Servers must allow
+pings that often, and must not share a port silently with another process (SO_REUSEPORT is gRPC's
+default).
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ STREAMS_MAX = 128
 """Calls and sessions under way on one connection, which clients queue beyond it."""
 
 MESSAGE_BYTES_MAX = 8 << 20
-"""The largest message on any stream: one call of the largest size, with its envelope. Batches are cut far below."""
+"""The largest message on any stream: one call of the largest size, with its envelope. Batches are
+cut far below."""
 
 _COMMON: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -34,12 +37,16 @@ _COMMON: list[tuple[str, int]] = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.keepalive_permit_without_calls", 1),
 ]
+# a new channel is a new connection, not one that is in backoff elsewhere
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
     *_COMMON,
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection, not one that is in backoff elsewhere
+    (
+        "grpc.use_local_subchannel_pool",
+        1,
+    ),
 ]
 SERVER_OPTIONS: list[tuple[str, int]] = [
     *_COMMON,
@@ -54,9 +61,12 @@ SERVER_OPTIONS: list[tuple[str, int]] = [
 
 
 def open_channel(
-    address: str, options: Sequence[tuple[str, int | str]] = (), credentials: grpc.ChannelCredentials | None = None
+    address: str,
+    options: Sequence[tuple[str, int | str]] = (),
+    credentials: grpc.ChannelCredentials | None = None,
 ) -> grpc.aio.Channel:
-    """A channel to `host:port`, with TLS when there are credentials; `options` in place of ours. Whoever opens it closes it.
+    """A channel to `host:port`, with TLS when there are credentials; `options` in place of ours.
+    Whoever opens it closes it.
 
     Raises ValueError for what is no address.
     """
@@ -69,7 +79,11 @@ def open_channel(
 
 def open_client_channel(address: str, tls: TLS | None) -> grpc.aio.Channel:
     """A client's channel to a gateway."""
-    return open_channel(address) if tls is None else open_channel(address, tls.options(), tls.credentials())
+    return (
+        open_channel(address)
+        if tls is None
+        else open_channel(address, tls.options(), tls.credentials())
+    )
 
 
 def open_process_channel(
@@ -78,14 +92,18 @@ def open_process_channel(
     """A channel from one process of a cluster to another."""
     if certificates is None:
         return open_channel(address, options)
-    return open_channel(address, [*options, *certificates.channel_options()], certificates.channel_credentials())
+    return open_channel(
+        address, [*options, *certificates.channel_options()], certificates.channel_credentials()
+    )
 
 
 def open_blocking_channel(gateway: str, tls: TLS | None) -> grpc.Channel:
     """A channel from a client without an event loop to a gateway."""
     if tls is None:
         return grpc.insecure_channel(gateway, options=CHANNEL_OPTIONS)
-    return grpc.secure_channel(gateway, tls.credentials(), options=[*CHANNEL_OPTIONS, *tls.options()])
+    return grpc.secure_channel(
+        gateway, tls.credentials(), options=[*CHANNEL_OPTIONS, *tls.options()]
+    )
 
 
 class AddressInUse(Exception):
@@ -93,14 +111,21 @@ class AddressInUse(Exception):
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Host and port of `host:port`. An IPv6 host is written in brackets; Kubernetes' `$(POD_IP):7401`, without, is taken as well.
+    """Host and port of `host:port`. An IPv6 host is written in brackets; Kubernetes'
+    `$(POD_IP):7401`, without, is taken as well.
 
     Raises ValueError.
     """
     host, _, port = address.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-    if not host or not port.isdigit() or int(port) > 65_535 or not set("[]/").isdisjoint(host) or (":" in host and not _ip(host)):
+    if (
+        not host
+        or not port.isdigit()
+        or int(port) > 65_535
+        or not set("[]/").isdisjoint(host)
+        or (":" in host and not _ip(host))
+    ):
         raise ValueError(f"{address!r} is no address: write host:port")
     return host, int(port)
 
@@ -117,7 +142,8 @@ def canonical(address: str) -> str:
 
 
 def is_wildcard(address: str) -> bool:
-    """Whether this is every address of the machine: a process can listen there, and nobody can reach it there."""
+    """Whether this is every address of the machine: a process can listen there, and nobody can
+    reach it there."""
     ip = _ip(address.rpartition(":")[0].strip("[]"))
     return ip is not None and ip.is_unspecified
 
@@ -129,19 +155,28 @@ def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
-def bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+def bind(
+    server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None
+) -> int:
     """Listen at `host:port` (port 0: any free one); the port. Raises AddressInUse."""
     try:
         address = canonical(address)
     except ValueError as error:
         raise AddressInUse(f"cannot listen: {error}") from None
     try:
-        port = server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
+        port = (
+            server.add_insecure_port(address)
+            if credentials is None
+            else server.add_secure_port(address, credentials)
+        )
     except RuntimeError as failed:
         port, why = 0, f" ({failed})"
     else:
         why = ""
     if port == 0:
         who = who_listens(split_address(address)[1])
-        raise AddressInUse(f"cannot listen at {address}: " + (f"the port is in use{who}" if who else f"is the port in use?{why}"))
+        raise AddressInUse(
+            f"cannot listen at {address}: "
+            + (f"the port is in use{who}" if who else f"is the port in use?{why}")
+        )
     return port

@@ -1,11 +1,14 @@
 """Payloads: msgpack or JSON by msgspec, checked against type hints. Never pickle.
 
-Types: None, bool, int (64 bit), float, str, bytes, list, tuple, set, dict, dataclasses, msgspec Structs, TypedDicts, NamedTuples,
-attrs classes, pydantic models, datetime, date, time, timedelta, UUID, Decimal, Enum, Literal, and unions of these as msgspec knows
-them. Bounds in `Annotated` are checked: msgspec's own `Meta`, and those of annotated-types and of pydantic's `Field`. Without a type
-hint a value comes back in its plainest form: a tuple as a list, a UUID, Decimal, Enum as its text or value, a dataclass as a dict.
+Types: None, bool, int (64 bit), float, str, bytes, list, tuple, set, dict, dataclasses, msgspec
+Structs, TypedDicts, NamedTuples, attrs classes, pydantic models, datetime, date, time, timedelta,
+UUID, Decimal, Enum, Literal, and unions of these as msgspec knows them. Bounds in `Annotated` are
+checked: msgspec's own `Meta`, and those of annotated-types and of pydantic's `Field`. Without a
+type hint a value comes back in its plainest form: a tuple as a list, a UUID, Decimal, Enum as its
+text or value, a dataclass as a dict.
 
-Pydantic is no dependency: what has its methods is a model. It travels as what `model_dump` makes of it; `model_validate` reads it.
+Pydantic is no dependency: what has its methods is a model. It travels as what `model_dump` makes of
+it; `model_validate` reads it.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ def _dump(value: Any) -> Any:
         raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
     try:
         return msgspec.Raw(_encode_plain(value.model_dump(by_alias=True, round_trip=True)))
-    except TypeError:  # a field of a type that msgspec does not know, as URLs and paths are: pydantic's own form of it
+    except TypeError:
+        # a field of a type that msgspec does not know, as URLs and paths are: pydantic's own form
+        # of it
         return value.model_dump(mode="json", by_alias=True, round_trip=True)
 
 
@@ -47,9 +52,11 @@ def _dump_json(value: Any) -> Any:
 
 
 def _build(cls: type[Any], plain: Any) -> Any:
-    """A value of a type that msgspec does not know, of what it was encoded as. msgspec adds the path to a ValueError."""
+    """A value of a type that msgspec does not know, of what it was encoded as. msgspec adds the
+    path to a ValueError."""
     if _is_model(cls):
-        return cls.model_validate(plain, strict=False)  # what is no type of msgpack's comes as text, however strict the model is
+        # what is no type of msgpack's comes as text, however strict the model is
+        return cls.model_validate(plain, strict=False)
     raise TypeError(f"values of type {cls.__name__} cannot be decoded")
 
 
@@ -71,7 +78,8 @@ _decoders: dict[Any, Callable[[bytes], Any]] = {Any: msgspec.msgpack.Decoder().d
 
 
 def decode(data: bytes, type: Any = Any) -> Any:
-    """The value of a msgpack payload as `type`. Raises msgspec.ValidationError when it is of another type.
+    """The value of a msgpack payload as `type`. Raises msgspec.ValidationError when it is of
+    another type.
 
     Decoders are kept for each type; types come from code, not from data, so there are few.
     """
@@ -82,7 +90,8 @@ def decode(data: bytes, type: Any = Any) -> Any:
 
 
 def check(type: Any) -> None:
-    """Raises TypeError, which names the class, for a type whose values cannot be sent, however deep it sits."""
+    """Raises TypeError, which names the class, for a type whose values cannot be sent, however deep
+    it sits."""
     _check(msgspec.inspect.type_info(with_bounds(type)), set())
 
 
@@ -95,8 +104,12 @@ def _check(found: Any, seen: set[int]) -> None:
         if _is_model(cls):
             _check_model(cls, seen)
         elif cls is not msgspec.Raw:
-            instead = _INSTEAD.get(cls, "a dataclass, a msgspec Struct, a pydantic model, or plain types")
-            raise TypeError(f"values of {getattr(cls, '__name__', cls)} cannot be encoded: use {instead}")
+            instead = _INSTEAD.get(
+                cls, "a dataclass, a msgspec Struct, a pydantic model, or plain types"
+            )
+            raise TypeError(
+                f"values of {getattr(cls, '__name__', cls)} cannot be encoded: use {instead}"
+            )
         return
     if hasattr(found, "cls") and not isinstance(found, msgspec.inspect.EnumType):
         _check_fields(found.cls)
@@ -115,7 +128,8 @@ def _check_models_in(hint: Any, seen: set[int]) -> None:
 
 
 def _check_model(model: Any, seen: set[int]) -> None:
-    """Nothing that was stored of a model can be read if a field is read in another way than it is written, however deep it sits."""
+    """Nothing that was stored of a model can be read if a field is read in another way than it is
+    written, however deep it sits."""
     if id(model) in seen:
         return
     seen.add(id(model))
@@ -124,38 +138,55 @@ def _check_model(model: Any, seen: set[int]) -> None:
         if field.exclude and field.is_required():
             raise TypeError(f"{where} is left out when it is written, and needed when it is read")
         if "Secret" in repr(field.annotation):
-            raise TypeError(f"{where}: a secret of pydantic's is masked when it is written: use str")
+            raise TypeError(
+                f"{where}: a secret of pydantic's is masked when it is written: use str"
+            )
         _check_models_in(field.annotation, seen)
-        read, written = field.validation_alias or field.alias or name, field.serialization_alias or field.alias or name
+        read, written = (
+            field.validation_alias or field.alias or name,
+            field.serialization_alias or field.alias or name,
+        )
         if read != written and not model.model_config.get("populate_by_name"):
-            raise TypeError(f"{where} is read as {read!r} and written as {written!r}: give it one `alias`")
+            raise TypeError(
+                f"{where} is read as {read!r} and written as {written!r}: give it one `alias`"
+            )
 
 
 def _check_fields(cls: Any) -> None:
     if hasattr(cls, "__pydantic_validator__"):
-        raise TypeError(f"{cls.__name__} is a dataclass of pydantic's, which would not be validated: use BaseModel, or a dataclass")
+        raise TypeError(
+            f"{cls.__name__} is a dataclass of pydantic's, which would not be validated: use"
+            " BaseModel, or a dataclass"
+        )
     _check_bounds(cls)
 
 
 def _check_bounds(cls: Any) -> None:
-    """Bounds of annotated-types and pydantic are checked in hints of arguments, and by pydantic in models: in no other classes."""
+    """Bounds of annotated-types and pydantic are checked in hints of arguments, and by pydantic in
+    models: in no other classes."""
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
     except Exception:  # of a class that msgspec reads in another way
         return
     for name, hint in hints.items():
         if with_bounds(hint) != hint and _has_bounds(hint):
-            raise TypeError(f"the bounds of {cls.__name__}.{name} would not be checked: use msgspec.Meta in a class that is no model")
+            raise TypeError(
+                f"the bounds of {cls.__name__}.{name} would not be checked: use msgspec.Meta in a"
+                " class that is no model"
+            )
 
 
 def _has_bounds(hint: Any) -> bool:
-    if typing.get_origin(hint) is typing.Annotated and any(_bounds_of(note) for note in hint.__metadata__):
+    if typing.get_origin(hint) is typing.Annotated and any(
+        _bounds_of(note) for note in hint.__metadata__
+    ):
         return True
     return any(_has_bounds(one) for one in typing.get_args(hint))
 
 
 def with_bounds(hint: Any) -> Any:
-    """The hint, with the bounds of annotated-types and pydantic as msgspec's own: it knows no others."""
+    """The hint, with the bounds of annotated-types and pydantic as msgspec's own: it knows no
+    others."""
     if isinstance(hint, typing.NewType):
         return with_bounds(hint.__supertype__)
     origin = typing.get_origin(hint)
@@ -186,13 +217,20 @@ def with_bounds(hint: Any) -> Any:
 
 
 def _bounds_of(note: Any) -> dict[str, Any]:
-    if isinstance(note, msgspec.Meta) or type(note).__module__.partition(".")[0] not in ("annotated_types", "pydantic"):
+    if isinstance(note, msgspec.Meta) or type(note).__module__.partition(".")[0] not in (
+        "annotated_types",
+        "pydantic",
+    ):
         return {}
     found = {name: value for name in _BOUNDS if (value := getattr(note, name, None)) is not None}
     parts = getattr(note, "metadata", None)
     for part in parts or ():  # of pydantic's Field
         found |= _bounds_of(part)
-    more = {name for name, value in getattr(note, "__dict__", {}).items() if value is not None} - set(_BOUNDS)
+    more = {
+        name for name, value in getattr(note, "__dict__", {}).items() if value is not None
+    } - set(_BOUNDS)
     if parts is None and (more or not found) and type(note).__name__ not in _HARMLESS:
-        raise TypeError(f"{note!r:.100} would not be checked: of notes in Annotated {', '.join(_BOUNDS)} are")
+        raise TypeError(
+            f"{note!r:.100} would not be checked: of notes in Annotated {', '.join(_BOUNDS)} are"
+        )
     return found

@@ -9,7 +9,8 @@ from datetime import timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
 TIMEOUT_MAX_S = 300.0
-"""The longest deadline of a call; what asks for more gets this. Requests are remembered for twice as long."""
+"""The longest deadline of a call; what asks for more gets this. Requests are remembered for twice
+as long."""
 
 
 def checked_timeout(timeout: object) -> float:
@@ -22,7 +23,8 @@ def checked_timeout(timeout: object) -> float:
 
 
 def checked_timedelta(what: str, value: object) -> timedelta:
-    """A time that is given as a timedelta. Raises TypeError, which names `what` it is for, for anything else."""
+    """A time that is given as a timedelta. Raises TypeError, which names `what` it is for, for
+    anything else."""
     if not isinstance(value, timedelta):
         raise TypeError(f"{what} is a timedelta, not {value!r:.100}")
     return value
@@ -43,10 +45,12 @@ _AGAIN_S = 5.0
 
 
 class Deadlines(Generic[P]):
-    """Calls `expire` on every entry of `pending` whose deadline has passed, at most 10 ms late on a free loop.
+    """Calls `expire` on every entry of `pending` whose deadline has passed, at most 10 ms late on a
+    free loop.
 
-    The timer aims at the earliest deadline that the last sweep saw; a sweep costs one pass over `pending`, and with
-    deadlines of seconds there is hardly more than one sweep in that time, however many calls come and go.
+    The timer aims at the earliest deadline that the last sweep saw; a sweep costs one pass over
+    `pending`, and with deadlines of seconds there is hardly more than one sweep in that time,
+    however many calls come and go.
     """
 
     def __init__(self, pending: Mapping[Any, P], expire: Callable[[P], None]) -> None:

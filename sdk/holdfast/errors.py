@@ -1,25 +1,32 @@
-"""The errors of Holdfast: one class for each code, and the one table that maps codes to gRPC status.
+"""The errors of Holdfast: one class for each code, and the one table that maps codes to gRPC
+status.
 
-Every error answers two questions that a caller has to ask. `definite`: did the request certainly have no effect?
-`retryable`: can the same request succeed later? A call whose outcome is unknown (`definite` is false) may be repeated
-with the same request id: the effect still happens once.
+Every error answers two questions that a caller has to ask. `definite`: did the request certainly
+have no effect? `retryable`: can the same request succeed later? A call whose outcome is unknown
+(`definite` is false) may be repeated with the same request id: the effect still happens once.
 
-The rule of `definite`. An error is definite only if no attempt of the request, at any hop, has had or can ever have an effect. An
-error of one attempt says nothing of the others. So every call carries `attempt`, the number of its attempts whose outcome is unknown:
+The rule of `definite`. An error is definite only if no attempt of the request, at any hop, has had
+or can ever have an effect. An error of one attempt says nothing of the others. So every call
+carries `attempt`, the number of its attempts whose outcome is unknown:
 
-1. Whoever sends a call again has counted the attempt before, unless that was answered by a definite error. An attempt is counted when
+1. Whoever sends a call again has counted the attempt before, unless that was answered by a definite
+   error. An attempt is counted when
    its sender gives it up: its connection broke, its shard moved, or its answer was not definite.
-2. Whoever makes an error for a call calls it definite only if `attempt` is 0, and if this very delivery has no effect: it was refused
+2. Whoever makes an error for a call calls it definite only if `attempt` is 0, and if this very
+   delivery has no effect: it was refused
    before it ran, or was rolled back before it had called another object.
-3. Whoever passes an error on calls it definite only if it is, and if `attempt` is 0 by its own count.
-4. A call whose caller brought a request id or an idempotency key begins at 1: only the caller knows of attempts before. So do the
+3. Whoever passes an error on calls it definite only if it is, and if `attempt` is 0 by its own
+   count.
+4. A call whose caller brought a request id or an idempotency key begins at 1: only the caller knows
+   of attempts before. So do the
    calls of turns whose own attempt is not 0, and of turns that notifications and alarms cause.
 
-A call may be sent again and again with attempt 0: nothing is left of those before. In doubt an attempt counts. `not_definite_after`
-applies the rule to an error.
+A call may be sent again and again with attempt 0: nothing is left of those before. In doubt an
+attempt counts. `not_definite_after` applies the rule to an error.
 
-On the wire an error is a `holdfast.v1.Error`. `error_from_proto` and `error_to_proto` are each other's inverse, except
-that a class of the user's own arrives as `ApplicationError` with its name in `type`.
+On the wire an error is a `holdfast.v1.Error`. `error_from_proto` and `error_to_proto` are each
+other's inverse, except that a class of the user's own arrives as `ApplicationError` with its name
+in `type`.
 """
 
 from __future__ import annotations
@@ -33,7 +40,8 @@ from holdfast.v1 import objects_pb2 as pb
 
 
 def code_name(code: int) -> str:
-    """The name of a code on the wire as errors show it; `OK` for none. One that this version does not know is its number."""
+    """The name of a code on the wire as errors show it; `OK` for none. One that this version does
+    not know is its number."""
     if code == pb.CODE_UNSPECIFIED:
         return "OK"
     known = pb.Code.DESCRIPTOR.values_by_number.get(code)
@@ -45,7 +53,8 @@ class HoldfastError(Exception):
 
     code: ClassVar[str] = "INTERNAL"
     callee: str = ""
-    """Which call it came back from, as `Kind/key.method()`; empty for one that comes from no call."""
+    """Which call it came back from, as `Kind/key.method()`; empty for one that comes from
+    no call."""
 
     def __init__(
         self,
@@ -64,10 +73,15 @@ class HoldfastError(Exception):
         self.request_id = request_id
 
     def __str__(self) -> str:
-        """The message, and, of an error that came back from a call: from which one, and the id to search logs for."""
+        """The message, and, of an error that came back from a call: from which one, and the id to
+        search logs for."""
         if not self.callee:
             return self.message
-        text = self._told() if self.message.startswith(self.callee.removesuffix("()")) else f"{self.callee}: {self._told()}"
+        text = (
+            self._told()
+            if self.message.startswith(self.callee.removesuffix("()"))
+            else f"{self.callee}: {self._told()}"
+        )
         return f"{text} (request {self.request_id.hex()})" if self.request_id else text
 
     def _told(self) -> str:
@@ -75,7 +89,8 @@ class HoldfastError(Exception):
 
 
 def as_text(message: object) -> str:
-    """What an error says: of an exception, or anything else that is no text, what it says of itself."""
+    """What an error says: of an exception, or anything else that is no text, what it says of
+    itself."""
     if isinstance(message, str):
         return message
     try:
@@ -91,7 +106,8 @@ class NotFound(HoldfastError):
 
 
 class InvalidArgument(HoldfastError):
-    """An argument is missing, unexpected or of the wrong type; `path` names the field, as in `$.change.price`."""
+    """An argument is missing, unexpected or of the wrong type; `path` names the field, as in
+    `$.change.price`."""
 
     code = "INVALID_ARGUMENT"
 
@@ -105,11 +121,14 @@ class UnfitArguments(InvalidArgument):
 
 
 class ApplicationError(HoldfastError):
-    """The handler raised: `type` is the exception's class name, `data` what it carried. Its turn was rolled back."""
+    """The handler raised: `type` is the exception's class name, `data` what it carried. Its turn
+    was rolled back."""
 
     code = "APPLICATION"
 
-    def __init__(self, message: object, *, type: str = "", data: dict[str, Any] | None = None, **rest: Any) -> None:
+    def __init__(
+        self, message: object, *, type: str = "", data: dict[str, Any] | None = None, **rest: Any
+    ) -> None:
         super().__init__(message, **rest)
         self.type = as_text(type) if type else self.__class__.__name__
         self.data = data or {}
@@ -119,9 +138,11 @@ class ApplicationError(HoldfastError):
 
 
 class Rejected(ApplicationError):
-    """Raise this in a handler to refuse a request on the application's grounds: `raise Rejected("too late", limit=3)`.
+    """Raise this in a handler to refuse a request on the application's grounds: `raise
+    Rejected("too late", limit=3)`.
 
-    The turn is rolled back, the caller gets a `Rejected` with the same message and data, and nobody tries it again.
+    The turn is rolled back, the caller gets a `Rejected` with the same message and data, and nobody
+    tries it again.
     """
 
     def __init__(self, message: object, /, **data: Any) -> None:
@@ -129,23 +150,27 @@ class Rejected(ApplicationError):
 
 
 class WrongOwner(HoldfastError):
-    """The shard is not served by the node that was asked. Gateways hold and resend; callers do not see it."""
+    """The shard is not served by the node that was asked. Gateways hold and resend; callers do not
+    see it."""
 
     code = "WRONG_OWNER"
 
 
 class LacksKind(WrongOwner):
-    """The node that was asked serves the shard but lacks the kind, which another node has or may have."""
+    """The node that was asked serves the shard but lacks the kind, which another node has or may
+    have."""
 
 
 class Unavailable(HoldfastError):
-    """The object cannot be served now: its node is away, or nothing could be reached before the deadline."""
+    """The object cannot be served now: its node is away, or nothing could be reached before the
+    deadline."""
 
     code = "UNAVAILABLE"
 
 
 class Overloaded(HoldfastError):
-    """A named limit is reached (mailbox, calls in flight, held calls): come back after `retry_after_s`."""
+    """A named limit is reached (mailbox, calls in flight, held calls): come back after
+    `retry_after_s`."""
 
     code = "OVERLOADED"
 
@@ -157,7 +182,8 @@ class DeadlineExceeded(HoldfastError):
 
 
 class Aborted(HoldfastError):
-    """The turn was ended and rolled back: an operator aborted it (`holdfast objects abort`), or its caller had cancelled the call."""
+    """The turn was ended and rolled back: an operator aborted it (`holdfast objects abort`), or its
+    caller had cancelled the call."""
 
     code = "ABORTED"
 
@@ -179,7 +205,8 @@ class TooLarge(HoldfastError):
 
 
 class Unauthenticated(HoldfastError):
-    """The gateway does not know who calls: no token, or one that is unknown or has expired; or no certificate."""
+    """The gateway does not know who calls: no token, or one that is unknown or has expired; or no
+    certificate."""
 
     code = "UNAUTHENTICATED"
 
@@ -208,31 +235,45 @@ DATA_BYTES_MAX = 1 << 20
 # code name -> (number on the wire, gRPC status of Objects.Call, class)
 CODES: dict[str, tuple[pb.Code, grpc.StatusCode, type[HoldfastError]]] = {
     "NOT_FOUND": (pb.CODE_NOT_FOUND, grpc.StatusCode.NOT_FOUND, NotFound),
-    "INVALID_ARGUMENT": (pb.CODE_INVALID_ARGUMENT, grpc.StatusCode.INVALID_ARGUMENT, InvalidArgument),
+    "INVALID_ARGUMENT": (
+        pb.CODE_INVALID_ARGUMENT,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        InvalidArgument,
+    ),
     "APPLICATION": (pb.CODE_APPLICATION, grpc.StatusCode.FAILED_PRECONDITION, ApplicationError),
     "WRONG_OWNER": (pb.CODE_WRONG_OWNER, grpc.StatusCode.UNAVAILABLE, WrongOwner),
     "UNAVAILABLE": (pb.CODE_UNAVAILABLE, grpc.StatusCode.UNAVAILABLE, Unavailable),
     "OVERLOADED": (pb.CODE_OVERLOADED, grpc.StatusCode.RESOURCE_EXHAUSTED, Overloaded),
-    "DEADLINE_EXCEEDED": (pb.CODE_DEADLINE_EXCEEDED, grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineExceeded),
+    "DEADLINE_EXCEEDED": (
+        pb.CODE_DEADLINE_EXCEEDED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        DeadlineExceeded,
+    ),
     "DEADLOCK": (pb.CODE_DEADLOCK, grpc.StatusCode.ABORTED, Deadlock),
     "ABORTED": (pb.CODE_ABORTED, grpc.StatusCode.ABORTED, Aborted),
     "TOO_LARGE": (pb.CODE_TOO_LARGE, grpc.StatusCode.OUT_OF_RANGE, TooLarge),
     "UNAUTHENTICATED": (pb.CODE_UNAUTHENTICATED, grpc.StatusCode.UNAUTHENTICATED, Unauthenticated),
-    "PERMISSION_DENIED": (pb.CODE_PERMISSION_DENIED, grpc.StatusCode.PERMISSION_DENIED, PermissionDenied),
+    "PERMISSION_DENIED": (
+        pb.CODE_PERMISSION_DENIED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        PermissionDenied,
+    ),
     "INTERNAL": (pb.CODE_INTERNAL, grpc.StatusCode.INTERNAL, InternalError),
 }
 _BY_NUMBER = {number: name for name, (number, _, _) in CODES.items()}
 
 
 def grpc_status(error: pb.Error) -> grpc.StatusCode:
-    """The gRPC status of `Objects.Call` for an error. A handler that refuses is FAILED_PRECONDITION, one that crashed UNKNOWN."""
+    """The gRPC status of `Objects.Call` for an error. A handler that refuses is
+    FAILED_PRECONDITION, one that crashed UNKNOWN."""
     if error.code == pb.CODE_APPLICATION and not is_refusal(error):
         return grpc.StatusCode.UNKNOWN
     return CODES[_BY_NUMBER.get(error.code, "INTERNAL")][1]
 
 
 def is_refusal(error: pb.Error) -> bool:
-    """Whether a handler refused on its own grounds. One of an earlier version says so by its type alone."""
+    """Whether a handler refused on its own grounds. One of an earlier version says so by its type
+    alone."""
     return error.rejected or error.type == Rejected.__name__
 
 
@@ -261,7 +302,9 @@ def error_to_proto(error: HoldfastError, codec: pb.Codec = pb.CODEC_MSGPACK) -> 
                     if len(data) <= DATA_BYTES_MAX:
                         out.data = data
                     else:
-                        out.message = f"{_cut(error.message)} (its data, {len(data)} bytes, was left behind)"
+                        out.message = (
+                            f"{_cut(error.message)} (its data, {len(data)} bytes, was left behind)"
+                        )
         case InvalidArgument():
             out.path = _cut(error.path, PATH_CHARS_MAX)
         case LacksKind():
@@ -272,14 +315,16 @@ def error_to_proto(error: HoldfastError, codec: pb.Codec = pb.CODEC_MSGPACK) -> 
 
 
 def not_definite_after(attempt: int, error: pb.Error) -> pb.Error:
-    """The error, not definite if an earlier attempt of its call has an unknown outcome (the rule of `definite`, above)."""
+    """The error, not definite if an earlier attempt of its call has an unknown outcome (the rule of
+    `definite`, above)."""
     if attempt and error.definite:
         error.definite = False
     return error
 
 
 def error_from_proto(message: pb.Error, codec: pb.Codec = pb.CODEC_MSGPACK) -> HoldfastError:
-    """The exception for a wire error; a code that this version does not know becomes `InternalError`."""
+    """The exception for a wire error; a code that this version does not know becomes
+    `InternalError`."""
     name = _BY_NUMBER.get(message.code, "INTERNAL")
     error: HoldfastError
     if name == "APPLICATION":

@@ -7,7 +7,8 @@ from pathlib import Path
 
 
 def state_of(files: Iterable[Path | None]) -> tuple[object, ...]:
-    """Something that is another thing when one of the files was written or replaced, has come or gone."""
+    """Something that is another thing when one of the files was written or replaced, has come or
+    gone."""
     states: list[object] = []
     for file in files:
         try:

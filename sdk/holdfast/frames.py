@@ -1,10 +1,13 @@
-"""Batching: everything that waits for a stream leaves in one message, and nothing waits for a timer.
+"""Batching: everything that waits for a stream leaves in one message, and nothing waits for a
+timer.
 
-While a write is under way the next batch gathers; under load batches grow by themselves, and a lone call leaves at once.
+While a write is under way the next batch gathers; under load batches grow by themselves, and a lone
+call leaves at once.
 
-Where several streams flow into one, a frame that leaves for each that comes would make frames ever smaller: three nodes that
-answer a few calls each would cost a gateway three times the frames of one. So a small batch lets the event loop go round while it
-grows by that: what has arrived already joins it.
+Where several streams flow into one, a frame that leaves for each that comes would make frames ever
+smaller: three nodes that answer a few calls each would cost a gateway three times the frames of
+one. So a small batch lets the event loop go round while it grows by that: what has arrived already
+joins it.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ FRAME_BYTES_MAX = 1 << 20
 """Batches are cut here: a larger message would hold the event loop of its receiver too long."""
 
 _FRAME_MESSAGES_MAX = 128
-"""Also cut here: the peer works on the first frame while the next is packed, so client, gateway and node are busy at once."""
+"""Also cut here: the peer works on the first frame while the next is packed, so client, gateway and
+node are busy at once."""
 
 _HALVE_FROM = 48
 
@@ -27,24 +31,34 @@ _ROUNDS_MAX = 8
 """How often the loop goes round, at most, for a batch below `_HALVE_FROM` that grows."""
 
 BACKLOG_BYTES_MAX = 16 << 20
-"""Above it `FrameWriter.drained` waits: the side that produces reads no more until its peer has read."""
+"""Above it `FrameWriter.drained` waits: the side that produces reads no more until its peer has
+read."""
 
 
 ENVELOPE_BYTES_MAX = 256 << 10
 """A call without its arguments: names, metadata, chain."""
 
 MESSAGES_MAX = 1024
-"""What a receiver takes in one frame. Empty messages have 2 bytes: no limit in bytes is low enough for them."""
+"""What a receiver takes in one frame. Empty messages have 2 bytes: no limit in bytes is low enough
+for them."""
 
-_TAGS = b"\x0a", b"\x12", b"\x8a", b"\x92"  # of fields 1 and 2, as messages or packed; the other two are long forms of the same
+# of fields 1 and 2, as messages or packed; the other two are long forms of the same
+_TAGS = (
+    b"\x0a",
+    b"\x12",
+    b"\x8a",
+    b"\x92",
+)
 _FIELDS_MAX = 2 * MESSAGES_MAX
 _VARINT_BYTES_MAX = 10
 
 
 def too_many(frame: bytes) -> bool:
-    """Whether a frame has more fields on its outermost level than calls and cancels may be, or one of them has a huge envelope.
+    """Whether a frame has more fields on its outermost level than calls and cancels may be, or one
+    of them has a huge envelope.
 
-    Also whether it cannot be read. Nothing is decoded: what is small, or has few bytes that such fields begin with, is not looked at.
+    Also whether it cannot be read. Nothing is decoded: what is small, or has few bytes that such
+    fields begin with, is not looked at.
     """
     count = frame.count
     if len(frame) <= _ENVELOPE_BYTES and sum([count(tag) for tag in _TAGS]) <= _FIELDS_MAX:
@@ -64,9 +78,11 @@ def too_many(frame: bytes) -> bool:
 
 
 def too_wide(message: bytes, at: int, end: int, payload: frozenset[int]) -> bool:
-    """Whether a call is of more fields, or of more bytes beside its payload, than any call may be, or cannot be read.
+    """Whether a call is of more fields, or of more bytes beside its payload, than any call may be,
+    or cannot be read.
 
-    A call of 8 MiB of metadata is half a second of decoding. `payload`: the fields that may be large.
+    A call of 8 MiB of metadata is half a second of decoding. `payload`: the fields that may be
+    large.
     """
     beside = 0
     for _ in range(_CALL_FIELDS_MAX):
@@ -106,7 +122,8 @@ def _varint(frame: bytes, at: int) -> tuple[int, int]:
 
 
 def ends(reader: Any) -> Callable[[asyncio.Task[None]], None]:
-    """A done-callback for the task that writes a stream: when it fails, `reader`, a task or a call, is cancelled too."""
+    """A done-callback for the task that writes a stream: when it fails, `reader`, a task or a call,
+    is cancelled too."""
 
     def ended(writer: asyncio.Task[None]) -> None:
         if not writer.cancelled() and writer.exception() is not None:
@@ -116,14 +133,19 @@ def ends(reader: Any) -> Callable[[asyncio.Task[None]], None]:
 
 
 class FrameWriter(Generic[M]):
-    """The sending side of one stream. `pack` makes a frame of messages, `size` estimates a message's bytes.
+    """The sending side of one stream. `pack` makes a frame of messages, `size` estimates a
+    message's bytes.
 
-    `in_flight` tells how many messages wait for an answer. When nearly all of them are about to leave in one frame, sender and
-    receiver would work in turns, each idle while the other is busy; such a queue leaves in halves, and both are busy from then on.
+    `in_flight` tells how many messages wait for an answer. When nearly all of them are about to
+    leave in one frame, sender and receiver would work in turns, each idle while the other is busy;
+    such a queue leaves in halves, and both are busy from then on.
     """
 
     def __init__(
-        self, pack: Callable[[list[M]], bytes], size: Callable[[M], int], in_flight: Callable[[], int] | None = None
+        self,
+        pack: Callable[[list[M]], bytes],
+        size: Callable[[M], int],
+        in_flight: Callable[[], int] | None = None,
     ) -> None:
         self._pack = pack
         self._size = size
@@ -139,7 +161,8 @@ class FrameWriter(Generic[M]):
         return self._backlog_bytes
 
     def push(self, message: M, size: int) -> None:
-        """Queue a message of about `size` bytes, the same that `size(message)` tells; it leaves with the next frame."""
+        """Queue a message of about `size` bytes, the same that `size(message)` tells; it leaves
+        with the next frame."""
         self._queue.append(message)
         self._backlog_bytes += size
         wake, self._wake = self._wake, None
@@ -147,7 +170,8 @@ class FrameWriter(Generic[M]):
             wake.set_result(None)
 
     async def drained(self) -> None:
-        """Return at once, or, while more than BACKLOG_BYTES_MAX wait to be sent, when they have gone."""
+        """Return at once, or, while more than BACKLOG_BYTES_MAX wait to be sent, when they have
+        gone."""
         while self._backlog_bytes > BACKLOG_BYTES_MAX:
             if self._room is None:
                 self._room = asyncio.get_running_loop().create_future()

@@ -1,6 +1,8 @@
-"""Health for probes: `grpc.health.v1` on a port of its own, without TLS, which probes of Kubernetes do not speak.
+"""Health for probes: `grpc.health.v1` on a port of its own, without TLS, which probes of Kubernetes
+do not speak.
 
-The service "" says whether calls should come (readiness), LIVE that the process runs (liveness): only the first depends on etcd.
+The service "" says whether calls should come (readiness), LIVE that the process runs (liveness):
+only the first depends on etcd.
 """
 
 from __future__ import annotations
@@ -23,7 +25,11 @@ class HealthPort:
 
     async def listen(self, address: str) -> int:
         """Listen at `host:port` (port 0: any free one); the port. Raises AddressInUse."""
-        self._server = grpc.aio.server(options=[*dict([*SERVER_OPTIONS, ("grpc.max_receive_message_length", _BYTES_MAX)]).items()])
+        self._server = grpc.aio.server(
+            options=[
+                *dict([*SERVER_OPTIONS, ("grpc.max_receive_message_length", _BYTES_MAX)]).items()
+            ]
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, self._server)
         port = bind(self._server, address)
         await self._server.start()

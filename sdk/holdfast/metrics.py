@@ -1,10 +1,11 @@
 """Metrics for Prometheus: what is counted on the hot path, and the page that shows it.
 
-Counters are plain integers of whoever counts, and histograms a list of them: counting costs a tenth of a microsecond, and no lock.
-A scrape asks the process on its event loop, so that what it shows is of one moment, and renders on a thread.
+Counters are plain integers of whoever counts, and histograms a list of them: counting costs a tenth
+of a microsecond, and no lock. A scrape asks the process on its event loop, so that what it shows is
+of one moment, and renders on a thread.
 
-Names follow https://prometheus.io/docs/practices/naming: base units, `_total` for counters. No label holds a key, a request id or
-anything else that grows with use.
+Names follow https://prometheus.io/docs/practices/naming: base units, `_total` for counters. No
+label holds a key, a request id or anything else that grows with use.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ from time import perf_counter
 from typing import Any
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import choose_encoder
 
 from holdfast.channels import AddressInUse, split_address
@@ -26,7 +32,23 @@ from holdfast.processes import who_listens
 
 log = logging.getLogger(__name__)
 
-LATENCY_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+LATENCY_BOUNDS = (
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+)
 """Seconds, from what a call costs in memory to the longest turn by default."""
 
 _SCRAPE_S = 5.0
@@ -35,7 +57,8 @@ _HEAD_BYTES_MAX = 16 << 10
 
 
 class Histogram:
-    """Counts values by the first bound that they do not exceed. Not for several threads that observe at once."""
+    """Counts values by the first bound that they do not exceed. Not for several threads that
+    observe at once."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -54,7 +77,13 @@ class Histogram:
 
     def buckets(self) -> list[tuple[str, float]]:
         """As Prometheus wants them: cumulative, with the bound as text."""
-        return list(zip([*(str(bound) for bound in self.bounds), "+Inf"], accumulate(self.counts), strict=True))
+        return list(
+            zip(
+                [*(str(bound) for bound in self.bounds), "+Inf"],
+                accumulate(self.counts),
+                strict=True,
+            )
+        )
 
 
 Labelled = Iterable[tuple[tuple[str, ...], float]]
@@ -80,7 +109,9 @@ def _fill(family: CounterMetricFamily | GaugeMetricFamily, value: float | Labell
     return family
 
 
-def histogram(name: str, text: str, value: Histogram | LabelledHistograms, labels: tuple[str, ...] = ()) -> Metric:
+def histogram(
+    name: str, text: str, value: Histogram | LabelledHistograms, labels: tuple[str, ...] = ()
+) -> Metric:
     """A histogram, or one for each combination of labels."""
     family = HistogramMetricFamily(name, text, labels=labels)
     for values, each in [((), value)] if isinstance(value, Histogram) else value:
@@ -97,7 +128,8 @@ async def measure_lag(lag: Histogram, interval_s: float = 0.1) -> None:
 
 
 class _Asked:
-    """A collector of prometheus_client that asks the process; and, of what was collected, a registry to render."""
+    """A collector of prometheus_client that asks the process; and, of what was collected, a
+    registry to render."""
 
     def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
         self.collect = collect
@@ -109,8 +141,9 @@ class _Asked:
 class MetricsPage:
     """Serves `/metrics` over HTTP from the event loop, one scrape a connection, until it is closed.
 
-    A connection that is not done within 5 s is closed; of more than 32 at a time the oldest is. Pages are rendered one at a time,
-    with a pause as long as that took: who scrapes without end gets no more than half a thread.
+    A connection that is not done within 5 s is closed; of more than 32 at a time the oldest is.
+    Pages are rendered one at a time, with a pause as long as that took: who scrapes without end
+    gets no more than half a thread.
     """
 
     def __init__(self, collect: Callable[[], Iterator[Metric]]) -> None:
@@ -129,9 +162,14 @@ class MetricsPage:
         """Listen at `host:port` (port 0: any free one); the port. Raises AddressInUse."""
         try:
             host, port = split_address(address)
-            self._server = await asyncio.start_server(self._serve, host, port, limit=_HEAD_BYTES_MAX)
+            self._server = await asyncio.start_server(
+                self._serve, host, port, limit=_HEAD_BYTES_MAX
+            )
         except (OSError, ValueError) as error:
-            raise AddressInUse(f"cannot listen at {address} for metrics: {error}{who_listens(split_address(address)[1])}") from None
+            raise AddressInUse(
+                f"cannot listen at {address} for metrics:"
+                f" {error}{who_listens(split_address(address)[1])}"
+            ) from None
         self.port = int(self._server.sockets[0].getsockname()[1])
         return self.port
 
@@ -162,7 +200,8 @@ class MetricsPage:
                 writer.write(answer)
                 await writer.drain()
         except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError, asyncio.CancelledError):
-            # It asks no more, asked for too much, or does not read. And asyncio logs a cancelled handler as an error.
+            # It asks no more, asked for too much, or does not read. And asyncio logs a cancelled
+            # handler as an error.
             writer.transport.abort()
         finally:
             self._open.pop(task, None)
@@ -177,7 +216,9 @@ class MetricsPage:
         if path not in ("/", "/metrics"):
             return _response("404 Not Found", "text/plain", b"the metrics are at /metrics\n")
         given = (line.partition(":") for line in fields.split("\r\n"))
-        accept = next((value.strip() for name, _, value in given if name.strip().lower() == "accept"), "")
+        accept = next(
+            (value.strip() for name, _, value in given if name.strip().lower() == "accept"), ""
+        )
         encode, content_type = choose_encoder(accept)
         async with self._rendering:
             await asyncio.sleep(self._again_at - perf_counter())
@@ -189,5 +230,8 @@ class MetricsPage:
 
 
 def _response(status: str, content_type: str, body: bytes) -> bytes:
-    head = f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    head = (
+        f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length:"
+        f" {len(body)}\r\nConnection: close\r\n\r\n"
+    )
     return head.encode() + body

@@ -1,7 +1,8 @@
-"""A plugin for mypy, by which stubs are typed exactly: `plugins = ["holdfast.mypy_plugin"]` in its configuration.
+"""A plugin for mypy, by which stubs are typed exactly: `plugins = ["holdfast.mypy_plugin"]` in its
+configuration.
 
-`client.get(Counter, "a")` and the like are typed as a stub of `holdfast.stubs` for that class. A method of it is the class's handler
-with its arguments, and a result as the stub gives it.
+`client.get(Counter, "a")` and the like are typed as a stub of `holdfast.stubs` for that class. A
+method of it is the class's handler with its arguments, and a result as the stub gives it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,18 @@ from mypy.errorcodes import ATTR_DEFINED
 from mypy.nodes import Decorator, FuncDef, OverloadedFuncDef
 from mypy.plugin import AttributeContext, MethodSigContext, Plugin
 from mypy.typeops import bind_self
-from mypy.types import AnyType, CallableType, FunctionLike, Instance, NoneType, Overloaded, Type, TypeOfAny, TypeType, get_proper_type
+from mypy.types import (
+    AnyType,
+    CallableType,
+    FunctionLike,
+    Instance,
+    NoneType,
+    Overloaded,
+    Type,
+    TypeOfAny,
+    TypeType,
+    get_proper_type,
+)
 
 _STUBS = "holdfast.stubs."
 _MADE_BY = {
@@ -31,9 +43,14 @@ _AWAITABLES = ("typing.Coroutine", "typing.Awaitable", "typing.AwaitableGenerato
 class HoldfastPlugin(Plugin):
     """See the module."""
 
-    def get_method_signature_hook(self, fullname: str) -> Callable[[MethodSigContext], FunctionLike] | None:
+    def get_method_signature_hook(
+        self, fullname: str
+    ) -> Callable[[MethodSigContext], FunctionLike] | None:
         owner, _, method = fullname.rpartition(".")
-        if (owner, method) in _MADE_BY or method == "notify":  # of a class of the user's, which inherits it
+        if (
+            owner,
+            method,
+        ) in _MADE_BY or method == "notify":  # of a class of the user's, which inherits it
             return lambda context: _making(context, method)
         return None
 
@@ -47,11 +64,20 @@ def _making(context: MethodSigContext, method: str) -> FunctionLike:
     of = get_proper_type(context.type)
     if not isinstance(of, Instance) or not signature.arg_types:
         return signature
-    stub = next((stub for base in of.type.mro if (stub := _MADE_BY.get((base.fullname, method))) is not None), None)
+    stub = next(
+        (
+            stub
+            for base in of.type.mro
+            if (stub := _MADE_BY.get((base.fullname, method))) is not None
+        ),
+        None,
+    )
     kind = get_proper_type(signature.arg_types[0])
     if stub is None or not isinstance(kind, TypeType):
         return signature
-    return signature.copy_modified(ret_type=context.api.named_generic_type(f"{_STUBS}{stub}", [kind.item]))
+    return signature.copy_modified(
+        ret_type=context.api.named_generic_type(f"{_STUBS}{stub}", [kind.item])
+    )
 
 
 def _handler(context: AttributeContext) -> Type:
@@ -71,7 +97,9 @@ def _handler(context: AttributeContext) -> Type:
     elif isinstance(node, Decorator):
         signature = get_proper_type(node.var.type)
     if name.startswith("_") or not isinstance(signature, FunctionLike):
-        context.api.fail(f'"{kind.type.name}" has no handler "{name}"', context.context, code=ATTR_DEFINED)
+        context.api.fail(
+            f'"{kind.type.name}" has no handler "{name}"', context.context, code=ATTR_DEFINED
+        )
         return AnyType(TypeOfAny.from_error)
     bound = bind_self(signature, kind)
     shape = stub.type.name

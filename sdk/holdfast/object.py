@@ -50,8 +50,9 @@ class Objects(Protocol):
     def get(self, kind: Any, key: str, *, timeout: float | None = None) -> Any:
         """A stub: `await stub.method(...)` calls that object and returns its reply.
 
-        The call carries an id derived from this turn's, so a turn that is run again does not repeat its effect. A call
-        that would come back to an object that waits for it fails at once with Deadlock.
+        The call carries an id derived from this turn's, so a turn that is run again does not repeat
+        its effect. A call that would come back to an object that waits for it fails at once with
+        Deadlock.
         """
 
 
@@ -79,9 +80,10 @@ class Context(Protocol):
 class DurableObject:
     """One object of a kind, while it is active on its owner.
 
-    Public methods, `def` or `async def`, are handlers. An object runs one turn at a time; what a turn wrote commits
-    together before its reply leaves, and an exception rolls all of it back and drops this instance. Attributes of the
-    instance are a cache: they vanish at any time between turns, so what must stay belongs into `self.storage`.
+    Public methods, `def` or `async def`, are handlers. An object runs one turn at a time; what a
+    turn wrote commits together before its reply leaves, and an exception rolls all of it back and
+    drops this instance. Attributes of the instance are a cache: they vanish at any time between
+    turns, so what must stay belongs into `self.storage`.
     """
 
     __slots__ = ("_context", "storage")
@@ -107,8 +109,9 @@ class DurableObject:
 
     @property
     def caller(self) -> str:
-        """Who made the request of the running turn: the subject that the gateway has found out (a token's, a certificate's), empty
-        where gateways ask nobody who they are; `object:Kind/key` when another object calls or notifies; empty for an alarm.
+        """Who made the request of the running turn: the subject that the gateway has found out (a
+        token's, a certificate's), empty where gateways ask nobody who they are; `object:Kind/key`
+        when another object calls or notifies; empty for an alarm.
         """
         return self._context.request.caller
 
@@ -134,9 +137,11 @@ class DurableObject:
     def notify(self, kind: Any, key: str, *, delay: timedelta | None = None) -> Any:
         """Tell another object something: `self.notify(Portfolio, "p-7").property_changed(change)`.
 
-        It leaves only if this turn commits, and then it certainly arrives: once, in the order in which this object notified that one
-        (a delayed one when its time has come), retried for as long as the receiver fails, at last as a dead letter. Nothing comes
-        back. Raises Overloaded when too much of this object's waits to be delivered, TooLarge for arguments over their limit.
+        It leaves only if this turn commits, and then it certainly arrives: once, in the order in
+        which this object notified that one (a delayed one when its time has come), retried for as
+        long as the receiver fails, at last as a dead letter. Nothing comes back. Raises Overloaded
+        when too much of this object's waits to be delivered, TooLarge for arguments over their
+        limit.
         """
         return self._context.notify(kind, key, delay)
 
@@ -152,15 +157,17 @@ class DurableObject:
         times: int | None = None,
         until: datetime | timedelta | None = None,
     ) -> None:
-        """Have `on_alarm` run at `when` (a datetime with a time zone, or from now); an alarm of that name is replaced.
+        """Have `on_alarm` run at `when` (a datetime with a time zone, or from now); an alarm of
+        that name is replaced.
 
-        It is set only if this turn commits. `every`: repeat it, at a fixed distance or by a cron expression (five fields, in
-        `timezone`); without `when` it fires first when that comes next. It ends after `times` firings, or
-        with the last one that is due no later than `until`. `misfire`, when it is later than a minute because the cluster was down:
-        fire "once" for all that was missed (which is one of `times`), "all" of them one after the other, or "skip" them (which
-        count for none).
-        Raises TypeError when the class has no `on_alarm`, ValueError for a time that makes no sense, TooLarge for more alarms, a
-        longer name or a larger payload than is allowed.
+        It is set only if this turn commits. `every`: repeat it, at a fixed distance or by a cron
+        expression (five fields, in `timezone`); without `when` it fires first when that comes next.
+        It ends after `times` firings, or with the last one that is due no later than `until`.
+        `misfire`, when it is later than a minute because the cluster was down: fire "once" for all
+        that was missed (which is one of `times`), "all" of them one after the other, or "skip" them
+        (which count for none). Raises TypeError when the class has no `on_alarm`, ValueError for a
+        time that makes no sense, TooLarge for more alarms, a longer name or a larger payload than
+        is allowed.
         """
         self._context.alarms.set(when, name, payload, every, timezone, misfire, times, until)
 
@@ -177,20 +184,25 @@ class DurableObject:
         return self._context.alarms.list()
 
     def deactivate(self) -> None:
-        """Leave memory when this turn has ended well: `on_evict` runs, and the next call makes a new instance.
+        """Leave memory when this turn has ended well: `on_evict` runs, and the next call makes a
+        new instance.
 
         A turn that fails drops its instance anyway. Raises RuntimeError in a read beside turns.
         """
         self._context.deactivate()
 
     def on_alarm(self, alarm: Alarm) -> Awaitable[None] | None:
-        """An alarm fires, as a turn: what this writes commits together with the alarm's being done, so its effect happens once.
+        """An alarm fires, as a turn: what this writes commits together with the alarm's being done,
+        so its effect happens once.
 
-        A handler that fails is run again, first after 2 s, at last the alarm is a dead letter; `Rejected` makes it one at once.
+        A handler that fails is run again, first after 2 s, at last the alarm is a dead letter;
+        `Rejected` makes it one at once.
         """
 
     def on_activate(self) -> Awaitable[None] | None:
-        """Runs at the start of the first turn after activation, as a part of it: load what you want to keep at hand."""
+        """Runs at the start of the first turn after activation, as a part of it: load what you want
+        to keep at hand."""
 
     def on_evict(self) -> Awaitable[None] | None:
-        """Runs as a turn of its own before the instance is dropped for idleness or memory; not on a crash or a move."""
+        """Runs as a turn of its own before the instance is dropped for idleness or memory; not on a
+        crash or a move."""

@@ -49,10 +49,12 @@ def raise_file_limit() -> None:
 
 
 def prefer_batches() -> None:
-    """Have this process, and the threads that it begins from now on, interrupt nobody who runs when something arrives for it.
+    """Have this process, and the threads that it begins from now on, interrupt nobody who runs when
+    something arrives for it.
 
-    Where processes share cores, each would otherwise push the other off for every frame that it sends, and find its caches cold when
-    it is back; so frames gather a little, and more is done in one go (docs/performance.md). With a core for each it changes nothing.
+    Where processes share cores, each would otherwise push the other off for every frame that it
+    sends, and find its caches cold when it is back; so frames gather a little, and more is done in
+    one go (docs/performance.md). With a core for each it changes nothing.
     """
     if hasattr(os, "SCHED_BATCH"):
         with contextlib.suppress(OSError):  # a sandbox may forbid it
@@ -73,10 +75,14 @@ def whys(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-def told_as_refusal(error: BaseException, refusals: tuple[type[BaseException], ...]) -> click.ClickException:
-    """What a command raises for an exception, or a group of them, which all are its user's to mend. Raises any other again.
+def told_as_refusal(
+    error: BaseException, refusals: tuple[type[BaseException], ...]
+) -> click.ClickException:
+    """What a command raises for an exception, or a group of them, which all are its user's to mend.
+    Raises any other again.
 
-    Commands do not use `except*`: CPython 3.11 up to 3.11.3 wraps what is raised in it, and click does not know that.
+    Commands do not use `except*`: CPython 3.11 up to 3.11.3 wraps what is raised in it, and click
+    does not know that.
     """
     all_whys = list(whys(error))
     if not all(isinstance(why, refusals) for why in all_whys):
@@ -85,10 +91,15 @@ def told_as_refusal(error: BaseException, refusals: tuple[type[BaseException], .
 
 
 def who_listens(port: int) -> str:
-    """Who listens at a port, as " by process 4711 (holdfast gateway)", as far as that can be told; else nothing."""
+    """Who listens at a port, as " by process 4711 (holdfast gateway)", as far as that can be told;
+    else nothing."""
     try:
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and _port_of(connection) == port and connection.pid:
+            if (
+                connection.status == psutil.CONN_LISTEN
+                and _port_of(connection) == port
+                and connection.pid
+            ):
                 command = " ".join(psutil.Process(connection.pid).cmdline())
                 return f" by process {connection.pid} ({command[:100] or 'of another user'})"
     except psutil.Error:

@@ -1,7 +1,8 @@
 """Fixtures for pytest, which finds them by itself where Holdfast is installed.
 
-The app is that of the fixture `holdfast_app`, which a project overrides, or that of `holdfast_app` in pytest's configuration: a file
-or a module, as for `holdfast node`. The report of a test that failed names its seed; `--holdfast-seed` repeats it.
+The app is that of the fixture `holdfast_app`, which a project overrides, or that of `holdfast_app`
+in pytest's configuration: a file or a module, as for `holdfast node`. The report of a test that
+failed names its seed; `--holdfast-seed` repeats it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ _SEED = pytest.StashKey[int]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare what can be configured."""
-    parser.addini("holdfast_app", "The app of Holdfast's fixtures: a file or a module, with :name behind it where it has several.")
+    parser.addini(
+        "holdfast_app",
+        "The app of Holdfast's fixtures: a file or a module, with :name behind it where it has"
+        " several.",
+    )
     parser.getgroup("holdfast").addoption(
         "--holdfast-seed",
         type=int,
@@ -36,13 +41,17 @@ def holdfast_app(pytestconfig: pytest.Config) -> App:
 
     target = pytestconfig.getini("holdfast_app")
     if not target:
-        pytest.fail("which app? Define a fixture `holdfast_app` that returns it, or set `holdfast_app` in pytest's configuration")
+        pytest.fail(
+            "which app? Define a fixture `holdfast_app` that returns it, or set `holdfast_app` in"
+            " pytest's configuration"
+        )
     return load_app(target)
 
 
 @pytest.fixture
 def holdfast_cluster(request: pytest.FixtureRequest, holdfast_app: App) -> Iterator[Cluster]:
-    """A cluster in the test's process, on virtual time; see `holdfast.testing.Cluster`. Each test has its own."""
+    """A cluster in the test's process, on virtual time; see `holdfast.testing.Cluster`. Each test
+    has its own."""
     from holdfast.testing import virtual_cluster
 
     with virtual_cluster(holdfast_app, seed=request.config.getoption("holdfast_seed")) as cluster:
@@ -52,18 +61,24 @@ def holdfast_cluster(request: pytest.FixtureRequest, holdfast_app: App) -> Itera
 
 @pytest.fixture(scope="session")
 def holdfast_processes(pytestconfig: pytest.Config) -> Iterator[str]:
-    """The address of a gateway of a cluster of real processes, one for all tests. Its app is that of the configuration."""
+    """The address of a gateway of a cluster of real processes, one for all tests. Its app is that
+    of the configuration."""
     from holdfast.testing import local_cluster
 
     target = pytestconfig.getini("holdfast_app")
     if not target:
-        pytest.fail("which app? Set `holdfast_app` in pytest's configuration: processes of their own have to find it")
+        pytest.fail(
+            "which app? Set `holdfast_app` in pytest's configuration: processes of their own have"
+            " to find it"
+        )
     with local_cluster(target) as gateway:
         yield gateway
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[Any]
+) -> Generator[None, Any, Any]:
     """Name the seed in the report of a failure."""
     report = yield
     if report.failed and (seed := item.stash.get(_SEED, None)) is not None:

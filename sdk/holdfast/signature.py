@@ -1,8 +1,8 @@
 """Handlers: which methods of a class are handlers, and how their arguments are decoded and checked.
 
-Arguments arrive as an array (positional), a map (named), or a map whose entry "*" holds the positional ones of a mixed
-call. They are decoded straight into the types of the handler's hints, so a wrong one never reaches the handler; the
-defaults stay Python's own.
+Arguments arrive as an array (positional), a map (named), or a map whose entry "*" holds the
+positional ones of a mixed call. They are decoded straight into the types of the handler's hints, so
+a wrong one never reaches the handler; the defaults stay Python's own.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ _WIDE_MAX = 1_000
 
 
 def reads(handler: F) -> F:
-    """Mark a handler as one that only reads: `@holdfast.reads`. It does not wait for the object's turns, and they do not wait for it.
+    """Mark a handler as one that only reads: `@holdfast.reads`. It does not wait for the object's
+    turns, and they do not wait for it.
 
-    It runs on a fresh instance, which has none of the attributes that turns have set and for which `on_activate` has not run, over
-    what turns that ended have stored: it does not see what a running turn has written so far. Its reply leaves once all that it saw
-    is committed. A read that waits (`await`) may see what turns store meanwhile. It cannot write: that raises RuntimeError.
+    It runs on a fresh instance, which has none of the attributes that turns have set and for which
+    `on_activate` has not run, over what turns that ended have stored: it does not see what a
+    running turn has written so far. Its reply leaves once all that it saw is committed. A read that
+    waits (`await`) may see what turns store meanwhile. It cannot write: that raises RuntimeError.
     """
     setattr(handler, READS, True)
     return handler
@@ -52,7 +54,8 @@ class Invocation:
     """The instance whose handler is called; `object.request` and `object.caller` say for whom."""
     method: str
     arguments: dict[str, Any]
-    """By name, as the handler gets them. The defaults of those that the caller left out are not in it."""
+    """By name, as the handler gets them. The defaults of those that the caller left out are not in
+    it."""
     _proceed: Callable[[], Any]
 
     async def proceed(self) -> Any:
@@ -65,9 +68,14 @@ Around = Callable[[Invocation], Awaitable[Any]]
 
 
 def invoke_around(
-    arounds: tuple[Around, ...], instance: Any, method: str, arguments: dict[str, Any], handler: Callable[[], Any]
+    arounds: tuple[Around, ...],
+    instance: Any,
+    method: str,
+    arguments: dict[str, Any],
+    handler: Callable[[], Any],
 ) -> Any:
-    """Call a handler with these functions around it, the first one outermost: an awaitable of its result."""
+    """Call a handler with these functions around it, the first one outermost: an awaitable of its
+    result."""
     proceed = handler
     for around in reversed(arounds):
         proceed = functools.partial(around, Invocation(instance, method, arguments, proceed))
@@ -83,7 +91,10 @@ class Sending:
     def __init__(self, handler: Handler) -> None:
         self.handler = handler
         self.name = handler.name
-        self.identity = tuple(blake2b(f"send {codec} {self.name}\0".encode(), digest_size=16) for codec in ("msgpack", "json"))
+        self.identity = tuple(
+            blake2b(f"send {codec} {self.name}\0".encode(), digest_size=16)
+            for codec in ("msgpack", "json")
+        )
 
     def invoke(self, instance: Any, payload: bytes, is_json: bool = False) -> Any:
         """It is not run here."""
@@ -93,10 +104,11 @@ class Sending:
 class Handler:
     """One public method of a kind.
 
-    Attributes: `name`; `identity`, the beginning of what identifies a request to it, for msgpack and for JSON; `function`, unbound;
-    `is_async`; `returns`, the result's type hint (Any without one); `reads`, whether it runs beside the object's turns; `sending`,
-    which stands in for it when a call is stored.
-    Raises TypeError at registration for what cannot be called over the wire (*args, **kwargs, hints that are not data).
+    Attributes: `name`; `identity`, the beginning of what identifies a request to it, for msgpack
+    and for JSON; `function`, unbound; `is_async`; `returns`, the result's type hint (Any without
+    one); `reads`, whether it runs beside the object's turns; `sending`, which stands in for it when
+    a call is stored. Raises TypeError at registration for what cannot be called over the wire
+    (*args, **kwargs, hints that are not data).
     """
 
     __slots__ = (
@@ -120,7 +132,9 @@ class Handler:
     def __init__(self, name: str, function: Callable[..., Any], owner: str) -> None:
         where = f"{owner}.{name}"
         self.name = name
-        self.identity = tuple(blake2b(f"{codec} {name}\0".encode(), digest_size=16) for codec in ("msgpack", "json"))
+        self.identity = tuple(
+            blake2b(f"{codec} {name}\0".encode(), digest_size=16) for codec in ("msgpack", "json")
+        )
         self.function = function
         self.reads = bool(getattr(function, READS, False))
         self.sending = Sending(self)
@@ -134,27 +148,43 @@ class Handler:
             raise TypeError(f"{where}: a type hint cannot be resolved: {error}") from None
         self.signature = inspect.signature(function)
         everything = list(self.signature.parameters.values())
-        if not everything or everything[0].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD):
+        if not everything or everything[0].kind in (
+            inspect.Parameter.KEYWORD_ONLY,
+            inspect.Parameter.VAR_KEYWORD,
+        ):
             raise TypeError(f"{where} takes no `self`: a handler is a method")
-        parameters = everything[1:] if everything[0].kind is not inspect.Parameter.VAR_POSITIONAL else everything
+        parameters = (
+            everything[1:]
+            if everything[0].kind is not inspect.Parameter.VAR_POSITIONAL
+            else everything
+        )
         for parameter in parameters:
             if parameter.kind is parameter.POSITIONAL_ONLY:
                 raise TypeError(
-                    f"{where}: {parameter.name} may be given by position only: leave the `/` out, callers may name arguments"
+                    f"{where}: {parameter.name} may be given by position only: leave the `/` out,"
+                    " callers may name arguments"
                 )
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                raise TypeError(f"{where}: *{parameter.name} cannot be called over the wire; name the arguments")
+                raise TypeError(
+                    f"{where}: *{parameter.name} cannot be called over the wire; name the arguments"
+                )
         self.returns = hints.get("return", Any)
         self._names = [p.name for p in parameters]
         try:
             types = [codec.with_bounds(hints.get(p.name, Any)) for p in parameters]
         except (TypeError, ValueError) as error:
-            raise TypeError(f"{where}: the bounds of an argument cannot be checked: {error}") from None
+            raise TypeError(
+                f"{where}: the bounds of an argument cannot be checked: {error}"
+            ) from None
         self._required = [p.name for p in parameters if p.default is p.empty]
-        positional = [t for t, p in zip(types, parameters, strict=True) if p.kind is not p.KEYWORD_ONLY]
+        positional = [
+            t for t, p in zip(types, parameters, strict=True) if p.kind is not p.KEYWORD_ONLY
+        ]
         self._positional_max = len(positional)
         least = sum(1 for p in parameters if p.default is p.empty and p.kind is not p.KEYWORD_ONLY)
-        keyword_only_required = any(p.default is p.empty and p.kind is p.KEYWORD_ONLY for p in parameters)
+        keyword_only_required = any(
+            p.default is p.empty and p.kind is p.KEYWORD_ONLY for p in parameters
+        )
         try:
             # For a call with n positional arguments: the decoder of a tuple of exactly their types.
             for hint in (*types, self.returns):
@@ -162,9 +192,12 @@ class Handler:
             self._by_count: dict[int, Any] = {}
             if not keyword_only_required:
                 for n in range(least, len(positional) + 1):
-                    self._by_count[n] = codec.decoder(tuple[tuple(positional[:n])] if n else tuple[()])  # type: ignore[misc]
+                    some = tuple(positional[:n])
+                    self._by_count[n] = codec.decoder(tuple[some] if n else tuple[()])  # type: ignore[valid-type]
             fields = [
-                (f"f{i}", t) if p.default is p.empty else (f"f{i}", typing.Union[t, msgspec.UnsetType], msgspec.UNSET)  # noqa: UP007
+                (f"f{i}", t)
+                if p.default is p.empty
+                else (f"f{i}", typing.Union[t, msgspec.UnsetType], msgspec.UNSET)  # noqa: UP007
                 for i, (t, p) in enumerate(zip(types, parameters, strict=True))
             ]
             named = msgspec.defstruct(
@@ -195,7 +228,8 @@ class Handler:
             handler = functools.partial(self.function, instance, **named)
             return invoke_around(self._arounds, instance, self.name, named, handler)
         if not is_json and payload:
-            # A msgpack fixarray says its length in its first byte: the hot path, decoded without a detour.
+            # A msgpack fixarray says its length in its first byte: the hot path, decoded without a
+            # detour.
             decoder = self._by_count.get(payload[0] - 0x90)
             if decoder is not None:
                 try:
@@ -233,17 +267,24 @@ class Handler:
             except OverflowError:
                 raise self._error("was called with an integer of more than 64 bits", "$") from None
         values = msgspec.structs.astuple(decoded)
-        return {name: v for name, v in zip(self._names, values, strict=True) if v is not msgspec.UNSET}
+        return {
+            name: v for name, v in zip(self._names, values, strict=True) if v is not msgspec.UNSET
+        }
 
     def _by_name(self, payload: bytes, is_json: bool) -> dict[str, Any]:
         try:
             raw = msgspec.json.decode(payload) if is_json else codec.decode(payload)
-        except Exception as error:  # RecursionError and UnicodeDecodeError are no errors of msgspec's
+        except (
+            Exception
+        ) as error:  # RecursionError and UnicodeDecodeError are no errors of msgspec's
             raise self._error(f"cannot read its arguments: {error}", "$") from None
         if isinstance(raw, list):
             raw = {_POSITIONAL: raw}
         if not isinstance(raw, dict) or not all(isinstance(name, str) for name in raw):
-            raise self._error(f"arguments are an array (positional) or a map (named), not {type(raw).__name__}", "$")
+            raise self._error(
+                f"arguments are an array (positional) or a map (named), not {type(raw).__name__}",
+                "$",
+            )
         positional = raw.pop(_POSITIONAL, [])
         names = self._names[: self._positional_max]
         if not isinstance(positional, list) or len(positional) > len(names):
@@ -267,7 +308,8 @@ class Handler:
         return UnfitArguments(f"{self.name}() {what}; it is {usage}", path=path, definite=True)
 
     def _invalid(self, error: Exception) -> UnfitArguments:
-        """msgspec says "Expected `int`, got `str` - at `$[0].x`"; callers know the argument by its name."""
+        """msgspec says "Expected `int`, got `str` - at `$[0].x`"; callers know the argument by its
+        name."""
         text, _, path = str(error).partition(" - at `")
         path = path.rstrip("`") or "$"
         if match := re.match(r"\$\[(\d+)\](.*)", path):
@@ -276,7 +318,8 @@ class Handler:
 
 
 def _mend_wide(raw: Any, error: str) -> bool:
-    """Make a number of a text that came from JSON where msgspec's error says that an integer was expected; whether that was one.
+    """Make a number of a text that came from JSON where msgspec's error says that an integer was
+    expected; whether that was one.
 
     JavaScript can write integers beyond 2^53 as text only. No other text becomes a number.
     """
@@ -290,7 +333,12 @@ def _mend_wide(raw: Any, error: str) -> bool:
         text = raw[last]
     except (LookupError, TypeError):
         return False  # within a dict, of which msgspec does not say where
-    if not (isinstance(text, str) and len(text) <= 20 and _INTEGER.fullmatch(text) and abs(int(text)) > (1 << 53) - 1):
+    if not (
+        isinstance(text, str)
+        and len(text) <= 20
+        and _INTEGER.fullmatch(text)
+        and abs(int(text)) > (1 << 53) - 1
+    ):
         return False
     raw[last] = int(text)
     return True
@@ -306,31 +354,47 @@ def encode_arguments(positional: tuple[Any, ...], named: dict[str, Any]) -> byte
 
 
 def decode_result(data: bytes, returns: Any, what: str, method: str) -> Any:
-    """A call's result as its handler's return hint says. Raises InternalError when the handler returned something else."""
+    """A call's result as its handler's return hint says. Raises InternalError when the handler
+    returned something else."""
     try:
         return codec.decode(data, returns)
     except msgspec.ValidationError as error:
-        raise InternalError(f"{what}.{method}() was answered, but with what its hint does not allow: {error}") from None
+        raise InternalError(
+            f"{what}.{method}() was answered, but with what its hint does not allow: {error}"
+        ) from None
 
 
 def check_notified(kind: type | str, method: str) -> None:
-    """Raises AttributeError when the class has no such handler, TypeError when that only reads: there is nothing to tell it."""
+    """Raises AttributeError when the class has no such handler, TypeError when that only reads:
+    there is nothing to tell it."""
     return_type(kind, method)
     if not isinstance(kind, str) and getattr(getattr(kind, method), READS, False):
-        raise TypeError(f"{kind.__name__}.{method} only reads (@holdfast.reads): it has no use for a notification")
+        raise TypeError(
+            f"{kind.__name__}.{method} only reads (@holdfast.reads): it has no use for a"
+            " notification"
+        )
 
 
 @functools.lru_cache(maxsize=4096)
 def return_type(kind: type | str, method: str) -> Any:
-    """The return type hint of a method of a kind's class; Any where there is none, or only a name is known.
+    """The return type hint of a method of a kind's class; Any where there is none, or only a name
+    is known.
 
-    Raises AttributeError when the class has no such handler: a typing error is better told before it travels.
+    Raises AttributeError when the class has no such handler: a typing error is better told before
+    it travels.
     """
     if isinstance(kind, str):
         return Any
     function = getattr(kind, method, None)
     if method.startswith("_") or not inspect.isfunction(function):
-        handlers = [name for name, value in vars(kind).items() if not name.startswith("_") and inspect.isfunction(value)]
+        handlers = [
+            name
+            for name, value in vars(kind).items()
+            if not name.startswith("_") and inspect.isfunction(value)
+        ]
         near = difflib.get_close_matches(method, handlers, n=1)
-        raise AttributeError(f"{kind.__name__} has no handler {method!r}{f'; did you mean {near[0]!r}?' if near else ''}")
+        raise AttributeError(
+            f"{kind.__name__} has no handler"
+            f" {method!r}{f'; did you mean {near[0]!r}?' if near else ''}"
+        )
     return typing.get_type_hints(function, include_extras=True).get("return", Any)

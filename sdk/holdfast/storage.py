@@ -3,12 +3,15 @@
 A read looks through four layers, newest first:
 
 1. what the running turn wrote (`_writes`; `_cleared` once it deleted everything),
-2. what earlier turns wrote that the store cannot show yet, because their entry is not applied (`_recent`),
-3. the hot cache: values known to be what the store holds, least recently used first, within `cache_bytes`,
+2. what earlier turns wrote that the store cannot show yet, because their entry is not applied
+   (`_recent`),
+3. the hot cache: values known to be what the store holds, least recently used first, within
+   `cache_bytes`,
 4. the store, through a `Reader`.
 
-All layers hold encoded bytes: a value that a handler got and changed in place changes nothing here until it is put.
-Outside of a turn there is no layer 1 and every access is refused, so a task that outlives its turn cannot write.
+All layers hold encoded bytes: a value that a handler got and changed in place changes nothing here
+until it is put. Outside of a turn there is no layer 1 and every access is refused, so a task that
+outlives its turn cannot write.
 """
 
 from __future__ import annotations
@@ -35,19 +38,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _MISSING: Any = object()
 _EXPIRED: Any = object()
-_ROW_OVERHEAD_BYTES = 150  # what a cached row costs in Python beside its key and value, measured on CPython 3.11
+# what a cached row costs in Python beside its key and value, measured on CPython 3.11
+_ROW_OVERHEAD_BYTES = 150
 _RECENT_ROWS_SWEEP = 256
 _KEY_SHORT = 256  # ASCII up to here needs no closer look
 
 OPTIONS = b"\xc1"
 """What a stored value begins with that has options before it: no msgpack does."""
 EXPIRY = OPTIONS + b"\x01"
-"""What a value begins with that expires: 8 bytes follow, the Unix time in ms, and then the value."""
+"""What a value begins with that expires: 8 bytes follow, the Unix time in ms, and then
+the value."""
 _EXPIRY_BYTES = len(EXPIRY) + 8
 _OPTIONS_BYTE = OPTIONS[0]
 TTL_MAX = timedelta(days=36_525)
 
-# What a turn did to its object's rows, in order: (key, value) puts, (key, None) deletes; keys are user keys as UTF-8.
+# What a turn did to its object's rows, in order: (key, value) puts, (key, None) deletes; keys are
+# user keys as UTF-8.
 Write = tuple[bytes, bytes | None]
 Writes = list[Write]
 
@@ -64,17 +70,21 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Reader(Protocol):
-    """The store as one object sees it. Keys are user keys as UTF-8 bytes; `scan` yields them in order."""
+    """The store as one object sees it. Keys are user keys as UTF-8 bytes; `scan` yields them in
+    order."""
 
     def get(self, key: bytes) -> bytes | None: ...
-    def scan(self, start: bytes, end: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]: ...
+    def scan(
+        self, start: bytes, end: bytes | None, reverse: bool
+    ) -> Iterator[tuple[bytes, bytes]]: ...
 
 
 class Expiring(Protocol):
     """What decides whether a value has expired: the shard of the object."""
 
     def expiry_ms(self, ttl_ms: int) -> int:
-        """The Unix time in ms at which something expires that lives so long from now. Raises Unavailable while nothing may expire."""
+        """The Unix time in ms at which something expires that lives so long from now. Raises
+        Unavailable while nothing may expire."""
 
     def expired(self, expiry_ms: int) -> bool:
         """Whether that time has come."""
@@ -100,19 +110,22 @@ class Applied(Protocol):
 
 
 class Effect(Protocol):
-    """What a turn does beside its object's rows. `size`: bytes that count as written by the turn."""
+    """What a turn does beside its object's rows. `size`: bytes that count as written by
+    the turn."""
 
     @property
     def size(self) -> int: ...
 
 
 class Storage:
-    """`self.storage` of an object. Values are what `holdfast.codec` encodes; keys are text of 1 to 1,024 bytes.
+    """`self.storage` of an object. Values are what `holdfast.codec` encodes; keys are text of 1 to
+    1,024 bytes.
 
-    Every operation is whole or not at all: what it raises, it raises before anything is changed. Raises TypeError for a key that is
-    no text or a value that cannot be stored, ValueError for a key that is empty or no UTF-8, TooLarge when a key, a value or the
-    turn's writes pass their limit, msgspec.ValidationError when a stored value is not of the type asked for, RuntimeError outside of
-    a turn.
+    Every operation is whole or not at all: what it raises, it raises before anything is changed.
+    Raises TypeError for a key that is no text or a value that cannot be stored, ValueError for a
+    key that is empty or no UTF-8, TooLarge when a key, a value or the turn's writes pass their
+    limit, msgspec.ValidationError when a stored value is not of the type asked for, RuntimeError
+    outside of a turn.
     """
 
     __slots__ = ("_alarms", "_rows")
@@ -187,10 +200,12 @@ class Storage:
         reverse: bool = False,
         type: Any = Any,
     ) -> dict[str, Any]:
-        """The rows whose key begins with `prefix` and lies in `[start, end)`, in key order (or reversed), at most `limit`.
+        """The rows whose key begins with `prefix` and lies in `[start, end)`, in key order (or
+        reversed), at most `limit`.
 
-        `start_after`: behind this key, in place of `start`; the last key of a page gives the next one, in either order.
-        It returns them all at once: TooLarge when they are more than the bytes that a turn may write; page with `limit`.
+        `start_after`: behind this key, in place of `start`; the last key of a page gives the next
+        one, in either order. It returns them all at once: TooLarge when they are more than the
+        bytes that a turn may write; page with `limit`.
         """
         if limit is not None and limit < 0:
             raise ValueError(f"limit is {limit}")
@@ -215,8 +230,9 @@ class Storage:
     def put(self, key: str, value: Any, *, ttl: timedelta | None = None) -> None:
         """Store `value` under `key`; durable when the turn has committed.
 
-        `ttl`: so long from now it is as if it had been deleted; at most 100 years. Another `put` of the key sets the time anew, or,
-        without a `ttl`, keeps the value for good. Raises Unavailable while a node of the cluster is too old for it.
+        `ttl`: so long from now it is as if it had been deleted; at most 100 years. Another `put` of
+        the key sets the time anew, or, without a `ttl`, keeps the value for good. Raises
+        Unavailable while a node of the cluster is too old for it.
         """
         raw = _encode(key, value)
         self._rows.put(key, raw if ttl is None else self._rows.expiring(ttl) + raw)
@@ -231,7 +247,8 @@ class Storage:
         return self._rows.delete(keys)
 
     def delete_all(self, *, alarms: bool = False) -> None:
-        """Remove every key of this object, in one step however many there are; with `alarms` its alarms as well, which stay else."""
+        """Remove every key of this object, in one step however many there are; with `alarms` its
+        alarms as well, which stay else."""
         if not alarms:
             self._rows.delete_all()
             return
@@ -244,16 +261,19 @@ class Storage:
                 own.delete(alarm.name)
 
     def transaction(self) -> AbstractContextManager[None]:
-        """A part of the turn that can fail alone: an exception that leaves the block undoes what the block did.
+        """A part of the turn that can fail alone: an exception that leaves the block undoes what
+        the block did.
 
-        That is what it wrote, its notifications, and its changes of alarms. What other tasks of the turn do meanwhile stays. What
-        tasks do that the block began belongs to it. Blocks may be nested. Raises RuntimeError when another task's block is open.
+        That is what it wrote, its notifications, and its changes of alarms. What other tasks of the
+        turn do meanwhile stays. What tasks do that the block began belongs to it. Blocks may be
+        nested. Raises RuntimeError when another task's block is open.
         """
         return self._rows.transaction()
 
 
 class _Block:
-    """An open `transaction()`: what is to be done, last thing first, to undo it. `turn`: of which of the object's turns it is."""
+    """An open `transaction()`: what is to be done, last thing first, to undo it. `turn`: of which
+    of the object's turns it is."""
 
     __slots__ = ("closed", "failed", "outer", "rows", "task", "turn", "undo")
 
@@ -276,7 +296,8 @@ class _Block:
 
 
 _IN_BLOCK: ContextVar[_Block | None] = ContextVar("holdfast transaction", default=None)
-"""The block that the running code belongs to. Tasks that it begins inherit it, and so may turns of other objects that it calls."""
+"""The block that the running code belongs to. Tasks that it begins inherit it, and so may turns of
+other objects that it calls."""
 
 
 class Rows:
@@ -313,7 +334,8 @@ class Rows:
         self._cleared: object = None  # what cleared them last in this turn
         self._block: _Block | None = None  # the innermost one that is open
         self._some_failed = False  # of the blocks of this turn
-        self._touched: dict[str, object] = {}  # while blocks are open: what has written each row last
+        # while blocks are open: what has written each row last
+        self._touched: dict[str, object] = {}
         self._write_bytes = 0
         self._effect_bytes = 0
         self._recent: dict[str, tuple[Applied, bytes | None]] | None = None
@@ -322,18 +344,21 @@ class Rows:
         self._cache: dict[str, bytes | None] = {}
         self.cached_bytes = 0
         self.effects: list[Effect] = []
-        """What the open turn does beside its rows, in order: commits with them, and is undone with them."""
+        """What the open turn does beside its rows, in order: commits with them, and is undone with
+        them."""
         self.some_expire = False
         """Whether the open turn has written a value that expires; perhaps undone since."""
         self.emptied = False
-        """Whether the open turn found its object expired: there is nothing for it, and if it writes, all that is there is deleted."""
+        """Whether the open turn found its object expired: there is nothing for it, and if it
+        writes, all that is there is deleted."""
 
     # -- for `Storage`
 
     def scan(
         self, prefix: str, start: str | None, end: str | None, reverse: bool, ended: bool = False
     ) -> Iterator[tuple[str, bytes]]:
-        """The values of a range, as the running turn sees them; with `ended` as turns that ended have left them.
+        """The values of a range, as the running turn sees them; with `ended` as turns that ended
+        have left them.
 
         Raises TooLarge when they are more than a turn may write.
         """
@@ -341,7 +366,10 @@ class Rows:
         for key, raw in self._range(prefix, start, end, reverse, ended):
             size += len(key) + len(raw)
             if size > self._limits.turn_bytes:
-                raise TooLarge(f"list() passes {self._limits.turn_bytes} bytes; use limit and start_after", definite=True)
+                raise TooLarge(
+                    f"list() passes {self._limits.turn_bytes} bytes; use limit and start_after",
+                    definite=True,
+                )
             if raw[0] != _OPTIONS_BYTE:
                 yield key, raw
             elif (bare := self._bare(raw)) is not None:
@@ -350,7 +378,9 @@ class Rows:
     def expiring(self, ttl: timedelta) -> bytes:
         """What a value begins with that is written now and lives so long."""
         if not timedelta() < checked_timedelta("a ttl", ttl) <= TTL_MAX:
-            raise ValueError(f"a ttl is more than nothing and at most {TTL_MAX.days} days, not {ttl}")
+            raise ValueError(
+                f"a ttl is more than nothing and at most {TTL_MAX.days} days, not {ttl}"
+            )
         due = self._expiring.expiry_ms(max(1, round(ttl.total_seconds() * 1000)))
         self.some_expire = True
         return EXPIRY + due.to_bytes(8, "big")
@@ -432,7 +462,15 @@ class Rows:
             self._own_block()
         if self._block is not None:
             if (block := self._own_block()) is not None:
-                block.undo.append(partial(self._undo_clearing, cleared, dict(writes), dict(self._touched), self._cleared))
+                block.undo.append(
+                    partial(
+                        self._undo_clearing,
+                        cleared,
+                        dict(writes),
+                        dict(self._touched),
+                        self._cleared,
+                    )
+                )
             self._touched.clear()
         writes.clear()
         self._write_bytes = self._effect_bytes
@@ -447,8 +485,8 @@ class Rows:
         outer = self._block
         if outer is not None and outer is not self._own_block():
             raise RuntimeError(
-                f"{_task_name()} begins a transaction() while {outer.task} is in one: blocks of a turn are nested in each other, or "
-                "follow each other"
+                f"{_task_name()} begins a transaction() while {outer.task} is in one: blocks of a"
+                " turn are nested in each other, or follow each other"
             )
         if outer is None:
             self._touched.clear()
@@ -459,7 +497,10 @@ class Rows:
             if self._turn == block.turn and self._block is not block:
                 if self._block is None or block.closed:
                     raise RuntimeError("a transaction() ended after the one that it was begun in")
-                raise RuntimeError(f"a transaction() ended while {self._block.task} was still in one that it began inside")
+                raise RuntimeError(
+                    f"a transaction() ended while {self._block.task} was still in one that it began"
+                    " inside"
+                )
         except BaseException:
             if self._turn == block.turn and self._writes is not None:
                 self._undo(block)
@@ -467,7 +508,8 @@ class Rows:
         else:
             if outer is not None:
                 outer.undo += block.undo
-                block.undo = outer.undo  # what a task that it began does from now on belongs to the outer one
+                # what a task that it began does from now on belongs to the outer one
+                block.undo = outer.undo
         finally:
             block.closed = True
             _IN_BLOCK.set(around)
@@ -475,7 +517,8 @@ class Rows:
                 self._block = None if self._block is None else self._block.innermost_open
 
     def _undo(self, block: _Block) -> None:
-        """Undo a block, and before it those that were begun inside and are open still: they have failed with it."""
+        """Undo a block, and before it those that were begun inside and are open still: they have
+        failed with it."""
         inner = self._block
         while inner is not None and inner is not block:
             if not inner.closed:
@@ -498,7 +541,10 @@ class Rows:
         around: _Block | None = block
         while around is not None:
             if around.failed:
-                raise RuntimeError(f"{_task_name()} was begun in a transaction() that has failed: it can change nothing any more")
+                raise RuntimeError(
+                    f"{_task_name()} was begun in a transaction() that has failed: it can change"
+                    " nothing any more"
+                )
             around = around.outer
         return block.innermost_open
 
@@ -507,7 +553,11 @@ class Rows:
         touch = object()
         block = self._own_block()
         if block is not None:
-            block.undo.append(partial(self._undo_write, key, touch, writes.get(key, _MISSING), self._touched.get(key)))
+            block.undo.append(
+                partial(
+                    self._undo_write, key, touch, writes.get(key, _MISSING), self._touched.get(key)
+                )
+            )
         self._touched[key] = touch
 
     def _undo_write(self, key: str, touch: object, before: Any, touched_before: object) -> None:
@@ -528,9 +578,14 @@ class Rows:
             self._write_bytes += self._counted(writes, key)
 
     def _undo_clearing(
-        self, cleared: object, before: dict[str, bytes | None], touched_before: dict[str, object], cleared_before: object
+        self,
+        cleared: object,
+        before: dict[str, bytes | None],
+        touched_before: dict[str, object],
+        cleared_before: object,
     ) -> None:
-        """What is there now, others have written since. If somebody else has cleared it too, that holds."""
+        """What is there now, others have written since. If somebody else has cleared it too, that
+        holds."""
         if self._cleared is not cleared:
             return
         writes = self._writes
@@ -538,7 +593,9 @@ class Rows:
         self._writes = before | writes
         self._touched = touched_before | self._touched
         self._cleared = cleared_before
-        self._write_bytes = self._effect_bytes + sum(self._counted(self._writes, key) for key in self._writes)
+        self._write_bytes = self._effect_bytes + sum(
+            self._counted(self._writes, key) for key in self._writes
+        )
 
     # -- what may be written
 
@@ -551,7 +608,9 @@ class Rows:
         except UnicodeEncodeError:
             raise ValueError(f"storage key {key!r:.100} is no text that UTF-8 can hold") from None
         if size > self._limits.key_bytes:
-            raise TooLarge(f"storage key of {size} bytes; 1 to {self._limits.key_bytes}", definite=True)
+            raise TooLarge(
+                f"storage key of {size} bytes; 1 to {self._limits.key_bytes}", definite=True
+            )
         if not size:
             raise ValueError("a storage key is not empty")
         return size
@@ -565,7 +624,10 @@ class Rows:
         return (len(key) if key.isascii() else len(key.encode())) + (len(raw) if raw else 0)
 
     def _value_too_large(self, key: str, raw: bytes) -> TooLarge:
-        return TooLarge(f"value of {key!r:.100}: {len(raw)} bytes, at most {self._limits.value_bytes}", definite=True)
+        return TooLarge(
+            f"value of {key!r:.100}: {len(raw)} bytes, at most {self._limits.value_bytes}",
+            definite=True,
+        )
 
     def _turn_too_large(self) -> TooLarge:
         return TooLarge(f"the turn writes more than {self._limits.turn_bytes} bytes", definite=True)
@@ -596,7 +658,11 @@ class Rows:
 
     def changed(self) -> bool:
         """Whether the open turn wrote anything."""
-        return bool(self._writes) or bool(self.effects) or (self._cleared is not None and self._cleared is not _EXPIRED)
+        return (
+            bool(self._writes)
+            or bool(self.effects)
+            or (self._cleared is not None and self._cleared is not _EXPIRED)
+        )
 
     def is_open(self) -> bool:
         """Whether a turn is open."""
@@ -609,7 +675,9 @@ class Rows:
         size = effect.size
         if self._write_bytes + size > self._limits.turn_bytes:
             raise self._turn_too_large()
-        if (self._block is not None or self._some_failed) and (block := self._own_block()) is not None:
+        if (self._block is not None or self._some_failed) and (
+            block := self._own_block()
+        ) is not None:
             block.undo.append(partial(self._undo_effect, effect, size))
         self._write_bytes += size
         self._effect_bytes += size
@@ -621,12 +689,16 @@ class Rows:
         self._effect_bytes -= size
 
     def take(self, prefix: bytes = b"") -> tuple[bool, Writes, bool]:
-        """The open turn's writes: whether everything before them was deleted, the rows, `prefix` before their keys, and
-        whether any of those is a delete. The turn stays open.
+        """The open turn's writes: whether everything before them was deleted, the rows, `prefix`
+        before their keys, and whether any of those is a delete. The turn stays open.
         """
         writes = self._writes
         assert writes is not None
-        return self._cleared is not None, [(prefix + key.encode(), raw) for key, raw in writes.items()], None in writes.values()
+        return (
+            self._cleared is not None,
+            [(prefix + key.encode(), raw) for key, raw in writes.items()],
+            None in writes.values(),
+        )
 
     def close(self, entry: Applied | None) -> None:
         """Close the turn; its writes belong to `entry` (None when it wrote nothing)."""
@@ -680,7 +752,8 @@ class Rows:
                 return row[1]
         raw = self._cache.get(key, _MISSING)
         if raw is not _MISSING:
-            if self.cached_bytes * 2 > self._limits.cache_bytes:  # only a filling cache needs the order of use
+            # only a filling cache needs the order of use
+            if self.cached_bytes * 2 > self._limits.cache_bytes:
                 self._cache[key] = self._cache.pop(key)
             return raw  # type: ignore[no-any-return]
         if self._recent_cleared is not None:
@@ -691,7 +764,9 @@ class Rows:
         self._remember(key, raw)
         return raw
 
-    def _range(self, prefix: str, start: str | None, end: str | None, reverse: bool, ended: bool) -> Iterator[tuple[str, bytes]]:
+    def _range(
+        self, prefix: str, start: str | None, end: str | None, reverse: bool, ended: bool
+    ) -> Iterator[tuple[str, bytes]]:
         writes, cleared_now = ({}, None) if ended else (self._writes, self._cleared)
         if writes is None:
             raise _outside()
@@ -701,7 +776,11 @@ class Rows:
             overlay = {key: raw for key, (_, raw) in self._recent.items()}
         overlay.update(writes)
         mine = sorted(
-            ((k, r) for k, r in overlay.items() if k.startswith(prefix) and k >= lower and (end is None or k < end)),
+            (
+                (k, r)
+                for k, r in overlay.items()
+                if k.startswith(prefix) and k >= lower and (end is None or k < end)
+            ),
             reverse=reverse,
             key=_first,
         )
@@ -720,7 +799,8 @@ class Rows:
                 yield key, raw
 
     def settle(self) -> None:
-        """Move what the store shows by now from layer 2 to the cache; call it when entries were applied."""
+        """Move what the store shows by now from layer 2 to the cache; call it when entries were
+        applied."""
         recent = self._recent
         if recent is None:
             return
@@ -745,8 +825,15 @@ class Rows:
     def _remember(self, key: str, raw: bytes | None) -> None:
         cache = self._cache
         old = cache.get(key, _MISSING)
-        if old and raw and old is not _MISSING and len(old) == len(raw) and self.cached_bytes * 2 < self._limits.cache_bytes:
-            cache[key] = raw  # the usual rewrite: nothing to count, and the order does not matter yet
+        if (
+            old
+            and raw
+            and old is not _MISSING
+            and len(old) == len(raw)
+            and self.cached_bytes * 2 < self._limits.cache_bytes
+        ):
+            # the usual rewrite: nothing to count, and the order does not matter yet
+            cache[key] = raw
             return
         cache.pop(key, None)
         if old is not _MISSING:
@@ -763,7 +850,8 @@ class Rows:
 
 
 class ReadRows:
-    """The rows of one object for a read beside its turns: as turns that ended have left them, until the read is `closed`."""
+    """The rows of one object for a read beside its turns: as turns that ended have left them, until
+    the read is `closed`."""
 
     __slots__ = ("_rows", "closed", "gone")
 
@@ -779,7 +867,9 @@ class ReadRows:
         raw = self._rows.get_ended(key)
         return None if self.gone() else raw
 
-    def scan(self, prefix: str, start: str | None, end: str | None, reverse: bool) -> Iterator[tuple[str, bytes]]:
+    def scan(
+        self, prefix: str, start: str | None, end: str | None, reverse: bool
+    ) -> Iterator[tuple[str, bytes]]:
         if self.closed:
             raise _outside()
         return iter(()) if self.gone() else self._rows.scan(prefix, start, end, reverse, ended=True)
@@ -805,12 +895,17 @@ class ReadRows:
 
 def reads_only(what: str) -> RuntimeError:
     """The error for a read that would write."""
-    return RuntimeError(f"{what} in a handler with @holdfast.reads, which cannot write: it runs beside the object's turns")
+    return RuntimeError(
+        f"{what} in a handler with @holdfast.reads, which cannot write: it runs beside the object's"
+        " turns"
+    )
 
 
 def read_expiry(raw: bytes) -> int | None:
     """The Unix time in ms at which a stored value expires; None for one that does not."""
-    return int.from_bytes(raw[len(EXPIRY) : _EXPIRY_BYTES], "big") if raw.startswith(EXPIRY) else None
+    return (
+        int.from_bytes(raw[len(EXPIRY) : _EXPIRY_BYTES], "big") if raw.startswith(EXPIRY) else None
+    )
 
 
 def read_value(raw: bytes) -> bytes:
@@ -828,7 +923,9 @@ class MemoryReader:
         return self.rows.get(key)
 
     def scan(self, start: bytes, end: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-        keys = sorted((k for k in self.rows if k >= start and (end is None or k < end)), reverse=reverse)
+        keys = sorted(
+            (k for k in self.rows if k >= start and (end is None or k < end)), reverse=reverse
+        )
         return ((k, self.rows[k]) for k in keys)
 
     def apply(self, cleared: bool, writes: Iterable[Write]) -> None:
@@ -845,8 +942,12 @@ class MemoryReader:
 def _encode(key: str, value: Any) -> bytes:
     try:
         return codec.encode(value)
-    except Exception as error:  # of a type that is no data, too deep, too large a number, half a character
-        raise TypeError(f"the value of {key!r:.100} cannot be stored: {error or type(error).__name__}") from None
+    except (
+        Exception
+    ) as error:  # of a type that is no data, too deep, too large a number, half a character
+        raise TypeError(
+            f"the value of {key!r:.100} cannot be stored: {error or type(error).__name__}"
+        ) from None
 
 
 def _task_name() -> str:
@@ -864,7 +965,9 @@ def _decode(key: str, raw: bytes, type: Any) -> Any:
         raise msgspec.ValidationError(f"what is stored under {key!r}: {error}") from None
     except Exception:
         if raw[:1] == OPTIONS:
-            raise RuntimeError(f"what is stored under {key!r} has options, which this version does not know") from None
+            raise RuntimeError(
+                f"what is stored under {key!r} has options, which this version does not know"
+            ) from None
         raise
 
 
@@ -873,10 +976,14 @@ def _first(row: tuple[str, Any]) -> str:
 
 
 def _after_prefix(prefix: str) -> bytes | None:
-    """The smallest byte string after every key that begins with `prefix`; None when there is no bound."""
+    """The smallest byte string after every key that begins with `prefix`; None when there is no
+    bound."""
     raw = prefix.encode()
-    return raw[:-1] + bytes([raw[-1] + 1]) if raw else None  # UTF-8 has no 0xff, so the last byte can be raised
+    # UTF-8 has no 0xff, so the last byte can be raised
+    return raw[:-1] + bytes([raw[-1] + 1]) if raw else None
 
 
 def _outside() -> RuntimeError:
-    return RuntimeError("storage is only there while a turn runs; do not keep tasks that outlive their handler")
+    return RuntimeError(
+        "storage is only there while a turn runs; do not keep tasks that outlive their handler"
+    )

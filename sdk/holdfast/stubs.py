@@ -1,8 +1,8 @@
 """How stubs are typed with `plugins = ["holdfast.mypy_plugin"]`. Programs never meet these classes.
 
-Python's type hints cannot say "the methods of this class, but awaited", or "but without a result". Without the plugin, the stub of an
-asyncio client and of `self.objects` is typed as the class itself: right for `async def` handlers. Those of a blocking client and of
-`notify` are `Any`.
+Python's type hints cannot say "the methods of this class, but awaited", or "but without a result".
+Without the plugin, the stub of an asyncio client and of `self.objects` is typed as the class
+itself: right for `async def` handlers. Those of a blocking client and of `notify` are `Any`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """TLS: the certificates of clients, and of processes, whose files may change while they run.
 
-Every process of a cluster has one certificate, for what it serves and for what it connects to. Between processes both sides show one
-(mutual TLS), signed by the cluster's CA and made out to the cluster's *TLS name*: a DNS name among the certificate's alternative
-names that all processes share and nobody else has. Addresses play no part in that, so pods may come and go under any. A client's
+Every process of a cluster has one certificate, for what it serves and for what it connects to.
+Between processes both sides show one (mutual TLS), signed by the cluster's CA and made out to the
+cluster's *TLS name*: a DNS name among the certificate's alternative names that all processes share
+and nobody else has. Addresses play no part in that, so pods may come and go under any. A client's
 certificate, even one of the same CA, does not have that name, and so does not open a node's ports.
 """
 
@@ -32,9 +33,11 @@ EXPIRES_SOON_S = 7 * 86_400
 
 @dataclass(frozen=True, slots=True)
 class TLS:
-    """What a client needs for TLS: `ca` to trust (None: the system's), `cert` and `key` where the gateway asks for a certificate.
+    """What a client needs for TLS: `ca` to trust (None: the system's), `cert` and `key` where the
+    gateway asks for a certificate.
 
-    `server_name`: the name that the gateway's certificate has to have, when it is not the address that is connected to.
+    `server_name`: the name that the gateway's certificate has to have, when it is not the address
+    that is connected to.
 
     The files are read for each new connection: renewed ones are used from the next on.
     """
@@ -45,12 +48,16 @@ class TLS:
     server_name: str | None = None
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """For a channel. Reads the files; raises OSError when one cannot be read, ValueError for what is no PEM, or half a pair."""
+        """For a channel. Reads the files; raises OSError when one cannot be read, ValueError for
+        what is no PEM, or half a pair."""
         if (self.cert is None) != (self.key is None):
             raise ValueError("a certificate needs its key, and a key its certificate")
-        ca, cert, key = (None if file is None else Path(file) for file in (self.ca, self.cert, self.key))
+        ca, cert, key = (
+            None if file is None else Path(file) for file in (self.ca, self.cert, self.key)
+        )
         pems = [None if file is None else file.read_bytes() for file in (ca, key, cert)]
-        trial = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # gRPC tells nobody what is wrong with files
+        # gRPC tells nobody what is wrong with files
+        trial = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if ca is not None:
             try:
                 trial.load_verify_locations(ca)
@@ -60,48 +67,63 @@ class TLS:
             try:
                 trial.load_cert_chain(cert, key)
             except ssl.SSLError as error:
-                raise ValueError(f"{cert} and {key} are no certificate and its key in PEM: {error}") from None
+                raise ValueError(
+                    f"{cert} and {key} are no certificate and its key in PEM: {error}"
+                ) from None
         return grpc.ssl_channel_credentials(*pems)
 
     def state(self) -> tuple[object, ...]:
         """Something that is another thing when one of the files has changed."""
-        return state_of(None if file is None else Path(file) for file in (self.ca, self.cert, self.key))
+        return state_of(
+            None if file is None else Path(file) for file in (self.ca, self.cert, self.key)
+        )
 
     def options(self) -> list[tuple[str, str]]:
         """For the same channel."""
-        return [] if self.server_name is None else [("grpc.ssl_target_name_override", self.server_name)]
+        return (
+            []
+            if self.server_name is None
+            else [("grpc.ssl_target_name_override", self.server_name)]
+        )
 
 
 Token = str | Callable[[], str]
-"""A bearer token, or what gives the one to show now: called for each connection (each call of a blocking client), on the loop or the
-calling thread, so it should be quick."""
+"""A bearer token, or what gives the one to show now: called for each connection (each call of a
+blocking client), on the loop or the calling thread, so it should be quick."""
 
 
 def authorization(token: Token | None) -> tuple[tuple[str, str], ...] | None:
     """The metadata that show a token."""
     if token is None:
         return None
-    shown = (token() if callable(token) else token).strip()  # what is read from a file ends with its line
+    shown = (
+        token() if callable(token) else token
+    ).strip()  # what is read from a file ends with its line
     if not shown or not shown.isascii() or not shown.isprintable():
         raise ValueError("a token is printable ASCII text, and not empty")
     return (("authorization", f"Bearer {shown}"),)
 
 
 class CertificateError(Exception):
-    """Files that are no certificate, key or CA, or do not belong together; the message names them."""
+    """Files that are no certificate, key or CA, or do not belong together; the message
+    names them."""
 
 
 class Certificates:
-    """A process's certificate, key and cluster CA, and for a gateway the CA of its clients. `watch` follows changes of the files."""
+    """A process's certificate, key and cluster CA, and for a gateway the CA of its clients. `watch`
+    follows changes of the files."""
 
-    def __init__(self, cert: Path, key: Path, ca: Path, name: str, client_ca: Path | None = None) -> None:
+    def __init__(
+        self, cert: Path, key: Path, ca: Path, name: str, client_ca: Path | None = None
+    ) -> None:
         """`name`: the cluster's TLS name. Raises CertificateError."""
         self.name = name
         self._cert, self._key, self._ca, self._client_ca = cert, key, ca, client_ca
         self.version = 0
         """Grows with each change that was taken over."""
         self.server_context: ssl.SSLContext
-        """For streams that others open; demands a certificate of the cluster's CA. Another one after each change, as the next is."""
+        """For streams that others open; demands a certificate of the cluster's CA. Another one
+        after each change, as the next is."""
         self.client_context: ssl.SSLContext
         """For streams to others."""
         self._files = (cert, key, ca, client_ca)
@@ -114,15 +136,16 @@ class Certificates:
         return self._not_after - time.time()
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
-        """For a gRPC channel to another process, with `channel_options`. Of the files as they were last."""
+        """For a gRPC channel to another process, with `channel_options`. Of the files as they were
+        last."""
         return grpc.ssl_channel_credentials(self._ca_pem, self._key_pem, self._cert_pem)
 
     def channel_options(self) -> list[tuple[str, str]]:
         return [("grpc.ssl_target_name_override", self.name)]
 
     def server_credentials(self, for_clients: bool = False) -> grpc.ServerCredentials:
-        """For a gRPC server, always of the newest files. It demands a certificate of the cluster's CA; `for_clients`: one of the
-        clients' CA if there is such a CA, else none.
+        """For a gRPC server, always of the newest files. It demands a certificate of the cluster's
+        CA; `for_clients`: one of the clients' CA if there is such a CA, else none.
         """
 
         given = self.version
@@ -132,8 +155,9 @@ class Certificates:
             return grpc.ssl_server_certificate_configuration([(self._key_pem, self._cert_pem)], ca)
 
         def changed() -> grpc.ServerCertificateConfiguration | None:
-            # Asked at every handshake. None, for no change, is not only cheaper: gRPC replaces what handshakes under way on its other
-            # threads use, without a lock, and a process that was given something new each time died of it now and then.
+            # Asked at every handshake. None, for no change, is not only cheaper: gRPC replaces what
+            # handshakes under way on its other threads use, without a lock, and a process that was
+            # given something new each time died of it now and then.
             nonlocal given
             if given == self.version:
                 return None
@@ -144,7 +168,8 @@ class Certificates:
         return grpc.dynamic_ssl_server_credentials(current(), changed, demanded)  # type: ignore[arg-type]
 
     async def watch(self) -> None:
-        """Take over changed files, until cancelled. Files that do not fit together are left alone, and said to be wrong."""
+        """Take over changed files, until cancelled. Files that do not fit together are left alone,
+        and said to be wrong."""
         complained: object = None
         soon = False
         while True:
@@ -159,11 +184,17 @@ class Certificates:
                         complained = seen
                 else:
                     self._seen = seen
-                    log.info("certificates: taken over, valid for %.1f days", self.expires_in_s / 86_400)
+                    log.info(
+                        "certificates: taken over, valid for %.1f days", self.expires_in_s / 86_400
+                    )
             if (self.expires_in_s < EXPIRES_SOON_S) != soon:
                 soon = not soon
                 if soon:
-                    log.warning("certificates: %s is valid for %.1f days only", self._cert, self.expires_in_s / 86_400)
+                    log.warning(
+                        "certificates: %s is valid for %.1f days only",
+                        self._cert,
+                        self.expires_in_s / 86_400,
+                    )
 
     def _load(self) -> None:
         try:
@@ -176,8 +207,13 @@ class Certificates:
             names = _dns_names(certificate)
             if self.name not in names:
                 shown = ", ".join(names) or "no name"
-                raise CertificateError(f"{self._cert} is made out to {shown}; the cluster's TLS name is {self.name}")
-            contexts = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                raise CertificateError(
+                    f"{self._cert} is made out to {shown}; the cluster's TLS name is {self.name}"
+                )
+            contexts = (
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            )
             for context in contexts:
                 context.minimum_version = ssl.TLSVersion.TLSv1_3
                 context.verify_mode = ssl.CERT_REQUIRED
@@ -199,7 +235,8 @@ class Certificates:
 
 
 def names_of(context: Any) -> list[str]:
-    """The DNS names of the certificate that a gRPC caller has shown: no other kind of name counts."""
+    """The DNS names of the certificate that a gRPC caller has shown: no other kind of
+    name counts."""
     names: Iterable[bytes] = context.auth_context().get("peer_dns", ())
     return [name.decode(errors="replace") for name in names]
 
@@ -219,7 +256,8 @@ def _dns_names(certificate: x509.Certificate) -> list[str]:
 
 
 class Exposed(ValueError):
-    """A process would be reachable from other machines, with nothing encrypted and nobody asked who they are."""
+    """A process would be reachable from other machines, with nothing encrypted and nobody asked who
+    they are."""
 
 
 def check_exposed(address: str, encrypted: bool, insecure: bool) -> None:
@@ -233,6 +271,6 @@ def check_exposed(address: str, encrypted: bool, insecure: bool) -> None:
         loopback = False
     if not loopback:
         raise Exposed(
-            f"{address} can be reached from other machines, and nothing would be encrypted: give --tls-cert, --tls-key and --tls-ca, "
-            "or say --insecure"
+            f"{address} can be reached from other machines, and nothing would be encrypted: give"
+            " --tls-cert, --tls-key and --tls-ca, or say --insecure"
         )

@@ -1,9 +1,11 @@
-"""OpenTelemetry spans: client, gateway, turn, commit, notification. Off by default, and then nothing of this is imported.
+"""OpenTelemetry spans: client, gateway, turn, commit, notification. Off by default, and then
+nothing of this is imported.
 
-The trace's context is W3C's `traceparent`, in a call's metadata: every process that passes a call on puts its own span there. A
-root is sampled where a trace begins (a client's, the gateway's when the caller brings none, an alarm's); whoever comes after follows.
-Needs the extra `otel` (`pip install holdfast[otel]`). Spans go to an OTLP collector by HTTP; OpenTelemetry's own variables say where
-(OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_HEADERS).
+The trace's context is W3C's `traceparent`, in a call's metadata: every process that passes a call
+on puts its own span there. A root is sampled where a trace begins (a client's, the gateway's when
+the caller brings none, an alarm's); whoever comes after follows. Needs the extra `otel` (`pip
+install holdfast[otel]`). Spans go to an OTLP collector by HTTP; OpenTelemetry's own variables say
+where (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_HEADERS).
 """
 
 from __future__ import annotations
@@ -40,15 +42,21 @@ class Tracing:
         self._tracer = provider.get_tracer("holdfast")
         self._wall_ns = time.time_ns() - time.perf_counter_ns()
 
-    def began(self, call: pb.Call, kind: SpanKind, what: str, at: float | None = None, root: bool = False) -> Span | None:
-        """A span for a call, which continues the trace that the call brings; its context replaces that in the call's metadata.
+    def began(
+        self, call: pb.Call, kind: SpanKind, what: str, at: float | None = None, root: bool = False
+    ) -> Span | None:
+        """A span for a call, which continues the trace that the call brings; its context replaces
+        that in the call's metadata.
 
-        None when the trace is not sampled, or the call brings none and may not begin one (`root`). `at`: seconds of perf_counter.
+        None when the trace is not sampled, or the call brings none and may not begin one (`root`).
+        `at`: seconds of perf_counter.
         """
         header = call.metadata.get(TRACEPARENT)
         if not header and not root:
             return None
-        parent = self._propagator.extract({TRACEPARENT: header}) if header else self._context.Context()
+        parent = (
+            self._propagator.extract({TRACEPARENT: header}) if header else self._context.Context()
+        )
         span = self._tracer.start_span(
             f"{what} {call.kind}.{call.method}",
             parent,
@@ -65,7 +73,8 @@ class Tracing:
         )
         if not span.is_recording():
             if not header:
-                call.metadata[TRACEPARENT] = self.header(span)  # that it is not sampled, so that nobody after begins one
+                # that it is not sampled, so that nobody after begins one
+                call.metadata[TRACEPARENT] = self.header(span)
             return None
         call.metadata[TRACEPARENT] = self.header(span)
         return span
@@ -77,7 +86,9 @@ class Tracing:
 
     def part(self, parent: Span, name: str, began: float, ended: float) -> None:
         """A part of a span, between two times of perf_counter."""
-        part = self._tracer.start_span(name, self._trace.set_span_in_context(parent), start_time=self.ns(began))
+        part = self._tracer.start_span(
+            name, self._trace.set_span_in_context(parent), start_time=self.ns(began)
+        )
         part.end(self.ns(ended))
 
     def ended(self, span: Span, error: pb.Error | None, at: float | None = None) -> None:
@@ -88,7 +99,8 @@ class Tracing:
         span.end(self.ns(at))
 
     def enter(self, span: Span) -> None:
-        """Make a span the current one of the context that this is called in: for the spans that a handler makes itself."""
+        """Make a span the current one of the context that this is called in: for the spans that a
+        handler makes itself."""
         self._context.attach(self._trace.set_span_in_context(span))
 
     def ns(self, at: float | None) -> int | None:
@@ -102,7 +114,8 @@ class Tracing:
 
 
 def start(service: str, instance: str, ratio: float) -> Tracing:
-    """Trace this process as `service`, sampling this share of the traces that begin here. Raises TracingMissing."""
+    """Trace this process as `service`, sampling this share of the traces that begin here. Raises
+    TracingMissing."""
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
@@ -110,7 +123,9 @@ def start(service: str, instance: str, ratio: float) -> Tracing:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
     except ImportError as error:
-        raise TracingMissing(f"--trace needs the extra `otel` (pip install 'holdfast[otel]'): {error}") from None
+        raise TracingMissing(
+            f"--trace needs the extra `otel` (pip install 'holdfast[otel]'): {error}"
+        ) from None
     resource = Resource.create({"service.name": service, "service.instance.id": instance})
     provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(ratio)), resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -118,14 +133,17 @@ def start(service: str, instance: str, ratio: float) -> Tracing:
 
 
 def of_application() -> Tracing:
-    """For a client in a program that has set OpenTelemetry up itself: its provider, and its current spans as parents.
+    """For a client in a program that has set OpenTelemetry up itself: its provider, and its current
+    spans as parents.
 
     Raises TracingMissing.
     """
     try:
         from opentelemetry import trace
     except ImportError as error:
-        raise TracingMissing(f"tracing=True needs the extra `otel` (pip install 'holdfast[otel]'): {error}") from None
+        raise TracingMissing(
+            f"tracing=True needs the extra `otel` (pip install 'holdfast[otel]'): {error}"
+        ) from None
     return Tracing(trace.get_tracer_provider())
 
 
@@ -136,10 +154,18 @@ class ClientTracing:
         self._tracing = tracing
 
     def began(self, kind: str, key: str, method: str, metadata: Any) -> Span:
-        """A span for a call, which its `metadata` carry on; a child of the current span of the program's."""
+        """A span for a call, which its `metadata` carry on; a child of the current span of the
+        program's."""
         tracing = self._tracing
-        attributes: Mapping[str, str] = {"rpc.system": "holdfast", "rpc.service": kind, "rpc.method": method, "holdfast.key": key}
-        span = tracing._tracer.start_span(f"call {kind}.{method}", kind=tracing._trace.SpanKind.CLIENT, attributes=attributes)
+        attributes: Mapping[str, str] = {
+            "rpc.system": "holdfast",
+            "rpc.service": kind,
+            "rpc.method": method,
+            "holdfast.key": key,
+        }
+        span = tracing._tracer.start_span(
+            f"call {kind}.{method}", kind=tracing._trace.SpanKind.CLIENT, attributes=attributes
+        )
         metadata[TRACEPARENT] = tracing.header(span)
         return span
 

@@ -1,4 +1,5 @@
-"""How fast a lost disk is made good, and what calls do meanwhile: python -m tests.bench.catch_up [MB] [MOVE_RATE]."""
+"""How fast a lost disk is made good, and what calls do meanwhile: python -m tests.bench.catch_up
+[MB] [MOVE_RATE]."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ class Counter(DurableObject):
         return n
 
 
-async def measure(cluster: LocalCluster, gateway: str, megabytes: int, folder: Path, move_rate: str) -> dict[str, Any]:
+async def measure(
+    cluster: LocalCluster, gateway: str, megabytes: int, folder: Path, move_rate: str
+) -> dict[str, Any]:
     objects = megabytes * 1_000_000 // (16_000 * 50)
     channel = open_channel(gateway)
     ask = channel.unary_unary(
@@ -51,7 +54,9 @@ async def measure(cluster: LocalCluster, gateway: str, megabytes: int, folder: P
     )
     async with connect(gateway, timeout=60) as client:
         for start in range(0, objects, 8):
-            await asyncio.gather(*(client.get(Blob, f"b{i}").fill(50) for i in range(start, min(start + 8, objects))))
+            await asyncio.gather(
+                *(client.get(Blob, f"b{i}").fill(50) for i in range(start, min(start + 8, objects)))
+            )
         calls = 0
         stopping = False
 
@@ -79,7 +84,9 @@ async def measure(cluster: LocalCluster, gateway: str, megabytes: int, folder: P
 
         async def sent() -> tuple[int, bool]:
             status = await ask(admin_pb2.StatusRequest())
-            return sum(int(node.stats.snapshot_bytes_sent) for node in status.nodes), not status.problems
+            return sum(
+                int(node.stats.snapshot_bytes_sent) for node in status.nodes
+            ), not status.problems
 
         began = begin_bytes = None
         before = calls
@@ -99,7 +106,11 @@ async def measure(cluster: LocalCluster, gateway: str, megabytes: int, folder: P
             "moved_mb": round(total / 1e6, 1),
             "seconds": round(seconds, 2),
             "mb_per_s": round((total - (begin_bytes or 0)) / 1e6 / seconds, 1),
-            "calls_per_s": {"three copies": round(alone), "two copies": round(two_copies), "while copies are made": round(meanwhile)},
+            "calls_per_s": {
+                "three copies": round(alone),
+                "two copies": round(two_copies),
+                "while copies are made": round(meanwhile),
+            },
         }
 
 
@@ -112,7 +123,16 @@ def main() -> None:
     try:
         cluster.start_etcd()
         for i in range(1, 4):
-            options = ("--members-min", "3", "--replication", "3", "--repair-after", "2", "--move-rate", rate)
+            options = (
+                "--members-min",
+                "3",
+                "--replication",
+                "3",
+                "--repair-after",
+                "2",
+                "--move-rate",
+                rate,
+            )
             cluster.start_node(f"n{i}", __file__, *options)
         cluster.start_gateway("gateway", int(gateway.rpartition(":")[2]))
         cluster.wait_ready(gateway)

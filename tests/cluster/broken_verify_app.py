@@ -54,7 +54,8 @@ class Counter(DurableObject):
 
 @app.kind("holdfast.verify.journal")
 class Journal(GoodJournal):
-    """Every tenth element is stored twice. Some are kept outside the storage, and their callers told that they were refused."""
+    """Every tenth element is stored twice. Some are kept outside the storage, and their callers
+    told that they were refused."""
 
     kept: ClassVar[dict[str, list[str]]] = {}
 
@@ -69,7 +70,10 @@ class Journal(GoodJournal):
 
     async def elements(self, start: int = 0, limit: int = 1000) -> list[str]:
         stored = await super().elements(start, limit)
-        return stored or Journal.kept.get(self.key, [])[start - self.storage.get("length", int, default=0) :]
+        return (
+            stored
+            or Journal.kept.get(self.key, [])[start - self.storage.get("length", int, default=0) :]
+        )
 
 
 @app.kind("holdfast.verify.station")

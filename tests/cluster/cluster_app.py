@@ -147,7 +147,12 @@ class Counter(DurableObject):
     async def seen(self) -> dict[str, str]:
         """What the handler sees of itself and its request."""
         request = self.request
-        return {"kind": self.kind, "key": self.key, "id": request.id.hex(), "tag": request.metadata.get("tag", "")}
+        return {
+            "kind": self.kind,
+            "key": self.key,
+            "id": request.id.hex(),
+            "tag": request.metadata.get("tag", ""),
+        }
 
     async def say(self, text: str) -> None:
         self.log.info(text, extra={"colour": "red"})
@@ -208,7 +213,11 @@ class Diary(DurableObject):
         self.storage.put("evicted", self.storage.get("evicted", int, default=0) + 1)
 
     async def read(self) -> tuple[int, int, int]:
-        return self._awake, self.storage.get("activated", int, default=0), self.storage.get("evicted", int, default=0)
+        return (
+            self._awake,
+            self.storage.get("activated", int, default=0),
+            self.storage.get("evicted", int, default=0),
+        )
 
     async def fill(self, rows: int, size: int) -> None:
         self.storage.put_many({f"row/{i:06d}": bytes(size) for i in range(rows)})
@@ -236,7 +245,13 @@ class Tidy(DurableObject):
 
 
 def a_parcel() -> Parcel:
-    return Parcel(UUID(int=7), datetime(2026, 1, 2, tzinfo=UTC), Colour.RED, [Point(1, Decimal("2.50"))], b"\x00\xff")
+    return Parcel(
+        UUID(int=7),
+        datetime(2026, 1, 2, tzinfo=UTC),
+        Colour.RED,
+        [Point(1, Decimal("2.50"))],
+        b"\x00\xff",
+    )
 
 
 @app.kind(notify_attempts=3, alarm_attempts=2)
@@ -303,7 +318,14 @@ class Receiver(DurableObject):
     async def took(self) -> list[tuple[str, int]]:
         return list(self.storage.list("took/", type=tuple[str, int]).values())
 
-    def alarm(self, ms: int, name: str = "default", payload: Any = None, every_ms: int = 0, misfire: str = "once") -> None:
+    def alarm(
+        self,
+        ms: int,
+        name: str = "default",
+        payload: Any = None,
+        every_ms: int = 0,
+        misfire: str = "once",
+    ) -> None:
         every = timedelta(milliseconds=every_ms) if every_ms else None
         self.set_alarm(timedelta(milliseconds=ms), name, payload, every=every, misfire=misfire)
 
@@ -416,7 +438,8 @@ _refusals: dict[str, int] = {}
 @app.kind
 class Busy(DurableObject):
     def refuse(self, times: int) -> int:
-        """Refuse so many times, and then tell how often that was; not stored, for a turn that fails stores nothing."""
+        """Refuse so many times, and then tell how often that was; not stored, for a turn that fails
+        stores nothing."""
         if _refusals.setdefault(self.key, 0) < times:
             _refusals[self.key] += 1
             raise Overloaded("not now", retryable=True, retry_after_s=0.02)
@@ -428,7 +451,8 @@ _charges: dict[str, int] = {}
 
 @app.kind
 class Till(DurableObject):
-    """Does what nobody can take back, and stores nothing; counts in its process how often that was done."""
+    """Does what nobody can take back, and stores nothing; counts in its process how often that was
+    done."""
 
     def charge(self, amount: int) -> int:
         _charges[self.key] = _charges.get(self.key, 0) + 1

@@ -63,7 +63,15 @@ class Processes(LocalCluster):
 
     def ask(self, *arguments: str) -> tuple[int, Any]:
         """Run a command against the gateway with --json: its exit code and what it printed."""
-        command = (sys.executable, "-m", "holdfast", *arguments, "--gateway", self.gateway, "--json")
+        command = (
+            sys.executable,
+            "-m",
+            "holdfast",
+            *arguments,
+            "--gateway",
+            self.gateway,
+            "--json",
+        )
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         return done.returncode, json.loads(done.stdout)
 
@@ -90,10 +98,13 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    """One cluster of three nodes and three copies for all tests that leave its processes alone; they use keys of their own."""
+    """One cluster of three nodes and three copies for all tests that leave its processes alone;
+    they use keys of their own."""
     cluster = Processes(tmp_path_factory.mktemp("shared"), replication=3)
     try:
-        cluster.start_all("--mailbox-max", "50", "--turn-timeout", "5", "--log-format", "json", nodes=3)
+        cluster.start_all(
+            "--mailbox-max", "50", "--turn-timeout", "5", "--log-format", "json", nodes=3
+        )
         cluster.wait_ready(cluster.gateway)
         yield cluster
     finally:
@@ -106,7 +117,11 @@ async def client(shared: Processes) -> AsyncIterator[Any]:
         yield connected
 
 
-def run(*arguments: str, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, timeout: float = 60, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run a holdfast command to its end."""
     command = (sys.executable, "-m", "holdfast", *arguments)
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment})
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}
+    )

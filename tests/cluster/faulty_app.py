@@ -1,4 +1,5 @@
-"""The kinds of cluster_app, in a process whose disk and wall clock have the faults of holdfast.verify.inside."""
+"""The kinds of cluster_app, in a process whose disk and wall clock have the faults of
+holdfast.verify.inside."""
 
 from cluster_app import app
 from holdfast.verify.inside import install

@@ -1,5 +1,6 @@
-"""A program that makes processes in one of many ways while it has clients. Run as `forking.py WAY GATEWAY KEY`; test_forks.py reads
-what it prints: how many increments were acknowledged, by all processes together, and every result."""
+"""A program that makes processes in one of many ways while it has clients. Run as `forking.py WAY
+GATEWAY KEY`; test_forks.py reads what it prints: how many increments were acknowledged, by all
+processes together, and every result."""
 
 from __future__ import annotations
 
@@ -17,7 +18,11 @@ from typing import Any
 
 import holdfast
 
-WAY, GATEWAY, KEY = sys.argv[1:4] if len(sys.argv) > 3 else ("", *os.environ.get("FORKING", "127.0.0.1:1 -").split())
+WAY, GATEWAY, KEY = (
+    sys.argv[1:4]
+    if len(sys.argv) > 3
+    else ("", *os.environ.get("FORKING", "127.0.0.1:1 -").split())
+)
 CHILDREN = 4
 CALLS = 60
 client = holdfast.connect_blocking(GATEWAY, timeout=30)
@@ -32,8 +37,11 @@ def of_pool(_: int) -> list[int]:
     return increments(CALLS)
 
 
-def in_children(children: int, work: Callable[[], Any], fork: Callable[[], int] = os.fork) -> list[Any]:
-    """Fork, and return what `work` returns in each child. A child that hangs is given up by its alarm."""
+def in_children(
+    children: int, work: Callable[[], Any], fork: Callable[[], int] = os.fork
+) -> list[Any]:
+    """Fork, and return what `work` returns in each child. A child that hangs is given up by its
+    alarm."""
     pipes = []
     for _ in range(children):
         reads, writes = os.pipe()
@@ -87,7 +95,8 @@ def while_threads_call() -> list[Any]:
 
 
 async def with_open_asyncio_client() -> list[Any]:
-    """The parent's own client goes on; errors tell what a child may do with it, with a new one and with a blocking one."""
+    """The parent's own client goes on; errors tell what a child may do with it, with a new one and
+    with a blocking one."""
     async with holdfast.connect(GATEWAY) as inherited:
         await inherited.get("Counter", KEY).increment()
 
@@ -106,7 +115,13 @@ async def with_open_asyncio_client() -> list[Any]:
                 async with holdfast.connect(GATEWAY) as another:
                     await another.get("Counter", KEY).increment()
 
-            return [*(told(lambda made=made: asyncio.run(made())) for made in (call, enter, close, open_another)), told(increments)]
+            return [
+                *(
+                    told(lambda made=made: asyncio.run(made()))
+                    for made in (call, enter, close, open_another)
+                ),
+                told(increments),
+            ]
 
         answers = in_children(1, lambda: in_a_thread(use_it))
         await inherited.get("Counter", KEY).increment()

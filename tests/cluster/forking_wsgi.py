@@ -1,4 +1,5 @@
-"""An application for a prefork server, with a client that is made, and used, before the workers are forked."""
+"""An application for a prefork server, with a client that is made, and used, before the workers are
+forked."""
 
 from __future__ import annotations
 

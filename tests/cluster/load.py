@@ -1,4 +1,5 @@
-"""Increments that go on while something happens to a cluster, and what has to be there afterwards."""
+"""Increments that go on while something happens to a cluster, and what has to be
+there afterwards."""
 
 from __future__ import annotations
 
@@ -13,12 +14,21 @@ from holdfast.errors import HoldfastError
 
 
 class Load:
-    """Increments from a thread of its own, and which of them were acknowledged, or may have happened.
+    """Increments from a thread of its own, and which of them were acknowledged, or may have
+    happened.
 
-    `arguments`: what `Counter.increment` is called with. `pause_s`: how long each of the keys waits between two calls.
+    `arguments`: what `Counter.increment` is called with. `pause_s`: how long each of the keys waits
+    between two calls.
     """
 
-    def __init__(self, gateway: str, *arguments: int, keys: int = 60, pause_s: float = 0.02, timeout: float = 30) -> None:
+    def __init__(
+        self,
+        gateway: str,
+        *arguments: int,
+        keys: int = 60,
+        pause_s: float = 0.02,
+        timeout: float = 30,
+    ) -> None:
         self._gateway = gateway
         self._arguments = arguments
         self._keys = keys

@@ -1,4 +1,5 @@
-"""A small file system of its own for a data directory, which a test fills and empties. Needs the right to mount."""
+"""A small file system of its own for a data directory, which a test fills and empties. Needs the
+right to mount."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ class SmallDisk:
             with self._image.open("wb") as image:
                 image.truncate(size << 20)
             # No room is kept for root: tests run as root, who would get it.
-            subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", str(self._image)], check=True)
+            subprocess.run(
+                ["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", str(self._image)], check=True
+            )
             command = ["mount", "-o", "loop", str(self._image), str(where)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -43,7 +46,8 @@ class SmallDisk:
         return stat.f_bavail * stat.f_frsize
 
     def fill(self, leave: int) -> None:
-        """Have so many bytes free, by a file that takes the rest. Others may write meanwhile: then it is tried again."""
+        """Have so many bytes free, by a file that takes the rest. Others may write meanwhile: then
+        it is tried again."""
         for _ in range(50):
             size = self._filler.stat().st_size if self._filler.exists() else 0
             with self._filler.open("ab") as filler:

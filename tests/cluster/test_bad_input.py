@@ -29,7 +29,9 @@ from holdfast.v1 import objects_pb2_grpc
         ("Counter", "on_activate", "has no method"),
     ],
 )
-async def test_an_unknown_kind_or_method_is_told_with_the_nearest_names(client: Any, kind: str, method: str, nearest: str) -> None:
+async def test_an_unknown_kind_or_method_is_told_with_the_nearest_names(
+    client: Any, kind: str, method: str, nearest: str
+) -> None:
     with pytest.raises(holdfast.NotFound, match=nearest) as unknown:
         await client.call(kind, "a", method)
     assert unknown.value.definite
@@ -44,7 +46,13 @@ async def test_an_unknown_kind_or_method_is_told_with_the_nearest_names(client: 
         ("Counter", "increment", {"by": 1, "more": 2}, "$.more", "has no argument 'more'"),
         ("Counter", "increment", [1, 2], "$", "takes at most 1 positional arguments, got 2"),
         ("echo", "parcel", {"parcel": {"id": "no"}}, "$.parcel.id", "Invalid UUID"),
-        ("echo", "named", {"first": 1, "second": {"x": "1", "y": "1"}}, "$.second.x", "Expected `int`, got `str`"),
+        (
+            "echo",
+            "named",
+            {"first": 1, "second": {"x": "1", "y": "1"}},
+            "$.second.x",
+            "Expected `int`, got `str`",
+        ),
     ],
 )
 async def test_a_wrong_or_missing_argument_is_told_with_its_path_and_type(
@@ -70,7 +78,9 @@ async def test_a_key_of_1024_bytes_of_any_text_is_fine(client: Any) -> None:
 
 
 async def test_an_argument_that_is_too_large_is_refused_and_others_are_served(client: Any) -> None:
-    with pytest.raises(holdfast.TooLarge, match="arguments of 5242886 bytes, at most 4194304") as large:
+    with pytest.raises(
+        holdfast.TooLarge, match="arguments of 5242886 bytes, at most 4194304"
+    ) as large:
         await client.get("echo", "e").text("x" * (5 << 20))
     assert large.value.definite
     text = "x" * ((4 << 20) - 100)
@@ -78,7 +88,9 @@ async def test_an_argument_that_is_too_large_is_refused_and_others_are_served(cl
 
 
 async def test_a_message_beyond_grpcs_own_limit_fails_that_call_alone(client: Any) -> None:
-    others = [asyncio.create_task(client.get("Counter", f"beside {i}").increment()) for i in range(50)]
+    others = [
+        asyncio.create_task(client.get("Counter", f"beside {i}").increment()) for i in range(50)
+    ]
     with pytest.raises(holdfast.TooLarge):
         await client.get("echo", "e").text("x" * (9 << 20))
     assert await asyncio.gather(*others) == [1] * 50
@@ -116,26 +128,37 @@ async def test_payloads_that_are_not_msgpack_or_json_are_refused(client: Any, sh
 async def test_no_gateway_is_unavailable_at_the_deadline_and_names_the_endpoint() -> None:
     port = free_port()
     async with holdfast.connect(f"127.0.0.1:{port}", timeout=1.0) as nobody:
-        with pytest.raises(holdfast.Unavailable, match=f"no gateway reached before the deadline; 127.0.0.1:{port}") as gone:
+        with pytest.raises(
+            holdfast.Unavailable, match=f"no gateway reached before the deadline; 127.0.0.1:{port}"
+        ) as gone:
             await nobody.get("Counter", "a").increment()  # type: ignore[attr-defined]
     assert gone.value.definite
     assert gone.value.retryable
 
 
-async def test_a_shard_whose_node_is_away_is_unavailable_and_never_appears_empty(processes: Any) -> None:
-    """Rule 7: with the only copy absent, calls wait and fail; the other node does not serve the shard as if it were new."""
+async def test_a_shard_whose_node_is_away_is_unavailable_and_never_appears_empty(
+    processes: Any,
+) -> None:
+    """Rule 7: with the only copy absent, calls wait and fail; the other node does not serve the
+    shard as if it were new."""
     processes.start_all("--lease-ttl", "2", nodes=2)
     async with processes.connect() as client:
         keys = [f"k{i}" for i in range(64)]
         await asyncio.gather(*(client.get("Counter", key).increment() for key in keys))
-        away = {key for key in keys if processes.ask("where", "Counter", key)[1]["shard"]["owner"].startswith("n1-")}
+        away = {
+            key
+            for key in keys
+            if processes.ask("where", "Counter", key)[1]["shard"]["owner"].startswith("n1-")
+        }
         assert 0 < len(away) < 64
         processes.kill("n1")
         await asyncio.sleep(4)
         for key in keys:
             quick: Any = client.get("Counter", key, timeout=0.3)
             if key in away:
-                with pytest.raises(holdfast.Unavailable, match=r"the only copy is on node n1-.*, which is absent") as gone:
+                with pytest.raises(
+                    holdfast.Unavailable, match=r"the only copy is on node n1-.*, which is absent"
+                ) as gone:
                     await quick.value()
                 assert gone.value.retryable
             else:
@@ -144,7 +167,9 @@ async def test_a_shard_whose_node_is_away_is_unavailable_and_never_appears_empty
         assert code == 2
         assert any("n1-" in problem["what"] + problem["why"] for problem in status["problems"])
         processes.node("n1", "--lease-ttl", "2")
-        assert await asyncio.gather(*(client.get("Counter", key).value() for key in keys)) == [1] * 64
+        assert (
+            await asyncio.gather(*(client.get("Counter", key).value() for key in keys)) == [1] * 64
+        )
 
 
 # -- starting
@@ -175,12 +200,17 @@ def test_an_app_that_does_not_import_shows_its_own_traceback(tmp_path: Path) -> 
         ("from holdfast import App\napp = App()", "its App has no kinds"),
         ("from holdfast import App\na = App()\nb = App()", "has 2 Apps; name one"),
         (
-            "from holdfast import *\napp = App()\n@app.kind\nclass A(DurableObject):\n    async def f(self, *a): ...",
+            (
+                "from holdfast import *\napp = App()\n@app.kind\nclass A(DurableObject):\n    async"
+                " def f(self, *a): ..."
+            ),
             "A.f: *a cannot be called over the wire",
         ),
     ],
 )
-def test_an_app_file_without_one_fitting_app_is_refused(tmp_path: Path, source: str, message: str) -> None:
+def test_an_app_file_without_one_fitting_app_is_refused(
+    tmp_path: Path, source: str, message: str
+) -> None:
     (tmp_path / "mine.py").write_text(source)
     done = run("dev", str(tmp_path / "mine.py"))
     assert done.returncode == 1
@@ -199,19 +229,31 @@ def test_a_port_in_use_is_told_by_nodes_and_gateways(processes: Any) -> None:
     assert done.returncode == 1
     assert f"cannot listen at {processes.gateway}: the port is in use by process " in done.stderr
     done = run(
-        "node", APP, "--data", str(processes.folder / "other"), "--listen", processes.gateway, "--etcd-endpoints", processes.etcd
+        "node",
+        APP,
+        "--data",
+        str(processes.folder / "other"),
+        "--listen",
+        processes.gateway,
+        "--etcd-endpoints",
+        processes.etcd,
     )
     assert done.returncode == 1
     assert f"cannot listen at {processes.gateway}: the port is in use by process " in done.stderr
 
 
-async def test_a_data_directory_in_use_of_another_node_cluster_or_time_is_refused(processes: Any, tmp_path: Path) -> None:
+async def test_a_data_directory_in_use_of_another_node_cluster_or_time_is_refused(
+    processes: Any, tmp_path: Path
+) -> None:
     processes.start_all()
     async with processes.connect() as client:
         assert await client.get("Counter", "a").increment() == 1
         data = processes.folder / "n1"
         at = ("--etcd-endpoints", processes.etcd)
-        assert a_node(data, *at) == (1, f"Error: data directory {data} is in use by another process")
+        assert a_node(data, *at) == (
+            1,
+            f"Error: data directory {data} is in use by another process",
+        )
         processes.kill("n1")
         copy = tmp_path / "copy"
         shutil.copytree(data, copy)
@@ -219,8 +261,11 @@ async def test_a_data_directory_in_use_of_another_node_cluster_or_time_is_refuse
         assert code == 1
         assert "is node n1-" in said
         assert "not 'other'" in said
-        processes.start_node("lost", APP, "--data", str(data), "--name", "n1", "--cluster", "elsewhere")
-        while "No other one is formed" not in processes.said("lost"):  # a directory with data forms no cluster
+        processes.start_node(
+            "lost", APP, "--data", str(data), "--name", "n1", "--cluster", "elsewhere"
+        )
+        # a directory with data forms no cluster
+        while "No other one is formed" not in processes.said("lost"):
             await asyncio.sleep(0.1)
         processes.kill("lost")
         processes.start_node("founder", APP, "--cluster", "elsewhere")
@@ -313,7 +358,10 @@ def test_commands_say_soon_that_there_is_no_gateway() -> None:
         assert done.returncode == 1
         assert f"no gateway at 127.0.0.1:{port}: start one with `holdfast dev APP`" in done.stderr
         assert time.monotonic() - began < 10
-    assert "'localhost' is no address: write host:port" in run("status", "--gateway", "localhost").stderr
+    assert (
+        "'localhost' is no address: write host:port"
+        in run("status", "--gateway", "localhost").stderr
+    )
     assert "the rows are echo/grpc" in run("bench", "--only", "nonsense").stderr
     assert "numbers from 1" in run("bench", "--in-flight", "x").stderr
     assert "0 is not in the range" in run("bench", "--shards", "0").stderr
@@ -321,7 +369,9 @@ def test_commands_say_soon_that_there_is_no_gateway() -> None:
 
 
 @pytest.mark.parametrize("name", ["n2", "gateway2"])
-def test_a_second_process_with_other_settings_is_refused_and_told_which(processes: Any, name: str) -> None:
+def test_a_second_process_with_other_settings_is_refused_and_told_which(
+    processes: Any, name: str
+) -> None:
     processes.start_all(app=BENCH_APP)
     with holdfast.connect_blocking(processes.gateway) as client:
         client.get("holdfast.bench", "a").increment()
@@ -343,7 +393,9 @@ def test_a_second_process_with_other_settings_is_refused_and_told_which(processe
         (["--name", "a b"], "node name 'a b'"),
     ],
 )
-def test_options_out_of_range_are_told_with_their_range(tmp_path: Path, options: list[str], message: str) -> None:
+def test_options_out_of_range_are_told_with_their_range(
+    tmp_path: Path, options: list[str], message: str
+) -> None:
     code, said = a_node(tmp_path / "d", *options)
     assert code == 1
     assert message in said

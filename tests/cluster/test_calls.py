@@ -1,4 +1,5 @@
-"""Ways to call: types, the blocking client, unary calls of bare gRPC clients, request ids, reflection, health."""
+"""Ways to call: types, the blocking client, unary calls of bare gRPC clients, request ids,
+reflection, health."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ import pytest
 from cluster_app import Counter, Echo, Parcel, a_parcel
 from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
 from holdfast.ids import RequestIds, idempotent_id
 from holdfast.v1 import objects_pb2 as pb
 from holdfast.v1 import objects_pb2_grpc
@@ -34,7 +37,12 @@ async def test_a_typing_error_in_a_method_is_told_before_it_travels(client: Any)
 async def test_the_handler_sees_its_request(client: Any) -> None:
     request_id = RequestIds().next()
     stub = client.get("Counter", "seen", metadata={"tag": "blue"}, request_id=request_id)
-    assert await stub.seen() == {"kind": "Counter", "key": "seen", "id": request_id.hex(), "tag": "blue"}
+    assert await stub.seen() == {
+        "kind": "Counter",
+        "key": "seen",
+        "id": request_id.hex(),
+        "tag": "blue",
+    }
 
 
 async def test_the_same_request_id_takes_effect_once(client: Any) -> None:
@@ -54,7 +62,9 @@ async def test_a_request_id_that_was_used_for_another_call_is_refused(client: An
     assert await client.get("Counter", "used").value() == 1
 
 
-async def test_what_stores_nothing_happens_once_under_an_id_of_the_callers_own(client: Any, shared: Any) -> None:
+async def test_what_stores_nothing_happens_once_under_an_id_of_the_callers_own(
+    client: Any, shared: Any
+) -> None:
     key = "till"
     for own in ({"idempotency_key": "order 7"}, {"request_id": holdfast.new_request_id()}):
         before = await client.get("Till", key).charges()
@@ -67,7 +77,9 @@ async def test_what_stores_nothing_happens_once_under_an_id_of_the_callers_own(c
         assert await client.get("Till", key).charges() == before + 1
 
 
-async def test_a_refusal_is_the_answer_to_its_id_for_good_and_an_exception_is_not(client: Any) -> None:
+async def test_a_refusal_is_the_answer_to_its_id_for_good_and_an_exception_is_not(
+    client: Any,
+) -> None:
     for _ in range(3):
         with pytest.raises(holdfast.Rejected, match="no refunds") as refused:
             await client.get("Till", "refuses", idempotency_key="k").charge(-1)
@@ -80,7 +92,8 @@ async def test_a_refusal_is_the_answer_to_its_id_for_good_and_an_exception_is_no
 
 
 async def test_the_id_that_an_sdk_draws_keeps_nothing(client: Any, shared: Any) -> None:
-    """A blocking client's call looks to the gateway like one of any language: only the flag tells that the id was drawn."""
+    """A blocking client's call looks to the gateway like one of any language: only the flag tells
+    that the id was drawn."""
     with holdfast.connect_blocking(shared.gateway) as blocking:
         for times in (1, 2):
             with pytest.raises(holdfast.Rejected):
@@ -91,7 +104,9 @@ async def test_the_id_that_an_sdk_draws_keeps_nothing(client: Any, shared: Any) 
 
 
 @pytest.mark.parametrize("first", [0xFE, 0xFF])
-async def test_ids_of_the_clusters_own_ranges_come_from_the_cluster_alone(client: Any, shared: Any, first: int) -> None:
+async def test_ids_of_the_clusters_own_ranges_come_from_the_cluster_alone(
+    client: Any, shared: Any, first: int
+) -> None:
     reserved = bytes([first]) + idempotent_id("Counter", "reserved", "k")[1:]
     for make in (client, holdfast.connect_blocking(shared.gateway)):
         with pytest.raises(ValueError, match="cluster's own"):
@@ -99,9 +114,15 @@ async def test_ids_of_the_clusters_own_ranges_come_from_the_cluster_alone(client
     async with grpc.aio.insecure_channel(shared.gateway) as channel:
         call = objects_pb2_grpc.ObjectsStub(channel).Call  # type: ignore[no-untyped-call]
         with pytest.raises(grpc.aio.AioRpcError, match="cluster's own"):
-            await call(pb.CallRequest(kind="Counter", key="reserved", method="increment", request_id=reserved))
+            await call(
+                pb.CallRequest(
+                    kind="Counter", key="reserved", method="increment", request_id=reserved
+                )
+            )
         session = objects_pb2_grpc.ObjectsStub(channel).Session()  # type: ignore[no-untyped-call]
-        calls = [pb.Call(id=1, kind="Counter", key="reserved", method="increment", request_id=reserved)]
+        calls = [
+            pb.Call(id=1, kind="Counter", key="reserved", method="increment", request_id=reserved)
+        ]
         await session.write(pb.SessionRequest(calls=calls))
         error = (await session.read()).replies[0].error
         session.cancel()
@@ -113,16 +134,29 @@ async def test_an_integer_of_more_than_64_bits_is_refused_in_json_too(shared: An
     async with grpc.aio.insecure_channel(shared.gateway) as channel:
         call = objects_pb2_grpc.ObjectsStub(channel).Call  # type: ignore[no-untyped-call]
         with pytest.raises(grpc.aio.AioRpcError, match="more than 64 bits"):
-            await call(pb.CallRequest(kind="Counter", key="big", method="increment", json='{"by": 99999999999999999999}'))
+            await call(
+                pb.CallRequest(
+                    kind="Counter",
+                    key="big",
+                    method="increment",
+                    json='{"by": 99999999999999999999}',
+                )
+            )
 
 
 async def test_a_result_that_its_hint_does_not_allow_is_told_as_that(client: Any) -> None:
-    with pytest.raises(holdfast.InternalError, match=r"lies\(\) was answered, but with what its hint does not allow"):
+    with pytest.raises(
+        holdfast.InternalError,
+        match=r"lies\(\) was answered, but with what its hint does not allow",
+    ):
         await client.get(Counter, "liar").lies()
 
 
 def test_what_is_no_key_or_address_is_told_before_it_travels(shared: Any) -> None:
-    with holdfast.connect_blocking(shared.gateway) as client, pytest.raises(TypeError, match="an object's key is text, not int: 5"):
+    with (
+        holdfast.connect_blocking(shared.gateway) as client,
+        pytest.raises(TypeError, match="an object's key is text, not int: 5"),
+    ):
         client.get(Counter, 5)
     with pytest.raises(ValueError, match="'localhost' is no address: write host:port"):
         holdfast.connect_blocking("localhost")
@@ -131,13 +165,19 @@ def test_what_is_no_key_or_address_is_told_before_it_travels(shared: Any) -> Non
 async def test_a_bare_call_without_arguments_is_answered_in_msgpack(shared: Any) -> None:
     async with grpc.aio.insecure_channel(shared.gateway) as channel:
         call = objects_pb2_grpc.ObjectsStub(channel).Call  # type: ignore[no-untyped-call]
-        assert (await call(pb.CallRequest(kind="Counter", key="bare", method="value"))).WhichOneof("result") == "msgpack"
-        assert (await call(pb.CallRequest(kind="Counter", key="bare", method="value", json="[]"))).json == "0"
+        assert (await call(pb.CallRequest(kind="Counter", key="bare", method="value"))).WhichOneof(
+            "result"
+        ) == "msgpack"
+        assert (
+            await call(pb.CallRequest(kind="Counter", key="bare", method="value", json="[]"))
+        ).json == "0"
 
 
 async def test_a_request_id_in_use_by_another_call_is_refused(client: Any) -> None:
     request_id = RequestIds().next()
-    first = asyncio.create_task(client.get("Counter", "busy", request_id=request_id).wait_and_increment(0.5, 5.0))
+    first = asyncio.create_task(
+        client.get("Counter", "busy", request_id=request_id).wait_and_increment(0.5, 5.0)
+    )
     await asyncio.sleep(0.1)
     with pytest.raises(holdfast.InvalidArgument, match="is in use by another call"):
         await client.get("Counter", "busy", request_id=request_id).increment(by=7)
@@ -158,7 +198,13 @@ async def test_the_blocking_client_is_the_twin_of_the_other(shared: Any) -> None
 
 
 async def test_a_unary_call_with_the_callers_own_request_id_takes_effect_once(shared: Any) -> None:
-    request = pb.CallRequest(kind="Counter", key="unary once", method="increment", json="{}", request_id=RequestIds().next())
+    request = pb.CallRequest(
+        kind="Counter",
+        key="unary once",
+        method="increment",
+        json="{}",
+        request_id=RequestIds().next(),
+    )
     async with grpc.aio.insecure_channel(shared.gateway) as channel:
         call = objects_pb2_grpc.ObjectsStub(channel).Call  # type: ignore[no-untyped-call]
         assert [(await call(request)).json for _ in range(3)] == ["1", "1", "1"]
@@ -167,9 +213,15 @@ async def test_a_unary_call_with_the_callers_own_request_id_takes_effect_once(sh
 async def test_unary_calls_take_json_and_msgpack(shared: Any) -> None:
     async with grpc.aio.insecure_channel(shared.gateway) as channel:
         call = objects_pb2_grpc.ObjectsStub(channel).Call  # type: ignore[no-untyped-call]
-        reply = await call(pb.CallRequest(kind="Counter", key="unary", method="increment", json='{"by": 2}'))
+        reply = await call(
+            pb.CallRequest(kind="Counter", key="unary", method="increment", json='{"by": 2}')
+        )
         assert (reply.json, len(reply.request_id), reply.epoch) == ("2", 16, 1)
-        reply = await call(pb.CallRequest(kind="Counter", key="unary", method="increment", msgpack=msgspec.msgpack.encode([3])))
+        reply = await call(
+            pb.CallRequest(
+                kind="Counter", key="unary", method="increment", msgpack=msgspec.msgpack.encode([3])
+            )
+        )
         assert msgspec.msgpack.decode(reply.msgpack) == 5
         reply = await call(pb.CallRequest(kind="Counter", key="unary", method="value"))
         assert msgspec.msgpack.decode(reply.msgpack) == 5
@@ -179,23 +231,40 @@ async def test_unary_errors_carry_the_whole_error_as_a_detail_of_their_status(sh
     async with grpc.aio.insecure_channel(shared.gateway) as channel:
         call = objects_pb2_grpc.ObjectsStub(channel).Call  # type: ignore[no-untyped-call]
         with pytest.raises(grpc.aio.AioRpcError) as failed:
-            await call(pb.CallRequest(kind="Counter", key="unary error", method="increment", json='{"by": -2}'))
+            await call(
+                pb.CallRequest(
+                    kind="Counter", key="unary error", method="increment", json='{"by": -2}'
+                )
+            )
         assert failed.value.code() == grpc.StatusCode.FAILED_PRECONDITION
         trailing = dict(list(failed.value.trailing_metadata() or []))
         status = status_pb2.Status.FromString(trailing["grpc-status-details-bin"])
         error = pb.Error()
         assert status.details[0].Unpack(error)
-        assert (error.type, json.loads(error.data), error.definite) == ("Rejected", {"by": -2}, True)
+        assert (error.type, json.loads(error.data), error.definite) == (
+            "Rejected",
+            {"by": -2},
+            True,
+        )
         with pytest.raises(grpc.aio.AioRpcError) as late:
             await call(
-                pb.CallRequest(kind="Counter", key="unary late", method="increment_then", json='["wait for ever"]'), timeout=0.4
+                pb.CallRequest(
+                    kind="Counter",
+                    key="unary late",
+                    method="increment_then",
+                    json='["wait for ever"]',
+                ),
+                timeout=0.4,
             )
         assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 async def test_errors_too_large_for_a_unary_status_arrive_cut(shared: Any) -> None:
     def script() -> holdfast.HoldfastError:
-        with holdfast.connect_blocking(shared.gateway) as client, pytest.raises(holdfast.ApplicationError) as failed:
+        with (
+            holdfast.connect_blocking(shared.gateway) as client,
+            pytest.raises(holdfast.ApplicationError) as failed,
+        ):
             client.get("Counter", "long story").increment_then("raise a long story")
         return failed.value
 
@@ -205,7 +274,9 @@ async def test_errors_too_large_for_a_unary_status_arrive_cut(shared: Any) -> No
 
 
 async def test_malformed_frames_end_their_own_session_only(client: Any, shared: Any) -> None:
-    other = asyncio.create_task(client.get("Counter", "beside garbage").wait_and_increment(0.5, 5.0))
+    other = asyncio.create_task(
+        client.get("Counter", "beside garbage").wait_and_increment(0.5, 5.0)
+    )
     async with grpc.aio.insecure_channel(shared.gateway) as channel:
         session: Any = channel.stream_stream("/holdfast.v1.Objects/Session")()
         await session.write(b"\xff\xff\xff\xff garbage")

@@ -1,4 +1,5 @@
-"""Callers that wait no more: their calls leave their queues, or are rolled back, and nobody's object is held up."""
+"""Callers that wait no more: their calls leave their queues, or are rolled back, and nobody's
+object is held up."""
 
 from __future__ import annotations
 
@@ -48,23 +49,39 @@ async def test_a_call_that_is_cancelled_is_rolled_back_and_its_object_free(clien
 
 
 async def test_what_a_cancelled_turn_waits_for_is_cancelled_too(client: Any) -> None:
-    first = asyncio.create_task(client.get("Counter", "cancel: asks").have_wait("cancel: asked", 20.0))
+    first = asyncio.create_task(
+        client.get("Counter", "cancel: asks").have_wait("cancel: asked", 20.0)
+    )
     await asyncio.sleep(0.5)
     first.cancel()
     await is_free(client, "cancel: asked")
     await is_free(client, "cancel: asks")
 
 
-async def test_a_unary_caller_that_goes_away_cancels_its_call(client: Any, shared: Processes) -> None:
+async def test_a_unary_caller_that_goes_away_cancels_its_call(
+    client: Any, shared: Processes
+) -> None:
     async with grpc.aio.insecure_channel(shared.gateway) as channel:
         call = unary(channel)(
-            pb.CallRequest(kind="Counter", key="cancel: unary", method="wait_and_increment", json="[20, 100]", timeout_ms=60_000)
+            pb.CallRequest(
+                kind="Counter",
+                key="cancel: unary",
+                method="wait_and_increment",
+                json="[20, 100]",
+                timeout_ms=60_000,
+            )
         )
         await asyncio.sleep(0.3)
         call.cancel()
         await is_free(client, "cancel: unary")
         unary(channel)(
-            pb.CallRequest(kind="Counter", key="cancel: unary", method="wait_and_increment", json="[20, 100]", timeout_ms=60_000)
+            pb.CallRequest(
+                kind="Counter",
+                key="cancel: unary",
+                method="wait_and_increment",
+                json="[20, 100]",
+                timeout_ms=60_000,
+            )
         )
         await asyncio.sleep(0.3)
     await is_free(client, "cancel: unary")
@@ -72,7 +89,8 @@ async def test_a_unary_caller_that_goes_away_cancels_its_call(client: Any, share
 
 BLOCKING = """
 import signal, sys, holdfast
-signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background it is ignored
+# where tests run in the background it is ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with holdfast.connect_blocking(sys.argv[1]) as client:
     print("calling", flush=True)
     try:
@@ -85,7 +103,12 @@ with holdfast.connect_blocking(sys.argv[1]) as client:
 
 async def test_ctrl_c_in_a_blocking_call_cancels_it(client: Any, shared: Processes) -> None:
     program = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", BLOCKING, shared.gateway, stdout=subprocess.PIPE, stdin=subprocess.PIPE
+        sys.executable,
+        "-c",
+        BLOCKING,
+        shared.gateway,
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
     )
     assert program.stdout is not None
     assert await program.stdout.readline() == b"calling\n"
@@ -109,24 +132,41 @@ async def test_while_others_wait_for_the_same_request_it_goes_on(client: Any) ->
 
 
 async def test_an_operator_aborts_a_turn(client: Any, shared: Processes) -> None:
-    running = asyncio.create_task(client.get("Counter", "cancel: aborted").increment_then("wait for ever"))
+    running = asyncio.create_task(
+        client.get("Counter", "cancel: aborted").increment_then("wait for ever")
+    )
     await asyncio.sleep(0.3)
-    done = await asyncio.to_thread(run, "objects", "abort", "Counter", "cancel: aborted", "--gateway", shared.gateway)
+    done = await asyncio.to_thread(
+        run, "objects", "abort", "Counter", "cancel: aborted", "--gateway", shared.gateway
+    )
     assert done.returncode == 0
     assert "increment_then() was aborted after " in done.stdout
-    with pytest.raises(holdfast.Aborted, match=r"Counter/cancel: aborted\.increment_then\(\) was aborted by an operator") as aborted:
+    with pytest.raises(
+        holdfast.Aborted,
+        match=r"Counter/cancel: aborted\.increment_then\(\) was aborted by an operator",
+    ) as aborted:
         await running
     assert aborted.value.definite
     await is_free(client, "cancel: aborted")
-    code, answer = await asyncio.to_thread(shared.ask, "objects", "abort", "Counter", "cancel: aborted")
+    code, answer = await asyncio.to_thread(
+        shared.ask, "objects", "abort", "Counter", "cancel: aborted"
+    )
     assert (code, answer["method"]) == (0, "")
 
 
 async def test_errors_of_what_a_handler_called_are_the_handlers_own(client: Any) -> None:
     """They would look like the caller's fault, which it cannot mend."""
     for what, type_, says in (
-        ("argument", "InvalidArgument", r"Counter/cancel: wrong other\.increment\(\): .*Expected `int`, got `str`"),
-        ("method", "NotFound", r"Counter/cancel: wrong other\.no_such_method\(\): Counter has no method"),
+        (
+            "argument",
+            "InvalidArgument",
+            r"Counter/cancel: wrong other\.increment\(\): .*Expected `int`, got `str`",
+        ),
+        (
+            "method",
+            "NotFound",
+            r"Counter/cancel: wrong other\.no_such_method\(\): Counter has no method",
+        ),
         ("size", "TooLarge", r"Counter/cancel: wrong other\.increment\(\): arguments of"),
     ):
         with pytest.raises(holdfast.ApplicationError, match=says) as failed:
@@ -156,9 +196,13 @@ async def test_calls_that_are_held_go_when_their_callers_do(processes: Processes
         await client.get("Counter", "a").increment()  # type: ignore[attr-defined]
         processes.kill("n1")
         async with grpc.aio.insecure_channel(processes.gateway) as channel:
-            request = pb.CallRequest(kind="Counter", key="a", method="increment", json="[]", timeout_ms=(1 << 32) - 1)
+            request = pb.CallRequest(
+                kind="Counter", key="a", method="increment", json="[]", timeout_ms=(1 << 32) - 1
+            )
             calls = [unary(channel)(request) for _ in range(100)]
-            session = [asyncio.create_task(client.get("Counter", f"k{i}").increment()) for i in range(100)]  # type: ignore[attr-defined]
+            session = [
+                asyncio.create_task(client.get("Counter", f"k{i}").increment()) for i in range(100)
+            ]  # type: ignore[attr-defined]
             await asyncio.sleep(1.5)
             assert (await asyncio.to_thread(held, processes)) == 200
             for call in (*calls, *session):

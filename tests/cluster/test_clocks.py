@@ -1,4 +1,5 @@
-"""Wall clocks that are wrong for a while, on real processes: what is remembered does not follow them."""
+"""Wall clocks that are wrong for a while, on real processes: what is remembered does not follow
+them."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ BEYOND_THE_LOG = 215
 """So many entries push an older one out of a replica's log into its state."""
 
 
-async def test_a_clock_that_was_two_days_ahead_makes_nobody_forget_what_was_done(processes: Processes, tmp_path: Path) -> None:
+async def test_a_clock_that_was_two_days_ahead_makes_nobody_forget_what_was_done(
+    processes: Processes, tmp_path: Path
+) -> None:
     processes.replication = 3
     options = ("--members-min", "3", "--repair-after", "600", "--shards", "24")
     processes.start_etcd()
@@ -36,8 +39,17 @@ async def test_a_clock_that_was_two_days_ahead_makes_nobody_forget_what_was_done
         processes.node(name, *options, app=APP)
     processes.front()
     processes.wait_ready(processes.gateway)
-    owners = {key: str((await asyncio.to_thread(processes.ask, "where", "Counter", key))[1]["shard"]["owner"])[:2] for key in KEYS}
-    assert set(owners.values()) >= {"n1", "n2"}  # the clocks of only the copies, and of the owner, will be wrong
+    owners = {
+        key: str(
+            (await asyncio.to_thread(processes.ask, "where", "Counter", key))[1]["shard"]["owner"]
+        )[:2]
+        for key in KEYS
+    }
+    # the clocks of only the copies, and of the owner, will be wrong
+    assert set(owners.values()) >= {
+        "n1",
+        "n2",
+    }
     request_ids = {key: holdfast.new_request_id() for key in KEYS}
 
     async with processes.connect() as client:
@@ -51,7 +63,9 @@ async def test_a_clock_that_was_two_days_ahead_makes_nobody_forget_what_was_done
         for key in KEYS:
             assert await again(key) == [1, 2]
         for key in KEYS:
-            await asyncio.gather(*(client.get("Counter", key).increment() for _ in range(BEYOND_THE_LOG)))
+            await asyncio.gather(
+                *(client.get("Counter", key).increment() for _ in range(BEYOND_THE_LOG))
+            )
         inside.set_fault(tmp_path / "faults", inside.CLOCK_S, AHEAD_S)
         await asyncio.sleep(FORGETTING_S)
         assert {key: await again(key) for key in KEYS} == {key: [1, 2] for key in KEYS}
@@ -60,7 +74,9 @@ async def test_a_clock_that_was_two_days_ahead_makes_nobody_forget_what_was_done
         assert {key: await again(key) for key in KEYS} == {key: [1, 2] for key in KEYS}
         processes.kill("n1")
         assert {key: await again(key) for key in KEYS} == {key: [1, 2] for key in KEYS}
-        assert {key: await client.get("Counter", key).value() for key in KEYS} == dict.fromkeys(KEYS, 2 + BEYOND_THE_LOG)
+        assert {key: await client.get("Counter", key).value() for key in KEYS} == dict.fromkeys(
+            KEYS, 2 + BEYOND_THE_LOG
+        )
 
 
 HOUR_S = 3_600
@@ -69,7 +85,9 @@ LATE_S = 5.0
 """So late an alarm may be, fail-over included."""
 
 
-async def fires_on_time(processes: Processes, client: holdfast.Client, keys: list[str], meanwhile: Callable[[], object]) -> None:
+async def fires_on_time(
+    processes: Processes, client: holdfast.Client, keys: list[str], meanwhile: Callable[[], object]
+) -> None:
     """Set alarms of these objects by distance, do something, and see each fire when it is due."""
     before = {key: len(await client.get("Receiver", key).took()) for key in keys}
     began = time.monotonic()
@@ -99,9 +117,13 @@ async def test_alarms_come_when_they_are_due_whatever_the_owners_clock_shows(
     processes.wait_ready(processes.gateway)
     async with processes.connect() as client:
         await fires_on_time(processes, client, KEYS, lambda: None)
+        # wrong all at once, and in the other direction
         await fires_on_time(
-            processes, client, KEYS, lambda: inside.set_fault(faults["n2"], inside.CLOCK_S, -ahead_s)
-        )  # wrong all at once, and in the other direction
+            processes,
+            client,
+            KEYS,
+            lambda: inside.set_fault(faults["n2"], inside.CLOCK_S, -ahead_s),
+        )
         inside.set_fault(faults["n2"], inside.CLOCK_S, 0)
         await fires_on_time(processes, client, KEYS, lambda: processes.kill("n2"))
         processes.node("n2", *options, app=APP)
@@ -146,13 +168,17 @@ async def test_what_has_a_ttl_lives_as_long_whatever_the_owners_clock_shows_and_
         await asyncio.gather(*(each.keep(6.0) for each in objects))
         inside.set_fault(tmp_path / "faults", inside.CLOCK_S, -AHEAD_S)
         both = ["for a while", "for good"]
-        assert [await each.kept() for each in objects] + [await each.seen() for each in objects] == [both] * 24
+        assert [await each.kept() for each in objects] + [
+            await each.seen() for each in objects
+        ] == [both] * 24
         assert time.monotonic() < began + 6, "this machine is too slow for the times of this test"
         await asyncio.sleep(began + 7.5 - time.monotonic())
         assert [await each.seen() for each in objects] == [["for good"]] * 12
         processes.kill("n1")
         await asyncio.sleep(began + 15 - time.monotonic())
-        assert [await each.kept() for each in objects] + [await each.seen() for each in objects] == [[]] * 24
+        assert [await each.kept() for each in objects] + [
+            await each.seen() for each in objects
+        ] == [[]] * 24
     processes.node("n1", *options, app=APP)  # its clock is two days behind still
     async with processes.connect() as client:
         assert [await client.get("Expiring", key).seen() for key in KEYS] == [[]] * 12  # type: ignore[attr-defined]

@@ -1,4 +1,5 @@
-"""A definite error is never told of an effect that is there: the rule at the head of holdfast.errors, on real processes."""
+"""A definite error is never told of an effect that is there: the rule at the head of
+holdfast.errors, on real processes."""
 
 from __future__ import annotations
 
@@ -36,12 +37,18 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Processes]:
 
 async def all_by_asyncio(endpoints: tuple[str, str], timeout: float) -> list[Any]:
     async with holdfast.connect(*endpoints, timeout=timeout) as client:
-        calls = [client.get("Counter", f"asyncio-{i}").wait_and_increment(WAITS_S, 10.0) for i in range(CALLS)]
+        calls = [
+            client.get("Counter", f"asyncio-{i}").wait_and_increment(WAITS_S, 10.0)
+            for i in range(CALLS)
+        ]
         return await asyncio.gather(*calls, return_exceptions=True)
 
 
 async def all_by_threads(endpoints: tuple[str, str], timeout: float) -> list[Any]:
-    with holdfast.connect_blocking(*endpoints, timeout=timeout) as client, ThreadPoolExecutor(THREADS) as pool:
+    with (
+        holdfast.connect_blocking(*endpoints, timeout=timeout) as client,
+        ThreadPoolExecutor(THREADS) as pool,
+    ):
 
         def one(i: int) -> Any:
             try:
@@ -49,17 +56,21 @@ async def all_by_threads(endpoints: tuple[str, str], timeout: float) -> list[Any
             except holdfast.HoldfastError as error:
                 return error
 
-        return await asyncio.gather(*(asyncio.wrap_future(pool.submit(one, i)) for i in range(THREADS)))
+        return await asyncio.gather(
+            *(asyncio.wrap_future(pool.submit(one, i)) for i in range(THREADS))
+        )
 
 
 @pytest.mark.parametrize("make", [all_by_asyncio, all_by_threads])
 async def test_no_definite_error_is_told_of_an_effect_when_a_gateway_and_a_node_die(
     cluster: Processes, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A gateway stops before it can answer, and dies with a node. Its callers try the other gateway, which cannot reach the owners
-    of some objects until after their deadlines: it knows nothing of the attempts before, and may not say that there was no effect.
+    """A gateway stops before it can answer, and dies with a node. Its callers try the other
+    gateway, which cannot reach the owners of some objects until after their deadlines: it knows
+    nothing of the attempts before, and may not say that there was no effect.
     """
-    in_order = SimpleNamespace(randrange=lambda _: 0, uniform=random.uniform)  # every client begins with the gateway that dies
+    # every client begins with the gateway that dies
+    in_order = SimpleNamespace(randrange=lambda _: 0, uniform=random.uniform)
     monkeypatch.setattr("holdfast.client.client.random", in_order)
     monkeypatch.setattr("holdfast.client.blocking.random", in_order)
     port = free_port()
@@ -70,16 +81,28 @@ async def test_no_definite_error_is_told_of_an_effect_when_a_gateway_and_a_node_
         calling = asyncio.create_task(make((first, second), 3.0))
         await asyncio.sleep(WAITS_S / 2)
         cluster.processes["gateway"].send_signal(signal.SIGSTOP)
-        await asyncio.sleep(WAITS_S)  # by now the effects are there, and their replies wait in the gateway
+        # by now the effects are there, and their replies wait in the gateway
+        await asyncio.sleep(WAITS_S)
         cluster.kill("gateway")
         cluster.kill("n1")
         results = await calling
         name = make.__name__.rpartition("_")[2]
-        there = await asyncio.gather(*(observer.get("Counter", f"{name}-{i}").value() for i in range(len(results))))
-    told = [(result, n) for result, n in zip(results, there, strict=True) if isinstance(result, Exception)]
+        there = await asyncio.gather(
+            *(observer.get("Counter", f"{name}-{i}").value() for i in range(len(results)))
+        )
+    told = [
+        (result, n)
+        for result, n in zip(results, there, strict=True)
+        if isinstance(result, Exception)
+    ]
     assert all(isinstance(result, holdfast.HoldfastError) for result, _ in told), told
     assert not [f"{error.code}: {error}" for error, n in told if error.definite and n]
-    assert all(n == 1 for result, n in zip(results, there, strict=True) if not isinstance(result, Exception))
+    assert all(
+        n == 1
+        for result, n in zip(results, there, strict=True)
+        if not isinstance(result, Exception)
+    )
     assert max(there) == 1
-    assert sum(n for _, n in told) >= len(results) / 10  # effects of which only an error was told: the world was as described
+    # effects of which only an error was told: the world was as described
+    assert sum(n for _, n in told) >= len(results) / 10
     assert sum(not isinstance(result, Exception) for result in results) >= len(results) / 10

@@ -48,7 +48,9 @@ async def test_notifications_arrive_once_and_in_order(client: Any) -> None:
         assert [number for who, number in took if who == sender] == list(range(60))
 
 
-async def test_a_notification_leaves_only_with_its_turn_and_with_its_part_of_it(client: Any) -> None:
+async def test_a_notification_leaves_only_with_its_turn_and_with_its_part_of_it(
+    client: Any,
+) -> None:
     with pytest.raises(holdfast.ApplicationError):
         await client.get(Sender, "failing").send_and_fail("partly")
     await client.get(Sender, "partly").send_some("partly")
@@ -69,17 +71,27 @@ async def test_a_delayed_one_comes_when_its_time_has_come(client: Any) -> None:
     assert 0.7 <= time.monotonic() - began < 5
 
 
-async def test_one_that_fails_is_tried_again_delays_nobody_else_and_ends_as_a_dead_letter(client: Any, shared: Processes) -> None:
+async def test_one_that_fails_is_tried_again_delays_nobody_else_and_ends_as_a_dead_letter(
+    client: Any, shared: Processes
+) -> None:
     sender = client.get(Sender, "persistent")
     await sender.send("closed", 1, "take_if_open")
     await sender.send("closed", 1)
     await sender.send("elsewhere", 1)
-    assert await until(client.get(Receiver, "elsewhere").took, lambda took: bool(took)) == [("persistent", 2)]
+    assert await until(client.get(Receiver, "elsewhere").took, lambda took: bool(took)) == [
+        ("persistent", 2)
+    ]
     # What comes behind the one that fails waits for it, and goes on when that is dead.
-    assert await until(client.get(Receiver, "closed").took, lambda took: bool(took)) == [("persistent", 1)]
+    assert await until(client.get(Receiver, "closed").took, lambda took: bool(took)) == [
+        ("persistent", 1)
+    ]
     (letter,) = letters(shared, "--to", "Receiver/closed")
     assert letter["sender"] == "Sender/persistent"
-    assert (letter["method"], letter["attempts"], letter["code"]) == ("take_if_open", 3, "APPLICATION")
+    assert (letter["method"], letter["attempts"], letter["code"]) == (
+        "take_if_open",
+        3,
+        "APPLICATION",
+    )
     assert "not yet" in letter["error"]
     code, out, _ = command(shared, "deadletters", "show", letter["id"])
     assert code == 0
@@ -88,14 +100,19 @@ async def test_one_that_fails_is_tried_again_delays_nobody_else_and_ends_as_a_de
     code, out, err = command(shared, "deadletters", "replay", letter["id"], letter["id"])
     assert (code, out) == (1, "1 sent again\n")
     assert "already" in err
-    assert await until(client.get(Receiver, "closed").took, lambda took: len(took) == 2) == [("persistent", 1), ("persistent", 0)]
+    assert await until(client.get(Receiver, "closed").took, lambda took: len(took) == 2) == [
+        ("persistent", 1),
+        ("persistent", 0),
+    ]
     assert letters(shared, "--to", "Receiver/closed") == []
     code, _, err = command(shared, "deadletters", "replay", letter["id"])
     assert code == 1
     assert "there is no such dead letter" in err
 
 
-async def test_what_is_rejected_is_a_dead_letter_at_once_and_can_be_dropped(client: Any, shared: Processes) -> None:
+async def test_what_is_rejected_is_a_dead_letter_at_once_and_can_be_dropped(
+    client: Any, shared: Processes
+) -> None:
     await client.get(Sender, "rejected").send("strict", 3, "reject")
 
     async def dead() -> Any:
@@ -105,7 +122,9 @@ async def test_what_is_rejected_is_a_dead_letter_at_once_and_can_be_dropped(clie
     assert [letter["attempts"] for letter in found] == [1, 1, 1]
     code, out, _ = command(shared, "deadletters", "drop", found[0]["id"], "no-such-id")
     assert (code, out) == (1, "1 dropped\n")
-    assert "is not the id of a dead letter" in command(shared, "deadletters", "show", "no-such-id")[2]
+    assert (
+        "is not the id of a dead letter" in command(shared, "deadletters", "show", "no-such-id")[2]
+    )
     code, out, _ = command(shared, "deadletters", "drop", "--all", "--of", "Sender/rejected")
     assert (code, out) == (0, "2 dropped\n")
     assert await dead() == []
@@ -114,7 +133,9 @@ async def test_what_is_rejected_is_a_dead_letter_at_once_and_can_be_dropped(clie
     assert "say --all" in err
 
 
-async def test_a_turn_that_would_overflow_the_outbox_is_refused_and_sends_nothing(client: Any, shared: Processes) -> None:
+async def test_a_turn_that_would_overflow_the_outbox_is_refused_and_sends_nothing(
+    client: Any, shared: Processes
+) -> None:
     assert command(shared, "pause", "Receiver", "full")[0] == 0
     try:
         await client.get(Sender, "flooding").flood("full", 900)
@@ -128,7 +149,9 @@ async def test_a_turn_that_would_overflow_the_outbox_is_refused_and_sends_nothin
     assert len(await until(stub.took, lambda took: len(took) >= 1000, 30)) == 1000
 
 
-async def test_pause_stops_deliveries_and_alarms_but_no_calls(client: Any, shared: Processes) -> None:
+async def test_pause_stops_deliveries_and_alarms_but_no_calls(
+    client: Any, shared: Processes
+) -> None:
     code, out, _ = command(shared, "pause", "Receiver", "quiet")
     assert code == 0
     assert "paused: Receiver/quiet" in out
@@ -161,11 +184,17 @@ async def test_alarms_fire_on_time_repeat_and_can_be_taken_back(client: Any) -> 
     took = await until(stub.took, lambda took: [who for who, _ in took].count("alarm often") >= 5)
     assert await stub.stop_alarm("often")
     names = [who for who, _ in took]
-    assert (names.count("alarm once"), names.count("alarm twice"), names.count("alarm never")) == (1, 2, 0)
+    assert (names.count("alarm once"), names.count("alarm twice"), names.count("alarm never")) == (
+        1,
+        2,
+        0,
+    )
     assert all(0 <= late_ms < 1000 for _, late_ms in took), took
     assert await stub.alarms() == []
     await asyncio.sleep(0.4)
-    assert [who for who, _ in await stub.took()].count("alarm often") <= names.count("alarm often") + 1
+    assert [who for who, _ in await stub.took()].count("alarm often") <= names.count(
+        "alarm often"
+    ) + 1
 
 
 async def test_an_alarm_that_fails_fires_again_and_what_it_wrote_is_undone_then_it_is_a_dead_letter(
@@ -182,7 +211,12 @@ async def test_an_alarm_that_fails_fires_again_and_what_it_wrote_is_undone_then_
         return await asyncio.to_thread(letters, shared, "--of", "Receiver/failing")
 
     (letter,) = await until(dead, lambda found: bool(found))
-    assert (letter["alarm"], letter["method"], letter["attempts"], letter["payload"]) == ("broken", "on_alarm", 2, "fail")
+    assert (letter["alarm"], letter["method"], letter["attempts"], letter["payload"]) == (
+        "broken",
+        "on_alarm",
+        2,
+        "fail",
+    )
     code, out, err = command(shared, "deadletters", "replay", letter["id"])
     assert (code, out) == (1, "0 sent again\n")
     assert "it failed again: RuntimeError always" in err
@@ -195,9 +229,9 @@ async def test_alarms_are_listed_by_kind_and_prefix(client: Any, shared: Process
         await client.get(Receiver, f"listed-{i}").alarm(3_600_000 + i, "much later", {"i": i})
     code, answer = shared.ask("alarms", "Receiver", "listed-")
     assert code == 0
-    assert sorted((alarm["key"], alarm["name"], alarm["payload"]["i"]) for alarm in answer["alarms"]) == [
-        (f"listed-{i}", "much later", i) for i in range(5)
-    ]
+    assert sorted(
+        (alarm["key"], alarm["name"], alarm["payload"]["i"]) for alarm in answer["alarms"]
+    ) == [(f"listed-{i}", "much later", i) for i in range(5)]
     code, answer = shared.ask("alarms", "Receiver", "listed-", "--limit", "2")
     assert len(answer["alarms"]) == 2
     assert answer["more"]
@@ -211,14 +245,21 @@ async def test_what_cannot_work_is_told_at_once(client: Any) -> None:
         await client.get(Plain, "p").notify_wrong()
 
 
-async def test_an_idempotency_key_names_one_effect_whoever_uses_it(client: Any, shared: Processes) -> None:
+async def test_an_idempotency_key_names_one_effect_whoever_uses_it(
+    client: Any, shared: Processes
+) -> None:
     for _ in range(3):
         assert await client.get("Counter", "keyed", idempotency_key="order 17").increment() == 1
     assert await client.get("Counter", "other", idempotency_key="order 17").increment() == 1
     with pytest.raises(holdfast.InvalidArgument, match="idempotency_key was used for another call"):
         await client.get("Counter", "keyed", idempotency_key="order 17").increment(by=2)
     with holdfast.connect_blocking(shared.gateway) as blocking:
-        assert await asyncio.to_thread(blocking.get("Counter", "keyed", idempotency_key="order 17").increment) == 1
+        assert (
+            await asyncio.to_thread(
+                blocking.get("Counter", "keyed", idempotency_key="order 17").increment
+            )
+            == 1
+        )
     async with grpc.aio.insecure_channel(shared.gateway) as channel:
         call = objects_pb2_grpc.ObjectsStub(channel).Call  # type: ignore[no-untyped-call]
         request = pb.CallRequest(kind="Counter", key="bare", method="increment", json="{}")
@@ -256,7 +297,10 @@ async def test_what_is_owed_survives_the_death_of_the_node(processes: Processes)
             await receiver.stop_alarm(misfire)
         took = await receiver.took()
         assert [number for who, number in took if who == "s"] == list(range(51))
-        missed = {misfire: sum(who == f"alarm {misfire}" and late > 600 for who, late in took) for misfire in ("once", "all")}
+        missed = {
+            misfire: sum(who == f"alarm {misfire}" and late > 600 for who, late in took)
+            for misfire in ("once", "all")
+        }
         assert missed["once"] <= 1
         assert missed["all"] >= 3
 
@@ -290,12 +334,18 @@ async def test_delete_all_keeps_alarms_unless_it_is_told_not_to(client: Any) -> 
 
 async def test_an_alarm_shows_the_time_that_was_set(client: Any) -> None:
     receiver = client.get("Receiver", "exact")
-    for text in ("2040-01-01T00:00:00.123456+00:00", "2040-06-01T12:30:00.000001+02:00", "2040-01-01T00:00:00+00:00"):
+    for text in (
+        "2040-01-01T00:00:00.123456+00:00",
+        "2040-06-01T12:30:00.000001+02:00",
+        "2040-01-01T00:00:00+00:00",
+    ):
         assert await receiver.alarm_to_the_microsecond(text)
         assert await receiver.exact() == datetime.fromisoformat(text)
 
 
-async def test_a_part_that_fails_undoes_no_alarm_and_no_notification_of_another(client: Any) -> None:
+async def test_a_part_that_fails_undoes_no_alarm_and_no_notification_of_another(
+    client: Any,
+) -> None:
     receiver = client.get("Receiver", "halves")
     assert await receiver.half_fails() == [["good"], False]
     assert await receiver.alarms() == ["good"]

@@ -9,7 +9,13 @@ from pathlib import Path
 
 def test_the_demo_tells_what_happened_and_ends() -> None:
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-m", "examples.property.demo"], cwd=root, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.property.demo"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Portfolio/north: 2 properties, 750,000 euros" in done.stdout
     assert "Rejected: not a valid STATUS_CHANGE: 'haunted'" in done.stdout

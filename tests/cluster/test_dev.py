@@ -20,7 +20,19 @@ APP = Path(__file__).parent / "cluster_app.py"
 
 
 def start(port: int, data: Path) -> Any:
-    command = [sys.executable, "-m", "holdfast", "dev", str(APP), "--nodes", "2", "--port", str(port), "--data", str(data)]
+    command = [
+        sys.executable,
+        "-m",
+        "holdfast",
+        "dev",
+        str(APP),
+        "--nodes",
+        "2",
+        "--port",
+        str(port),
+        "--data",
+        str(data),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     said(process, "ready: 2 nodes")
     return process
@@ -35,7 +47,9 @@ def said(process: Any, wanted: str) -> list[str]:
     return lines
 
 
-async def test_dev_starts_serves_ends_everything_and_continues_where_it_was(tmp_path: Path, processes: Any) -> None:
+async def test_dev_starts_serves_ends_everything_and_continues_where_it_was(
+    tmp_path: Path, processes: Any
+) -> None:
     for expected in (1, 2):
         process = start(processes.gateway_port, tmp_path / "data")
         children = psutil.Process(process.pid).children(recursive=True)
@@ -46,23 +60,47 @@ async def test_dev_starts_serves_ends_everything_and_continues_where_it_was(tmp_
             process.send_signal(signal.SIGINT)
             assert process.wait(30) == 0
         assert len(children) >= 4
-        assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+        assert not [
+            child
+            for child in children
+            if child.is_running() and child.status() != psutil.STATUS_ZOMBIE
+        ]
 
 
 def test_dev_shows_the_users_own_traceback(tmp_path: Path) -> None:
     broken = tmp_path / "broken.py"
     broken.write_text("import holdfast\n\n1 / 0\n")
-    done = subprocess.run([sys.executable, "-m", "holdfast", "dev", str(broken)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "holdfast", "dev", str(broken)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
     assert "loading.py" not in done.stderr
 
 
-def test_dev_refuses_a_port_that_another_cluster_has_and_a_folder_that_had_more_nodes(tmp_path: Path, processes: Any) -> None:
+def test_dev_refuses_a_port_that_another_cluster_has_and_a_folder_that_had_more_nodes(
+    tmp_path: Path, processes: Any
+) -> None:
     process = start(processes.gateway_port, tmp_path / "data")
     try:
-        command = [sys.executable, "-m", "holdfast", "dev", str(APP), "--port", str(processes.gateway_port)]
-        done = subprocess.run([*command, "--data", str(tmp_path / "other")], capture_output=True, text=True, timeout=60)
+        command = [
+            sys.executable,
+            "-m",
+            "holdfast",
+            "dev",
+            str(APP),
+            "--port",
+            str(processes.gateway_port),
+        ]
+        done = subprocess.run(
+            [*command, "--data", str(tmp_path / "other")],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         assert done.returncode == 1
         assert f"port {processes.gateway_port} is in use by process " in done.stderr
         assert "holdfast gateway" in done.stderr
@@ -70,13 +108,23 @@ def test_dev_refuses_a_port_that_another_cluster_has_and_a_folder_that_had_more_
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
-    done = subprocess.run([*command, "--nodes", "1", "--data", str(tmp_path / "data")], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [*command, "--nodes", "1", "--data", str(tmp_path / "data")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 1
     assert "has 2 nodes, and what they own is with them: use --nodes 2" in done.stderr
 
 
 def ask(*arguments: str) -> tuple[int, Any]:
-    done = subprocess.run([sys.executable, "-m", "holdfast", *arguments, "--json"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "holdfast", *arguments, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     return done.returncode, json.loads(done.stdout)
 
 
@@ -86,7 +134,11 @@ def test_call_where_and_status_tell_the_same_story(tmp_path: Path, processes: An
     try:
         assert ask("call", "Counter", "a", "increment", '{"by": 2}', *gateway) == (0, 2)
         code, refused = ask("call", "Counter", "a", "increment", '{"by": -2}', *gateway)
-        assert (code, refused["error"]["code"], refused["error"]["definite"]) == (1, "APPLICATION", True)
+        assert (code, refused["error"]["code"], refused["error"]["definite"]) == (
+            1,
+            "APPLICATION",
+            True,
+        )
         _, place = ask("where", "Counter", "a", *gateway)
         code, status = ask("status", *gateway)
         assert code == 0
@@ -121,10 +173,14 @@ class Cart(DurableObject):
 
 def dev(folder: Path, port: int, *arguments: str) -> Any:
     command = [sys.executable, "-P", "-m", "holdfast", "dev", *arguments, "--port", str(port)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder
+    )
 
 
-def test_dev_shows_what_happens_and_takes_new_code_and_keeps_the_old_when_that_is_broken(tmp_path: Path, processes: Any) -> None:
+def test_dev_shows_what_happens_and_takes_new_code_and_keeps_the_old_when_that_is_broken(
+    tmp_path: Path, processes: Any
+) -> None:
     """Its file is called like a module of Python's own."""
     app = tmp_path / "queue.py"
     app.write_text(SHOP)
@@ -147,7 +203,10 @@ def test_dev_shows_what_happens_and_takes_new_code_and_keeps_the_old_when_that_i
             said(process, "reloaded in ")
             assert cart.add("tea") == 2000
             app.write_text(SHOP + "\ndef broken(\n")
-            said(process, "queue.py changed, and cannot be loaded: the nodes go on with what they have")
+            said(
+                process,
+                "queue.py changed, and cannot be loaded: the nodes go on with what they have",
+            )
             assert "SyntaxError" in "".join(said_until(process, "SyntaxError"))
             assert cart.add("tea") == 3000
             app.write_text(SHOP)
@@ -178,8 +237,13 @@ def test_what_dev_started_ends_when_it_is_killed(tmp_path: Path, processes: Any)
 
 
 def test_what_a_test_started_ends_when_it_is_killed() -> None:
-    code = f"from holdfast import testing\nwith testing.local_cluster({str(APP)!r}):\n    print('ready', flush=True); input()"
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    code = (
+        f"from holdfast import testing\nwith testing.local_cluster({str(APP)!r}):\n   "
+        " print('ready', flush=True); input()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     said(process, "ready")
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 4
@@ -192,11 +256,23 @@ def test_what_a_test_started_ends_when_it_is_killed() -> None:
 def test_dev_with_certificates_and_an_access_file(tmp_path: Path, processes: Any) -> None:
     ca = Authority(tmp_path, "ca")
     cert, key = ca.sign("node", "default.holdfast")
-    (tmp_path / "access.toml").write_text('[tokens]\nme = ["' + hashlib.sha256(b"secret").hexdigest() + '"]\n')
     (tmp_path / "access.toml").write_text(
-        (tmp_path / "access.toml").read_text() + "[[allow]]\nsubjects = ['me']\nkinds = ['*']\nmethods = ['*']\n"
+        '[tokens]\nme = ["' + hashlib.sha256(b"secret").hexdigest() + '"]\n'
     )
-    options = ("--tls-cert", str(cert), "--tls-key", str(key), "--tls-ca", str(ca.file), "--access", str(tmp_path / "access.toml"))
+    (tmp_path / "access.toml").write_text(
+        (tmp_path / "access.toml").read_text()
+        + "[[allow]]\nsubjects = ['me']\nkinds = ['*']\nmethods = ['*']\n"
+    )
+    options = (
+        "--tls-cert",
+        str(cert),
+        "--tls-key",
+        str(key),
+        "--tls-ca",
+        str(ca.file),
+        "--access",
+        str(tmp_path / "access.toml"),
+    )
     (tmp_path / "shop.py").write_text(SHOP)
     process = dev(tmp_path, processes.gateway_port, "shop.py", "--nodes", "1", *options)
     try:
@@ -204,7 +280,10 @@ def test_dev_with_certificates_and_an_access_file(tmp_path: Path, processes: Any
         tls = holdfast.TLS(ca.file, server_name="default.holdfast")
         with holdfast.connect_blocking(processes.gateway, tls=tls, token="secret") as client:
             assert client.get("Cart", "c").add("tea") == 1
-        with holdfast.connect_blocking(processes.gateway, tls=tls) as client, pytest.raises(holdfast.PermissionDenied):
+        with (
+            holdfast.connect_blocking(processes.gateway, tls=tls) as client,
+            pytest.raises(holdfast.PermissionDenied),
+        ):
             client.get("Cart", "c").add("tea")
         (tmp_path / "shop.py").write_text(SHOP.replace("return n", "return n * 1000"))
         said(process, "reloaded in ")

@@ -1,4 +1,5 @@
-"""Disks that go back: a volume snapshot of a running node, a directory behind its mark, copies that differ."""
+"""Disks that go back: a volume snapshot of a running node, a directory behind its mark, copies that
+differ."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def cluster(tmp_path: Path) -> Iterator[Processes]:
 
 
 class Counted:
-    """What was acknowledged of every counter. A value that is told twice is an increment that was lost."""
+    """What was acknowledged of every counter. A value that is told twice is an increment that was
+    lost."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -45,13 +47,19 @@ class Counted:
 
     async def increment(self, rounds: int) -> None:
         for _ in range(rounds):
-            values = await asyncio.gather(*(self._client.get("Counter", key).increment() for key in KEYS))
+            values = await asyncio.gather(
+                *(self._client.get("Counter", key).increment() for key in KEYS)
+            )
             for key, value in zip(KEYS, values, strict=True):
                 self.told[key].append(value)
 
     async def check(self) -> None:
         values = await asyncio.gather(*(self._client.get("Counter", key).value() for key in KEYS))
-        lost = {key: (value, self.told[key][-3:]) for key, value in zip(KEYS, values, strict=True) if value < max(self.told[key])}
+        lost = {
+            key: (value, self.told[key][-3:])
+            for key, value in zip(KEYS, values, strict=True)
+            if value < max(self.told[key])
+        }
         assert not lost
         twice = {key: told for key, told in self.told.items() if len(set(told)) != len(told)}
         assert not twice
@@ -117,25 +125,42 @@ async def test_a_directory_that_is_behind_its_mark_is_refused_and_its_node_joins
 
 
 def etcdctl(cluster: Processes, *arguments: str) -> str:
-    environment = {**os.environ, "ETCDCTL_API": "3", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        "ETCDCTL_API": "3",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     command = ("etcdctl", "--endpoints", cluster.etcd, *arguments)
-    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, env=environment
+    ).stdout
 
 
-async def test_a_shard_whose_copies_differ_waits_for_an_operator_who_chooses_one(cluster: Processes) -> None:
-    """The two sides are made known as an owner would do it; how an owner finds them out is tested without processes."""
+async def test_a_shard_whose_copies_differ_waits_for_an_operator_who_chooses_one(
+    cluster: Processes,
+) -> None:
+    """The two sides are made known as an owner would do it; how an owner finds them out is tested
+    without processes."""
     async with cluster.connect(timeout=30) as client:
         counted = Counted(client)
         await counted.increment(2)
         shard = cluster.ask("where", "Counter", KEYS[0])[1]["shard"]
         row = f"/holdfast/default/shards/{shard['shard']:05d}"
         assignment = json.loads(etcdctl(cluster, "get", row, "--print-value-only"))
-        assignment |= {"forked": assignment["in_sync"][:2], "version": assignment["version"] + 1, "nonce": 7}
+        assignment |= {
+            "forked": assignment["in_sync"][:2],
+            "version": assignment["version"] + 1,
+            "nonce": 7,
+        }
         etcdctl(cluster, "put", row, json.dumps(assignment))
         deadline = time.monotonic() + 20
         while True:
             _, status = cluster.ask("status")
-            problems = [problem["why"] for problem in status["problems"] if "different acknowledged writes" in problem["why"]]
+            problems = [
+                problem["why"]
+                for problem in status["problems"]
+                if "different acknowledged writes" in problem["why"]
+            ]
             if problems:
                 break
             assert time.monotonic() < deadline, status["problems"]
@@ -145,10 +170,22 @@ async def test_a_shard_whose_copies_differ_waits_for_an_operator_who_chooses_one
         assert not waits.done()
         keep = assignment["forked"][1]
         number = str(shard["shard"])
-        for arguments in (("--confirm", f"give up the data of shard {number}"), ("--keep", keep, "--confirm", "yes")):
-            refused = await asyncio.to_thread(run, "reset-shard", number, *arguments, "--gateway", cluster.gateway)
+        for arguments in (
+            ("--confirm", f"give up the data of shard {number}"),
+            ("--keep", keep, "--confirm", "yes"),
+        ):
+            refused = await asyncio.to_thread(
+                run, "reset-shard", number, *arguments, "--gateway", cluster.gateway
+            )
             assert refused.returncode != 0
-        code, answer = cluster.ask("reset-shard", number, "--keep", keep, "--confirm", f"keep the copy of {keep} of shard {number}")
+        code, answer = cluster.ask(
+            "reset-shard",
+            number,
+            "--keep",
+            keep,
+            "--confirm",
+            f"keep the copy of {keep} of shard {number}",
+        )
         assert code == 0
         assert answer["shard"]["owner"] == keep
         assert await waits == max(counted.told[KEYS[0]]) + 1

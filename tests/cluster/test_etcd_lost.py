@@ -1,4 +1,5 @@
-"""What docs/operating.md says of losing etcd, sentence by sentence, on real processes and a real etcd."""
+"""What docs/operating.md says of losing etcd, sentence by sentence, on real processes and a real
+etcd."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ class Ledger:
 
     async def round(self) -> None:
         """One increment of every key; none may fail."""
-        values = await asyncio.gather(*(self._client.get("Counter", key).increment() for key in KEYS))
+        values = await asyncio.gather(
+            *(self._client.get("Counter", key).increment() for key in KEYS)
+        )
         for key, value in zip(KEYS, values, strict=True):
             self.values[key].append(value)
 
@@ -64,7 +67,8 @@ class Ledger:
                 await asyncio.sleep(0.05)
 
     async def check(self) -> None:
-        """Nothing acknowledged is lost, and no value was given out twice, which two owners at once would do."""
+        """Nothing acknowledged is lost, and no value was given out twice, which two owners at once
+        would do."""
         for key, values in self.values.items():
             assert values == sorted(set(values)), f"{key}: {values}"
             assert values[-1] <= await self._client.get("Counter", key).value(), key
@@ -113,8 +117,15 @@ class Lost(Processes):
 
     def etcd_is_wrong(self) -> str:
         """What status says of etcd, once it says that nothing of it is acted on."""
-        status = self.until(lambda status: any("nothing of this is acted on" in problem["why"] for problem in status["problems"]), 20)
-        return str(next(p["why"] for p in status["problems"] if "nothing of this is acted on" in p["why"]))
+        status = self.until(
+            lambda status: any(
+                "nothing of this is acted on" in problem["why"] for problem in status["problems"]
+            ),
+            20,
+        )
+        return str(
+            next(p["why"] for p in status["problems"] if "nothing of this is acted on" in p["why"])
+        )
 
     def said_by(self, name: str, what: str, timeout_s: float = 20) -> None:
         """Return when a process has logged this."""
@@ -133,7 +144,12 @@ class Lost(Processes):
         return self.folder / "etcd"
 
     def etcdctl(self, *command: str) -> str:
-        done = subprocess.run([tool("etcdctl"), "--endpoints", self.etcd, *command], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [tool("etcdctl"), "--endpoints", self.etcd, *command],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         return done.stdout
 
     def fill_etcd(self) -> None:
@@ -161,15 +177,31 @@ class Lost(Processes):
         self.etcdctl("snapshot", "save", str(self.folder / "snapshot"))
 
     async def restore(self, bumped: bool) -> None:
-        """etcd begins with the snapshot. `bumped`: above every revision that was seen, with all before compacted.
+        """etcd begins with the snapshot. `bumped`: above every revision that was seen, with all
+        before compacted.
 
-        That is what `--bump-revision --mark-compacted` of etcd 3.6 does, which etcd 3.5 does not know.
+        That is what `--bump-revision --mark-compacted` of etcd 3.6 does, which etcd 3.5 does not
+        know.
         """
         self.kill("etcd")
         shutil.rmtree(self.etcd_folder)
         peer = f"http://127.0.0.1:{self._etcd_ports[1]}"
-        command = [tool("etcdutl"), "snapshot", "restore", str(self.folder / "snapshot"), "--data-dir", str(self.etcd_folder)]
-        command += ["--name", "dev", "--initial-cluster", f"dev={peer}", "--initial-advertise-peer-urls", peer]
+        command = [
+            tool("etcdutl"),
+            "snapshot",
+            "restore",
+            str(self.folder / "snapshot"),
+            "--data-dir",
+            str(self.etcd_folder),
+        ]
+        command += [
+            "--name",
+            "dev",
+            "--initial-cluster",
+            f"dev={peer}",
+            "--initial-advertise-peer-urls",
+            peer,
+        ]
         subprocess.run(command, check=True, capture_output=True)
         if bumped:
             ports, self._etcd_ports = self._etcd_ports, (free_port(), self._etcd_ports[1])
@@ -197,7 +229,9 @@ class Lost(Processes):
 
 
 def all_served(status: Any) -> bool:
-    return not any("serve" in problem["why"] or "etcd" in problem["what"] for problem in status["problems"])
+    return not any(
+        "serve" in problem["why"] or "etcd" in problem["what"] for problem in status["problems"]
+    )
 
 
 def members(status: Any) -> int:
@@ -221,10 +255,14 @@ async def test_without_etcd_calls_go_on_and_nothing_joins_until_it_is_back(lost:
             lost.kill("etcd")
             lost.again("n4")
             await asyncio.to_thread(lost.said_by, "n4", "etcd does not answer")
-            status = await asyncio.to_thread(lost.until, lambda status: any(p["what"] == "etcd" for p in status["problems"]))
+            status = await asyncio.to_thread(
+                lost.until, lambda status: any(p["what"] == "etcd" for p in status["problems"])
+            )
             assert members(status) == 3
             lost.start_etcd()
-            await asyncio.to_thread(lost.until, lambda status: members(status) == 4 and not status["problems"])
+            await asyncio.to_thread(
+                lost.until, lambda status: members(status) == 4 and not status["problems"]
+            )
         await ledger.check()
 
 
@@ -238,13 +276,17 @@ async def test_a_full_etcd_is_named_and_followed_again_when_it_has_space(lost: L
     async with lost.connect() as client:
         ledger = Ledger(client)
         async with ledger.going_on():
-            status = await asyncio.to_thread(lost.until, lambda status: any("NOSPACE" in p["why"] for p in status["problems"]))
+            status = await asyncio.to_thread(
+                lost.until, lambda status: any("NOSPACE" in p["why"] for p in status["problems"])
+            )
             assert [p["what"] for p in status["problems"]] == ["etcd"]
             await ledger.moves()
             lost.kill("n2")
             await asyncio.to_thread(lost.said_by, "n1", "database space exceeded")
             lost.etcdctl("del", "--prefix", "/other/")
-            revision = json.loads(lost.etcdctl("endpoint", "status", "-w", "json"))[0]["Status"]["header"]["revision"]
+            revision = json.loads(lost.etcdctl("endpoint", "status", "-w", "json"))[0]["Status"][
+                "header"
+            ]["revision"]
             lost.etcdctl("compact", str(revision))
             lost.etcdctl("defrag")
             lost.etcdctl("alarm", "disarm")
@@ -254,7 +296,9 @@ async def test_a_full_etcd_is_named_and_followed_again_when_it_has_space(lost: L
         await ledger.check()
 
 
-async def test_an_etcd_that_was_emptied_and_put_back_is_followed_again_without_a_restart(lost: Lost) -> None:
+async def test_an_etcd_that_was_emptied_and_put_back_is_followed_again_without_a_restart(
+    lost: Lost,
+) -> None:
     async with lost.connect() as client:
         ledger = Ledger(client)
         await ledger.round()
@@ -267,10 +311,13 @@ async def test_an_etcd_that_was_emptied_and_put_back_is_followed_again_without_a
             await asyncio.to_thread(lost.said_by, "n4", "No other one is formed")
             lost.kill("n4")
             assert lost.in_etcd("settings") == ""
-            lost.kill("n3")  # nobody can remove it now: what its owners and copies are asked waits for etcd
+            # nobody can remove it now: what its owners and copies are asked waits for etcd
+            lost.kill("n3")
             await asyncio.sleep(12)
             lost.put_back("good")
-            await asyncio.to_thread(lost.until, lambda status: members(status) == 2 and all_served(status))
+            await asyncio.to_thread(
+                lost.until, lambda status: members(status) == 2 and all_served(status)
+            )
             await ledger.moves()
             lost.again("n3")
             await asyncio.to_thread(lost.healthy)
@@ -278,13 +325,20 @@ async def test_an_etcd_that_was_emptied_and_put_back_is_followed_again_without_a
 
 
 @pytest.mark.parametrize("bumped", [False, True], ids=["lower revisions", "higher revisions"])
-async def test_an_etcd_restored_from_an_older_snapshot_is_halted_and_adopted(lost: Lost, bumped: bool) -> None:
+async def test_an_etcd_restored_from_an_older_snapshot_is_halted_and_adopted(
+    lost: Lost, bumped: bool
+) -> None:
     async with lost.connect() as client:
         ledger = Ledger(client)
         await ledger.round()
         lost.snapshot()
         lost.kill("n3")  # its shards have other owners, and it is in sync nowhere
-        await asyncio.to_thread(lost.until, lambda status: all(a["owner"] and len(a["in_sync"]) == 2 for a in status["assignments"]))
+        await asyncio.to_thread(
+            lost.until,
+            lambda status: all(
+                a["owner"] and len(a["in_sync"]) == 2 for a in status["assignments"]
+            ),
+        )
         await ledger.round()
         async with ledger.going_on():
             await lost.restore(bumped)
@@ -314,12 +368,16 @@ async def test_an_etcd_restored_from_an_older_snapshot_is_halted_and_adopted(los
         assert "not halted" in lost.adopt(*node).stderr  # there is nothing to rebuild any more
 
 
-async def test_an_etcd_restored_from_an_older_snapshot_is_followed_again_when_its_newest_data_is_put_back(lost: Lost) -> None:
+async def test_an_etcd_restored_from_an_older_snapshot_is_followed_again_when_its_newest_data_is_put_back(  # noqa: E501
+    lost: Lost,
+) -> None:
     async with lost.connect() as client:
         ledger = Ledger(client)
         lost.snapshot()
         lost.kill("n3")
-        await asyncio.to_thread(lost.until, lambda status: all(len(a["in_sync"]) == 2 for a in status["assignments"]))
+        await asyncio.to_thread(
+            lost.until, lambda status: all(len(a["in_sync"]) == 2 for a in status["assignments"])
+        )
         async with ledger.going_on():
             lost.kill("etcd")
             shutil.copytree(lost.etcd_folder, lost.folder / "good")
@@ -336,11 +394,15 @@ async def test_an_etcd_restored_from_an_older_snapshot_is_followed_again_when_it
         await ledger.check()
 
 
-async def test_an_emptied_etcd_is_adopted_from_what_running_and_started_nodes_have(lost: Lost) -> None:
+async def test_an_emptied_etcd_is_adopted_from_what_running_and_started_nodes_have(
+    lost: Lost,
+) -> None:
     async with lost.connect() as client:
         ledger = Ledger(client)
         await ledger.round()
-        node = next(node["id"] for node in lost.ask("status")[1]["nodes"] if node["id"].startswith("n3-"))
+        node = next(
+            node["id"] for node in lost.ask("status")[1]["nodes"] if node["id"].startswith("n3-")
+        )
         assert lost.ask("drain", node)[0] == 0
         assert lost.ask("pause", "Counter", "k1")[0] == 0
         async with ledger.going_on():
@@ -351,11 +413,16 @@ async def test_an_emptied_etcd_is_adopted_from_what_running_and_started_nodes_ha
             assert "1 drains, 1 pauses" in dry.stdout, dry.stderr
             done = await asyncio.to_thread(lost.adopt, *at, "--confirm", confirmation(dry.stdout))
             assert done.returncode == 0, done.stderr
-            status = await asyncio.to_thread(lost.until, lambda status: not status["problems"] and len(status["nodes"]) == 3)
+            status = await asyncio.to_thread(
+                lost.until, lambda status: not status["problems"] and len(status["nodes"]) == 3
+            )
             state = {n["id"]: n["state"] for n in status["nodes"]}
             if state[node] != "draining":  # it has not joined again yet
                 await asyncio.to_thread(
-                    lost.until, lambda status: {n["id"]: n["state"] for n in status["nodes"]}.get(node) == "draining"
+                    lost.until,
+                    lambda status: (
+                        {n["id"]: n["state"] for n in status["nodes"]}.get(node) == "draining"
+                    ),
                 )
             assert status["paused"][0]["key"] == "k1"
         lost.ask("drain", node, "--cancel")
@@ -370,7 +437,11 @@ async def test_an_emptied_etcd_is_adopted_from_what_running_and_started_nodes_ha
         for name in ("n1", "n2", "n3"):
             await asyncio.to_thread(lost.said_by, name, "what this node knows can be asked for")
         assert lost.in_etcd("settings") == ""  # with data nobody forms a cluster
-        nodes = [option for name in ("n1", "n2") for option in ("--node", f"127.0.0.1:{lost.ports[name]}")]
+        nodes = [
+            option
+            for name in ("n1", "n2")
+            for option in ("--node", f"127.0.0.1:{lost.ports[name]}")
+        ]
         dry = await asyncio.to_thread(lost.adopt, *nodes, "--dry-run")
         done = await asyncio.to_thread(lost.adopt, *nodes, "--confirm", confirmation(dry.stdout))
         assert done.returncode == 0, done.stderr

@@ -16,11 +16,23 @@ import holdfast
 import pytest
 from holdfast import testing
 
-from examples.property.app import STATUSES, Change, ChangeType, Portfolio, Property, PropertySession, Viewing
+from examples.property.app import (
+    STATUSES,
+    Change,
+    ChangeType,
+    Portfolio,
+    Property,
+    PropertySession,
+    Viewing,
+)
 from examples.property.coalescing import coalesce
 
 ROOT = Path(__file__).parents[2]
-PRICE, STATUS, TEXT = ChangeType.PRICE_UPDATE, ChangeType.STATUS_CHANGE, ChangeType.DESCRIPTION_UPDATE
+PRICE, STATUS, TEXT = (
+    ChangeType.PRICE_UPDATE,
+    ChangeType.STATUS_CHANGE,
+    ChangeType.DESCRIPTION_UPDATE,
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +62,9 @@ async def until(ask: Any, wanted: Any, timeout_s: float = 15) -> Any:
 
 def node_stats(gateway: str) -> Any:
     command = (sys.executable, "-m", "holdfast", "status", "--gateway", gateway, "--json")
-    return json.loads(subprocess.run(command, capture_output=True, text=True, timeout=30).stdout)["nodes"][0]["stats"]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, timeout=30).stdout)[
+        "nodes"
+    ][0]["stats"]
 
 
 async def test_a_session_is_created_updated_read_and_remembered(example: holdfast.Client) -> None:
@@ -70,7 +84,12 @@ async def test_every_type_of_change_is_applied_and_dated(example: holdfast.Clien
     await house.update(Change(PRICE, 100))
     await house.update(Change(STATUS, STATUSES[1]))
     now = await house.update(Change(TEXT, "by the sea"))
-    assert (now.price, now.status, now.description, now.revision) == (100, "listed", "by the sea", 3)
+    assert (now.price, now.status, now.description, now.revision) == (
+        100,
+        "listed",
+        "by the sea",
+        3,
+    )
     assert await house.snapshot() == now
     modified = await house.lastModified()
     assert modified is not None
@@ -78,9 +97,18 @@ async def test_every_type_of_change_is_applied_and_dated(example: holdfast.Clien
 
 
 @pytest.mark.parametrize(
-    "change", [Change(PRICE, 0), Change(PRICE, "100"), Change(STATUS, "haunted"), Change(STATUS, 1), Change(TEXT, "x" * 10_001)]
+    "change",
+    [
+        Change(PRICE, 0),
+        Change(PRICE, "100"),
+        Change(STATUS, "haunted"),
+        Change(STATUS, 1),
+        Change(TEXT, "x" * 10_001),
+    ],
 )
-async def test_a_bad_change_is_rejected_and_changes_nothing(example: holdfast.Client, change: Change) -> None:
+async def test_a_bad_change_is_rejected_and_changes_nothing(
+    example: holdfast.Client, change: Change
+) -> None:
     house = example.get(Property, "rejects")
     before = await house.update(Change(PRICE, 7))
     with pytest.raises(holdfast.Rejected) as rejected:
@@ -105,7 +133,9 @@ async def test_history_comes_in_pages(example: holdfast.Client) -> None:
 
 async def test_a_portfolio_follows_the_prices_of_its_properties(example: holdfast.Client) -> None:
     for key, price in (("a", 100), ("b", 50), ("a", 80)):
-        await example.get(Property, f"follow-{key}").update(Change(PRICE, price), portfolio="follow")
+        await example.get(Property, f"follow-{key}").update(
+            Change(PRICE, price), portfolio="follow"
+        )
     portfolio = example.get(Portfolio, "follow")
     metrics = await until(portfolio.metrics, lambda metrics: metrics.value == 130)
     assert (metrics.properties, metrics.value) == (2, 130)
@@ -118,7 +148,9 @@ async def test_a_related_property_that_is_a_draft_ends_in_the_dead_letters_and_i
 ) -> None:
     def ask(*arguments: str) -> Any:
         command = (sys.executable, "-m", "holdfast", *arguments, "--gateway", gateway, "--json")
-        return json.loads(subprocess.run(command, capture_output=True, text=True, timeout=30).stdout)
+        return json.loads(
+            subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+        )
 
     async def dead() -> Any:
         return ask("deadletters", "list", "--to", "Property/draft")["letters"]
@@ -136,7 +168,9 @@ async def test_a_related_property_that_is_a_draft_ends_in_the_dead_letters_and_i
     assert await until(draft.compared, {"teller": 100}.__eq__) == {"teller": 100}
 
 
-async def test_a_viewing_reminds_its_visitor_and_is_over_when_nobody_came(example: holdfast.Client) -> None:
+async def test_a_viewing_reminds_its_visitor_and_is_over_when_nobody_came(
+    example: holdfast.Client,
+) -> None:
     viewing, missed = example.get(Viewing, "v"), example.get(Viewing, "missed")
     with pytest.raises(holdfast.Rejected, match="in the future"):
         await viewing.arrange("house", "visitor", datetime.now(UTC))
@@ -144,7 +178,9 @@ async def test_a_viewing_reminds_its_visitor_and_is_over_when_nobody_came(exampl
     await viewing.arrange("house", "visitor", at, remind_s=0.4)
     await viewing.took_place()
     await missed.arrange("house", "visitor", at, remind_s=0.4)
-    reminders = await until(example.get(PropertySession, "visitor").reminders, lambda there: len(there) == 2)
+    reminders = await until(
+        example.get(PropertySession, "visitor").reminders, lambda there: len(there) == 2
+    )
     assert [reminder["property"] for reminder in reminders] == ["house", "house"]
     assert await until(missed.status, "nobody came".__eq__) == "nobody came"
     assert await viewing.status() == "took place"
@@ -157,7 +193,13 @@ async def test_a_feed_that_fails_half_way_is_undone_counted_and_logged_with_its_
     before = await house.update(Change(PRICE, 7))
     failures = int(node_stats(gateway)["turns_failed"])
     with pytest.raises(holdfast.ApplicationError) as failed:
-        await house.import_feed([{"type": "PRICE_UPDATE", "value": 8}, {"type": "PRICE_UPDATE", "value": 9}, {"typ": "x"}])
+        await house.import_feed(
+            [
+                {"type": "PRICE_UPDATE", "value": 8},
+                {"type": "PRICE_UPDATE", "value": 9},
+                {"typ": "x"},
+            ]
+        )
     assert failed.value.type == "KeyError"
     assert await house.snapshot() == before
     assert len(await house.history()) == 1
@@ -167,12 +209,21 @@ async def test_a_feed_that_fails_half_way_is_undone_counted_and_logged_with_its_
     assert log.count(f'"request_id":"{failed.value.request_id.hex()}"') == 1
 
 
-async def test_a_property_with_thousands_of_revisions_stays_within_its_cache_limit(example: holdfast.Client, gateway: str) -> None:
+async def test_a_property_with_thousands_of_revisions_stays_within_its_cache_limit(
+    example: holdfast.Client, gateway: str
+) -> None:
     house = example.get(Property, "old")
     cold = int(node_stats(gateway)["cache_bytes"])
     for start in range(0, 5000, 500):
-        await house.import_feed([{"type": "DESCRIPTION_UPDATE", "value": "x" * 100 + str(i)} for i in range(start, start + 500)])
-    assert [revision.number for revision in await house.history(after=4990)] == list(range(4991, 5001))
+        await house.import_feed(
+            [
+                {"type": "DESCRIPTION_UPDATE", "value": "x" * 100 + str(i)}
+                for i in range(start, start + 500)
+            ]
+        )
+    assert [revision.number for revision in await house.history(after=4990)] == list(
+        range(4991, 5001)
+    )
     await house.snapshot()
     assert 0 < int(node_stats(gateway)["cache_bytes"]) - cold <= 256 << 10
 

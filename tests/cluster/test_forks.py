@@ -1,4 +1,5 @@
-"""Clients in programs that make processes: every acknowledged increment is in the counter, once, whichever process made it."""
+"""Clients in programs that make processes: every acknowledged increment is in the counter, once,
+whichever process made it."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ FOLDER = Path(__file__).parent
 
 def forking(shared: Processes, way: str, key: str) -> Any:
     command = (sys.executable, str(FOLDER / "forking.py"), way, shared.gateway, key)
-    environment = {name: value for name, value in os.environ.items() if name != "GRPC_ENABLE_FORK_SUPPORT"}
+    environment = {
+        name: value for name, value in os.environ.items() if name != "GRPC_ENABLE_FORK_SUPPORT"
+    }
     done = subprocess.run(command, capture_output=True, text=True, timeout=90, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -57,7 +60,9 @@ async def test_every_acknowledged_call_of_every_process_took_effect_once(
     assert await client.get("Counter", key).value() == used_before + len(everything)
 
 
-async def test_a_child_that_inherits_an_open_asyncio_client_is_told_so(shared: Processes, client: holdfast.Client) -> None:
+async def test_a_child_that_inherits_an_open_asyncio_client_is_told_so(
+    shared: Processes, client: holdfast.Client
+) -> None:
     key = f"fork-{uuid.uuid4().hex[:8]}"
     ((called, entered, closed, opened, blocking),) = forking(shared, "asyncio", key)
     assert "ForkedError: this asyncio client was open when its process was forked" in called
@@ -72,7 +77,17 @@ async def test_workers_of_a_prefork_server_share_a_client_that_was_used_before(
     shared: Processes, client: holdfast.Client, tmp_path: Path
 ) -> None:
     port, key, calls = free_port(), f"fork-{uuid.uuid4().hex[:8]}", 400
-    command = (sys.executable, "-m", "gunicorn", "--preload", "--workers", "4", "--bind", f"127.0.0.1:{port}", "forking_wsgi:app")
+    command = (
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "--preload",
+        "--workers",
+        "4",
+        "--bind",
+        f"127.0.0.1:{port}",
+        "forking_wsgi:app",
+    )
     environment = {**os.environ, "GATEWAY": shared.gateway, "KEY": key, "PYTHONPATH": str(FOLDER)}
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log)

@@ -1,4 +1,5 @@
-"""Full disks, on real small file systems: read-only or out, never corrupt, never spinning, back when there is room."""
+"""Full disks, on real small file systems: read-only or out, never corrupt, never spinning, back
+when there is room."""
 
 from __future__ import annotations
 
@@ -69,7 +70,9 @@ def make(tmp_path: Path) -> Iterator[Callable[[int], Cluster]]:
 
 
 def state_of(status: Any, name: str) -> str:
-    return next((str(n["state"]) for n in status["nodes"] if n["id"].startswith(f"{name}-")), "absent")
+    return next(
+        (str(n["state"]) for n in status["nodes"] if n["id"].startswith(f"{name}-")), "absent"
+    )
 
 
 def wait_for(holds: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
@@ -82,7 +85,9 @@ def wait_for(holds: Callable[[], bool], what: str, timeout_s: float = 30) -> Non
 def health(port: int, service: str) -> str:
     """What a probe is told."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+        answer = health_pb2_grpc.HealthStub(channel).Check(
+            health_pb2.HealthCheckRequest(service=service), timeout=10
+        )
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
@@ -92,14 +97,26 @@ def metrics(port: int) -> str:
 
 
 @pytest.mark.timeout(240)
-def test_a_node_is_full_before_its_writes_fail_then_leaves_and_comes_back(make: Callable[[int], Cluster]) -> None:
+def test_a_node_is_full_before_its_writes_fail_then_leaves_and_comes_back(
+    make: Callable[[int], Cluster],
+) -> None:
     cluster = make(3)
     disk = cluster.disk("n3", 400)
     metrics_port = free_port()
     cluster.start_etcd()
     for name in ("n1", "n2", "n3"):
         pages = ("--metrics-port", str(metrics_port)) if name == "n3" else ()
-        cluster.node(name, "--members-min", "3", "--disk-reserve", "100", "--repair-after", "600", *pages, app=APP)
+        cluster.node(
+            name,
+            "--members-min",
+            "3",
+            "--disk-reserve",
+            "100",
+            "--repair-after",
+            "600",
+            *pages,
+            app=APP,
+        )
     cluster.front()
     cluster.wait_ready(cluster.gateway)
     before = wait_until(cluster, whole)
@@ -108,8 +125,16 @@ def test_a_node_is_full_before_its_writes_fail_then_leaves_and_comes_back(make: 
     wait_for(ballast.exists, "there is no ballast")
     with Load(cluster.gateway, keys=20) as load:
         disk.fill(60 * MIB)
-        status = wait_until(cluster, lambda status: state_of(status, "n3") == "full" and node(status, "n3")["shards_owned"] == 0)
-        assert any(p["what"].startswith("node n3-") and "disk is full" in p["why"] for p in status["problems"])
+        status = wait_until(
+            cluster,
+            lambda status: (
+                state_of(status, "n3") == "full" and node(status, "n3")["shards_owned"] == 0
+            ),
+        )
+        assert any(
+            p["what"].startswith("node n3-") and "disk is full" in p["why"]
+            for p in status["problems"]
+        )
         assert node(status, "n3")["shards_in_sync"] == 16, "it keeps the copies that it has"
         assert "\nholdfast_disk_full 1.0\n" in metrics(metrics_port)
         disk.fill(10 * MIB)  # what is left to it is the ballast
@@ -142,7 +167,10 @@ def test_when_every_disk_is_full_the_cluster_is_read_only_and_writes_again_when_
     cluster.start_all("--disk-reserve", "100", nodes=replication, app=APP)
     cluster.wait_ready(cluster.gateway)
     wait_until(cluster, whole)
-    with BlockingClient(cluster.gateway, timeout=30) as client, Load(cluster.gateway, keys=10, timeout=3) as load:
+    with (
+        BlockingClient(cluster.gateway, timeout=30) as client,
+        Load(cluster.gateway, keys=10, timeout=3) as load,
+    ):
         wait_for(lambda: load.count > 100, "no load")
         for disk in disks:
             disk.fill(60 * MIB)
@@ -164,7 +192,9 @@ def test_when_every_disk_is_full_the_cluster_is_read_only_and_writes_again_when_
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
-def test_a_write_that_finds_no_room_ends_the_node_whose_start_waits_for_room(make: Callable[[int], Cluster], kind: str) -> None:
+def test_a_write_that_finds_no_room_ends_the_node_whose_start_waits_for_room(
+    make: Callable[[int], Cluster], kind: str
+) -> None:
     """Nobody looks ahead here: the reserve is 0."""
     cluster = make(1)
     disk = cluster.disk("n1", 300, kind)
@@ -176,12 +206,17 @@ def test_a_write_that_finds_no_room_ends_the_node_whose_start_waits_for_room(mak
         assert cluster.exit_code("n1", 60) == EXIT_DISK_FULL
     said = cluster.said("n1")
     assert "raceback" not in said
-    assert re.search(r"No space left on device: While appending to file: \S+\.log", said), said[-2000:]
+    assert re.search(r"No space left on device: While appending to file: \S+\.log", said), said[
+        -2000:
+    ]
     assert said.count("the node stops, and starts again when there is room") == 1
     disk.fill(0)
     health_port = free_port()
     cluster.node("n1", "--disk-reserve", "0", "--health-port", str(health_port), app=APP)
-    wait_for(lambda: "the node starts when 16 MiB are" in cluster.said("n1"), "it does not say that it waits")
+    wait_for(
+        lambda: "the node starts when 16 MiB are" in cluster.said("n1"),
+        "it does not say that it waits",
+    )
     time.sleep(3)
     assert cluster.processes["n1"].poll() is None
     assert cluster.said("n1").count("the node starts when") == 1
@@ -191,12 +226,16 @@ def test_a_write_that_finds_no_room_ends_the_node_whose_start_waits_for_room(mak
     load.check(cluster.gateway)
     with BlockingClient(cluster.gateway, timeout=30) as client:
         for key in load.acknowledged:
-            assert client.get("Counter", key).rows() == client.get("Counter", key).value(), "each count has its row"
+            assert client.get("Counter", key).rows() == client.get("Counter", key).value(), (
+                "each count has its row"
+            )
             assert client.get("Counter", key).increment() > load.acknowledged[key]
 
 
 @pytest.mark.timeout(240)
-def test_full_nodes_that_are_needed_stay_until_a_write_fails_and_lose_nothing(make: Callable[[int], Cluster]) -> None:
+def test_full_nodes_that_are_needed_stay_until_a_write_fails_and_lose_nothing(
+    make: Callable[[int], Cluster],
+) -> None:
     cluster = make(3)
     disks = [cluster.disk(name, 400) for name in ("n2", "n3")]
     cluster.start_all("--disk-reserve", "100", nodes=3, app=APP)
@@ -222,27 +261,44 @@ def test_full_nodes_that_are_needed_stay_until_a_write_fails_and_lose_nothing(ma
 
 
 @pytest.mark.timeout(240)
-def test_workers_whose_disk_is_full_are_started_again_and_wait_for_room(make: Callable[[int], Cluster]) -> None:
+def test_workers_whose_disk_is_full_are_started_again_and_wait_for_room(
+    make: Callable[[int], Cluster],
+) -> None:
     cluster = make(1)
     disk = cluster.disk("n1", 400)
-    cluster.start_all("--workers", "2", "--members-min", "2", "--disk-reserve", "0", nodes=1, app=APP)
+    cluster.start_all(
+        "--workers", "2", "--members-min", "2", "--disk-reserve", "0", nodes=1, app=APP
+    )
     cluster.wait_ready(cluster.gateway)
     wait_until(cluster, whole)
     with Load(cluster.gateway, ROW_BYTES, keys=16, pause_s=0.005, timeout=3) as load:
         wait_for(lambda: load.count > 200, "no load")
         disk.fill(2 * MIB)
-        wait_for(lambda: len(set(re.findall(r"worker (\d) ended with 71; again in 1 s", cluster.said("n1")))) == 2, "one goes on", 60)
+        wait_for(
+            lambda: (
+                len(set(re.findall(r"worker (\d) ended with 71; again in 1 s", cluster.said("n1"))))
+                == 2
+            ),
+            "one goes on",
+            60,
+        )
     wait_for(lambda: cluster.said("n1").count("the node starts when") == 2, "they do not wait")
     time.sleep(3)
     said = cluster.said("n1")
-    assert (said.count("; again in"), said.count("the node starts when"), "raceback" in said) == (2, 2, False)
+    assert (said.count("; again in"), said.count("the node starts when"), "raceback" in said) == (
+        2,
+        2,
+        False,
+    )
     disk.empty()
     load.check(cluster.gateway)
     assert cluster.processes["n1"].poll() is None
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
-def test_a_store_that_cannot_write_its_memory_out_takes_nothing_more_and_has_all_that_it_took(tmp_path: Path, kind: str) -> None:
+def test_a_store_that_cannot_write_its_memory_out_takes_nothing_more_and_has_all_that_it_took(
+    tmp_path: Path, kind: str
+) -> None:
     disk = SmallDisk(tmp_path / "disk", 200, kind)
     try:
         store = Store(disk.where / "data")
@@ -257,10 +313,14 @@ def test_a_store_that_cannot_write_its_memory_out_takes_nothing_more_and_has_all
         for number in range(written):
             write(number)
         disk.fill(5 * MIB)
-        with pytest.raises(Exception, match=r"No space left on device: While appending to file: \S+\.sst") as failed:
+        with pytest.raises(
+            Exception, match=r"No space left on device: While appending to file: \S+\.sst"
+        ) as failed:
             store.flush("state")
         assert is_no_space(failed.value)
-        with pytest.raises(Exception, match=r"No space left on device: While appending to file: \S+\.sst"):
+        with pytest.raises(
+            Exception, match=r"No space left on device: While appending to file: \S+\.sst"
+        ):
             write(written)
         store.close()
         disk.fill(0)
@@ -278,7 +338,9 @@ def test_a_store_that_cannot_write_its_memory_out_takes_nothing_more_and_has_all
 
 
 @pytest.mark.timeout(240)
-def test_a_snapshot_for_which_there_is_no_room_is_refused_and_not_sent_again_and_again(make: Callable[[int], Cluster]) -> None:
+def test_a_snapshot_for_which_there_is_no_room_is_refused_and_not_sent_again_and_again(
+    make: Callable[[int], Cluster],
+) -> None:
     cluster = make(3)
     cluster.start_all("--disk-reserve", "0", "--repair-after", "1", nodes=3, app=APP)
     cluster.wait_ready(cluster.gateway)
@@ -290,17 +352,24 @@ def test_a_snapshot_for_which_there_is_no_room_is_refused_and_not_sent_again_and
     disk = cluster.disk("n3", 300)
     disk.fill(30 * MIB)
     cluster.node("n3", "--disk-reserve", "0", "--repair-after", "1", app=APP)
-    wait_for(lambda: "RESOURCE_EXHAUSTED" in cluster.said("n1") + cluster.said("n2"), "nothing was refused", 60)
+    wait_for(
+        lambda: "RESOURCE_EXHAUSTED" in cluster.said("n1") + cluster.said("n2"),
+        "nothing was refused",
+        60,
+    )
     time.sleep(12)
     tried = re.findall(
-        r"snapshot of shard \d+ to n3-\w+: RESOURCE_EXHAUSTED: the disk of \S+/n3 is full", cluster.said("n1") + cluster.said("n2")
+        r"snapshot of shard \d+ to n3-\w+: RESOURCE_EXHAUSTED: the disk of \S+/n3 is full",
+        cluster.said("n1") + cluster.said("n2"),
     )
     assert 1 <= len(tried) <= 30
     said = cluster.said("n1") + cluster.said("n2") + cluster.said("n3")
     assert "raceback" not in said
     assert 1 <= cluster.said("n3").count("is full") <= 6
     assert cluster.processes["n3"].poll() is None
-    wait_until(cluster, lambda status: state_of(status, "n3") == "full" and status["moves"]["joining"] == 0)
+    wait_until(
+        cluster, lambda status: state_of(status, "n3") == "full" and status["moves"]["joining"] == 0
+    )
     wait_for(lambda: not list((disk.where / "snapshots").iterdir()), "files are left")
     disk.empty()
     wait_until(cluster, whole, 120)
@@ -309,7 +378,9 @@ def test_a_snapshot_for_which_there_is_no_room_is_refused_and_not_sent_again_and
     load.check(cluster.gateway)
 
 
-def test_a_log_that_nobody_can_write_to_is_no_reason_to_stop(make: Callable[[int], Cluster]) -> None:
+def test_a_log_that_nobody_can_write_to_is_no_reason_to_stop(
+    make: Callable[[int], Cluster],
+) -> None:
     cluster = make(1)
     cluster.log("n1").parent.mkdir(parents=True)
     cluster.log("n1").symlink_to("/dev/full")

@@ -1,4 +1,5 @@
-"""Hostile input to every port of a cluster: nothing crashes, nothing grows, and other callers are unharmed."""
+"""Hostile input to every port of a cluster: nothing crashes, nothing grows, and other callers are
+unharmed."""
 
 from __future__ import annotations
 
@@ -57,11 +58,21 @@ def member(target: Processes, name: str = "n1") -> Any:
 def listening(target: Processes, name: str) -> list[int]:
     """The ports that a process listens at."""
     process = psutil.Process(target.processes[name].pid)
-    return sorted({connection.laddr.port for connection in process.net_connections("tcp") if connection.status == psutil.CONN_LISTEN})
+    return sorted(
+        {
+            connection.laddr.port
+            for connection in process.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+        }
+    )
 
 
 def streams(target: Processes, name: str = "n1") -> str:
-    [port] = [port for port in listening(target, name) if not member(target, name)["address"].endswith(f":{port}")]
+    [port] = [
+        port
+        for port in listening(target, name)
+        if not member(target, name)["address"].endswith(f":{port}")
+    ]
     return f"127.0.0.1:{port}"
 
 
@@ -70,8 +81,11 @@ def rss(target: Processes, name: str) -> int:
 
 
 @contextlib.asynccontextmanager
-async def unharmed(target: Processes, grows_at_most: int = 60 * MIB, slowest_s: float = 10.0) -> AsyncIterator[None]:
-    """Others call meanwhile: none of them fails, they are not slow, and afterwards every process is there and has not grown."""
+async def unharmed(
+    target: Processes, grows_at_most: int = 60 * MIB, slowest_s: float = 10.0
+) -> AsyncIterator[None]:
+    """Others call meanwhile: none of them fails, they are not slow, and afterwards every process is
+    there and has not grown."""
     pids = {name: process.pid for name, process in target.processes.items()}
     before = {name: rss(target, name) for name in ("gateway", "n1", "n2")}
     took: list[float] = []
@@ -96,13 +110,16 @@ async def unharmed(target: Processes, grows_at_most: int = 60 * MIB, slowest_s: 
     assert len(took) > 5
     assert statistics.median(took) < 1.0
     assert max(took) < slowest_s
-    assert {name: process.pid for name, process in target.processes.items() if process.poll() is None} == pids
+    assert {
+        name: process.pid for name, process in target.processes.items() if process.poll() is None
+    } == pids
     for name, bytes_before in before.items():
         assert rss(target, name) - bytes_before < grows_at_most, name
 
 
 async def garbage(port: int, rng: random.Random, beginning: bytes = b"") -> None:
-    """One connection that says something nobody understands, and ends, or waits for the other side to end it."""
+    """One connection that says something nobody understands, and ends, or waits for the other side
+    to end it."""
     try:
         reader, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), 10)
     except (OSError, TimeoutError):
@@ -130,7 +147,9 @@ async def test_random_bytes_on_every_port(target: Processes) -> None:
     ]
     async with unharmed(target):
         for _ in range(15):
-            await asyncio.gather(*(garbage(port, rng, rng.choice(beginnings)) for port in ports for _ in range(12)))
+            await asyncio.gather(
+                *(garbage(port, rng, rng.choice(beginnings)) for port in ports for _ in range(12))
+            )
 
 
 def mutated(frame: bytes, rng: random.Random) -> bytes:
@@ -155,15 +174,21 @@ def mutated(frame: bytes, rng: random.Random) -> bytes:
 def some_calls(rng: random.Random) -> bytes:
     calls = [
         pb.Call(
-            id=rng.randrange(1 << 40), kind=rng.choice(["Shop", "Nix", ""]), key=f"fuzz{rng.randrange(50)}",
+            id=rng.randrange(1 << 40),
+            kind=rng.choice(["Shop", "Nix", ""]),
+            key=f"fuzz{rng.randrange(50)}",
             method=rng.choice(["sold", "sell", "who", "", "__init__", "storage"]),
             arguments=rng.choice([b"", b"\x91\x01", rng.randbytes(9)]),
-            request_id=rng.choice([holdfast.new_request_id(), rng.randbytes(16), b"short"]), attempt=rng.randrange(3),
-            timeout_ms=rng.choice([0, 1, 1000, 1 << 31]), chain=rng.choice([[], ["Shop/fuzz1"], ["x"] * 50]),
-            codec=rng.choice([0, 1, 7]), notification=rng.choice([b"", rng.randbytes(30)]), caller=rng.choice(["", "object:Shop/a"]),
+            request_id=rng.choice([holdfast.new_request_id(), rng.randbytes(16), b"short"]),
+            attempt=rng.randrange(3),
+            timeout_ms=rng.choice([0, 1, 1000, 1 << 31]),
+            chain=rng.choice([[], ["Shop/fuzz1"], ["x"] * 50]),
+            codec=rng.choice([0, 1, 7]),
+            notification=rng.choice([b"", rng.randbytes(30)]),
+            caller=rng.choice(["", "object:Shop/a"]),
         )
         for _ in range(rng.randrange(1, 30))
-    ]  # fmt: skip
+    ]
     return pb.SessionRequest(calls=calls).SerializeToString()
 
 
@@ -180,7 +205,9 @@ async def test_mutated_frames_in_sessions(target: Processes) -> None:
                     frame = some_calls(rng)
                     await session.write(mutated(frame, rng) if rng.random() < 0.7 else frame)
                 with contextlib.suppress(TimeoutError):
-                    while (answer := await asyncio.wait_for(session.read(), 0.1)) is not grpc.aio.EOF:
+                    while (
+                        answer := await asyncio.wait_for(session.read(), 0.1)
+                    ) is not grpc.aio.EOF:
                         replies += len(pb.SessionResponse.FromString(answer).replies)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 codes[await session.code()] += 1
@@ -197,8 +224,10 @@ async def test_mutated_frames_in_pipes_and_in_replication(target: Processes) -> 
     me = member(target)
     to = f"{me['id']}:{me['incarnation']}"
     peer = member(target, "n2")["id"]
-    acknowledged = [(shard, Acknowledge(1 << 50, 1, 0.0)) for shard in range(20)]  # of an epoch that nobody has heard of
-    replicated = [(shard, Replicate(0, Position(0, 0), (), 0, 0.0)) for shard in range(20)]  # of one that is over
+    # of an epoch that nobody has heard of
+    acknowledged = [(shard, Acknowledge(1 << 50, 1, 0.0)) for shard in range(20)]
+    # of one that is over
+    replicated = [(shard, Replicate(0, Position(0, 0), (), 0, 0.0)) for shard in range(20)]
     ended = 0
     async with unharmed(target):
         for _ in range(200):
@@ -211,7 +240,15 @@ async def test_mutated_frames_in_pipes_and_in_replication(target: Processes) -> 
                         await stream.write(mutated(frame, rng) if rng.random() < 0.7 else frame)
                     else:  # cut, not changed: a node is believed, and what it says has consequences
                         frame = pack([*acknowledged, *replicated])
-                        await stream.write(rng.choice([frame, frame[: rng.randrange(len(frame))] or b"\x00", rng.randbytes(50)]))
+                        await stream.write(
+                            rng.choice(
+                                [
+                                    frame,
+                                    frame[: rng.randrange(len(frame))] or b"\x00",
+                                    rng.randbytes(50),
+                                ]
+                            )
+                        )
                     await asyncio.sleep(0)
                 await asyncio.sleep(0.01)
                 ended += stream.ended.done()
@@ -229,7 +266,9 @@ async def test_mutated_frames_in_pipes_and_in_replication(target: Processes) -> 
         Hello("holdfast-stream/0", "pipe", "n1:1"),
     ],
 )
-async def test_a_stream_that_begins_wrong_is_refused_and_what_follows_is_not_read(target: Processes, hello: Hello) -> None:
+async def test_a_stream_that_begins_wrong_is_refused_and_what_follows_is_not_read(
+    target: Processes, hello: Hello
+) -> None:
     host, _, port = streams(target).rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     raw = msgspec.msgpack.encode(hello)
@@ -254,7 +293,12 @@ async def test_huge_lengths_take_no_memory(target: Processes) -> None:
         for size in (0xFFFF_FFFF, 0x7FFF_FFFF, (64 << 20) + 1):
             for _ in range(50):
                 _, writer = await asyncio.open_connection(host, int(port))
-                writer.write(len(hello).to_bytes(4, "little") + hello + size.to_bytes(4, "little") + b"x" * 100)
+                writer.write(
+                    len(hello).to_bytes(4, "little")
+                    + hello
+                    + size.to_bytes(4, "little")
+                    + b"x" * 100
+                )
                 writers.append(writer)
         await asyncio.sleep(1)
         for writer in writers:
@@ -271,7 +315,12 @@ async def test_what_a_caller_asks_for_and_does_not_read_is_bounded(target: Proce
     async with target.connect() as client:
         await client.get("Shop", "large").store_large(1_000_000)
     frame = pb.SessionRequest(
-        calls=[pb.Call(id=i, kind="Shop", key="large", method="large", request_id=holdfast.new_request_id()) for i in range(1, 40)]
+        calls=[
+            pb.Call(
+                id=i, kind="Shop", key="large", method="large", request_id=holdfast.new_request_id()
+            )
+            for i in range(1, 40)
+        ]
     ).SerializeToString()
     async with unharmed(target, grows_at_most=300 * MIB):
         channel = open_channel(target.gateway)
@@ -286,10 +335,17 @@ async def test_what_a_caller_asks_for_and_does_not_read_is_bounded(target: Proce
         await channel.close()
 
 
-async def test_one_frame_that_asks_for_very_much_ends_the_session_of_who_does_not_read(target: Processes) -> None:
+async def test_one_frame_that_asks_for_very_much_ends_the_session_of_who_does_not_read(
+    target: Processes,
+) -> None:
     async with target.connect() as client:
         await client.get("Shop", "large").store_large(1_000_000)
-    calls = [pb.Call(id=i, kind="Shop", key="large", method="large", request_id=holdfast.new_request_id()) for i in range(1, 900)]
+    calls = [
+        pb.Call(
+            id=i, kind="Shop", key="large", method="large", request_id=holdfast.new_request_id()
+        )
+        for i in range(1, 900)
+    ]
     async with unharmed(target, grows_at_most=400 * MIB):
         channel = open_channel(target.gateway)
         session: Any = channel.stream_stream("/holdfast.v1.Objects/Session")()
@@ -317,21 +373,35 @@ async def test_ten_thousand_idle_connections(target: Processes) -> None:
     wanted = 10_000
     if hard != resource.RLIM_INFINITY and hard < wanted + 1_000:
         wanted = hard - 1_000  # as many as this system lets one process have
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(wanted + 1_000, hard) if hard > 0 else wanted + 1_000), hard))
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE,
+        (max(soft, min(wanted + 1_000, hard) if hard > 0 else wanted + 1_000), hard),
+    )
     address = streams(target)
     try:
-        for port, beginning in ((target.gateway_port, PREFACE), (int(address.rpartition(":")[2]), b"")):
+        for port, beginning in (
+            (target.gateway_port, PREFACE),
+            (int(address.rpartition(":")[2]), b""),
+        ):
             await idle(port, 500, beginning)  # what the first ones cost, pools and buffers, stays
             cost = []
             for _ in range(4):
                 before = [rss(target, name) for name in ("gateway", "n1", "n2")]
                 async with unharmed(target, grows_at_most=200 * MIB):
                     await idle(port, wanted, beginning)
-                cost.append(max(rss(target, name) - then for name, then in zip(("gateway", "n1", "n2"), before, strict=True)))
-                if len(cost) > 1 and cost[-1] < 20 * MIB:  # what stayed is used again: 2 KiB a connection that leak would be more
+                cost.append(
+                    max(
+                        rss(target, name) - then
+                        for name, then in zip(("gateway", "n1", "n2"), before, strict=True)
+                    )
+                )
+                # what stayed is used again: 2 KiB a connection that leak would be more
+                if len(cost) > 1 and cost[-1] < 20 * MIB:
                     break
             else:
-                raise AssertionError(f"each time they cost more: {[bytes_ >> 20 for bytes_ in cost]} MiB")
+                raise AssertionError(
+                    f"each time they cost more: {[bytes_ >> 20 for bytes_ in cost]} MiB"
+                )
             assert sum(cost) < 250 * MIB
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -342,7 +412,8 @@ async def idle(port: int, connections: int, beginning: bytes) -> None:
     writers = []
     for i in range(0, connections, 100):
         opened = await asyncio.gather(
-            *(asyncio.open_connection("127.0.0.1", port) for _ in range(min(100, connections - i))), return_exceptions=True
+            *(asyncio.open_connection("127.0.0.1", port) for _ in range(min(100, connections - i))),
+            return_exceptions=True,
         )
         writers += [one[1] for one in opened if not isinstance(one, BaseException)]
     assert len(writers) > connections * 0.95
@@ -355,7 +426,9 @@ async def idle(port: int, connections: int, beginning: bytes) -> None:
     await asyncio.sleep(0.5)
 
 
-async def test_values_in_etcd_that_nobody_can_read_end_nothing_and_hinder_no_start(tmp_path: Path) -> None:
+async def test_values_in_etcd_that_nobody_can_read_end_nothing_and_hinder_no_start(
+    tmp_path: Path,
+) -> None:
     """One such value under heat/ ended every process of a cluster, and each at its next start."""
     target = Processes(tmp_path)
     try:
@@ -377,7 +450,10 @@ async def test_values_in_etcd_that_nobody_can_read_end_nothing_and_hinder_no_sta
             await etcd.txn([], [put_value(f"/holdfast/default/{what}", b'{"turns_per_s":')])
         await etcd.close()
         until = time.monotonic() + 10
-        while len(problems := [one["what"] for one in target.ask("status")[1]["problems"]]) < 8 and time.monotonic() < until:
+        while (
+            len(problems := [one["what"] for one in target.ask("status")[1]["problems"]]) < 8
+            and time.monotonic() < until
+        ):
             await asyncio.sleep(0.1)
         assert "etcd's key /holdfast/default/heat/x" in problems
         assert f"etcd's key {KEYS.shard(7)}" in problems
@@ -385,7 +461,8 @@ async def test_values_in_etcd_that_nobody_can_read_end_nothing_and_hinder_no_sta
             for i in range(50):
                 assert await client.get("Shop", f"k{i}").sell(1) == 1
             etcd = Etcd([target.etcd])
-            await etcd.txn([], [put_value(KEYS.shard(7), row.value)])  # without an older value a start waits for it
+            # without an older value a start waits for it
+            await etcd.txn([], [put_value(KEYS.shard(7), row.value)])
             await etcd.close()
             target.kill("n1", 15)
             target.kill("gateway", 15)
@@ -403,7 +480,9 @@ async def test_values_in_etcd_that_nobody_can_read_end_nothing_and_hinder_no_sta
 
 
 def http2(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+    return (
+        len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+    )
 
 
 def literal(name: bytes, value: bytes) -> bytes:
@@ -428,10 +507,14 @@ RESET = (8).to_bytes(4, "big")
 
 
 def rapid_reset(path: str) -> Iterator[bytes]:
-    """Streams that are reset as soon as they are opened: none counts as open, each costs what its beginning costs."""
+    """Streams that are reset as soon as they are opened: none counts as open, each costs what its
+    beginning costs."""
     headers = begin(path)
     for number in range(1, 1 << 30, 200):
-        yield b"".join(http2(1, 4, id_, headers) + http2(3, 0, id_, RESET) for id_ in range(number, number + 200, 2))
+        yield b"".join(
+            http2(1, 4, id_, headers) + http2(3, 0, id_, RESET)
+            for id_ in range(number, number + 200, 2)
+        )
 
 
 def open_streams(path: str) -> Iterator[bytes]:
@@ -458,7 +541,8 @@ def pings(path: str) -> Iterator[bytes]:
 
 
 async def flood(port: int, chunks: Iterator[bytes], seconds: float = 3.0) -> int:
-    """Say this to a port for so long, or until the other side has had enough: how many bytes it took."""
+    """Say this to a port for so long, or until the other side has had enough: how many bytes it
+    took."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(PREFACE)
     until = time.monotonic() + seconds
@@ -499,8 +583,11 @@ SESSION, CHECK = "/holdfast.v1.Objects/Session", "/grpc.health.v1.Health/Watch"
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
-async def test_floods_of_http2_cost_no_memory_and_others_little_time(target: Processes, chunks: Any, path: str) -> None:
-    """At a gateway and at a node. Without a limit of streams a gateway grew by 1.9 GiB in 3 s, and others waited 6 s."""
+async def test_floods_of_http2_cost_no_memory_and_others_little_time(
+    target: Processes, chunks: Any, path: str
+) -> None:
+    """At a gateway and at a node. Without a limit of streams a gateway grew by 1.9 GiB in 3 s, and
+    others waited 6 s."""
     node = int(member(target)["address"].rpartition(":")[2])
     async with unharmed(target, grows_at_most=150 * MIB, slowest_s=5.0):
         assert await flood(target.gateway_port, chunks(path)) > 0
@@ -510,19 +597,36 @@ async def test_floods_of_http2_cost_no_memory_and_others_little_time(target: Pro
 async def test_compressed_messages_are_refused_before_they_are_inflated(target: Processes) -> None:
     node = member(target)["address"]
     async with unharmed(target, grows_at_most=60 * MIB):
-        for address, path in ((target.gateway, "/holdfast.v1.Objects/Call"), (node, "/holdfast.peer.v1.Peer/Stats")):
-            async with grpc.aio.insecure_channel(address, options=[("grpc.max_send_message_length", -1)]) as channel:
+        for address, path in (
+            (target.gateway, "/holdfast.v1.Objects/Call"),
+            (node, "/holdfast.peer.v1.Peer/Stats"),
+        ):
+            async with grpc.aio.insecure_channel(
+                address, options=[("grpc.max_send_message_length", -1)]
+            ) as channel:
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
-                    await channel.unary_unary(path)(bytes(512 * MIB), compression=grpc.Compression.Gzip, timeout=60)
+                    await channel.unary_unary(path)(
+                        bytes(512 * MIB), compression=grpc.Compression.Gzip, timeout=60
+                    )
                 assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
                 assert "gzip" in (refused.value.details() or "")
 
 
-@pytest.mark.parametrize("call", [b"\x0a\x00", b"\x8a\x00\x00", b"\x0a\x02\x08\x01"], ids=["empty", "long form", "with an id"])
-async def test_a_frame_of_very_many_calls_is_refused_before_it_is_decoded(target: Processes, call: bytes) -> None:
+@pytest.mark.parametrize(
+    "call",
+    [b"\x0a\x00", b"\x8a\x00\x00", b"\x0a\x02\x08\x01"],
+    ids=["empty", "long form", "with an id"],
+)
+async def test_a_frame_of_very_many_calls_is_refused_before_it_is_decoded(
+    target: Processes, call: bytes
+) -> None:
     """2 bytes each: decoded they were 17 s of everybody's time, and 2.4 GiB."""
     frame = call * (7 * MIB // len(call))
-    me, node = member(target), streams(target)  # before: commands hold this loop up, and with it those who call meanwhile
+    # before: commands hold this loop up, and with it those who call meanwhile
+    me, node = (
+        member(target),
+        streams(target),
+    )
     async with unharmed(target, grows_at_most=60 * MIB, slowest_s=5.0):
         channel = open_channel(target.gateway)
         session: Any = channel.stream_stream(SESSION)()
@@ -530,23 +634,40 @@ async def test_a_frame_of_very_many_calls_is_refused_before_it_is_decoded(target
         assert await session.code() == grpc.StatusCode.INVALID_ARGUMENT
         assert "at most 1024" in await session.details()
         await channel.close()
-        stream = await open_stream(node, "pipe", f"{me['id']}:{me['incarnation']}", lambda frame: None)
+        stream = await open_stream(
+            node, "pipe", f"{me['id']}:{me['incarnation']}", lambda frame: None
+        )
         await stream.write(frame)
         await asyncio.wait_for(stream.wait(), 5)
 
 
-async def test_a_frame_of_as_many_calls_as_may_be_is_served_and_one_of_more_cancels_is_not(target: Processes) -> None:
+async def test_a_frame_of_as_many_calls_as_may_be_is_served_and_one_of_more_cancels_is_not(
+    target: Processes,
+) -> None:
     async with grpc.aio.insecure_channel(target.gateway) as channel:
         calls = [
-            pb.Call(id=i, kind="Shop", key=f"many{i % 9}", method="sold", request_id=holdfast.new_request_id())
+            pb.Call(
+                id=i,
+                kind="Shop",
+                key=f"many{i % 9}",
+                method="sold",
+                request_id=holdfast.new_request_id(),
+            )
             for i in range(1, MESSAGES_MAX + 1)
         ]
         session: Any = channel.stream_stream(SESSION)()
-        await session.write(pb.SessionRequest(calls=calls, cancel=range(5_000, 5_000 + MESSAGES_MAX)).SerializeToString())
+        await session.write(
+            pb.SessionRequest(
+                calls=calls, cancel=range(5_000, 5_000 + MESSAGES_MAX)
+            ).SerializeToString()
+        )
         seen: set[int] = set()
         async with asyncio.timeout(20):
             while len(seen) < len(calls):
-                seen |= {reply.id for reply in pb.SessionResponse.FromString(await session.read()).replies}
+                seen |= {
+                    reply.id
+                    for reply in pb.SessionResponse.FromString(await session.read()).replies
+                }
         await session.write(pb.SessionRequest(cancel=range(MESSAGES_MAX + 1)).SerializeToString())
         assert await session.code() == grpc.StatusCode.INVALID_ARGUMENT
 
@@ -556,9 +677,16 @@ async def test_sessions_are_bounded_for_a_connection_and_for_a_gateway(target: P
     target.start_gateway("small", port, "--sessions-max", "150")
     target.wait_ready(f"127.0.0.1:{port}")
     try:
-        async with unharmed(target), open_channel(f"127.0.0.1:{port}") as one, open_channel(f"127.0.0.1:{port}") as other:
+        async with (
+            unharmed(target),
+            open_channel(f"127.0.0.1:{port}") as one,
+            open_channel(f"127.0.0.1:{port}") as other,
+        ):
             opened = [one.stream_stream(SESSION)() for _ in range(140)]
-            there = await asyncio.gather(*(asyncio.wait_for(call.initial_metadata(), 3) for call in opened), return_exceptions=True)
+            there = await asyncio.gather(
+                *(asyncio.wait_for(call.initial_metadata(), 3) for call in opened),
+                return_exceptions=True,
+            )
             assert sum(not isinstance(each, BaseException) for each in there) == STREAMS_MAX
             more = [other.stream_stream(SESSION)() for _ in range(30)]
             codes: Counter[Any] = Counter()
@@ -594,7 +722,18 @@ TEXTS = [
     "%s%n",
     "*",
 ]
-BYTES = [b"", b"\x00", b"\xfe" * 16, b"\xff" * 16, b"x" * 15, b"x" * 17, b"\x91" * 400, b"\xc1", b"\xdd\xff\xff\xff\xff", b"[" * 400]
+BYTES = [
+    b"",
+    b"\x00",
+    b"\xfe" * 16,
+    b"\xff" * 16,
+    b"x" * 15,
+    b"x" * 17,
+    b"\x91" * 400,
+    b"\xc1",
+    b"\xdd\xff\xff\xff\xff",
+    b"[" * 400,
+]
 
 
 def hostile(cls: Any, rng: random.Random, depth: int = 0) -> Any:
@@ -615,7 +754,11 @@ def put(message: Any, field: Any, rng: random.Random, depth: int) -> None:
             fill_map(getattr(message, field.name), field.message_type.fields_by_name, rng)
         elif depth < 3:
             inner = hostile(message_factory.GetMessageClass(field.message_type), rng, depth + 1)
-            (getattr(message, field.name).add() if field.is_repeated else getattr(message, field.name)).CopyFrom(inner)
+            (
+                getattr(message, field.name).add()
+                if field.is_repeated
+                else getattr(message, field.name)
+            ).CopyFrom(inner)
         return
     value = scalar(field, rng)
     if field.is_repeated:
@@ -665,23 +808,39 @@ EXPECTED = {
 """What a caller may be told of its own nonsense. UNKNOWN is an exception that nobody thought of."""
 
 
-async def ask(channel: grpc.aio.Channel, service: Any, method: Any, rng: random.Random) -> grpc.StatusCode:
+async def ask(
+    channel: grpc.aio.Channel, service: Any, method: Any, rng: random.Random
+) -> grpc.StatusCode:
     request = hostile(message_factory.GetMessageClass(method.input_type), rng)
-    metadata = [(name, rng.choice(["", "0", "-1", "1e9", "9" * 50, "x", "~"])) for name in rng.sample(METADATA, rng.randrange(4))]
+    metadata = [
+        (name, rng.choice(["", "0", "-1", "1e9", "9" * 50, "x", "~"]))
+        for name in rng.sample(METADATA, rng.randrange(4))
+    ]
     path = f"/{service.full_name}/{method.name}"
     try:
         async with asyncio.timeout(10):
             if method.server_streaming:
-                async for _ in channel.unary_stream(path)(request.SerializeToString(), timeout=3, metadata=metadata):
+                async for _ in channel.unary_stream(path)(
+                    request.SerializeToString(), timeout=3, metadata=metadata
+                ):
                     pass
             else:
-                await channel.unary_unary(path)(request.SerializeToString(), timeout=3, metadata=metadata)
+                await channel.unary_unary(path)(
+                    request.SerializeToString(), timeout=3, metadata=metadata
+                )
     except grpc.aio.AioRpcError as error:
         return error.code()
     return grpc.StatusCode.OK
 
 
-METADATA = ["holdfast-attempt", "holdfast-time", "idempotency-key", "authorization", "traceparent", "holdfast-asked-by"]
+METADATA = [
+    "holdfast-attempt",
+    "holdfast-time",
+    "idempotency-key",
+    "authorization",
+    "traceparent",
+    "holdfast-asked-by",
+]
 
 
 async def test_hostile_fields_in_every_method_of_every_service(tmp_path: Path) -> None:
@@ -692,7 +851,10 @@ async def test_hostile_fields_in_every_method_of_every_service(tmp_path: Path) -
     try:
         target.start_all("--turn-timeout", "2", nodes=2, app=APP)
         target.wait_ready(target.gateway)
-        objects, admin = (objects_pb2.DESCRIPTOR.services_by_name["Objects"], admin_pb2.DESCRIPTOR.services_by_name["Admin"])
+        objects, admin = (
+            objects_pb2.DESCRIPTOR.services_by_name["Objects"],
+            admin_pb2.DESCRIPTOR.services_by_name["Admin"],
+        )
         peer = peer_pb2.DESCRIPTOR.services_by_name["Peer"]
         node = member(target)["address"]
         async with unharmed(target, grows_at_most=100 * MIB):
@@ -702,13 +864,17 @@ async def test_hostile_fields_in_every_method_of_every_service(tmp_path: Path) -
                         for method in service.methods:
                             if method.client_streaming:
                                 continue
-                            codes = await asyncio.gather(*(ask(channel, service, method, rng) for _ in range(60)))
+                            codes = await asyncio.gather(
+                                *(ask(channel, service, method, rng) for _ in range(60))
+                            )
                             seen[f"{service.name}.{method.name}"] = Counter(codes)
         assert len(seen) > 30
         odd = {name: codes for name, codes in seen.items() if set(codes) - EXPECTED}
         assert not odd, odd
         for name in ("gateway", "n1", "n2"):
-            assert "Traceback" not in target.said(name).replace("RuntimeError: out of tea", ""), name
+            assert "Traceback" not in target.said(name).replace("RuntimeError: out of tea", ""), (
+                name
+            )
     finally:
         target.stop()
 
@@ -725,7 +891,11 @@ async def test_hostile_fields_in_sessions_and_pipes(target: Processes) -> None:
             for frame in frames:
                 for call in frame.calls:
                     if rng.random() < 0.5:
-                        call.kind, call.key, call.request_id = "Shop", f"f{rng.randrange(9)}", holdfast.new_request_id()
+                        call.kind, call.key, call.request_id = (
+                            "Shop",
+                            f"f{rng.randrange(9)}",
+                            holdfast.new_request_id(),
+                        )
                         call.method = rng.choice(["sold", "sell", "fail"])
                     call.timeout_ms = rng.choice([1, 50, 300])
             channel = open_channel(target.gateway)
@@ -742,7 +912,9 @@ async def test_hostile_fields_in_sessions_and_pipes(target: Processes) -> None:
                 for frame in frames:
                     for call in frame.calls:
                         call.notification = b""  # a node is believed: it says who notifies whom
-                    request = peer_pb2.PipeRequest(calls=frame.calls, cancel=[peer_pb2.Cancel(id=1, request_id=b"x")])
+                    request = peer_pb2.PipeRequest(
+                        calls=frame.calls, cancel=[peer_pb2.Cancel(id=1, request_id=b"x")]
+                    )
                     await stream.write(request.SerializeToString())
                 await asyncio.sleep(0.01)
                 stream.abort("enough")

@@ -1,4 +1,5 @@
-"""Looking into objects and changing what is stored: the Admin service and its commands, on three nodes with three copies."""
+"""Looking into objects and changing what is stored: the Admin service and its commands, on three
+nodes with three copies."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ def ask(shop: Processes, *arguments: str) -> Any:
     return answer
 
 
-def test_who_asks_for_a_kind_that_nobody_knows_is_told(shop: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_asks_for_a_kind_that_nobody_knows_is_told(
+    shop: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     at = ("--gateway", shop.gateway)
     for question in (
         ("objects", "list", "Shpo"),
@@ -55,22 +58,30 @@ def test_who_asks_for_a_kind_that_nobody_knows_is_told(shop: Processes, monkeypa
         said = run(*question, *at)
         assert "no node has a kind 'Shpo'; there are Ledger, " in said.stderr, question
     assert "no node" not in run("objects", "list", "Shop", "there-is-none", *at).stderr
-    # What is meant for one question is not read from the environment, least of all what is destructive.
+    # What is meant for one question is not read from the environment, least of all what is
+    # destructive.
     monkeypatch.setenv("HOLDFAST_DRY_RUN", "true")
     monkeypatch.setenv("HOLDFAST_PREFIX", "x")
     monkeypatch.setenv("HOLDFAST_LIMIT", "nonsense")
-    assert run("objects", "delete", "Shop", "never", "--yes", *at).stdout == "there was nothing of it\n"
+    assert (
+        run("objects", "delete", "Shop", "never", "--yes", *at).stdout
+        == "there was nothing of it\n"
+    )
     assert run("objects", "list", "Shop", "there-is-none", *at).returncode == 0
     asked = run("objects", "delete", "Shop", "never", *at)  # and nobody is there to answer
     assert (asked.returncode, asked.stdout) == (1, "")
     assert "for good?" in asked.stderr
 
 
-async def test_objects_are_listed_by_key_page_by_page_whether_in_memory_or_not(shop: Processes, client: Any) -> None:
+async def test_objects_are_listed_by_key_page_by_page_whether_in_memory_or_not(
+    shop: Processes, client: Any
+) -> None:
     keys = [f"list-{i:04}" for i in range(700)] + [f"list{key}" for key in STRANGE]
     await asyncio.gather(*(client.get("Shop", key).sell(1) for key in keys))
     await client.get("Shop", "list-read-only").sold()  # has stored nothing, so it does not exist
-    assert ask(shop, "objects", "list", "Shop", "list", "--limit", "5000")["keys"] == sorted(keys, key=str.encode)
+    assert ask(shop, "objects", "list", "Shop", "list", "--limit", "5000")["keys"] == sorted(
+        keys, key=str.encode
+    )
     page = ask(shop, "objects", "list", "Shop", "list-", "--limit", "300")
     assert page["keys"] == [f"list-{i:04}" for i in range(300)]
     assert page["more"]
@@ -98,11 +109,18 @@ async def test_an_object_s_rows_are_shown(shop: Processes, client: Any) -> None:
     assert len(rows) == 2501
     part = run("objects", "show", "Shop", "shown", "row0001", "--gateway", shop.gateway)
     assert json.loads(part.stdout) == {f"row{i:05}": i for i in range(10, 20)}
-    assert "there are more rows" in run("objects", "show", "Shop", "shown", "--limit", "3", "--gateway", shop.gateway).stderr
-    assert json.loads(run("objects", "show", "Shop", "never", "--gateway", shop.gateway).stdout) == {}
+    assert (
+        "there are more rows"
+        in run("objects", "show", "Shop", "shown", "--limit", "3", "--gateway", shop.gateway).stderr
+    )
+    assert (
+        json.loads(run("objects", "show", "Shop", "never", "--gateway", shop.gateway).stdout) == {}
+    )
 
 
-async def test_a_deletion_takes_state_alarms_and_what_waits_to_be_delivered(shop: Processes, client: Any) -> None:
+async def test_a_deletion_takes_state_alarms_and_what_waits_to_be_delivered(
+    shop: Processes, client: Any
+) -> None:
     target = client.get("Shop", "gone")
     ask(shop, "pause", "Ledger", "gone")
     try:
@@ -115,7 +133,11 @@ async def test_a_deletion_takes_state_alarms_and_what_waits_to_be_delivered(shop
         assert ask(shop, "objects", "delete", "Shop", "gone", "--yes") == {"existed": True}
         after = ask(shop, "explain", "Shop", "gone")
         assert (int(after["rows"]), after["alarms"], after["outbox"]) == (0, 0, 0)
-        assert int(shop.stats("n1")["notifications_delayed"]) == int(shop.stats("n2")["notifications_delayed"]) == 0
+        assert (
+            int(shop.stats("n1")["notifications_delayed"])
+            == int(shop.stats("n2")["notifications_delayed"])
+            == 0
+        )
     finally:
         ask(shop, "resume", "Ledger", "gone")
     assert await target.sold() == 0  # and nothing of it is in memory
@@ -136,7 +158,9 @@ async def until(ask: Any, wanted: Any) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_a_deletion_waits_for_the_turn_that_runs_and_survives_a_fail_over(shop: Processes, client: Any) -> None:
+async def test_a_deletion_waits_for_the_turn_that_runs_and_survives_a_fail_over(
+    shop: Processes, client: Any
+) -> None:
     target = client.get("Shop", "busy")
     await target.sell(1)
     slow = asyncio.ensure_future(target.think(4.0))
@@ -145,7 +169,9 @@ async def test_a_deletion_waits_for_the_turn_that_runs_and_survives_a_fail_over(
     assert explained["running"] == "think"
     assert 0 < explained["running_s"] < 5
     began = time.monotonic()
-    assert (await asyncio.to_thread(ask, shop, "objects", "delete", "Shop", "busy", "--yes"))["existed"]
+    assert (await asyncio.to_thread(ask, shop, "objects", "delete", "Shop", "busy", "--yes"))[
+        "existed"
+    ]
     assert time.monotonic() - began > 0.3
     await slow
     owner = explained["shard"]["owner"].partition("-")[0]
@@ -153,21 +179,32 @@ async def test_a_deletion_waits_for_the_turn_that_runs_and_survives_a_fail_over(
     try:
         assert await target.sold() == 0
         gone = ask(shop, "explain", "Shop", "busy")
-        assert [copy["node"].partition("-")[0] for copy in gone["copies"] if not copy["present"]] in ([owner], [])
+        assert [
+            copy["node"].partition("-")[0] for copy in gone["copies"] if not copy["present"]
+        ] in ([owner], [])
     finally:
         shop.node(owner, "--log-format", "json", app=APP)
     await until(lambda: asyncio.to_thread(lambda: shop.ask("status")[0]), 0)
 
 
-async def test_bulk_deletion_tells_what_it_would_do_does_it_and_says_who_asked(shop: Processes, client: Any) -> None:
-    await asyncio.gather(*(client.get("Shop", f"bulk-{i}").sell(1) for i in range(450)), client.get("Shop", "bulk").sell(1))
+async def test_bulk_deletion_tells_what_it_would_do_does_it_and_says_who_asked(
+    shop: Processes, client: Any
+) -> None:
+    await asyncio.gather(
+        *(client.get("Shop", f"bulk-{i}").sell(1) for i in range(450)),
+        client.get("Shop", "bulk").sell(1),
+    )
     would = ask(shop, "objects", "delete", "Shop", "--prefix", "bulk-", "--dry-run")
     assert (int(would["matched"]), int(would["deleted"]), would["done"]) == (450, 0, True)
     assert ask(shop, "objects", "count", "Shop", "bulk")["objects"] == {"Shop": 451}
     done = ask(shop, "objects", "delete", "Shop", "--prefix", "bulk-", "--yes")
     assert (int(done["matched"]), int(done["deleted"]), done["failed"]) == (450, 450, {})
     assert ask(shop, "objects", "list", "Shop", "bulk")["keys"] == ["bulk"]
-    said = [json.loads(line) for line in shop.said("gateway").splitlines() if "deletion of Shop/bulk-*" in line]
+    said = [
+        json.loads(line)
+        for line in shop.said("gateway").splitlines()
+        if "deletion of Shop/bulk-*" in line
+    ]
     assert len(said) == 2
     assert all(line["level"] == "warning" for line in said)
     assert "asked for by ipv4:127.0.0.1:" in said[0]["message"]
@@ -187,14 +224,26 @@ async def test_bulk_deletion_tells_what_it_would_do_does_it_and_says_who_asked(s
         (("objects", "delete", "Nix", "a", "--yes"), "NOT_FOUND"),
     ],
 )
-def test_what_cannot_be_done_says_why(shop: Processes, arguments: tuple[str, ...], why: str) -> None:
+def test_what_cannot_be_done_says_why(
+    shop: Processes, arguments: tuple[str, ...], why: str
+) -> None:
     refused = run(*arguments, "--gateway", shop.gateway)
     assert refused.returncode == 1
     assert why in refused.stderr
 
 
 def test_a_deletion_asks_first(shop: Processes) -> None:
-    command = (sys.executable, "-m", "holdfast", "objects", "delete", "Shop", "a", "--gateway", shop.gateway)
+    command = (
+        sys.executable,
+        "-m",
+        "holdfast",
+        "objects",
+        "delete",
+        "Shop",
+        "a",
+        "--gateway",
+        shop.gateway,
+    )
     refused = subprocess.run(command, input="n\n", capture_output=True, text=True, timeout=30)
     assert refused.returncode == 1
     assert "Delete Shop/a for good?" in refused.stderr
@@ -235,7 +284,9 @@ async def test_eviction_waits_for_rest_and_loses_nothing(shop: Processes, client
     await target.sell(2)
     slow = asyncio.ensure_future(target.think(0.8))
     await asyncio.sleep(0.2)
-    assert (await asyncio.to_thread(ask, shop, "objects", "evict", "Shop", "evicted")) == {"was_active": True}
+    assert (await asyncio.to_thread(ask, shop, "objects", "evict", "Shop", "evicted")) == {
+        "was_active": True
+    }
     assert slow.done()
     assert not ask(shop, "explain", "Shop", "evicted")["active"]
     assert ask(shop, "objects", "evict", "Shop", "evicted") == {"was_active": False}
@@ -246,7 +297,8 @@ async def test_top_names_what_is_busy(shop: Processes, client: Any) -> None:
     async def load() -> None:
         while True:
             await asyncio.gather(
-                *(client.get("Shop", "hot").sold() for _ in range(20)), client.get("Shop", f"cold{time.time()}").sold()
+                *(client.get("Shop", "hot").sold() for _ in range(20)),
+                client.get("Shop", f"cold{time.time()}").sold(),
             )
 
     task = asyncio.create_task(load())
@@ -265,7 +317,9 @@ async def test_top_names_what_is_busy(shop: Processes, client: Any) -> None:
     assert all(node["answers"] for node in busy["nodes"])
     assert sum(node["owns"] for node in busy["nodes"]) == 256
     assert sum(node["turns_per_s"] for node in busy["nodes"]) > 20
-    text = await asyncio.to_thread(run, "top", "--once", "--interval", "0.3", "--gateway", shop.gateway)
+    text = await asyncio.to_thread(
+        run, "top", "--once", "--interval", "0.3", "--gateway", shop.gateway
+    )
     assert "busiest objects" in text.stdout
     assert "Shop/hot" in text.stdout
 
@@ -274,12 +328,16 @@ async def test_what_is_on_a_node_that_is_away_is_said_to_be_missing(processes: A
     processes.start_all(nodes=2, app=APP)
     async with processes.connect() as client:
         await asyncio.gather(*(client.get("Shop", f"s{i}").sell(1) for i in range(12)))
-        owners = {f"s{i}": processes.ask("where", "Shop", f"s{i}")[1]["shard"]["owner"] for i in range(12)}
+        owners = {
+            f"s{i}": processes.ask("where", "Shop", f"s{i}")[1]["shard"]["owner"] for i in range(12)
+        }
         processes.kill("n2")
         async with asyncio.timeout(20):
             while not (page := processes.ask("objects", "list", "Shop")[1])["unserved"]:
                 await asyncio.sleep(0.2)
-        assert page["keys"] == sorted(key for key, owner in owners.items() if owner.startswith("n1-"))
+        assert page["keys"] == sorted(
+            key for key, owner in owners.items() if owner.startswith("n1-")
+        )
         away = next(key for key, owner in owners.items() if owner.startswith("n2-"))
         explained = processes.ask("explain", "Shop", away)[1]
         assert "is absent" in explained["unserved"]
@@ -287,6 +345,8 @@ async def test_what_is_on_a_node_that_is_away_is_said_to_be_missing(processes: A
         refused = run("objects", "show", "Shop", away, "--gateway", processes.gateway)
         assert "UNAVAILABLE" in refused.stderr
         assert "has no owner at the moment" in refused.stderr
-        some = run("objects", "delete", "Shop", "--prefix", "s", "--yes", "--gateway", processes.gateway)
+        some = run(
+            "objects", "delete", "Shop", "--prefix", "s", "--yes", "--gateway", processes.gateway
+        )
         assert "what is in" in some.stderr
         assert "nobody serves them" in some.stderr

@@ -22,7 +22,9 @@ def has_ipv6() -> bool:
     return True
 
 
-async def test_1000_concurrent_calls_to_one_object_run_one_after_the_other_in_order(processes: Any) -> None:
+async def test_1000_concurrent_calls_to_one_object_run_one_after_the_other_in_order(
+    processes: Any,
+) -> None:
     processes.start_all()
     async with processes.connect() as client:
         hot: Any = client.get("Counter", "hot")
@@ -30,8 +32,11 @@ async def test_1000_concurrent_calls_to_one_object_run_one_after_the_other_in_or
 
 
 @pytest.mark.timeout(600)
-async def test_what_was_acknowledged_survives_kill_9_of_the_node_right_after_the_reply(processes: Any) -> None:
-    """The fsync happens before the reply: 25 rounds of a reply, a kill -9, and a look at what is there."""
+async def test_what_was_acknowledged_survives_kill_9_of_the_node_right_after_the_reply(
+    processes: Any,
+) -> None:
+    """The fsync happens before the reply: 25 rounds of a reply, a kill -9, and a look at what is
+    there."""
     processes.start_all("--lease-ttl", "2")
     async with processes.connect(timeout=60) as client:
         counter: Any = client.get("Counter", "a")
@@ -48,12 +53,24 @@ async def test_a_cluster_speaks_ipv6(tmp_path: Path) -> None:
     try:
         cluster.start_etcd()
         for name in ("n1", "n2", "n3"):
-            cluster.node(name, "--members-min", "3", "--listen", "[::1]:0", "--metrics-port", "0", "--health-port", "0")
+            cluster.node(
+                name,
+                "--members-min",
+                "3",
+                "--listen",
+                "[::1]:0",
+                "--metrics-port",
+                "0",
+                "--health-port",
+                "0",
+            )
         cluster.front("--listen", f"[::1]:{cluster.gateway_port}")
         async with holdfast.connect(f"[::1]:{cluster.gateway_port}", timeout=60) as client:
             assert [await client.get("Counter", "a").increment() for _ in range(3)] == [1, 2, 3]
         status = run("status", "--json", "--gateway", f"[::1]:{cluster.gateway_port}")
-        assert {node["address"].rpartition(":")[0] for node in json.loads(status.stdout)["nodes"]} == {"[::1]"}
+        assert {
+            node["address"].rpartition(":")[0] for node in json.loads(status.stdout)["nodes"]
+        } == {"[::1]"}
         assert status.returncode == 0, status.stdout
     finally:
         cluster.stop()

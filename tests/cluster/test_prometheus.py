@@ -1,4 +1,5 @@
-"""What a real Prometheus sees of a real cluster: every page, every panel of the dashboards, every rule."""
+"""What a real Prometheus sees of a real cluster: every page, every panel of the dashboards, every
+rule."""
 
 from __future__ import annotations
 
@@ -29,13 +30,16 @@ DASHBOARDS = ("overview", "drilldown")
 NODES = 3
 
 needs_prometheus = pytest.mark.skipif(
-    not (shutil.which("prometheus") and shutil.which("promtool")), reason="prometheus and promtool are not installed"
+    not (shutil.which("prometheus") and shutil.which("promtool")),
+    reason="prometheus and promtool are not installed",
 )
 
 
 def selectors(expr: str) -> set[str]:
     """The series that an expression reads: names of metrics, with what is in braces behind them."""
-    found = re.findall(r"\b((?:holdfast_|process_|up\b|[a-z_]+:holdfast_|holdfast:)[a-z0-9_:]*)(\{[^}]*\})?", expr)
+    found = re.findall(
+        r"\b((?:holdfast_|process_|up\b|[a-z_]+:holdfast_|holdfast:)[a-z0-9_:]*)(\{[^}]*\})?", expr
+    )
     return {name + braces for name, braces in found}
 
 
@@ -44,10 +48,19 @@ class Prometheus:
 
     def __init__(self, folder: Path, targets: dict[str, list[int]]) -> None:
         folder.mkdir()
-        for name in ("rules.yml", "alerts.yml"):  # evaluated more often than in production: a test does not wait for 15 s
-            (folder / name).write_text((RULES / name).read_text().replace("interval: 15s", "interval: 1s"))
+        # evaluated more often than in production: a test does not wait for 15 s
+        for name in (
+            "rules.yml",
+            "alerts.yml",
+        ):
+            (folder / name).write_text(
+                (RULES / name).read_text().replace("interval: 15s", "interval: 1s")
+            )
         jobs = [
-            {"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{port}" for port in ports]}]}
+            {
+                "job_name": job,
+                "static_configs": [{"targets": [f"127.0.0.1:{port}" for port in ports]}],
+            }
             for job, ports in targets.items()
         ]
         config = {
@@ -59,13 +72,20 @@ class Prometheus:
         self.port = free_port()
         with (folder / "log").open("w") as log:
             self._process = subprocess.Popen(
-                ["prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
-                 f"--web.listen-address=127.0.0.1:{self.port}"],
-                stdout=log, stderr=log,
-            )  # fmt: skip
+                [
+                    "prometheus",
+                    f"--config.file={folder / 'prometheus.yml'}",
+                    f"--storage.tsdb.path={folder / 'data'}",
+                    f"--web.listen-address=127.0.0.1:{self.port}",
+                ],
+                stdout=log,
+                stderr=log,
+            )
 
     def query(self, expr: str) -> list[Any]:
-        url = f"http://127.0.0.1:{self.port}/api/v1/query?" + urllib.parse.urlencode({"query": expr})
+        url = f"http://127.0.0.1:{self.port}/api/v1/query?" + urllib.parse.urlencode(
+            {"query": expr}
+        )
         try:
             with urllib.request.urlopen(url, timeout=10) as answer:
                 said = json.load(answer)
@@ -93,7 +113,9 @@ async def work(gateway: str, seconds: float) -> None:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             shops = [client.get("Shop", f"s{i}") for i in range(20)]
-            await asyncio.gather(*(shop.sell(1) for shop in shops), *(shops[0].think(0.01) for _ in range(3)))
+            await asyncio.gather(
+                *(shop.sell(1) for shop in shops), *(shops[0].think(0.01) for _ in range(3))
+            )
             await shops[0].audit()
             with pytest.raises(holdfast.ApplicationError):
                 await shops[1].fail()
@@ -103,11 +125,16 @@ async def work(gateway: str, seconds: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Processes, Prometheus, dict[str, list[int]]]]:
+def watched(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Processes, Prometheus, dict[str, list[int]]]]:
     """A cluster that has worked for a while, and the Prometheus that watched it."""
     folder = tmp_path_factory.mktemp("watched")
     cluster = Processes(folder, replication=NODES)
-    targets = {"holdfast-node": [free_port() for _ in range(NODES)], "holdfast-gateway": [free_port()]}
+    targets = {
+        "holdfast-node": [free_port() for _ in range(NODES)],
+        "holdfast-gateway": [free_port()],
+    }
     prometheus = None
     try:
         cluster.start_etcd()
@@ -135,14 +162,26 @@ def test_every_page_passes_promtool_and_holds_no_key(watched: Any) -> None:
     for ports in targets.values():
         for port in ports:
             text = page(port)
-            checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True)
+            checked = subprocess.run(
+                ["promtool", "check", "metrics"], input=text, capture_output=True, text=True
+            )
             assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
             labels = {
                 name
                 for braces in re.findall(r"^holdfast\w*\{([^}]*)\}", text, re.MULTILINE)
                 for name in re.findall(r"(\w+)=", braces)
             }
-            assert labels <= {"version", "kind", "method", "code", "le", "why", "reason", "subject", "node"}
+            assert labels <= {
+                "version",
+                "kind",
+                "method",
+                "code",
+                "le",
+                "why",
+                "reason",
+                "subject",
+                "node",
+            }
             assert 'steal"' not in text, "a method that a caller made up"
 
 
@@ -155,7 +194,12 @@ def test_every_panel_shows_something(watched: Any, name: str) -> None:
     assert len(panels) > 10
     for panel in panels:
         for target in panel["targets"]:
-            expr = target["expr"].replace("$__rate_interval", "10s").replace("$instance", ".*").replace("$kind", ".*")
+            expr = (
+                target["expr"]
+                .replace("$__rate_interval", "10s")
+                .replace("$instance", ".*")
+                .replace("$kind", ".*")
+            )
             assert "$" not in expr
             assert prometheus.query(expr), f"{panel['title']}: {expr} matches nothing"
             shown = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
@@ -165,7 +209,9 @@ def test_every_panel_shows_something(watched: Any, name: str) -> None:
                 )
     for variable in board["templating"]["list"]:
         if variable["type"] == "query":
-            metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]).groups()  # type: ignore[union-attr]
+            metric, label = re.fullmatch(
+                r"label_values\((\w+), (\w+)\)", variable["query"]
+            ).groups()  # type: ignore[union-attr]
             assert all(label in series["metric"] for series in prometheus.query(metric))
             assert prometheus.query(metric)
 
@@ -174,11 +220,15 @@ def test_every_panel_shows_something(watched: Any, name: str) -> None:
 def test_every_rule_reads_series_that_exist(watched: Any) -> None:
     _, prometheus, _ = watched
     config = subprocess.run(
-        ["promtool", "check", "config", "--syntax-only", str(RULES / "scrape.yml")], capture_output=True, text=True
+        ["promtool", "check", "config", "--syntax-only", str(RULES / "scrape.yml")],
+        capture_output=True,
+        text=True,
     )
     assert config.returncode == 0, config.stderr
     rules = subprocess.run(
-        ["promtool", "check", "rules", str(RULES / "rules.yml"), str(RULES / "alerts.yml")], capture_output=True, text=True
+        ["promtool", "check", "rules", str(RULES / "rules.yml"), str(RULES / "alerts.yml")],
+        capture_output=True,
+        text=True,
     )
     assert rules.returncode == 0, rules.stderr
     url = f"http://127.0.0.1:{prometheus.port}/api/v1/rules"
@@ -194,33 +244,49 @@ def test_every_rule_reads_series_that_exist(watched: Any) -> None:
             assert prometheus.query(series), f"{rule['name']}: {series} matches nothing"
         if rule["type"] == "recording":
             assert prometheus.query(rule["name"]), f"{rule['name']} records nothing"
-        elif rule["name"] != "HoldfastDeadLetters":  # the cluster is well, but for what the test made it do
+        elif rule["name"] != "HoldfastDeadLetters":
+            # the cluster is well, but for what the test made it do
             assert rule["state"] != "firing", rule
 
 
 def test_rules_and_panels_name_codes_that_exist() -> None:
     known = {code_name(code) for code in pb.Code.values()}
     texts = [(RULES / name).read_text() for name in ("rules.yml", "alerts.yml")]
-    texts += [(DEPLOY / "grafana" / f"{name}.json").read_text().replace('\\"', '"') for name in DASHBOARDS]
-    named = {code for text in texts for codes in re.findall(r'code(?:=|=~|!=|!~)"([A-Z_|]+)"', text) for code in codes.split("|")}
+    texts += [
+        (DEPLOY / "grafana" / f"{name}.json").read_text().replace('\\"', '"') for name in DASHBOARDS
+    ]
+    named = {
+        code
+        for text in texts
+        for codes in re.findall(r'code(?:=|=~|!=|!~)"([A-Z_|]+)"', text)
+        for code in codes.split("|")
+    }
     assert len(named) > 4
     assert named <= known
 
 
 @needs_prometheus
 def test_the_rules_pass_their_own_tests_and_each_alert_has_one() -> None:
-    tested = subprocess.run(["promtool", "test", "rules", str(RULES / "tests.yml")], capture_output=True, text=True)
+    tested = subprocess.run(
+        ["promtool", "test", "rules", str(RULES / "tests.yml")], capture_output=True, text=True
+    )
     assert tested.returncode == 0, tested.stdout + tested.stderr
     alerts = set(re.findall(r"- alert: (\w+)", (RULES / "alerts.yml").read_text()))
-    assert alerts == set(re.findall(r"\n        alertname: (\w+)", (RULES / "tests.yml").read_text()))
+    assert alerts == set(
+        re.findall(r"\n        alertname: (\w+)", (RULES / "tests.yml").read_text())
+    )
 
 
 def test_each_alert_names_a_part_of_the_operating_guide() -> None:
     guide = (DEPLOY.parent / "docs" / "operating.md").read_text()
     headings = set(re.findall(r"^##+ (.+)$", guide, re.MULTILINE))
-    for named in re.findall(r"See docs/operating.md, ([^\"]+)\.\"", (RULES / "alerts.yml").read_text()):
+    for named in re.findall(
+        r"See docs/operating.md, ([^\"]+)\.\"", (RULES / "alerts.yml").read_text()
+    ):
         for heading in named.split(" and "):
-            assert heading in headings or named in headings, f"no part {heading!r} in docs/operating.md"
+            assert heading in headings or named in headings, (
+                f"no part {heading!r} in docs/operating.md"
+            )
 
 
 @needs_prometheus
@@ -232,21 +298,54 @@ async def test_what_is_counted_is_what_happened(watched: Any) -> None:
 
     def total(text: str, name: str, **labels: str) -> float:
         lines = re.findall(rf"^{name}\{{([^}}]*)\}} (\S+)$|^{name} (\S+)$", text, re.MULTILINE)
-        return sum(float(value or bare) for braces, value, bare in lines if all(f'{k}="{v}"' in braces for k, v in labels.items()))
+        return sum(
+            float(value or bare)
+            for braces, value, bare in lines
+            if all(f'{k}="{v}"' in braces for k, v in labels.items())
+        )
 
     pages = [page(port) for port in targets["holdfast-node"]]
-    booked = sum(total(text, "holdfast_calls_total", kind="Ledger", method="booked", code="OK") for text in pages)
-    sold = sum(total(text, "holdfast_calls_total", kind="Shop", method="sell", code="OK") for text in pages)
+    booked = sum(
+        total(text, "holdfast_calls_total", kind="Ledger", method="booked", code="OK")
+        for text in pages
+    )
+    sold = sum(
+        total(text, "holdfast_calls_total", kind="Shop", method="sell", code="OK") for text in pages
+    )
     assert booked == sold + 7
-    assert sum(total(text, "holdfast_turn_seconds_count", kind="Ledger", method="booked") for text in pages) == booked
-    assert sum(total(text, "holdfast_call_seconds_count", kind="Ledger", method="booked") for text in pages) == booked
+    assert (
+        sum(
+            total(text, "holdfast_turn_seconds_count", kind="Ledger", method="booked")
+            for text in pages
+        )
+        == booked
+    )
+    assert (
+        sum(
+            total(text, "holdfast_call_seconds_count", kind="Ledger", method="booked")
+            for text in pages
+        )
+        == booked
+    )
     assert (
         0
         < sum(total(text, "holdfast_commit_seconds_count") for text in pages)
         <= sum(total(text, "holdfast_entries_total") for text in pages)
     )
-    assert sum(total(text, "holdfast_calls_total", kind="Shop", method="fail", code="APPLICATION") for text in pages) > 0
-    assert sum(total(text, "holdfast_queue_seconds_count", kind="Shop", method="think") for text in pages) > 0
+    assert (
+        sum(
+            total(text, "holdfast_calls_total", kind="Shop", method="fail", code="APPLICATION")
+            for text in pages
+        )
+        > 0
+    )
+    assert (
+        sum(
+            total(text, "holdfast_queue_seconds_count", kind="Shop", method="think")
+            for text in pages
+        )
+        > 0
+    )
     assert sum(total(text, "holdfast_notifications_delivered_total") for text in pages) == sold
     assert sum(total(text, "holdfast_dead_letters") for text in pages) == 1
     assert sum(total(text, "holdfast_alarms_fired_total") for text in pages) == 1
@@ -276,12 +375,17 @@ def test_the_documentation_lists_every_metric_and_no_other(watched: Any) -> None
     _, _, targets = watched
     told = set(
         re.findall(
-            r"^\| `(holdfast\w*)` \| (\w+) \| [\w, ]* \| (.*) \|$", (DEPLOY.parent / "docs" / "metrics.md").read_text(), re.MULTILINE
+            r"^\| `(holdfast\w*)` \| (\w+) \| [\w, ]* \| (.*) \|$",
+            (DEPLOY.parent / "docs" / "metrics.md").read_text(),
+            re.MULTILINE,
         )
     )
     shown = set()
     for ports in targets.values():
         text = page(ports[0])
         types = dict(re.findall(r"^# TYPE (holdfast\w*) (\w+)$", text, re.MULTILINE))
-        shown |= {(name, types[name], what) for name, what in re.findall(r"^# HELP (holdfast\w*) (.*)$", text, re.MULTILINE)}
+        shown |= {
+            (name, types[name], what)
+            for name, what in re.findall(r"^# HELP (holdfast\w*) (.*)$", text, re.MULTILINE)
+        }
     assert told == shown

@@ -1,4 +1,5 @@
-"""Disks that are replaced, on real processes: every shard gets its copies back, whatever was replaced just before."""
+"""Disks that are replaced, on real processes: every shard gets its copies back, whatever was
+replaced just before."""
 
 from __future__ import annotations
 
@@ -29,11 +30,20 @@ def cluster(tmp_path: Path) -> Iterator[Processes]:
 
 
 @pytest.mark.timeout(240)
-def test_two_disks_that_are_replaced_one_after_the_other_are_made_whole_again(cluster: Processes) -> None:
+def test_two_disks_that_are_replaced_one_after_the_other_are_made_whole_again(
+    cluster: Processes,
+) -> None:
     ports = {name: free_port() for name in ("n1", "n2", "n3")}
 
     def start(name: str) -> None:
-        options = ("--shards", "32", "--repair-after", str(REPAIR_AFTER_S), "--listen", f"127.0.0.1:{ports[name]}")
+        options = (
+            "--shards",
+            "32",
+            "--repair-after",
+            str(REPAIR_AFTER_S),
+            "--listen",
+            f"127.0.0.1:{ports[name]}",
+        )
         cluster.node(name, "--members-min", "3", *options)
 
     def replace(name: str) -> None:

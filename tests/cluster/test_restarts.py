@@ -1,4 +1,5 @@
-"""Processes that die, pause and come back under load: callers see latency, not errors, and nothing acknowledged is lost."""
+"""Processes that die, pause and come back under load: callers see latency, not errors, and nothing
+acknowledged is lost."""
 
 from __future__ import annotations
 
@@ -55,7 +56,9 @@ class Load:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill -9", "SIGTERM"])
 @pytest.mark.parametrize("victim", ["n1", "gateway", "etcd"])
-async def test_a_restart_under_load_costs_latency_but_no_call(processes: Any, victim: str, number: int) -> None:
+async def test_a_restart_under_load_costs_latency_but_no_call(
+    processes: Any, victim: str, number: int
+) -> None:
     processes.start_all(nodes=2)
     async with processes.connect(timeout=60) as client:
         async with Load(client) as load:
@@ -90,7 +93,9 @@ async def test_with_etcd_away_calls_go_on_and_membership_comes_back_with_it(proc
         assert processes.ask("status")[0] == 0
 
 
-async def test_a_node_that_was_paused_past_its_lease_serves_only_after_it_has_joined_again(processes: Any) -> None:
+async def test_a_node_that_was_paused_past_its_lease_serves_only_after_it_has_joined_again(
+    processes: Any,
+) -> None:
     processes.start_all("--lease-ttl", "2")
     async with processes.connect() as client:
         counter: Any = client.get("Counter", "a")
@@ -152,7 +157,9 @@ async def test_a_drain_lets_running_turns_end(processes: Any) -> None:
     assert "stopping: finishing 1 calls" in processes.said("n1")
 
 
-async def test_a_drain_lets_nested_calls_end_and_runs_again_what_it_had_to_cut(processes: Any) -> None:
+async def test_a_drain_lets_nested_calls_end_and_runs_again_what_it_had_to_cut(
+    processes: Any,
+) -> None:
     processes.start_all("--drain-timeout", "2")
     async with processes.connect() as client:
         await client.get("Counter", "warm").value()
@@ -180,7 +187,9 @@ async def test_a_gateway_under_load_stops_soon_and_loses_nothing(processes: Any)
         await load.check()
 
 
-async def test_a_node_that_dies_before_it_took_its_first_shards_serves_them_when_it_is_back(processes: Any) -> None:
+async def test_a_node_that_dies_before_it_took_its_first_shards_serves_them_when_it_is_back(
+    processes: Any,
+) -> None:
     processes.start_etcd()
     processes.node("n1", "--members-min", "2")
     processes.front()
@@ -190,7 +199,10 @@ async def test_a_node_that_dies_before_it_took_its_first_shards_serves_them_when
     processes.kill("n2")
     processes.node("n2", "--members-min", "2")
     async with processes.connect() as client:
-        assert await asyncio.gather(*(client.get("Counter", f"k{i}").increment() for i in range(64))) == [1] * 64
+        assert (
+            await asyncio.gather(*(client.get("Counter", f"k{i}").increment() for i in range(64)))
+            == [1] * 64
+        )
 
 
 async def test_several_workers_are_as_many_nodes_and_end_together(processes: Any) -> None:
@@ -208,4 +220,8 @@ async def test_several_workers_are_as_many_nodes_and_end_together(processes: Any
         values = await asyncio.gather(*(client.get("Counter", f"k{i}").value() for i in range(100)))
         assert values == [1] * 100
         processes.kill("n1", signal.SIGTERM)
-        assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+        assert not [
+            child
+            for child in children
+            if child.is_running() and child.status() != psutil.STATUS_ZOMBIE
+        ]

@@ -20,10 +20,17 @@ STORED = 1_000_000
 async def test_100_000_idle_activations_cost_at_most_3_kib_each(processes: Any) -> None:
     processes.start_all(app=BENCH_APP)
     async with processes.connect() as client:
-        await asyncio.gather(*(client.get("holdfast.bench", f"warm{i}").increment() for i in range(2000)))
+        await asyncio.gather(
+            *(client.get("holdfast.bench", f"warm{i}").increment() for i in range(2000))
+        )
         before = processes.stats()
         for start in range(0, IDLE, 5000):
-            await asyncio.gather(*(client.get("holdfast.bench", f"o{i}").increment() for i in range(start, start + 5000)))
+            await asyncio.gather(
+                *(
+                    client.get("holdfast.bench", f"o{i}").increment()
+                    for i in range(start, start + 5000)
+                )
+            )
         after = processes.stats()
     active = int(after["activations"]) - int(before["activations"])
     assert active == IDLE
@@ -45,7 +52,9 @@ def store_objects(data: Path, shards: int) -> None:
     store.close()
 
 
-async def test_a_node_with_a_million_stored_objects_starts_in_5_s_and_needs_no_memory_for_them(processes: Any) -> None:
+async def test_a_node_with_a_million_stored_objects_starts_in_5_s_and_needs_no_memory_for_them(
+    processes: Any,
+) -> None:
     processes.start_all(app=BENCH_APP)
     async with processes.connect() as client:
         assert await client.get("holdfast.bench", "o1").increment() == 1
@@ -61,11 +70,13 @@ async def test_a_node_with_a_million_stored_objects_starts_in_5_s_and_needs_no_m
         assert time.monotonic() - began < 5
         full = int(processes.stats()["process"]["rss_bytes"])
         assert await client.get("holdfast.bench", f"o{STORED - 1}").value() == 4096
-    assert full - empty < 40 << 20, f"{(full - empty) >> 20} MiB"  # 42 bytes an object would be too much
+    # 42 bytes an object would be too much
+    assert full - empty < 40 << 20, f"{(full - empty) >> 20} MiB"
 
 
 def store_alarms(data: Path, shards: int, due_ms: int) -> None:
-    """Write pending alarms, one for each of many objects, straight into a store that no node has open."""
+    """Write pending alarms, one for each of many objects, straight into a store that no node has
+    open."""
     store = Store(data)
     for start in range(0, STORED, 10_000):
         batch = store.batch()
@@ -73,14 +84,24 @@ def store_alarms(data: Path, shards: int, due_ms: int) -> None:
             key = f"o{i}"
             shard = shard_of("Receiver", key, shards)
             record = AlarmRecord(due_ms + i, due_ms + i, b"\xc0")
-            batch.put("state", keys.alarm_prefix(shard, "Receiver", key) + b"default", encode(record))
-            batch.put("state", keys.due_key(shard, keys.ALARMS, due_ms + i, keys.ident("Receiver", key) + b"default"), b"")
+            batch.put(
+                "state", keys.alarm_prefix(shard, "Receiver", key) + b"default", encode(record)
+            )
+            batch.put(
+                "state",
+                keys.due_key(
+                    shard, keys.ALARMS, due_ms + i, keys.ident("Receiver", key) + b"default"
+                ),
+                b"",
+            )
         store.write(batch)
     store.sync()
     store.close()
 
 
-async def test_a_million_pending_alarms_need_no_memory_and_delay_none_that_is_due(processes: Any) -> None:
+async def test_a_million_pending_alarms_need_no_memory_and_delay_none_that_is_due(
+    processes: Any,
+) -> None:
     processes.start_all()
     async with processes.connect() as client:
         assert await client.get("Receiver", "r").took() == []
@@ -95,10 +116,13 @@ async def test_a_million_pending_alarms_need_no_memory_and_delay_none_that_is_du
         full = int(processes.stats()["process"]["rss_bytes"])
         _, listed = processes.ask("alarms", "Receiver", "o99999", "--limit", "5")
         assert len(listed["alarms"]) == 5
-    assert full - empty < 60 << 20, f"{(full - empty) >> 20} MiB"  # 63 bytes an alarm would be too much
+    # 63 bytes an alarm would be too much
+    assert full - empty < 60 << 20, f"{(full - empty) >> 20} MiB"
 
 
-async def test_an_object_with_thousands_of_keys_stays_within_its_cache_limit(processes: Any) -> None:
+async def test_an_object_with_thousands_of_keys_stays_within_its_cache_limit(
+    processes: Any,
+) -> None:
     processes.start_all()
     async with processes.connect() as client:
         diary: Any = client.get("Diary", "big")
@@ -116,7 +140,9 @@ async def test_many_updates_in_flight_share_few_fsyncs(processes: Any) -> None:
     async with processes.connect() as client:
         await client.get("Counter", "a").increment()
         before = processes.stats()
-        await asyncio.gather(*(client.get("Counter", f"c{i % 50}").increment() for i in range(5000)))
+        await asyncio.gather(
+            *(client.get("Counter", f"c{i % 50}").increment() for i in range(5000))
+        )
         after = processes.stats()
     turns = int(after["turns"]) - int(before["turns"])
     assert turns >= 5000

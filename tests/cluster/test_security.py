@@ -1,4 +1,5 @@
-"""TLS on every link, who is let in, and what each may: real processes, real certificates, one test for each refusal."""
+"""TLS on every link, who is let in, and what each may: real processes, real certificates, one test
+for each refusal."""
 
 from __future__ import annotations
 
@@ -95,7 +96,10 @@ class Secured(Processes):
         self.write_access()
 
     def write_access(self, extra: str = "") -> None:
-        lines = [f'"{subject}" = ["{hashlib.sha256(token.encode()).hexdigest()}"]' for subject, token in TOKENS.items()]
+        lines = [
+            f'"{subject}" = ["{hashlib.sha256(token.encode()).hexdigest()}"]'
+            for subject, token in TOKENS.items()
+        ]
         self.access.write_text(ACCESS.format(tokens="\n".join(lines)) + extra)
 
     @property
@@ -105,30 +109,59 @@ class Secured(Processes):
     def tls(self) -> list[str]:
         process, key = self.files / "process.pem", self.files / "process-key.pem"
         return [
-            "--tls-cert", str(process), "--tls-key", str(key), "--tls-ca", str(self.ca.file),
-            "--etcd-ca", str(self.ca.file), "--etcd-cert", str(process), "--etcd-key", str(key),
-        ]  # fmt: skip
+            "--tls-cert",
+            str(process),
+            "--tls-key",
+            str(key),
+            "--tls-ca",
+            str(self.ca.file),
+            "--etcd-ca",
+            str(self.ca.file),
+            "--etcd-cert",
+            str(process),
+            "--etcd-key",
+            str(key),
+        ]
 
     def start_secured(self, *gateway_options: str) -> None:
         process, key = self.files / "process.pem", self.files / "process-key.pem"
         self.start_etcd(
-            "--cert-file", str(process), "--key-file", str(key), "--trusted-ca-file", str(self.ca.file), "--client-cert-auth",
+            "--cert-file",
+            str(process),
+            "--key-file",
+            str(key),
+            "--trusted-ca-file",
+            str(self.ca.file),
+            "--client-cert-auth",
             scheme="https",
-        )  # fmt: skip
+        )
         for i in (1, 2, 3):
             self.node(f"n{i}", "--members-min", "3", "--log-format", "json", *self.tls(), app=APP)
-        self.front(*self.tls(), "--access", str(self.access), "--log-format", "json", *gateway_options)
+        self.front(
+            *self.tls(), "--access", str(self.access), "--log-format", "json", *gateway_options
+        )
 
     def shown(self, subject: str | None = "ops") -> holdfast.Client:
         """A client that shows a subject's token."""
         return holdfast.connect(
-            self.gateway, timeout=20, tls=holdfast.TLS(self.ca.file), token=None if subject is None else TOKENS[subject]
+            self.gateway,
+            timeout=20,
+            tls=holdfast.TLS(self.ca.file),
+            token=None if subject is None else TOKENS[subject],
         )
 
     def command(self, subject: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         file = self.folder / f"{subject}.token"
         file.write_text(TOKENS[subject] + "\n")
-        return run(*arguments, "--gateway", self.gateway, "--gateway-ca", str(self.ca.file), "--token-file", str(file))
+        return run(
+            *arguments,
+            "--gateway",
+            self.gateway,
+            "--gateway-ca",
+            str(self.ca.file),
+            "--token-file",
+            str(file),
+        )
 
     def member(self, node: str = "n1") -> Any:
         """What the cluster knows of a node."""
@@ -151,24 +184,37 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
         cluster.stop()
 
 
-async def test_who_is_known_calls_with_tls_on_every_link_and_the_handler_sees_who(secured: Secured) -> None:
+async def test_who_is_known_calls_with_tls_on_every_link_and_the_handler_sees_who(
+    secured: Secured,
+) -> None:
     async with secured.shown("shop") as client:
         assert await client.get("Shop", "a").sell(2) == 2
         assert await client.get("Shop", "a").who() == "shop"
         assert await client.get("Shop", "a").who_told() == "object:Shop/a"
-    with holdfast.connect_blocking(secured.gateway, tls=holdfast.TLS(secured.ca.file), token=lambda: TOKENS["ops"]) as blocking:
+    with holdfast.connect_blocking(
+        secured.gateway, tls=holdfast.TLS(secured.ca.file), token=lambda: TOKENS["ops"]
+    ) as blocking:
         assert blocking.get("Shop", "a").who() == "ops"
     async with secured.shown("ops") as client:
         async with asyncio.timeout(10):
-            while await client.get("Ledger", "a").total() != 2:  # a notification crossed from node to node
+            # a notification crossed from node to node
+            while await client.get("Ledger", "a").total() != 2:
                 await asyncio.sleep(0.05)
 
 
 async def test_a_client_cannot_say_that_it_is_somebody_else(secured: Secured) -> None:
     channel = open_channel(secured.gateway, credentials=holdfast.TLS(secured.ca.file).credentials())
-    session: Any = channel.stream_stream("/holdfast.v1.Objects/Session")(metadata=(("authorization", f"Bearer {TOKENS['shop']}"),))
+    session: Any = channel.stream_stream("/holdfast.v1.Objects/Session")(
+        metadata=(("authorization", f"Bearer {TOKENS['shop']}"),)
+    )
     call = pb.Call(
-        id=1, kind="Shop", key="a", method="who", request_id=holdfast.new_request_id(), caller="object:Ledger/a", chain=["Shop/a"]
+        id=1,
+        kind="Shop",
+        key="a",
+        method="who",
+        request_id=holdfast.new_request_id(),
+        caller="object:Ledger/a",
+        chain=["Shop/a"],
     )
     await session.write(pb.SessionRequest(calls=[call]).SerializeToString())
     reply = pb.SessionResponse.FromString(await session.read()).replies[0]
@@ -180,10 +226,14 @@ async def test_a_client_cannot_say_that_it_is_somebody_else(secured: Secured) ->
 async def test_a_client_cannot_take_the_ids_of_the_cluster_s_own_effects(secured: Secured) -> None:
     taken = bytes([EFFECT]) * 16
     async with secured.shown("shop") as client:
-        with pytest.raises(ValueError, match="request ids that begin with fe are the cluster's own"):
+        with pytest.raises(
+            ValueError, match="request ids that begin with fe are the cluster's own"
+        ):
             client.get("Shop", "a", request_id=taken)
     channel = open_channel(secured.gateway, credentials=holdfast.TLS(secured.ca.file).credentials())
-    call: Any = channel.unary_unary("/holdfast.v1.Objects/Call", request_serializer=pb.CallRequest.SerializeToString)
+    call: Any = channel.unary_unary(
+        "/holdfast.v1.Objects/Call", request_serializer=pb.CallRequest.SerializeToString
+    )
     request = pb.CallRequest(kind="Shop", key="a", method="sold", json="[]", request_id=taken)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await call(request, metadata=(("authorization", f"Bearer {TOKENS['shop']}"),))
@@ -196,7 +246,10 @@ async def test_a_client_cannot_take_the_ids_of_the_cluster_s_own_effects(secured
 
 async def test_without_a_token_or_with_a_wrong_one_nobody_is_let_in(secured: Secured) -> None:
     tls = holdfast.TLS(secured.ca.file)
-    for token, why in (("nonsense", "the token is not known"), (TOKENS["shop"][:-1], "the token is not known")):
+    for token, why in (
+        ("nonsense", "the token is not known"),
+        (TOKENS["shop"][:-1], "the token is not known"),
+    ):
         async with holdfast.connect(secured.gateway, timeout=20, tls=tls, token=token) as client:
             began = time.monotonic()
             with pytest.raises(holdfast.Unauthenticated, match=why):
@@ -207,18 +260,23 @@ async def test_without_a_token_or_with_a_wrong_one_nobody_is_let_in(secured: Sec
             pytest.raises(holdfast.Unauthenticated, match=why),
         ):
             blocking.get("Shop", "a").sold()
-    async with holdfast.connect(secured.gateway, tls=tls) as client:  # who shows nothing is anonymous
+    async with holdfast.connect(
+        secured.gateway, tls=tls
+    ) as client:  # who shows nothing is anonymous
         with pytest.raises(holdfast.PermissionDenied, match=r"anonymous may not call Shop\.sold"):
             await client.get("Shop", "a").sold()
 
 
 async def test_a_subject_may_call_what_the_policy_says_and_nothing_else(secured: Secured) -> None:
     async with secured.shown("shop") as client:
-        with pytest.raises(holdfast.PermissionDenied, match=r"shop may not call Ledger\.total") as denied:
+        with pytest.raises(
+            holdfast.PermissionDenied, match=r"shop may not call Ledger\.total"
+        ) as denied:
             await client.get("Ledger", "a").total()
         assert denied.value.definite
         assert not denied.value.retryable
-        assert await client.get("Shop", "b").audit() == 0  # what objects do among themselves is theirs
+        # what objects do among themselves is theirs
+        assert await client.get("Shop", "b").audit() == 0
     tls = holdfast.TLS(secured.ca.file)
     with (
         holdfast.connect_blocking(secured.gateway, tls=tls, token=TOKENS["watcher"]) as blocking,
@@ -242,8 +300,15 @@ def test_operators_may_what_the_policy_says(secured: Secured) -> None:
         ("reset-shard", "1", "--confirm", "give up the data of shard 1"),
     ):
         refused = secured.command("watcher", *change)
-        assert "PERMISSION_DENIED: watcher may not change anything as an operator" in refused.stderr, change
-    assert secured.command("watcher", "objects", "delete", "Shop", "--prefix", "a", "--dry-run").returncode == 0
+        assert (
+            "PERMISSION_DENIED: watcher may not change anything as an operator" in refused.stderr
+        ), change
+    assert (
+        secured.command(
+            "watcher", "objects", "delete", "Shop", "--prefix", "a", "--dry-run"
+        ).returncode
+        == 0
+    )
     assert secured.command("watcher", "drain", secured.member()["id"], "--dry-run").returncode == 0
     assert secured.command("ops", "objects", "evict", "Shop", "nobody").returncode == 0
     assert "asked for by ops at ipv4:127.0.0.1" in secured.said("gateway")
@@ -279,7 +344,9 @@ async def test_limits_of_subjects(secured: Secured) -> None:
         assert refused[0].definite
         assert refused[0].retry_after_s > 0
     async with secured.shown("few") as client:
-        waiting = [asyncio.ensure_future(client.get("Shop", f"few{i}").think(1.5)) for i in range(2)]
+        waiting = [
+            asyncio.ensure_future(client.get("Shop", f"few{i}").think(1.5)) for i in range(2)
+        ]
         await asyncio.sleep(0.3)
         async with holdfast.connect(
             secured.gateway, tls=holdfast.TLS(secured.ca.file), token=TOKENS["few"], retry_budget=0
@@ -288,8 +355,12 @@ async def test_limits_of_subjects(secured: Secured) -> None:
                 await other.get("Shop", "few2").sold()
             await asyncio.gather(*waiting)
             assert await other.get("Shop", "few2").sold() == 0
-            async with secured.shown("few") as third:  # what a session leaves behind when it ends still runs, and still counts
-                left = [asyncio.ensure_future(third.get("Shop", f"few{i}").think(1.5)) for i in range(2)]
+            async with secured.shown(
+                "few"
+            ) as third:  # what a session leaves behind when it ends still runs, and still counts
+                left = [
+                    asyncio.ensure_future(third.get("Shop", f"few{i}").think(1.5)) for i in range(2)
+                ]
                 await asyncio.sleep(0.3)
             await asyncio.gather(*left, return_exceptions=True)
             with pytest.raises(holdfast.Overloaded, match="2 calls of this subject are in flight"):
@@ -301,7 +372,9 @@ async def test_limits_of_subjects(secured: Secured) -> None:
     ) as client:  # bytes are counted as they come, whatever the node says of them
         with pytest.raises(holdfast.InvalidArgument):
             await client.get("Shop", "large").sell("x" * 60_000)
-        with pytest.raises(holdfast.Overloaded, match="20000 bytes a second of this subject") as refused_for:
+        with pytest.raises(
+            holdfast.Overloaded, match="20000 bytes a second of this subject"
+        ) as refused_for:
             await client.get("Shop", "large").sold()
         assert 0 < refused_for.value.retry_after_s <= 2.1
         await asyncio.sleep(refused_for.value.retry_after_s)
@@ -312,7 +385,11 @@ async def test_limits_of_subjects(secured: Secured) -> None:
 
 async def test_limits_that_are_taken_back_bind_no_session_any_more(secured: Secured) -> None:
     async with holdfast.connect(
-        secured.gateway, timeout=20, tls=holdfast.TLS(secured.ca.file), token=TOKENS["slow"], retry_budget=0
+        secured.gateway,
+        timeout=20,
+        tls=holdfast.TLS(secured.ca.file),
+        token=TOKENS["slow"],
+        retry_budget=0,
     ) as client:
         shop = client.get("Shop", "free")
         refused = await asyncio.gather(*(shop.sold() for _ in range(100)), return_exceptions=True)
@@ -330,7 +407,9 @@ async def test_a_changed_access_file_holds_for_sessions_that_are_open(secured: S
     async with secured.shown("shop") as client:
         with pytest.raises(holdfast.PermissionDenied):
             await client.get("Ledger", "x").total()
-        secured.write_access('\n[[allow]]\nsubjects = ["shop"]\nkinds = ["Ledger"]\nmethods = ["total"]\n')
+        secured.write_access(
+            '\n[[allow]]\nsubjects = ["shop"]\nkinds = ["Ledger"]\nmethods = ["total"]\n'
+        )
         try:
             async with asyncio.timeout(15):
                 while True:
@@ -339,7 +418,9 @@ async def test_a_changed_access_file_holds_for_sessions_that_are_open(secured: S
                         break
                     except holdfast.PermissionDenied:
                         await asyncio.sleep(0.2)
-            text = secured.access.read_text().replace(hashlib.sha256(TOKENS["shop"].encode()).hexdigest(), "0" * 64)
+            text = secured.access.read_text().replace(
+                hashlib.sha256(TOKENS["shop"].encode()).hexdigest(), "0" * 64
+            )
             secured.access.write_text(text)  # the token is taken back
             async with asyncio.timeout(15):
                 while True:
@@ -383,8 +464,13 @@ def test_commands_say_what_is_missing(secured: Secured, tmp_path: Path) -> None:
     wrong = run("status", "--gateway", secured.gateway, "--gateway-ca", str(key))
     assert f"{key} holds no certificate in PEM" in wrong.stderr
     assert wrong.returncode == 1
-    (tmp_path / "rubbish.pem").write_text("-----BEGIN CERTIFICATE-----\nrubbish\n-----END CERTIFICATE-----\n")
-    assert "rubbish.pem holds no certificate" in run("status", *ca[:3], str(tmp_path / "rubbish.pem")).stderr
+    (tmp_path / "rubbish.pem").write_text(
+        "-----BEGIN CERTIFICATE-----\nrubbish\n-----END CERTIFICATE-----\n"
+    )
+    assert (
+        "rubbish.pem holds no certificate"
+        in run("status", *ca[:3], str(tmp_path / "rubbish.pem")).stderr
+    )
 
 
 async def test_no_link_works_without_tls(secured: Secured) -> None:
@@ -398,28 +484,55 @@ async def test_no_link_works_without_tls(secured: Secured) -> None:
     assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
     await channel.close()
     with pytest.raises((ConnectionError, TimeoutError)):
-        await open_stream(streams_of(secured, "n1"), "pipe", f"{member['id']}:1", lambda frame: None)
+        await open_stream(
+            streams_of(secured, "n1"), "pipe", f"{member['id']}:1", lambda frame: None
+        )
 
 
 def etcdctl(secured: Secured, *arguments: str) -> str:
     process, key = secured.files / "process.pem", secured.files / "process-key.pem"
     return subprocess.run(
-        ["etcdctl", "--endpoints", f"https://{secured.etcd}",
-         "--cacert", str(secured.ca.file), "--cert", str(process), "--key", str(key), *arguments],
-        capture_output=True, text=True, check=True,
-        env={**os.environ, "ETCDCTL_API": "3", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-    ).stdout  # fmt: skip
+        [
+            "etcdctl",
+            "--endpoints",
+            f"https://{secured.etcd}",
+            "--cacert",
+            str(secured.ca.file),
+            "--cert",
+            str(process),
+            "--key",
+            str(key),
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={
+            **os.environ,
+            "ETCDCTL_API": "3",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        },
+    ).stdout
 
 
 def streams_of(secured: Secured, node: str) -> str:
     """Where a node takes streams."""
-    found = etcdctl(secured, "get", "--prefix", "--print-value-only", f"/holdfast/default/members/{node}")
+    found = etcdctl(
+        secured, "get", "--prefix", "--print-value-only", f"/holdfast/default/members/{node}"
+    )
     return str(json.loads(found.splitlines()[0])["streams"])
 
 
 def test_etcd_is_rebuilt_with_the_certificate_of_a_process_only(secured: Secured) -> None:
-    lineage = etcdctl(secured, "get", "--print-value-only", "/holdfast/default/etcd_lineage").strip()
-    etcdctl(secured, "put", "/holdfast/default/etcd_lineage", lineage[:-1] + ',"state":"halted","by":"a test","why":"so"}')
+    lineage = etcdctl(
+        secured, "get", "--print-value-only", "/holdfast/default/etcd_lineage"
+    ).strip()
+    etcdctl(
+        secured,
+        "put",
+        "/holdfast/default/etcd_lineage",
+        lineage[:-1] + ',"state":"halted","by":"a test","why":"so"}',
+    )
     at = ["adopt-etcd", "--etcd-endpoints", secured.etcd, "--dry-run"]
     try:
         done = run(*at, *secured.tls())
@@ -445,7 +558,9 @@ class Shown:
             self.client_context.load_cert_chain(*pair)
 
 
-async def test_a_node_s_ports_want_a_certificate_of_a_process_of_this_cluster(secured: Secured) -> None:
+async def test_a_node_s_ports_want_a_certificate_of_a_process_of_this_cluster(
+    secured: Secured,
+) -> None:
     member = secured.member()
     streams = streams_of(secured, "n1")
     me = f"{member['id']}:{member['incarnation']}"
@@ -466,11 +581,15 @@ async def test_a_node_s_ports_want_a_certificate_of_a_process_of_this_cluster(se
         with pytest.raises((ConnectionError, TimeoutError, ssl.SSLError)):
             await open_as(pair)
     client = secured.ca.sign("client-of-the-same-ca", "client.example")
-    with pytest.raises(StreamRefused, match=r"not one of this cluster's processes: client\.example"):
+    with pytest.raises(
+        StreamRefused, match=r"not one of this cluster's processes: client\.example"
+    ):
         await open_as(client)
 
     other_kinds = secured.ca.sign(
-        "other-kinds-of-names", "me.example", other=(x509.RFC822Name(NAME), x509.UniformResourceIdentifier(NAME))
+        "other-kinds-of-names",
+        "me.example",
+        other=(x509.RFC822Name(NAME), x509.UniformResourceIdentifier(NAME)),
     )
     for pair, code in (
         (process, None),
@@ -481,7 +600,9 @@ async def test_a_node_s_ports_want_a_certificate_of_a_process_of_this_cluster(se
         (strangers["expired"], grpc.StatusCode.UNAVAILABLE),
     ):
         credentials = holdfast.TLS(secured.ca.file, *(pair or (None, None))).credentials()
-        channel = open_channel(member["address"], [("grpc.ssl_target_name_override", NAME)], credentials)
+        channel = open_channel(
+            member["address"], [("grpc.ssl_target_name_override", NAME)], credentials
+        )
         for method in peer_pb2.DESCRIPTOR.services_by_name["Peer"].methods:
             make = channel.stream_unary if method.client_streaming else channel.unary_unary
             sent = [b""] if method.client_streaming else b""
@@ -497,11 +618,15 @@ async def test_a_node_s_ports_want_a_certificate_of_a_process_of_this_cluster(se
 
 async def test_a_client_does_not_trust_a_gateway_of_another_ca(secured: Secured) -> None:
     other = Authority(secured.folder / "other", "other")
-    async with holdfast.connect(secured.gateway, timeout=2, tls=holdfast.TLS(other.file), token=TOKENS["ops"]) as client:
+    async with holdfast.connect(
+        secured.gateway, timeout=2, tls=holdfast.TLS(other.file), token=TOKENS["ops"]
+    ) as client:
         with pytest.raises(holdfast.Unavailable):
             await client.get("Shop", "a").sold()
     named = holdfast.TLS(secured.ca.file, server_name="elsewhere.example")
-    async with holdfast.connect(secured.gateway, timeout=2, tls=named, token=TOKENS["ops"]) as client:
+    async with holdfast.connect(
+        secured.gateway, timeout=2, tls=named, token=TOKENS["ops"]
+    ) as client:
         with pytest.raises(holdfast.Unavailable):
             await client.get("Shop", "a").sold()
 
@@ -509,17 +634,25 @@ async def test_a_client_does_not_trust_a_gateway_of_another_ca(secured: Secured)
 async def test_what_strangers_do_leaves_lines_of_json_only(secured: Secured) -> None:
     for address in (secured.gateway, secured.member()["address"], streams_of(secured, "n1")):
         host, _, port = address.rpartition(":")
-        for garbage in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(200), b"\x16\x03\x01\x02\x00\x01" + os.urandom(100)):
+        for garbage in (
+            b"GET / HTTP/1.1\r\n\r\n",
+            os.urandom(200),
+            b"\x16\x03\x01\x02\x00\x01" + os.urandom(100),
+        ):
             _, writer = await asyncio.open_connection(host, int(port))
             writer.write(garbage)
             await asyncio.sleep(0.05)
             writer.close()
         with pytest.raises(ssl.SSLError):
-            await asyncio.open_connection(host, int(port), ssl=ssl.create_default_context(), server_hostname="x")
+            await asyncio.open_connection(
+                host, int(port), ssl=ssl.create_default_context(), server_hostname="x"
+            )
     channel = open_channel(secured.gateway, credentials=holdfast.TLS(secured.ca.file).credentials())
     call = channel.unary_unary("/holdfast.v1.Objects/Call")
     for wait in range(1, 40):  # some of these go away at the very moment in which they are refused
-        await asyncio.gather(*(call(b"", timeout=wait / 10_000) for _ in range(50)), return_exceptions=True)
+        await asyncio.gather(
+            *(call(b"", timeout=wait / 10_000) for _ in range(50)), return_exceptions=True
+        )
     await channel.close()
     await asyncio.sleep(0.5)
     assert "ExecuteBatchError" not in secured.said("gateway")
@@ -530,7 +663,10 @@ async def test_what_strangers_do_leaves_lines_of_json_only(secured: Secured) -> 
 
 async def test_certificates_are_taken_over_without_a_restart(secured: Secured) -> None:
     member = secured.member()
-    before = await fingerprint(secured, secured.gateway), await fingerprint(secured, member["address"])
+    before = (
+        await fingerprint(secured, secured.gateway),
+        await fingerprint(secured, member["address"]),
+    )
     async with secured.shown() as client:
         secured.ca.sign("process", NAME, "localhost")  # the same files
         async with asyncio.timeout(20):
@@ -539,7 +675,8 @@ async def test_certificates_are_taken_over_without_a_restart(secured: Secured) -
                     assert await client.get("Shop", "a").sold() is not None
                     await asyncio.sleep(0.3)
         assert await client.get("Shop", "a").sold() is not None
-    # New connections between processes are made with the new ones: a node that comes back is reached, and copies.
+    # New connections between processes are made with the new ones: a node that comes back is
+    # reached, and copies.
     secured.kill("n1")
     secured.node("n1", "--members-min", "3", "--log-format", "json", *secured.tls(), app=APP)
     async with asyncio.timeout(40):
@@ -569,7 +706,9 @@ async def test_many_handshakes_at_once_harm_nobody(secured: Secured) -> None:
 
     async def shake(address: str) -> None:
         host, _, port = address.rpartition(":")
-        _, writer = await asyncio.open_connection(host, int(port), ssl=context, server_hostname=NAME)
+        _, writer = await asyncio.open_connection(
+            host, int(port), ssl=context, server_hostname=NAME
+        )
         writer.close()
 
     for address in (secured.gateway, secured.member()["address"]):
@@ -581,23 +720,38 @@ async def test_many_handshakes_at_once_harm_nobody(secured: Secured) -> None:
 async def test_clients_may_have_to_show_certificates(secured: Secured) -> None:
     port = free_port()
     secured.start_gateway(
-        "mutual", port, *secured.tls(), "--access", str(secured.access),
-        "--client-ca", str(secured.clients_ca.file), "--health-port", "0",
-    )  # fmt: skip
+        "mutual",
+        port,
+        *secured.tls(),
+        "--access",
+        str(secured.access),
+        "--client-ca",
+        str(secured.clients_ca.file),
+        "--health-port",
+        "0",
+    )
     try:
         shop = secured.clients_ca.sign("shop-client", common_name="cert-shop")
-        async with holdfast.connect(f"127.0.0.1:{port}", timeout=20, tls=holdfast.TLS(secured.ca.file, *shop)) as client:
+        async with holdfast.connect(
+            f"127.0.0.1:{port}", timeout=20, tls=holdfast.TLS(secured.ca.file, *shop)
+        ) as client:
             assert await client.get("Shop", "c").who() == "cert-shop"
             with pytest.raises(holdfast.PermissionDenied, match="cert-shop may not call"):
                 await client.get("Ledger", "c").total()
-        expired = secured.clients_ca.sign("renewed", common_name="cert-shop", lasts=-datetime.timedelta(hours=1))
-        with holdfast.connect_blocking(f"127.0.0.1:{port}", tls=holdfast.TLS(secured.ca.file, *expired), timeout=2) as blocking:
+        expired = secured.clients_ca.sign(
+            "renewed", common_name="cert-shop", lasts=-datetime.timedelta(hours=1)
+        )
+        with holdfast.connect_blocking(
+            f"127.0.0.1:{port}", tls=holdfast.TLS(secured.ca.file, *expired), timeout=2
+        ) as blocking:
             with pytest.raises(holdfast.Unavailable):
                 blocking.get("Shop", "c").who()
             secured.clients_ca.sign("renewed", common_name="cert-shop")  # the same files
             assert blocking.get("Shop", "c", timeout=20).who() == "cert-shop"
         for pair in ((), secured.ca.sign("not-a-client", common_name="cert-shop")):
-            async with holdfast.connect(f"127.0.0.1:{port}", timeout=2, tls=holdfast.TLS(secured.ca.file, *pair)) as client:
+            async with holdfast.connect(
+                f"127.0.0.1:{port}", timeout=2, tls=holdfast.TLS(secured.ca.file, *pair)
+            ) as client:
                 with pytest.raises(holdfast.Unavailable):
                     await client.get("Shop", "c").who()
     finally:
@@ -610,11 +764,27 @@ async def test_clients_may_have_to_show_certificates(secured: Secured) -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (("--listen", "0.0.0.0:0"), "0.0.0.0:0 can be reached from other machines, and nothing would be encrypted"),
+        (
+            ("--listen", "0.0.0.0:0"),
+            "0.0.0.0:0 can be reached from other machines, and nothing would be encrypted",
+        ),
         (("--listen", "shop.example:0"), "shop.example:0 can be reached from other machines"),
         (("--tls-cert", "process.pem"), "TLS needs all of --tls-cert, --tls-key and --tls-ca"),
-        (("--tls-cert", "process.pem", "--tls-key", "other-key.pem", "--tls-ca", "cluster.pem"), "process.pem"),
-        (("--tls-cert", "cluster.pem", "--tls-key", "process-key.pem", "--tls-ca", "process-key.pem"), "process-key.pem"),
+        (
+            ("--tls-cert", "process.pem", "--tls-key", "other-key.pem", "--tls-ca", "cluster.pem"),
+            "process.pem",
+        ),
+        (
+            (
+                "--tls-cert",
+                "cluster.pem",
+                "--tls-key",
+                "process-key.pem",
+                "--tls-ca",
+                "process-key.pem",
+            ),
+            "process-key.pem",
+        ),
         (
             ("--tls-cert", "named.pem", "--tls-key", "named-key.pem", "--tls-ca", "cluster.pem"),
             "named.pem is made out to other.holdfast; the cluster's TLS name is default.holdfast",
@@ -623,10 +793,14 @@ async def test_clients_may_have_to_show_certificates(secured: Secured) -> None:
     ],
 )
 @pytest.mark.parametrize("what", ["node", "gateway"])
-def test_what_is_not_safe_does_not_start(secured: Secured, tmp_path: Path, what: str, options: tuple[str, ...], why: str) -> None:
+def test_what_is_not_safe_does_not_start(
+    secured: Secured, tmp_path: Path, what: str, options: tuple[str, ...], why: str
+) -> None:
     secured.ca.sign("other")
     secured.ca.sign("named", "other.holdfast")
-    given = [str(secured.files / option) if option.endswith(".pem") else option for option in options]
+    given = [
+        str(secured.files / option) if option.endswith(".pem") else option for option in options
+    ]
     command = ("node", APP, "--data", str(tmp_path)) if what == "node" else ("gateway",)
     refused = run(*command, *given, timeout=30)
     assert refused.returncode == 1
@@ -637,7 +811,9 @@ def test_what_is_not_safe_does_not_start(secured: Secured, tmp_path: Path, what:
     ("text", "why"),
     [("[[allow]]", "missing required field"), ("nonsense = 1", "unknown field `nonsense`")],
 )
-def test_a_gateway_with_a_wrong_access_file_does_not_start(tmp_path: Path, text: str, why: str) -> None:
+def test_a_gateway_with_a_wrong_access_file_does_not_start(
+    tmp_path: Path, text: str, why: str
+) -> None:
     file = tmp_path / "access.toml"
     file.write_text(text)
     refused = run("gateway", "--listen", "127.0.0.1:0", "--access", str(file), timeout=30)
@@ -651,11 +827,19 @@ def test_a_gateway_with_a_wrong_access_file_does_not_start(tmp_path: Path, text:
     [
         (("--listen", "0.0.0.0:0"), "say by --advertise where they do"),
         (("--listen", "[::]:0"), "say by --advertise where they do"),
-        (("--listen", "127.0.0.1:0", "--advertise", "0.0.0.0:1"), "say by --advertise where they do"),
-        (("--listen", "127.0.0.1:0", "--stream-advertise", "0.0.0.0:1"), "say by --stream-advertise where they do"),
+        (
+            ("--listen", "127.0.0.1:0", "--advertise", "0.0.0.0:1"),
+            "say by --advertise where they do",
+        ),
+        (
+            ("--listen", "127.0.0.1:0", "--stream-advertise", "0.0.0.0:1"),
+            "say by --stream-advertise where they do",
+        ),
     ],
 )
-def test_a_node_says_where_others_reach_it(tmp_path: Path, options: tuple[str, ...], why: str) -> None:
+def test_a_node_says_where_others_reach_it(
+    tmp_path: Path, options: tuple[str, ...], why: str
+) -> None:
     refused = run("node", APP, "--data", str(tmp_path), "--insecure", *options, timeout=30)
     assert refused.returncode == 1
     assert why in refused.stderr
@@ -686,11 +870,16 @@ async def test_the_health_port_says_how_it_is_and_nothing_else(processes: Any) -
                 request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
                 response_deserializer=health_pb2.HealthCheckResponse.FromString,
             )
-            return int((await check(health_pb2.HealthCheckRequest(service=service), timeout=5)).status)
+            return int(
+                (await check(health_pb2.HealthCheckRequest(service=service), timeout=5)).status
+            )
         finally:
             await channel.close()
 
-    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    serving, not_serving = (
+        health_pb2.HealthCheckResponse.SERVING,
+        health_pb2.HealthCheckResponse.NOT_SERVING,
+    )
     for at in (port, front):
         async with asyncio.timeout(5):
             while await health(at, "") != serving:
@@ -704,7 +893,8 @@ async def test_the_health_port_says_how_it_is_and_nothing_else(processes: Any) -
         await channel.close()
     processes.kill("etcd", signal.SIGKILL)
     await asyncio.sleep(5)
-    assert await health(port, "live") == await health(front, "live") == serving  # liveness does not depend on etcd
+    # liveness does not depend on etcd
+    assert await health(port, "live") == await health(front, "live") == serving
     assert await health(front, "") == serving  # nor do calls
     assert await health(port, "") in (serving, not_serving)
 
@@ -713,27 +903,43 @@ def test_a_token_is_made_for_a_subject() -> None:
     made = run("token", 'team "a"')
     token = made.stdout.strip()
     assert len(token) > 40
-    assert made.stderr == f'[tokens]\n"team \\"a\\"" = ["{hashlib.sha256(token.encode()).hexdigest()}"]\n'
+    assert (
+        made.stderr
+        == f'[tokens]\n"team \\"a\\"" = ["{hashlib.sha256(token.encode()).hexdigest()}"]\n'
+    )
 
 
 async def test_an_operator_of_any_name_may_change_what_its_rights_allow(secured: Secured) -> None:
     """gRPC's metadata, which tells nodes who asks, takes printable ASCII alone."""
     async with secured.shown() as client:
         await client.get("Shop", "evicted").sell(1)  # type: ignore[attr-defined]
-    done = await asyncio.to_thread(secured.command, "jürgen 中", "objects", "evict", "Shop", "evicted")
+    done = await asyncio.to_thread(
+        secured.command, "jürgen 中", "objects", "evict", "Shop", "evicted"
+    )
     assert (done.returncode, done.stdout.strip()) == (0, "it has left memory"), done.stderr
     logged = "".join(secured.said(node) for node in ("n1", "n2", "n3"))
-    assert any("asked for by jürgen 中 at" in json.loads(line)["message"] for line in logged.splitlines())
+    assert any(
+        "asked for by jürgen 中 at" in json.loads(line)["message"] for line in logged.splitlines()
+    )
 
 
 async def test_a_token_that_is_shown_twice_is_refused(secured: Secured) -> None:
-    """The last one would win: a proxy that adds one of its own and a caller that brings another do not mean the same."""
+    """The last one would win: a proxy that adds one of its own and a caller that brings another do
+    not mean the same."""
     tls = holdfast.TLS(secured.ca.file)
-    async with grpc.aio.secure_channel(secured.gateway, tls.credentials(), options=tls.options()) as channel:
-        call = channel.unary_unary("/holdfast.v1.Objects/Call", request_serializer=pb.CallRequest.SerializeToString)
+    async with grpc.aio.secure_channel(
+        secured.gateway, tls.credentials(), options=tls.options()
+    ) as channel:
+        call = channel.unary_unary(
+            "/holdfast.v1.Objects/Call", request_serializer=pb.CallRequest.SerializeToString
+        )
         shown = [("authorization", f"Bearer {TOKENS[subject]}") for subject in ("shop", "ops")]
-        with pytest.raises(grpc.aio.AioRpcError, match="authorization was given more than once") as refused:
-            await call(pb.CallRequest(kind="Shop", key="a", method="sold"), metadata=shown, timeout=10)
+        with pytest.raises(
+            grpc.aio.AioRpcError, match="authorization was given more than once"
+        ) as refused:
+            await call(
+                pb.CallRequest(kind="Shop", key="a", method="sold"), metadata=shown, timeout=10
+            )
         assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 

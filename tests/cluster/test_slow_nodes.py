@@ -51,7 +51,9 @@ def start(processes: Processes, folder: Path) -> Any:
     processes.start_etcd()
     for name in NAMES:
         processes.environment[name] = {inside.FOLDER: str(folder / name)}
-        processes.node(name, "--members-min", "3", "--repair-after", "60", "--shards", "24", app=APP)
+        processes.node(
+            name, "--members-min", "3", "--repair-after", "60", "--shards", "24", app=APP
+        )
     processes.front()
     processes.wait_ready(processes.gateway)
     return wait_until(processes, whole)
@@ -60,7 +62,11 @@ def start(processes: Processes, folder: Path) -> Any:
 def owned_by(status: Any, *names: str) -> list[str]:
     """Keys of which one of these nodes is the owner."""
     owners = {a["shard"]: a["owner"][:2] for a in status["assignments"]}
-    return [key for key in (f"w{i}" for i in range(30)) if owners[shard_of("Counter", key, len(owners))] in names]
+    return [
+        key
+        for key in (f"w{i}" for i in range(30))
+        if owners[shard_of("Counter", key, len(owners))] in names
+    ]
 
 
 def longest_call(processes: Processes, keys: list[str], seconds: float) -> float:
@@ -77,10 +83,14 @@ def longest_call(processes: Processes, keys: list[str], seconds: float) -> float
 
 
 def slow(status: Any, name: str) -> bool:
-    return any(p["what"].startswith(f"node {name}-") and "slow" in p["why"] for p in status["problems"])
+    return any(
+        p["what"].startswith(f"node {name}-") and "slow" in p["why"] for p in status["problems"]
+    )
 
 
-def test_callers_do_not_wait_for_a_replica_that_stutters(processes: Processes, tmp_path: Path) -> None:
+def test_callers_do_not_wait_for_a_replica_that_stutters(
+    processes: Processes, tmp_path: Path
+) -> None:
     keys = owned_by(start(processes, tmp_path / "faults"), "n1", "n2")
     with Load(processes.gateway, keys=30) as load:
         with Stutter(processes, "n3"):
@@ -88,28 +98,40 @@ def test_callers_do_not_wait_for_a_replica_that_stutters(processes: Processes, t
             assert longest_call(processes, keys, 6) < STOPPED_S / 2
             status = wait_until(processes, lambda status: slow(status, "n3"))
             others = {"n1", "n2"}
-            assert all({name[:2] for name in a["in_sync"]} >= others for a in status["assignments"] if a["owner"][:2] in others)
+            assert all(
+                {name[:2] for name in a["in_sync"]} >= others
+                for a in status["assignments"]
+                if a["owner"][:2] in others
+            )
             processes.kill("n2")  # the slow one is needed now
             longest_call(processes, keys, 8)
-        processes.node("n2", "--members-min", "3", "--repair-after", "60", "--shards", "24", app=APP)
+        processes.node(
+            "n2", "--members-min", "3", "--repair-after", "60", "--shards", "24", app=APP
+        )
         wait_until(processes, whole, 90)
     assert not load.errors, load.errors
     load.check(processes.gateway)
 
 
-def test_a_node_with_a_slow_disk_gives_its_shards_away_and_gets_them_back(processes: Processes, tmp_path: Path) -> None:
+def test_a_node_with_a_slow_disk_gives_its_shards_away_and_gets_them_back(
+    processes: Processes, tmp_path: Path
+) -> None:
     faults = tmp_path / "faults"
     before = start(processes, faults)
     assert node(before, "n2")["shards_owned"]
     with Load(processes.gateway, keys=30) as load:
         inside.set_fault(faults / "n2", inside.FSYNC_S, 0.6)
         wait_until(processes, lambda status: not node(status, "n2")["shards_owned"])
-        status = wait_until(processes, lambda status: node(status, "n2")["state"] == "slow" and slow(status, "n2"))
+        status = wait_until(
+            processes, lambda status: node(status, "n2")["state"] == "slow" and slow(status, "n2")
+        )
         assert not any(a["in_sync"] for a in status["assignments"] if a["owner"].startswith("n2-"))
         time.sleep(2)
         assert longest_call(processes, [f"w{i}" for i in range(30)], 4) < 0.6
         inside.set_fault(faults / "n2", inside.FSYNC_S, 0)
-        after = wait_until(processes, lambda status: whole(status) and node(status, "n2")["shards_owned"] > 0, 90)
+        after = wait_until(
+            processes, lambda status: whole(status) and node(status, "n2")["shards_owned"] > 0, 90
+        )
     assert node(after, "n2")["state"] == "active"
     assert not load.errors, load.errors
     load.check(processes.gateway)

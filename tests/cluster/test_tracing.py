@@ -34,10 +34,18 @@ class Collector:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                request = ExportTraceServiceRequest.FromString(self.rfile.read(int(self.headers["content-length"])))
+                request = ExportTraceServiceRequest.FromString(
+                    self.rfile.read(int(self.headers["content-length"]))
+                )
                 for resource in request.resource_spans:
-                    service = next(a.value.string_value for a in resource.resource.attributes if a.key == "service.name")
-                    collector.spans += [(service, span) for scope in resource.scope_spans for span in scope.spans]
+                    service = next(
+                        a.value.string_value
+                        for a in resource.resource.attributes
+                        if a.key == "service.name"
+                    )
+                    collector.spans += [
+                        (service, span) for scope in resource.scope_spans for span in scope.spans
+                    ]
                 self.send_response(200)
                 self.end_headers()
 
@@ -52,7 +60,11 @@ class Collector:
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def of(self, trace_id: int) -> list[tuple[str, Any]]:
-        return [(service, span) for service, span in self.spans if span.trace_id == trace_id.to_bytes(16, "big")]
+        return [
+            (service, span)
+            for service, span in self.spans
+            if span.trace_id == trace_id.to_bytes(16, "big")
+        ]
 
     async def named(self, trace_id: int, *names: str) -> dict[str, Any]:
         """The spans of a trace by name, once these are there."""
@@ -102,33 +114,58 @@ async def test_a_trace_goes_from_the_caller_through_gateway_turn_and_commit_to_t
     parent = PARENT.format(trace=1, flags=1)
     async with traced.connect() as client:
         await client.get("Shop", "a", metadata={"traceparent": parent}).sell(2)
-    spans = await collector.named(1, "gateway Shop.sell", "turn Shop.sell", "commit", "notification Ledger.booked")
-    gateway, turn, booked = spans["gateway Shop.sell"], spans["turn Shop.sell"], spans["notification Ledger.booked"]
+    spans = await collector.named(
+        1, "gateway Shop.sell", "turn Shop.sell", "commit", "notification Ledger.booked"
+    )
+    gateway, turn, booked = (
+        spans["gateway Shop.sell"],
+        spans["turn Shop.sell"],
+        spans["notification Ledger.booked"],
+    )
     assert gateway.parent_span_id.hex() == "00000000000000aa"
     assert turn.parent_span_id == gateway.span_id
     assert booked.parent_span_id == turn.span_id
     commits = [span for _, span in collector.of(1) if span.name == "commit"]
     assert {span.parent_span_id for span in commits} <= {turn.span_id, booked.span_id}
     assert turn.span_id in {span.parent_span_id for span in commits}
-    assert gateway.start_time_unix_nano - 50_000_000 <= turn.start_time_unix_nano <= turn.end_time_unix_nano
+    assert (
+        gateway.start_time_unix_nano - 50_000_000
+        <= turn.start_time_unix_nano
+        <= turn.end_time_unix_nano
+    )
     shown = attributes(turn)
-    assert (shown["rpc.service"], shown["rpc.method"], shown["holdfast.key"]) == ("Shop", "sell", "a")
+    assert (shown["rpc.service"], shown["rpc.method"], shown["holdfast.key"]) == (
+        "Shop",
+        "sell",
+        "a",
+    )
     assert shown["holdfast.epoch"] >= 1
     assert {service for service, _ in collector.of(1)} == {"holdfast-gateway", "holdfast-node"}
 
 
-async def test_calls_between_objects_are_children_of_the_turn_that_makes_them(traced: Processes, collector: Collector) -> None:
+async def test_calls_between_objects_are_children_of_the_turn_that_makes_them(
+    traced: Processes, collector: Collector
+) -> None:
     async with traced.connect() as client:
-        await client.get("Shop", "b", metadata={"traceparent": PARENT.format(trace=2, flags=1)}).audit()
+        await client.get(
+            "Shop", "b", metadata={"traceparent": PARENT.format(trace=2, flags=1)}
+        ).audit()
     spans = await collector.named(2, "turn Shop.audit", "turn Ledger.total")
     assert spans["turn Ledger.total"].parent_span_id == spans["turn Shop.audit"].span_id
 
 
-async def test_unary_calls_bring_their_context_in_grpc_metadata_and_failures_show(traced: Processes, collector: Collector) -> None:
+async def test_unary_calls_bring_their_context_in_grpc_metadata_and_failures_show(
+    traced: Processes, collector: Collector
+) -> None:
     channel = open_channel(traced.gateway)
-    call = channel.unary_unary("/holdfast.v1.Objects/Call", request_serializer=pb.CallRequest.SerializeToString)
+    call = channel.unary_unary(
+        "/holdfast.v1.Objects/Call", request_serializer=pb.CallRequest.SerializeToString
+    )
     with pytest.raises(grpc.aio.AioRpcError):
-        await call(pb.CallRequest(kind="Shop", key="c", method="fail"), metadata=(("traceparent", PARENT.format(trace=3, flags=1)),))
+        await call(
+            pb.CallRequest(kind="Shop", key="c", method="fail"),
+            metadata=(("traceparent", PARENT.format(trace=3, flags=1)),),
+        )
     await channel.close()
     spans = await collector.named(3, "gateway Shop.fail", "turn Shop.fail")
     for span in spans.values():
@@ -136,29 +173,41 @@ async def test_unary_calls_bring_their_context_in_grpc_metadata_and_failures_sho
         assert span.status.code == 2
 
 
-async def test_a_call_that_waits_for_its_turn_shows_it(traced: Processes, collector: Collector) -> None:
+async def test_a_call_that_waits_for_its_turn_shows_it(
+    traced: Processes, collector: Collector
+) -> None:
     async with traced.connect() as client:
         first = asyncio.ensure_future(client.get("Shop", "d").think(0.5))
         await asyncio.sleep(0.1)
-        await client.get("Shop", "d", metadata={"traceparent": PARENT.format(trace=4, flags=1)}).sold()
+        await client.get(
+            "Shop", "d", metadata={"traceparent": PARENT.format(trace=4, flags=1)}
+        ).sold()
         await first
     spans = await collector.named(4, "turn Shop.sold", "queue")
     assert spans["queue"].parent_span_id == spans["turn Shop.sold"].span_id
     assert spans["queue"].end_time_unix_nano - spans["queue"].start_time_unix_nano > 200_000_000
 
 
-async def test_what_is_not_sampled_makes_no_spans_anywhere(traced: Processes, collector: Collector) -> None:
+async def test_what_is_not_sampled_makes_no_spans_anywhere(
+    traced: Processes, collector: Collector
+) -> None:
     async with traced.connect() as client:
-        await client.get("Shop", "e", metadata={"traceparent": PARENT.format(trace=5, flags=0)}).sell(1)
+        await client.get(
+            "Shop", "e", metadata={"traceparent": PARENT.format(trace=5, flags=0)}
+        ).sell(1)
         for _ in range(20):
             await client.get("Shop", "e").sell(1)  # one in a million of these begins a trace
         await client.get("Shop", "e", metadata={"traceparent": "nonsense"}).sell(1)
         await asyncio.sleep(1.0)
     assert collector.of(5) == []
-    assert [span.name for _, span in collector.spans if attributes(span).get("holdfast.key") == "e"] == []
+    assert [
+        span.name for _, span in collector.spans if attributes(span).get("holdfast.key") == "e"
+    ] == []
 
 
-async def test_a_client_s_spans_are_the_application_s_own(traced: Processes, collector: Collector) -> None:
+async def test_a_client_s_spans_are_the_application_s_own(
+    traced: Processes, collector: Collector
+) -> None:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))

@@ -18,7 +18,11 @@ import pytest
         ("raise after waiting", holdfast.ApplicationError, "half-way"),
         ("reject", holdfast.Rejected, "no"),
         ("cancel", holdfast.InternalError, "cancelled"),
-        ("write a huge value", holdfast.TooLarge, "value of 'huge': 3145733 bytes, at most 2097152"),
+        (
+            "write a huge value",
+            holdfast.TooLarge,
+            "value of 'huge': 3145733 bytes, at most 2097152",
+        ),
         ("return what cannot be sent", holdfast.ApplicationError, "object"),
         ("return a huge result", holdfast.TooLarge, "a result of"),
         ("raise what cannot be told", holdfast.InternalError, "Untellable, which cannot be told"),
@@ -40,18 +44,26 @@ async def test_a_turn_that_fails_in_any_way_is_rolled_back_and_the_next_one_is_f
         await counter.increment_then(what)
     assert failed.value.request_id
     # Not definite: a call had left the turn, or perhaps had; or nobody can tell.
-    assert failed.value.definite == (what not in ("call itself", "raise WrongOwner", "raise what cannot be told"))
+    assert failed.value.definite == (
+        what not in ("call itself", "raise WrongOwner", "raise what cannot be told")
+    )
     assert await counter.value() == 3
     assert await counter.increment() == 4
 
 
-async def test_a_turn_that_fails_logs_once_with_its_request_id_and_traceback_and_is_counted(client: Any, shared: Any) -> None:
+async def test_a_turn_that_fails_logs_once_with_its_request_id_and_traceback_and_is_counted(
+    client: Any, shared: Any
+) -> None:
     before = sum(int(shared.stats(node)["turns_failed"]) for node in ("n1", "n2", "n3"))
     with pytest.raises(holdfast.ApplicationError) as failed:
         await client.get("Counter", "log").increment_then("raise")
-    lines = [json.loads(line) for node in ("n1", "n2", "n3") for line in shared.said(node).splitlines()]
+    lines = [
+        json.loads(line) for node in ("n1", "n2", "n3") for line in shared.said(node).splitlines()
+    ]
     mine = [line for line in lines if line.get("request_id") == failed.value.request_id.hex()]
-    assert [(line["kind"], line["key"], line["method"]) for line in mine] == [("Counter", "log", "increment_then")]
+    assert [(line["kind"], line["key"], line["method"]) for line in mine] == [
+        ("Counter", "log", "increment_then")
+    ]
     assert "RuntimeError: half-way" in mine[0]["traceback"]
     assert sum(int(shared.stats(node)["turns_failed"]) for node in ("n1", "n2", "n3")) == before + 1
 
@@ -59,9 +71,18 @@ async def test_a_turn_that_fails_logs_once_with_its_request_id_and_traceback_and
 async def test_an_objects_log_carries_who_it_is_and_which_request(client: Any, shared: Any) -> None:
     request_id = holdfast.new_request_id()
     await client.get("Counter", "talks", request_id=request_id).say("hello there")
-    lines = [json.loads(line) for node in ("n1", "n2", "n3") for line in shared.said(node).splitlines() if "hello there" in line]
+    lines = [
+        json.loads(line)
+        for node in ("n1", "n2", "n3")
+        for line in shared.said(node).splitlines()
+        if "hello there" in line
+    ]
     assert len(lines) == 1
-    assert (lines[0]["kind"], lines[0]["key"], lines[0]["request_id"]) == ("Counter", "talks", request_id.hex())
+    assert (lines[0]["kind"], lines[0]["key"], lines[0]["request_id"]) == (
+        "Counter",
+        "talks",
+        request_id.hex(),
+    )
     assert lines[0]["epoch"] == 1
 
 
@@ -73,7 +94,9 @@ async def test_a_turn_past_its_deadline_is_cancelled_and_rolled_back(client: Any
     assert await counter.value() == 0
 
 
-async def test_a_turn_is_cancelled_after_the_nodes_own_limit_whatever_the_caller_allows(client: Any) -> None:
+async def test_a_turn_is_cancelled_after_the_nodes_own_limit_whatever_the_caller_allows(
+    client: Any,
+) -> None:
     began = time.monotonic()
     with pytest.raises(holdfast.DeadlineExceeded):
         await client.get("Counter", "too long").increment_then("wait for ever")
@@ -141,7 +164,9 @@ async def test_a_plain_function_is_a_handler_too(client: Any) -> None:
     assert await client.get("Counter", "plain").value() == 4
 
 
-async def test_a_handler_that_blocks_the_loop_is_reported_by_kind_and_method(client: Any, shared: Any) -> None:
+async def test_a_handler_that_blocks_the_loop_is_reported_by_kind_and_method(
+    client: Any, shared: Any
+) -> None:
     await client.get("Counter", "blocks").block(2.0)
     said = shared.said("n1") + shared.said("n2") + shared.said("n3")
     assert "Counter/blocks.block blocks the event loop for more than 1.0 s" in said
@@ -159,8 +184,13 @@ async def test_an_idle_object_is_evicted_and_loses_nothing(processes: Any) -> No
     assert int(processes.stats()["evictions"]) >= 1
 
 
-async def test_a_handler_that_swallows_its_cancellation_is_abandoned_and_the_object_goes_on(client: Any) -> None:
-    counter, hurried = client.get("Counter", "stubborn"), client.get("Counter", "stubborn", timeout=0.3)
+async def test_a_handler_that_swallows_its_cancellation_is_abandoned_and_the_object_goes_on(
+    client: Any,
+) -> None:
+    counter, hurried = (
+        client.get("Counter", "stubborn"),
+        client.get("Counter", "stubborn", timeout=0.3),
+    )
     assert await counter.increment() == 1
     stubborn = asyncio.create_task(hurried.will_not_end())
     await asyncio.sleep(0.1)
@@ -171,7 +201,9 @@ async def test_a_handler_that_swallows_its_cancellation_is_abandoned_and_the_obj
     assert await counter.value() == 2
 
 
-async def test_eviction_takes_the_idle_ones_only_and_on_evict_may_call_and_may_not_hang(processes: Any) -> None:
+async def test_eviction_takes_the_idle_ones_only_and_on_evict_may_call_and_may_not_hang(
+    processes: Any,
+) -> None:
     processes.start_all("--idle", "3", "--turn-timeout", "2")
     async with processes.connect() as client:
         await asyncio.gather(client.get("Tidy", "old").touch(), client.get("Tidy", "stuck").touch())
@@ -190,4 +222,7 @@ async def test_activations_are_bounded_by_evicting_the_least_recently_used(proce
         for i in range(300):
             await client.get("Counter", f"c{i}").increment()
         assert int(processes.stats()["activations"]) <= 100
-        assert await asyncio.gather(*(client.get("Counter", f"c{i}").value() for i in range(300))) == [1] * 300
+        assert (
+            await asyncio.gather(*(client.get("Counter", f"c{i}").value() for i in range(300)))
+            == [1] * 300
+        )

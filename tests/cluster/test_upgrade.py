@@ -1,7 +1,7 @@
 """Version N and the next one together: a rolling upgrade under load, and back.
 
-The next version is this one, with a field more in every message, in every record and in etcd: what docs/operating.md says that a
-version may add.
+The next version is this one, with a field more in every message, in every record and in etcd: what
+docs/operating.md says that a version may add.
 """
 
 from __future__ import annotations
@@ -35,20 +35,32 @@ STRUCTS = (
     "node/holdfast_node/replication/core/events.py",
 )
 SAID = {  # where a message gets the new field
-    "cluster/holdfast_cluster/routing/dispatch.py": ("call.id = number", "call.id = number; call.later = 'new'"),
-    "node/holdfast_node/process/peer.py": ("peer_pb2.PipeResponse(", "peer_pb2.PipeResponse(later='new', "),
+    "cluster/holdfast_cluster/routing/dispatch.py": (
+        "call.id = number",
+        "call.id = number; call.later = 'new'",
+    ),
+    "node/holdfast_node/process/peer.py": (
+        "peer_pb2.PipeResponse(",
+        "peer_pb2.PipeResponse(later='new', ",
+    ),
 }
 
 
 def make_next_version(folder: Path) -> str:
     """Copy the packages below a folder and add the fields; the PYTHONPATH to run it with."""
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for name in STRUCTS:
         file = folder / name
         lines = file.read_text().splitlines()
-        classes = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)]
-        structs = [node for node in classes if any("Struct" in ast.unparse(base) for base in node.bases)]
+        classes = [
+            node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)
+        ]
+        structs = [
+            node for node in classes if any("Struct" in ast.unparse(base) for base in node.bases)
+        ]
         assert structs, name
         for node in sorted(structs, key=lambda node: -node.lineno):
             assert node.end_lineno is not None
@@ -62,12 +74,26 @@ def make_next_version(folder: Path) -> str:
         shutil.copytree(ROOT / "proto" / proto, folder / "proto" / proto)
         files = list((folder / "proto" / proto).glob("*.proto"))
         for file in files:
-            file.write_text(re.sub(r"^(\s*message \w+ \{)", r"\1 string later = 99;", file.read_text(), flags=re.MULTILINE))
+            file.write_text(
+                re.sub(
+                    r"^(\s*message \w+ \{)",
+                    r"\1 string later = 99;",
+                    file.read_text(),
+                    flags=re.MULTILINE,
+                )
+            )
         subprocess.run(
-            [sys.executable, "-m", "grpc_tools.protoc", f"-I{folder / 'proto'}", f"--python_out={folder / package}",
-             f"--pyi_out={folder / package}", *map(str, files)],
+            [
+                sys.executable,
+                "-m",
+                "grpc_tools.protoc",
+                f"-I{folder / 'proto'}",
+                f"--python_out={folder / package}",
+                f"--pyi_out={folder / package}",
+                *map(str, files),
+            ],
             check=True,
-        )  # fmt: skip
+        )
     return os.pathsep.join(str(folder / package) for package in PACKAGES)
 
 
@@ -93,10 +119,24 @@ class Mixed(Processes):
 
     def in_etcd(self, node: str) -> str:
         found = subprocess.run(
-            ["etcdctl", "--endpoints", self.etcd, "get", "--prefix", "--print-value-only", f"/holdfast/default/members/{node}-"],
-            capture_output=True, text=True, check=True,
-            env={**os.environ, "ETCDCTL_API": "3", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-        )  # fmt: skip
+            [
+                "etcdctl",
+                "--endpoints",
+                self.etcd,
+                "get",
+                "--prefix",
+                "--print-value-only",
+                f"/holdfast/default/members/{node}-",
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={
+                **os.environ,
+                "ETCDCTL_API": "3",
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            },
+        )
         return found.stdout
 
 
@@ -111,11 +151,14 @@ def mixed(tmp_path: Path) -> Iterator[Mixed]:
         cluster.stop()
 
 
-async def test_a_rolling_upgrade_and_its_way_back_cost_no_call_and_lose_nothing(mixed: Mixed) -> None:
+async def test_a_rolling_upgrade_and_its_way_back_cost_no_call_and_lose_nothing(
+    mixed: Mixed,
+) -> None:
     sent = 0
 
     async def effects(client: Any) -> None:
-        """Leave notifications and an alarm behind that the next version delivers, or the one before."""
+        """Leave notifications and an alarm behind that the next version delivers, or the one
+        before."""
         nonlocal sent
         await client.get("Sender", "s").send("r", 5, delay_ms=1500)
         await client.get("Receiver", f"alarm{sent}").alarm(1500)
@@ -132,7 +175,10 @@ async def test_a_rolling_upgrade_and_its_way_back_cost_no_call_and_lose_nothing(
 
     async with mixed.connect(timeout=60) as client:
         async with Load(client) as load:
-            for upgraded, names in ((True, ("gateway", "n1", "n2", "n3")), (False, ("n2", "gateway"))):
+            for upgraded, names in (
+                (True, ("gateway", "n1", "n2", "n3")),
+                (False, ("n2", "gateway")),
+            ):
                 for name in names:
                     await effects(client)
                     (mixed.upgraded.add if upgraded else mixed.upgraded.discard)(name)

@@ -43,7 +43,17 @@ def packages() -> Path:
     stamp = folder / "made-for"
     needs = hashlib.sha256(REQUIREMENTS.read_bytes() + sys.version.encode()).hexdigest()
     if not stamp.exists() or stamp.read_text() != needs:
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade", "--target", str(folder)]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--upgrade",
+            "--target",
+            str(folder),
+        ]
         done = subprocess.run([*pip, "-r", str(REQUIREMENTS)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         stamp.write_text(needs)
@@ -52,12 +62,22 @@ def packages() -> Path:
 
 @pytest.fixture
 def environment(gateway: str, packages: Path) -> dict[str, str]:
-    return {**os.environ, "HOLDFAST_GATEWAY": gateway, "PYTHONPATH": os.pathsep.join((str(ROOT), str(packages)))}
+    return {
+        **os.environ,
+        "HOLDFAST_GATEWAY": gateway,
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(packages))),
+    }
 
 
 @contextmanager
 def serving(environment: dict[str, str], port: int, *command: str) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, "-m", *command], env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command],
+        env=environment,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         deadline = time.monotonic() + 30
         while True:
@@ -76,7 +96,11 @@ def serving(environment: dict[str, str], port: int, *command: str) -> Iterator[N
 
 
 def ask(url: str, method: str = "GET", **headers: str) -> Any:
-    request = urllib.request.Request(url, method=method, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    request = urllib.request.Request(
+        url,
+        method=method,
+        headers={name.replace("_", "-"): value for name, value in headers.items()},
+    )
     with urllib.request.urlopen(request, timeout=20) as answer:
         return answer.status, json.loads(answer.read() or b"null")
 
@@ -88,7 +112,15 @@ def value(gateway: str, key: str) -> int:
 
 def test_fastapi_on_uvicorn_with_two_workers(gateway: str, environment: dict[str, str]) -> None:
     port = free_port()
-    command = ("uvicorn", "--factory", "examples.web.fastapi_app:make_app", "--workers", "2", "--port", str(port))
+    command = (
+        "uvicorn",
+        "--factory",
+        "examples.web.fastapi_app:make_app",
+        "--workers",
+        "2",
+        "--port",
+        str(port),
+    )
     with serving(environment, port, *command):
         url = f"http://127.0.0.1:{port}/counters/fastapi"
         answers = [ask(url, "POST")[1] for _ in range(20)]
@@ -104,21 +136,46 @@ def test_fastapi_on_uvicorn_with_two_workers(gateway: str, environment: dict[str
 def test_django_on_gunicorn_with_threads_and_preload(environment: dict[str, str]) -> None:
     port = free_port()
     options = ("--workers", "2", "--threads", "4", "--preload", "--bind", f"127.0.0.1:{port}")
-    with serving(environment, port, "gunicorn", *options, "examples.web.django_app:application"), ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: ask(f"http://127.0.0.1:{port}/counters/django")[1], range(40)))
+    with (
+        serving(environment, port, "gunicorn", *options, "examples.web.django_app:application"),
+        ThreadPoolExecutor(8) as pool,
+    ):
+        answers = list(
+            pool.map(lambda _: ask(f"http://127.0.0.1:{port}/counters/django")[1], range(40))
+        )
     assert sorted(answer["n"] for answer in answers) == list(range(1, 41))
 
 
 def test_celery_with_prefork_workers(environment: dict[str, str], tmp_path: Path) -> None:
     environment = {**environment, "CELERY_FOLDER": str(tmp_path)}
-    options = ("--app", "examples.web.celery_app", "worker", "--pool", "prefork", "--concurrency", "2")
-    worker = subprocess.Popen([sys.executable, "-m", "celery", *options], env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
+    options = (
+        "--app",
+        "examples.web.celery_app",
+        "worker",
+        "--pool",
+        "prefork",
+        "--concurrency",
+        "2",
+    )
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "celery", *options],
+        env=environment,
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         code = (
-            "from examples.web.celery_app import increment\n"
-            "print(sorted(result.get(timeout=60) for result in [increment.delay('celery') for _ in range(6)]))"
+            "from examples.web.celery_app import increment\nprint(sorted(result.get(timeout=60) for"
+            " result in [increment.delay('celery') for _ in range(6)]))"
         )
-        done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert done.stdout == "[1, 2, 3, 4, 5, 6]\n", done.stderr
     finally:
         worker.terminate()
@@ -127,14 +184,18 @@ def test_celery_with_prefork_workers(environment: dict[str, str], tmp_path: Path
 
 def test_gevent_waits_for_many_calls_at_once(environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "examples.web.gevent_app"]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("20 calls of a second each in ")
     assert float(done.stdout.split(" in ")[1].split()[0]) < 10
     assert done.stdout.rstrip().endswith(": 20")
 
 
-def test_a_notebook_keeps_an_open_client_from_cell_to_cell(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_notebook_keeps_an_open_client_from_cell_to_cell(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
     command = [sys.executable, "-m", "examples.web.notebook"]
     told = {**environment, "IPYTHONDIR": str(tmp_path)}
     done = subprocess.run(command, env=told, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -157,7 +218,9 @@ async def test_event_loops_threads_and_cancellation(gateway: str) -> None:
     loop = asyncio.get_running_loop()
 
     def from_a_thread() -> int:
-        return asyncio.run_coroutine_threadsafe(client.get(Counter, "loops").increment(), loop).result(10)
+        return asyncio.run_coroutine_threadsafe(
+            client.get(Counter, "loops").increment(), loop
+        ).result(10)
 
     assert await asyncio.to_thread(from_a_thread) == 1
     with pytest.raises(TimeoutError):

@@ -2,7 +2,8 @@
 
     python -m tests.model [--worlds 1000000] [--start NAME] [--bug NAME] [--seed N]
 
-Without `--start` all starts share the worlds. It prints how far it came, and the events that led to what is broken.
+Without `--start` all starts share the worlds. It prints how far it came, and the events that led to
+what is broken.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def main() -> int:
     parser.add_argument("--worlds", type=int, default=1_000_000)
     parser.add_argument("--start", choices=STARTS)
     parser.add_argument("--bug", choices=BUGS)
-    parser.add_argument("--seed", type=int, help="depth first, in an order that is drawn; without it breadth first")
+    parser.add_argument(
+        "--seed", type=int, help="depth first, in an order that is drawn; without it breadth first"
+    )
     given = parser.parse_args()
     names = [given.start] if given.start else list(STARTS)
     jobs = [(name, given.worlds // len(names) + 1, given.bug, given.seed) for name in names]

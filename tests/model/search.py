@@ -1,4 +1,5 @@
-"""Searches all worlds that can follow a world, those first that are nearest, or in the order of chance."""
+"""Searches all worlds that can follow a world, those first that are nearest, or in the order of
+chance."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from .world import Broken, Event, World
 
 @dataclass
 class Found:
-    """How far a search came. `whole`: there is no world that it has not seen. `depth`: all worlds up to so many events were seen."""
+    """How far a search came. `whole`: there is no world that it has not seen. `depth`: all worlds
+    up to so many events were seen."""
 
     worlds: int = 0
     steps: int = 0
@@ -23,17 +25,31 @@ class Found:
 
 
 def settled(world: World, events: int = 200) -> World:
-    """The world after what has to happen has happened: views, swaps, messages, until nothing is under way."""
+    """The world after what has to happen has happened: views, swaps, messages, until nothing is
+    under way."""
     for _ in range(events):
-        due = next((event for event in world.events() if event[0] in ("view", "deliver") or event == ("etcd", 0, True, True)), None)
+        due = next(
+            (
+                event
+                for event in world.events()
+                if event[0] in ("view", "deliver") or event == ("etcd", 0, True, True)
+            ),
+            None,
+        )
         if due is None:
             break
         world = world.step(due)
     return world
 
 
-def search(start: World, worlds_max: int, seconds: float = float("inf"), chance: random.Random | None = None) -> Found:
-    """Try every order of events from `start` on, breadth first; with `chance`, depth first in its order."""
+def search(
+    start: World,
+    worlds_max: int,
+    seconds: float = float("inf"),
+    chance: random.Random | None = None,
+) -> Found:
+    """Try every order of events from `start` on, breadth first; with `chance`, depth first in its
+    order."""
     found = Found()
     seen = {start.key()}
     waiting: deque[tuple[World, int, tuple[Event, ...]]] = deque([(start, 0, ())])
@@ -49,7 +65,9 @@ def search(start: World, worlds_max: int, seconds: float = float("inf"), chance:
             try:
                 after = world.step(event)
             except (Broken, AssertionError) as broken:
-                found.broken = broken if isinstance(broken, Broken) else Broken(f"an assertion: {broken}")
+                found.broken = (
+                    broken if isinstance(broken, Broken) else Broken(f"an assertion: {broken}")
+                )
                 found.story = [*story, event]
                 found.worlds = len(seen)
                 return found

@@ -40,13 +40,20 @@ CAUGHT_BY: dict[str, tuple[str, int | None, int]] = {
 }
 """By rule broken on purpose: the start, the seed, and how many worlds that takes."""
 
-_DEEP = "not within 16,000 worlds of the start made for it: two nodes serve only after a dozen events and two steps of time"
+_DEEP = (
+    "not within 16,000 worlds of the start made for it: two nodes serve only after a dozen events"
+    " and two steps of time"
+)
 NOT_CAUGHT: dict[str, str] = {
     "promises forgotten in a restart": _DEEP,
     "released before it served": _DEEP,
     "served on while releasing": _DEEP,
-    "an unknown swap taken for a yes": "the copy goes on counting what it counted until its assignment changes once more",
-    "elected without a report": "not within 16,000 worlds: two owners, a disk put back and a write in one story",
+    "an unknown swap taken for a yes": (
+        "the copy goes on counting what it counted until its assignment changes once more"
+    ),
+    "elected without a report": (
+        "not within 16,000 worlds: two owners, a disk put back and a write in one story"
+    ),
     "high-water ignored": "the same",
 }
 """Why the others are not caught here. The first simulator catches each of them."""

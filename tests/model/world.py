@@ -1,12 +1,15 @@
 """A small world around the replicas of one shard, of which every order of events can be tried.
 
-It drives the very `Replica` that production runs; `step` gives the world that follows an event, and raises Broken when a promise is.
-What is small about it: a few writes, and of each fault as many as `Budget` says. Its reductions, none of which hides an order that
-matters to the core:
+It drives the very `Replica` that production runs; `step` gives the world that follows an event, and
+raises Broken when a promise is. What is small about it: a few writes, and of each fault as many as
+`Budget` says. Its reductions, none of which hides an order that matters to the core:
 
-- A link is a queue, as a TCP stream is; one message may be late (it is taken out, and comes at any time), and one link may break.
-- A disk writes at once, unless it is stalled: then it writes when it goes on, or loses what it has not written.
-- etcd takes a swap and answers in one step; the answer may be lost, with or without the swap. Views come later, node by node.
+- A link is a queue, as a TCP stream is; one message may be late (it is taken out, and comes at any
+  time), and one link may break.
+- A disk writes at once, unless it is stalled: then it writes when it goes on, or loses what it has
+  not written.
+- etcd takes a swap and answers in one step; the answer may be lost, with or without the swap. Views
+  come later, node by node.
 - All clocks are one. Time passes in steps that matter to the core, and every node ticks then.
 """
 
@@ -70,7 +73,17 @@ class Disk(NamedTuple):
 class Node:
     """One node: the core, its disk, and what the shell around it knows."""
 
-    __slots__ = ("disk", "history", "incarnation", "name", "replica", "seen", "staged", "stalled", "state")
+    __slots__ = (
+        "disk",
+        "history",
+        "incarnation",
+        "name",
+        "replica",
+        "seen",
+        "staged",
+        "stalled",
+        "state",
+    )
 
     def __init__(self, name: str, kind: type[r.Replica]) -> None:
         self.name = name
@@ -115,14 +128,17 @@ Event = tuple[Any, ...]
 
 
 class World:
-    """Everything there is. `links`: messages under way, by sender and receiver. `late`: the one that was taken out."""
+    """Everything there is. `links`: messages under way, by sender and receiver. `late`: the one
+    that was taken out."""
 
     __slots__ = (
         "acknowledged", "assignments", "budget", "committed", "contents", "kind", "late", "links", "nodes", "now", "requests",
         "rolled",
     )  # fmt: skip
 
-    def __init__(self, names: str = "abc", budget: Budget | None = None, kind: type[r.Replica] = r.Replica) -> None:
+    def __init__(
+        self, names: str = "abc", budget: Budget | None = None, kind: type[r.Replica] = r.Replica
+    ) -> None:
         self.kind = kind
         self.budget = budget or Budget()
         self.now = 0.0
@@ -156,7 +172,13 @@ class World:
                 continue
             if node.seen < len(self.assignments):
                 yield "view", name
-            if left.writes and replica.owning and not replica.releasing and not replica.electing and replica.serving(self.now):
+            if (
+                left.writes
+                and replica.owning
+                and not replica.releasing
+                and not replica.electing
+                and replica.serving(self.now)
+            ):
                 yield "write", name
             if node.stalled:
                 yield "go on", name
@@ -192,7 +214,10 @@ class World:
                 yield "etcd", i, True, False
                 yield "etcd", i, False, False
         newest = self.assignments[-1]
-        stale = not self._there(newest.owner) or self.nodes[newest.owner].incarnation != newest.incarnation
+        stale = (
+            not self._there(newest.owner)
+            or self.nodes[newest.owner].incarnation != newest.incarnation
+        )
         if left.owners or stale:
             for name in newest.in_sync:
                 if self._there(name) and (stale or name != newest.owner):
@@ -320,7 +345,11 @@ class World:
         if node.replica is None or node.incarnation != life:
             return
         # A swap that etcd refused counts as unknown, as in production.
-        event = r.Swapped(None) if not told or written is None else r.Swapped(True, len(self.assignments), written)
+        event = (
+            r.Swapped(None)
+            if not told or written is None
+            else r.Swapped(True, len(self.assignments), written)
+        )
         node = self._take(name)
         if event.happened:
             node.seen = max(node.seen, len(self.assignments))
@@ -341,7 +370,12 @@ class World:
             self._spend("owners")
         self._write_assignment(
             msgspec.structs.replace(
-                now, epoch=now.epoch + 1, owner=name, incarnation=self.nodes[name].incarnation, released=False, leaving=()
+                now,
+                epoch=now.epoch + 1,
+                owner=name,
+                incarnation=self.nodes[name].incarnation,
+                released=False,
+                leaving=(),
             )
         )
 
@@ -367,7 +401,9 @@ class World:
             if kind is r.Persist:
                 node.staged = (*node.staged, effect)
                 if effect.install is not None:
-                    node.state = msgspec.msgpack.decode(effect.install.state, type=tuple[bytes, ...])
+                    node.state = msgspec.msgpack.decode(
+                        effect.install.state, type=tuple[bytes, ...]
+                    )
                 elif effect.wipe is not None:
                     node.state = ()
             elif kind is r.Apply:
@@ -384,7 +420,8 @@ class World:
             self._flush(node)
 
     def _check_kept(self, owner: Node, entry: r.LogEntry) -> None:
-        """What an owner commits is on the disk of every copy that etcd has in sync: one of them alone may have to stand for it."""
+        """What an owner commits is on the disk of every copy that etcd has in sync: one of them
+        alone may have to stand for it."""
         newest = self.assignments[-1]
         replica = owner.replica
         if replica is None or newest.epoch != replica.epoch or self.rolled:
@@ -393,7 +430,10 @@ class World:
             disk = self.nodes[name].disk
             at = entry.seq - disk.base.seq - 1
             if at >= len(disk.entries) or (at >= 0 and disk.entries[at] != entry):
-                raise Broken(f"3: {owner.name} commits {entry[:2]}, which is not on the disk of {name}, who is in sync")
+                raise Broken(
+                    f"3: {owner.name} commits {entry[:2]}, which is not on the disk of {name}, who"
+                    " is in sync"
+                )
 
     def _apply(self, node: Node, effect: r.Apply) -> None:
         replica = node.replica
@@ -404,7 +444,9 @@ class World:
             known = self.committed.setdefault(entry.seq, what)
             if known != what:
                 if not self.rolled or not is_term(known[1]):
-                    raise Broken(f"{node.name} applies {what} at {entry.seq}, where {known} is committed")
+                    raise Broken(
+                        f"{node.name} applies {what} at {entry.seq}, where {known} is committed"
+                    )
                 self.committed[entry.seq] = what
             if replica.owning:
                 self._check_kept(node, entry)
@@ -427,7 +469,9 @@ class World:
         at = replica._at(replica.applied)
         position = replica.base if at is None else r.Position(at.epoch, at.seq)
         chain = tuple(until(replica.chain, position.seq))
-        snapshot = r.Snapshot(epoch, position, msgspec.msgpack.encode(node.state), self.now, chain=chain)
+        snapshot = r.Snapshot(
+            epoch, position, msgspec.msgpack.encode(node.state), self.now, chain=chain
+        )
         self._do(node, r.SnapshotStarted(to))
         self._send(node.name, to, snapshot)
         self._do(node, r.SnapshotEnded(to, True))
@@ -448,7 +492,11 @@ class World:
 
     def check(self) -> None:
         """Raises Broken. The numbers are those of the ten invariants that the design asks for."""
-        serving = [node for node in self.nodes.values() if node.replica is not None and node.replica.serving(self.now)]
+        serving = [
+            node
+            for node in self.nodes.values()
+            if node.replica is not None and node.replica.serving(self.now)
+        ]
         if len(serving) > 1:
             raise Broken(f"5: {' and '.join(node.name for node in serving)} serve at once")
         contents = self.contents
@@ -469,12 +517,23 @@ class World:
         for node in serving:
             self._check_owner(node)
         newest = self.assignments[-1]
-        # Where a disk went back, first entries may be lost, and others stand in their place: they say nothing.
-        top = max((seq for seq, (_, data) in self.committed.items() if not (self.rolled and is_term(data))), default=0)
+        # Where a disk went back, first entries may be lost, and others stand in their place: they
+        # say nothing.
+        top = max(
+            (
+                seq
+                for seq, (_, data) in self.committed.items()
+                if not (self.rolled and is_term(data))
+            ),
+            default=0,
+        )
         for name in newest.in_sync:
             replica = self.nodes[name].replica
             if replica is not None and replica.unbroken and top and not self._holds(replica, top):
-                raise Broken(f"6: {name} is in sync and unbroken, and does not hold what is committed up to {top}")
+                raise Broken(
+                    f"6: {name} is in sync and unbroken, and does not hold what is committed up to"
+                    f" {top}"
+                )
 
     def _check_owner(self, node: Node) -> None:
         replica = node.replica
@@ -482,8 +541,14 @@ class World:
         if missing := self.acknowledged - set(node.state):
             raise Broken(f"1: {node.name} serves without {sorted(missing)}, which was acknowledged")
         newest = self.assignments[-1]
-        if newest.epoch == replica.epoch and newest.owner == node.name and not set(newest.in_sync) <= replica._counted | {node.name}:
-            raise Broken(f"7: {newest.in_sync} are in sync, {node.name} counts {sorted(replica._counted)}")
+        if (
+            newest.epoch == replica.epoch
+            and newest.owner == node.name
+            and not set(newest.in_sync) <= replica._counted | {node.name}
+        ):
+            raise Broken(
+                f"7: {newest.in_sync} are in sync, {node.name} counts {sorted(replica._counted)}"
+            )
         for other in self.nodes.values():
             copy_ = other.replica
             if copy_ is None or copy_ is replica or copy_.epoch > replica.epoch or not copy_.high:
@@ -491,9 +556,14 @@ class World:
             entry = copy_._at(copy_.high)
             mine = replica._at(copy_.high)
             if entry is not None and mine is not None and entry != mine and not is_term(entry.data):
-                raise Broken(f"2: {other.name} knows {entry[:2]} to be committed, and {node.name} serves with another")
+                raise Broken(
+                    f"2: {other.name} knows {entry[:2]} to be committed, and {node.name} serves"
+                    " with another"
+                )
             if copy_.high > replica.last_seq and copy_.turn.seq > replica.last_seq:
-                raise Broken(f"2: {other.name} knows more to be committed than {node.name} has, who serves")
+                raise Broken(
+                    f"2: {other.name} knows more to be committed than {node.name} has, who serves"
+                )
 
     def _holds(self, replica: r.Replica, seq: int) -> bool:
         if replica.last_seq < seq:
@@ -509,14 +579,21 @@ class World:
         owner = self.assignments[-1].owner
         others = [name for name in names if name != owner]
         orders = [others] if len(others) < 2 else [others, others[::-1]]
-        return min(hash(self._frozen({owner: 0, **{name: i for i, name in enumerate(order, 1)}})) for order in orders)
+        return min(
+            hash(self._frozen({owner: 0, **{name: i for i, name in enumerate(order, 1)}}))
+            for order in orders
+        )
 
     def _frozen(self, of: dict[str, int]) -> Any:
         def ago(at: float) -> float:
             return max(-_FAR_S, min(_FAR_S, round(at - self.now, 3)))
 
         def told(message: Any) -> Any:
-            fields = [(ago(v) if name == "sent_at" else v) for name in message.__struct_fields__ for v in (getattr(message, name),)]
+            fields = [
+                (ago(v) if name == "sent_at" else v)
+                for name in message.__struct_fields__
+                for v in (getattr(message, name),)
+            ]
             return type(message).__name__, tuple(fields)
 
         def assignment(a: Assignment) -> Any:
@@ -526,7 +603,13 @@ class World:
             )  # fmt: skip
 
         def peer(p: Any) -> Any:
-            times = ago(p.met_at), ago(p.heard_at), ago(p.matched_at), ago(p.sent_at), max(ago(p.promised_until), 0.0)
+            times = (
+                ago(p.met_at),
+                ago(p.heard_at),
+                ago(p.matched_at),
+                ago(p.sent_at),
+                max(ago(p.promised_until), 0.0),
+            )
             return p.next, p.matched, p.lost, p.holds, times
 
         def replica(x: r.Replica | None) -> Any:
@@ -544,12 +627,31 @@ class World:
             )  # fmt: skip
 
         nodes = sorted(
-            (of[n], x.incarnation, x.disk, x.history, len(x.staged), x.stalled, x.state, x.seen, replica(x.replica))
+            (
+                of[n],
+                x.incarnation,
+                x.disk,
+                x.history,
+                len(x.staged),
+                x.stalled,
+                x.state,
+                x.seen,
+                replica(x.replica),
+            )
             for n, x in self.nodes.items()
         )
-        links = sorted((of[a], of[b], tuple(told(m) for m in queue)) for (a, b), queue in self.links.items() if queue)
-        late = None if self.late is None else (of[self.late[0]], of[self.late[1]], told(self.late[2]))
-        requests = tuple((of[name], life, swap.revision, assignment(swap.to)) for name, life, swap in self.requests)
+        links = sorted(
+            (of[a], of[b], tuple(told(m) for m in queue))
+            for (a, b), queue in self.links.items()
+            if queue
+        )
+        late = (
+            None if self.late is None else (of[self.late[0]], of[self.late[1]], told(self.late[2]))
+        )
+        requests = tuple(
+            (of[name], life, swap.revision, assignment(swap.to))
+            for name, life, swap in self.requests
+        )
         return (
             tuple(nodes), tuple(links), late, requests, assignment(self.assignments[-1]), len(self.assignments), self.acknowledged,
             self.budget, self.rolled, tuple(sorted(self.committed.items())),
@@ -560,13 +662,20 @@ class _Stored:
     """What a start finds."""
 
     def __init__(self, disk: Disk) -> None:
-        self.epoch, self.base, self.applied, self.high = disk.epoch, disk.base, disk.applied, disk.high
+        self.epoch, self.base, self.applied, self.high = (
+            disk.epoch,
+            disk.base,
+            disk.applied,
+            disk.high,
+        )
         self.entries, self.chain = list(disk.entries), list(disk.chain)
 
 
 def _says_nothing_new(message: Any, queue: tuple[Any, ...]) -> bool:
     """A heartbeat or an answer behind one of its kind: a slow link has its senders say it later."""
-    if type(message) not in (r.Replicate, r.Acknowledge, r.Canvass) or getattr(message, "entries", ()):
+    if type(message) not in (r.Replicate, r.Acknowledge, r.Canvass) or getattr(
+        message, "entries", ()
+    ):
         return False
     return type(queue[-1]) is type(message)
 
@@ -577,12 +686,18 @@ def _written(effect: Any, number: int, disk: Disk) -> tuple[int, Disk]:
     if type(effect) is tuple:
         apply, chain = effect
         disk = disk._replace(
-            state=(*disk.state, *(entry.data for entry in apply.entries if not is_term(entry.data))), applied=apply.entries[-1].seq
+            state=(
+                *disk.state,
+                *(entry.data for entry in apply.entries if not is_term(entry.data)),
+            ),
+            applied=apply.entries[-1].seq,
         )
         gone = apply.trim - disk.base.seq
         if gone > 0:
             last = disk.entries[gone - 1]
-            disk = disk._replace(base=r.Position(last.epoch, last.seq), entries=disk.entries[gone:], chain=chain)
+            disk = disk._replace(
+                base=r.Position(last.epoch, last.seq), entries=disk.entries[gone:], chain=chain
+            )
         return number, disk
     disk = disk._replace(epoch=max(disk.epoch, effect.epoch))
     if effect.entries:
@@ -591,10 +706,22 @@ def _written(effect: Any, number: int, disk: Disk) -> tuple[int, Disk]:
         position = effect.install.position
         state = msgspec.msgpack.decode(effect.install.state, type=tuple[bytes, ...])
         disk = disk._replace(
-            base=position, entries=(), applied=position.seq, state=state, chain=effect.install.chain, high=position.seq
+            base=position,
+            entries=(),
+            applied=position.seq,
+            state=state,
+            chain=effect.install.chain,
+            high=position.seq,
         )
     if effect.wipe is not None:
-        disk = disk._replace(base=effect.wipe, entries=(), applied=effect.wipe.seq, state=(), chain=(), high=effect.wipe.seq)
+        disk = disk._replace(
+            base=effect.wipe,
+            entries=(),
+            applied=effect.wipe.seq,
+            state=(),
+            chain=(),
+            high=effect.wipe.seq,
+        )
     if effect.cut is not None:
         disk = disk._replace(entries=disk.entries[: effect.cut - disk.base.seq - 1])
     return effect.number, disk._replace(entries=(*disk.entries, *effect.entries))

@@ -6,7 +6,9 @@ from holdfast_node.store import keys
 from hypothesis import given
 from hypothesis import strategies as st
 
-NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12) | st.sampled_from(["\0", "\0\0a", "a\0", "a"])
+NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12) | st.sampled_from(
+    ["\0", "\0\0a", "a\0", "a"]
+)
 
 
 @given(st.integers(0, 65_535), NAMES, NAMES, st.binary(max_size=8))
@@ -16,9 +18,13 @@ def test_object_keys_come_back(shard: int, kind: str, key: str, rest: bytes) -> 
 
 
 @given(st.integers(0, 65_535), NAMES, NAMES, NAMES, NAMES)
-def test_no_object_lies_in_the_range_of_another(shard: int, kind: str, key: str, kind2: str, key2: str) -> None:
+def test_no_object_lies_in_the_range_of_another(
+    shard: int, kind: str, key: str, kind2: str, key2: str
+) -> None:
     if (kind, key) != (kind2, key2):
-        assert not keys.row_prefix(shard, kind2, key2).startswith(keys.object_prefix(shard, kind, key))
+        assert not keys.row_prefix(shard, kind2, key2).startswith(
+            keys.object_prefix(shard, kind, key)
+        )
 
 
 @given(st.binary(min_size=1, max_size=6), st.binary(max_size=4))

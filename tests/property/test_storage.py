@@ -15,7 +15,12 @@ STEPS = st.one_of(
     st.tuples(st.just("delete"), KEYS),
     st.tuples(st.just("delete_all")),
     st.tuples(st.just("get"), KEYS),
-    st.tuples(st.just("list"), st.sampled_from(["", "a", "z"]), st.booleans(), st.sampled_from([None, 1, 2])),
+    st.tuples(
+        st.just("list"),
+        st.sampled_from(["", "a", "z"]),
+        st.booleans(),
+        st.sampled_from([None, 1, 2]),
+    ),
     st.tuples(st.just("fail_inside"), KEYS),
 )
 TURNS = st.lists(st.tuples(st.lists(STEPS, max_size=8), st.booleans(), st.booleans()), max_size=12)
@@ -50,7 +55,9 @@ def test_storage_is_a_dict_with_transactions(turns: list[Any], cache_bytes: int)
                 case ("get", key):
                     assert storage.get(key, int) == mine.get(key)
                 case ("list", prefix, reverse, limit):
-                    rows = sorted(((k, v) for k, v in mine.items() if k.startswith(prefix)), reverse=reverse)[:limit]
+                    rows = sorted(
+                        ((k, v) for k, v in mine.items() if k.startswith(prefix)), reverse=reverse
+                    )[:limit]
                     assert list(storage.list(prefix, reverse=reverse, limit=limit).items()) == rows
                 case ("fail_inside", key):
                     try:
@@ -140,4 +147,6 @@ def test_blocks_that_fail_leave_everything_as_it_was_before_them(steps: list[Any
     assert storage.list() == dict(sorted(model.items()))
     assert rows.effects == effects
     _, writes, _ = rows.take()
-    assert rows.write_bytes == 5 * len(effects) + sum(len(key) + len(raw or b"") for key, raw in writes)
+    assert rows.write_bytes == 5 * len(effects) + sum(
+        len(key) + len(raw or b"") for key, raw in writes
+    )

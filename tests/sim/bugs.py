@@ -1,4 +1,5 @@
-"""Replicas, controllers and shells that each break one rule of the protocol. The simulator has to catch every one of them."""
+"""Replicas, controllers and shells that each break one rule of the protocol. The simulator has to
+catch every one of them."""
 
 from __future__ import annotations
 
@@ -40,7 +41,10 @@ class DoesNotCutItsTail(r.Replica):
         pass
 
     def _replicate(self, sender: str, message: r.Replicate, now: float) -> None:
-        known = tuple(mine if (mine := self._at(entry.seq)) is not None else entry for entry in message.entries)
+        known = tuple(
+            mine if (mine := self._at(entry.seq)) is not None else entry
+            for entry in message.entries
+        )
         super()._replicate(sender, msgspec.structs.replace(message, entries=known), now)
 
     def matches(self, previous: r.Position, nonce: int) -> bool:
@@ -109,9 +113,13 @@ class ServesOnWhileItReleases(r.Replica):
 class TrustsAnUnknownSwap(r.Replica):
     """Takes a lost reply for a yes."""
 
-    def _swapped(self, happened: bool | None, revision: int, written: Assignment | None, now: float) -> None:
+    def _swapped(
+        self, happened: bool | None, revision: int, written: Assignment | None, now: float
+    ) -> None:
         if happened is None and self._swapping is not None and self.assignment is not None:
-            self.assignment = msgspec.structs.replace(self.assignment, in_sync=self._swapping.swap.to.in_sync)
+            self.assignment = msgspec.structs.replace(
+                self.assignment, in_sync=self._swapping.swap.to.in_sync
+            )
             self._swapping = None
         else:
             super()._swapped(happened, revision, written, now)
@@ -164,11 +172,19 @@ class SendsASnapshotWithoutItsPosition(Node):
 
     def snapshot(self, epoch: int) -> r.Snapshot:
         right = super().snapshot(epoch)
-        later = [entry.data for entry in self.replica.entries if entry.seq > right.position.seq and not is_term(entry.data)]
-        return msgspec.structs.replace(right, state=msgspec.msgpack.encode([*self.state, *later[:1]]))
+        later = [
+            entry.data
+            for entry in self.replica.entries
+            if entry.seq > right.position.seq and not is_term(entry.data)
+        ]
+        return msgspec.structs.replace(
+            right, state=msgspec.msgpack.encode([*self.state, *later[:1]])
+        )
 
 
-def elects_outside_in_sync(view: View, members_min: int, expected: dict[str, Member]) -> list[Transition]:
+def elects_outside_in_sync(
+    view: View, members_min: int, expected: dict[str, Member]
+) -> list[Transition]:
     """Prefers whoever is there to whoever has the data."""
     transitions = plan(view, members_min, expected)
     versioned = view.assignments.get(SHARD)
@@ -176,12 +192,18 @@ def elects_outside_in_sync(view: View, members_min: int, expected: dict[str, Mem
         return transitions
     now = versioned.assignment
     return [
-        Transition(SHARD, versioned.revision, Assignment(now.epoch + 1, member.id, member.incarnation, (member.id,)), "any")
+        Transition(
+            SHARD,
+            versioned.revision,
+            Assignment(now.epoch + 1, member.id, member.incarnation, (member.id,)),
+            "any",
+        )
         for member in list(view.members.values())[:1]
     ]
 
 
-# The first world that caught it when it was looked for from 0 on: tried first, so that the test is quick.
+# The first world that caught it when it was looked for from 0 on: tried first, so that the test is
+# quick.
 CAUGHT_BY = {
     "own disk counted before it persisted": 67,
     "commit without one in-sync member": 28,
@@ -207,7 +229,10 @@ DISKS_GO_BACK = (*STRIKES, *("lose disk",) * 8)
 
 BUGS: dict[str, dict[str, Any]] = {
     # One copy that lost its tail is found out; only when all lose power at once is anything lost.
-    "own disk counted before it persisted": {"replica": CountsItsOwnDiskTooEarly, "strikes": (*STRIKES, *("all",) * 15)},
+    "own disk counted before it persisted": {
+        "replica": CountsItsOwnDiskTooEarly,
+        "strikes": (*STRIKES, *("all",) * 15),
+    },
     "commit without one in-sync member": {"replica": CommitsWithoutOneInSyncMember},
     "election outside in-sync": {"planner": elects_outside_in_sync},
     "no tail cut": {"replica": DoesNotCutItsTail},
@@ -223,6 +248,9 @@ BUGS: dict[str, dict[str, Any]] = {
     "elected without a report": {"replica": IsElectedUnasked, "strikes": DISKS_GO_BACK},
     "high-water ignored": {"replica": IgnoresItsHighWater, "strikes": DISKS_GO_BACK},
     "reports not heeded": {"replica": NeverConcedes, "strikes": DISKS_GO_BACK},
-    "restarted copy taken for unbroken": {"replica": TakesEveryCopyForUnbroken, "strikes": DISKS_GO_BACK},
+    "restarted copy taken for unbroken": {
+        "replica": TakesEveryCopyForUnbroken,
+        "strikes": DISKS_GO_BACK,
+    },
     "snapshot without its log position": {"shell": SendsASnapshotWithoutItsPosition},
 }

@@ -1,4 +1,5 @@
-"""Engines and dispatchers that each break one rule of what happens exactly once. The simulator has to catch every one of them."""
+"""Engines and dispatchers that each break one rule of what happens exactly once. The simulator has
+to catch every one of them."""
 
 from __future__ import annotations
 
@@ -61,7 +62,10 @@ class _DropsWhatItSends(NotificationService):
             notes = take(*given)
             for note in notes:
                 if note.shard.may_write():
-                    self._writes.write(note.shard, [(keys.index_prefix(note.shard.number, keys.OUTBOX) + note.sequence, None)])
+                    self._writes.write(
+                        note.shard,
+                        [(keys.index_prefix(note.shard.number, keys.OUTBOX) + note.sequence, None)],
+                    )
             return notes
 
         self._outbox.take = and_drop  # type: ignore[method-assign]
@@ -90,7 +94,9 @@ class DoesNotJoinRequestsInFlight(ObjectHost):
 
 
 class _FiresFromMemory(AlarmService):
-    def fire(self, kind: str, key: str, name: str, due_ms: int, record: AlarmRecord, done: Fired) -> None:
+    def fire(
+        self, kind: str, key: str, name: str, due_ms: int, record: AlarmRecord, done: Fired
+    ) -> None:
         fired: list[Any] = []
 
         def go_on(activation: Activation) -> None:
@@ -106,7 +112,13 @@ class _FiresFromMemory(AlarmService):
                 self._fire(kind, key, name, record, lambda activation: shown(name, fired[0]), done)
 
         first_id = effect_id(self._ids.next())
-        self._engine.run_internal(kind, key, first_id, lambda activation: InternalHandler("go on", lambda: go_on(activation)), then)
+        self._engine.run_internal(
+            kind,
+            key,
+            first_id,
+            lambda activation: InternalHandler("go on", lambda: go_on(activation)),
+            then,
+        )
 
 
 class DeletesAlarmsBeforeTheirEffect(ObjectHost):
@@ -116,7 +128,8 @@ class DeletesAlarmsBeforeTheirEffect(ObjectHost):
 
 
 class _TrustsFirstAttempts(Engine):
-    """Takes every first attempt for one that nobody has run, also one made before it owned the shard."""
+    """Takes every first attempt for one that nobody has run, also one made before it owned the
+    shard."""
 
     def deliver(self, call: pb.Call, port: Any) -> None:
         for shard in self._shards.owned():
@@ -129,7 +142,8 @@ class TrustsFirstAttempts(ObjectHost):
 
 
 class ForgetsAttemptsBeforeItself(Dispatcher):
-    """Takes its own attempts for all that there are: what the call arrived with is forgotten when it fails here."""
+    """Takes its own attempts for all that there are: what the call arrived with is forgotten when
+    it fails here."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
@@ -148,7 +162,11 @@ class DoesNotCountWhatABrokenPipeTook(Dispatcher):
     """Sends what was on a broken pipe again as if it had never been sent."""
 
     def on_pipe_down(self, pipe: Pipe) -> None:
-        before = {number: pending.call.attempt for number, pending in self._pending.items() if pending.pipe is pipe}
+        before = {
+            number: pending.call.attempt
+            for number, pending in self._pending.items()
+            if pending.pipe is pipe
+        }
         super().on_pipe_down(pipe)
         for number, attempt in before.items():
             if (pending := self._pending.get(number)) is not None:
@@ -161,7 +179,9 @@ DISPATCHER_BUGS: dict[str, type[Dispatcher]] = {
 }
 BUGS: dict[str, type[ObjectHost]] = {
     "dedup record outside the entry": KeepsMarksOutsideTheEntry,
-    "outbox record dropped before the receiver committed": DropsNotificationsBeforeTheReceiverCommitted,
+    "outbox record dropped before the receiver committed": (
+        DropsNotificationsBeforeTheReceiverCommitted
+    ),
     "in-flight join missing": DoesNotJoinRequestsInFlight,
     "alarm deleted before its effect committed": DeletesAlarmsBeforeTheirEffect,
     "first attempts trusted after a fail-over": TrustsFirstAttempts,

@@ -1,11 +1,13 @@
-"""A simulated world for what happens exactly once: calls, notifications, alarms, under crashes, fail-overs and bad links.
+"""A simulated world for what happens exactly once: calls, notifications, alarms, under crashes,
+fail-overs and bad links.
 
-It runs the very engine, turns, services and kept replies of production, with the objects of `holdfast verify`, on an event loop
-whose time is virtual. Beside them callers come through gateways (gateways.py).
+It runs the very engine, turns, services and kept replies of production, with the objects of
+`holdfast verify`, on an event loop whose time is virtual. Beside them callers come through gateways
+(gateways.py).
 
-What replication.py proves is taken for granted here, and simulated as what it promises: a shard's entries are
-committed in order, by the owner of its epoch only, and what was on its way when an owner died is committed or not. One seed is one
-world.
+What replication.py proves is taken for granted here, and simulated as what it promises: a shard's
+entries are committed in order, by the owner of its epoch only, and what was on its way when an
+owner died is committed or not. One seed is one world.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ EVERY_MS = 500
 UNDER_FIRE_S = 12.0
 HEALED_S = 60.0
 RUNG_MIN = int(UNDER_FIRE_S * 1000 / EVERY_MS)
-"""How often a clock is rung in a world, in the end: one whose last attempt failed is tried again two seconds later."""
+"""How often a clock is rung in a world, in the end: one whose last attempt failed is tried again
+two seconds later."""
 START_MS = 1_800_000_000_000
 LIMITS = EngineLimits(outbox=OutboxLimits(backoff_s=(0.1, 5.0)), turn_timeout_s=5.0)
 
@@ -82,7 +85,8 @@ class _Jump(selectors.SelectSelector):
 
 
 class Memory:
-    """A store: what a node's engine reads. Implements what it needs of `holdfast_node.store.rocks.Store`."""
+    """A store: what a node's engine reads. Implements what it needs of
+    `holdfast_node.store.rocks.Store`."""
 
     def __init__(self) -> None:
         self.rows: dict[str, dict[bytes, bytes]] = {"state": {}, "replies": {}}
@@ -91,9 +95,13 @@ class Memory:
     def get(self, family: str, key: bytes) -> bytes | None:
         return self.rows[family].get(key)
 
-    def scan(self, family: str, start: bytes, end: bytes | None, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+    def scan(
+        self, family: str, start: bytes, end: bytes | None, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
         order = self._order[family]
-        found = order[bisect_left(order, start) : len(order) if end is None else bisect_left(order, end)]
+        found = order[
+            bisect_left(order, start) : len(order) if end is None else bisect_left(order, end)
+        ]
         rows = self.rows[family]
         return iter([(key, rows[key]) for key in (reversed(found) if reverse else found)])
 
@@ -123,7 +131,9 @@ class Memory:
     def of_shard(self, number: int) -> Memory:
         part = Memory()
         for family in self.rows:
-            for key, value in self.scan(family, number.to_bytes(2, "big"), (number + 1).to_bytes(2, "big")):
+            for key, value in self.scan(
+                family, number.to_bytes(2, "big"), (number + 1).to_bytes(2, "big")
+            ):
                 part.put(family, key, value)
         return part
 
@@ -190,7 +200,9 @@ class SimNode:
         self.shards = Shards(SHARDS)
         kept = ResponseCache(self.store, 600)  # type: ignore[arg-type]
         committer = Committer(self.flusher)  # type: ignore[arg-type]
-        self.objects = world.host(app, HostOptions(LIMITS), committer, self.shards, kept, Router(world, self))
+        self.objects = world.host(
+            app, HostOptions(LIMITS), committer, self.shards, kept, Router(world, self)
+        )
         self.engine = self.objects.engine
         self._on_way: dict[int, list[Entry]] = {}
         loop.call_later(0.1, self._tick)
@@ -226,7 +238,9 @@ class SimNode:
                 self._commit_later(entry.shard.number)
 
     def _commit_later(self, number: int) -> None:
-        delay = self.world.chance.expovariate(1 / 0.004) + (0.3 if self.world.chance.random() < 0.02 else 0.0)
+        delay = self.world.chance.expovariate(1 / 0.004) + (
+            0.3 if self.world.chance.random() < 0.02 else 0.0
+        )
         asyncio.get_running_loop().call_later(delay, self._commit, number)
 
     def _commit(self, number: int) -> None:
@@ -235,7 +249,12 @@ class SimNode:
             return
         entry = queue.pop(0)
         truth = self.world.truths[number]
-        mine = self.up and truth.owner is self and truth.epoch == entry.shard.epoch and entry.shard.owned
+        mine = (
+            self.up
+            and truth.owner is self
+            and truth.epoch == entry.shard.epoch
+            and entry.shard.owned
+        )
         if mine:
             truth.store.apply(entry)
             entry.committed = True
@@ -250,7 +269,8 @@ class SimNode:
             self._commit_later(number)
 
     def lose(self, truth: Truth) -> None:
-        """What is on its way is committed up to some point, whoever hears of it; then the shard is somebody else's."""
+        """What is on its way is committed up to some point, whoever hears of it; then the shard is
+        somebody else's."""
         shard = self.shards.get(truth.number)
         if truth.owner is self and shard is not None:
             queue = self._on_way.get(truth.number, [])
@@ -270,7 +290,8 @@ class SimNode:
 
 
 class Router:
-    """Takes calls to the owners of their objects over links that lose, double and delay; sends again what was not answered."""
+    """Takes calls to the owners of their objects over links that lose, double and delay; sends
+    again what was not answered."""
 
     def __init__(self, world: EffectsWorld, node: SimNode | None) -> None:
         self._world = world
@@ -291,7 +312,9 @@ class Router:
 class _Sending:
     """One call until it is answered. Implements `holdfast_node.objects.activation.ReplyPort`."""
 
-    def __init__(self, world: EffectsWorld, node: SimNode | None, call: pb.Call, origin: Any) -> None:
+    def __init__(
+        self, world: EffectsWorld, node: SimNode | None, call: pb.Call, origin: Any
+    ) -> None:
         self._world = world
         self._node = node
         self._call = call
@@ -308,20 +331,28 @@ class _Sending:
         if not self._alive():
             return
         if self._loop.time() >= self._deadline:
-            self._finish(pb.Reply(error=error_to_proto(Unavailable("nobody answered in time", retryable=True))))
+            self._finish(
+                pb.Reply(
+                    error=error_to_proto(Unavailable("nobody answered in time", retryable=True))
+                )
+            )
             return
         chance = self._world.chance
         owner = self._world.truths[shard_of(self._call.kind, self._call.key, SHARDS)].owner
         if owner is not None and owner is self._node:
-            # As the node's pipe to itself: the very object that is sent again, perhaps elsewhere, when no answer comes.
+            # As the node's pipe to itself: the very object that is sent again, perhaps elsewhere,
+            # when no answer comes.
             self._loop.call_soon(owner.engine.deliver, self._call, _Port(self, owner))
             self._loop.call_later(0.3 + chance.random() * 0.3, self._again)
             return
-        for _ in range(2 if chance.random() < self._world.doubled else 1):  # a stream doubles nothing, but who sends may
+        # a stream doubles nothing, but who sends may
+        for _ in range(2 if chance.random() < self._world.doubled else 1):
             raw = self._call.SerializeToString()
             self._call.attempt += 1
             if chance.random() >= self._world.loss:
-                delay = chance.expovariate(1 / 0.003) + (chance.random() * 2 if chance.random() < self._world.late else 0.0)
+                delay = chance.expovariate(1 / 0.003) + (
+                    chance.random() * 2 if chance.random() < self._world.late else 0.0
+                )
                 self._loop.call_later(delay, self._arrive, raw)
         self._loop.call_later(0.3 + chance.random() * 0.3, self._send)
 
@@ -354,7 +385,9 @@ class _Port:
         self._sending = sending
         self._owner = owner
 
-    def reply(self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None) -> None:
+    def reply(
+        self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None
+    ) -> None:
         if not self._owner.up or (shard is not None and shard.until <= self._sending._loop.time()):
             return  # what it says may not be true any more
         self._sending.answer(pb.Reply(result=result) if error is None else pb.Reply(error=error))
@@ -363,7 +396,12 @@ class _Port:
 class EffectsWorld:
     """Everything there is. `host` and `dispatcher` can be replaced by broken ones."""
 
-    def __init__(self, seed: int, host: type[ObjectHost] = ObjectHost, dispatcher: type[Dispatcher] = Dispatcher) -> None:
+    def __init__(
+        self,
+        seed: int,
+        host: type[ObjectHost] = ObjectHost,
+        dispatcher: type[Dispatcher] = Dispatcher,
+    ) -> None:
         self.chance = random.Random(seed)
         self.host = host
         self.loss, self.doubled, self.late = 0.03, 0.05, 0.02
@@ -384,7 +422,9 @@ class EffectsWorld:
         self.front.begin()
         async with asyncio.TaskGroup() as group:
             for i in range(TOKENS):
-                group.create_task(self.ask("station", STATIONS[i], "arrive", f"token {i}", 0, STATIONS))
+                group.create_task(
+                    self.ask("station", STATIONS[i], "arrive", f"token {i}", 0, STATIONS)
+                )
             for key in CLOCKS:
                 group.create_task(self.ask("clock", key, "start", EVERY_MS))
             trouble = group.create_task(self._trouble())
@@ -422,8 +462,11 @@ class EffectsWorld:
         while self.working:
             giver, taker = sorted(self.chance.sample(ACCOUNTS, 2))
             self.transfers += 1
-            amount = self.chance.choice((-1, 1)) * (1000 + self.transfers)  # which one is wrong tells itself
-            await self.ask("account", giver, self.chance.choice(("send", "transfer")), taker, amount)
+            # which one is wrong tells itself
+            amount = self.chance.choice((-1, 1)) * (1000 + self.transfers)
+            await self.ask(
+                "account", giver, self.chance.choice(("send", "transfer")), taker, amount
+            )
             await asyncio.sleep(self.chance.expovariate(1 / 0.05))
 
     # -- faults
@@ -452,7 +495,9 @@ class EffectsWorld:
         for truth in self.truths:
             if truth.owner is node:
                 node.lose(truth)
-                asyncio.get_running_loop().call_later(self.chance.random() * 2, self._fail_over, truth)
+                asyncio.get_running_loop().call_later(
+                    self.chance.random() * 2, self._fail_over, truth
+                )
         node.up = False
         self.front.died(node)
         for number in range(SHARDS):
@@ -472,7 +517,8 @@ class EffectsWorld:
                 asyncio.get_running_loop().call_later(0.2, self._fail_over, truth)
 
     async def _move(self, truth: Truth) -> None:
-        """Another node takes over; the one before hears of it at once, or goes on for a while, and may not answer meanwhile."""
+        """Another node takes over; the one before hears of it at once, or goes on for a while, and
+        may not answer meanwhile."""
         node = truth.owner
         if node is None or not node.up:
             return
@@ -503,31 +549,48 @@ class EffectsWorld:
     # -- the end
 
     async def _check(self) -> None:
-        """Like `holdfast verify`: tokens, money and times are all there, once; and what callers were told of their calls is true."""
+        """Like `holdfast verify`: tokens, money and times are all there, once; and what callers
+        were told of their calls is true."""
         loop = asyncio.get_running_loop()
         for key in STATIONS:
             await self.ask("station", key, "halt")
         deadline = loop.time() + HEALED_S
         while True:
-            kept = [item for key in STATIONS for item in (await self.ask("station", key, "tokens")).items()]
+            kept = [
+                item
+                for key in STATIONS
+                for item in (await self.ask("station", key, "tokens")).items()
+            ]
             total = sum([await self.ask("account", key, "balance") for key in ACCOUNTS])
             rung = min([len(await self.ask("clock", key, "times", 0, 100_000)) for key in CLOCKS])
             if (len(kept) >= TOKENS and total == 0 and rung >= RUNG_MIN) or loop.time() > deadline:
                 break
             await asyncio.sleep(0.5)
         await asyncio.sleep(2.0)
-        kept = [item for key in STATIONS for item in (await self.ask("station", key, "tokens")).items()]
-        hops = Tally([(token, hop) for key in STATIONS for token, hop in await self.ask("station", key, "hops", 0, 100_000)])
+        kept = [
+            item for key in STATIONS for item in (await self.ask("station", key, "tokens")).items()
+        ]
+        hops = Tally(
+            [
+                (token, hop)
+                for key in STATIONS
+                for token, hop in await self.ask("station", key, "hops", 0, 100_000)
+            ]
+        )
         for (token, hop), times in hops.items():
             if times > 1:
                 raise Broken(f"once: {token} made hop {hop} {times} times")
         for i in range(TOKENS):
             rests = [hop for token, hop in kept if token == f"token {i}"]
             if len(rests) != 1:
-                raise Broken(f"the number of tokens is constant: token {i} rests at {len(rests)} stations")
+                raise Broken(
+                    f"the number of tokens is constant: token {i} rests at {len(rests)} stations"
+                )
             made = sorted(hop for token, hop in hops if token == f"token {i}")
             if made != list(range(rests[0] + 1)):
-                raise Broken(f"in order: token {i} rests at hop {rests[0]}, of which {len(made)} are known")
+                raise Broken(
+                    f"in order: token {i} rests at hop {rests[0]}, of which {len(made)} are known"
+                )
         self.hops = sum(hops.values())
         total = sum([await self.ask("account", key, "balance") for key in ACCOUNTS])
         if total:
@@ -539,7 +602,10 @@ class EffectsWorld:
             times = await self.ask("clock", key, "times", 0, 100_000)
             self.alarms += len(times)
             if times != list(range(times[0], times[0] + EVERY_MS * len(times), EVERY_MS)):
-                raise Broken(f"each due time once: clock {key} has {[b - a for a, b in itertools.pairwise(times)]}")
+                raise Broken(
+                    f"each due time once: clock {key} has"
+                    f" {[b - a for a, b in itertools.pairwise(times)]}"
+                )
             if len(times) < RUNG_MIN:
                 raise Broken(f"progress: clock {key} was rung only {len(times)} times")
 
@@ -553,11 +619,19 @@ class _Future:
             self._future.set_result(reply)
 
 
-def live(seed: int, host: type[ObjectHost] = ObjectHost, dispatcher: type[Dispatcher] = Dispatcher) -> EffectsWorld:
+def live(
+    seed: int, host: type[ObjectHost] = ObjectHost, dispatcher: type[Dispatcher] = Dispatcher
+) -> EffectsWorld:
     """One world from beginning to end. Raises Broken with the seed."""
     loop = VirtualLoop()
     world = EffectsWorld(seed, host, dispatcher)
-    modules = ("objects.engine", "log.shard_service", "services.dedup_marks", "services.responses", "admin.dead_letters")
+    modules = (
+        "objects.engine",
+        "log.shard_service",
+        "services.dedup_marks",
+        "services.responses",
+        "admin.dead_letters",
+    )
     with contextlib.ExitStack() as stack:
         stack.callback(loop.close)
         for module in modules:
@@ -565,15 +639,21 @@ def live(seed: int, host: type[ObjectHost] = ObjectHost, dispatcher: type[Dispat
         stack.enter_context(mock.patch("time.time_ns", loop.time_ns))
         stack.enter_context(mock.patch("os.urandom", world.chance.randbytes))
         stack.enter_context(mock.patch("holdfast_cluster.routing.dispatch.RemotePipe", Pipe))
-        stack.enter_context(mock.patch("holdfast_cluster.routing.dispatch.random", world.front.chance))
+        stack.enter_context(
+            mock.patch("holdfast_cluster.routing.dispatch.random", world.front.chance)
+        )
         stack.enter_context(mock.patch("holdfast.client.client.random", world.front.chance))
-        stack.enter_context(mock.patch("holdfast.client.client.open_client_channel", world.front.channel))
+        stack.enter_context(
+            mock.patch("holdfast.client.client.open_client_channel", world.front.channel)
+        )
         stack.enter_context(mock.patch("holdfast.client.forks.opened"))
         stack.enter_context(mock.patch("random.Random", lambda *given: _seeded(world, *given)))
         try:
             loop.run_until_complete(world.live())
         except Exception as error:
-            raise Broken(f"seed {seed}: {_first(error)!r}; replay: python -m tests.sim effects {seed}") from error
+            raise Broken(
+                f"seed {seed}: {_first(error)!r}; replay: python -m tests.sim effects {seed}"
+            ) from error
         finally:
             for task in asyncio.all_tasks(loop):
                 task.cancel()

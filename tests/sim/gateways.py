@@ -1,9 +1,11 @@
-"""The way of a call from a client to a node in the world of effects.py: the very client, gateway service and dispatcher of
-production, over connections that delay, and that break with whatever is on them.
+"""The way of a call from a client to a node in the world of effects.py: the very client, gateway
+service and dispatcher of production, over connections that delay, and that break with whatever is
+on them.
 
-Callers append elements to journals, with short deadlines, and write down what they were told: acknowledged, certainly without effect,
-or unknown. In the end an element that was acknowledged is there, one that certainly had no effect is not, and none is there twice.
-Some use the client. Others call a gateway as any program with a gRPC client can: they lose patience, send again through another
+Callers append elements to journals, with short deadlines, and write down what they were told:
+acknowledged, certainly without effect, or unknown. In the end an element that was acknowledged is
+there, one that certainly had no effect is not, and none is there twice. Some use the client. Others
+call a gateway as any program with a gRPC client can: they lose patience, send again through another
 gateway, and believe each answer as it is.
 """
 
@@ -44,7 +46,8 @@ _VIEW_S = 0.03
 
 
 class Front:
-    """All gateways and their clients. It draws from a source of its own, so that the rest of a world is as it would be without it."""
+    """All gateways and their clients. It draws from a source of its own, so that the rest of a
+    world is as it would be without it."""
 
     def __init__(self, world: EffectsWorld, seed: int, dispatcher: type[Dispatcher]) -> None:
         self.world = world
@@ -109,13 +112,18 @@ class Front:
             told = self.told[key]
             told[element] = None
             request = pb.CallRequest(
-                kind=KIND, key=key, method="append", msgpack=codec.encode((element,)), request_id=self._ids.next()
+                kind=KIND,
+                key=key,
+                method="append",
+                msgpack=codec.encode((element,)),
+                request_id=self._ids.next(),
             )
             for attempt in range(self.chance.randint(1, 4)):
                 call = _Unary(attempt, self.chance.choice((0.05, 0.5, 1.5)))
                 gateway = self.chance.choice(self.gateways)
                 answering = asyncio.create_task(gateway.service.call(request, call))
-                # Whoever loses patience hangs up, which the gateway's part of the call does not hear of in time.
+                # Whoever loses patience hangs up, which the gateway's part of the call does not
+                # hear of in time.
                 await asyncio.wait([answering], timeout=self.chance.choice((0.01, 0.3, 2.0)))
                 if answering.done() and answering.exception() is None:
                     told[element] = True
@@ -140,7 +148,8 @@ class Front:
                 self.gateways[i] = Gateway(self)
 
     async def check(self) -> int:
-        """Compare what was told with what is there; the number of definite errors. Raises Broken."""
+        """Compare what was told with what is there; the number of definite errors.
+        Raises Broken."""
         for key, told in self.told.items():
             there = await self.world.ask("journal", key, "elements", 0, 1_000_000)
             check_verdicts(key, told, Tally(there))
@@ -150,7 +159,8 @@ class Front:
 
 
 class Connection:
-    """A connection: messages arrive in their order. When it is cut, what was on its way arrives up to some point."""
+    """A connection: messages arrive in their order. When it is cut, what was on its way arrives up
+    to some point."""
 
     _numbers = 0
 
@@ -168,7 +178,9 @@ class Connection:
     def send(self, direction: int, arrive: Callable[..., None], *given: Any) -> None:
         if not self.up:
             return
-        at = self._last[direction] = max(self._last.get(direction, 0.0), self._loop.time() + self._front.delay())
+        at = self._last[direction] = max(
+            self._last.get(direction, 0.0), self._loop.time() + self._front.delay()
+        )
         on_way = self._on_way[direction]
         on_way[:] = [timer for timer in on_way if timer.when() > self._loop.time()]
         on_way.append(self._loop.call_at(at, arrive, *given))
@@ -212,12 +224,19 @@ class Gateway:
         world = self.front.world
         nodes = [node for node in world.nodes if node.up]
         owned = {truth.number: truth for truth in world.truths if truth.owner is not None}
-        seen = (tuple((node.name, node.life) for node in nodes), tuple((n, truth.epoch) for n, truth in owned.items()))
+        seen = (
+            tuple((node.name, node.life) for node in nodes),
+            tuple((n, truth.epoch) for n, truth in owned.items()),
+        )
         if seen != self._seen:
             self._seen = seen
-            members = {node.name: Member(node.name, "a:1", node.life, "h", streams="a:2") for node in nodes}
+            members = {
+                node.name: Member(node.name, "a:1", node.life, "h", streams="a:2") for node in nodes
+            }
             assignments = {
-                number: Versioned(Assignment(truth.epoch, truth.owner.name, truth.owner.life, ()), 1)
+                number: Versioned(
+                    Assignment(truth.epoch, truth.owner.name, truth.owner.life, ()), 1
+                )
                 for number, truth in owned.items()
                 if truth.owner is not None
             }
@@ -225,7 +244,9 @@ class Gateway:
             self.feed.view = View(self.feed.view.revision + 1, settings, members, assignments)
             for listener in self.feed.listeners:
                 listener(self.feed.view)
-        asyncio.get_running_loop().call_later(_VIEW_S * (0.5 + self.front.chance.random()), self._look)
+        asyncio.get_running_loop().call_later(
+            _VIEW_S * (0.5 + self.front.chance.random()), self._look
+        )
 
     def lost(self, node: SimNode) -> None:
         for pipe in self.pipes:
@@ -253,7 +274,14 @@ class Pipe:
         self._loop = asyncio.get_running_loop()
         self._retired = False
         self.up = False
-        self.node = next((n for n in self._front.world.nodes if n.name == member.id and n.life == member.incarnation), None)
+        self.node = next(
+            (
+                n
+                for n in self._front.world.nodes
+                if n.name == member.id and n.life == member.incarnation
+            ),
+            None,
+        )
         self._gateway.pipes.append(self)
         self._loop.call_later(self._front.delay(), self._connect)
 
@@ -295,7 +323,8 @@ class Pipe:
 
 
 class _Port:
-    """The node's end of a pipe. Implements `holdfast_node.objects.activation.ReplyPort` as holdfast_node.process.peer does."""
+    """The node's end of a pipe. Implements `holdfast_node.objects.activation.ReplyPort` as
+    holdfast_node.process.peer does."""
 
     closed = False
 
@@ -303,10 +332,16 @@ class _Port:
         self._pipe = pipe
         self._connection = connection
 
-    def reply(self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None) -> None:
+    def reply(
+        self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None
+    ) -> None:
         if shard is not None and shard.until <= asyncio.get_running_loop().time():
             error = _NOT_SERVING
-        reply = pb.Reply(id=number, result=result) if error is None else pb.Reply(id=number, error=error)
+        reply = (
+            pb.Reply(id=number, result=result)
+            if error is None
+            else pb.Reply(id=number, error=error)
+        )
         self._connection.send(1, self._pipe.came_back, reply.SerializeToString())
 
 

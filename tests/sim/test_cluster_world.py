@@ -1,4 +1,5 @@
-"""Worlds of whole production nodes on simulated machines. `make sim SEEDS=10000` runs more of them. See cluster_world/."""
+"""Worlds of whole production nodes on simulated machines. `make sim SEEDS=10000` runs more of them.
+See cluster_world/."""
 
 from __future__ import annotations
 
@@ -68,11 +69,21 @@ class _Planting:
 def test_a_unit_test_catches_what_no_world_does(bug: str) -> None:
     """In a process of its own, which ends with the bug in it."""
     run = subprocess.run(
-        [sys.executable, "-m", "tests.sim.test_cluster_world", bug], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "tests.sim.test_cluster_world", bug],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert run.returncode == pytest.ExitCode.TESTS_FAILED, run.stdout + run.stderr
 
 
 if __name__ == "__main__":
-    with_bug = [f"{ROOT}/tests/unit/{UNIT_TEST_OF[sys.argv[1]][1]}", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    with_bug = [
+        f"{ROOT}/tests/unit/{UNIT_TEST_OF[sys.argv[1]][1]}",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+    ]
     raise SystemExit(pytest.main(with_bug, plugins=[_Planting(sys.argv[1])]))

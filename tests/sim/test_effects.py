@@ -1,4 +1,5 @@
-"""Worlds of calls, notifications and alarms, on the production engine: each effect once, whatever fails. See effects.py."""
+"""Worlds of calls, notifications and alarms, on the production engine: each effect once, whatever
+fails. See effects.py."""
 
 from __future__ import annotations
 
@@ -50,7 +51,9 @@ def test_a_seed_is_one_story() -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("bug", BUGS)
 def test_every_planted_bug_is_caught(bug: str) -> None:
-    caught = next((str(error) for seed in range(BUG_SEEDS_MAX) if (error := broken_in(seed, BUGS[bug]))), None)
+    caught = next(
+        (str(error) for seed in range(BUG_SEEDS_MAX) if (error := broken_in(seed, BUGS[bug]))), None
+    )
     assert caught is not None, f"not caught in {BUG_SEEDS_MAX} worlds"
     assert any(rule in caught for rule in ("once", "constant", "in order")), caught
 
@@ -58,12 +61,21 @@ def test_every_planted_bug_is_caught(bug: str) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("bug", DISPATCHER_BUGS)
 def test_every_planted_bug_of_the_dispatcher_is_caught(bug: str) -> None:
-    caught = next((str(error) for seed in range(BUG_SEEDS_MAX) if (error := broken_in(seed, ObjectHost, DISPATCHER_BUGS[bug]))), None)
+    caught = next(
+        (
+            str(error)
+            for seed in range(BUG_SEEDS_MAX)
+            if (error := broken_in(seed, ObjectHost, DISPATCHER_BUGS[bug]))
+        ),
+        None,
+    )
     assert caught is not None, f"not caught in {BUG_SEEDS_MAX} worlds"
     assert any(rule in caught for rule in ("definite", "once")), caught
 
 
-def broken_in(seed: int, host: type[ObjectHost], dispatcher: type[Dispatcher] = Dispatcher) -> Broken | None:
+def broken_in(
+    seed: int, host: type[ObjectHost], dispatcher: type[Dispatcher] = Dispatcher
+) -> Broken | None:
     try:
         live(seed, host, dispatcher)
     except Broken as broken:

@@ -1,4 +1,5 @@
-"""Simulated worlds: safety under fire, then healing and progress. `make sim SEEDS=100000` runs more of them."""
+"""Simulated worlds: safety under fire, then healing and progress. `make sim SEEDS=100000` runs more
+of them."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ def live(seed: int, **broken: Any) -> World:
         world.checks.finally_()
     except Exception as error:
         story = "\n".join(world.story[-60:])
-        raise Broken(f"seed {seed}: {error!r}\nreplay: python -m tests.sim {seed}\n{story}") from error
+        raise Broken(
+            f"seed {seed}: {error!r}\nreplay: python -m tests.sim {seed}\n{story}"
+        ) from error
     return world
 
 
@@ -45,7 +48,8 @@ def test_no_rule_is_broken_in_any_world(part: int) -> None:
 
 @pytest.mark.parametrize("seed", [246, 254, 616, 1053])
 def test_worlds_that_once_found_a_bug(seed: int) -> None:
-    """Two owners after a release by one that did not serve yet; an election that forgot who had the data; a drain of everybody."""
+    """Two owners after a release by one that did not serve yet; an election that forgot who had the
+    data; a drain of everybody."""
     assert live(seed).checks.replies > 0
 
 

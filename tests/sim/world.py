@@ -1,8 +1,10 @@
-"""A simulated world: nodes with disks and clocks, links, etcd, clients. One seed is one world; the same seed is the same story.
+"""A simulated world: nodes with disks and clocks, links, etcd, clients. One seed is one world; the
+same seed is the same story.
 
-It drives the very `Replica` and `plan` that production runs. Real time is `world.now`; a node sees its own clock, whose rate is
-wrong by up to 5 %. Disks lose what was not flushed, in order from a point on. Messages are lost, doubled and overtaken. etcd is a
-correct store whose replies may be lost, whose watches lag, and which may be away. Checkers (checks.py) watch from outside.
+It drives the very `Replica` and `plan` that production runs. Real time is `world.now`; a node sees
+its own clock, whose rate is wrong by up to 5 %. Disks lose what was not flushed, in order from a
+point on. Messages are lost, doubled and overtaken. etcd is a correct store whose replies may be
+lost, whose watches lag, and which may be away. Checkers (checks.py) watch from outside.
 """
 
 from __future__ import annotations
@@ -15,7 +17,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from holdfast_cluster.placement.model import Assignment, ClusterSettings, Drain, Member, Versioned, View
+from holdfast_cluster.placement.model import (
+    Assignment,
+    ClusterSettings,
+    Drain,
+    Member,
+    Versioned,
+    View,
+)
 from holdfast_cluster.placement.plan import Transition, plan
 from holdfast_cluster.placement.ring import Ring, RingNode
 from holdfast_node import replication as r
@@ -33,13 +42,22 @@ SETTINGS = ClusterSettings(shards=1, replication=3, points=16)
 
 STRIKES = (
     *("crash", "crash", "pause", "cut one way", "cut off", "slow disk", "etcd", "lag"),
-    *("owner without etcd", "owner without etcd", "release", "drain", "lose disk", "all", "misjudge"),
+    *(
+        "owner without etcd",
+        "owner without etcd",
+        "release",
+        "drain",
+        "lose disk",
+        "all",
+        "misjudge",
+    ),
 )
 
 
 @dataclass
 class Disk:
-    """What is durable. `state` is the list of what was applied; it and `applied` change together."""
+    """What is durable. `state` is the list of what was applied; it and `applied`
+    change together."""
 
     incarnation: int = 0
     epoch: int = 0
@@ -63,7 +81,8 @@ class Faults:
 
 
 class World:
-    """Everything there is. `replica` and `planner` can be replaced by broken ones; `strikes` are the faults to draw from."""
+    """Everything there is. `replica` and `planner` can be replaced by broken ones; `strikes` are
+    the faults to draw from."""
 
     def __init__(
         self,
@@ -79,9 +98,11 @@ class World:
         self.seed = seed
         self.now = 0.0
         self.lone_never = seed % 3 == 0
-        """Whether no copy ever counts alone: where disks are put back, for a copy that is alone may be the one that lost writes."""
+        """Whether no copy ever counts alone: where disks are put back, for a copy that is alone may
+        be the one that lost writes."""
         self.puts_back = self.lone_never
-        """Whether a disk is put back to an earlier state in this world, once, instead of disks that are lost."""
+        """Whether a disk is put back to an earlier state in this world, once, instead of disks that
+        are lost."""
         self.went_back = False
         self.replica = replica
         self.planner = planner
@@ -126,7 +147,9 @@ class World:
             return
         copies = 2 if self.random.random() < self.faults.doubled else 1
         for _ in range(copies):
-            delay = self.random.expovariate(1 / 0.002) + (self.random.random() if self.random.random() < 0.01 else 0.0)
+            delay = self.random.expovariate(1 / 0.002) + (
+                self.random.random() if self.random.random() < 0.01 else 0.0
+            )
             self.at(delay, lambda: self._arrive(sender.name, to, message))
 
     def _arrive(self, sender: str, to: str, message: Any) -> None:
@@ -165,7 +188,9 @@ class World:
     def _strike(self) -> None:
         node = self.random.choice(list(self.nodes.values()))
         if self.random.random() < 0.3:
-            node = next((each for each in self.nodes.values() if each.up and each.replica.owning), node)
+            node = next(
+                (each for each in self.nodes.values() if each.up and each.replica.owning), node
+            )
         match self.random.choice(self.strikes):
             case "crash":
                 node.crash()
@@ -179,15 +204,26 @@ class World:
                 node.pause(self.random.choice((0.5, 4.0, 8.0)) * self.random.random())
             case "cut one way":
                 other = self.random.choice([*self.nodes, "etcd"])
-                self._cut({(node.name, other)} if self.random.random() < 0.5 else {(other, node.name)})
+                self._cut(
+                    {(node.name, other)} if self.random.random() < 0.5 else {(other, node.name)}
+                )
             case "cut off":
                 others = [*self.nodes, "etcd"] if self.random.random() < 0.5 else list(self.nodes)
-                self._cut({pair for other in others if other != node.name for pair in ((node.name, other), (other, node.name))})
+                self._cut(
+                    {
+                        pair
+                        for other in others
+                        if other != node.name
+                        for pair in ((node.name, other), (other, node.name))
+                    }
+                )
             case "slow disk":
                 node.slow_until = self.now + 3.0 * self.random.random()
                 self.tell(f"{node.name}: its disk is slow until {node.slow_until:.2f}")
             case "misjudge":
-                node.misjudges = frozenset(name for name in self.nodes if self.random.random() < 0.5)
+                node.misjudges = frozenset(
+                    name for name in self.nodes if self.random.random() < 0.5
+                )
                 self.tell(f"{node.name}: takes for slow: {', '.join(sorted(node.misjudges))}")
                 self.at(4.0 * self.random.random(), lambda: setattr(node, "misjudges", frozenset()))
             case "etcd":
@@ -203,7 +239,10 @@ class World:
                 # Its lease ends while it works on: the moment that promises are for.
                 for each in self.nodes.values():
                     if each.up and each.replica.owning:
-                        self._cut({(each.name, "etcd"), ("etcd", each.name)}, 3.0 + 2.0 * self.random.random())
+                        self._cut(
+                            {(each.name, "etcd"), ("etcd", each.name)},
+                            3.0 + 2.0 * self.random.random(),
+                        )
             case "drain":
                 if self.random.random() < 0.5:
                     node.set_state(self.random.choice(("stopping", "full")))
@@ -217,7 +256,8 @@ class World:
                 self._lose_disk(node)
 
     def at_a_bad_moment(self, before: Assignment | None, after: Assignment) -> None:
-        """Faults like to come while the assignment changes: the owner does not hear of it, is cut off from who joined, dies soon."""
+        """Faults like to come while the assignment changes: the owner does not hear of it, is cut
+        off from who joined, dies soon."""
         if not self.working or before is None or self.random.random() < 0.85:
             return
         owner = self.nodes.get(before.owner)
@@ -227,15 +267,28 @@ class World:
         if self.random.random() < 0.5:
             self._cut({("etcd", owner.name)})
         if self.random.random() < 0.7:
-            self._cut({pair for name in sorted(changed) for pair in ((owner.name, name), (name, owner.name))})
+            self._cut(
+                {
+                    pair
+                    for name in sorted(changed)
+                    for pair in ((owner.name, name), (name, owner.name))
+                }
+            )
         if self.random.random() < 0.5:
             self.at(self.random.random() * 1.5, owner.crash)
             self.at(1.5 + self.random.expovariate(1 / 2.0), owner.start)
 
     def at_the_end_of_a_lease(self, name: str) -> None:
-        """Faults like to come when an owner is about to be replaced: it is cut off just now, and the next one restarts."""
+        """Faults like to come when an owner is about to be replaced: it is cut off just now, and
+        the next one restarts."""
         node = self.nodes.get(name)
-        if not self.working or node is None or not node.up or not node.replica.owning or self.random.random() < 0.5:
+        if (
+            not self.working
+            or node is None
+            or not node.up
+            or not node.replica.owning
+            or self.random.random() < 0.5
+        ):
             return
         self._cut({pair for other in self.nodes for pair in ((name, other), (other, name))})
         in_sync = self.etcd.assignment.in_sync if self.etcd.assignment is not None else ()
@@ -247,7 +300,8 @@ class World:
         self.at(0.02, other.start)
 
     def _lose_disk(self, node: Node) -> None:
-        """At most one at a time, and only while all copies are there: more is more than what is promised."""
+        """At most one at a time, and only while all copies are there: more is more than what is
+        promised."""
         assignment = self.etcd.assignment
         if assignment is None or sum(name in self.nodes for name in assignment.in_sync) < 3:
             return
@@ -258,7 +312,8 @@ class World:
         self.at(0.5, lambda: self.add_node(name))
 
     def _put_back_later(self, node: Node) -> None:
-        """A snapshot of a running node comes back after a crash. Its start counter fits if the node was not restarted since."""
+        """A snapshot of a running node comes back after a crash. Its start counter fits if the node
+        was not restarted since."""
         if not node.up:
             return
         taken, life = copy.deepcopy(node.disk), node.life
@@ -270,7 +325,10 @@ class World:
                 self.went_back = True
                 node.crash()
                 node.disk = taken
-                self.tell(f"{node.name}: its disk is put back; its log ends with {taken.base.seq + len(taken.entries)}")
+                self.tell(
+                    f"{node.name}: its disk is put back; its log ends with"
+                    f" {taken.base.seq + len(taken.entries)}"
+                )
                 self.at(self.random.expovariate(1 / 0.5), node.start)
 
         self.at(self.random.choice((0.1, 1.0, 6.0)) * self.random.random(), put_back)
@@ -288,7 +346,9 @@ class World:
     def wanted(self) -> list[str]:
         """The copies that the ring wants, the owner first, when everybody is there."""
         nodes = [RingNode(name, f"h{name.split('.')[0]}") for name in self.nodes]
-        return Ring(nodes, SETTINGS.shards, SETTINGS.points).preference_list(SHARD, SETTINGS.replication)
+        return Ring(nodes, SETTINGS.shards, SETTINGS.points).preference_list(
+            SHARD, SETTINGS.replication
+        )
 
     def heal(self) -> None:
         """No more faults from now on; everybody is started."""
@@ -326,26 +386,42 @@ class Etcd:
         return self.world.now >= self.away_until
 
     def view(self) -> View:
-        assignments = {} if self.assignment is None else {SHARD: Versioned(self.assignment, self.assignment_revision)}
+        assignments = (
+            {}
+            if self.assignment is None
+            else {SHARD: Versioned(self.assignment, self.assignment_revision)}
+        )
         return View(
-            self.revision, SETTINGS, {name: member for name, (member, _) in self.members.items()}, assignments, "", dict(self.drains)
+            self.revision,
+            SETTINGS,
+            {name: member for name, (member, _) in self.members.items()},
+            assignments,
+            "",
+            dict(self.drains),
         )
 
     def go_away(self, seconds: float) -> None:
         self.away_until = self.world.now + seconds
         self.world.tell(f"etcd is away until {self.away_until:.2f}")
         # A new leader gives every lease its whole time again.
-        self.members = {name: (member, self.away_until + LEASE_S) for name, (member, _) in self.members.items()}
+        self.members = {
+            name: (member, self.away_until + LEASE_S) for name, (member, _) in self.members.items()
+        }
 
     def request(self, node: Node, do: Callable[[], Any], answer: Callable[[Any], None]) -> None:
-        """Run `do` here and `answer` there; None when nobody knows. Requests of a node that crashes meanwhile still happen."""
+        """Run `do` here and `answer` there; None when nobody knows. Requests of a node that crashes
+        meanwhile still happen."""
         world = self.world
         life = node.life
 
         def there() -> None:
             reached = self.up and (node.name, "etcd") not in world.blocked
             result = do() if reached else None
-            lost = not reached or ("etcd", node.name) in world.blocked or world.random.random() < world.faults.lost_replies
+            lost = (
+                not reached
+                or ("etcd", node.name) in world.blocked
+                or world.random.random() < world.faults.lost_replies
+            )
             delay = 1.0 if lost else world.random.expovariate(1 / 0.003)
             world.at(delay, lambda: node.when_awake(life, lambda: answer(None if lost else result)))
 
@@ -388,13 +464,16 @@ class Etcd:
     def swap(self, revision: int, to: Assignment) -> tuple[bool, int, Assignment | None]:
         if self.assignment_revision != revision:
             return False, 0, None
-        to = msgspec.structs.replace(to, version=to.version + 1, nonce=self.world.random.getrandbits(53))
+        to = msgspec.structs.replace(
+            to, version=to.version + 1, nonce=self.world.random.getrandbits(53)
+        )
         self.revision += 1
         before = self.assignment
         self.assignment, self.assignment_revision = to, self.revision
         self.world.checks.assigned(before, to)
         self.world.tell(
-            f"etcd: epoch {to.epoch}, owner {to.owner}, in sync {to.in_sync}, joining {to.joining}{' released' * to.released}"
+            f"etcd: epoch {to.epoch}, owner {to.owner}, in sync {to.in_sync}, joining"
+            f" {to.joining}{' released' * to.released}"
         )
         self._publish()
         self.world.at_a_bad_moment(before, to)
@@ -478,10 +557,15 @@ class Node:
         self.sending: set[str] = set()
         self.disk.incarnation += 1
         self.slowness = Slowness(self.clock, (1.0, 4.0))
-        settings = r.ReplicationSettings(log_keep_max=6, lone_patience_s=1e9 if self.world.lone_never else 6.0)
-        self.replica = self.world.replica.start(self.name, self.disk.incarnation, settings, self.disk, self.clock)
+        settings = r.ReplicationSettings(
+            log_keep_max=6, lone_patience_s=1e9 if self.world.lone_never else 6.0
+        )
+        self.replica = self.world.replica.start(
+            self.name, self.disk.incarnation, settings, self.disk, self.clock
+        )
         self.world.tell(
-            f"{self.name}: starts, incarnation {self.disk.incarnation}, epoch {self.disk.epoch}, log to {self.replica.last}"
+            f"{self.name}: starts, incarnation {self.disk.incarnation}, epoch {self.disk.epoch},"
+            f" log to {self.replica.last}"
         )
         self._every(0.1, self._tick, self.life)
         self._every(LEASE_S / 3, self._renew, self.life)
@@ -499,7 +583,10 @@ class Node:
         self.life += 1
         for other in self.world.nodes.values():
             if other is not self and (self.name, other.name) not in self.world.blocked:
-                self.world.at(self.world.random.expovariate(1 / 0.01), lambda node=other: node.deliver(r.Lost(self.name)))  # type: ignore[misc]
+                self.world.at(
+                    self.world.random.expovariate(1 / 0.01),
+                    lambda node=other: node.deliver(r.Lost(self.name)),
+                )  # type: ignore[misc]
         self.paused_until = 0.0
         self._waiting = []
 
@@ -526,7 +613,10 @@ class Node:
     def _every(self, seconds: float, do: Callable[[], None], life: int) -> None:
         def again() -> None:
             if self.life == life and self.up:
-                self.world.at(seconds * self.world.random.uniform(0.8, 1.2), lambda: self.when_awake(life, again))
+                self.world.at(
+                    seconds * self.world.random.uniform(0.8, 1.2),
+                    lambda: self.when_awake(life, again),
+                )
                 do()
 
         self.world.at(seconds * self.world.random.random(), lambda: self.when_awake(life, again))
@@ -534,7 +624,13 @@ class Node:
     # -- membership and control
 
     def _join(self) -> None:
-        member = Member(self.name, self.name, self.replica.incarnation, f"h{self.name.split('.')[0]}", state=self.state_wanted)
+        member = Member(
+            self.name,
+            self.name,
+            self.replica.incarnation,
+            f"h{self.name.split('.')[0]}",
+            state=self.state_wanted,
+        )
 
         def answered(done: Any) -> None:
             self.joined = bool(done)
@@ -553,7 +649,9 @@ class Node:
                 self._join()
 
         if self.joined:
-            self.world.etcd.request(self, lambda: self.world.etcd.renew(self.name, incarnation), answered)
+            self.world.etcd.request(
+                self, lambda: self.world.etcd.renew(self.name, incarnation), answered
+            )
         else:
             self.disk.incarnation += 1
             self.do(r.Rejoined(self.disk.incarnation))
@@ -565,15 +663,20 @@ class Node:
         member = self.view.members.get(self.name) if self.up else None
         if member is not None and member.state != state:
             self.world.tell(f"{self.name}: {state}")
-            self.world.etcd.request(self, lambda: self.world.etcd.state(member, state), lambda _: None)
+            self.world.etcd.request(
+                self, lambda: self.world.etcd.state(member, state), lambda _: None
+            )
 
     def _control(self) -> None:
-        """Every node is the controller now and then: two at once must do no harm, nor one that dies half-way."""
+        """Every node is the controller now and then: two at once must do no harm, nor one that dies
+        half-way."""
         if self.view.settings is None or self.world.random.random() < 0.5:
             return
         for name, member in self.view.members.items():
             self.seen[name] = (member, self.clock)
-        expected = {name: member for name, (member, at) in self.seen.items() if self.clock - at < EXPECTED_S}
+        expected = {
+            name: member for name, (member, at) in self.seen.items() if self.clock - at < EXPECTED_S
+        }
         mine = self.view.members.get(self.name)
         if mine is not None and mine.state != self.state_wanted:
             self.set_state(self.state_wanted)
@@ -600,15 +703,24 @@ class Node:
         self.when_awake(self.life, lambda: self.do(event))
 
     def _tick(self) -> None:
-        held = {(name, SHARD): Held(*how) for name, *how in self.replica.held_up(self.slowness.slow)}
+        held = {
+            (name, SHARD): Held(*how) for name, *how in self.replica.held_up(self.slowness.slow)
+        }
         if self.slowness.look(held, (), self.clock):
             self.world.tell(f"{self.name}: slow are now: {', '.join(sorted(self.slowness.slow))}")
         self.do(r.Tick(self.slowness.slow | self.misjudges))
         assignment = self.replica.assignment
-        if self.replica.owning and assignment is not None and assignment.handover in self.view.members and not self.operations:
+        if (
+            self.replica.owning
+            and assignment is not None
+            and assignment.handover in self.view.members
+            and not self.operations
+        ):
             incarnation = self.view.members[assignment.handover].incarnation
             self.do(r.Release(assignment.handover, incarnation))
-        if assignment is not None and (self.replica.concedes_to or self.replica.unheard(self.clock)):
+        if assignment is not None and (
+            self.replica.concedes_to or self.replica.unheard(self.clock)
+        ):
             others = [name for name in assignment.in_sync if name != self.name]
             others = [self.replica.concedes_to] if self.replica.concedes_to else others
             there = [name for name in others if name in self.view.members]
@@ -616,7 +728,11 @@ class Node:
                 self.world.tell(f"{self.name}: concedes to {there[0]}")
                 self.do(r.Concede(there[0], self.view.members[there[0]].incarnation))
         elif assignment is not None and self.replica.cornered(self.clock):
-            others = [name for name in assignment.in_sync if name != self.name and name in self.view.members]
+            others = [
+                name
+                for name in assignment.in_sync
+                if name != self.name and name in self.view.members
+            ]
             if others:
                 to = self.world.random.choice(others)
                 self.world.tell(f"{self.name}: hears nobody, gives the shard to {to}")
@@ -669,7 +785,9 @@ class Node:
             self.do(r.SnapshotEnded(to, self.world.random.random() < 0.5))
 
         seconds = self.world.random.expovariate(1 / 0.2)
-        self.world.at(seconds, lambda: self.when_awake(life, lambda: self.world.send(self, to, snapshot)))
+        self.world.at(
+            seconds, lambda: self.when_awake(life, lambda: self.world.send(self, to, snapshot))
+        )
         self.world.at(seconds + 0.3, lambda: self.when_awake(life, ended))
 
     def snapshot(self, epoch: int) -> r.Snapshot:
@@ -679,7 +797,9 @@ class Node:
         position = r.Position(at.epoch, at.seq) if at is not None else self.replica.base
         assert position.seq == seq
         chain = tuple(until(self.replica.chain, seq))
-        return r.Snapshot(epoch, position, msgspec.msgpack.encode(self.state), self.clock, chain=chain)
+        return r.Snapshot(
+            epoch, position, msgspec.msgpack.encode(self.state), self.clock, chain=chain
+        )
 
     def _swap(self, revision: int, to: Assignment) -> None:
         def answered(result: Any) -> None:
@@ -691,7 +811,9 @@ class Node:
         assignment = self.replica.assignment
         if assignment is None or self.operations:
             return
-        others = [name for name in assignment.in_sync if name != self.name and name in self.view.members]
+        others = [
+            name for name in assignment.in_sync if name != self.name and name in self.view.members
+        ]
         if others:
             to = self.world.random.choice(others)
             self.world.tell(f"{self.name}: releases the shard to {to}")
@@ -732,11 +854,14 @@ class Node:
         """Take a call: checked when it starts, and again when its reply leaves."""
 
         def begin() -> None:
-            if not self.replica.serving(self.clock) or (operation.kind == "write" and self.replica.read_only()):
+            if not self.replica.serving(self.clock) or (
+                operation.kind == "write" and self.replica.read_only()
+            ):
                 return
             self.world.checks.called(operation)
             if operation.kind == "read":
-                # As in production: it waits for what this owner itself has written to the object, and for nothing else.
+                # As in production: it waits for what this owner itself has written to the object,
+                # and for nothing else.
                 self.operations.append((self.last_write, operation, None))
                 self._reply()
                 return
@@ -754,7 +879,9 @@ class Node:
             return
         ready = [entry for entry in self.operations if entry[0] <= self.replica.applied]
         if ready:
-            self.operations = [entry for entry in self.operations if entry[0] > self.replica.applied]
+            self.operations = [
+                entry for entry in self.operations if entry[0] > self.replica.applied
+            ]
             for _, operation, data in ready:
                 self.world.checks.replied(operation, self.state if data is None else data)
 
@@ -765,7 +892,10 @@ def _persist(disk: Disk, effect: r.Persist) -> int:
         disk.high = max(disk.high, effect.high)
     if effect.install is not None:
         disk.base, disk.entries = effect.install.position, []
-        disk.applied, disk.state = effect.install.position.seq, msgspec.msgpack.decode(effect.install.state)
+        disk.applied, disk.state = (
+            effect.install.position.seq,
+            msgspec.msgpack.decode(effect.install.state),
+        )
         disk.chain, disk.high = list(effect.install.chain), effect.install.position.seq
     if effect.wipe is not None:
         disk.base, disk.entries, disk.applied, disk.state = effect.wipe, [], effect.wipe.seq, []

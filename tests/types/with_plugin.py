@@ -1,4 +1,5 @@
-"""What mypy sees with Holdfast's plugin. It is checked and not run; an ignored error that is none fails the check."""
+"""What mypy sees with Holdfast's plugin. It is checked and not run; an ignored error that is none
+fails the check."""
 
 from __future__ import annotations
 

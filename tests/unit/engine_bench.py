@@ -34,14 +34,17 @@ class Port:
         self.replies: dict[int, Any] = {}
         self.in_json: set[int] = set()
 
-    def reply(self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None) -> None:
+    def reply(
+        self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None
+    ) -> None:
         assert number not in self.replies, "answered twice"
         decode = msgspec.json.decode if number in self.in_json else codec.decode
         self.replies[number] = error if error is not None else decode(result)
 
 
 class Loopback:
-    """Brings the calls that objects make, and the notifications, to the engine itself. Implements `Outgoing`."""
+    """Brings the calls that objects make, and the notifications, to the engine itself. Implements
+    `Outgoing`."""
 
     def __init__(self) -> None:
         self.engine: Engine | None = None
@@ -54,10 +57,15 @@ class Loopback:
         class Answer:
             closed = False
 
-            def reply(answer, number: int, result: bytes, error: pb.Error | None, shard: Shard | None) -> None:
+            def reply(
+                answer, number: int, result: bytes, error: pb.Error | None, shard: Shard | None
+            ) -> None:
                 if self.lose:
                     self.lose -= 1
-                    result, error = b"", pb.Error(code=pb.CODE_UNAVAILABLE, message="the answer was lost")
+                    result, error = (
+                        b"",
+                        pb.Error(code=pb.CODE_UNAVAILABLE, message="the answer was lost"),
+                    )
                 origins_own.push(pb.Reply(id=number, result=result, error=error), 0)
 
         assert self.engine is not None
@@ -72,7 +80,8 @@ class Loopback:
 
 
 class SetClock:
-    """The cluster's time as a test sets it. Stands in for `holdfast_cluster.clocks.cluster_time.Time`."""
+    """The cluster's time as a test sets it. Stands in for
+    `holdfast_cluster.clocks.cluster_time.Time`."""
 
     started = True
 
@@ -86,7 +95,9 @@ class SetClock:
 class Bench:
     """An engine of one shard on a real store, whose fsyncs can be held back."""
 
-    def __init__(self, path: Path, app: App = cluster_app.app, limits: EngineLimits | None = None) -> None:
+    def __init__(
+        self, path: Path, app: App = cluster_app.app, limits: EngineLimits | None = None
+    ) -> None:
         self.store = Store(path)
         self.may_sync = Event()
         self.may_sync.set()
@@ -106,7 +117,9 @@ class Bench:
         kept = ResponseCache(self.store, 600)
         self.outgoing = Loopback()
         committer = Committer(self.flusher)
-        self.objects = ObjectHost(app, HostOptions(limits or EngineLimits()), committer, shards, kept, self.outgoing)
+        self.objects = ObjectHost(
+            app, HostOptions(limits or EngineLimits()), committer, shards, kept, self.outgoing
+        )
         self.engine = self.objects.engine
         self.outgoing.engine = self.engine
         self.port = Port()
@@ -134,7 +147,9 @@ class Bench:
                 kind=kind,
                 key=key,
                 method=method,
-                arguments=codec.encode(arguments) if codec_ == pb.CODEC_MSGPACK else codec.encode_json(arguments),
+                arguments=codec.encode(arguments)
+                if codec_ == pb.CODEC_MSGPACK
+                else codec.encode_json(arguments),
                 codec=codec_,
                 request_id=request_id or IDS.next(),
                 attempt=attempt,

@@ -56,7 +56,11 @@ class Rows:
                 self._put(op.request_put.key, op.request_put.value)
             elif op.HasField("request_delete_range"):
                 start, end = op.request_delete_range.key, op.request_delete_range.range_end
-                self.rows = {k: row for k, row in self.rows.items() if not (k == start or (end and start <= k < end))}
+                self.rows = {
+                    k: row
+                    for k, row in self.rows.items()
+                    if not (k == start or (end and start <= k < end))
+                }
             else:
                 row = self.rows.get(op.request_range.key)
                 answer.response_range.kvs.extend([] if row is None else [row])
@@ -75,10 +79,16 @@ class FakeEtcd(GuardedEtcd):
         return self.store.rows.get(key.encode())
 
     async def list_prefix(self, prefix: str) -> Listing:
-        rows = [row for key, row in sorted(self.store.rows.items()) if key.startswith(prefix.encode())]
+        rows = [
+            row for key, row in sorted(self.store.rows.items()) if key.startswith(prefix.encode())
+        ]
         return Listing(rows, self.store.revision)
 
     async def transact(self, compare: Any, success: Any, failure: Any) -> pb.TxnResponse:
         happens = all(self.store.holds(one) for one in compare)
         responses = self.store.do(success if happens else failure)
-        return pb.TxnResponse(header=pb.ResponseHeader(revision=self.store.revision), succeeded=happens, responses=responses)
+        return pb.TxnResponse(
+            header=pb.ResponseHeader(revision=self.store.revision),
+            succeeded=happens,
+            responses=responses,
+        )

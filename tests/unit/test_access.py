@@ -18,7 +18,16 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from holdfast.logs import Few
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_gateway.admission import access
-from holdfast_gateway.admission.access import ANONYMOUS, Access, AccessError, AccessFile, Identity, Refused, SubjectLimits, Uses
+from holdfast_gateway.admission.access import (
+    ANONYMOUS,
+    Access,
+    AccessError,
+    AccessFile,
+    Identity,
+    Refused,
+    SubjectLimits,
+    Uses,
+)
 from holdfast_gateway.admission.auth import Guest
 
 LIFETIME_S = 600
@@ -90,7 +99,9 @@ def test_tokens_name_subjects_and_old_ones_work_beside_new_ones() -> None:
         ("", "Bearer"),
     ],
 )
-def test_what_is_shown_and_wrong_is_refused_and_not_taken_for_nothing(authorization: str, why: str) -> None:
+def test_what_is_shown_and_wrong_is_refused_and_not_taken_for_nothing(
+    authorization: str, why: str
+) -> None:
     with pytest.raises(Refused, match=why) as refused:
         parse(POLICY).identify(authorization, "", (), time.time())
     assert "b-3" not in str(refused.value)
@@ -109,7 +120,9 @@ def test_rules_say_who_may_call_what_and_nothing_else_is_allowed() -> None:
 
 def test_no_pattern_matches_the_anonymous() -> None:
     everything = '[[allow]]\nsubjects = ["*"]\nkinds = ["*"]\nmethods = ["*"]\n'
-    rules = parse(everything + '[[admin]]\nsubjects = ["*"]\nmay = "change"\n[limits."*"]\nin_flight = 1')
+    rules = parse(
+        everything + '[[admin]]\nsubjects = ["*"]\nmay = "change"\n[limits."*"]\nin_flight = 1'
+    )
     assert rules.may_call("somebody", "K", "m")
     assert not rules.may_call(ANONYMOUS, "K", "m")
     assert not rules.may_admin(ANONYMOUS, change=False)
@@ -130,7 +143,12 @@ def test_certificates_name_subjects_by_common_name_or_dns_name() -> None:
     by_name = parse('[certificates]\nsubject = "common-name"')
     assert by_name.identify(None, "shop", ("shop.example",), time.time()).subject == "shop"
     assert by_name.identify(None, "", ("shop.example",), time.time()).subject == ANONYMOUS
-    assert parse('[certificates]\nsubject = "dns"').identify(None, "shop", ("shop.example",), time.time()).subject == "shop.example"
+    assert (
+        parse('[certificates]\nsubject = "dns"')
+        .identify(None, "shop", ("shop.example",), time.time())
+        .subject
+        == "shop.example"
+    )
     assert parse("").identify(None, "shop", ("shop.example",), time.time()).subject == ANONYMOUS
     for name in ("object:Shop/a", ANONYMOUS):
         assert by_name.identify(None, name, (), time.time()).subject == ANONYMOUS
@@ -146,7 +164,10 @@ def test_certificates_name_subjects_by_common_name_or_dns_name() -> None:
         (f"[tokens]\n'object:K/a' = ['{'0' * 64}']", "it is taken"),
         (f"[tokens]\na = ['{'0' * 64}']\nb = ['{'0' * 64}']", "have the same one"),
         ("[[allow]]\nsubjects = ['a']\nkinds = ['K']", "missing required field `methods`"),
-        ("[[allow]]\nsubjects = ['a']\nkinds = ['K']\nmethods = ['*']\nmay = 'x'", "unknown field `may`"),
+        (
+            "[[allow]]\nsubjects = ['a']\nkinds = ['K']\nmethods = ['*']\nmay = 'x'",
+            "unknown field `may`",
+        ),
         ("[[admin]]\nsubjects = ['a']\nmay = 'everything'", "Invalid enum value"),
         ("[limits.a]\nin_flight = 0", "limits.a.in_flight is 0; more than 0"),
         ("[limits.a]\ncalls = 1", "unknown field `calls`"),
@@ -176,21 +197,39 @@ class Issuer:
 
     def publish(self) -> None:
         keys = []
-        for kid, key, algorithm in (("r", self.rsa, jwt.algorithms.RSAAlgorithm), ("e", self.ec, jwt.algorithms.ECAlgorithm)):
+        for kid, key, algorithm in (
+            ("r", self.rsa, jwt.algorithms.RSAAlgorithm),
+            ("e", self.ec, jwt.algorithms.ECAlgorithm),
+        ):
             one = algorithm.to_jwk(key.public_key(), as_dict=True)  # type: ignore[attr-defined]
             keys.append({**one, "kid": kid, "alg": "RS256" if kid == "r" else "ES256"})
         (self.folder / "jwks.json").write_text(json.dumps({"keys": keys}))
 
-    def token(self, key: Any = None, algorithm: str = "RS256", kid: str | None = "r", **claims: Any) -> str:
-        all_claims = {"sub": "alice", "iss": ISSUER, "aud": AUDIENCE, "exp": In(LIFETIME_S), **claims}
-        all_claims = {name: time.time() + of.seconds if isinstance(of, In) else of for name, of in all_claims.items()}
+    def token(
+        self, key: Any = None, algorithm: str = "RS256", kid: str | None = "r", **claims: Any
+    ) -> str:
+        all_claims = {
+            "sub": "alice",
+            "iss": ISSUER,
+            "aud": AUDIENCE,
+            "exp": In(LIFETIME_S),
+            **claims,
+        }
+        all_claims = {
+            name: time.time() + of.seconds if isinstance(of, In) else of
+            for name, of in all_claims.items()
+        }
         return jwt.encode(
             {name: value for name, value in all_claims.items() if value is not None},
-            key or self.rsa, algorithm=algorithm, headers={} if kid is None else {"kid": kid},
-        )  # fmt: skip
+            key or self.rsa,
+            algorithm=algorithm,
+            headers={} if kid is None else {"kid": kid},
+        )
 
     def rules(self) -> Access:
-        return parse(f'[jwt]\njwks = "jwks.json"\nissuer = "{ISSUER}"\naudience = "{AUDIENCE}"', self.folder)
+        return parse(
+            f'[jwt]\njwks = "jwks.json"\nissuer = "{ISSUER}"\naudience = "{AUDIENCE}"', self.folder
+        )
 
 
 @pytest.fixture
@@ -225,7 +264,9 @@ def test_a_token_that_verifies_names_its_subject_until_it_expires(issuer: Issuer
         ({"sub": "half \ud800"}, "(not valid|names no subject)"),
     ],
 )
-def test_a_token_that_is_not_for_us_is_refused(issuer: Issuer, claims: dict[str, Any], why: str) -> None:
+def test_a_token_that_is_not_for_us_is_refused(
+    issuer: Issuer, claims: dict[str, Any], why: str
+) -> None:
     token = issuer.token(**claims)
     with pytest.raises(Refused, match=f"(?i){why}") as refused:
         issuer.rules().identify(f"Bearer {token}", "", (), time.time())
@@ -235,10 +276,20 @@ def test_a_token_that_is_not_for_us_is_refused(issuer: Issuer, claims: dict[str,
 @pytest.mark.parametrize("exp", [10**400, "Infinity", "NaN", -(10**400), "x", [1], 1e300])
 def test_a_token_whose_end_is_no_time_is_refused_or_good_for_long(issuer: Issuer, exp: Any) -> None:
     """What its library raises of it is many things: OverflowError ended a gateway."""
-    claims = json.dumps({"sub": "alice", "iss": ISSUER, "aud": AUDIENCE, "exp": 0}).replace('"exp": 0', f'"exp": {json.dumps(exp)}')
+    claims = json.dumps({"sub": "alice", "iss": ISSUER, "aud": AUDIENCE, "exp": 0}).replace(
+        '"exp": 0', f'"exp": {json.dumps(exp)}'
+    )
     claims = claims.replace('"Infinity"', "Infinity").replace('"NaN"', "NaN")
-    head = _base64(json.dumps({"alg": "RS256", "kid": "r"}).encode()) + b"." + _base64(claims.encode())
-    token = (head + b"." + _base64(jwt.algorithms.RSAAlgorithm(jwt.algorithms.RSAAlgorithm.SHA256).sign(head, issuer.rsa))).decode()
+    head = (
+        _base64(json.dumps({"alg": "RS256", "kid": "r"}).encode()) + b"." + _base64(claims.encode())
+    )
+    token = (
+        head
+        + b"."
+        + _base64(
+            jwt.algorithms.RSAAlgorithm(jwt.algorithms.RSAAlgorithm.SHA256).sign(head, issuer.rsa)
+        )
+    ).decode()
     try:
         known = issuer.rules().identify(f"Bearer {token}", "", (), time.time())
     except Refused:
@@ -256,18 +307,27 @@ def test_a_subject_that_is_a_tokens_is_nobody_elses(issuer: Issuer) -> None:
     assert rules.identify(f"Bearer {issuer.token()}", "", (), time.time()).subject == "jwt:alice"
     assert rules.identify("Bearer b-1", "", (), time.time()).subject == "alice"
     with pytest.raises(Refused, match="may not name"):
-        parse(text + 'prefix = "object:"\n', issuer.folder).identify(f"Bearer {issuer.token()}", "", (), time.time())
+        parse(text + 'prefix = "object:"\n', issuer.folder).identify(
+            f"Bearer {issuer.token()}", "", (), time.time()
+        )
 
 
 def test_certificates_and_tokens_of_one_name_are_told_apart(issuer: Issuer) -> None:
     jwt_part = f'[jwt]\njwks = "jwks.json"\nissuer = "{ISSUER}"\naudience = "{AUDIENCE}"\n'
     certificates = '[certificates]\nsubject = "common-name"\n'
-    for text in (jwt_part + certificates, f'{jwt_part}prefix = "a"\n{certificates}', f'{jwt_part}{certificates}prefix = "c"\n'):
+    for text in (
+        jwt_part + certificates,
+        f'{jwt_part}prefix = "a"\n{certificates}',
+        f'{jwt_part}{certificates}prefix = "c"\n',
+    ):
         with pytest.raises(AccessError, match="say the `prefix`"):
             parse(text, issuer.folder)
     for jwt_prefix, cert_prefix in (("", "cert:"), ("a", "a:"), ("x:", "x:"), ("cert:", "")):
         with pytest.raises(AccessError, match="one prefix begins with the other"):
-            parse(f'{jwt_part}prefix = "{jwt_prefix}"\n{certificates}prefix = "{cert_prefix}"\n', issuer.folder)
+            parse(
+                f'{jwt_part}prefix = "{jwt_prefix}"\n{certificates}prefix = "{cert_prefix}"\n',
+                issuer.folder,
+            )
     rules = parse(f'{jwt_part}prefix = "jwt:"\n{certificates}prefix = "cert:"\n', issuer.folder)
     assert rules.identify(None, "alice", (), time.time()).subject == "cert:alice"
     assert rules.identify(f"Bearer {issuer.token()}", "", (), time.time()).subject == "jwt:alice"
@@ -297,10 +357,16 @@ def test_a_file_that_no_parser_reads_is_wrong_and_nothing_worse(text: str) -> No
 
 def test_forged_tokens_are_refused(issuer: Issuer) -> None:
     rules = issuer.rules()
-    public = issuer.rsa.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    public = issuer.rsa.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
     claims = {"sub": "alice", "iss": ISSUER, "aud": AUDIENCE, "exp": time.time() + LIFETIME_S}
-    hs256 = b".".join(_base64(json.dumps(part).encode()) for part in ({"alg": "HS256", "kid": "r"}, claims))
-    confused = (hs256 + b"." + _base64(hmac.digest(public, hs256, "sha256"))).decode()  # the public key for a secret
+    hs256 = b".".join(
+        _base64(json.dumps(part).encode()) for part in ({"alg": "HS256", "kid": "r"}, claims)
+    )
+    confused = (
+        hs256 + b"." + _base64(hmac.digest(public, hs256, "sha256"))
+    ).decode()  # the public key for a secret
     head, body, _ = issuer.token().split(".")
     forged = [
         issuer.token(rsa.generate_private_key(65537, 2048)),
@@ -324,7 +390,9 @@ async def test_changed_files_are_taken_over_and_wrong_ones_are_not(
     path = tmp_path / "access.toml"
 
     def write(extra: str) -> None:
-        path.write_text(f'[jwt]\njwks = "jwks.json"\nissuer = "{ISSUER}"\naudience = "{AUDIENCE}"\n{extra}')
+        path.write_text(
+            f'[jwt]\njwks = "jwks.json"\nissuer = "{ISSUER}"\naudience = "{AUDIENCE}"\n{extra}'
+        )
 
     write("")
     file = AccessFile(path)
@@ -354,7 +422,9 @@ async def test_changed_files_are_taken_over_and_wrong_ones_are_not(
         issuer.rsa = rsa.generate_private_key(65537, 2048)
         issuer.publish()
         await version(4)
-        assert file.access.identify(f"Bearer {issuer.token()}", "", (), time.time()).subject == "alice"
+        assert (
+            file.access.identify(f"Bearer {issuer.token()}", "", (), time.time()).subject == "alice"
+        )
         with pytest.raises(Refused):
             file.access.identify(f"Bearer {old}", "", (), time.time())
     finally:
@@ -412,7 +482,9 @@ def test_calls_in_flight_and_bytes_are_bounded_for_all_sessions_of_a_subject() -
 
 
 def test_limits_are_a_subject_s_own_or_those_of_a_pattern() -> None:
-    rules = parse("[limits.a]\nin_flight = 1\n[limits.'team/*']\nin_flight = 2\n[limits.'*']\nin_flight = 3")
+    rules = parse(
+        "[limits.a]\nin_flight = 1\n[limits.'team/*']\nin_flight = 2\n[limits.'*']\nin_flight = 3"
+    )
     assert [rules.limits_of(subject).in_flight for subject in ("a", "team/x", "other")] == [1, 2, 3]  # type: ignore[union-attr]
 
 
@@ -424,7 +496,18 @@ def test_only_a_few_refusals_a_second_are_logged() -> None:
     assert few.allow()
 
 
-@pytest.mark.parametrize("text", ["[]", "null", '"x"', '{"keys": [1]}', '{"keys": {}}', '{"keys": ' + "[" * 100_000, '{"keys": []}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "null",
+        '"x"',
+        '{"keys": [1]}',
+        '{"keys": {}}',
+        '{"keys": ' + "[" * 100_000,
+        '{"keys": []}',
+    ],
+)
 def test_a_jwks_file_of_another_shape_is_wrong_and_nothing_worse(tmp_path: Path, text: str) -> None:
     (tmp_path / "jwks.json").write_text(text)
     with pytest.raises(AccessError, match=r"jwks\.json"):
@@ -432,16 +515,29 @@ def test_a_jwks_file_of_another_shape_is_wrong_and_nothing_worse(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    "odd", [{"kty": "RSA", "n": "!", "e": 5}, {"kty": "EC", "crv": []}, {"kty": {}}, {"kty": "OKP"}, 7, "x", None]
+    "odd",
+    [
+        {"kty": "RSA", "n": "!", "e": 5},
+        {"kty": "EC", "crv": []},
+        {"kty": {}},
+        {"kty": "OKP"},
+        7,
+        "x",
+        None,
+    ],
 )
 def test_an_odd_key_of_a_jwks_file_is_passed_over(issuer: Issuer, odd: Any) -> None:
     path = issuer.folder / "jwks.json"
     found = json.loads(path.read_text())
     path.write_text(json.dumps({"keys": [odd, *found["keys"]]}))
-    assert issuer.rules().identify(f"Bearer {issuer.token()}", "", (), time.time()).subject == "alice"
+    assert (
+        issuer.rules().identify(f"Bearer {issuer.token()}", "", (), time.time()).subject == "alice"
+    )
 
 
-async def test_a_change_before_the_file_is_watched_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_change_before_the_file_is_watched_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(access, "LOOK_S", 0.02)
     path = tmp_path / "access.toml"
     path.write_text('[[admin]]\nsubjects = ["ops"]\nmay = "change"')
@@ -460,7 +556,9 @@ def test_a_limit_that_is_no_number_is_refused() -> None:
         parse("[limits.a]\ncalls_per_s = nan")
 
 
-def test_a_file_that_is_wrong_half_way_leaves_the_old_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_wrong_half_way_leaves_the_old_rules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "access.toml"
     path.write_text('[[allow]]\nsubjects = ["a"]\nkinds = ["K"]\nmethods = ["m"]')
     file = AccessFile(path)
@@ -490,7 +588,9 @@ def guest(file: AccessFile, uses: Uses, token: str) -> Guest:
     return Guest(file, uses, f"Bearer {token}", "", [], "somewhere")
 
 
-def test_limits_that_come_while_calls_are_under_way_are_not_paid_out_to_those_that_follow(tmp_path: Path) -> None:
+def test_limits_that_come_while_calls_are_under_way_are_not_paid_out_to_those_that_follow(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "access.toml"
     rules = f'[tokens]\na = ["{hashlib.sha256(b"secret").hexdigest()}"]\n'
     limits = "[limits.a]\nin_flight = 2\n"
@@ -517,7 +617,9 @@ def test_limits_that_come_while_calls_are_under_way_are_not_paid_out_to_those_th
     assert [after.take(call) is None for _ in range(3)] == [True, True, False]
 
 
-def test_a_token_that_becomes_another_subject_s_ends_its_sessions_and_frees_nobody_of_limits(tmp_path: Path) -> None:
+def test_a_token_that_becomes_another_subject_s_ends_its_sessions_and_frees_nobody_of_limits(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "access.toml"
     one, two = (hashlib.sha256(token).hexdigest() for token in (b"one", b"two"))
     limits = "[limits.a]\nin_flight = 2\n"
@@ -526,7 +628,9 @@ def test_a_token_that_becomes_another_subject_s_ends_its_sessions_and_frees_nobo
     moves, stays = guest(file, uses, "one"), guest(file, uses, "two")
     path.write_text(f'[tokens]\nb = ["{one}"]\na = ["{two}"]\n{limits}')
     file._read()
-    assert moves.look(time.time()) == "what you have shown names another subject by now: connect again"
+    assert (
+        moves.look(time.time()) == "what you have shown names another subject by now: connect again"
+    )
     assert stays.look(time.time()) is None
     call = pb.Call(kind="K", key="k", method="m")
     assert [stays.take(call) is None for _ in range(3)] == [True, True, False]

@@ -15,23 +15,48 @@ from holdfast_cluster.membership.rebuild import look, rebuild
 from holdfast_cluster.membership.view_watcher import apply
 from holdfast_cluster.peerpb import peer_pb2
 from holdfast_cluster.placement.adopt import EPOCH_LEAP, NotAdoptable, Report, Reported, adopt
-from holdfast_cluster.placement.model import Assignment, ClusterSettings, Drain, Lineage, Member, Pause, View, decode, encode
+from holdfast_cluster.placement.model import (
+    Assignment,
+    ClusterSettings,
+    Drain,
+    Lineage,
+    Member,
+    Pause,
+    View,
+    decode,
+    encode,
+)
 
 SETTINGS = ClusterSettings(shards=2, id="c")
 MEMBERS = {name: Member(name, f"{name}:1", 4, name) for name in ("a", "b", "c")}
 
 
-def assigned(version: int, nonce: int, in_sync: tuple[str, ...] = ("a", "b"), epoch: int = 3) -> Assignment:
+def assigned(
+    version: int, nonce: int, in_sync: tuple[str, ...] = ("a", "b"), epoch: int = 3
+) -> Assignment:
     return Assignment(epoch, in_sync[0], 4, in_sync, version=version, nonce=nonce)
 
 
-def report(node: str, first: Assignment | None, second: Assignment | None = None, epoch: int = 0, **more: Any) -> Report:
-    shards = {shard: Reported(0, one, epoch) for shard, one in ((0, first), (1, second)) if one is not None or epoch}
+def report(
+    node: str,
+    first: Assignment | None,
+    second: Assignment | None = None,
+    epoch: int = 0,
+    **more: Any,
+) -> Report:
+    shards = {
+        shard: Reported(0, one, epoch)
+        for shard, one in ((0, first), (1, second))
+        if one is not None or epoch
+    }
     return replace(Report(node, 5, "c", 0, 10, SETTINGS, MEMBERS, shards=shards), **more)
 
 
 def all_of(*firsts: Assignment | None, **more: Any) -> list[Report]:
-    return [report(node, first, assigned(1, 1), **more) for node, first in zip(("a", "b", "c"), firsts, strict=True)]
+    return [
+        report(node, first, assigned(1, 1), **more)
+        for node, first in zip(("a", "b", "c"), firsts, strict=True)
+    ]
 
 
 def test_the_highest_version_of_each_shard_counts_under_a_higher_epoch() -> None:
@@ -49,13 +74,19 @@ def test_the_highest_version_of_each_shard_counts_under_a_higher_epoch() -> None
 
 def test_the_epoch_is_above_every_one_that_a_copy_has_heard_of() -> None:
     reports = all_of(*[assigned(5, 50)] * 3)
-    reports[1] = replace(reports[1], shards={**reports[1].shards, 0: Reported(0, assigned(4, 40), 41)})
+    reports[1] = replace(
+        reports[1], shards={**reports[1].shards, 0: Reported(0, assigned(4, 40), 41)}
+    )
     assert adopt(reports, [], 0).assignments[0].epoch == 42
 
 
 def test_a_later_generation_counts_more_than_a_higher_version() -> None:
     reports = all_of(assigned(90, 9, ("a",)), None, None)
-    reports[1] = replace(reports[1], generation=2, shards={**reports[1].shards, 0: Reported(2, assigned(1, 1, ("b",)), 0)})
+    reports[1] = replace(
+        reports[1],
+        generation=2,
+        shards={**reports[1].shards, 0: Reported(2, assigned(1, 1, ("b",)), 0)},
+    )
     adoption = adopt(reports, [], 1)
     assert adoption.assignments[0].in_sync == ("b",)
     assert adoption.generation == 3
@@ -78,7 +109,9 @@ def test_every_node_ever_known_reports_or_is_left_out_by_name() -> None:
 def test_data_that_is_left_out_is_named() -> None:
     reports = all_of(*[assigned(5, 50, ("c",))] * 3)
     adoption = adopt(reports, ["c"], 0)
-    assert adoption.notes == ("shard 0: its data is on c only, which is left out; calls to it wait",)
+    assert adoption.notes == (
+        "shard 0: its data is on c only, which is left out; calls to it wait",
+    )
     assert adoption.incarnations["c"] == 4  # as its member said last
 
 
@@ -110,7 +143,9 @@ def test_nodes_of_two_clusters_are_not_mixed() -> None:
 
 def test_drains_and_pauses_are_those_of_the_newest_report() -> None:
     reports = all_of(*[assigned(5, 50)] * 3)
-    reports[1] = replace(reports[1], revision=11, drains={"a": Drain(1.0)}, pauses={("K", "k"): Pause(2.0)})
+    reports[1] = replace(
+        reports[1], revision=11, drains={"a": Drain(1.0)}, pauses={("K", "k"): Pause(2.0)}
+    )
     reports[2] = replace(reports[2], revision=9, drains={"b": Drain(1.0)})
     adoption = adopt(reports, [], 0)
     assert (adoption.drains, adoption.pauses) == ({"a": Drain(1.0)}, {("K", "k"): Pause(2.0)})
@@ -124,9 +159,14 @@ def test_a_report_is_what_a_node_said() -> None:
         revision=10,
         settings=encode(SETTINGS),
         members=[encode(member) for member in MEMBERS.values()],
-        shards=[peer_pb2.KnownShard(shard=0, assignment=encode(assigned(5, 50)), epoch=3), peer_pb2.KnownShard(shard=1, epoch=2)],
+        shards=[
+            peer_pb2.KnownShard(shard=0, assignment=encode(assigned(5, 50)), epoch=3),
+            peer_pb2.KnownShard(shard=1, epoch=2),
+        ],
     )
-    assert Report.of(said) == replace(report("a", None), shards={0: Reported(0, assigned(5, 50), 3), 1: Reported(0, None, 2)})
+    assert Report.of(said) == replace(
+        report("a", None), shards={0: Reported(0, assigned(5, 50), 3), 1: Reported(0, None, 2)}
+    )
 
 
 # -- writing
@@ -148,19 +188,27 @@ def halted() -> Rows:
 @pytest.mark.parametrize("rows", [Rows(), halted()], ids=["emptied", "restored"])
 async def test_an_emptied_and_a_restored_etcd_become_the_same(rows: Rows) -> None:
     etcd = FakeEtcd(rows)
-    adoption = adopt(all_of(*[assigned(5, 50)] * 3, drains={"a": Drain(1.0)}, pauses={("K", "k"): Pause(2.0)}), [], 0)
+    adoption = adopt(
+        all_of(*[assigned(5, 50)] * 3, drains={"a": Drain(1.0)}, pauses={("K", "k"): Pause(2.0)}),
+        [],
+        0,
+    )
     await rebuild(etcd, KEYS, await look(etcd, KEYS), adoption)
     view = await view_of(rows)
     assert view.lineage == Lineage(1, view.lineage.nonce if view.lineage else 0)
     assert view.settings == SETTINGS
-    assert {shard: now.assignment for shard, now in view.assignments.items()} == adoption.assignments
+    assert {
+        shard: now.assignment for shard, now in view.assignments.items()
+    } == adoption.assignments
     assert (view.drains, view.pauses) == ({"a": Drain(1.0)}, {("K", "k"): Pause(2.0)})
     assert rows.value(KEYS.incarnation("b")) == b"5"
     with pytest.raises(NotAdoptable, match="not halted"):
         await look(etcd, KEYS)
 
 
-async def test_a_rebuild_that_is_cut_short_is_followed_by_nobody_and_may_be_begun_anew(monkeypatch: Any) -> None:
+async def test_a_rebuild_that_is_cut_short_is_followed_by_nobody_and_may_be_begun_anew(
+    monkeypatch: Any,
+) -> None:
     monkeypatch.setattr(rebuild_module, "TXN_OPS_MAX", 1)
     reports = all_of(*[assigned(5, 50)] * 3)
     for transactions in range(1, 7):
@@ -172,11 +220,16 @@ async def test_a_rebuild_that_is_cut_short_is_followed_by_nobody_and_may_be_begu
         assert cut.lineage is not None
         assert (cut.lineage.state, cut.lineage.generation) == (ADOPTING, 1)
         again = FakeEtcd(rows)
-        await rebuild(again, KEYS, await look(again, KEYS), adopt(reports, [], cut.lineage.generation))
+        await rebuild(
+            again, KEYS, await look(again, KEYS), adopt(reports, [], cut.lineage.generation)
+        )
         view = await view_of(rows)
         assert view.lineage is not None
         assert (view.lineage.state, view.lineage.generation) == ("", 2)
-        assert {shard: now.assignment.in_sync for shard, now in view.assignments.items()} == {0: ("a", "b"), 1: ("a", "b")}
+        assert {shard: now.assignment.in_sync for shard, now in view.assignments.items()} == {
+            0: ("a", "b"),
+            1: ("a", "b"),
+        }
 
 
 class FailsAfter(FakeEtcd):

@@ -14,7 +14,9 @@ WHEN_MS = 1_893_456_000_123
 
 @pytest.mark.parametrize("beyond_us", [0, 1, 456, 999])
 def test_it_is_what_was_set_to_the_microsecond(beyond_us: int) -> None:
-    record = AlarmRecord(WHEN_MS + 1, WHEN_MS, b"\xc0", options={"us": beyond_us} if beyond_us else None)
+    record = AlarmRecord(
+        WHEN_MS + 1, WHEN_MS, b"\xc0", options={"us": beyond_us} if beyond_us else None
+    )
     scheduled = shown("a", decode_alarm(encode(record))).scheduled
     assert scheduled == datetime(2030, 1, 1, 0, 0, 0, 123_000 + beyond_us, UTC)
     assert scheduled == scheduled.astimezone(timezone(timedelta(hours=5)))

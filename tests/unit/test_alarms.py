@@ -23,8 +23,11 @@ def test_a_fixed_distance_is_counted_from_when_it_was_due() -> None:
 
 
 def test_a_cron_expression_is_in_its_time_zone_over_the_change_of_the_clocks() -> None:
-    before = ms("2026-03-28T08:00:00+00:00")  # 9 o'clock in Berlin; the next night the clocks go forward
-    assert next_after("0 9 * * *", "Europe/Berlin", before, before) == ms("2026-03-29T07:00:00+00:00")
+    # 9 o'clock in Berlin; the next night the clocks go forward
+    before = ms("2026-03-28T08:00:00+00:00")
+    assert next_after("0 9 * * *", "Europe/Berlin", before, before) == ms(
+        "2026-03-29T07:00:00+00:00"
+    )
     assert next_after("0 9 * * *", "UTC", before, before) == ms("2026-03-28T09:00:00+00:00")
 
 

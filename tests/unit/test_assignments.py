@@ -1,4 +1,5 @@
-"""What a node keeps of etcd on its disk, and that nothing happens under an assignment before it is there."""
+"""What a node keeps of etcd on its disk, and that nothing happens under an assignment before it is
+there."""
 
 from __future__ import annotations
 
@@ -9,7 +10,17 @@ import msgspec
 import pytest
 from holdfast_cluster.membership.lineage import Seen, judge
 from holdfast_cluster.placement.adopt import Report
-from holdfast_cluster.placement.model import Assignment, ClusterSettings, Drain, Lineage, Member, Pause, Versioned, View, encode
+from holdfast_cluster.placement.model import (
+    Assignment,
+    ClusterSettings,
+    Drain,
+    Lineage,
+    Member,
+    Pause,
+    Versioned,
+    View,
+    encode,
+)
 from holdfast_node.store.assignments import KeptAssignments
 from holdfast_node.store.rocks import Store
 from test_host import SHARD, Flusher, Trio
@@ -24,7 +35,9 @@ def versioned(version: int, generation: int = 2) -> Versioned:
     return Versioned(now, 100 + version, encode(now), generation)
 
 
-def view(versions: dict[int, int], members: tuple[Member, ...] = (A, B), drains: tuple[str, ...] = ()) -> View:
+def view(
+    versions: dict[int, int], members: tuple[Member, ...] = (A, B), drains: tuple[str, ...] = ()
+) -> View:
     return View(
         50,
         SETTINGS,
@@ -101,10 +114,19 @@ def test_a_replica_hears_of_an_assignment_once_it_is_on_disk(tmp_path: Path) -> 
 
 
 def test_a_swap_that_happened_counts_once_it_is_on_disk(tmp_path: Path) -> None:
-    trio = Trio(tmp_path, replica_timeout_s=0.0, first_patience_s=0.0, heartbeat_s=0.0, min_in_sync=1, lone_patience_s=0.0)
+    trio = Trio(
+        tmp_path,
+        replica_timeout_s=0.0,
+        first_patience_s=0.0,
+        heartbeat_s=0.0,
+        min_in_sync=1,
+        lone_patience_s=0.0,
+    )
     node = trio.nodes["a"]
     now = Assignment(1, "a", 1, ("a", "b"), released=True, version=4, nonce=1)
-    node.replicas.joined(trio.members["a"], View(1, SETTINGS, trio.members, {SHARD: Versioned(now, 1, encode(now))}))
+    node.replicas.joined(
+        trio.members["a"], View(1, SETTINGS, trio.members, {SHARD: Versioned(now, 1, encode(now))})
+    )
     for _ in range(20):
         node.flusher.flush()
         node.replicas.tick()
@@ -116,7 +138,9 @@ def test_a_swap_that_happened_counts_once_it_is_on_disk(tmp_path: Path) -> None:
     assert copy is not None
     committed = copy.replica.committed
     node.replicas.swapped(SHARD, Versioned(written, 9, encode(written)), written)
-    assert (copy.replica.assignment, copy.replica.committed) == (now, committed), "without b nothing is committed yet"
+    assert (copy.replica.assignment, copy.replica.committed) == (now, committed), (
+        "without b nothing is committed yet"
+    )
     node.flusher.flush()
     assert copy.replica.assignment == written
     assert copy.replica.committed > committed

@@ -1,4 +1,5 @@
-"""What waits for no turn: reads beside a running one, and calls that clients store to be run later."""
+"""What waits for no turn: reads beside a running one, and calls that clients store to be
+run later."""
 
 from __future__ import annotations
 
@@ -117,7 +118,13 @@ class Board(DurableObject):
 
     @holdfast.reads
     async def about(self) -> list[Any]:
-        return [self.kind, self.key, self.epoch, self.request.metadata.get("tag"), [alarm.name for alarm in self.list_alarms()]]
+        return [
+            self.kind,
+            self.key,
+            self.epoch,
+            self.request.metadata.get("tag"),
+            [alarm.name for alarm in self.list_alarms()],
+        ]
 
     @holdfast.reads
     async def ask(self, other: str) -> Any:
@@ -184,7 +191,9 @@ async def test_a_read_does_not_wait_for_a_running_turn_and_does_not_see_it(bench
     assert await bench.answered(call(bench, "a", "lines")) == [{"line 001": "one", "n": 1}]
     bench.engine.cancel(request_id, bench.port, running)
     assert (await bench.answered(behind))[0] == 2
-    assert await bench.answered(call(bench, "a", "lines")) == [{"line 001": "one", "line 002": "three", "n": 2}]
+    assert await bench.answered(call(bench, "a", "lines")) == [
+        {"line 001": "one", "line 002": "three", "n": 2}
+    ]
 
 
 async def test_a_read_tells_nothing_that_is_not_committed(bench: Bench) -> None:
@@ -217,7 +226,9 @@ async def test_a_read_runs_on_an_instance_of_its_own(bench: Bench) -> None:
     assert about == ["Board", "a", 1, "x", []]
 
 
-async def test_a_read_that_waits_sees_what_turns_store_meanwhile_and_holds_none_of_them_up(bench: Bench) -> None:
+async def test_a_read_that_waits_sees_what_turns_store_meanwhile_and_holds_none_of_them_up(
+    bench: Bench,
+) -> None:
     read = call(bench, "a", "look", 0.1)
     assert await bench.answered(call(bench, "a", "add", "one")) == [1]
     assert read not in bench.port.replies
@@ -252,7 +263,12 @@ async def test_a_read_cannot_write(bench: Bench, how: str) -> None:
 async def test_after_its_end_a_read_sees_nothing(bench: Bench) -> None:
     await bench.answered(call(bench, "a", "leak"))
     leaked = kept.pop()
-    for use in (lambda: leaked.storage.get("n"), leaked.storage.list, lambda: leaked.request, leaked.list_alarms):
+    for use in (
+        lambda: leaked.storage.get("n"),
+        leaked.storage.list,
+        lambda: leaked.request,
+        leaked.list_alarms,
+    ):
         with pytest.raises(RuntimeError, match="only"):
             use()
 
@@ -264,20 +280,27 @@ async def test_a_read_calls_others_and_even_its_own_object(bench: Bench) -> None
     assert await bench.answered(call(bench, "a", "ask_around", "c")) == [2]
 
 
-async def test_a_read_is_cancelled_like_a_turn_and_at_its_deadline(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_read_is_cancelled_like_a_turn_and_at_its_deadline(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("holdfast_node.objects.cancellation._ABANDON_S", 0.05)
     request_id = IDS.next()
     read = call(bench, "a", "look", 100.0, request_id=request_id)
     bench.engine.cancel(request_id, bench.port, read)
     assert (await bench.answered(read))[0].code == pb.CODE_ABORTED
-    late, stuck = call(bench, "a", "look", 100.0, timeout_ms=50), call(bench, "a", "stuck", timeout_ms=50)
+    late, stuck = (
+        call(bench, "a", "look", 100.0, timeout_ms=50),
+        call(bench, "a", "stuck", timeout_ms=50),
+    )
     for error in await bench.answered(late, stuck):
         assert error.code == pb.CODE_DEADLINE_EXCEEDED
     assert bench.engine.find("Board", "a").at_rest()  # type: ignore[union-attr]
     assert bench.engine.in_flight == 0
 
 
-async def test_a_read_of_an_object_that_was_abandoned_is_made_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_read_of_an_object_that_was_abandoned_is_made_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("holdfast_node.objects.cancellation._ABANDON_S", 0.05)
     read = call(bench, "a", "look", 100.0)
     stuck = call(bench, "a", "stick", timeout_ms=50)
@@ -318,7 +341,9 @@ async def delivered(bench: Bench, key: str) -> dict[str, Any]:
     return lines  # type: ignore[no-any-return]
 
 
-async def test_a_call_that_is_sent_is_answered_when_it_is_stored_and_runs_later(bench: Bench) -> None:
+async def test_a_call_that_is_sent_is_answered_when_it_is_stored_and_runs_later(
+    bench: Bench,
+) -> None:
     request_id = IDS.next()
     running = call(bench, "a", "add", "slow", True, request_id=request_id)
     bench.may_sync.clear()
@@ -337,7 +362,16 @@ async def test_what_one_caller_sends_comes_in_its_order_and_once(bench: Bench) -
     for n in range(20):
         await bench.answered(call(bench, "a", "add", str(n), send=True, caller="shop"))
     for attempt in (0, 1, 2):
-        sent = call(bench, "a", "add", "once", send=True, caller="shop", request_id=request_id, attempt=attempt)
+        sent = call(
+            bench,
+            "a",
+            "add",
+            "once",
+            send=True,
+            caller="shop",
+            request_id=request_id,
+            attempt=attempt,
+        )
         assert await bench.answered(sent) == [None]
     bench.outgoing.lose = 7
     lines = await delivered(bench, "a")
@@ -345,10 +379,14 @@ async def test_what_one_caller_sends_comes_in_its_order_and_once(bench: Bench) -
         lines = await delivered(bench, "a")
     assert [lines[f"line {n:03}"] for n in range(1, 22)] == [*map(str, range(20)), "once"]
     assert lines["n"] == 21
-    [other] = await bench.answered(call(bench, "a", "add", "else", send=True, request_id=request_id, attempt=1))
+    [other] = await bench.answered(
+        call(bench, "a", "add", "else", send=True, request_id=request_id, attempt=1)
+    )
     assert other.code == pb.CODE_INVALID_ARGUMENT
     [ran] = await bench.answered(call(bench, "a", "add", "once", request_id=request_id, attempt=1))
-    assert ran.code == pb.CODE_INVALID_ARGUMENT, "a call under the id of one that was sent is another call"
+    assert ran.code == pb.CODE_INVALID_ARGUMENT, (
+        "a call under the id of one that was sent is another call"
+    )
 
 
 async def test_a_delayed_one_waits_for_its_time(bench: Bench) -> None:
@@ -364,7 +402,9 @@ async def test_who_sent_it_and_its_metadata_arrive_and_are_carried_on(bench: Ben
     metadata = {"tenant": "x", "traceparent": "not this"}
     await bench.answered(call(bench, "a", "note_told", send=True, caller="shop", metadata=metadata))
     assert (await delivered(bench, "a"))["told"] == ["shop", {"tenant": "x"}]
-    await bench.answered(call(bench, "a", "pass_on", "b", send=True, caller="shop", metadata=metadata))
+    await bench.answered(
+        call(bench, "a", "pass_on", "b", send=True, caller="shop", metadata=metadata)
+    )
     await bench.tick(20)
     assert (await delivered(bench, "b"))["told"] == ["object:Board/a", {"tenant": "x"}]
     bench.clock.ms += 2_000
@@ -372,7 +412,9 @@ async def test_who_sent_it_and_its_metadata_arrive_and_are_carried_on(bench: Ben
 
 
 @pytest.mark.parametrize("codec_", [pb.CODEC_MSGPACK, pb.CODEC_JSON])
-async def test_arguments_are_checked_before_they_are_stored_and_travel_in_any_codec(bench: Bench, codec_: pb.Codec) -> None:
+async def test_arguments_are_checked_before_they_are_stored_and_travel_in_any_codec(
+    bench: Bench, codec_: pb.Codec
+) -> None:
     [wrong] = await bench.answered(call(bench, "a", "add", 7, send=True, codec_=codec_))
     assert (wrong.code, wrong.path, wrong.definite) == (pb.CODE_INVALID_ARGUMENT, "$.what", True)
     [unknown] = await bench.answered(call(bench, "a", "nonsense", send=True, codec_=codec_))
@@ -383,7 +425,9 @@ async def test_arguments_are_checked_before_they_are_stored_and_travel_in_any_co
 
 async def test_one_that_fails_is_a_dead_letter_and_those_behind_it_come(bench: Bench) -> None:
     await bench.answered(
-        call(bench, "a", "fail", "x", send=True), call(bench, "a", "refuse", send=True), call(bench, "a", "add", "y", send=True)
+        call(bench, "a", "fail", "x", send=True),
+        call(bench, "a", "refuse", send=True),
+        call(bench, "a", "add", "y", send=True),
     )
     async with asyncio.timeout(5):
         while (await delivered(bench, "a")).get("n") != 1:
@@ -412,7 +456,8 @@ async def test_limits_of_what_is_sent(tmp_path: Path) -> None:
     [accepted, full] = await bench.answered(*delayed)
     assert (accepted, full.code) == (None, pb.CODE_OVERLOADED)
     [full, far] = await bench.answered(
-        call(bench, "a", "add", "x", send=True), call(bench, "a", "add", "x", send=True, delay_ms=400 * 86_400_000)
+        call(bench, "a", "add", "x", send=True),
+        call(bench, "a", "add", "x", send=True, delay_ms=400 * 86_400_000),
     )
     assert (full.code, full.definite, far.path) == (pb.CODE_OVERLOADED, True, "delay_ms")
     bench.shard.read_only = "too few copies"
@@ -458,7 +503,9 @@ async def test_a_read_that_calls_others_does_not_starve_beside_a_writer(bench: B
     await writing
 
 
-async def test_what_cannot_be_read_of_a_shard_is_an_error_of_a_send_and_leaves_nothing_behind(bench: Bench) -> None:
+async def test_what_cannot_be_read_of_a_shard_is_an_error_of_a_send_and_leaves_nothing_behind(
+    bench: Bench,
+) -> None:
     batch = bench.store.batch()
     batch.put("state", keys.index_prefix(0, keys.OUTBOX) + bytes(16), b"\xc1 no record")
     bench.store.write(batch)
@@ -470,20 +517,26 @@ async def test_what_cannot_be_read_of_a_shard_is_an_error_of_a_send_and_leaves_n
 
 async def test_json_that_grows_too_large_as_msgpack_is_refused_at_once(bench: Bench) -> None:
     numbers = list(range(10, 1_200_000))
-    [error] = await bench.answered(call(bench, "a", "take_floats", numbers, send=True, codec_=pb.CODEC_JSON))
+    [error] = await bench.answered(
+        call(bench, "a", "take_floats", numbers, send=True, codec_=pb.CODEC_JSON)
+    )
     assert (error.code, error.definite) == (pb.CODE_TOO_LARGE, True)
     assert bench.objects.writes._committer.entries == 0
 
 
 async def test_too_much_metadata_is_not_carried_along_and_what_is_counts(bench: Bench) -> None:
-    [error] = await bench.answered(call(bench, "a", "add", "x", send=True, metadata={"a": "x" * 17_000}))
+    [error] = await bench.answered(
+        call(bench, "a", "add", "x", send=True, metadata={"a": "x" * 17_000})
+    )
     assert error.code == pb.CODE_TOO_LARGE
     bench.outgoing.reachable = lambda kind, key: False  # type: ignore[method-assign]
     await bench.answered(call(bench, "a", "add", "x", send=True, metadata={"a": "x" * 10_000}))
     assert bench.objects.outbox.bytes > 10_000
 
 
-async def test_an_older_gateway_cannot_have_a_call_stored_that_older_nodes_do_not_know(bench: Bench) -> None:
+async def test_an_older_gateway_cannot_have_a_call_stored_that_older_nodes_do_not_know(
+    bench: Bench,
+) -> None:
     bench.shards.features.on = frozenset()
     [error] = await bench.answered(call(bench, "a", "add", "x", send=True))
     assert (error.code, error.definite) == (pb.CODE_UNAVAILABLE, True)
@@ -509,21 +562,33 @@ async def test_what_waits_is_bounded_however_much_comes_at_once(tmp_path: Path) 
 
 async def test_arguments_that_break_when_they_are_read_break_nothing_else(bench: Bench) -> None:
     slow = call(bench, "a", "add_slowly", 0.1)
-    for method, codec_ in (("take_broken", pb.CODEC_JSON), ("take_exit", pb.CODEC_MSGPACK), ("take_exit", pb.CODEC_JSON)):
-        [error] = await bench.answered(call(bench, "a", method, {"x": 13}, send=True, codec_=codec_))
+    for method, codec_ in (
+        ("take_broken", pb.CODEC_JSON),
+        ("take_exit", pb.CODEC_MSGPACK),
+        ("take_exit", pb.CODEC_JSON),
+    ):
+        [error] = await bench.answered(
+            call(bench, "a", method, {"x": 13}, send=True, codec_=codec_)
+        )
         assert error.code in (pb.CODE_APPLICATION, pb.CODE_INVALID_ARGUMENT)
     assert await bench.answered(slow) == [1]
-    assert (await bench.answered(call(bench, "a", "take_exit", {"x": 13})))[0].code == pb.CODE_APPLICATION
+    assert (await bench.answered(call(bench, "a", "take_exit", {"x": 13})))[
+        0
+    ].code == pb.CODE_APPLICATION
     assert await bench.answered(call(bench, "a", "add", "after")) == [2]
     assert bench.engine.in_flight == 0
 
 
-async def test_reads_end_at_once_when_their_shard_is_to_go_and_operators_end_them(bench: Bench) -> None:
+async def test_reads_end_at_once_when_their_shard_is_to_go_and_operators_end_them(
+    bench: Bench,
+) -> None:
     stuck, asleep = call(bench, "a", "stuck"), call(bench, "a", "look", 100.0)
     bench.engine.shard_turns.close(bench.shard)
     bench.engine.shard_turns.cancel(bench.shard)
     assert bench.engine.shard_turns.are_over(bench.shard)
-    assert [error.code for error in await bench.answered(stuck, asleep)] == [pb.CODE_WRONG_OWNER] * 2
+    assert [error.code for error in await bench.answered(stuck, asleep)] == [
+        pb.CODE_WRONG_OWNER
+    ] * 2
     bench.engine.shard_turns.open(bench.shard)
     read = call(bench, "a", "look", 100.0)
     assert bench.engine.cancellation.abort("Board", "a") is not None
@@ -537,5 +602,12 @@ async def test_reads_of_one_object_are_bounded(tmp_path: Path) -> None:
     reads = [call(bench, "a", "look", 0.1) for _ in range(5)]
     other = call(bench, "b", "look")
     answers = await bench.answered(*reads, other)
-    assert [getattr(answer, "code", 0) for answer in answers] == [0, 0, 0, pb.CODE_OVERLOADED, pb.CODE_OVERLOADED, 0]
+    assert [getattr(answer, "code", 0) for answer in answers] == [
+        0,
+        0,
+        0,
+        pb.CODE_OVERLOADED,
+        pb.CODE_OVERLOADED,
+        0,
+    ]
     await bench.close()

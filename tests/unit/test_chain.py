@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from holdfast_node.replication.core.chain import TERMS_MAX, Term, parting, term_at, turns_between, until
+from holdfast_node.replication.core.chain import (
+    TERMS_MAX,
+    Term,
+    parting,
+    term_at,
+    turns_between,
+    until,
+)
 
 A, B, C, D = Term(1, 11, 1), Term(2, 22, 5), Term(3, 33, 9), Term(3, 44, 9)
 

@@ -21,7 +21,20 @@ def test_an_address_has_a_host_and_a_port(address: str, host: str, port: int, wr
 
 
 @pytest.mark.parametrize(
-    "address", ["", "host", ":7400", "host:", "host:x", "host:65536", "a:b:7400", "[::1:7400", "http://host:7400", "[]:1", "[x]y:1"]
+    "address",
+    [
+        "",
+        "host",
+        ":7400",
+        "host:",
+        "host:x",
+        "host:65536",
+        "a:b:7400",
+        "[::1:7400",
+        "http://host:7400",
+        "[]:1",
+        "[x]y:1",
+    ],
 )
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="is no address: write host:port"):
@@ -29,6 +42,14 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 
 
 def test_a_wildcard_is_no_address_to_be_reached_at() -> None:
-    assert [is_wildcard(address) for address in ("0.0.0.0:1", "[::]:1", ":::1", "127.0.0.1:1", "host:1", "[::1]:1")] == [
-        True, True, True, False, False, False,
-    ]  # fmt: skip
+    assert [
+        is_wildcard(address)
+        for address in ("0.0.0.0:1", "[::]:1", ":::1", "127.0.0.1:1", "host:1", "[::1]:1")
+    ] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]

@@ -12,7 +12,8 @@ NOW = 1_000_000.0  # ms by a clock that is right
 
 
 class Process:
-    """A process whose host's wall clock is `off` ms ahead, in a world in which `now` seconds have passed."""
+    """A process whose host's wall clock is `off` ms ahead, in a world in which `now` seconds have
+    passed."""
 
     def __init__(self, off: float = 0.0, now: float = 0.0, host: str = "a") -> None:
         self.host = host
@@ -29,14 +30,25 @@ class Process:
         """How far ahead of the right time the cluster's is here, in ms."""
         return self.clock.now_ms(self.now) - (NOW + self.now * 1000)
 
-    def hear(self, _seconds: float = 5.0, _wanted: int = 3, _serving: bool = False, **others: float | tuple[float, float]) -> None:
-        """Time passes; then these hosts tell their clocks: how far their walls are ahead, and the cluster's time if they have it."""
+    def hear(
+        self,
+        _seconds: float = 5.0,
+        _wanted: int = 3,
+        _serving: bool = False,
+        **others: float | tuple[float, float],
+    ) -> None:
+        """Time passes; then these hosts tell their clocks: how far their walls are ahead, and the
+        cluster's time if they have it."""
         self.now += _seconds
         for host, told in others.items():
             wall, cluster = told if isinstance(told, tuple) else (told, None)
             right = NOW + self.now * 1000
-            self.clock.heard(host, right + wall, None if cluster is None else right + cluster, self.now)
-        self.clock.correct(self.host, {*others, self.host} - {""}, _wanted, self.wall, _serving, self.now)
+            self.clock.heard(
+                host, right + wall, None if cluster is None else right + cluster, self.now
+            )
+        self.clock.correct(
+            self.host, {*others, self.host} - {""}, _wanted, self.wall, _serving, self.now
+        )
 
 
 def test_a_process_starts_by_the_clocks_of_a_majority_not_by_its_own() -> None:
@@ -58,19 +70,27 @@ def test_a_process_starts_by_the_clocks_of_a_majority_not_by_its_own() -> None:
 def test_a_process_that_starts_takes_the_time_of_those_that_run() -> None:
     process = Process(0.0)
     process.hear(0.1, b=(0.0, 5_000.0), c=(0.0, 5_100.0))
-    assert process.error == pytest.approx(5_000.0, abs=1), "nobody but those that run says what the cluster's time is"
+    assert process.error == pytest.approx(5_000.0, abs=1), (
+        "nobody but those that run says what the cluster's time is"
+    )
     wrong = Process(HOUR)
     wrong.hear(0.1, b=(0.0, 0.0))
-    assert wrong.error == pytest.approx(0.0, abs=1), "it runs, so it knows better than a clock of which nobody knows anything"
+    assert wrong.error == pytest.approx(0.0, abs=1), (
+        "it runs, so it knows better than a clock of which nobody knows anything"
+    )
     late = Process(0.0)
     late.hear(0.1, b=(HOUR, HOUR), c=0.0)
-    assert late.error == pytest.approx(0.0, abs=1), "a clock that is wrong does not become the cluster's because it ran first"
+    assert late.error == pytest.approx(0.0, abs=1), (
+        "a clock that is wrong does not become the cluster's because it ran first"
+    )
     between = Process(0.0)
     between.hear(0.1, b=(0.0, 0.0), c=(HOUR, HOUR))
     assert between.error == pytest.approx(0.0, abs=1), "most clocks are with b"
 
 
-def test_a_process_that_hears_nobody_starts_by_its_own_clock_once_it_has_served_for_a_while() -> None:
+def test_a_process_that_hears_nobody_starts_by_its_own_clock_once_it_has_served_for_a_while() -> (
+    None
+):
     process = Process(HOUR)
     for _ in range(100):
         process.hear(1.0)
@@ -171,11 +191,14 @@ def test_a_host_has_one_vote_and_a_gateway_none() -> None:
 
 
 def test_a_replaced_node_is_no_second_one_on_its_host() -> None:
-    """A new node at the address of one that was in the view still took its own wrong clock: two hosts were enough."""
+    """A new node at the address of one that was in the view still took its own wrong clock: two
+    hosts were enough."""
     old, new = Member("n1-old", "m1:7401", 2, "m1"), Member("n1-new", "m1:7401", 1, "m1")
     other, third = Member("n0", "m0:7401", 1, "m0"), Member("n2", "m2:7401", 1, "m2")
     assert hosts_wanted([old, new, other], {"m0", "m1"}, "m1:7401", 3) == 3
-    assert hosts_wanted([old, other], {"m0", "m1"}, "m1:7401", 3) == 3, "before it is in the view itself"
+    assert hosts_wanted([old, other], {"m0", "m1"}, "m1:7401", 3) == 3, (
+        "before it is in the view itself"
+    )
     assert hosts_wanted([new, other, third], {"m0", "m1", "m2"}, "m1:7401", 3) == 3
     shared = [Member(f"n{i}", f"m:740{i}", 1, "m") for i in range(3)]
     assert hosts_wanted(shared, {"m"}, "m:7400", 3) == 1

@@ -39,8 +39,12 @@ def test_what_nobody_has_to_mend_ends_with_a_status_for_which_the_node_is_starte
     assert ended.value.code == status != 1
 
 
-@pytest.mark.parametrize("error", [StoreError("it is corrupted"), Refused("no"), nested(Refused("no"))])
-def test_what_somebody_has_to_mend_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error", [StoreError("it is corrupted"), Refused("no"), nested(Refused("no"))]
+)
+def test_what_somebody_has_to_mend_is_told_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     async def run(config: Any) -> None:
         raise error
 

@@ -15,7 +15,10 @@ from holdfast_node.log.shards import Entry, Shard
 from holdfast_node.store.disk_space import EXIT_DISK_FULL
 from no_log import NO_LOG
 
-NO_SPACE = "IO error: No space left on device: While appending to file: /data/000012.log: No space left on device"
+NO_SPACE = (
+    "IO error: No space left on device: While appending to file: /data/000012.log: No space left on"
+    " device"
+)
 
 
 class Ended(BaseException):

@@ -7,7 +7,16 @@ from typing import Any
 import msgspec
 import pytest
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_cluster.placement.model import Assignment, ClusterSettings, Drain, Heat, Member, Pause, decode, encode
+from holdfast_cluster.placement.model import (
+    Assignment,
+    ClusterSettings,
+    Drain,
+    Heat,
+    Member,
+    Pause,
+    decode,
+    encode,
+)
 from holdfast_cluster.streams.tcp import PROTOCOL, Hello, _decode_hello
 from holdfast_node.effects.records import (
     AlarmRecord,
@@ -18,7 +27,16 @@ from holdfast_node.effects.records import (
     decode_notification,
 )
 from holdfast_node.effects.records import encode as encode_record
-from holdfast_node.replication.core.events import Acknowledge, Drop, LogEntry, MayDrop, Mismatch, Position, Refused, Replicate
+from holdfast_node.replication.core.events import (
+    Acknowledge,
+    Drop,
+    LogEntry,
+    MayDrop,
+    Mismatch,
+    Position,
+    Refused,
+    Replicate,
+)
 from holdfast_node.replication.links import pack, unpack
 
 NOTE = Notification("S", "s", "K", "k", "m", b"\x90", 1)
@@ -58,9 +76,15 @@ def test_a_hello_with_more_fields_is_read() -> None:
 
 @pytest.mark.parametrize(
     ("record", "read", "first"),
-    [(NOTE, decode_notification, 7), (ALARM, decode_alarm, 3), (DeadLetter(NOTE, 5, "INTERNAL", "why"), decode_letter, 4)],
+    [
+        (NOTE, decode_notification, 7),
+        (ALARM, decode_alarm, 3),
+        (DeadLetter(NOTE, 5, "INTERNAL", "why"), decode_letter, 4),
+    ],
 )
-def test_records_with_more_fields_are_read_and_so_are_those_of_earlier_versions(record: Any, read: Any, first: int) -> None:
+def test_records_with_more_fields_are_read_and_so_are_those_of_earlier_versions(
+    record: Any, read: Any, first: int
+) -> None:
     raw = encode_record(record)
     assert read(longer(raw)) == record
     assert read(shorter(raw, first)) == record
@@ -86,4 +110,7 @@ def test_calls_and_replies_with_more_fields_are_read() -> None:
     unknown = b"\xa2\x1f\x03new"  # field 500, length-delimited
     call = pb.Call(id=1, kind="K", key="k", method="m")
     assert pb.Call.FromString(call.SerializeToString() + unknown).method == "m"
-    assert pb.Reply.FromString(pb.Reply(id=1, result=b"r").SerializeToString() + unknown).result == b"r"
+    assert (
+        pb.Reply.FromString(pb.Reply(id=1, result=b"r").SerializeToString() + unknown).result
+        == b"r"
+    )

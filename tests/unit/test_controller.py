@@ -11,7 +11,15 @@ from fake_etcd import KEYS, FakeEtcd, Rows
 from holdfast_cluster.membership import controller as controller_module
 from holdfast_cluster.membership.controller import Controller
 from holdfast_cluster.membership.view_watcher import apply
-from holdfast_cluster.placement.model import Assignment, ClusterSettings, Lineage, Member, View, decode, encode
+from holdfast_cluster.placement.model import (
+    Assignment,
+    ClusterSettings,
+    Lineage,
+    Member,
+    View,
+    decode,
+    encode,
+)
 
 ME = Member("a", "a:1", 2, "a")
 
@@ -67,7 +75,9 @@ RESTARTED = Assignment(1, "a", 1, ("a",), version=4, nonce=7)
 """Its owner has come back as another incarnation: a new epoch is due."""
 
 
-async def test_nothing_is_changed_while_a_witness_may_yet_halt_what_was_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nothing_is_changed_while_a_witness_may_yet_halt_what_was_listed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(controller_module, "WITNESSES_S", 0.4)
     world = World()
     await world.begin(3, RESTARTED)
@@ -79,7 +89,9 @@ async def test_nothing_is_changed_while_a_witness_may_yet_halt_what_was_listed(m
 
 
 @pytest.mark.parametrize("assigned", [(RESTARTED,), ()], ids=["single copies", "formation"])
-async def test_where_there_is_nothing_to_lose_nobody_waits(assigned: tuple[Assignment, ...]) -> None:
+async def test_where_there_is_nothing_to_lose_nobody_waits(
+    assigned: tuple[Assignment, ...],
+) -> None:
     world = World()
     await world.begin(1 if assigned else 3, *assigned)
     world.feed.listed_at = controller_module.time.monotonic()
@@ -100,5 +112,7 @@ async def test_what_was_planned_from_an_assignment_that_is_there_no_more_is_not_
     await world.begin(3, RESTARTED)
     other = Assignment(1, "b", 1, ("b",), version=4, nonce=8)
     world.rows.put(KEYS.shard(0), encode(other))
-    world.rows.rows[KEYS.shard(0).encode()].mod_revision = world.feed.view.assignments[0].revision  # as after a restore
+    world.rows.rows[KEYS.shard(0).encode()].mod_revision = world.feed.view.assignments[
+        0
+    ].revision  # as after a restore
     assert await world.runs(0.3) == other

@@ -48,7 +48,8 @@ def number(value: int, size: int = 8) -> bytes:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    """Three entries, of which the state shows one: the empty first one, one that writes, and one with a mark and a kept reply."""
+    """Three entries, of which the state shows one: the empty first one, one that writes, and one
+    with a mark and a kept reply."""
     store = Store(tmp_path / "data")
     batch = store.batch()
     shard = keys.shard_prefix(SHARD)
@@ -56,7 +57,12 @@ def store(tmp_path: Path) -> Iterator[Store]:
     entries = [
         b"",
         msgspec.msgpack.encode([[(ROW, b"\x01")], [(shard + TIMED, kept(b"a", b"r1"))]]),
-        msgspec.msgpack.encode([[(MARK, SEQUENCE + number(1_800_000_000_000)), (ROW, None)], [(keyed, kept(b"b", b"r2"))]]),
+        msgspec.msgpack.encode(
+            [
+                [(MARK, SEQUENCE + number(1_800_000_000_000)), (ROW, None)],
+                [(keyed, kept(b"b", b"r2"))],
+            ]
+        ),
     ]
     for seq, data in enumerate(entries, 11):
         batch.put("log", keys.log_key(SHARD, seq), number(3) + data)
@@ -87,7 +93,14 @@ def check(store: Store) -> None:
     shard.until = FOR_EVER
     digest = object_digest("Order", "o-1")
     for request_id, arguments, result in ((TIMED, b"a", b"r1"), (KEYED, b"b", b"r2")):
-        call = pb.Call(kind="Order", key="o-1", method="pay", request_id=request_id, arguments=arguments, attempt=1)
+        call = pb.Call(
+            kind="Order",
+            key="o-1",
+            method="pay",
+            request_id=request_id,
+            arguments=arguments,
+            attempt=1,
+        )
         found = responses.find(shard, identity_of(digest, PAY, call), call)
         assert found is not None
         assert found.result == result
@@ -103,7 +116,9 @@ def test_what_format_1_kept_is_there_in_format_2(store: Store) -> None:
 
 
 @pytest.mark.parametrize("step", ["_convert_replies", "_convert_marks", "_convert_logs"])
-def test_a_conversion_that_was_cut_short_is_begun_again(store: Store, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_a_conversion_that_was_cut_short_is_begun_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     whole = getattr(conversion, step)
 
     def power_goes(store: Store) -> None:

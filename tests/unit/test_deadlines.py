@@ -14,7 +14,9 @@ class Entry:
         self.deadline = deadline
 
 
-async def test_an_entry_that_cannot_be_told_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_entry_that_cannot_be_told_does_not_stop_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     loop = asyncio.get_running_loop()
     now = loop.time()
     pending = {i: Entry(now + 0.02 * i) for i in range(1, 5)}
@@ -45,9 +47,20 @@ def test_who_asks_for_more_time_than_there_is_gets_what_there_is(given: float) -
 
 
 @pytest.mark.parametrize(
-    ("given", "error"), [(float("nan"), ValueError), (0, ValueError), (-1, ValueError), ("5", TypeError), (True, TypeError)]
+    ("given", "error"),
+    [
+        (float("nan"), ValueError),
+        (0, ValueError),
+        (-1, ValueError),
+        ("5", TypeError),
+        (True, TypeError),
+    ],
 )
 def test_what_is_no_time_is_told_before_it_travels(given: object, error: type[Exception]) -> None:
-    for use in (checked_timeout, lambda t: connect("gw:1", timeout=t), lambda t: connect_blocking("gw:1", timeout=t)):
+    for use in (
+        checked_timeout,
+        lambda t: connect("gw:1", timeout=t),
+        lambda t: connect_blocking("gw:1", timeout=t),
+    ):
         with pytest.raises(error, match="a timeout is"):
             use(given)  # type: ignore[arg-type]

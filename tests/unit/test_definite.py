@@ -1,4 +1,5 @@
-"""The rule of `definite` (holdfast.errors) in clients: a scripted gateway answers, breaks, or says nothing."""
+"""The rule of `definite` (holdfast.errors) in clients: a scripted gateway answers, breaks, or says
+nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +13,15 @@ import holdfast
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc.status_pb2 import Status
-from holdfast import HoldfastError, Overloaded, Rejected, TooLarge, Unauthenticated, Unavailable, new_request_id
+from holdfast import (
+    HoldfastError,
+    Overloaded,
+    Rejected,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    new_request_id,
+)
 from holdfast.client.blocking import ATTEMPT_METADATA
 from holdfast.errors import error_to_proto, grpc_status
 from holdfast.v1 import objects_pb2 as pb
@@ -47,12 +56,16 @@ class Session:
             self._calls.append(call)
             if self._script:
                 step = self._script.pop(0)
-                self._replies.put_nowait(step if step is BREAK else pb.Reply(id=call.id, error=step))
+                self._replies.put_nowait(
+                    step if step is BREAK else pb.Reply(id=call.id, error=step)
+                )
 
     async def read(self) -> bytes:
         reply = await self._replies.get()
         if reply in (BREAK, STRANGER):
-            code = grpc.StatusCode.UNAVAILABLE if reply == BREAK else grpc.StatusCode.UNAUTHENTICATED
+            code = (
+                grpc.StatusCode.UNAVAILABLE if reply == BREAK else grpc.StatusCode.UNAUTHENTICATED
+            )
             raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), reply)
         return pb.SessionResponse(replies=[reply]).SerializeToString()
 
@@ -69,7 +82,9 @@ async def open_client(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
 
     async def opened(script: list[Any]) -> tuple[holdfast.Client, list[pb.Call]]:
         calls: list[pb.Call] = []
-        monkeypatch.setattr("holdfast.client.client.open_client_channel", lambda *_: Session(script, calls))
+        monkeypatch.setattr(
+            "holdfast.client.client.open_client_channel", lambda *_: Session(script, calls)
+        )
         client = holdfast.connect("127.0.0.1:1")
         await client.__aenter__()
         clients.append(client)
@@ -107,9 +122,13 @@ async def test_an_error_is_definite_only_if_every_attempt_before_was_answered_wi
     assert ([call.attempt for call in calls], error.definite) == (attempts, definite)
 
 
-async def test_a_call_that_was_never_sent_fails_definitely_and_one_that_was_does_not(open_client: Any) -> None:
+async def test_a_call_that_was_never_sent_fails_definitely_and_one_that_was_does_not(
+    open_client: Any,
+) -> None:
     client, calls = await open_client([STRANGER])
-    assert (await failure(client.get("K", "a", timeout=5).m())).definite  # UNAUTHENTICATED, before it was sent
+    assert (
+        await failure(client.get("K", "a", timeout=5).m())
+    ).definite  # UNAUTHENTICATED, before it was sent
     await asyncio.sleep(0.2)
     sent = asyncio.ensure_future(failure(client.get("K", "a", timeout=5).m()))
     while not calls:
@@ -119,7 +138,9 @@ async def test_a_call_that_was_never_sent_fails_definitely_and_one_that_was_does
 
 
 @pytest.mark.parametrize("first", [FULL, PERHAPS, BREAK])
-async def test_what_a_call_that_waits_to_be_sent_again_is_told_when_the_client_is_closed(open_client: Any, first: Any) -> None:
+async def test_what_a_call_that_waits_to_be_sent_again_is_told_when_the_client_is_closed(
+    open_client: Any, first: Any
+) -> None:
     if first is not BREAK:
         first = pb.Error.FromString(first.SerializeToString())
         first.retry_after_ms = 60_000
@@ -151,14 +172,20 @@ class Unary(grpc.GenericRpcHandler):
 
     def service(self, details: Any) -> Any:
         def call(request: bytes, context: Any) -> bytes:
-            self.attempts += [str(value) for name, value in context.invocation_metadata() if name == ATTEMPT_METADATA]
+            self.attempts += [
+                str(value)
+                for name, value in context.invocation_metadata()
+                if name == ATTEMPT_METADATA
+            ]
             step = self.script.pop(0)
             if step is BREAK:
                 context.abort(grpc.StatusCode.UNAVAILABLE, step)
             detail = AnyMessage()
             detail.Pack(step)
             status = Status(code=grpc_status(step).value[0], message=step.message, details=[detail])
-            context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+            context.set_trailing_metadata(
+                (("grpc-status-details-bin", status.SerializeToString()),)
+            )
             context.abort(grpc_status(step), step.message)
             raise AssertionError
 
@@ -176,7 +203,9 @@ class Unary(grpc.GenericRpcHandler):
         ([FULL, BREAK, error_to_proto(Unauthenticated("who?", definite=True))], "001", False),
     ],
 )
-def test_a_blocking_client_keeps_the_same_rule(script: list[Any], attempts: str, definite: bool) -> None:
+def test_a_blocking_client_keeps_the_same_rule(
+    script: list[Any], attempts: str, definite: bool
+) -> None:
     gateway = Unary(list(script))
     server = grpc.server(futures.ThreadPoolExecutor(2))
     server.add_generic_rpc_handlers((gateway,))

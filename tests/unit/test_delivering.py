@@ -1,4 +1,5 @@
-"""Notifications, alarms and dead letters on an engine of one shard, with what the store or a user does wrong."""
+"""Notifications, alarms and dead letters on an engine of one shard, with what the store or a user
+does wrong."""
 
 from __future__ import annotations
 
@@ -19,7 +20,14 @@ from holdfast.v1 import objects_pb2 as pb
 from holdfast_node.admin.dead_letters import DeadLetterAdmin
 from holdfast_node.effects.alarms import firing_id
 from holdfast_node.effects.outbox import Failure, PendingNotification
-from holdfast_node.effects.records import AlarmRecord, DeadLetter, Notification, decode_alarm, decode_notification, encode
+from holdfast_node.effects.records import (
+    AlarmRecord,
+    DeadLetter,
+    Notification,
+    decode_alarm,
+    decode_notification,
+    encode,
+)
 from holdfast_node.store import keys
 
 
@@ -42,18 +50,24 @@ async def test_a_row_that_cannot_be_read_stops_its_shard_and_not_the_node(bench:
     assert await bench.answered(bench.call("a", "increment")) == [1]
 
 
-async def test_an_outbox_that_cannot_be_read_gets_nothing_more_and_stops_nothing_else(bench: Bench) -> None:
+async def test_an_outbox_that_cannot_be_read_gets_nothing_more_and_stops_nothing_else(
+    bench: Bench,
+) -> None:
     batch = bench.store.batch()
     batch.put("state", keys.index_prefix(0, keys.OUTBOX) + keys.sequence(1, 1), b"no notification")
     bench.store.write(batch)
     bench.objects.services.tick()
     for delay in (0, 60_000):
-        (error,) = await bench.answered(bench.call("s", "send", "r", 1, "take", delay, kind="Sender"))
+        (error,) = await bench.answered(
+            bench.call("s", "send", "r", 1, "take", delay, kind="Sender")
+        )
         assert error.type == "ValidationError" or error.type == "DecodeError", error
     assert await bench.answered(bench.call("a", "increment")) == [1]
     await bench.answered(bench.call("r", "alarm_at", 1_900_000_000, kind="Receiver"))
     bench.flusher.write()
-    (found,) = bench.store.scan("state", keys.index_prefix(0, keys.OUTBOX), keys.index_prefix(0, keys.DELAYED))
+    (found,) = bench.store.scan(
+        "state", keys.index_prefix(0, keys.OUTBOX), keys.index_prefix(0, keys.DELAYED)
+    )
     assert found[1] == b"no notification"
 
 
@@ -62,12 +76,17 @@ async def test_an_alarm_set_again_for_the_same_time_is_another_one(bench: Bench)
     for _ in range(3):
         await bench.answered(bench.call("r", "alarm_at", 1_900_000_000, kind="Receiver"))
         bench.flusher.write()
-        (raw,) = [value for _, value in bench.store.scan("state", keys.alarm_prefix(0, "Receiver", "r"), None)]
+        (raw,) = [
+            value
+            for _, value in bench.store.scan("state", keys.alarm_prefix(0, "Receiver", "r"), None)
+        ]
         found.add(firing_id("Receiver", "r", "default", decode_alarm(raw)))
     assert len(found) == 3
 
 
-async def test_an_alarm_that_is_refused_elsewhere_backs_off_and_dies_like_any_other(bench: Bench) -> None:
+async def test_an_alarm_that_is_refused_elsewhere_backs_off_and_dies_like_any_other(
+    bench: Bench,
+) -> None:
     await bench.answered(bench.call("r", "alarm", 0, "busy", "overloaded", kind="Receiver"))
     deadline = asyncio.get_running_loop().time() + 10
     while not bench.objects.letters.count and asyncio.get_running_loop().time() < deadline:
@@ -77,7 +96,9 @@ async def test_an_alarm_that_is_refused_elsewhere_backs_off_and_dies_like_any_ot
     assert bench.objects.alarms.failed == 2
 
 
-async def test_a_notification_that_comes_again_takes_effect_once_and_stays_what_it_is(bench: Bench) -> None:
+async def test_a_notification_that_comes_again_takes_effect_once_and_stays_what_it_is(
+    bench: Bench,
+) -> None:
     def told(number: int, epoch: int, count: int) -> pb.Call:
         sequence = keys.sequence(epoch, count)
         return pb.Call(
@@ -93,7 +114,11 @@ async def test_a_notification_that_comes_again_takes_effect_once_and_stays_what_
     call = told(500, 1, 7)
     bench.engine.deliver(call, bench.port)
     await bench.answered(500)
-    for number, again in ((501, told(501, 1, 7)), (502, told(502, 1, 3))):  # the same, and an older one
+    # the same, and an older one
+    for number, again in (
+        (501, told(501, 1, 7)),
+        (502, told(502, 1, 3)),
+    ):
         bench.engine.deliver(again, bench.port)
         await bench.answered(number)
         assert again.notification  # a node's own dispatcher may have to send this very object again
@@ -105,9 +130,15 @@ async def test_a_notification_that_comes_again_takes_effect_once_and_stays_what_
     assert await bench.answered(bench.call("r", "took", kind="Receiver")) == [[["s", 7], ["s", 1]]]
 
 
-async def test_a_machine_that_slept_does_not_hold_its_backlog_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("holdfast_node.log.shard_service.boottime", lambda: asyncio.get_running_loop().time() + 10_000)
-    bench = Bench(tmp_path / "store")  # CLOCK_BOOTTIME is ahead of the loop's clock by as long as the machine slept
+async def test_a_machine_that_slept_does_not_hold_its_backlog_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "holdfast_node.log.shard_service.boottime",
+        lambda: asyncio.get_running_loop().time() + 10_000,
+    )
+    # CLOCK_BOOTTIME is ahead of the loop's clock by as long as the machine slept
+    bench = Bench(tmp_path / "store")
     assert bench.objects.outbox.bucket.take(asyncio.get_running_loop().time())
     await bench.close()
 
@@ -116,10 +147,16 @@ def a_notification(size: int) -> Notification:
     return Notification("Sender", "s", "Receiver", "r", "take", b"x" * size, 1)
 
 
-async def test_delayed_notifications_that_are_due_together_are_moved_in_pieces(bench: Bench) -> None:
+async def test_delayed_notifications_that_are_due_together_are_moved_in_pieces(
+    bench: Bench,
+) -> None:
     batch = bench.store.batch()
     for i in range(10):
-        batch.put("state", keys.due_key(0, keys.DELAYED, 5, keys.sequence(1, i)), encode(a_notification(400_000)))
+        batch.put(
+            "state",
+            keys.due_key(0, keys.DELAYED, 5, keys.sequence(1, i)),
+            encode(a_notification(400_000)),
+        )
     bench.store.write(batch)
     objects = bench.objects
     objects.delivery._router = Nowhere()
@@ -128,7 +165,14 @@ async def test_delayed_notifications_that_are_due_together_are_moved_in_pieces(b
         objects.services.tick()
         await bench.flusher.drain()
         await asyncio.sleep(0.01)
-        moved.append(sum(1 for _ in bench.store.scan("state", keys.index_prefix(0, keys.OUTBOX), keys.index_prefix(0, keys.DELAYED))))
+        moved.append(
+            sum(
+                1
+                for _ in bench.store.scan(
+                    "state", keys.index_prefix(0, keys.OUTBOX), keys.index_prefix(0, keys.DELAYED)
+                )
+            )
+        )
         if objects.outbox.depth == 10:
             break
     assert objects.outbox.depth == 10
@@ -153,7 +197,10 @@ async def test_many_objects_are_asked_for_their_delayed_ones_by_one_scan_until_a
 
     async def delayed(*senders: str) -> list[int]:
         scans.clear()
-        return [len(await bench.objects.delays.of(bench.shard, ("Sender", sender))) for sender in senders]
+        return [
+            len(await bench.objects.delays.of(bench.shard, ("Sender", sender)))
+            for sender in senders
+        ]
 
     for sender in ("a", "b"):
         await bench.answered(bench.call(sender, "send", "r", 3, "take", 60_000, kind="Sender"))
@@ -172,7 +219,9 @@ async def test_many_objects_are_asked_for_their_delayed_ones_by_one_scan_until_a
 
 async def test_nothing_of_a_shard_comes_back_once_it_is_dropped(bench: Bench) -> None:
     batch = bench.store.batch()
-    batch.put("state", keys.index_prefix(0, keys.OUTBOX) + keys.sequence(1, 1), encode(a_notification(10)))
+    batch.put(
+        "state", keys.index_prefix(0, keys.OUTBOX) + keys.sequence(1, 1), encode(a_notification(10))
+    )
     bench.store.write(batch)
     bench.shard.owned = False
     bench.lose_shard()
@@ -200,7 +249,9 @@ class Nowhere:
 async def test_what_a_read_only_shard_owes_does_not_grow_with_the_attempts(bench: Bench) -> None:
     objects = bench.objects
     objects.delivery._router = Nowhere()
-    note = PendingNotification(bench.shard, objects.writes.next_sequence(bench.shard), a_notification(1000))
+    note = PendingNotification(
+        bench.shard, objects.writes.next_sequence(bench.shard), a_notification(1000)
+    )
     for service in (objects.letters, objects.notifications):
         service.opened(bench.shard)
     objects.outbox.add([note])
@@ -215,18 +266,29 @@ async def test_what_a_read_only_shard_owes_does_not_grow_with_the_attempts(bench
     bench.shard.read_only = None
     objects.services.tick()
     await bench.flusher.drain()
-    ((_, raw),) = bench.store.scan("state", keys.index_prefix(0, keys.OUTBOX), keys.index_prefix(0, keys.DELAYED))
+    ((_, raw),) = bench.store.scan(
+        "state", keys.index_prefix(0, keys.OUTBOX), keys.index_prefix(0, keys.DELAYED)
+    )
     assert decode_notification(raw).attempts == 50
 
 
-async def test_a_page_of_dead_letters_ends_before_it_is_too_large_for_a_message(bench: Bench) -> None:
+async def test_a_page_of_dead_letters_ends_before_it_is_too_large_for_a_message(
+    bench: Bench,
+) -> None:
     batch = bench.store.batch()
     for i in range(300):
         letter = DeadLetter(a_notification(30_000), 1, "APPLICATION", "no")
         batch.put("state", keys.index_prefix(0, keys.LETTERS) + keys.sequence(1, i), encode(letter))
     bench.store.write(batch)
     objects = bench.objects
-    letters = DeadLetterAdmin(bench.store, bench.shards, objects.writes, objects.letters, objects.notifications, objects.alarms)
+    letters = DeadLetterAdmin(
+        bench.store,
+        bench.shards,
+        objects.writes,
+        objects.letters,
+        objects.notifications,
+        objects.alarms,
+    )
     found: list[str] = []
     after = b""
     pages = 0
@@ -242,11 +304,15 @@ async def test_a_page_of_dead_letters_ends_before_it_is_too_large_for_a_message(
     assert pages > 1
 
 
-def store_alarm(bench: Bench, name: str, late_s: float, misfire: Any, every: int | None = None) -> None:
+def store_alarm(
+    bench: Bench, name: str, late_s: float, misfire: Any, every: int | None = None
+) -> None:
     """An alarm of Receiver/r that was due so long ago."""
     due = time.time_ns() // 1_000_000 - int(late_s * 1000)
     batch = bench.store.batch()
-    batch.put("state", keys.due_key(0, keys.ALARMS, due, keys.ident("Receiver", "r") + name.encode()), b"")
+    batch.put(
+        "state", keys.due_key(0, keys.ALARMS, due, keys.ident("Receiver", "r") + name.encode()), b""
+    )
     record = AlarmRecord(due, due, codec.encode(None), every, misfire=misfire)
     batch.put("state", keys.alarm_prefix(0, "Receiver", "r") + name.encode(), encode(record))
     bench.store.write(batch)
@@ -262,13 +328,19 @@ async def test_what_was_missed_fires_or_is_skipped_as_its_alarm_says(bench: Benc
         await asyncio.sleep(0.02)
     took = (await bench.answered(bench.call("r", "took", kind="Receiver")))[0]
     assert sorted(who for who, _ in took) == ["alarm made up for", "alarm only late"]
-    assert (await bench.answered(bench.call("r", "alarms", kind="Receiver")))[0] == ["skipped and repeated"]
+    assert (await bench.answered(bench.call("r", "alarms", kind="Receiver")))[0] == [
+        "skipped and repeated"
+    ]
 
 
 async def test_an_alarm_by_a_cron_expression_is_set_to_when_that_comes_next(bench: Bench) -> None:
-    await bench.answered(bench.call("r", "alarm_by_cron", "0 9 * * *", "Asia/Tokyo", kind="Receiver"))
+    await bench.answered(
+        bench.call("r", "alarm_by_cron", "0 9 * * *", "Asia/Tokyo", kind="Receiver")
+    )
     bench.flusher.write()
-    ((_, raw),) = bench.store.scan("state", keys.alarm_prefix(0, "Receiver", "r"), keys.alarm_prefix(0, "Receiver", "s"))
+    ((_, raw),) = bench.store.scan(
+        "state", keys.alarm_prefix(0, "Receiver", "r"), keys.alarm_prefix(0, "Receiver", "s")
+    )
     due = datetime.fromtimestamp(decode_alarm(raw).due_ms / 1000, UTC)
     assert (due.hour, due.minute) == (0, 0)  # 9 o'clock in Tokyo
     assert timedelta() < due - datetime.now(UTC) <= timedelta(days=1)
@@ -289,7 +361,9 @@ async def test_an_alarm_by_a_cron_expression_is_set_to_when_that_comes_next(benc
         ("arguments", "TOO_LARGE", "at most 4194304"),
     ],
 )
-async def test_every_limit_of_alarms_and_notifications_is_told(bench: Bench, how: str, error: str, what: str) -> None:
+async def test_every_limit_of_alarms_and_notifications_is_told(
+    bench: Bench, how: str, error: str, what: str
+) -> None:
     (told,) = await bench.answered(bench.call("r", "beyond_a_limit", how, kind="Receiver"))
     assert error in (told.type, pb.Code.Name(told.code).removeprefix("CODE_")), told
     assert what in told.message
@@ -299,7 +373,12 @@ async def test_every_limit_of_alarms_and_notifications_is_told(bench: Bench, how
 
 def test_the_limits_of_a_kind_are_checked_when_it_is_registered() -> None:
     app = App()
-    for wrong in ({"notify_attempts": 0}, {"alarm_attempts": 0}, {"notify_age": timedelta(days=4)}, {"notify_age": timedelta()}):
+    for wrong in (
+        {"notify_attempts": 0},
+        {"alarm_attempts": 0},
+        {"notify_age": timedelta(days=4)},
+        {"notify_age": timedelta()},
+    ):
         with pytest.raises(ValueError, match=r"at least 1|at most"):
             app.kind("k", **wrong)
     with pytest.raises(TypeError):
@@ -310,4 +389,8 @@ def test_the_limits_of_a_kind_are_checked_when_it_is_registered() -> None:
         pass
 
     retries = app.get("k").options
-    assert (retries.notify_attempts, retries.notify_age, retries.alarm_attempts) == (3, timedelta(hours=1), 2)
+    assert (retries.notify_attempts, retries.notify_age, retries.alarm_attempts) == (
+        3,
+        timedelta(hours=1),
+        2,
+    )

@@ -24,7 +24,9 @@ class Cluster:
 
     def says(self, name: str, *lines: str | dict[str, Any]) -> None:
         with self.log(name).open("a") as log:
-            log.writelines((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+            log.writelines(
+                (line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines
+            )
 
 
 @pytest.fixture
@@ -40,7 +42,13 @@ def terminal(cluster: Cluster, verbose: bool = False) -> tuple[Terminal, list[st
 
 
 def line(message: str, level: str = "info", logger: str = "shop", **more: Any) -> dict[str, Any]:
-    return {"time": "2026-01-02T03:04:05.678+00:00", "level": level, "logger": logger, "message": message, **more}
+    return {
+        "time": "2026-01-02T03:04:05.678+00:00",
+        "level": level,
+        "logger": logger,
+        "message": message,
+        **more,
+    }
 
 
 def plain(shown: list[str]) -> str:
@@ -49,13 +57,23 @@ def plain(shown: list[str]) -> str:
     return click.unstyle("\n".join(shown))
 
 
-def test_prints_and_the_users_own_lines_are_shown_and_ours_only_when_something_is_wrong(cluster: Cluster) -> None:
+def test_prints_and_the_users_own_lines_are_shown_and_ours_only_when_something_is_wrong(
+    cluster: Cluster,
+) -> None:
     told, shown = terminal(cluster)
     cluster.says(
-        "n1", "printed", line("mine"), line("calm", logger="holdfast_node.process.server"), line("odd", "warning", "holdfast_node.x")
+        "n1",
+        "printed",
+        line("mine"),
+        line("calm", logger="holdfast_node.process.server"),
+        line("odd", "warning", "holdfast_node.x"),
     )
-    cluster.says("n1", line("of an object", logger="holdfast.objects", kind="Cart", key="c", request_id="ab"))
-    cluster.says("etcd", {"level": "warn", "ts": "2026-01-02T03:04:05.678Z", "msg": "slow"}, "not JSON")
+    cluster.says(
+        "n1", line("of an object", logger="holdfast.objects", kind="Cart", key="c", request_id="ab")
+    )
+    cluster.says(
+        "etcd", {"level": "warn", "ts": "2026-01-02T03:04:05.678Z", "msg": "slow"}, "not JSON"
+    )
     told.look()
     text = plain(shown)
     assert "n1       | printed" in text
@@ -73,7 +91,13 @@ def test_prints_and_the_users_own_lines_are_shown_and_ours_only_when_something_i
 def test_a_traceback_stays_one(cluster: Cluster) -> None:
     told, shown = terminal(cluster)
     failed = line(
-        "Cart/c.add failed: no", "error", "holdfast_node.objects.engine", kind="Cart", key="c", method="add", traceback="a\n  b\nc"
+        "Cart/c.add failed: no",
+        "error",
+        "holdfast_node.objects.engine",
+        kind="Cart",
+        key="c",
+        method="add",
+        traceback="a\n  b\nc",
     )
     cluster.says("n1", failed)
     told.look()
@@ -95,7 +119,9 @@ def test_half_a_line_waits_for_its_end_and_nothing_is_shown_twice(cluster: Clust
 def test_while_it_starts_only_errors_are_shown(cluster: Cluster) -> None:
     told, shown = terminal(cluster)
     told.starting = True
-    cluster.says("n1", line("waiting", "warning", "holdfast_node"), line("broken", "error", "holdfast_node"))
+    cluster.says(
+        "n1", line("waiting", "warning", "holdfast_node"), line("broken", "error", "holdfast_node")
+    )
     told.look()
     assert len(shown) == 1
 

@@ -32,7 +32,9 @@ class Copy:
         self.disk.persist(batch, SHARD, effect)
         self.store.write(batch)
 
-    def apply(self, *entries: LogEntry, base: Position | None = None, chain: tuple[Term, ...] = ()) -> None:
+    def apply(
+        self, *entries: LogEntry, base: Position | None = None, chain: tuple[Term, ...] = ()
+    ) -> None:
         batch = self.store.batch()
         for entry in entries:
             self.disk.apply(batch, SHARD, entry)
@@ -49,7 +51,9 @@ class Copy:
         return self.disk.load()[SHARD]
 
     def state(self) -> dict[bytes, bytes]:
-        return dict(self.store.scan("state", keys.shard_prefix(SHARD), keys.shard_prefix(SHARD + 1)))
+        return dict(
+            self.store.scan("state", keys.shard_prefix(SHARD), keys.shard_prefix(SHARD + 1))
+        )
 
 
 @pytest.fixture
@@ -62,16 +66,23 @@ def key(name: str) -> bytes:
 
 
 def put(seq: int, name: str, value: str, epoch: int = 1) -> LogEntry:
-    return LogEntry(epoch, seq, encode_changes([(key(name), value.encode())], [(key("r" + name), b"reply")]))
+    return LogEntry(
+        epoch, seq, encode_changes([(key(name), value.encode())], [(key("r" + name), b"reply")])
+    )
 
 
 def test_log_epoch_and_state_are_there_after_a_start(copy: Copy) -> None:
-    entries = [put(1, "a", "1"), put(2, "b", "2"), LogEntry(1, 3, encode_changes([(key("a"), None)], []))]
+    entries = [
+        put(1, "a", "1"),
+        put(2, "b", "2"),
+        LogEntry(1, 3, encode_changes([(key("a"), None)], [])),
+    ]
     copy.persist(Persist(1, 1, None, tuple(entries)))
     copy.apply(*entries[:2])
     found = copy.again()
     assert (found.epoch, found.base, found.entries) == (1, (0, 0), entries)
-    assert found.applied == 0  # it is told only when the log is shortened; applying again changes nothing
+    # it is told only when the log is shortened; applying again changes nothing
+    assert found.applied == 0
     assert copy.state() == {key("a"): b"1", key("b"): b"2"}
     copy.apply(*entries)
     assert copy.state() == {key("b"): b"2"}
@@ -130,16 +141,26 @@ def test_a_snapshot_replaces_everything_and_the_log_goes_on_behind_it(copy: Copy
     copy.persist(Persist(2, 3, install=snapshot(copy, a="1", b="2")))
     copy.persist(Persist(3, 3, None, (put(41, "c", "3", 3),)))
     found = copy.again()
-    assert (found.epoch, found.base, found.applied, found.entries) == (3, (3, 40), 40, [put(41, "c", "3", 3)])
+    assert (found.epoch, found.base, found.applied, found.entries) == (
+        3,
+        (3, 40),
+        40,
+        [put(41, "c", "3", 3)],
+    )
     assert copy.state() == {key("a"): b"1", key("b"): b"2"}
 
 
-def test_a_snapshot_deletes_what_was_there_for_good_before_its_files_come(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ingested files outlast a power loss at once. Of a deletion that did not, old rows would come back among them."""
+def test_a_snapshot_deletes_what_was_there_for_good_before_its_files_come(
+    copy: Copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ingested files outlast a power loss at once. Of a deletion that did not, old rows would come
+    back among them."""
     done: list[str] = []
     for name in ("write", "sync", "ingest"):
         real = getattr(copy.store, name)
-        monkeypatch.setattr(copy.store, name, lambda *given, name=name, real=real: (done.append(name), real(*given)))
+        monkeypatch.setattr(
+            copy.store, name, lambda *given, name=name, real=real: (done.append(name), real(*given))
+        )
     copy.persist(Persist(1, 1, install=snapshot(copy, a="1")))
     assert done == ["write", "sync", "ingest", "write"]
 
@@ -166,7 +187,13 @@ def test_what_is_dropped_is_gone_but_not_its_epoch(copy: Copy) -> None:
     copy.apply(put(1, "a", "1", 4))
     copy.persist(Persist(2, 4, wipe=Position(0, 0)))
     found = copy.again()
-    assert (found.epoch, found.base, found.applied, found.entries, copy.state()) == (4, (0, 0), 0, [], {})
+    assert (found.epoch, found.base, found.applied, found.entries, copy.state()) == (
+        4,
+        (0, 0),
+        0,
+        [],
+        {},
+    )
 
 
 def test_terms_and_high_water_are_there_after_a_start(copy: Copy) -> None:
@@ -186,7 +213,9 @@ def test_terms_and_high_water_are_there_after_a_start(copy: Copy) -> None:
 
 
 def test_a_snapshot_brings_its_terms_and_times(copy: Copy) -> None:
-    taken = msgspec.structs.replace(snapshot(copy, a="1"), chain=(Term(1, 11, 1), Term(3, 33, 20)), shard_ms=77_000)
+    taken = msgspec.structs.replace(
+        snapshot(copy, a="1"), chain=(Term(1, 11, 1), Term(3, 33, 20)), shard_ms=77_000
+    )
     copy.persist(Persist(1, 3, install=taken))
     found = copy.again()
     assert found.chain == [Term(1, 11, 1), Term(3, 33, 20)]
@@ -194,7 +223,10 @@ def test_a_snapshot_brings_its_terms_and_times(copy: Copy) -> None:
 
 
 def test_a_shards_time_goes_on_from_its_newest_entry(copy: Copy) -> None:
-    entries = [LogEntry(1, 1, term_data(11)), *(LogEntry(1, n, encode_changes([], [], None, n * 1000)) for n in (2, 3, 4))]
+    entries = [
+        LogEntry(1, 1, term_data(11)),
+        *(LogEntry(1, n, encode_changes([], [], None, n * 1000)) for n in (2, 3, 4)),
+    ]
     copy.persist(Persist(1, 1, None, tuple(entries)))
     copy.apply(*entries[:3], base=Position(1, 2))
     found = copy.again()

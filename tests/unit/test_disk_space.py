@@ -12,20 +12,45 @@ import pytest
 from holdfast_cluster.placement.model import Assignment, ClusterSettings, Member, Versioned, View
 from holdfast_node.process.leaving import is_needed
 from holdfast_node.replication import Position
-from holdfast_node.replication.snapshots import Backoff, Chunk, End, Header, SnapshotReceiver, SnapshotSender
+from holdfast_node.replication.snapshots import (
+    Backoff,
+    Chunk,
+    End,
+    Header,
+    SnapshotReceiver,
+    SnapshotSender,
+)
 from holdfast_node.store import disk_space
 from holdfast_node.store import rocks as store
-from holdfast_node.store.disk_space import BALLAST_BYTES, FORGET_S, START_BYTES_MIN, STAY_S, DiskSpace, DiskWatch, Level
+from holdfast_node.store.disk_space import (
+    BALLAST_BYTES,
+    FORGET_S,
+    START_BYTES_MIN,
+    STAY_S,
+    DiskSpace,
+    DiskWatch,
+    Level,
+)
 from holdfast_node.store.rocks import RowFiles
 
 MIB = 1 << 20
 ENOUGH, LOW, CRITICAL = Level
-NO_SPACE = "IO error: No space left on device: While appending to file: /data/1.sst: No space left on device"
+NO_SPACE = (
+    "IO error: No space left on device: While appending to file: /data/1.sst: No space left on"
+    " device"
+)
 
 
 def test_a_disk_is_low_below_its_reserve_and_critical_below_a_quarter_of_it() -> None:
     space = DiskSpace(100)
-    assert [space.look(free, 0.0) for free in (1000, 100, 99, 25, 24, -5)] == [ENOUGH, ENOUGH, LOW, LOW, CRITICAL, CRITICAL]
+    assert [space.look(free, 0.0) for free in (1000, 100, 99, 25, 24, -5)] == [
+        ENOUGH,
+        ENOUGH,
+        LOW,
+        LOW,
+        CRITICAL,
+        CRITICAL,
+    ]
 
 
 def test_each_way_back_needs_more_room_and_time() -> None:
@@ -33,7 +58,13 @@ def test_each_way_back_needs_more_room_and_time() -> None:
     space.look(20, 0.0)
     assert space.look(1000, STAY_S[0] - 1) is CRITICAL
     now = STAY_S[0]
-    assert [space.look(free, now) for free in (25, 49, 50, 124, 125)] == [CRITICAL, CRITICAL, LOW, LOW, ENOUGH]
+    assert [space.look(free, now) for free in (25, 49, 50, 124, 125)] == [
+        CRITICAL,
+        CRITICAL,
+        LOW,
+        LOW,
+        ENOUGH,
+    ]
     assert space.look(100, now) is ENOUGH
 
 
@@ -59,7 +90,10 @@ def test_a_file_for_which_there_was_no_room_makes_a_disk_low_whatever_is_free() 
     assert space.look(0, 0.0) is ENOUGH
     space.failed(1.0)
     assert space.level is LOW
-    assert [space.look(10**12, now) for now in (1.0 + STAY_S[0] - 1, 1.0 + STAY_S[0])] == [LOW, ENOUGH]
+    assert [space.look(10**12, now) for now in (1.0 + STAY_S[0] - 1, 1.0 + STAY_S[0])] == [
+        LOW,
+        ENOUGH,
+    ]
     space.look(10**12, 7.0)
     space.failed(8.0)
     assert not space.can_start(10**12, 8.0 + STAY_S[0]), "it has failed again soon"
@@ -82,7 +116,9 @@ class Disk:
 
     def _statvfs(self, path: Path) -> Any:
         ballast = sum(file.stat().st_blocks * 512 for file in path.iterdir())
-        return SimpleNamespace(f_bavail=self.free - ballast, f_frsize=1, f_files=10**7, f_favail=self.files_free)
+        return SimpleNamespace(
+            f_bavail=self.free - ballast, f_frsize=1, f_files=10**7, f_favail=self.files_free
+        )
 
 
 def test_the_ballast_goes_when_the_disk_is_critical_and_its_going_changes_no_level(
@@ -99,7 +135,11 @@ def test_the_ballast_goes_when_the_disk_is_critical_and_its_going_changes_no_lev
     disk.free = BALLAST_BYTES + 60 * MIB
     assert watch.look() is LOW
     assert (tmp_path / "ballast").exists()
-    assert watch.full == f"the disk of {tmp_path} is full: {watch.free >> 20} MiB are free, the reserve is 100 MiB"
+    assert (
+        watch.full
+        == f"the disk of {tmp_path} is full: {watch.free >> 20} MiB are free, the reserve is"
+        " 100 MiB"
+    )
     disk.free = BALLAST_BYTES + 20 * MIB
     assert watch.look() is CRITICAL
     assert not (tmp_path / "ballast").exists()
@@ -111,7 +151,9 @@ def test_the_ballast_goes_when_the_disk_is_critical_and_its_going_changes_no_lev
     assert watch.full is watch.cannot_start is None
 
 
-def test_a_disk_on_which_no_file_can_be_made_is_full(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_disk_on_which_no_file_can_be_made_is_full(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     disk = Disk(monkeypatch, 1000 * MIB)
     watch = DiskWatch(tmp_path, 100 * MIB)
     assert watch.look() is ENOUGH
@@ -120,10 +162,17 @@ def test_a_disk_on_which_no_file_can_be_made_is_full(monkeypatch: pytest.MonkeyP
 
 
 def needed(in_sync: str, owner: str, full: str = "", absent: str = "") -> bool:
-    """Whether node `a` is needed for a shard of three copies, two of which have to be in sync for writes."""
-    members = {n: Member(n, "127.0.0.1:1", 1, n, state="full" if n in full else "active") for n in "abcd" if n not in absent}
+    """Whether node `a` is needed for a shard of three copies, two of which have to be in sync for
+    writes."""
+    members = {
+        n: Member(n, "127.0.0.1:1", 1, n, state="full" if n in full else "active")
+        for n in "abcd"
+        if n not in absent
+    }
     assignment = Assignment(1, owner, 1, tuple(in_sync))
-    return is_needed(View(1, ClusterSettings(replication=3, id="c"), members, {0: Versioned(assignment, 1)}), "a")
+    return is_needed(
+        View(1, ClusterSettings(replication=3, id="c"), members, {0: Versioned(assignment, 1)}), "a"
+    )
 
 
 def test_a_critical_node_is_needed_while_calls_would_notice_that_it_is_gone() -> None:
@@ -163,7 +212,9 @@ def no_room(monkeypatch: pytest.MonkeyPatch) -> type[NoRoom]:
     return NoRoom
 
 
-def test_files_for_which_there_is_no_room_are_removed_without_a_word_of_that(no_room: type[NoRoom], tmp_path: Path) -> None:
+def test_files_for_which_there_is_no_room_are_removed_without_a_word_of_that(
+    no_room: type[NoRoom], tmp_path: Path
+) -> None:
     files = RowFiles(tmp_path / "snapshots", "test")
     files.put(b"a", b"1")
     files.remove()
@@ -197,7 +248,9 @@ class Context:
         raise Aborted
 
 
-async def test_a_snapshot_leaves_the_last_room_to_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_snapshot_leaves_the_last_room_to_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     watch = DiskWatch(tmp_path, 0)
     monkeypatch.setattr(DiskWatch, "_free", lambda self: START_BYTES_MIN - 1)
     copies = SimpleNamespace(snapshots=tmp_path / "snapshots", has_rows=lambda shard, family: False)
@@ -210,7 +263,9 @@ async def test_a_snapshot_leaves_the_last_room_to_the_log(tmp_path: Path, monkey
     assert not copies.snapshots.exists()
 
 
-@pytest.mark.parametrize("rows", [3, 14, 20], ids=["when a file is finished", "in the second family", "in the first one"])
+@pytest.mark.parametrize(
+    "rows", [3, 14, 20], ids=["when a file is finished", "in the second family", "in the first one"]
+)
 async def test_a_snapshot_that_finds_no_room_is_refused_with_the_disk_and_leaves_no_file(
     no_room: type[NoRoom], tmp_path: Path, rows: int
 ) -> None:
@@ -219,7 +274,9 @@ async def test_a_snapshot_that_finds_no_room_is_refused_with_the_disk_and_leaves
     receiver = SnapshotReceiver(None, copies, None, watch)  # type: ignore[arg-type]
     parts = [(b"%d" % n, b"x") for n in range(rows)]
     state, replies = (parts, []) if rows == 20 else (parts[:5], parts[5:])
-    context = Context(Header(3, 1, Position(1, 1)), Chunk("state", state), Chunk("replies", replies), End(0.0))
+    context = Context(
+        Header(3, 1, Position(1, 1)), Chunk("state", state), Chunk("replies", replies), End(0.0)
+    )
     with pytest.raises(Aborted):
         await receiver.serve("b", context)
     assert context.aborted is not None
@@ -237,7 +294,9 @@ async def test_a_snapshot_that_finds_no_room_is_refused_with_the_disk_and_leaves
 # -- sending
 
 
-def test_a_node_that_takes_nothing_is_left_alone_for_longer_each_time_until_it_takes_something() -> None:
+def test_a_node_that_takes_nothing_is_left_alone_for_longer_each_time_until_it_takes_something() -> (  # noqa: E501
+    None
+):
     backoff = Backoff(lambda: 1.0)
     assert not backoff.waits("a", 1, 0.0)
     waits = [backoff.failed("a", 1, 0.0) for _ in range(9)]
@@ -254,11 +313,15 @@ def test_a_node_that_takes_nothing_is_left_alone_for_longer_each_time_until_it_t
     assert 0.25 <= Backoff().failed("a", 1, 0.0) <= 0.5
 
 
-async def test_shards_with_the_fewest_copies_are_sent_first_and_none_to_whom_is_left_alone() -> None:
+async def test_shards_with_the_fewest_copies_are_sent_first_and_none_to_whom_is_left_alone() -> (
+    None
+):
     copies = {1: 3, 2: 1, 3: 2}
 
     def get(shard: int) -> Any:
-        return SimpleNamespace(replica=SimpleNamespace(assignment=SimpleNamespace(in_sync=("x",) * copies[shard])))
+        return SimpleNamespace(
+            replica=SimpleNamespace(assignment=SimpleNamespace(in_sync=("x",) * copies[shard]))
+        )
 
     members = {name: SimpleNamespace(id=name, incarnation=1) for name in "bc"}
     links: Any = SimpleNamespace(address_of=members.get)

@@ -61,12 +61,23 @@ class Origin:
 
 
 def view(epoch: int = 1, *members: Member) -> View:
-    assigned = {shard: Versioned(Assignment(epoch, "n", 1, ("n",)), epoch) for shard in range(SHARDS)}
-    return View(epoch, ClusterSettings(shards=SHARDS), {m.id: m for m in members or (NODE,)}, assigned, "n")
+    assigned = {
+        shard: Versioned(Assignment(epoch, "n", 1, ("n",)), epoch) for shard in range(SHARDS)
+    }
+    return View(
+        epoch, ClusterSettings(shards=SHARDS), {m.id: m for m in members or (NODE,)}, assigned, "n"
+    )
 
 
 def call(number: int = 1, **rest: Any) -> pb.Call:
-    given = {"kind": "K", "key": "a", "method": "m", "request_id": IDS.next(), "timeout_ms": 5000, **rest}
+    given = {
+        "kind": "K",
+        "key": "a",
+        "method": "m",
+        "request_id": IDS.next(),
+        "timeout_ms": 5000,
+        **rest,
+    }
     return pb.Call(id=number, **given)
 
 
@@ -131,7 +142,8 @@ async def test_a_new_epoch_sends_what_is_under_way_again_and_ignores_the_old_ref
     feed.show(view(2))
     await until(lambda: len(pipe.sent) == 2)
     assert pipe.sent[1].attempt == 1
-    dispatcher.on_reply(pipe, pb.Reply(id=pipe.sent[0].id, result=b"\x05"))  # whichever attempt is first to tell
+    # whichever attempt is first to tell
+    dispatcher.on_reply(pipe, pb.Reply(id=pipe.sent[0].id, result=b"\x05"))
     assert [reply.result for reply in origin.replies] == [b"\x05"]
     dispatcher.on_reply(pipe, pb.Reply(id=pipe.sent[0].id, result=b"\x05"))
     assert len(origin.replies) == 1
@@ -155,7 +167,10 @@ async def test_a_sent_call_without_an_answer_fails_indefinitely_at_its_deadline(
     feed.show(view())
     dispatcher.submit(call(timeout_ms=50), origin)
     await until(lambda: origin.replies)
-    assert (origin.replies[0].error.code, origin.replies[0].error.definite) == (pb.CODE_DEADLINE_EXCEEDED, False)
+    assert (origin.replies[0].error.code, origin.replies[0].error.definite) == (
+        pb.CODE_DEADLINE_EXCEEDED,
+        False,
+    )
     await dispatcher.close()
 
 
@@ -167,7 +182,11 @@ async def test_limits_refuse_with_when_to_come_back() -> None:
     for number in (2, 3, 4):
         dispatcher.submit(call(number), origin)
     overloaded = origin.replies[-1]
-    assert (overloaded.id, overloaded.error.code, overloaded.error.retry_after_ms) == (4, pb.CODE_OVERLOADED, 200)
+    assert (overloaded.id, overloaded.error.code, overloaded.error.retry_after_ms) == (
+        4,
+        pb.CODE_OVERLOADED,
+        200,
+    )
     dispatcher.submit(call(5, arguments=b"x" * 11), origin)
     assert origin.replies[-1].error.code == pb.CODE_TOO_LARGE
     await dispatcher.close()
@@ -178,7 +197,10 @@ async def test_too_many_held_calls_are_refused() -> None:
     feed.show(view(1, Member("other", "127.0.0.1:2", 1, "h")))
     for number in range(1, 6):
         dispatcher.submit(call(number), origin)
-    assert [(reply.id, reply.error.code) for reply in origin.replies] == [(4, pb.CODE_OVERLOADED), (5, pb.CODE_OVERLOADED)]
+    assert [(reply.id, reply.error.code) for reply in origin.replies] == [
+        (4, pb.CODE_OVERLOADED),
+        (5, pb.CODE_OVERLOADED),
+    ]
     assert (dispatcher.held, dispatcher.in_flight) == (3, 3)
     await dispatcher.close()
 
@@ -222,9 +244,19 @@ def refused(number: int, error: HoldfastError) -> pb.Reply:
 
 @pytest.mark.parametrize("error", DEFINITE[1:], ids=lambda error: error.code)
 @pytest.mark.parametrize(
-    "before", ["arrived as a retry", "pipe broke", "shard moved", "refused and perhaps run", "refused", "nothing"]
+    "before",
+    [
+        "arrived as a retry",
+        "pipe broke",
+        "shard moved",
+        "refused and perhaps run",
+        "refused",
+        "nothing",
+    ],
 )
-async def test_a_definite_error_is_passed_on_only_if_no_earlier_attempt_is_unknown(error: HoldfastError, before: str) -> None:
+async def test_a_definite_error_is_passed_on_only_if_no_earlier_attempt_is_unknown(
+    error: HoldfastError, before: str
+) -> None:
     feed, pipe, dispatcher, origin = world()
     feed.show(view(1))
     dispatcher.submit(call(attempt=int(before == "arrived as a retry")), origin)
@@ -249,7 +281,9 @@ async def test_a_definite_error_is_passed_on_only_if_no_earlier_attempt_is_unkno
 
 
 @pytest.mark.parametrize("before", ["pipe broke", "shard moved", "refused and perhaps run"])
-async def test_a_call_that_arrives_with_the_highest_attempt_is_sent_again_and_those_beside_it_too(before: str) -> None:
+async def test_a_call_that_arrives_with_the_highest_attempt_is_sent_again_and_those_beside_it_too(
+    before: str,
+) -> None:
     feed, pipe, dispatcher, origin = world()
     feed.show(view(1))
     for number, attempt in ((1, 2**32 - 1), (2, 0)):
@@ -268,8 +302,12 @@ async def test_a_call_that_arrives_with_the_highest_attempt_is_sent_again_and_th
 
 
 @pytest.mark.parametrize("attempt", [0, 1, 7])
-async def test_no_refusal_of_the_dispatchers_own_is_definite_for_a_call_that_arrives_as_a_retry(attempt: int) -> None:
-    feed, _pipe, dispatcher, origin = world(DispatchLimits(in_flight_max=3, held_max=1, argument_bytes_max=10))
+async def test_no_refusal_of_the_dispatchers_own_is_definite_for_a_call_that_arrives_as_a_retry(
+    attempt: int,
+) -> None:
+    feed, _pipe, dispatcher, origin = world(
+        DispatchLimits(in_flight_max=3, held_max=1, argument_bytes_max=10)
+    )
     dispatcher.submit(call(1, attempt=attempt), origin)  # no routes yet
     feed.show(view(1, Member("other", "127.0.0.1:2", 1, "h")))
     dispatcher.submit(call(2, attempt=attempt, timeout_ms=50), origin)  # held until its deadline
@@ -287,7 +325,9 @@ async def test_no_refusal_of_the_dispatchers_own_is_definite_for_a_call_that_arr
 
 
 @pytest.mark.parametrize("sent_before", [False, True])
-async def test_a_call_that_overflows_the_queue_or_ends_in_it_tells_whether_it_was_sent(sent_before: bool) -> None:
+async def test_a_call_that_overflows_the_queue_or_ends_in_it_tells_whether_it_was_sent(
+    sent_before: bool,
+) -> None:
     feed, _pipe, dispatcher, origin = world(DispatchLimits(held_max=1))
     if sent_before:
         feed.show(view(1))
@@ -299,7 +339,10 @@ async def test_a_call_that_overflows_the_queue_or_ends_in_it_tells_whether_it_wa
         for number in (1, 2):
             dispatcher.submit(call(number, timeout_ms=80), origin)
     await until(lambda: len(origin.replies) == 2)
-    assert [reply.error.code for reply in origin.replies] == [pb.CODE_OVERLOADED, pb.CODE_UNAVAILABLE]
+    assert [reply.error.code for reply in origin.replies] == [
+        pb.CODE_OVERLOADED,
+        pb.CODE_UNAVAILABLE,
+    ]
     assert {reply.error.definite for reply in origin.replies} == {not sent_before}
     await dispatcher.close()
 
@@ -331,7 +374,9 @@ async def test_routes_that_lag_behind_the_nodes_for_long_are_not_ready(monkeypat
 
 
 def lacks_kind(number: int) -> pb.Reply:
-    return pb.Reply(id=number, error=error_to_proto(LacksKind("not here", definite=True, retryable=True)))
+    return pb.Reply(
+        id=number, error=error_to_proto(LacksKind("not here", definite=True, retryable=True))
+    )
 
 
 async def test_nothing_waits_behind_a_call_whose_kind_the_owner_lacks() -> None:
@@ -349,7 +394,9 @@ async def test_nothing_waits_behind_a_call_whose_kind_the_owner_lacks() -> None:
     await dispatcher.close()
 
 
-async def test_a_call_whose_kind_the_owner_lacks_is_sent_again_after_a_backoff_and_at_once_to_the_next_owner() -> None:
+async def test_a_call_whose_kind_the_owner_lacks_is_sent_again_after_a_backoff_and_at_once_to_the_next_owner() -> (  # noqa: E501
+    None
+):
     feed, pipe, dispatcher, origin = world()
     feed.show(view(1))
     dispatcher.submit(call(7, kind="Order"), origin)
@@ -369,7 +416,10 @@ async def test_a_call_whose_kind_the_owner_lacks_is_sent_again_after_a_backoff_a
 
 async def test_a_call_whose_kind_nobody_serves_fails_at_its_deadline_and_says_who_has_it() -> None:
     feed, pipe, dispatcher, origin = world()
-    owner, other = Member("n", "127.0.0.1:1", 1, "h", kinds=("K",)), Member("m", "127.0.0.1:2", 1, "h", kinds=("K", "Order"))
+    owner, other = (
+        Member("n", "127.0.0.1:1", 1, "h", kinds=("K",)),
+        Member("m", "127.0.0.1:2", 1, "h", kinds=("K", "Order")),
+    )
     feed.show(view(1, owner, other))
     dispatcher.submit(call(kind="Order", timeout_ms=400), origin)
 
@@ -385,13 +435,17 @@ async def test_a_call_whose_kind_nobody_serves_fails_at_its_deadline_and_says_wh
         await refuse()
     error = origin.replies[0].error
     assert (error.code, error.definite, error.retryable) == (pb.CODE_UNAVAILABLE, True, True)
-    assert error.message == "Order/a.m(): shard 0: its owner n lacks kind Order; nodes that have it: m"
+    assert (
+        error.message == "Order/a.m(): shard 0: its owner n lacks kind Order; nodes that have it: m"
+    )
     assert len(pipe.sent) > 2
     assert dispatcher.in_flight == dispatcher.held == 0
     await dispatcher.close()
 
 
-async def test_calls_that_wait_for_a_kind_count_among_those_that_are_held_and_go_with_their_caller() -> None:
+async def test_calls_that_wait_for_a_kind_count_among_those_that_are_held_and_go_with_their_caller() -> (  # noqa: E501
+    None
+):
     feed, pipe, dispatcher, origin = world(DispatchLimits(held_max=2))
     feed.show(view())
     for number in range(3):
@@ -419,8 +473,16 @@ async def test_a_cancelled_call_that_is_held_is_forgotten_at_once() -> None:
     assert dispatcher.cancel(number, heir)
     assert (dispatcher.held, dispatcher.in_flight, origin.replies) == (1, 1, [])
     assert dispatcher.cancel(other, heir)
-    assert (dispatcher.held, dispatcher.in_flight, dispatcher._bytes, origin.replies) == (0, 0, 0, [])
-    assert [(reply.id, reply.error.code) for reply in heir.replies] == [(7, pb.CODE_ABORTED), (8, pb.CODE_ABORTED)]
+    assert (dispatcher.held, dispatcher.in_flight, dispatcher._bytes, origin.replies) == (
+        0,
+        0,
+        0,
+        [],
+    )
+    assert [(reply.id, reply.error.code) for reply in heir.replies] == [
+        (7, pb.CODE_ABORTED),
+        (8, pb.CODE_ABORTED),
+    ]
     assert not dispatcher.cancel(number, heir), "it is gone"
     assert len(heir.replies) == 2
     await dispatcher.close()
@@ -436,7 +498,11 @@ async def test_a_node_is_told_of_a_cancelled_call_whose_answer_is_counted_once()
     assert pipe.cancelled == [(number, request.request_id)]
     assert dispatcher.in_flight == 1, "it counts until it is over"
     dispatcher.on_reply(pipe, pb.Reply(id=number, result=b"\x01"))  # type: ignore[arg-type]
-    assert (dispatcher.in_flight, origin.replies, [reply.id for reply in heir.replies]) == (0, [], [7])
+    assert (dispatcher.in_flight, origin.replies, [reply.id for reply in heir.replies]) == (
+        0,
+        [],
+        [7],
+    )
     await dispatcher.close()
 
 
@@ -453,7 +519,12 @@ async def test_a_cancelled_call_is_not_sent_again(what: str) -> None:
         pipe_down(dispatcher, pipe)
     else:
         feed.show(view(2))
-    assert (dispatcher.in_flight, dispatcher.held, len(pipe.sent), len(heir.replies)) == (0, 0, 1, 1)
+    assert (dispatcher.in_flight, dispatcher.held, len(pipe.sent), len(heir.replies)) == (
+        0,
+        0,
+        1,
+        1,
+    )
     await dispatcher.close()
 
 

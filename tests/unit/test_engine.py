@@ -1,4 +1,5 @@
-"""The engine with a store whose fsync waits: nothing that rests on a write leaves before it is on disk."""
+"""The engine with a store whose fsync waits: nothing that rests on a write leaves before it is on
+disk."""
 
 from __future__ import annotations
 
@@ -49,17 +50,27 @@ async def test_the_same_request_is_one_turn_however_often_it_comes(bench: Bench)
     again = bench.call("a", "increment", request_id=request_id, attempt=1)
     bench.may_sync.set()
     assert await bench.answered(first, again) == [1, 1]
-    assert await bench.answered(bench.call("a", "increment", request_id=request_id, attempt=2)) == [1]
+    assert await bench.answered(bench.call("a", "increment", request_id=request_id, attempt=2)) == [
+        1
+    ]
     assert await bench.answered(bench.call("a", "value")) == [1]
 
 
-async def test_a_first_attempt_that_arrives_after_its_retry_was_run_is_not_run_again(bench: Bench) -> None:
+async def test_a_first_attempt_that_arrives_after_its_retry_was_run_is_not_run_again(
+    bench: Bench,
+) -> None:
     request_id = IDS.next()
-    assert await bench.answered(bench.call("a", "increment", request_id=request_id, attempt=1)) == [1]
-    assert await bench.answered(bench.call("a", "increment", request_id=request_id, attempt=0)) == [1]
+    assert await bench.answered(bench.call("a", "increment", request_id=request_id, attempt=1)) == [
+        1
+    ]
+    assert await bench.answered(bench.call("a", "increment", request_id=request_id, attempt=0)) == [
+        1
+    ]
 
 
-async def test_a_node_calls_no_error_definite_when_an_attempt_before_is_unknown(bench: Bench) -> None:
+async def test_a_node_calls_no_error_definite_when_an_attempt_before_is_unknown(
+    bench: Bench,
+) -> None:
     for attempt in (0, 1):
         errors = await bench.answered(
             bench.call("a", "nonsense", attempt=attempt),
@@ -74,18 +85,26 @@ async def test_who_joins_a_turn_as_a_retry_makes_its_error_indefinite_for_all(be
     bench.may_sync.clear()
     wrote = bench.call("a", "increment")
     request_id = IDS.next()
-    first = bench.call("a", "increment_then", "raise", request_id=request_id)  # its error waits for the write before it
+    # its error waits for the write before it
+    first = bench.call("a", "increment_then", "raise", request_id=request_id)
     again = bench.call("a", "increment_then", "raise", request_id=request_id, attempt=1)
-    other = bench.call("a", "increment", request_id=request_id, attempt=1)  # another call under the same id
+    # another call under the same id
+    other = bench.call("a", "increment", request_id=request_id, attempt=1)
     bench.may_sync.set()
     errors = (await bench.answered(wrote, first, again, other))[1:]
-    assert [error.code for error in errors] == [pb.CODE_APPLICATION, pb.CODE_APPLICATION, pb.CODE_INVALID_ARGUMENT]
+    assert [error.code for error in errors] == [
+        pb.CODE_APPLICATION,
+        pb.CODE_APPLICATION,
+        pb.CODE_INVALID_ARGUMENT,
+    ]
     assert not any(error.definite for error in errors)
 
 
 async def test_nothing_of_the_engine_grows_with_calls_that_ended(bench: Bench) -> None:
     for i in range(50):
-        await bench.answered(bench.call(f"k{i % 5}", "increment"), bench.call(f"k{i % 5}", "increment_then", "raise"))
+        await bench.answered(
+            bench.call(f"k{i % 5}", "increment"), bench.call(f"k{i % 5}", "increment_then", "raise")
+        )
     assert (bench.engine.in_flight, len(bench.objects.activations)) == (0, 5)
     assert bench.engine.outcomes.failed == 50
     limit = EngineLimits().storage.cache_bytes
@@ -106,12 +125,18 @@ async def test_an_entry_that_is_full_is_closed_and_the_next_one_gathers(bench: B
     assert second.committed
 
 
-async def test_a_read_behind_a_write_that_waits_is_refused_while_there_are_too_few_copies(bench: Bench) -> None:
+async def test_a_read_behind_a_write_that_waits_is_refused_while_there_are_too_few_copies(
+    bench: Bench,
+) -> None:
     bench.may_sync.clear()
     wrote = bench.call("a", "increment")
     await asyncio.sleep(0.02)
     bench.shard.read_only = "1 copies are in sync, writes need 2"
-    read, other, write = bench.call("a", "value"), bench.call("b", "value"), bench.call("b", "increment")
+    read, other, write = (
+        bench.call("a", "value"),
+        bench.call("b", "value"),
+        bench.call("b", "increment"),
+    )
     refused, value, read_only = await bench.answered(read, other, write)
     assert (refused.code, value, read_only.code) == (pb.CODE_UNAVAILABLE, 0, pb.CODE_UNAVAILABLE)
     bench.shard.read_only = None
@@ -120,19 +145,33 @@ async def test_a_read_behind_a_write_that_waits_is_refused_while_there_are_too_f
 
 
 @pytest.mark.parametrize("amount", [5, -5], ids=["a result", "a final error"])
-async def test_the_reply_to_an_id_of_the_callers_own_is_kept_whatever_the_handler_wrote(bench: Bench, amount: int) -> None:
+async def test_the_reply_to_an_id_of_the_callers_own_is_kept_whatever_the_handler_wrote(
+    bench: Bench, amount: int
+) -> None:
     request_id, key = IDS.next(), f"own {amount}"
     bench.may_sync.clear()
-    first = bench.call(key, "charge", amount, kind="Till", request_id=request_id, attempt=1, keep_reply=True)
+    first = bench.call(
+        key, "charge", amount, kind="Till", request_id=request_id, attempt=1, keep_reply=True
+    )
     await asyncio.sleep(0.05)
     assert first not in bench.port.replies, "it left before what keeps it was on disk"
     bench.may_sync.set()
     told = await bench.answered(first)
     for attempt in (1, 2):
-        again = bench.call(key, "charge", amount, kind="Till", request_id=request_id, attempt=attempt, keep_reply=True)
+        again = bench.call(
+            key,
+            "charge",
+            amount,
+            kind="Till",
+            request_id=request_id,
+            attempt=attempt,
+            keep_reply=True,
+        )
         assert await bench.answered(again) == told
     assert await bench.answered(bench.call(key, "charges", kind="Till")) == [1]
-    other = bench.call(key, "charge", 7, kind="Till", request_id=request_id, attempt=1, keep_reply=True)
+    other = bench.call(
+        key, "charge", 7, kind="Till", request_id=request_id, attempt=1, keep_reply=True
+    )
     (error,) = await bench.answered(other)
     assert (error.code, error.path) == (pb.CODE_INVALID_ARGUMENT, "request_id")
 
@@ -140,21 +179,34 @@ async def test_the_reply_to_an_id_of_the_callers_own_is_kept_whatever_the_handle
 async def test_an_exception_is_not_final_and_the_same_id_may_try_again(bench: Bench) -> None:
     request_id = IDS.next()
     for times in (1, 2):
-        call = bench.call("fails", "charge", 0, kind="Till", request_id=request_id, attempt=1, keep_reply=True)
+        call = bench.call(
+            "fails", "charge", 0, kind="Till", request_id=request_id, attempt=1, keep_reply=True
+        )
         (error,) = await bench.answered(call)
         assert (error.code, error.type) == (pb.CODE_APPLICATION, "ValueError")
         assert await bench.answered(bench.call("fails", "charges", kind="Till")) == [times]
 
 
 async def test_the_reply_to_a_drawn_id_is_kept_only_when_the_turn_writes(bench: Bench) -> None:
-    await bench.answered(bench.call("drawn", "charge", 5, kind="Till"), bench.call("drawn", "charge", -5, kind="Till"))
+    await bench.answered(
+        bench.call("drawn", "charge", 5, kind="Till"),
+        bench.call("drawn", "charge", -5, kind="Till"),
+    )
     assert bench.objects.writes._committer.entries == 0
 
 
 async def test_a_reply_that_cannot_be_kept_is_not_given(bench: Bench) -> None:
     bench.shard.read_only = "1 copies are in sync, writes need 2"
     calls = [
-        bench.call("read only", "charge", amount, kind="Till", request_id=IDS.next(), attempt=1, keep_reply=True)
+        bench.call(
+            "read only",
+            "charge",
+            amount,
+            kind="Till",
+            request_id=IDS.next(),
+            attempt=1,
+            keep_reply=True,
+        )
         for amount in (5, -5)
     ]
     for error in await bench.answered(*calls):
@@ -169,12 +221,15 @@ async def test_a_call_in_another_codec_is_another_call(bench: Bench) -> None:
     (refused,) = await bench.answered(running)
     bench.may_sync.set()
     assert await bench.answered(first) == [1]
-    (kept,) = await bench.answered(bench.call("a", "increment", request_id=request_id, attempt=1, codec_=pb.CODEC_JSON))
+    (kept,) = await bench.answered(
+        bench.call("a", "increment", request_id=request_id, attempt=1, codec_=pb.CODEC_JSON)
+    )
     assert refused.code == kept.code == pb.CODE_INVALID_ARGUMENT
 
 
 async def test_what_a_turn_sends_counts_against_its_limit_whatever_it_deletes(bench: Bench) -> None:
-    """Nine notifications of 1.7 MB between deletions of everything once made an entry of 76 MB, which no frame to a replica holds."""
+    """Nine notifications of 1.7 MB between deletions of everything once made an entry of 76 MB,
+    which no frame to a replica holds."""
     (error,) = await bench.answered(bench.call("big", "send_and_delete", 5, kind="Sender"))
     assert (error.code, error.definite) == (pb.CODE_TOO_LARGE, True)
     assert bench.objects.writes._committer.entries == 0
@@ -185,7 +240,9 @@ def is_aborted(answer: Any) -> bool:
     return isinstance(answer, pb.Error) and answer.code == pb.CODE_ABORTED
 
 
-async def test_a_cancelled_call_that_runs_is_rolled_back_and_the_object_goes_on(bench: Bench) -> None:
+async def test_a_cancelled_call_that_runs_is_rolled_back_and_the_object_goes_on(
+    bench: Bench,
+) -> None:
     request_id = IDS.next()
     running = bench.call("a", "increment_then", "wait for ever", request_id=request_id)
     waiting = bench.call("a", "value")
@@ -255,7 +312,9 @@ async def test_an_operator_aborts_the_running_turn_alone(bench: Bench) -> None:
     assert bench.engine.cancellation.abort("Counter", "a") is None
 
 
-async def test_a_handler_that_takes_its_cancellation_for_a_result_is_rolled_back_all_the_same(bench: Bench) -> None:
+async def test_a_handler_that_takes_its_cancellation_for_a_result_is_rolled_back_all_the_same(
+    bench: Bench,
+) -> None:
     request_id = IDS.next()
     number = bench.call("a", "swallows_cancellation", request_id=request_id)
     bench.engine.cancel(request_id, bench.port, number)
@@ -283,7 +342,8 @@ async def test_arguments_that_do_not_fit_leave_the_instance_alone(bench: Bench) 
 
 
 async def test_who_asks_again_for_what_was_cancelled_gets_a_turn_of_its_own(bench: Bench) -> None:
-    """A client whose connection broke sends again, while the turn of before is being rolled back because of just that."""
+    """A client whose connection broke sends again, while the turn of before is being rolled back
+    because of just that."""
     request_id = IDS.next()
     first = bench.call("a", "slow_to_end", 0.1, request_id=request_id)
     await asyncio.sleep(0.02)
@@ -333,7 +393,10 @@ async def test_a_connection_that_is_gone_waits_for_nothing(bench: Bench) -> None
 async def test_only_so_many_attempts_wait_for_one_turn(bench: Bench) -> None:
     """Thousands of joined attempts cost a node 10 s when they were cancelled one by one."""
     request_id = IDS.next()
-    numbers = [bench.call("a", "wait_and_increment", 0.05, 5.0, request_id=request_id, attempt=i) for i in range(200)]
+    numbers = [
+        bench.call("a", "wait_and_increment", 0.05, 5.0, request_id=request_id, attempt=i)
+        for i in range(200)
+    ]
     refused = [number for number in numbers if number in bench.port.replies]
     assert len(refused) == len(numbers) - 1 - requests._JOINED_MAX
     assert all(bench.port.replies[number].code == pb.CODE_OVERLOADED for number in refused)

@@ -84,8 +84,14 @@ def test_an_error_can_be_made_of_anything(message: object, text: str) -> None:
 
 
 def test_a_refusal_and_a_crash_have_two_statuses() -> None:
-    assert errors.grpc_status(errors.error_to_proto(errors.Rejected("no"))) is grpc.StatusCode.FAILED_PRECONDITION
-    assert errors.grpc_status(errors.error_to_proto(errors.ApplicationError("no", type="ValueError"))) is grpc.StatusCode.UNKNOWN
+    assert (
+        errors.grpc_status(errors.error_to_proto(errors.Rejected("no")))
+        is grpc.StatusCode.FAILED_PRECONDITION
+    )
+    assert (
+        errors.grpc_status(errors.error_to_proto(errors.ApplicationError("no", type="ValueError")))
+        is grpc.StatusCode.UNKNOWN
+    )
     assert errors.grpc_status(pb.Error(code=999)) is grpc.StatusCode.INTERNAL  # type: ignore[arg-type]
 
 
@@ -93,13 +99,18 @@ def test_a_refusal_of_the_users_own_class_is_one() -> None:
     class TooLate(errors.Rejected):
         pass
 
-    for told in (errors.error_to_proto(TooLate("no", limit=3)), pb.Error(code=pb.CODE_APPLICATION, type="Rejected", message="no")):
+    for told in (
+        errors.error_to_proto(TooLate("no", limit=3)),
+        pb.Error(code=pb.CODE_APPLICATION, type="Rejected", message="no"),
+    ):
         assert errors.is_refusal(told)
         assert errors.grpc_status(told) is grpc.StatusCode.FAILED_PRECONDITION
         back = errors.error_from_proto(told)
         assert isinstance(back, errors.Rejected)
         assert back.type == told.type
-    assert not errors.is_refusal(errors.error_to_proto(errors.ApplicationError("no", type="TooLate")))
+    assert not errors.is_refusal(
+        errors.error_to_proto(errors.ApplicationError("no", type="TooLate"))
+    )
 
 
 def test_what_callers_name_is_cut() -> None:
@@ -109,16 +120,22 @@ def test_what_callers_name_is_cut() -> None:
     assert told.path.endswith("... (4194306 characters)")
 
 
-@pytest.mark.parametrize("data", [b"\xc1", b"\xa1", b"[" * 5_000, b"\x91" * 5_000, b"\x81\x01\x02", b"\x05"])
+@pytest.mark.parametrize(
+    "data", [b"\xc1", b"\xa1", b"[" * 5_000, b"\x91" * 5_000, b"\x81\x01\x02", b"\x05"]
+)
 def test_data_that_nobody_can_read_is_left_out(data: bytes) -> None:
     for codec in (pb.CODEC_MSGPACK, pb.CODEC_JSON):
-        error = errors.error_from_proto(pb.Error(code=pb.CODE_APPLICATION, type="Rejected", message="no", data=data), codec)
+        error = errors.error_from_proto(
+            pb.Error(code=pb.CODE_APPLICATION, type="Rejected", message="no", data=data), codec
+        )
         assert isinstance(error, errors.Rejected)
         assert error.data == {}
 
 
 def test_an_error_of_a_call_says_which_call_what_was_raised_and_the_request() -> None:
-    error = errors.error_from_proto(pb.Error(code=pb.CODE_APPLICATION, message="no", type="ValueError", request_id=b"\x01" * 16))
+    error = errors.error_from_proto(
+        pb.Error(code=pb.CODE_APPLICATION, message="no", type="ValueError", request_id=b"\x01" * 16)
+    )
     assert str(error) == "no"
     error.callee = "Cart/c.add()"
     assert str(error) == f"Cart/c.add(): ValueError: no (request {'01' * 16})"

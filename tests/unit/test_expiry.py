@@ -1,4 +1,5 @@
-"""What has a ttl is gone for its readers when its time has come, and is removed from disk after that."""
+"""What has a ttl is gone for its readers when its time has come, and is removed from disk after
+that."""
 
 from __future__ import annotations
 
@@ -12,7 +13,15 @@ import holdfast
 import pytest
 from engine_bench import Bench
 from holdfast import Alarm, App, DurableObject
-from holdfast.storage import Limits, MemoryReader, Rows, Storage, WallExpiry, read_expiry, read_value
+from holdfast.storage import (
+    Limits,
+    MemoryReader,
+    Rows,
+    Storage,
+    WallExpiry,
+    read_expiry,
+    read_value,
+)
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_node.effects.expiry import rounded_up
 from holdfast_node.store import keys
@@ -40,7 +49,12 @@ class Cache(DurableObject):
 
     @holdfast.reads
     async def seen(self) -> list[Any]:
-        return [self.storage.get("a"), "a" in self.storage, self.storage.get_many(["a", "b"]), self.storage.list()]
+        return [
+            self.storage.get("a"),
+            "a" in self.storage,
+            self.storage.get_many(["a", "b"]),
+            self.storage.list(),
+        ]
 
     async def hold(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -132,7 +146,9 @@ async def test_a_value_is_gone_for_everybody_once_its_time_has_come(bench: Bench
     bench.clock.ms += 10_000
     assert await answer(bench, "o", "all") == {"b": 2}
     bench.clock.ms -= 1
-    assert await answer(bench, "o", "all") == {"a": 1, "b": 2}, "not yet swept: nothing but the time tells"
+    assert await answer(bench, "o", "all") == {"a": 1, "b": 2}, (
+        "not yet swept: nothing but the time tells"
+    )
 
 
 async def test_what_has_expired_is_removed_from_disk(bench: Bench) -> None:
@@ -147,7 +163,9 @@ async def test_what_has_expired_is_removed_from_disk(bench: Bench) -> None:
     bench.engine.eviction.evict_share(1.0)
     await bench.tick(2)
     prefix = keys.row_prefix(0, "Cache", "o0")
-    assert [key for key in rows(bench) if key.startswith(b"\0\0") and key[2:3] != b"\0"] == [prefix + b"b"]
+    assert [key for key in rows(bench) if key.startswith(b"\0\0") and key[2:3] != b"\0"] == [
+        prefix + b"b"
+    ]
     assert [key for key in rows(bench) if key[:4] == keys.index_prefix(0, keys.EXPIRY)] == []
     assert bench.objects.expiry.removed == 50
 
@@ -225,7 +243,9 @@ async def test_what_a_look_that_was_cut_short_left_is_not_forgotten(bench: Bench
     assert rows(bench) == []
 
 
-async def test_a_read_only_shard_answers_reading_turns_of_expired_objects_and_of_none(bench: Bench) -> None:
+async def test_a_read_only_shard_answers_reading_turns_of_expired_objects_and_of_none(
+    bench: Bench,
+) -> None:
     await answer(bench, "s", "add", "x", True, kind="Session")
     bench.clock.ms += 2 * 3_600_000
     entries = bench.objects.writes._committer.entries
@@ -239,10 +259,19 @@ async def test_a_read_only_shard_answers_reading_turns_of_expired_objects_and_of
     assert await answer(bench, "s", "add", "y", kind="Session") == ["y"]
     assert await answer(bench, "s", "alarm_names", kind="Session") == []
     bench.flusher.write()
-    assert list(bench.store.scan("state", keys.index_prefix(0, keys.ALARMS), keys.index_prefix(0, keys.LETTERS))) == []
+    assert (
+        list(
+            bench.store.scan(
+                "state", keys.index_prefix(0, keys.ALARMS), keys.index_prefix(0, keys.LETTERS)
+            )
+        )
+        == []
+    )
 
 
-async def test_an_object_that_a_turn_found_alive_stays_so_for_reads_until_that_has_ended(bench: Bench) -> None:
+async def test_an_object_that_a_turn_found_alive_stays_so_for_reads_until_that_has_ended(
+    bench: Bench,
+) -> None:
     await answer(bench, "s", "add", "x", kind="Session")
     running = bench.call("s", "slow_add", "slow", 0.2, kind="Session")
     bench.clock.ms += 2 * 3_600_000
@@ -298,7 +327,9 @@ async def test_while_a_node_does_not_know_it_nothing_may_expire(bench: Bench) ->
     assert await answer(bench, "s", "names", kind="Session") == ["x"]
 
 
-async def test_an_object_that_stores_nothing_for_its_ttl_is_as_if_it_never_was(bench: Bench) -> None:
+async def test_an_object_that_stores_nothing_for_its_ttl_is_as_if_it_never_was(
+    bench: Bench,
+) -> None:
     await answer(bench, "s", "add", "x", True, kind="Session")
     for _ in range(5):
         bench.clock.ms += 3_500_000
@@ -309,7 +340,9 @@ async def test_an_object_that_stores_nothing_for_its_ttl_is_as_if_it_never_was(b
     bench.clock.ms += 3_600_000 // 16 + 1_000
     assert await answer(bench, "s", "seen", kind="Session") == []
     assert (await answer(bench, "s", "fail", kind="Session")).code == pb.CODE_APPLICATION
-    assert await answer(bench, "s", "seen", kind="Session") == [], "a turn that failed leaves it expired"
+    assert await answer(bench, "s", "seen", kind="Session") == [], (
+        "a turn that failed leaves it expired"
+    )
     assert await answer(bench, "s", "add", "z", kind="Session") == ["z"]
     bench.engine.eviction.evict_share(1.0)
     assert await answer(bench, "s", "seen", kind="Session") == ["z"]
@@ -355,7 +388,9 @@ async def test_deleting_an_object_takes_its_expiry_with_it(bench: Bench) -> None
     [row] = shown.rows
     assert (row.value, row.expires_ms) == (b"\x05", bench.clock.ms + 10_000)
     bench.clock.ms += 10_000
-    assert not (await inspection.show_object(admin_pb2.ShowObjectRequest(kind="Cache", key="o"))).rows
+    assert not (
+        await inspection.show_object(admin_pb2.ShowObjectRequest(kind="Cache", key="o"))
+    ).rows
     await inspection.delete_these(admin_pb2.DeleteTheseRequest(kind="Session", keys=["s"]))
     bench.flusher.write()
     assert bench.store.get("state", keys.expiry_key(0, "Session", "s")) is None

@@ -10,16 +10,30 @@ import pytest
 from a_cluster import a_cluster
 from fake_etcd import KEYS, FakeEtcd, Rows
 from holdfast_cluster.membership.controller import Controller
-from holdfast_cluster.membership.member import Membership, Refused, agree_on_settings, refuse_unknown_features
+from holdfast_cluster.membership.member import (
+    Membership,
+    Refused,
+    agree_on_settings,
+    refuse_unknown_features,
+)
 from holdfast_cluster.membership.view_watcher import ViewFeed
 from holdfast_cluster.placement import model
-from holdfast_cluster.placement.model import Assignment, ClusterSettings, Lineage, Member, View, decode, encode
+from holdfast_cluster.placement.model import (
+    Assignment,
+    ClusterSettings,
+    Lineage,
+    Member,
+    View,
+    decode,
+    encode,
+)
 
 SETTINGS = ClusterSettings(id="c")
 
 
 class Etcd(FakeEtcd):
-    """One that a cluster with these settings was formed in; what happens before a transaction can be set."""
+    """One that a cluster with these settings was formed in; what happens before a transaction can
+    be set."""
 
     def __init__(self, settings: ClusterSettings) -> None:
         super().__init__(Rows())
@@ -61,7 +75,11 @@ def controller(etcd: Etcd, *knows: str) -> Controller:
     [
         ([member("a", "x", "y"), member("b", "x")], [], ("x",)),
         ([member("a", "x"), member("b")], [], ()),
-        ([member("a", "x")], [member("b")], ()),  # away for a moment, and would come back to what it does not know
+        (
+            [member("a", "x")],
+            [member("b")],
+            (),
+        ),  # away for a moment, and would come back to what it does not know
         ([member("a", "z")], [], ()),  # the controller does not know it
     ],
 )
@@ -86,7 +104,9 @@ async def test_who_does_not_know_a_feature_neither_starts_nor_joins_nor_goes_on(
         refuse_unknown_features(new)
 
 
-async def test_a_feature_that_comes_into_use_while_a_node_joins_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_feature_that_comes_into_use_while_a_node_joins_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     etcd = Etcd(SETTINGS)
 
     def meanwhile() -> None:
@@ -113,6 +133,8 @@ def test_an_epoch_that_would_reach_into_the_bits_kept_free_is_refused() -> None:
     assert Assignment(model.EPOCHS_MAX - 1, "a", 1, ("a",)).epoch == model.EPOCHS_MAX - 1
     with pytest.raises(ValueError, match="not between 0 and 2"):
         Assignment(model.EPOCHS_MAX, "a", 1, ("a",))
-    raw = encode(Assignment(1, "a", 1, ("a",))).replace(b'"epoch":1', b'"epoch":%d' % model.EPOCHS_MAX)
+    raw = encode(Assignment(1, "a", 1, ("a",))).replace(
+        b'"epoch":1', b'"epoch":%d' % model.EPOCHS_MAX
+    )
     with pytest.raises(model.Unreadable, match="not between 0 and 2"):
         decode(raw, Assignment)

@@ -7,7 +7,17 @@ import pytest
 from holdfast_cluster.etcdpb import etcd_pb2 as pb
 from holdfast_cluster.membership.etcd import Changes, Listing
 from holdfast_cluster.membership.view_watcher import apply
-from holdfast_cluster.placement.model import Assignment, ClusterSettings, Keys, Lineage, Member, Unreadable, Versioned, View, encode
+from holdfast_cluster.placement.model import (
+    Assignment,
+    ClusterSettings,
+    Keys,
+    Lineage,
+    Member,
+    Unreadable,
+    Versioned,
+    View,
+    encode,
+)
 
 KEYS = Keys("default")
 MEMBER = Member("a", "127.0.0.1:1", 1, "h")
@@ -58,39 +68,95 @@ def test_changes_are_applied_one_by_one() -> None:
     ]
     new = apply(view, Changes(revision=11, events=events), KEYS)
     assert new == msgspec.structs.replace(
-        view, revision=11, members={}, assignments={7: Versioned(moved, 11, encode(moved), 2)}, controller=""
+        view,
+        revision=11,
+        members={},
+        assignments={7: Versioned(moved, 11, encode(moved), 2)},
+        controller="",
     )
     assert view.assignments[7].assignment == ASSIGNED  # the old picture is untouched
 
 
-JUNK = [b'{"turns_per_s":', b"\xff\xfe", b"[" * 100_000, b"null", b'{"id": 7, "generation": "x"}', b""]
+JUNK = [
+    b'{"turns_per_s":',
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b"null",
+    b'{"id": 7, "generation": "x"}',
+    b"",
+]
 
 
 @pytest.mark.parametrize("junk", JUNK)
 def test_of_a_value_that_cannot_be_read_what_was_there_before_stays(junk: bytes) -> None:
     before = apply(View(), listing(), KEYS)
-    keys = [KEYS.member("a"), KEYS.shard(7), KEYS.heat("n"), KEYS.drain("n"), f"{KEYS.pauses}K/a", KEYS.kinds("n"), KEYS.hosting("n")]
-    after = apply(before, Changes(revision=11, events=[pb.Event(type=pb.Event.PUT, kv=row(key, junk, 11)) for key in keys]), KEYS)
+    keys = [
+        KEYS.member("a"),
+        KEYS.shard(7),
+        KEYS.heat("n"),
+        KEYS.drain("n"),
+        f"{KEYS.pauses}K/a",
+        KEYS.kinds("n"),
+        KEYS.hosting("n"),
+    ]
+    after = apply(
+        before,
+        Changes(
+            revision=11, events=[pb.Event(type=pb.Event.PUT, kv=row(key, junk, 11)) for key in keys]
+        ),
+        KEYS,
+    )
     passed_over = set(after.unreadable)
     assert {KEYS.member("a"), KEYS.shard(7)} <= passed_over
     assert (after.members, after.assignments) == (before.members, before.assignments)
     listed = Listing(revision=12, rows=[*listing().rows[:2], *(row(key, junk, 11) for key in keys)])
     again = apply(after, listed, KEYS)
-    assert (again.members, again.assignments, set(again.unreadable)) == (before.members, before.assignments, passed_over)
-    mended = apply(again, Changes(revision=13, events=[pb.Event(type=pb.Event.DELETE, kv=row(key, b"", 13)) for key in keys]), KEYS)
+    assert (again.members, again.assignments, set(again.unreadable)) == (
+        before.members,
+        before.assignments,
+        passed_over,
+    )
+    mended = apply(
+        again,
+        Changes(
+            revision=13,
+            events=[pb.Event(type=pb.Event.DELETE, kv=row(key, b"", 13)) for key in keys],
+        ),
+        KEYS,
+    )
     assert (mended.members, mended.assignments, mended.unreadable) == ({}, {}, {})
 
 
 @pytest.mark.parametrize("junk", JUNK)
-def test_a_member_a_drain_and_a_pause_that_cannot_be_read_are_there_all_the_same(junk: bytes) -> None:
-    """At a start there is no older value. Their being there is what matters of drains and pauses; of a member it is not known."""
-    rows = [*listing().rows, row(KEYS.member("x"), junk), row(KEYS.drain("x"), junk), row(f"{KEYS.pauses}K/a", junk)]
+def test_a_member_a_drain_and_a_pause_that_cannot_be_read_are_there_all_the_same(
+    junk: bytes,
+) -> None:
+    """At a start there is no older value. Their being there is what matters of drains and pauses;
+    of a member it is not known."""
+    rows = [
+        *listing().rows,
+        row(KEYS.member("x"), junk),
+        row(KEYS.drain("x"), junk),
+        row(f"{KEYS.pauses}K/a", junk),
+    ]
     view = apply(View(), Listing(revision=9, rows=rows), KEYS)
     assert (set(view.members), view.hidden) == ({"a"}, {"x"})
     assert (set(view.drains), set(view.pauses)) == ({"x"}, {("K", "a")})
-    known = apply(view, Changes(revision=10, events=[pb.Event(type=pb.Event.PUT, kv=row(KEYS.member("a"), junk, 10))]), KEYS)
+    known = apply(
+        view,
+        Changes(
+            revision=10, events=[pb.Event(type=pb.Event.PUT, kv=row(KEYS.member("a"), junk, 10))]
+        ),
+        KEYS,
+    )
     assert (known.members, known.hidden) == (view.members, {"x"}), "of a it is known what it was"
-    gone = apply(view, Changes(revision=10, events=[pb.Event(type=pb.Event.DELETE, kv=row(KEYS.member("x"), b"", 10))]), KEYS)
+    gone = apply(
+        view,
+        Changes(
+            revision=10, events=[pb.Event(type=pb.Event.DELETE, kv=row(KEYS.member("x"), b"", 10))]
+        ),
+        KEYS,
+    )
     assert gone.hidden == frozenset()
 
 
@@ -98,7 +164,11 @@ def test_a_member_a_drain_and_a_pause_that_cannot_be_read_are_there_all_the_same
 def test_settings_and_lineage_stay_as_they_were(junk: bytes) -> None:
     before = apply(View(), listing(), KEYS)
     for key in (KEYS.settings, KEYS.lineage):
-        after = apply(before, Changes(revision=11, events=[pb.Event(type=pb.Event.PUT, kv=row(key, junk, 11))]), KEYS)
+        after = apply(
+            before,
+            Changes(revision=11, events=[pb.Event(type=pb.Event.PUT, kv=row(key, junk, 11))]),
+            KEYS,
+        )
         assert (after.settings, after.lineage) == (before.settings, before.lineage)
         with pytest.raises(Unreadable, match=key):
             apply(View(), Listing(revision=12, rows=[row(key, junk, 11)]), KEYS)
@@ -112,7 +182,11 @@ def test_a_start_without_an_assignment_that_can_be_read_takes_nothing_for_the_cl
 
 @pytest.mark.parametrize("name", ["", "x", "-1", "1" * 5_000, "\N{SUPERSCRIPT TWO}", "7 "])
 def test_a_key_that_is_no_shard_is_passed_over(name: str) -> None:
-    view = apply(View(), Listing(revision=9, rows=[*listing().rows, row(KEYS.shards + name, encode(ASSIGNED))]), KEYS)
+    view = apply(
+        View(),
+        Listing(revision=9, rows=[*listing().rows, row(KEYS.shards + name, encode(ASSIGNED))]),
+        KEYS,
+    )
     assert set(view.assignments) == {7}
     assert len(view.unreadable) == 1
 

@@ -36,7 +36,13 @@ def test_calls_whose_contents_look_like_tags_pass() -> None:
 
 def test_what_cannot_be_read_is_too_much() -> None:
     start = EMPTY * FIELDS_MAX
-    for rest in (b"\x0a", b"\x0a\x05abc", b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", b"\x8a", b"\x0a\x80"):
+    for rest in (
+        b"\x0a",
+        b"\x0a\x05abc",
+        b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+        b"\x8a",
+        b"\x0a\x80",
+    ):
         assert too_many(start + rest)
 
 
@@ -61,7 +67,14 @@ def test_a_frame_of_eight_mebibytes_costs_little() -> None:
 
 
 def test_a_call_with_a_huge_envelope_is_refused_and_one_with_large_arguments_is_not() -> None:
-    large = pb.Call(id=1, kind="K", key="a", method="m", arguments=EMPTY * (2 << 20), metadata={"a": "x" * 200_000})
+    large = pb.Call(
+        id=1,
+        kind="K",
+        key="a",
+        method="m",
+        arguments=EMPTY * (2 << 20),
+        metadata={"a": "x" * 200_000},
+    )
     assert not too_many(pb.SessionRequest(calls=[large] * 2).SerializeToString())
     for bomb in (
         pb.Call(id=1, metadata={f"{i:x}": "" for i in range(200_000)}),
@@ -83,7 +96,9 @@ def test_a_unary_request_is_measured_by_its_own_fields() -> None:
         raw = request.SerializeToString()
         return too_wide(raw, 0, len(raw), frozenset((4, 5)))
 
-    assert not wide(pb.CallRequest(kind="K", key="a", json="x" * (4 << 20), timeout_ms=5, drawn=True))
+    assert not wide(
+        pb.CallRequest(kind="K", key="a", json="x" * (4 << 20), timeout_ms=5, drawn=True)
+    )
     assert not wide(pb.CallRequest(kind="K", key="a", msgpack=b"x" * (4 << 20)))
     assert wide(pb.CallRequest(kind="K", key="a", metadata={f"{i:x}": "" for i in range(200_000)}))
     assert too_wide(b"\x0d\0\0\0\0", 0, 5, frozenset()), "a call has no such fields"

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 from holdfast.v1 import admin_pb2
-from holdfast_cluster.placement.model import Assignment, ClusterSettings, Hosting, Member, Versioned, View
+from holdfast_cluster.placement.model import (
+    Assignment,
+    ClusterSettings,
+    Hosting,
+    Member,
+    Versioned,
+    View,
+)
 from holdfast_cluster.placement.ring import shard_of
 from holdfast_gateway.admin import inspection
 from holdfast_gateway.admin.inspection import ObjectAdmin
@@ -15,7 +22,8 @@ from holdfast_gateway.admin.service import what_lacks
 
 
 class Cluster:
-    """Two shards, of the nodes a and b; `owners` says who serves them. Stands in for feed and nodes."""
+    """Two shards, of the nodes a and b; `owners` says who serves them. Stands in for feed and
+    nodes."""
 
     def __init__(self) -> None:
         self.owners: list[str | None] = ["a", "b"]
@@ -33,16 +41,28 @@ class Cluster:
         return SimpleNamespace(settings=SimpleNamespace(shards=2), owner_of=owner_of)
 
     async def ask_all(
-        self, view: Any, method: str, request: Any, answer: Any, only: str | None = None, asked_by: str = ""
+        self,
+        view: Any,
+        method: str,
+        request: Any,
+        answer: Any,
+        only: str | None = None,
+        asked_by: str = "",
     ) -> dict[str, Any]:
         answers: dict[str, Any] = {}
         for shard, node in enumerate("ab"):
             if only in (None, node):
                 serves = self.owners[shard] == node
                 if method == "ListObjects":
-                    keys = sorted(key for key in self.objects[shard] if key > request.after) if serves else []
+                    keys = (
+                        sorted(key for key in self.objects[shard] if key > request.after)
+                        if serves
+                        else []
+                    )
                     answers[node] = answer(
-                        keys=keys[: request.limit], more=len(keys) > request.limit, served=[shard] if serves else []
+                        keys=keys[: request.limit],
+                        more=len(keys) > request.limit,
+                        served=[shard] if serves else [],
                     )
                 else:
                     gone = self.objects[shard] & set(request.keys)
@@ -60,9 +80,13 @@ class Admin(ObjectAdmin):
         return "ops"
 
 
-async def delete_all(cluster: Cluster, after_the_first: Any = None) -> list[admin_pb2.DeleteObjectsProgress]:
+async def delete_all(
+    cluster: Cluster, after_the_first: Any = None
+) -> list[admin_pb2.DeleteObjectsProgress]:
     told = []
-    async for progress in Admin(cluster).DeleteObjects(admin_pb2.DeleteObjectsRequest(kind="K", all=True), None):
+    async for progress in Admin(cluster).DeleteObjects(
+        admin_pb2.DeleteObjectsRequest(kind="K", all=True), None
+    ):
         kept = admin_pb2.DeleteObjectsProgress()
         kept.CopyFrom(progress)
         told.append(kept)
@@ -75,7 +99,12 @@ async def delete_all(cluster: Cluster, after_the_first: Any = None) -> list[admi
 async def test_everything_is_deleted_page_by_page() -> None:
     cluster = Cluster()
     told = await delete_all(cluster)
-    assert (told[-1].deleted, told[-1].matched, told[-1].done, list(told[-1].unserved)) == (600, 600, True, [])
+    assert (told[-1].deleted, told[-1].matched, told[-1].done, list(told[-1].unserved)) == (
+        600,
+        600,
+        True,
+        [],
+    )
     assert len(told) > 1
     assert cluster.objects == [set(), set()]
 
@@ -92,7 +121,9 @@ async def test_what_a_shard_that_was_away_for_a_page_has_kept_is_said_at_the_end
     assert (last.done, list(last.unserved)) == (True, [1])
 
 
-async def test_what_was_deleted_and_not_answered_in_time_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_was_deleted_and_not_answered_in_time_is_counted_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(inspection, "_WHOLE_RETRY_S", 0.0)
     cluster = Cluster()
     cluster.deaf = 3
@@ -102,11 +133,18 @@ async def test_what_was_deleted_and_not_answered_in_time_is_counted_once(monkeyp
 
 def test_status_says_what_a_node_lacks_and_how_many_of_its_shards_wait_for_that() -> None:
     a = Member("a", "", 4, "h", version=2, kinds=("X",))
-    assigned = {shard: Versioned(Assignment(1, owner, 4, ("a", "b")), 1) for shard, owner in enumerate("aab")}
+    assigned = {
+        shard: Versioned(Assignment(1, owner, 4, ("a", "b")), 1)
+        for shard, owner in enumerate("aab")
+    }
     view = View(1, ClusterSettings(shards=3), {"a": a}, assigned)
     said, waiting = what_lacks(view, a, {"X", "Y", "Z"})
     assert waiting == 0
-    assert said == "it lacks kind Y, Z: calls to it are held, and their shards handed to nodes that have it"
-    told = {"a": Hosting(4, asks={0: ("Y",), 1: ("Z",), 2: ("Z",)})}  # it does not own shard 2 any more
+    assert (
+        said
+        == "it lacks kind Y, Z: calls to it are held, and their shards handed to nodes that have it"
+    )
+    # it does not own shard 2 any more
+    told = {"a": Hosting(4, asks={0: ("Y",), 1: ("Z",), 2: ("Z",)})}
     view = View(1, ClusterSettings(shards=3), {"a": a}, assigned, hosting=told)
     assert what_lacks(view, a, {"X", "Y", "Z"}) == (f"{said}; 2 of its shards wait for that", 2)

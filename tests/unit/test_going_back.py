@@ -1,7 +1,9 @@
-"""Small worlds in which etcd goes back, with processes that remember and others that do not, and with rules broken on purpose.
+"""Small worlds in which etcd goes back, with processes that remember and others that do not, and
+with rules broken on purpose.
 
 A process that knows more than etcd has is a witness. Checked after each step:
-- once a witness has listed, no transaction of anybody succeeds until the good data is back or etcd was rebuilt;
+- once a witness has listed, no transaction of anybody succeeds until the good data is back or etcd
+  was rebuilt;
 - what a process with a memory acts on never gets older, and one version is one assignment;
 - a swap replaces the very assignment that it was planned from;
 - a rebuilt etcd has, for each shard, the newest assignment that anybody acted on.
@@ -69,7 +71,9 @@ class Process:
         if verdict.why:
             if verdict.halt:
                 assert known.lineage is not None
-                await self.etcd.halt(view.lineage or known.lineage, view.lineage_raw or None, self.name, verdict.why)
+                await self.etcd.halt(
+                    view.lineage or known.lineage, view.lineage_raw or None, self.name, verdict.why
+                )
             if self.name in NAMES and self.world.rolled_back and judge(known, view).why:
                 self.world.witnessed = True
                 self.world.happened["witness"] += 1
@@ -88,7 +92,9 @@ class Process:
             if versioned.order < before.order:
                 raise Broken(f"{self.name} goes back on shard {shard}: {versioned} after {before}")
             if versioned.order == before.order and versioned.raw != before.raw:
-                raise Broken(f"{self.name} sees two assignments of one version: {versioned} and {before}")
+                raise Broken(
+                    f"{self.name} sees two assignments of one version: {versioned} and {before}"
+                )
         if before is None or versioned.order > before.order:
             self.raws[shard] = versioned
 
@@ -98,29 +104,47 @@ class Process:
             return
         now = planned_from.assignment
         in_sync = tuple(sorted(chance.sample(NAMES, chance.randint(1, 3))))
-        to = msgspec.structs.replace(now, epoch=now.epoch + 1, owner=in_sync[0], in_sync=in_sync).stamped()
+        to = msgspec.structs.replace(
+            now, epoch=now.epoch + 1, owner=in_sync[0], in_sync=in_sync
+        ).stamped()
         key = KEYS.shard(shard)
         there = self.world.rows.value(key)
         try:
-            revision = await self.etcd.txn([self.world.compare(key, planned_from)], [put_op(key, encode(to))])
+            revision = await self.etcd.txn(
+                [self.world.compare(key, planned_from)], [put_op(key, encode(to))]
+            )
         except EtcdForeign:
             return
         if not revision:
             return
         if there != planned_from.raw:
-            raise Broken(f"{self.name} replaced {there!r} by what was planned from {planned_from.raw!r}")
+            raise Broken(
+                f"{self.name} replaced {there!r} by what was planned from {planned_from.raw!r}"
+            )
         if self.world.witnessed:
             raise Broken(f"{self.name} swapped in an etcd that a witness had found to be old")
         self.world.happened["swap in an old etcd" if self.world.rolled_back else "swap"] += 1
         written = Versioned(to, revision, encode(to), self.etcd.generation)
         self.acts_on(shard, written)
         self.memory.learn(shard, written)
-        self.view = msgspec.structs.replace(self.view, assignments={**self.view.assignments, shard: written})
+        self.view = msgspec.structs.replace(
+            self.view, assignments={**self.view.assignments, shard: written}
+        )
 
     def report(self) -> Report:
         known = self.memory.known()
-        shards = {shard: Reported(one.generation, one.assignment, 0) for shard, one in self.raws.items()}
-        return Report(self.name, 1, "c", known.lineage.generation if known.lineage else 0, 0, SETTINGS, shards=shards)
+        shards = {
+            shard: Reported(one.generation, one.assignment, 0) for shard, one in self.raws.items()
+        }
+        return Report(
+            self.name,
+            1,
+            "c",
+            known.lineage.generation if known.lineage else 0,
+            0,
+            SETTINGS,
+            shards=shards,
+        )
 
 
 class World:
@@ -161,7 +185,8 @@ class World:
         chance = self.chance
         process = chance.choice(self.processes)
         match chance.choices(
-            ("swap", "look", "restart", "snapshot", "go back", "empty", "put back", "adopt"), (40, 25, 5, 5, 4, 1, 4, 4)
+            ("swap", "look", "restart", "snapshot", "go back", "empty", "put back", "adopt"),
+            (40, 25, 5, 5, 4, 1, 4, 4),
         )[0]:
             case "swap":
                 await process.swap(chance.randrange(SHARDS), chance)
@@ -173,7 +198,9 @@ class World:
                 self.snapshots.append(self.rows.snapshot())
             case "go back" if self.snapshots and not self.rolled_back:
                 self.good = self.rows.snapshot()
-                self.rows.restore(chance.choice(self.snapshots), chance.choice((0, self.rows.revision + 100)))
+                self.rows.restore(
+                    chance.choice(self.snapshots), chance.choice((0, self.rows.revision + 100))
+                )
             case "empty" if not self.rolled_back:
                 self.good = self.rows.snapshot()
                 self.rows.restore(Rows())
@@ -189,13 +216,16 @@ class World:
                 await self.adopt()
 
     def is_untouched(self) -> bool:
-        """Whether nobody acted on the old etcd before it was halted: then nobody knows what its good data does not."""
+        """Whether nobody acted on the old etcd before it was halted: then nobody knows what its
+        good data does not."""
         assert self.good is not None
         good = apply(View(), _listing(self.good), KEYS)
         return all(
             shard in good.assignments
             and one.order <= good.assignments[shard].order
-            and (one.order < good.assignments[shard].order or one.raw == good.assignments[shard].raw)
+            and (
+                one.order < good.assignments[shard].order or one.raw == good.assignments[shard].raw
+            )
             for process in self.processes
             for shard, one in process.raws.items()
         )
@@ -207,9 +237,13 @@ class World:
         try:
             found = await look(etcd, KEYS)
             reports = [each.report() for each in self.processes if each.name in NAMES]
-            adoption = adopt(reports, [], found.view.lineage.generation if found.view.lineage else 0)
+            adoption = adopt(
+                reports, [], found.view.lineage.generation if found.view.lineage else 0
+            )
         except adopt_module.NotAdoptable:
-            self.happened["nothing to rebuild"] += 1  # nothing had changed, or both sides have acted and a person has to choose
+            self.happened["nothing to rebuild"] += (
+                1  # nothing had changed, or both sides have acted and a person has to choose
+            )
             return
         newest: dict[int, Versioned] = {}
         epochs: dict[int, int] = {}
@@ -249,7 +283,14 @@ async def run_worlds(**broken: Any) -> Counter[str]:
 
 async def test_whatever_becomes_of_etcd_nobody_goes_back() -> None:
     happened = await run_worlds()
-    for what in ("swap", "swap in an old etcd", "witness", "put back", "rebuilt", "both sides acted"):
+    for what in (
+        "swap",
+        "swap in an old etcd",
+        "witness",
+        "put back",
+        "rebuilt",
+        "both sides acted",
+    ):
         assert happened[what] >= 20, happened
 
 
@@ -264,7 +305,9 @@ def halts_nothing(known: Known, view: View) -> Verdict:
 def trusts_versions_alone(known: Known, view: View) -> Verdict:
     """Does not look at nonces."""
     forgetful = {
-        shard: seen._replace(nonce=view.assignments[shard].assignment.nonce) if shard in view.assignments else seen
+        shard: seen._replace(nonce=view.assignments[shard].assignment.nonce)
+        if shard in view.assignments
+        else seen
         for shard, seen in known.assignments.items()
     }
     return judge(Known(known.cluster, known.lineage, forgetful), view)
@@ -277,7 +320,12 @@ def trusts_the_lineage_alone(known: Known, view: View) -> Verdict:
 
 def by_revision(key: str, planned_from: Versioned) -> pb.Compare:
     """A swap that compares the revision only."""
-    return pb.Compare(result=pb.Compare.EQUAL, target=pb.Compare.MOD, key=key.encode(), mod_revision=planned_from.revision)
+    return pb.Compare(
+        result=pb.Compare.EQUAL,
+        target=pb.Compare.MOD,
+        key=key.encode(),
+        mod_revision=planned_from.revision,
+    )
 
 
 class ForgetsTheLineage(FakeEtcd):
@@ -304,8 +352,14 @@ async def test_a_broken_rule_is_caught(broken: dict[str, Any]) -> None:
 
 
 async def test_adopting_the_lowest_version_is_caught(monkeypatch: Any) -> None:
-    def lowest_version(shard: int, reported: list[Reported], nodes: Any, notes: Any) -> Assignment | None:
-        known = [(one.generation, one.assignment.version, one.assignment) for one in reported if one.assignment is not None]
+    def lowest_version(
+        shard: int, reported: list[Reported], nodes: Any, notes: Any
+    ) -> Assignment | None:
+        known = [
+            (one.generation, one.assignment.version, one.assignment)
+            for one in reported
+            if one.assignment is not None
+        ]
         return min(known, key=lambda one: one[:2])[2] if known else None
 
     monkeypatch.setattr(adopt_module, "_newest", lowest_version)

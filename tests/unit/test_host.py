@@ -97,7 +97,9 @@ class Node:
         self.store = Store(self.path)
         self.flusher = Flusher(self.store)
         self.shards = Shards(8)
-        self.replicas = Replicas(self.name, CopyStore(self.store), self.flusher, self.shards, self.settings, self)  # type: ignore[arg-type]
+        self.replicas = Replicas(
+            self.name, CopyStore(self.store), self.flusher, self.shards, self.settings, self
+        )  # type: ignore[arg-type]
         self.asked: list[tuple[int, bytes, Assignment]] = []
         self.full_because: str | None = None
         self.committed: list[Entry] = []
@@ -148,7 +150,13 @@ class Trio:
         self.revision += 1
         assignment = Assignment(epoch, owner, 1, in_sync, released=True, version=self.revision)
         settings = ClusterSettings(shards=8, id="test")
-        view = View(self.revision, settings, self.members, {SHARD: Versioned(assignment, self.revision)}, "a")
+        view = View(
+            self.revision,
+            settings,
+            self.members,
+            {SHARD: Versioned(assignment, self.revision)},
+            "a",
+        )
         for name, node in self.nodes.items():
             if name in joined:
                 node.replicas.joined(self.members[name], view)
@@ -229,7 +237,9 @@ def test_whoever_comes_to_own_a_shard_has_all_of_it(trio: Trio) -> None:
     trio.put("b", b"4")
     assert b.rows("state") == {KEY: b"4"}
     trio.assign("a", 3, joined=())
-    assert trio.nodes["a"].rows("state") == {KEY: b"4"}, "what came while it was no owner is not there"
+    assert trio.nodes["a"].rows("state") == {KEY: b"4"}, (
+        "what came while it was no owner is not there"
+    )
 
 
 def test_a_log_that_is_shortened_leaves_all_that_it_held_in_the_state(trio: Trio) -> None:
@@ -266,11 +276,14 @@ def test_what_was_not_applied_goes_with_the_copy(trio: Trio) -> None:
     c = trio.nodes["c"]
     assert c.rows("log") == c.rows("state") == {}
     trio.put("a", b"3")
-    trio.assign("c", 2, ("a", "b"), joined=("c",))  # never by etcd's own rules: only to see whether anything comes back
+    # never by etcd's own rules: only to see whether anything comes back
+    trio.assign("c", 2, ("a", "b"), joined=("c",))
     assert c.rows("state") == c.rows("replies") == {}
 
 
-def test_how_long_a_shard_may_be_answered_for_grows_with_what_replicas_promise(trio: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_long_a_shard_may_be_answered_for_grows_with_what_replicas_promise(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = boottime()
     monkeypatch.setattr(host, "boottime", lambda: now)
     trio.tick()
@@ -324,8 +337,13 @@ def test_entries_that_wait_are_given_up_with_the_shard(trio: Trio) -> None:
     assert trio.nodes["b"].rows("state") == {}
 
 
-@pytest.mark.parametrize("when", ["the log is shortened", "the shard is taken", "an owner applies what an earlier one has left"])
-def test_a_node_ends_when_what_is_committed_cannot_be_applied(trio: Trio, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+@pytest.mark.parametrize(
+    "when",
+    ["the log is shortened", "the shard is taken", "an owner applies what an earlier one has left"],
+)
+def test_a_node_ends_when_what_is_committed_cannot_be_applied(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
     """Else the log would be shortened later, and what was in it would be gone without a word."""
 
     def no_memory(data: bytes) -> Any:
@@ -354,7 +372,9 @@ ROUNDS: dict[type[Event], Callable[[Trio], object]] = {
     Append: lambda trio: trio.put("a", b"1"),
     Persisted: lambda trio: trio.put("a", b"1"),
     Received: lambda trio: trio.put("a", b"1"),
-    Swapped: lambda trio: trio.nodes["a"].replicas.swapped(SHARD, None, Assignment(1, "a", 1, NAMES)),
+    Swapped: lambda trio: trio.nodes["a"].replicas.swapped(
+        SHARD, None, Assignment(1, "a", 1, NAMES)
+    ),
     Lost: lambda trio: trio.nodes["a"].replicas.lost("b"),
     Tick: lambda trio: trio.tick(),
     Release: lambda trio: trio.nodes["a"].replicas.release(SHARD, trio.members["b"]),
@@ -362,7 +382,9 @@ ROUNDS: dict[type[Event], Callable[[Trio], object]] = {
     Concede: lambda trio: trio.nodes["a"].replicas.concede(SHARD, trio.members["b"]),
     SnapshotStarted: lambda trio: trio.nodes["a"].replicas.snapshot_started(SHARD, "b"),
     SnapshotEnded: lambda trio: trio.nodes["a"].replicas.snapshot_ended(SHARD, "b", True),
-    Snapshot: lambda trio: trio.nodes["b"].replicas.snapshot_arrived("a", SHARD, Snapshot(1, Position(1, 9), b"", 0.0)),
+    Snapshot: lambda trio: trio.nodes["b"].replicas.snapshot_arrived(
+        "a", SHARD, Snapshot(1, Position(1, 9), b"", 0.0)
+    ),
 }
 """What brings each event to a core."""
 
@@ -372,8 +394,11 @@ def test_every_event_has_a_round() -> None:
 
 
 @pytest.mark.parametrize("event", ROUNDS, ids=lambda event: event.__name__)
-def test_a_core_that_asserts_ends_the_node_in_every_path(trio: Trio, monkeypatch: pytest.MonkeyPatch, event: type) -> None:
-    """Whoever brought the event (a stream, a call of gRPC, a task) would log the exception, and the node would go on."""
+def test_a_core_that_asserts_ends_the_node_in_every_path(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch, event: type
+) -> None:
+    """Whoever brought the event (a stream, a call of gRPC, a task) would log the exception, and the
+    node would go on."""
     handle = Replica.handle
 
     def asserts(self: Replica, what: Event, now: float) -> list[Effect]:
@@ -386,7 +411,9 @@ def test_a_core_that_asserts_ends_the_node_in_every_path(trio: Trio, monkeypatch
 
 
 @pytest.mark.parametrize("asked", ["serves_until", "read_only"])
-def test_a_core_that_asserts_when_it_is_asked_ends_the_node(trio: Trio, monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
+def test_a_core_that_asserts_when_it_is_asked_ends_the_node(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
     def asserts(*_: object) -> None:
         raise AssertionError
 
@@ -395,7 +422,9 @@ def test_a_core_that_asserts_when_it_is_asked_ends_the_node(trio: Trio, monkeypa
         trio.tick()
 
 
-def test_an_exception_of_who_is_told_of_commits_ends_the_node(trio: Trio, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_of_who_is_told_of_commits_ends_the_node(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def raises(self: Entry) -> None:
         raise KeyError
 

@@ -47,10 +47,12 @@ ids = RequestIds()
 for _ in range(USED_BEFORE):
     ids.next()
 for make in (ids.next, new_request_id):
-    made = [*in_a_fork(make, 600), *in_a_fork(make, 600), *in_a_fork(lambda: in_a_fork(make, 1)[0], 1)]
+    made = [*in_a_fork(make, 600), *in_a_fork(make, 600)]
+    made += in_a_fork(lambda: in_a_fork(make, 1)[0], 1)
     made += [make() for _ in range(600)]
     assert len(set(made)) == 1801
-    assert len({one[8:] for one in made}) == 1801  # the random bits differ: the time and the counter may well be the same
+    # the random bits differ: the time and the counter may well be the same
+    assert len({one[8:] for one in made}) == 1801
 """
 
 
@@ -58,12 +60,15 @@ for make in (ids.next, new_request_id):
 def test_forked_processes_make_ids_of_their_own(used_before: int) -> None:
     """In a process of its own: this one has threads in gRPC, and may not fork."""
     script = FORKS.replace("USED_BEFORE", str(used_before))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_a_copied_maker_makes_other_ids() -> None:
-    """A machine that runs on from a snapshot of its memory twice has all of a maker twice, and its process id."""
+    """A machine that runs on from a snapshot of its memory twice has all of a maker twice, and its
+    process id."""
     ids = RequestIds()
     ids.next()
     twin = copy.deepcopy(ids)

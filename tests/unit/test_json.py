@@ -52,7 +52,11 @@ VALUES: list[tuple[Any, str, Any]] = [
     (b"\x00\xff", '"AP8="', bytes),
     (Decimal("1.10"), '"1.10"', Decimal),
     (UUID(int=5), '"00000000-0000-0000-0000-000000000005"', UUID),
-    (dt.datetime(2026, 1, 2, 3, 4, 5, 678000, dt.UTC), '"2026-01-02T03:04:05.678000Z"', dt.datetime),
+    (
+        dt.datetime(2026, 1, 2, 3, 4, 5, 678000, dt.UTC),
+        '"2026-01-02T03:04:05.678000Z"',
+        dt.datetime,
+    ),
     (dt.datetime(2026, 1, 2), '"2026-01-02T00:00:00"', dt.datetime),
     (dt.date(2026, 1, 2), '"2026-01-02"', dt.date),
     (dt.time(1, 2), '"01:02:00"', dt.time),
@@ -101,7 +105,9 @@ def test_floats_that_are_no_numbers_are_null(value: float) -> None:
         ('"\\\\",9007199254740993', '"\\\\","9007199254740993"'),
     ],
 )
-def test_integers_that_no_double_holds_are_text_when_that_is_asked_for(before: str, after: str) -> None:
+def test_integers_that_no_double_holds_are_text_when_that_is_asked_for(
+    before: str, after: str
+) -> None:
     assert wide_integers_as_text(before.encode()).decode() == after
     assert json.loads(f"[{after}]") is not None
 
@@ -113,8 +119,16 @@ def test_an_integer_beyond_2_to_the_53_may_come_as_text_and_no_other() -> None:
     assert handler.bind(b'["9007199254740993"]', True) == {"a": 9007199254740993}
     assert handler.bind(b'{"a": "-9007199254740993"}', True) == {"a": -9007199254740993}
     assert handler.bind(b'[1, "9007199254740993"]', True) == {"a": 1, "b": "9007199254740993"}
-    assert handler.bind(b'{"a": 1, "c": [1, "18446744073709551615"]}', True) == {"a": 1, "c": [1, 2**64 - 1]}
-    for wrong in (b'["5"]', b'["9007199254740991"]', b'["99999999999999999999999"]', b'["9007199254740993x"]'):
+    assert handler.bind(b'{"a": 1, "c": [1, "18446744073709551615"]}', True) == {
+        "a": 1,
+        "c": [1, 2**64 - 1],
+    }
+    for wrong in (
+        b'["5"]',
+        b'["9007199254740991"]',
+        b'["99999999999999999999999"]',
+        b'["9007199254740993x"]',
+    ):
         with pytest.raises(UnfitArguments, match=r"got `str`|64 bits"):
             handler.bind(wrong, True)
     with pytest.raises(UnfitArguments):
@@ -126,7 +140,8 @@ def test_a_wide_integer_as_text_changes_nothing_else() -> None:
 
     handler = Handler("takes", takes, "Kind")
     bound = handler.bind(
-        b'{"a": "9007199254740993", "name": "90071992547409930", "data": {"id": "00090071992547409930", "n": "90071992547409931"}}',
+        b'{"a": "9007199254740993", "name": "90071992547409930", "data": {"id":'
+        b' "00090071992547409930", "n": "90071992547409931"}}',
         True,
     )
     assert bound["name"] == "90071992547409930"
@@ -143,7 +158,9 @@ def test_a_large_text_costs_little() -> None:
 
 @pytest.mark.parametrize("character", ["a", "\u00e9", "\u6f22", "\U0001f600", "%"])
 def test_the_details_of_an_error_fit_into_what_any_client_takes(character: str) -> None:
-    wrong = error_to_proto(InvalidArgument(character * 9_000, path="$." + character * 1_000, request_id=b"\x01" * 16))
+    wrong = error_to_proto(
+        InvalidArgument(character * 9_000, path="$." + character * 1_000, request_id=b"\x01" * 16)
+    )
     wrong.message = _cut(wrong.message)
     wrong.type = character * 300
     status = Status(code=3, message=wrong.message, details=_details(wrong))
@@ -155,7 +172,11 @@ def test_the_details_of_an_error_fit_into_what_any_client_takes(character: str) 
 
 
 def test_an_error_is_told_in_the_forms_of_google_rpc_as_well() -> None:
-    wrong = error_to_proto(InvalidArgument("lacks `price`", path="$.change.price", definite=True, request_id=b"\x01" * 16))
+    wrong = error_to_proto(
+        InvalidArgument(
+            "lacks `price`", path="$.change.price", definite=True, request_id=b"\x01" * 16
+        )
+    )
     own, info, request = _details(wrong)
     error, facts, bad = pb.Error(), error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
     assert own.Unpack(error)
@@ -163,7 +184,11 @@ def test_an_error_is_told_in_the_forms_of_google_rpc_as_well() -> None:
     assert request.Unpack(bad)
     assert error == wrong
     assert (facts.reason, facts.domain) == ("INVALID_ARGUMENT", DOMAIN)
-    assert dict(facts.metadata) == {"definite": "true", "request_id": "01" * 16, "path": "$.change.price"}
+    assert dict(facts.metadata) == {
+        "definite": "true",
+        "request_id": "01" * 16,
+        "path": "$.change.price",
+    }
     [violation] = bad.field_violations
     assert (violation.field, violation.description) == ("change.price", "lacks `price`")
     _, _, again = _details(error_to_proto(Overloaded("full", retryable=True, retry_after_s=1.5)))

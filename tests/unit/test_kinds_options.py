@@ -1,4 +1,5 @@
-"""What a kind, an app and a handler may say about how objects run: idle times, leaving memory, functions around handlers."""
+"""What a kind, an app and a handler may say about how objects run: idle times, leaving memory,
+functions around handlers."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ class Short(Base):
 
 @app.kind
 class Long(Base):
-    async def set_alarm_by(self, times: Any, until_s: float | None, every_s: float | None = 10.0) -> None:
+    async def set_alarm_by(
+        self, times: Any, until_s: float | None, every_s: float | None = 10.0
+    ) -> None:
         until = None if until_s is None else timedelta(seconds=until_s)
         every = None if every_s is None else timedelta(seconds=every_s)
         self.set_alarm(timedelta(seconds=10), every=every, times=times, until=until)
@@ -118,7 +121,9 @@ async def test_the_least_recently_used_of_all_kinds_leave_first(bench: Bench) ->
 
 
 @pytest.mark.parametrize("kind", ["Long", "Evicting"])
-async def test_an_object_leaves_memory_when_it_asks_to_and_the_turn_ended_well(bench: Bench, kind: str) -> None:
+async def test_an_object_leaves_memory_when_it_asks_to_and_the_turn_ended_well(
+    bench: Bench, kind: str
+) -> None:
     cls = app.get(kind).cls
     cls.made = 0  # type: ignore[attr-defined]
     assert await answer(bench, kind, "value") == 0
@@ -136,7 +141,9 @@ async def test_an_object_leaves_memory_when_it_asks_to_and_the_turn_ended_well(b
         assert await answer(bench, kind, "evictions") == 2
 
 
-async def test_an_object_that_leaves_after_a_wait_loses_nothing_that_its_on_evict_keeps(bench: Bench) -> None:
+async def test_an_object_that_leaves_after_a_wait_loses_nothing_that_its_on_evict_keeps(
+    bench: Bench,
+) -> None:
     first = bench.call("o", "bump", 0.01, kind="WriteBehind")
     second = bench.call("o", "bump", kind="WriteBehind")
     assert await bench.answered(first, second) == [1, 2]
@@ -157,7 +164,10 @@ async def test_on_evict_runs_for_each_of_many_that_leave_one_after_the_other(ben
         (lambda: App().kind("k", idle=60.0), "idle is a timedelta"),  # type: ignore[call-overload]
         (lambda: App().kind("k", notify_attempts=True), "notify_attempts is a number"),
         (lambda: App().kind("k", foo=1), "no option 'foo'; there are notify_attempts"),  # type: ignore[call-overload]
-        (lambda: holdfast.connect("a:1").notify("K", "k", delay=5), "a delay is a timedelta, not 5"),
+        (
+            lambda: holdfast.connect("a:1").notify("K", "k", delay=5),
+            "a delay is a timedelta, not 5",
+        ),
         (lambda: check_every(5), "`every` is a timedelta, or a cron expression"),  # type: ignore[arg-type]
     ],
 )
@@ -181,7 +191,14 @@ async def test_until_and_times_wait_for_nodes_that_know_them(bench: Bench) -> No
         assert error.code == pb.CODE_UNAVAILABLE
     await answer(bench, "Long", "set_alarm_by", None, None)
     bench.shards.features.on = frozenset(FEATURES)
-    assert "year 9999" in (await answer(bench, "Long", "set_alarm_by", None, timedelta(days=3_000_000).total_seconds())).message
+    assert (
+        "year 9999"
+        in (
+            await answer(
+                bench, "Long", "set_alarm_by", None, timedelta(days=3_000_000).total_seconds()
+            )
+        ).message
+    )
 
 
 async def test_an_alarm_ends_after_its_times_or_at_its_time(bench: Bench) -> None:
@@ -210,16 +227,27 @@ async def test_an_alarm_ends_after_its_times_or_at_its_time(bench: Bench) -> Non
         ((None, 50.0, None), "give `every`"),
     ],
 )
-async def test_limits_of_an_alarm_that_make_no_sense_are_refused(bench: Bench, arguments: tuple[Any, ...], what: str) -> None:
+async def test_limits_of_an_alarm_that_make_no_sense_are_refused(
+    bench: Bench, arguments: tuple[Any, ...], what: str
+) -> None:
     error = await answer(bench, "Long", "set_alarm_by", *arguments)
     assert what in error.message
 
 
 def test_what_was_missed_counts_once_for_all_and_what_is_skipped_not_at_all() -> None:
-    record = AlarmRecord(1_000, 1_000, b"\xc0", every=1_000, options={"times": 2, "until": 9_000, "metadata": {"a": "b"}})
+    record = AlarmRecord(
+        1_000,
+        1_000,
+        b"\xc0",
+        every=1_000,
+        options={"times": 2, "until": 9_000, "metadata": {"a": "b"}},
+    )
     after = following(record, 5_500)
     assert after is not None
-    assert (after.due_ms, after.options) == (6_000, {"times": 1, "until": 9_000, "metadata": {"a": "b"}})
+    assert (after.due_ms, after.options) == (
+        6_000,
+        {"times": 1, "until": 9_000, "metadata": {"a": "b"}},
+    )
     skipped = following(record, 5_500, fired=False)
     assert skipped is not None
     assert skipped.options == record.options
@@ -236,7 +264,12 @@ def test_until_may_be_a_time_and_shows_as_one() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"ttl": timedelta(milliseconds=1)}, {"ttl": timedelta(days=40_000)}, {"idle": timedelta()}, {"idle": timedelta(days=-1)}],
+    [
+        {"ttl": timedelta(milliseconds=1)},
+        {"ttl": timedelta(days=40_000)},
+        {"idle": timedelta()},
+        {"idle": timedelta(days=-1)},
+    ],
 )
 def test_times_of_a_kind_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"ttl|idle"):
@@ -246,7 +279,9 @@ def test_times_of_a_kind_that_make_no_sense_are_refused(wrong: dict[str, Any]) -
 def test_keys_that_are_made_differ_and_are_fit_for_every_place() -> None:
     made = {holdfast.new_key() for _ in range(1_000)}
     assert len(made) == 1_000
-    assert all(len(key) == 26 and key.isalnum() and key.isascii() and key == key.lower() for key in made)
+    assert all(
+        len(key) == 26 and key.isalnum() and key.isascii() and key == key.lower() for key in made
+    )
 
 
 # -- around handlers
@@ -305,7 +340,9 @@ async def test_functions_are_called_around_handlers_in_their_turn(tmp_path: Path
         assert await answer(bench, "Shop", "waits", 5) == 5
         assert (await answer(bench, "Shop", "plain", 13)).type == "Rejected"
         assert await answer(bench, "Shop", "plain", 14) == "instead"
-        assert (await answer(bench, "Shop", "plain", "x")).path == "$.n", "arguments are checked before anything runs"
+        assert (await answer(bench, "Shop", "plain", "x")).path == "$.n", (
+            "arguments are checked before anything runs"
+        )
         assert (await bench.answered(bench.call("o", "look", kind="Shop", caller="me"))) == ["me"]
         assert (await answer(bench, "Shop", "write", True)).type == "Rejected"
         assert await answer(bench, "Shop", "stored") == [], "what it raises rolls the turn back"
@@ -314,7 +351,13 @@ async def test_functions_are_called_around_handlers_in_their_turn(tmp_path: Path
         await asyncio.sleep(0.01)
         await bench.tick(3)
         [(who, key, method, arguments), after] = log
-        assert (who, key, method, list(arguments), after) == ("outer", "o", "on_alarm", ["alarm"], ("inner", None))
+        assert (who, key, method, list(arguments), after) == (
+            "outer",
+            "o",
+            "on_alarm",
+            ["alarm"],
+            ("inner", None),
+        )
         assert await answer(bench, "Shop", "stored") == ["alarm", "n"]
     finally:
         await bench.close()

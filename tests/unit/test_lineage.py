@@ -16,10 +16,28 @@ from holdfast_cluster.membership import member as membership_module
 from holdfast_cluster.membership import view_watcher as feed_module
 from holdfast_cluster.membership.etcd import Changes, EtcdUnavailable, Listing, put, unchanged
 from holdfast_cluster.membership.guarded import EtcdForeign
-from holdfast_cluster.membership.lineage import ADOPTING, BELIEVED, HALTED, Known, Memory, Seen, is_suspicious, judge
+from holdfast_cluster.membership.lineage import (
+    ADOPTING,
+    BELIEVED,
+    HALTED,
+    Known,
+    Memory,
+    Seen,
+    is_suspicious,
+    judge,
+)
 from holdfast_cluster.membership.member import agree_on_settings
 from holdfast_cluster.membership.view_watcher import ViewFeed
-from holdfast_cluster.placement.model import Assignment, ClusterSettings, Lineage, Member, Versioned, View, decode, encode
+from holdfast_cluster.placement.model import (
+    Assignment,
+    ClusterSettings,
+    Lineage,
+    Member,
+    Versioned,
+    View,
+    decode,
+    encode,
+)
 
 SETTINGS = ClusterSettings(shards=2, id="c")
 LINEAGE = Lineage(3, 77)
@@ -31,10 +49,21 @@ def assigned(version: int, nonce: int) -> Versioned:
     return Versioned(now, 9, encode(now), 3)
 
 
-def view(first: Versioned | None, second: Versioned | None, lineage: Lineage | None = LINEAGE, id: str = "c") -> View:
+def view(
+    first: Versioned | None,
+    second: Versioned | None,
+    lineage: Lineage | None = LINEAGE,
+    id: str = "c",
+) -> View:
     found = {shard: one for shard, one in enumerate((first, second)) if one is not None}
     raw = b"" if lineage is None else encode(lineage)
-    return View(99, msgspec.structs.replace(SETTINGS, id=id), assignments=found, lineage=lineage, lineage_raw=raw)
+    return View(
+        99,
+        msgspec.structs.replace(SETTINGS, id=id),
+        assignments=found,
+        lineage=lineage,
+        lineage_raw=raw,
+    )
 
 
 GOOD = view(assigned(5, 50), assigned(2, 20))
@@ -46,22 +75,56 @@ OLDER = "etcd was put back to an older state"
     [
         (GOOD, "", False),
         (view(assigned(6, 1), assigned(9, 2)), "", False),
-        (view(assigned(4, 40), assigned(2, 20)), f"{OLDER}: shard 0 is at version 4, 5 was seen", True),
-        (view(assigned(5, 51), assigned(2, 20)), f"{OLDER}: version 5 of shard 0 is another one than was seen", True),
-        (view(assigned(5, 50), None), f"{OLDER}: shard 1 is not assigned, version 2 of that was seen", True),
-        (view(assigned(9, 1), assigned(1, 10)), f"{OLDER}: shard 1 is at version 1", True),  # one shard is enough
+        (
+            view(assigned(4, 40), assigned(2, 20)),
+            f"{OLDER}: shard 0 is at version 4, 5 was seen",
+            True,
+        ),
+        (
+            view(assigned(5, 51), assigned(2, 20)),
+            f"{OLDER}: version 5 of shard 0 is another one than was seen",
+            True,
+        ),
+        (
+            view(assigned(5, 50), None),
+            f"{OLDER}: shard 1 is not assigned, version 2 of that was seen",
+            True,
+        ),
+        (
+            view(assigned(9, 1), assigned(1, 10)),
+            f"{OLDER}: shard 1 is at version 1",
+            True,
+        ),  # one shard is enough
         (view(None, None, Lineage(2, 76)), f"{OLDER}: it is at generation 2, 3 was seen", True),
-        (view(assigned(5, 50), assigned(2, 20), Lineage(3, 78)), "etcd tells of another lineage", True),
+        (
+            view(assigned(5, 50), assigned(2, 20), Lineage(3, 78)),
+            "etcd tells of another lineage",
+            True,
+        ),
         (view(assigned(1, 10), None, Lineage(4, 1)), "", False),  # etcd was rebuilt
         (view(assigned(5, 50), assigned(2, 20), None), "etcd has no lineage", True),
-        (view(assigned(5, 50), assigned(2, 20), Lineage(3, 77, HALTED, "n1", "so")), "etcd's lineage is halted by n1: so", False),
-        (view(assigned(5, 50), assigned(2, 20), Lineage(4, 1, ADOPTING)), "etcd is being rebuilt", False),
-        (view(assigned(1, 10), None, id="other"), "etcd describes cluster other", False),  # it is not ours to halt
+        (
+            view(assigned(5, 50), assigned(2, 20), Lineage(3, 77, HALTED, "n1", "so")),
+            "etcd's lineage is halted by n1: so",
+            False,
+        ),
+        (
+            view(assigned(5, 50), assigned(2, 20), Lineage(4, 1, ADOPTING)),
+            "etcd is being rebuilt",
+            False,
+        ),
+        (
+            view(assigned(1, 10), None, id="other"),
+            "etcd describes cluster other",
+            False,
+        ),  # it is not ours to halt
         (View(5), "etcd knows no cluster of this name", True),
         (View(5, lineage=Lineage(3, 77, HALTED)), "etcd knows no cluster of this name", False),
     ],
 )
-def test_a_listing_is_believed_unless_it_shows_less_than_was_seen(found: View, why: str, halt: bool) -> None:
+def test_a_listing_is_believed_unless_it_shows_less_than_was_seen(
+    found: View, why: str, halt: bool
+) -> None:
     verdict = judge(KNOWN, found)
     assert verdict.why.startswith(why)
     assert bool(verdict.why) == bool(why)
@@ -93,7 +156,9 @@ def test_a_disk_alone_proves_that_etcd_went_back() -> None:
         (View(100), True),
     ],
 )
-def test_a_watch_that_shows_what_does_not_follow_is_suspicious(after: View, suspicious: bool) -> None:
+def test_a_watch_that_shows_what_does_not_follow_is_suspicious(
+    after: View, suspicious: bool
+) -> None:
     assert is_suspicious(GOOD, after) is suspicious
 
 
@@ -113,7 +178,11 @@ def test_memory_keeps_the_newest_of_each_shard_and_a_copy_of_it_stays_as_it_is()
 def test_assignments_and_views_are_ordered_across_generations() -> None:
     older = msgspec.structs.replace(assigned(900, 1), generation=0)
     assert 0 < older.order < assigned(1, 1).order < assigned(2, 1).order
-    assert msgspec.structs.replace(GOOD, revision=10**9, lineage=Lineage(2)).order < GOOD.order < 1 << 63
+    assert (
+        msgspec.structs.replace(GOOD, revision=10**9, lineage=Lineage(2)).order
+        < GOOD.order
+        < 1 << 63
+    )
     with pytest.raises(ValueError, match="generation"):
         Lineage(1 << 15)
 
@@ -137,7 +206,8 @@ async def formed() -> tuple[Rows, FakeEtcd]:
 async def test_every_transaction_compares_the_lineage() -> None:
     rows, etcd = await formed()
     assert await etcd.txn([], [put("/x", b"1")])
-    assert await etcd.txn([unchanged("/x", b"2")], [put("/x", b"3")]) == 0  # refused for a reason of its own
+    # refused for a reason of its own
+    assert await etcd.txn([unchanged("/x", b"2")], [put("/x", b"3")]) == 0
     await etcd.verify()
     witness = FakeEtcd(rows)
     raw = rows.value(KEYS.lineage)
@@ -165,15 +235,22 @@ async def test_a_swap_compares_what_a_put_back_etcd_cannot_repeat() -> None:
     rows.put(KEYS.shard(0), encode(mine))
     planned_at = rows.rows[KEYS.shard(0).encode()].mod_revision
     rows.restore(before)
-    rows.put(KEYS.shard(0), encode(Assignment(2, "b", 1, ("a", "b"), version=1).stamped()))  # somebody else's, of that same version
+    # somebody else's, of that same version
+    rows.put(KEYS.shard(0), encode(Assignment(2, "b", 1, ("a", "b"), version=1).stamped()))
     assert rows.rows[KEYS.shard(0).encode()].mod_revision == planned_at
-    assert not await etcd.txn([unchanged(KEYS.shard(0), encode(mine))], [put(KEYS.shard(0), encode(mine.stamped()))])
+    assert not await etcd.txn(
+        [unchanged(KEYS.shard(0), encode(mine))], [put(KEYS.shard(0), encode(mine.stamped()))]
+    )
 
 
-async def test_who_has_data_forms_no_cluster_and_nobody_does_in_an_etcd_that_was_emptied(monkeypatch: Any) -> None:
+async def test_who_has_data_forms_no_cluster_and_nobody_does_in_an_etcd_that_was_emptied(
+    monkeypatch: Any,
+) -> None:
     monkeypatch.setattr(membership_module, "_RETRY_S", 0.01)
     rows = Rows()
-    waiting = asyncio.ensure_future(agree_on_settings(FakeEtcd(rows), KEYS, ClusterSettings(), {}, "c"))
+    waiting = asyncio.ensure_future(
+        agree_on_settings(FakeEtcd(rows), KEYS, ClusterSettings(), {}, "c")
+    )
     await asyncio.sleep(0.05)
     assert not waiting.done()
     assert not rows.rows
@@ -203,7 +280,8 @@ async def test_a_cluster_of_a_version_without_a_lineage_gets_one() -> None:
 
 
 class Watched(FakeEtcd):
-    """Its watch lists, and then waits for what the test shows: changes, or that the watch breaks."""
+    """Its watch lists, and then waits for what the test shows: changes, or that the
+    watch breaks."""
 
     def __init__(self, rows: Rows) -> None:
         super().__init__(rows)
@@ -273,7 +351,9 @@ def state(rows: Rows) -> str:
 
 
 @pytest.mark.parametrize("revision", [0, 1_000], ids=["lower revisions", "higher revisions"])
-async def test_an_etcd_that_went_back_is_halted_and_followed_again_when_its_good_data_is_back(revision: int) -> None:
+async def test_an_etcd_that_went_back_is_halted_and_followed_again_when_its_good_data_is_back(
+    revision: int,
+) -> None:
     rows, _ = await formed()
     old = rows.snapshot()
     async with Follower(rows) as one, Follower(rows) as other:
@@ -375,7 +455,8 @@ async def test_what_is_learnt_while_a_listing_is_on_its_way_proves_nothing() -> 
     class Slow(Watched):
         async def watch(self, prefix: str, state: Any) -> AsyncGenerator[Listing | Changes, None]:
             listing = await self.list_prefix(prefix)
-            if not one.memory.known().lineage:  # once, before its first listing is there, this owner's swap is answered
+            # once, before its first listing is there, this owner's swap is answered
+            if not one.memory.known().lineage:
                 now = change(rows, 0)
                 one.memory.learn(0, Versioned(now, rows.revision, encode(now), 0))
             yield listing
@@ -426,13 +507,17 @@ class Hears(membership_module.MembershipListener):
 
 
 @pytest.mark.parametrize("has_lease", [True, False], ids=["with its lease", "without it"])
-async def test_a_lease_that_ends_in_an_etcd_that_is_not_believed_ends_no_membership(monkeypatch: Any, has_lease: bool) -> None:
+async def test_a_lease_that_ends_in_an_etcd_that_is_not_believed_ends_no_membership(
+    monkeypatch: Any, has_lease: bool
+) -> None:
     monkeypatch.setattr(membership_module, "_RETRY_S", 0.01)
     rows, _ = await formed()
     raw = rows.value(KEYS.lineage) or b""
     etcd, starts, lost = Leased(rows), Counts(), []
     etcd.follow(decode(raw, Lineage), raw)
-    membership = membership_module.Membership(etcd, KEYS, Member("n", "n:1", 0, "h"), starts, "c", 60, lambda: 0.0, Hears(lost))
+    membership = membership_module.Membership(
+        etcd, KEYS, Member("n", "n:1", 0, "h"), starts, "c", 60, lambda: 0.0, Hears(lost)
+    )
     membership._lease.ttl_s = 0.06  # type: ignore[assignment]
     await membership.join()
     running = asyncio.create_task(membership.run())
@@ -462,7 +547,9 @@ async def test_no_start_is_counted_while_nobody_can_join(monkeypatch: Any) -> No
     etcd.follow(decode(raw, Lineage), raw)
     good = rows.snapshot()
     assert await etcd.halt(decode(raw, Lineage), raw, "n1", "so")
-    membership = membership_module.Membership(etcd, KEYS, Member("n", "n:1", 0, "h"), starts, "c", 60, lambda: 0.0)
+    membership = membership_module.Membership(
+        etcd, KEYS, Member("n", "n:1", 0, "h"), starts, "c", 60, lambda: 0.0
+    )
     joining = asyncio.create_task(membership.join())
     await asyncio.sleep(0.1)
     assert starts.incarnation == 0
@@ -472,13 +559,18 @@ async def test_no_start_is_counted_while_nobody_can_join(monkeypatch: Any) -> No
 
 
 def test_no_part_of_the_program_can_write_past_the_lineage() -> None:
-    """What writes by other means than `GuardedEtcd.txn` is named here, with the lineage that it compares."""
+    """What writes by other means than `GuardedEtcd.txn` is named here, with the lineage that it
+    compares."""
     root = Path(__file__).parents[2]
-    sources = [file for folder in ("cluster", "node", "gateway") for file in (root / folder).rglob("*.py")]
+    sources = [
+        file for folder in ("cluster", "node", "gateway") for file in (root / folder).rglob("*.py")
+    ]
     found = {
         (file.name, call)
         for file in sources
-        for call in re.findall(r"(?<!Guarded)\bEtcd\(|\.transact\(|\bsuper\(\)\.txn\(|etcd\.begin\(", file.read_text())
+        for call in re.findall(
+            r"(?<!Guarded)\bEtcd\(|\.transact\(|\bsuper\(\)\.txn\(|etcd\.begin\(", file.read_text()
+        )
     }
     assert found == {
         ("etcd.py", ".transact("),

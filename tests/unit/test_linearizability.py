@@ -20,7 +20,8 @@ def test_calls_one_after_the_other_have_one_order() -> None:
 def test_calls_that_overlap_may_have_any_order() -> None:
     assert check(Call(0, 3, ("write", 5)), Call(1, 2, ("read",), 0))
     assert check(Call(0, 3, ("write", 5)), Call(1, 2, ("read",), 5))
-    assert not check(Call(0, 9, ("write", 5)), Call(1, 2, ("read",), 5), Call(3, 4, ("read",), 0))  # there and gone again
+    # there and gone again
+    assert not check(Call(0, 9, ("write", 5)), Call(1, 2, ("read",), 5), Call(3, 4, ("read",), 0))
 
 
 def test_a_call_that_nobody_heard_the_end_of_may_have_happened_at_any_time_or_never() -> None:
@@ -37,7 +38,8 @@ def test_a_swap_happens_only_where_its_answer_says_so() -> None:
 
 
 def history(seed: int, stale: bool) -> list[Call]:
-    """Eight clients on a real register; with `stale` one read in the middle answers with a value that was overwritten long ago."""
+    """Eight clients on a real register; with `stale` one read in the middle answers with a value
+    that was overwritten long ago."""
     chance = random.Random(seed)
     value, calls, at = 0, [], 0.0
     for n in range(1, 600):

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-APP = "from holdfast import App, DurableObject\n\napp = App()\n\n\n@app.kind\nclass {kind}(DurableObject):\n    pass\n"
+APP = (
+    "from holdfast import App, DurableObject\n\napp = App()\n\n\n@app.kind\nclass"
+    " {kind}(DurableObject):\n    pass\n"
+)
 LOADS = """
 import sys
 from holdfast.loading import load_app, source_folder
@@ -22,7 +25,13 @@ print(sorted(app.kinds), source_folder(sys.argv[1]))
 
 def load(target: str, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", "-c", LOADS, target]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
 
 
 def write(path: Path, kind: str = "Cart", more: str = "") -> None:
@@ -30,7 +39,9 @@ def write(path: Path, kind: str = "Cart", more: str = "") -> None:
     path.write_text(more + APP.format(kind=kind))
 
 
-@pytest.mark.parametrize("name", ["app.py", "queue.py", "json.py", "click.py", "holdfast.py", "__main__.py", "pytest.py"])
+@pytest.mark.parametrize(
+    "name", ["app.py", "queue.py", "json.py", "click.py", "holdfast.py", "__main__.py", "pytest.py"]
+)
 def test_an_app_file_may_be_called_like_any_module(tmp_path: Path, name: str) -> None:
     write(tmp_path / name)
     done = load(name, tmp_path)
@@ -40,7 +51,10 @@ def test_an_app_file_may_be_called_like_any_module(tmp_path: Path, name: str) ->
 
 def test_a_module_is_found_in_the_working_folder_and_finds_its_neighbours(tmp_path: Path) -> None:
     (tmp_path / "prices.py").write_text("TEA = 3\n")
-    write(tmp_path / "shop" / "app.py", more="import prices\nfrom shop import helpers\n\nassert prices.TEA + helpers.X\n")
+    write(
+        tmp_path / "shop" / "app.py",
+        more="import prices\nfrom shop import helpers\n\nassert prices.TEA + helpers.X\n",
+    )
     write(tmp_path / "shop" / "__init__.py")
     (tmp_path / "shop" / "__init__.py").write_text("")
     (tmp_path / "shop" / "helpers.py").write_text("X = 1\n")
@@ -64,7 +78,11 @@ def test_a_package_that_is_called_like_an_installed_one_is_refused(tmp_path: Pat
 def test_it_is_told_whether_an_app_can_be_loaded(tmp_path: Path) -> None:
     write(tmp_path / "good.py")
     (tmp_path / "bad.py").write_text("1 / 0\n")
-    for name, code, said in (("good.py", 0, ""), ("bad.py", 1, "ZeroDivisionError"), ("none.py", 1, "no such file")):
+    for name, code, said in (
+        ("good.py", 0, ""),
+        ("bad.py", 1, "ZeroDivisionError"),
+        ("none.py", 1, "no such file"),
+    ):
         command = [sys.executable, "-P", "-m", "holdfast.loading", name]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == code

@@ -9,7 +9,9 @@ import pytest
 from holdfast import local
 
 
-def test_etcd_is_the_one_that_is_named_then_the_one_on_path_then_the_wheels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_etcd_is_the_one_that_is_named_then_the_one_on_path_then_the_wheels(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     on_path = tmp_path / "etcd"
     on_path.write_text("#!/bin/sh\n")
     on_path.chmod(0o755)
@@ -20,7 +22,9 @@ def test_etcd_is_the_one_that_is_named_then_the_one_on_path_then_the_wheels(monk
     assert local.find_etcd() == str(on_path)
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(local.ClusterFailed, match="no etcd found: install one, name it in HOLDFAST_ETCD"):
+    with pytest.raises(
+        local.ClusterFailed, match="no etcd found: install one, name it in HOLDFAST_ETCD"
+    ):
         local.find_etcd()
     monkeypatch.undo()
     beside = Path(sys.executable).parent / "etcd"

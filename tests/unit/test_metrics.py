@@ -46,11 +46,17 @@ def test_calls_are_counted_by_how_they_ended() -> None:
     stats.ended(at, at, 100.2, 100.3, None)
     stats.ended(at, 100.5, 101.0, 101.0, failed)  # waited for half a second
     stats.ended(at, at, 0.0, 130.0, pb.Error(code=pb.CODE_DEADLINE_EXCEEDED))  # had no turn
-    stats.ended(at, at, 100.2, 100.3, pb.Error(code=pb.CODE_APPLICATION, type="Rejected", rejected=True))
+    stats.ended(
+        at, at, 100.2, 100.3, pb.Error(code=pb.CODE_APPLICATION, type="Rejected", rejected=True)
+    )
     stats.refused[pb.CODE_OVERLOADED] = 4
     assert dict(stats.codes()) == {
-        "OK": 1, "APPLICATION": 1, "REJECTED": 1, "DEADLINE_EXCEEDED": 1, "OVERLOADED": 4,
-    }  # fmt: skip
+        "OK": 1,
+        "APPLICATION": 1,
+        "REJECTED": 1,
+        "DEADLINE_EXCEEDED": 1,
+        "OVERLOADED": 4,
+    }
     assert (stats.total.count, stats.turn.count, stats.queue.count) == (4, 3, 1)
     assert stats.total.total == pytest.approx(31.6)
     assert stats.turn.total == pytest.approx(0.9)
@@ -78,7 +84,9 @@ async def test_a_page_shows_what_the_loop_has_counted_and_takes_no_other_port() 
     await page.listen("127.0.0.1:0")
     try:
         url = f"http://127.0.0.1:{page.port}/metrics"
-        text = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=5).read().decode())
+        text = await asyncio.to_thread(
+            lambda: urllib.request.urlopen(url, timeout=5).read().decode()
+        )
         for line in (
             'x_calls_total{code="OK",kind="a"} 3.0',
             "x_alive 2.0",
@@ -104,7 +112,9 @@ async def said(port: int, request: bytes) -> bytes:
     return answer
 
 
-async def test_a_page_tells_strangers_nothing_and_bounds_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_page_tells_strangers_nothing_and_bounds_what_they_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(metrics, "_SCRAPE_S", 0.5)
     broken = False
 
@@ -118,12 +128,16 @@ async def test_a_page_tells_strangers_nothing_and_bounds_what_they_hold(monkeypa
     try:
         assert (await said(port, b"POST /metrics HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 405")
         assert (await said(port, b"GET /etc/passwd HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 404")
-        head = await said(port, b"HEAD /metrics?x=1 HTTP/1.1\r\nAccept: application/openmetrics-text\r\n\r\n")
+        head = await said(
+            port, b"HEAD /metrics?x=1 HTTP/1.1\r\nAccept: application/openmetrics-text\r\n\r\n"
+        )
         assert b"openmetrics-text" in head
         assert head.endswith(b"\r\n\r\n")
         assert await said(port, b"\xff" * 100) == b"", "it says no whole request, and is closed"
         assert await said(port, b"GET /" + b"x" * 50_000) == b""
-        idle = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(200)))
+        idle = await asyncio.gather(
+            *(asyncio.open_connection("127.0.0.1", port) for _ in range(200))
+        )
         await asyncio.sleep(0.1)
         assert len(page._open) <= 32
         assert b"x_alive 2.0" in await said(port, b"GET /metrics HTTP/1.1\r\n\r\n")
@@ -150,14 +164,17 @@ def test_the_hottest_objects_are_found_among_very_many() -> None:
     rng = random.Random(3)
     hottest = TopKeys(0.0)
     wanted = Counter({("K", f"hot{i}"): 4000 // (i + 1) for i in range(5)})
-    turns = [ident for ident, n in wanted.items() for _ in range(n)] + [("K", f"cold{i}") for i in range(20_000)]
+    turns = [ident for ident, n in wanted.items() for _ in range(n)] + [
+        ("K", f"cold{i}") for i in range(20_000)
+    ]
     rng.shuffle(turns)
     for ident in turns:
         hottest.note(ident)
     top = hottest.top(5, 10.0)
     assert {ident for ident, _ in top} == set(wanted)
     for ident, rate in top:
-        assert wanted[ident] <= rate * 10 / SAMPLE <= wanted[ident] + 20_000 / SIZE * 2  # never too few, and not many too many
+        # never too few, and not many too many
+        assert wanted[ident] <= rate * 10 / SAMPLE <= wanted[ident] + 20_000 / SIZE * 2
     assert len(hottest.top(1000, 10.0)) == SIZE
 
 
@@ -177,7 +194,9 @@ def test_what_was_hot_long_ago_is_forgotten_and_rates_are_right_at_any_time() ->
     assert hottest.top(9, now) == []
 
 
-def test_alarms_are_counted_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_alarms_are_counted_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(alarm_counter, "ROWS", 10)
     store = Store(tmp_path)
     shards = Shards(8)
@@ -186,7 +205,11 @@ def test_alarms_are_counted_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.
     for number in range(4):
         shards.take(Shard(number, 1, NO_LOG))
         for i in range(number * 13):
-            batch.put("state", keys.due_key(number, keys.ALARMS, now - 5_000 + 1_000 * i, i.to_bytes(8, "big")), b"x")
+            batch.put(
+                "state",
+                keys.due_key(number, keys.ALARMS, now - 5_000 + 1_000 * i, i.to_bytes(8, "big")),
+                b"x",
+            )
     batch.put("state", keys.due_key(9, keys.ALARMS, 1, b"not of ours"), b"x")
     store.write(batch)
     counting = AlarmCounter(store, shards)
@@ -201,7 +224,9 @@ def test_alarms_are_counted_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_without_the_extra_tracing_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "opentelemetry"] + ["opentelemetry"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "opentelemetry"] + [
+        "opentelemetry"
+    ]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(tracing.TracingMissing, match="pip install 'holdfast\\[otel\\]'"):
         tracing.start("holdfast-node", "n1", 1.0)
@@ -210,8 +235,13 @@ def test_without_the_extra_tracing_says_what_is_missing(monkeypatch: pytest.Monk
 
 
 def test_a_process_that_does_not_trace_imports_nothing_of_it() -> None:
-    command = "import sys, holdfast.cli.main, holdfast_node.process.server, holdfast_gateway.process.server; print('opentelemetry' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    command = (
+        "import sys, holdfast.cli.main, holdfast_node.process.server,"
+        " holdfast_gateway.process.server; print('opentelemetry' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "False"
 
 
@@ -226,5 +256,7 @@ thread = threading.Thread(target=lambda: found.append(os.sched_getscheduler(0)))
 thread.start(); thread.join()
 print(found == [os.SCHED_BATCH] == [os.sched_getscheduler(0)])
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30
+    )
     assert done.stdout == "True\n", done.stderr

@@ -5,11 +5,25 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from holdfast_node.effects.outbox import Dead, Delivered, Failed, Failure, Outbox, OutboxLimits, PendingNotification
+from holdfast_node.effects.outbox import (
+    Dead,
+    Delivered,
+    Failed,
+    Failure,
+    Outbox,
+    OutboxLimits,
+    PendingNotification,
+)
 from holdfast_node.effects.records import Notification
 
 LIMITS = OutboxLimits(
-    object_max=5, node_max=20, on_way_max=6, receiver_on_way_max=2, backlog_per_s=10, backoff_s=(0.1, 60.0), letters_max=10
+    object_max=5,
+    node_max=20,
+    on_way_max=6,
+    receiver_on_way_max=2,
+    backlog_per_s=10,
+    backoff_s=(0.1, 60.0),
+    letters_max=10,
 )
 OOPS = Failure("APPLICATION", "oops", counts=True)
 AWAY = Failure("UNAVAILABLE", "away", counts=False)
@@ -25,9 +39,14 @@ class AShard:
 SHARD = AShard()
 
 
-def note(sender: str, receiver: str, number: int, shard: AShard = SHARD, backlog: bool = False) -> PendingNotification:
+def note(
+    sender: str, receiver: str, number: int, shard: AShard = SHARD, backlog: bool = False
+) -> PendingNotification:
     return PendingNotification(
-        shard, number.to_bytes(16, "big"), Notification("S", sender, "R", receiver, "m", b"x" * 10, 0), backlog
+        shard,
+        number.to_bytes(16, "big"),
+        Notification("S", sender, "R", receiver, "m", b"x" * 10, 0),
+        backlog,
     )
 
 
@@ -35,14 +54,27 @@ def outbox(limits: OutboxLimits = LIMITS) -> Outbox:
     return Outbox(limits, random.Random(1).uniform, 0.0)
 
 
-def go(box: Outbox, now: float = 0.0, paused: set[str] | None = None, away: set[str] | None = None) -> list[PendingNotification]:
-    return box.take(now, lambda target: target[1] not in (away or ()), lambda target: target[1] in (paused or ()))
+def go(
+    box: Outbox, now: float = 0.0, paused: set[str] | None = None, away: set[str] | None = None
+) -> list[PendingNotification]:
+    return box.take(
+        now,
+        lambda target: target[1] not in (away or ()),
+        lambda target: target[1] in (paused or ()),
+    )
 
 
 def answer(
-    box: Outbox, one: PendingNotification, failure: Failure | None = None, now: float = 0.0, wall_ms: int = 1000, may_die: bool = True
+    box: Outbox,
+    one: PendingNotification,
+    failure: Failure | None = None,
+    now: float = 0.0,
+    wall_ms: int = 1000,
+    may_die: bool = True,
 ):  # type: ignore[no-untyped-def]
-    return box.answered(one, failure, now, wall_ms, attempts_max=3, age_max_ms=DAY_MS, may_die=may_die)
+    return box.answered(
+        one, failure, now, wall_ms, attempts_max=3, age_max_ms=DAY_MS, may_die=may_die
+    )
 
 
 def test_of_each_pair_one_is_on_its_way_and_the_next_follows_its_answer() -> None:
@@ -95,7 +127,8 @@ def test_it_dies_after_its_attempts_by_its_age_and_when_it_is_rejected_at_once()
     box.add([one, two, three])
     go(box)
     assert answer(box, three, REJECTED) == Dead(three, REJECTED)
-    assert answer(box, two, AWAY) == Failed(two)  # its first failure is kept, for the sake of its age
+    # its first failure is kept, for the sake of its age
+    assert answer(box, two, AWAY) == Failed(two)
     now = 1.0
     assert go(box, now) == [two]
     assert answer(box, two, AWAY, now, wall_ms=1000 + DAY_MS + 1) == Dead(two, AWAY)
@@ -209,7 +242,9 @@ def test_what_is_tried_again_leaves_room_for_what_is_new() -> None:
     assert go(box) == [fresh]
 
 
-def test_those_that_wait_for_a_crowded_receiver_go_on_after_a_pause_and_the_loss_of_a_shard() -> None:
+def test_those_that_wait_for_a_crowded_receiver_go_on_after_a_pause_and_the_loss_of_a_shard() -> (
+    None
+):
     box = outbox()
     other = AShard()
     away = [note(f"s{i}", "x", i, other) for i in range(3)]
@@ -235,13 +270,22 @@ def test_those_that_wait_for_a_crowded_receiver_go_on_after_a_pause_and_the_loss
 
 def test_what_is_forgotten_does_not_go_and_makes_room_and_others_go_on() -> None:
     box = outbox()
-    on_way, behind, paused, waiting = note("a", "x", 1), note("a", "x", 2), note("a", "p", 3), note("a", "w", 4)
+    on_way, behind, paused, waiting = (
+        note("a", "x", 1),
+        note("a", "x", 2),
+        note("a", "p", 3),
+        note("a", "w", 4),
+    )
     crowd = [note("b", "x", 5), note("c", "x", 6)]  # two at a time for one receiver
     box.add([on_way, behind, paused, waiting, *crowd])
     assert go(box, paused={"p"}) == [on_way, waiting, crowd[0]]
     answer(box, waiting, OOPS)
-    assert {one.sequence for one in box.of(SHARD, ("S", "a"))} == {one.sequence for one in (on_way, behind, paused, waiting)}
-    assert set(map(id, box.forget(SHARD, ("S", "a")))) == set(map(id, (on_way, behind, paused, waiting)))
+    assert {one.sequence for one in box.of(SHARD, ("S", "a"))} == {
+        one.sequence for one in (on_way, behind, paused, waiting)
+    }
+    assert set(map(id, box.forget(SHARD, ("S", "a")))) == set(
+        map(id, (on_way, behind, paused, waiting))
+    )
     assert box.of(SHARD, ("S", "a")) == []
     assert box.forget(SHARD, ("S", "a")) == []
     assert (box.depth, box.bytes, box.on_way) == (2, 20, 2)

@@ -13,4 +13,9 @@ def test_64_bit_numbers_are_numbers_wherever_they_are() -> None:
     assert shown["nodes"][0]["stats"]["turns"] == 1 << 60
     counts = _plain(admin_pb2.CountObjectsResponse(objects={"Cart": 5}))
     assert counts["objects"] == {"Cart": 5}
-    assert _plain(admin_pb2.ExplainResponse(expires_ms=7, idle_s=0.5, running_request_id=b"\x00"))["expires_ms"] == 7
+    assert (
+        _plain(admin_pb2.ExplainResponse(expires_ms=7, idle_s=0.5, running_request_id=b"\x00"))[
+            "expires_ms"
+        ]
+        == 7
+    )

@@ -1,4 +1,5 @@
-"""What a class has to be to be a kind, and what its arguments may be: told at registration, with what to do."""
+"""What a class has to be to be a kind, and what its arguments may be: told at registration, with
+what to do."""
 
 from __future__ import annotations
 
@@ -125,17 +126,54 @@ class Tree(msgspec.Struct):
 
 
 # The hints of nested classes are looked up here.
-globals().update({cls.__name__: cls for cls in (Inner, Order, Point, Pair, Options, Colour, Opaque, Holds, Tree, Places, Counted)})
+globals().update(
+    {
+        cls.__name__: cls
+        for cls in (
+            Inner,
+            Order,
+            Point,
+            Pair,
+            Options,
+            Colour,
+            Opaque,
+            Holds,
+            Tree,
+            Places,
+            Counted,
+        )
+    }
+)
 
 
 def register(**members: Any) -> None:
     App().kind(type("Thing", (DurableObject,), members))
 
 
-@pytest.mark.parametrize("name", ["log", "notify", "key", "kind", "request", "caller", "objects", "storage", "get_alarm", "epoch"])
-@pytest.mark.parametrize("value", [lambda self: None, property(lambda self: 1), 7], ids=["method", "property", "attribute"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "log",
+        "notify",
+        "key",
+        "kind",
+        "request",
+        "caller",
+        "objects",
+        "storage",
+        "get_alarm",
+        "epoch",
+    ],
+)
+@pytest.mark.parametrize(
+    "value",
+    [lambda self: None, property(lambda self: 1), 7],
+    ids=["method", "property", "attribute"],
+)
 def test_what_would_hide_the_base_class_is_refused(name: str, value: Any) -> None:
-    with pytest.raises(TypeError, match=rf"Thing\.{name} would hide DurableObject\.{name}: give it another name"):
+    with pytest.raises(
+        TypeError, match=rf"Thing\.{name} would hide DurableObject\.{name}: give it another name"
+    ):
         register(**{name: value})
 
 
@@ -150,8 +188,12 @@ def test_what_a_mixin_hides_is_refused_too() -> None:
 def test_the_hooks_are_for_overriding() -> None:
     def hook(self: Any, *given: Any) -> None: ...
 
-    register(on_alarm=hook, on_activate=hook, on_evict=hook, __init__=hook, _private=staticmethod(hook))
-    with pytest.raises(TypeError, match=r"Thing\.on_alarm is called by Holdfast: it has to be a method"):
+    register(
+        on_alarm=hook, on_activate=hook, on_evict=hook, __init__=hook, _private=staticmethod(hook)
+    )
+    with pytest.raises(
+        TypeError, match=r"Thing\.on_alarm is called by Holdfast: it has to be a method"
+    ):
         register(on_alarm=7)
 
 
@@ -170,7 +212,9 @@ def test_positional_only_arguments_and_a_missing_self_are_refused() -> None:
 
     def fine(self: Any, /, a: int) -> None: ...
 
-    with pytest.raises(TypeError, match=r"Thing\.m: a may be given by position only: leave the `/` out"):
+    with pytest.raises(
+        TypeError, match=r"Thing\.m: a may be given by position only: leave the `/` out"
+    ):
         register(m=by_position)
     for function in (no_self, only_named):
         with pytest.raises(TypeError, match=r"Thing\.m takes no `self`"):
@@ -213,16 +257,30 @@ def test_a_hint_whose_values_cannot_be_sent_is_refused(hint: Any, says: str) -> 
     gives.__annotations__ = {"return": hint}
     for function in (takes, gives):
         with pytest.raises(
-            TypeError, match=r"Thing\.m: (a type hint cannot be sent over the wire|the bounds of an argument cannot be checked)"
+            TypeError,
+            match=(
+                r"Thing\.m: (a type hint cannot be sent over the wire|the bounds of an argument"
+                r" cannot be checked)"
+            ),
         ) as refused:
             register(m=function)
         assert says in str(refused.value)
 
 
 VALUES = [
-    (Order, Order(orderId=3, inner=Inner(at=datetime(2030, 1, 2, 3, 4, 5, 678, UTC), tags={"a", "b"}))),
+    (
+        Order,
+        Order(orderId=3, inner=Inner(at=datetime(2030, 1, 2, 3, 4, 5, 678, UTC), tags={"a", "b"})),
+    ),
     (list[Order | None], [None, Order(orderId=3, inner=Inner(at=datetime.now(UTC)), before=None)]),
-    (Order, Order(orderId=3, inner=Inner(at=datetime.now(UTC)), before=Order(orderId=2, inner=Inner(at=datetime.now(UTC))))),
+    (
+        Order,
+        Order(
+            orderId=3,
+            inner=Inner(at=datetime.now(UTC)),
+            before=Order(orderId=2, inner=Inner(at=datetime.now(UTC))),
+        ),
+    ),
     (Point, Point(1)),
     (Pair, Pair(1, "b")),
     (Options, {"name": "x"}),
@@ -279,10 +337,13 @@ def test_models_of_any_fields_can_be_stored(value: Any) -> None:
     codec.check(type(value))
     if isinstance(value, Places):
         with pytest.raises(UnicodeDecodeError):
-            codec.encode(value)  # pydantic's own form is JSON's, which has no bytes that are no text
+            # pydantic's own form is JSON's, which has no bytes that are no text
+            codec.encode(value)
         value = value.model_copy(update={"raw": b"text"})
     assert codec.decode(codec.encode(value), type(value)) == value
-    assert codec.decode(codec.encode([{"a": value}]), list[dict[str, type(value)]]) == [{"a": value}]  # type: ignore[misc]
+    assert codec.decode(codec.encode([{"a": value}]), list[dict[str, type(value)]]) == [
+        {"a": value}
+    ]  # type: ignore[misc]
 
 
 def test_bounds_of_msgspecs_own_are_checked_in_classes() -> None:
@@ -312,7 +373,9 @@ def test_what_a_model_refuses_names_the_argument() -> None:
 
     handler = Handler("takes", takes, "Thing")
     with pytest.raises(InvalidArgument, match="greater than 0") as wrong:
-        handler.invoke(None, codec.encode([{"orderId": 0, "inner": {"at": "2030-01-01T00:00:00Z"}}]))
+        handler.invoke(
+            None, codec.encode([{"orderId": 0, "inner": {"at": "2030-01-01T00:00:00Z"}}])
+        )
     assert wrong.value.path == "$.order"
 
 

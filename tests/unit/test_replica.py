@@ -40,7 +40,8 @@ def owner(now: float = 100.0, **assignment: Any) -> r.Replica:
 
 
 def report(replica: r.Replica, now: float, *names: str, **fields: Any) -> list[Any]:
-    """These replicas (b and c) tell the new owner what they hold: nothing, unless `fields` says otherwise."""
+    """These replicas (b and c) tell the new owner what they hold: nothing, unless `fields` says
+    otherwise."""
     out = []
     for name in names or ("b", "c"):
         empty = r.Report(replica.epoch, r.Position(0, 0), r.Position(0, 0), 0, (), False, now)
@@ -58,7 +59,9 @@ def answer(replica: r.Replica, now: float, *names: str) -> list[Any]:
     """These replicas (b and c) have everything, and promise."""
     out = []
     for name in names or ("b", "c"):
-        out += replica.handle(r.Received(name, r.Acknowledge(replica.epoch, replica.last.seq, now)), now)
+        out += replica.handle(
+            r.Received(name, r.Acknowledge(replica.epoch, replica.last.seq, now)), now
+        )
     return out
 
 
@@ -79,10 +82,14 @@ def test_what_was_persisted_under_an_earlier_epoch_says_nothing_of_the_same_plac
     assert replica.persisted == first + 3
     replica.handle(r.Assigned(Assignment(2, "b", 1, ("a", "b", "c"), released=True), 2), 101.1)
     [term] = [each for each in replica.chain if each.first == first]
-    theirs = r.Replicate(2, r.Position(1, first), (r.LogEntry(2, first + 1, term_data(5)),), first, 101.2, term.nonce)
+    theirs = r.Replicate(
+        2, r.Position(1, first), (r.LogEntry(2, first + 1, term_data(5)),), first, 101.2, term.nonce
+    )
     persist_all(replica, replica.handle(r.Received("b", theirs), 101.2), 101.2)
     assert replica.last == (2, first + 1), "what nobody acknowledged is cut"
-    out = replica.handle(r.Assigned(Assignment(3, "a", 1, ("a", "b", "c"), released=True), 3), 101.3)
+    out = replica.handle(
+        r.Assigned(Assignment(3, "a", 1, ("a", "b", "c"), released=True), 3), 101.3
+    )
     assert (replica.first_seq, replica.last) == (first + 2, (3, first + 2))
     assert not effects(answer(replica, 101.4), r.Apply), "its own disk has not got it"
     assert effects(persist_all(replica, out, 101.5), r.Apply)
@@ -112,10 +119,16 @@ def test_an_owner_that_hears_nobody_can_give_its_shard_up_and_serves_no_more() -
     replica = owner()
     answer(replica, 101.0)
     assert not replica.cornered(102.9)
-    assert not effects(replica.handle(r.Tick(), 103.1), r.Swap)  # it does not make itself the only copy at once
+    # it does not make itself the only copy at once
+    assert not effects(replica.handle(r.Tick(), 103.1), r.Swap)
     assert replica.cornered(103.1)
     [swap] = effects(replica.handle(r.Abdicate("c", 7), 103.1), r.Swap)
-    assert (swap.to.owner, swap.to.incarnation, swap.to.epoch, swap.to.released) == ("c", 7, 2, True)
+    assert (swap.to.owner, swap.to.incarnation, swap.to.epoch, swap.to.released) == (
+        "c",
+        7,
+        2,
+        True,
+    )
     assert not replica.serving(103.1)
 
 
@@ -139,31 +152,46 @@ def test_what_a_replica_said_before_it_was_met_again_does_not_count() -> None:
 
 def test_a_copy_is_dropped_only_with_the_word_of_an_owner_that_does_not_know_it() -> None:
     replica = r.Replica.start("d", 1, SETTINGS, Stored(), 0.0)
-    replica.handle(r.Received("a", r.Replicate(1, r.Position(0, 0), (r.LogEntry(1, 1, X),), 0, 1.0)), 10.0)
+    replica.handle(
+        r.Received("a", r.Replicate(1, r.Position(0, 0), (r.LogEntry(1, 1, X),), 0, 1.0)), 10.0
+    )
     replica.handle(r.Assigned(Assignment(1, "a", 1, ("a", "b", "c")), 5), 11.0)
     [asked] = effects(replica.handle(r.Tick(), 12.0), r.Send)
     assert (asked.to, asked.message.epoch) == ("a", 1)
-    assert effects(owner().handle(r.Received("d", r.MayDrop(1, 7)), 101.0), r.Send)[0].message == r.Drop(1, 7)
+    assert effects(owner().handle(r.Received("d", r.MayDrop(1, 7)), 101.0), r.Send)[
+        0
+    ].message == r.Drop(1, 7)
     assert not effects(owner().handle(r.Received("b", r.MayDrop(1, 7)), 101.0), r.Send)
-    replica.handle(r.Received("a", r.Replicate(1, r.Position(1, 1), (), 0, 2.0)), 12.1)  # it was asked to join meanwhile
-    assert not effects(replica.handle(r.Received("a", r.Drop(1, asked.message.number)), 12.2), r.Persist)
+    # it was asked to join meanwhile
+    replica.handle(r.Received("a", r.Replicate(1, r.Position(1, 1), (), 0, 2.0)), 12.1)
+    assert not effects(
+        replica.handle(r.Received("a", r.Drop(1, asked.message.number)), 12.2), r.Persist
+    )
     [again] = effects(replica.handle(r.Tick(), 14.0), r.Send)
     overtaken = r.Drop(1, asked.message.number)  # the answer to the first question, late
     assert not effects(replica.handle(r.Received("a", overtaken), 14.05), r.Persist)
-    [wiped] = effects(replica.handle(r.Received("a", r.Drop(1, again.message.number)), 14.1), r.Persist)
+    [wiped] = effects(
+        replica.handle(r.Received("a", r.Drop(1, again.message.number)), 14.1), r.Persist
+    )
     assert (wiped.wipe, replica.last, replica.epoch) == ((0, 0), (0, 0), 1)
 
 
 def test_a_shard_that_was_given_up_begins_where_no_old_log_reaches() -> None:
     old = r.Replica.start("b", 1, SETTINGS, Stored(), 0.0)
     entries = tuple(r.LogEntry(1, n, X) for n in range(1, 4))
-    persist_all(old, old.handle(r.Received("a", r.Replicate(1, r.Position(0, 0), entries, 3, 1.0)), 10.0), 10.0)
+    persist_all(
+        old,
+        old.handle(r.Received("a", r.Replicate(1, r.Position(0, 0), entries, 3, 1.0)), 10.0),
+        10.0,
+    )
     assert old.applied == 3
     fresh = r.Replica.start("d", 1, SETTINGS, Stored(), 0.0)
     out = fresh.handle(r.Assigned(Assignment(2, "d", 1, ("d",), born=2), 9), 20.0)
     assert next(effect.wipe for effect in effects(out, r.Persist)) == (2, 2 << 40)
     persist_all(fresh, out, 20.0)
-    first = r.Replicate(2, r.Position(2, 2 << 40), (r.LogEntry(2, (2 << 40) + 1, term_data(5)),), 0, 21.0)
+    first = r.Replicate(
+        2, r.Position(2, 2 << 40), (r.LogEntry(2, (2 << 40) + 1, term_data(5)),), 0, 21.0
+    )
     out = old.handle(r.Received("d", first), 21.0)  # it has not heard of the new assignment
     assert isinstance(persist_all(old, out, 21.0)[0].message, r.Mismatch)
     out = old.handle(r.Assigned(Assignment(2, "d", 1, ("d",), joining=("b",), born=2), 10), 22.0)
@@ -207,7 +235,10 @@ def test_a_slow_copy_leaves_the_in_sync_set_is_streamed_to_and_comes_back() -> N
     persist_all(replica, out, 101.0)
     assert not effects(answer(replica, 101.0, "b"), r.Apply), "etcd may not have heard yet"
     assert effects(replica.handle(r.Swapped(True, 2, swap.to), 101.1), r.Apply)
-    assert [effect.to for effect in effects(replica.handle(r.Append(X), 101.2), r.Send)] == ["b", "c"]
+    assert [effect.to for effect in effects(replica.handle(r.Append(X), 101.2), r.Send)] == [
+        "b",
+        "c",
+    ]
     persist_all(replica, replica.handle(r.Append(X), 101.2), 101.2)
     answer(replica, 101.3)
     assert not effects(replica.handle(C_IS_SLOW, 101.4), r.Swap)
@@ -229,7 +260,9 @@ def test_a_slow_copy_that_has_lost_its_tail_does_not_come_back_with_it() -> None
     assert back.to.in_sync == ("a", "b", "c")
 
 
-def test_a_slow_copy_stays_where_writes_would_end_without_it_and_is_taken_back_when_they_would() -> None:
+def test_a_slow_copy_stays_where_writes_would_end_without_it_and_is_taken_back_when_they_would() -> (  # noqa: E501
+    None
+):
     replica = owner()
     replica.handle(r.Assigned(Assignment(1, "a", 1, ("a", "c")), 2), 101.0)
     answer(replica, 101.0, "c")
@@ -248,11 +281,15 @@ def test_a_slow_copy_stays_where_writes_would_end_without_it_and_is_taken_back_w
 
 def test_a_slow_copy_stays_until_enough_others_have_taken_something_of_the_term() -> None:
     replica = r.Replica.start("a", 1, SETTINGS, Stored(), 90.0)
-    out = replica.handle(r.Assigned(Assignment(1, "a", 1, ("a", "b", "c"), released=True), 1), 100.0)
+    out = replica.handle(
+        r.Assigned(Assignment(1, "a", 1, ("a", "b", "c"), released=True), 1), 100.0
+    )
     persist_all(replica, out, 100.0)
     report(replica, 100.0)
     answer(replica, 100.1, "c")
-    assert not effects(replica.handle(C_IS_SLOW, 100.1), r.Swap), "b may be dead, and then nothing could be committed"
+    assert not effects(replica.handle(C_IS_SLOW, 100.1), r.Swap), (
+        "b may be dead, and then nothing could be committed"
+    )
     answer(replica, 100.2, "b")
     [swap] = effects(replica.handle(C_IS_SLOW, 100.2), r.Swap)
     assert (swap.to.in_sync, swap.to.joining) == (("a", "b"), ("c",))
@@ -298,7 +335,9 @@ def test_silent_replicas_and_those_that_leave_are_counted_together() -> None:
     assert swap.to.in_sync == ("a", "c")  # b is silent; c would be asked to leave too few
 
 
-def test_a_release_that_did_not_come_about_serves_again_when_everything_appended_is_committed() -> None:
+def test_a_release_that_did_not_come_about_serves_again_when_everything_appended_is_committed() -> (
+    None
+):
     replica = owner()
     out = replica.handle(r.Append(X), 101.0)
     answer(replica, 101.0, "c")
@@ -318,7 +357,8 @@ TURNS = (X, X, X)
 
 
 class Log:
-    """What a copy has on disk: an epoch's first entry and entries of turns for each term, all in the log."""
+    """What a copy has on disk: an epoch's first entry and entries of turns for each term, all in
+    the log."""
 
     base = r.Position(0, 0)
     applied = 0
@@ -338,15 +378,28 @@ def copy_of(name: str, *terms: tuple[int, int, int], high: int = 0, now: float =
     return r.Replica.start(name, 1, SETTINGS, Log(*terms, high=high), now)
 
 
-def elect(replica: r.Replica, epoch: int, now: float = 100.0, in_sync: tuple[str, ...] = ("a", "b", "c"), **more: Any) -> list[Any]:
-    out = replica.handle(r.Assigned(Assignment(epoch, "a", 1, in_sync, released=True, nonce=epoch * 11, **more), epoch), now)
+def elect(
+    replica: r.Replica,
+    epoch: int,
+    now: float = 100.0,
+    in_sync: tuple[str, ...] = ("a", "b", "c"),
+    **more: Any,
+) -> list[Any]:
+    out = replica.handle(
+        r.Assigned(
+            Assignment(epoch, "a", 1, in_sync, released=True, nonce=epoch * 11, **more), epoch
+        ),
+        now,
+    )
     return out + persist_all(replica, out, now)
 
 
 def reported_by(copy: r.Replica, epoch: int, now: float) -> r.Report:
     out = copy.handle(r.Received("a", r.Canvass(epoch, now)), now)
     out += persist_all(copy, out, now)
-    [sent] = [effect.message for effect in effects(out, r.Send) if isinstance(effect.message, r.Report)]
+    [sent] = [
+        effect.message for effect in effects(out, r.Send) if isinstance(effect.message, r.Report)
+    ]
     return sent
 
 
@@ -365,7 +418,9 @@ def test_a_restarted_owner_begins_only_when_enough_others_have_reported() -> Non
     assert not replica.alone
 
 
-def test_all_reports_are_waited_for_no_longer_and_a_copy_that_has_lost_nothing_waits_for_nobody() -> None:
+def test_all_reports_are_waited_for_no_longer_and_a_copy_that_has_lost_nothing_waits_for_nobody() -> (  # noqa: E501
+    None
+):
     replica = copy_of("a", (1, 11, 3))
     elect(replica, 2)
     for name in ("b", "c"):
@@ -382,7 +437,9 @@ def test_all_reports_are_waited_for_no_longer_and_a_copy_that_has_lost_nothing_w
 def test_an_owner_that_nobody_answers_begins_after_half_a_minute_and_says_so() -> None:
     replica = copy_of("a", (1, 11, 3))
     elect(replica, 2)
-    assert not effects(replica.handle(r.Tick(), 129.0), r.Swap), "it would be alone with what it may have lost"
+    assert not effects(replica.handle(r.Tick(), 129.0), r.Swap), (
+        "it would be alone with what it may have lost"
+    )
     assert replica.electing
     assert replica.unheard(129.0), "another in-sync node may take the shard, if one is there"
     replica.handle(r.Tick(), 130.1)
@@ -402,22 +459,33 @@ def test_a_restarted_owner_concedes_to_whoever_has_later_entries_of_turns() -> N
     assert (replica.electing, replica.concedes_to) == (True, "b")
     assert not effects(replica.handle(r.Concede("c", 5), 100.2), r.Swap)
     silent = copy.deepcopy(replica)
-    silent.handle(r.Tick(), 103.5)  # b has not been heard for long: what it said does not hold the shard up for ever
+    # b has not been heard for long: what it said does not hold the shard up for ever
+    silent.handle(r.Tick(), 103.5)
     assert silent.concedes_to == ""
     [swap] = effects(replica.handle(r.Concede("b", 5), 100.2), r.Swap)
-    assert (swap.to.owner, swap.to.incarnation, swap.to.epoch, swap.to.released) == ("b", 5, 3, False)
+    assert (swap.to.owner, swap.to.incarnation, swap.to.epoch, swap.to.released) == (
+        "b",
+        5,
+        3,
+        False,
+    )
     replica.handle(r.Swapped(None), 100.3)
     for name in ("b", "c"):
-        again = msgspec.structs.replace(reported_by(copy_of(name, (1, 11, 1)), 2, 100.4), sent_at=100.4)
+        again = msgspec.structs.replace(
+            reported_by(copy_of(name, (1, 11, 1)), 2, 100.4), sent_at=100.4
+        )
         replica.handle(r.Received(name, again), 100.5)
     assert replica.electing, "it may have happened: another one may be the owner"
 
 
 def test_what_is_known_to_be_committed_is_not_cut_and_the_owner_stops() -> None:
-    """The owner's disk was put back, and it has written since: both sides hold entries of turns, so a person has to choose."""
+    """The owner's disk was put back, and it has written since: both sides hold entries of turns, so
+    a person has to choose."""
     replica = copy_of("b", (1, 11, 3), high=4)
     entries = (r.LogEntry(2, 3, term_data(22)), r.LogEntry(2, 4, X))
-    out = replica.handle(r.Received("a", r.Replicate(2, r.Position(1, 2), entries, 2, 100.0, 11)), 100.0)
+    out = replica.handle(
+        r.Received("a", r.Replicate(2, r.Position(1, 2), entries, 2, 100.0, 11)), 100.0
+    )
     out += persist_all(replica, out, 100.0)
     [sent] = effects(out, r.Send)
     assert isinstance(sent.message, r.Conflict)
@@ -450,7 +518,8 @@ def test_a_copy_with_first_entries_only_gives_way_to_the_owner() -> None:
     owns = copy_of("a", (1, 11, 1))
     elect(owns, 3, in_sync=("a",), joining=("b",))
     persist_all(owns, owns.handle(r.Append(X), 99.0), 99.0)
-    other = copy_of("b", (1, 11, 1), (2, 22, 0), high=3)  # what it knows to be committed behind entry 2 is an empty entry
+    # what it knows to be committed behind entry 2 is an empty entry
+    other = copy_of("b", (1, 11, 1), (2, 22, 0), high=3)
     message = r.Replicate(3, r.Position(1, 2), tuple(owns.entries[2:]), 4, 100.0, 11)
     out = other.handle(r.Received("a", message), 100.0)
     [sent] = effects(out + persist_all(other, out, 100.0), r.Send)
@@ -463,13 +532,17 @@ def test_a_copy_with_first_entries_only_gives_way_to_the_owner() -> None:
     other.handle(r.Received("a", message), 100.3)
     assert other.entries == owns.entries
     refuses = copy_of("b", (1, 11, 3), high=4)
-    assert not refuses.handle(r.Received("a", r.Yield(1, 2)), 100.2), "there are entries of turns behind it"
+    assert not refuses.handle(r.Received("a", r.Yield(1, 2)), 100.2), (
+        "there are entries of turns behind it"
+    )
 
 
 @pytest.mark.parametrize("high", [0, 2, 4])
 def test_a_snapshot_replaces_a_copy_only_if_it_has_what_is_committed_there(high: int) -> None:
     replica = copy_of("b", (1, 11, 3), high=high)
-    snapshot = r.Snapshot(3, r.Position(3, 6), b"state", 100.0, chain=(r.Term(1, 11, 1), r.Term(3, 33, 3)))
+    snapshot = r.Snapshot(
+        3, r.Position(3, 6), b"state", 100.0, chain=(r.Term(1, 11, 1), r.Term(3, 33, 3))
+    )
     out = replica.handle(r.Received("a", snapshot), 100.0)
     installed = [effect for effect in effects(out, r.Persist) if effect.install is not None]
     assert bool(installed) is (high <= 2)

@@ -56,7 +56,14 @@ class Cache:
     def keep(self, request_id: bytes, arguments: bytes = b"a", result: bytes = b"r") -> pb.Call:
         call = pb.Call(request_id=request_id, arguments=arguments, attempt=1)
         batch = self.store.batch()
-        batch.put_all("replies", [self.responses.row(self.shard, identity_of(OBJECT, PAY, call), bytes(8), request_id, result)])
+        batch.put_all(
+            "replies",
+            [
+                self.responses.row(
+                    self.shard, identity_of(OBJECT, PAY, call), bytes(8), request_id, result
+                )
+            ],
+        )
         self.store.write(batch)
         return call
 
@@ -125,17 +132,31 @@ def test_what_differs_from_the_first_request_is_refused(cache: Cache, request_id
         cache.find(pb.Call(request_id=request_id, arguments=b"b", attempt=1))
     with pytest.raises(InvalidArgument, match="was used for another call"):
         cache.find(pb.Call(request_id=request_id, arguments=b"a", codec=pb.CODEC_JSON, attempt=1))
-    other = identity_of(object_digest("Order", "o-2"), PAY, call := pb.Call(request_id=request_id, arguments=b"a", attempt=1))
+    other = identity_of(
+        object_digest("Order", "o-2"),
+        PAY,
+        call := pb.Call(request_id=request_id, arguments=b"a", attempt=1),
+    )
     with pytest.raises(InvalidArgument, match="was used for another call"):
         cache.responses.find(cache.shard, other, call)
 
 
 def test_identities_tell_apart_what_runs_together() -> None:
-    """Kinds, keys, methods and arguments that have the same bytes one after the other are not the same request."""
+    """Kinds, keys, methods and arguments that have the same bytes one after the other are not the
+    same request."""
     assert object_digest("Ab", "c") != object_digest("A", "bc")
     pays = Handler("pays", pay, "Order")
     call, more = pb.Call(arguments=b"x"), pb.Call(arguments=b"sx")
-    assert len({identity_of(OBJECT, PAY, call), identity_of(OBJECT, pays, call), identity_of(OBJECT, PAY, more)}) == 3
+    assert (
+        len(
+            {
+                identity_of(OBJECT, PAY, call),
+                identity_of(OBJECT, pays, call),
+                identity_of(OBJECT, PAY, more),
+            }
+        )
+        == 3
+    )
     assert len(identity_of(OBJECT, PAY, call)) == 16
 
 
@@ -144,7 +165,10 @@ def test_a_later_attempt_is_refused_only_when_its_reply_may_be_forgotten(cache: 
     cache.passes(13 * MINUTE_MS)
     assert cache.find(old) == b"r"  # its time is over, and it is still there
     cache.forget()
-    with pytest.raises(DeadlineExceeded, match=r"has forgotten requests up to 2027-01-15T08:00:00Z.*clock is behind"):
+    with pytest.raises(
+        DeadlineExceeded,
+        match=r"has forgotten requests up to 2027-01-15T08:00:00Z.*clock is behind",
+    ):
         cache.find(old)
     never_run = pb.Call(request_id=an_id(NOW_MS + 1), arguments=b"a", attempt=1)
     assert cache.find(never_run) is None  # nothing so new was forgotten, so it has not happened
@@ -153,7 +177,9 @@ def test_a_later_attempt_is_refused_only_when_its_reply_may_be_forgotten(cache: 
 
 
 @pytest.mark.parametrize("off_ms", [-48 * HOUR_MS, -HOUR_MS, HOUR_MS, 48 * HOUR_MS])
-def test_a_wall_clock_that_is_wrong_forgets_nothing_and_refuses_nothing(cache: Cache, off_ms: int) -> None:
+def test_a_wall_clock_that_is_wrong_forgets_nothing_and_refuses_nothing(
+    cache: Cache, off_ms: int
+) -> None:
     cache.wall_ms += off_ms
     cache.responses.tick()
     call = cache.keep(an_id(NOW_MS))
@@ -203,7 +229,9 @@ def test_an_id_from_the_far_future_does_not_make_others_too_old(cache: Cache) ->
     assert due.newest == an_id(NOW_MS)
 
 
-def test_a_late_first_attempt_finds_what_an_owner_before_kept_whatever_clocks_show(cache: Cache) -> None:
+def test_a_late_first_attempt_finds_what_an_owner_before_kept_whatever_clocks_show(
+    cache: Cache,
+) -> None:
     cache.passes(900_000)
     cache.passes(int(LATE_S * 1000))
     far = [cache.keep(an_id(NOW_MS + off)) for off in (-86_400_000, 0, 86_400_000)]

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from holdfast_node.replication.core.slowness import BACKOFF_S, FLOOR_S, FORGET_S, PATIENCE_S, WINDOW_S, Held, Slowness
+from holdfast_node.replication.core.slowness import (
+    BACKOFF_S,
+    FLOOR_S,
+    FORGET_S,
+    PATIENCE_S,
+    WINDOW_S,
+    Held,
+    Slowness,
+)
 
 TICK_S = 0.05
 
@@ -23,7 +31,13 @@ class Watched:
     def slow(self) -> set[str]:
         return set(self.judge.slow)
 
-    def go_on(self, seconds: float, held: Callable[[], Holding] = dict, unwell: tuple[str, ...] = (), step: float = TICK_S) -> None:
+    def go_on(
+        self,
+        seconds: float,
+        held: Callable[[], Holding] = dict,
+        unwell: tuple[str, ...] = (),
+        step: float = TICK_S,
+    ) -> None:
         until = self.now + seconds - 1e-9
         while self.now < until:
             self.now += step

@@ -26,7 +26,16 @@ def storage(rows: Rows) -> Storage:
 
 def test_users_hold_nothing_but_what_is_documented() -> None:
     public = {name for name in dir(Storage) if not name.startswith("_")}
-    assert public == {"get", "get_many", "list", "put", "put_many", "delete", "delete_all", "transaction"}
+    assert public == {
+        "get",
+        "get_many",
+        "list",
+        "put",
+        "put_many",
+        "delete",
+        "delete_all",
+        "transaction",
+    }
 
 
 @pytest.mark.parametrize(
@@ -42,7 +51,9 @@ def test_users_hold_nothing_but_what_is_documented() -> None:
         ("ü" * 513, holdfast.TooLarge),
     ],
 )
-def test_a_key_that_is_none_is_refused_at_once_everywhere(storage: Storage, rows: Rows, key: Any, error: type[Exception]) -> None:
+def test_a_key_that_is_none_is_refused_at_once_everywhere(
+    storage: Storage, rows: Rows, key: Any, error: type[Exception]
+) -> None:
     storage.put("a", 1)
     before = rows.write_bytes
     for use in (
@@ -59,12 +70,19 @@ def test_a_key_that_is_none_is_refused_at_once_everywhere(storage: Storage, rows
     assert rows.write_bytes == before
 
 
-@pytest.mark.parametrize("value", [object(), 1 << 70, {"x": {1, (2,), object}}, "half \udc80", ["deep"]])
-def test_a_value_that_cannot_be_stored_changes_nothing(storage: Storage, rows: Rows, value: Any) -> None:
+@pytest.mark.parametrize(
+    "value", [object(), 1 << 70, {"x": {1, (2,), object}}, "half \udc80", ["deep"]]
+)
+def test_a_value_that_cannot_be_stored_changes_nothing(
+    storage: Storage, rows: Rows, value: Any
+) -> None:
     if value == ["deep"]:
         for _ in range(100_000):
             value = [value]
-    for use in (lambda: storage.put("a", value), lambda: storage.put_many({"a": 1, "b": value, "c": 2})):
+    for use in (
+        lambda: storage.put("a", value),
+        lambda: storage.put_many({"a": 1, "b": value, "c": 2}),
+    ):
         with pytest.raises(TypeError, match="cannot be stored"):
             use()
     assert (storage.list(), rows.changed(), rows.write_bytes) == ({}, False, 0)
@@ -104,7 +122,9 @@ def test_pages_follow_each_other_by_their_last_key(storage: Storage) -> None:
     for reverse in (False, True):
         wanted = sorted(names, reverse=reverse)
         seen: list[str] = []
-        while page := list(storage.list(limit=2, reverse=reverse, start_after=seen[-1] if seen else None)):
+        while page := list(
+            storage.list(limit=2, reverse=reverse, start_after=seen[-1] if seen else None)
+        ):
             seen += page
         assert seen == wanted
     assert list(storage.list("a", start_after="a")) == ["a\0", "ab"]
@@ -153,7 +173,9 @@ async def test_a_block_undoes_nothing_that_other_tasks_did(storage: Storage, row
     assert rows.write_bytes == 10 + sum(len(key) + len(raw or b"") for key, raw in writes)
 
 
-async def test_clearing_is_undone_around_what_others_wrote_and_not_when_they_cleared_too(storage: Storage, rows: Rows) -> None:
+async def test_clearing_is_undone_around_what_others_wrote_and_not_when_they_cleared_too(
+    storage: Storage, rows: Rows
+) -> None:
     storage.put_many({"old": 1, "changed": 1})
     with pytest.raises(KeyError), storage.transaction():
         storage.delete_all()
@@ -207,7 +229,9 @@ async def test_blocks_that_overlap_in_two_tasks_are_refused_by_name(storage: Sto
     first = asyncio.create_task(block(0.05), name="first")
     await asyncio.sleep(0)
     second = asyncio.create_task(block(0.05), name="second")
-    with pytest.raises(RuntimeError, match=r"second begins a transaction\(\) while first is in one"):
+    with pytest.raises(
+        RuntimeError, match=r"second begins a transaction\(\) while first is in one"
+    ):
         await second
     await first
     assert storage.list() == {"a": 1}
@@ -231,7 +255,10 @@ async def test_a_block_that_ends_before_one_inside_it_fails(storage: Storage) ->
         with storage.transaction():
             await asyncio.sleep(0.05)
 
-    with pytest.raises(RuntimeError, match="inner was still in one that it began inside"), storage.transaction():
+    with (
+        pytest.raises(RuntimeError, match="inner was still in one that it began inside"),
+        storage.transaction(),
+    ):
         storage.put("a", 1)
         task = asyncio.create_task(inner(), name="inner")
         await asyncio.sleep(0.01)
@@ -258,7 +285,9 @@ def test_nested_blocks_fail_alone_or_together(storage: Storage) -> None:
     assert storage.list() == {"a": 1}
 
 
-def test_a_block_that_outlives_its_turn_touches_nothing_of_the_next_one(storage: Storage, rows: Rows) -> None:
+def test_a_block_that_outlives_its_turn_touches_nothing_of_the_next_one(
+    storage: Storage, rows: Rows
+) -> None:
     block = storage.transaction()
     block.__enter__()
     storage.put("a", 1)
@@ -272,7 +301,9 @@ def test_a_block_that_outlives_its_turn_touches_nothing_of_the_next_one(storage:
     assert storage.list() == {"a": 2, "b": 1, "c": 1}
 
 
-def test_many_rows_of_which_a_later_one_makes_room_for_an_earlier_one_are_one_write(storage: Storage, rows: Rows) -> None:
+def test_many_rows_of_which_a_later_one_makes_room_for_an_earlier_one_are_one_write(
+    storage: Storage, rows: Rows
+) -> None:
     storage.put("b", bytes(4_900))
     storage.put("c", bytes(4_000))
     storage.put_many({"a": bytes(4_000), "b": 1})
@@ -282,7 +313,8 @@ def test_many_rows_of_which_a_later_one_makes_room_for_an_earlier_one_are_one_wr
 
 
 async def test_a_block_of_another_object_has_no_part_in_what_this_one_writes() -> None:
-    """A call from inside a block carries its context along, to a turn of an object on the same node."""
+    """A call from inside a block carries its context along, to a turn of an object on the same
+    node."""
     first, second = (Rows(MemoryReader(), LIMITS) for _ in range(2))
     caller, called = Storage(first, None), Storage(second, None)  # type: ignore[arg-type]
 
@@ -309,7 +341,9 @@ async def test_a_block_of_another_object_has_no_part_in_what_this_one_writes() -
     assert called.list() == {"x": 1, "y": 2}
 
 
-async def test_a_task_that_outlives_its_block_belongs_to_the_one_around_it(storage: Storage) -> None:
+async def test_a_task_that_outlives_its_block_belongs_to_the_one_around_it(
+    storage: Storage,
+) -> None:
     async def late() -> None:
         await asyncio.sleep(0.01)
         storage.put("late", 1)
@@ -343,8 +377,11 @@ async def test_after_blocks_that_ended_out_of_order_others_may_begin(storage: St
     assert storage.list() == {"b": 1}
 
 
-async def test_what_a_block_began_can_change_nothing_once_the_block_has_failed(storage: Storage, rows: Rows) -> None:
-    """Else half of a transfer is committed: the part that was not done yet when the other one failed."""
+async def test_what_a_block_began_can_change_nothing_once_the_block_has_failed(
+    storage: Storage, rows: Rows
+) -> None:
+    """Else half of a transfer is committed: the part that was not done yet when the other one
+    failed."""
 
     async def debit() -> None:
         storage.put("a", -5)
@@ -360,7 +397,9 @@ async def test_what_a_block_began_can_change_nothing_once_the_block_has_failed(s
             lambda: storage.delete_all(),
             lambda: rows.add_effect(Sized(5)),
         ):
-            with pytest.raises(RuntimeError, match=r"was begun in a transaction\(\) that has failed"):
+            with pytest.raises(
+                RuntimeError, match=r"was begun in a transaction\(\) that has failed"
+            ):
                 use()
         assert storage.get("c") == 1
 

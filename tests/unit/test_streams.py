@@ -16,7 +16,14 @@ from holdfast.channels import AddressInUse, split_address
 from holdfast.frames import FrameWriter
 from holdfast.tls import CertificateError, Certificates
 from holdfast_cluster.streams import tcp as streams
-from holdfast_cluster.streams.tcp import PROTOCOL, Hello, Stream, StreamRefused, StreamServer, open_stream
+from holdfast_cluster.streams.tcp import (
+    PROTOCOL,
+    Hello,
+    Stream,
+    StreamRefused,
+    StreamServer,
+    open_stream,
+)
 
 from tests.certs import Authority
 
@@ -91,7 +98,9 @@ def test_frames_of_every_size_arrive_whole_and_in_order() -> None:
         back: list[bytes] = []
         stream = await open_stream(address, "echo", ME, back.append, "n-2:3")
         rng = random.Random(5)
-        sizes = [1, 2, 3, 65_531, 65_532, 65_533, 65_536, 131_072, 1_000_000, 5] + [rng.randrange(1, 3000) for _ in range(500)]
+        sizes = [1, 2, 3, 65_531, 65_532, 65_533, 65_536, 131_072, 1_000_000, 5] + [
+            rng.randrange(1, 3000) for _ in range(500)
+        ]
         frames = [rng.randbytes(size) for size in sizes]
         for frame in frames:
             await stream.write(frame)
@@ -126,7 +135,10 @@ def test_bytes_may_come_one_by_one() -> None:
     [
         (framed(msgspec.msgpack.encode(Hello(PROTOCOL, "echo", "other:1"))), "meant for other:1"),
         (framed(msgspec.msgpack.encode(Hello(PROTOCOL, "nothing", ME))), "no service nothing"),
-        (framed(msgspec.msgpack.encode(Hello("holdfast-stream/9", "echo", ME))), "this is holdfast-stream/1, not holdfast-stream/9"),
+        (
+            framed(msgspec.msgpack.encode(Hello("holdfast-stream/9", "echo", ME))),
+            "this is holdfast-stream/1, not holdfast-stream/9",
+        ),
         (framed(b"GET / HTTP/1.1"), "this is holdfast-stream/1; the first frame says who speaks"),
     ],
 )
@@ -212,7 +224,8 @@ def test_who_does_not_say_who_it_is_is_closed(monkeypatch: pytest.MonkeyPatch) -
 
     async def test(echo: Echo, address: str) -> None:
         silent = [await raw(address) for _ in range(3)]
-        stream = await open_stream(address, "echo", ME, lambda frame: None)  # one too many: the oldest goes, and who means it stays
+        # one too many: the oldest goes, and who means it stays
+        stream = await open_stream(address, "echo", ME, lambda frame: None)
         assert await asyncio.wait_for(silent[0][0].read(), 0.15) == b""
         stream.close("done")
         for reader, writer in silent:
@@ -222,7 +235,9 @@ def test_who_does_not_say_who_it_is_is_closed(monkeypatch: pytest.MonkeyPatch) -
     run(test)
 
 
-def test_a_peer_that_falls_silent_is_given_up_and_one_that_is_idle_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_falls_silent_is_given_up_and_one_that_is_idle_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(streams, "_BEAT_S", 0.05)
     monkeypatch.setattr(streams, "_SILENCE_S", 0.4)
 
@@ -251,7 +266,8 @@ def test_a_reader_that_does_not_read_stops_the_writer() -> None:
         for _ in range(200):
             writer.push(b"x" * 1_000_000, 1_000_000)
         await asyncio.sleep(0.3)
-        assert writer.backlog > 150_000_000  # it waits with us, where it is counted, and not in the connection
+        # it waits with us, where it is counted, and not in the connection
+        assert writer.backlog > 150_000_000
         slow.close()
         await echo.streams[0].wait()
         await until(sending.done)
@@ -294,7 +310,9 @@ def test_who_gets_busy_in_the_middle_of_what_was_read_gets_the_rest_later_and_wh
             stream.pause_reading_while(asyncio.sleep(0.02))
 
         stream.received = busy_each_time
-        frames = [bytes([i]) * size for i, size in enumerate((10, 3, 70_000, 1, 200_000, 5, 65_532, 7))]
+        frames = [
+            bytes([i]) * size for i, size in enumerate((10, 3, 70_000, 1, 200_000, 5, 65_532, 7))
+        ]
         writer.write(b"".join(framed(frame) for frame in frames))
         await asyncio.sleep(0.01)
         assert len(echo.got) < len(frames)
@@ -356,7 +374,9 @@ async def serving(echo: Echo, certificates: Certificates) -> tuple[StreamServer,
     return server, f"127.0.0.1:{await server.listen('127.0.0.1:0')}"
 
 
-def test_connections_whose_tls_handshake_fails_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_whose_tls_handshake_fails_leave_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(streams, "_UNGREETED_MAX", 5)
     certificates = of_a_process(tmp_path)
 
@@ -368,14 +388,18 @@ def test_connections_whose_tls_handshake_fails_leave_nothing_behind(tmp_path: Pa
             writer.write(b"GET / HTTP/1.1\r\n\r\n")
             await reader.read()
             writer.close()
-        stream = await open_stream(address, "echo", ME, lambda frame: None, certificates=certificates)
+        stream = await open_stream(
+            address, "echo", ME, lambda frame: None, certificates=certificates
+        )
         stream.close("done")
         await asyncio.wait_for(server.close(), 5)
 
     uvloop.run(main())
 
 
-def test_handshakes_that_do_not_end_make_room_for_those_that_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_handshakes_that_do_not_end_make_room_for_those_that_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(streams, "_HANDSHAKES_MAX", 5)
     certificates = of_a_process(tmp_path)
 
@@ -409,7 +433,9 @@ def test_what_follows_a_handshake_at_once_is_not_lost(tmp_path: Path, run_in: An
         host, _, port = address.rpartition(":")
         for i in range(20):
             context = certificates.client_context
-            reader, writer = await asyncio.open_connection(host, int(port), ssl=context, server_hostname=certificates.name)
+            reader, writer = await asyncio.open_connection(
+                host, int(port), ssl=context, server_hostname=certificates.name
+            )
             writer.write(HELLO + framed(b"%d" % i))
             assert await answer(reader) == [""]
             await until(lambda i=i: echo.got[-1:] == [b"%d" % i])  # type: ignore[misc]
@@ -425,16 +451,25 @@ def test_a_renewed_certificate_without_the_cluster_s_name_is_not_taken(tmp_path:
     certificates = Certificates(cert, key, authority.file, "c.holdfast")
     before = certificates._cert_pem
     authority.sign("process", "somebody.else")
-    with pytest.raises(CertificateError, match=r"made out to somebody\.else; the cluster's TLS name is c\.holdfast"):
+    with pytest.raises(
+        CertificateError, match=r"made out to somebody\.else; the cluster's TLS name is c\.holdfast"
+    ):
         certificates._load()
-    assert (certificates.version, certificates._cert_pem, certificates.names) == (1, before, ["c.holdfast"])
+    assert (certificates.version, certificates._cert_pem, certificates.names) == (
+        1,
+        before,
+        ["c.holdfast"],
+    )
 
 
 def test_a_ca_that_is_taken_out_of_its_file_is_trusted_no_more(tmp_path: Path) -> None:
     old, new = Authority(tmp_path / "old"), Authority(tmp_path / "new")
     (tmp_path / "ca.pem").write_bytes(old.file.read_bytes() + new.file.read_bytes())
-    stale = Certificates(*old.sign("process", "c.holdfast"), new.file, "c.holdfast")  # of the old CA, and trusts the new one
-    certificates = Certificates(*new.sign("process", "c.holdfast"), tmp_path / "ca.pem", "c.holdfast")
+    # of the old CA, and trusts the new one
+    stale = Certificates(*old.sign("process", "c.holdfast"), new.file, "c.holdfast")
+    certificates = Certificates(
+        *new.sign("process", "c.holdfast"), tmp_path / "ca.pem", "c.holdfast"
+    )
 
     async def main() -> None:
         server, address = await serving(Echo(), certificates)

@@ -1,4 +1,5 @@
-"""Swaps of assignments that owners ask etcd for: what they compare, and what becomes of those that do not come about."""
+"""Swaps of assignments that owners ask etcd for: what they compare, and what becomes of those that
+do not come about."""
 
 from __future__ import annotations
 
@@ -8,7 +9,14 @@ from typing import Any
 import pytest
 from fake_etcd import KEYS, FakeEtcd, Rows
 from holdfast_cluster.membership.etcd import EtcdUnknown
-from holdfast_cluster.placement.model import Assignment, ClusterSettings, Lineage, Versioned, decode, encode
+from holdfast_cluster.placement.model import (
+    Assignment,
+    ClusterSettings,
+    Lineage,
+    Versioned,
+    decode,
+    encode,
+)
 from holdfast_node.replication.swaps import EtcdSwaps
 
 NOW = Assignment(1, "a", 1, ("a", "b"), version=3, nonce=7)
@@ -70,12 +78,15 @@ async def test_what_was_written_is_the_next_version_as_it_is_in_etcd(asking: Ask
 async def test_one_that_is_out_of_date_does_not_keep_the_others_back(asking: Asking) -> None:
     asking.rows.put(KEYS.shard(0), encode(NOW.stamped()))
     await asking.ask(0, 1)
-    assert asking.answers[0] is None  # unknown: an etcd that is put back later may have what was to be replaced
+    # unknown: an etcd that is put back later may have what was to be replaced
+    assert asking.answers[0] is None
     assert asking.answers[1] is not None
     assert asking.stored(0).in_sync == NOW.in_sync
 
 
-async def test_an_etcd_that_is_halted_takes_no_swap_and_the_owner_may_ask_again(asking: Asking) -> None:
+async def test_an_etcd_that_is_halted_takes_no_swap_and_the_owner_may_ask_again(
+    asking: Asking,
+) -> None:
     raw = asking.rows.value(KEYS.lineage) or b""
     good = asking.rows.snapshot()
     assert await FakeEtcd(asking.rows).halt(decode(raw, Lineage), raw, "n1", "so")

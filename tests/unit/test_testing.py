@@ -53,7 +53,9 @@ class Thing(DurableObject):
     async def on_alarm(self, alarm: Alarm) -> None:
         if alarm.name == "bad":
             raise Rejected("bad alarm")
-        self.storage.put(f"fired {alarm.name}", self.storage.get(f"fired {alarm.name}", int, default=0) + 1)
+        self.storage.put(
+            f"fired {alarm.name}", self.storage.get(f"fired {alarm.name}", int, default=0) + 1
+        )
 
     async def refuse(self) -> None:
         raise Rejected("no", why="because")
@@ -70,7 +72,9 @@ class Thing(DurableObject):
         return "connected"
 
     async def run_a_child(self) -> int:
-        child = await asyncio.create_subprocess_exec(sys.executable, "-c", "import time; time.sleep(0.3); raise SystemExit(7)")
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", "import time; time.sleep(0.3); raise SystemExit(7)"
+        )
         return await child.wait()
 
     async def late(self) -> None:
@@ -174,7 +178,9 @@ def test_a_crash_loses_instances_and_nothing_that_was_acknowledged(cluster: Clus
     assert cluster.stored(Thing, "a") == {"n": 3, "fired default": 1}
 
 
-def test_a_call_that_is_under_way_in_a_crash_is_made_again_and_takes_effect_once(cluster: Cluster) -> None:
+def test_a_call_that_is_under_way_in_a_crash_is_made_again_and_takes_effect_once(
+    cluster: Cluster,
+) -> None:
     async def crash_meanwhile() -> int:
         call = asyncio.ensure_future(cluster.client.get(Thing, "a").add(3, 1.0))
         await asyncio.sleep(0.5)
@@ -213,7 +219,11 @@ def test_objects_call_each_other_and_errors_are_those_of_a_client(cluster: Clust
 
 
 def test_calls_have_the_options_of_clients(cluster: Cluster) -> None:
-    assert cluster.get(Thing, "a", caller="ada", metadata={"x": "y"}).who() == ["ada", {"x": "y"}, 0]
+    assert cluster.get(Thing, "a", caller="ada", metadata={"x": "y"}).who() == [
+        "ada",
+        {"x": "y"},
+        0,
+    ]
     for _ in range(2):
         assert cluster.get(Thing, "a", idempotency_key="once").add(2) == 2
     request_id = holdfast.new_request_id()
@@ -260,20 +270,25 @@ def test_a_seed_gives_the_same_order_again_and_another_one_another() -> None:
     assert len({tuple(order_of(seed)) for seed in range(10)}) > 5
 
 
-def test_the_fixtures_are_there_without_an_import_and_a_failure_names_its_seed(tmp_path: Path) -> None:
+def test_the_fixtures_are_there_without_an_import_and_a_failure_names_its_seed(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "shop.py").write_text(
-        "from holdfast import App, DurableObject\napp = App()\n\n@app.kind\nclass Cart(DurableObject):\n"
-        "    async def add(self, what: str) -> int:\n        self.storage.put(what, 1)\n        return len(self.storage.list())\n"
+        "from holdfast import App, DurableObject\napp = App()\n\n@app.kind\nclass"
+        " Cart(DurableObject):\n    async def add(self, what: str) -> int:\n       "
+        " self.storage.put(what, 1)\n        return len(self.storage.list())\n"
     )
     (tmp_path / "pytest.ini").write_text("[pytest]\nholdfast_app = shop.py\n")
     (tmp_path / "test_shop.py").write_text(
-        "def test_good(holdfast_cluster):\n    assert holdfast_cluster.get('Cart', 'c').add('tea') == 1\n\n"
-        "def test_bad(holdfast_cluster):\n    assert holdfast_cluster.seed != 77\n"
+        "def test_good(holdfast_cluster):\n    assert holdfast_cluster.get('Cart', 'c').add('tea')"
+        " == 1\n\ndef test_bad(holdfast_cluster):\n    assert holdfast_cluster.seed != 77\n"
     )
 
     def pytest_says(*options: str) -> str:
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60).stdout
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path, timeout=60
+        ).stdout
 
     assert "2 passed" in pytest_says()
     said = pytest_says("--holdfast-seed", "77")

@@ -9,5 +9,8 @@ if hasattr(time, "CLOCK_BOOTTIME"):
     def boottime() -> float:
         """Seconds since boot, suspension included."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
-else:  # macOS and others, for development: their monotonic clock may stand still while the machine sleeps
+
+else:
+    # macOS and others, for development: their monotonic clock may stand still while the machine
+    # sleeps
     boottime = time.monotonic

@@ -13,7 +13,8 @@ from holdfast_cluster.placement.model import ClusterSettings, Keys
 
 @dataclass(frozen=True, slots=True)
 class ClusterAccess:
-    """One cluster's etcd, its key space and settings, the view that a watch keeps current, and the certificates, if there are any."""
+    """One cluster's etcd, its key space and settings, the view that a watch keeps current, and the
+    certificates, if there are any."""
 
     etcd: GuardedEtcd
     keys: Keys

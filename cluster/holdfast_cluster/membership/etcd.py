@@ -2,12 +2,15 @@
 
 Why our own: docs/decisions/0002-etcd-client.md. The rules that it follows:
 
-- A read is tried on every endpoint in turn. A transaction is sent once: when its reply is lost it has perhaps happened
+- A read is tried on every endpoint in turn. A transaction is sent once: when its reply is lost it
+  has perhaps happened
   (`EtcdUnknown`), and only a read tells.
-- A lease's local expiry counts from when the renewal was *sent*, so it never ends later here than in etcd.
-- A watch lists first, then follows from that revision, until it breaks. Whoever follows lists again then: an etcd that was put
-  back may be at any revision, so a watch that resumed at the next one could miss everything that changed.
-  Streams demand a leader, so a member that is cut off from its quorum ends them instead of going silent.
+- A lease's local expiry counts from when the renewal was *sent*, so it never ends later here than
+  in etcd.
+- A watch lists first, then follows from that revision, until it breaks. Whoever follows lists again
+  then: an etcd that was put back may be at any revision, so a watch that resumed at the next one
+  could miss everything that changed. Streams demand a leader, so a member that is cut off from its
+  quorum ends them instead of going silent.
 """
 
 from __future__ import annotations
@@ -61,8 +64,9 @@ class EtcdUnknown(EtcdError):
 class EtcdTLS:
     """Files of a TLS connection to etcd; `cert` and `key` where etcd demands a client certificate.
 
-    Changed files are taken over for new connections. Files that are missing or do not fit together are left alone, and said to be
-    wrong: the newest that were right stay in use. Raises ValueError when they are wrong at first.
+    Changed files are taken over for new connections. Files that are missing or do not fit together
+    are left alone, and said to be wrong: the newest that were right stay in use. Raises ValueError
+    when they are wrong at first.
     """
 
     def __init__(self, ca: Path, cert: Path | None = None, key: Path | None = None) -> None:
@@ -100,7 +104,9 @@ def etcd_tls(ca: Path | None, cert: Path | None, key: Path | None) -> EtcdTLS | 
     if ca is None and cert is None and key is None:
         return None
     if ca is None or (cert is None) != (key is None):
-        raise ValueError("TLS to etcd needs --etcd-ca, and --etcd-cert and --etcd-key both or neither")
+        raise ValueError(
+            "TLS to etcd needs --etcd-ca, and --etcd-cert and --etcd-key both or neither"
+        )
     return EtcdTLS(ca, cert, key)
 
 
@@ -141,12 +147,18 @@ def delete(key: str) -> pb.RequestOp:
 
 
 def delete_prefix(prefix: str) -> pb.RequestOp:
-    return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=prefix.encode(), range_end=_prefix_end(prefix)))
+    return pb.RequestOp(
+        request_delete_range=pb.DeleteRangeRequest(
+            key=prefix.encode(), range_end=_prefix_end(prefix)
+        )
+    )
 
 
 def absent(key: str) -> pb.Compare:
     """Holds while there is no such row."""
-    return pb.Compare(result=pb.Compare.EQUAL, target=pb.Compare.MOD, key=key.encode(), mod_revision=0)
+    return pb.Compare(
+        result=pb.Compare.EQUAL, target=pb.Compare.MOD, key=key.encode(), mod_revision=0
+    )
 
 
 def unchanged(key: str, value: bytes | None) -> pb.Compare:
@@ -156,13 +168,18 @@ def unchanged(key: str, value: bytes | None) -> pb.Compare:
     """
     if value is None:
         return absent(key)
-    return pb.Compare(result=pb.Compare.EQUAL, target=pb.Compare.VALUE, key=key.encode(), value=value)
+    return pb.Compare(
+        result=pb.Compare.EQUAL, target=pb.Compare.VALUE, key=key.encode(), value=value
+    )
 
 
 class Etcd:
-    """A client of one etcd cluster. `endpoints` are `host:port`; `timeout_s` bounds each attempt of a request."""
+    """A client of one etcd cluster. `endpoints` are `host:port`; `timeout_s` bounds each attempt of
+    a request."""
 
-    def __init__(self, endpoints: Iterable[str], *, timeout_s: float = 2.0, tls: EtcdTLS | None = None) -> None:
+    def __init__(
+        self, endpoints: Iterable[str], *, timeout_s: float = 2.0, tls: EtcdTLS | None = None
+    ) -> None:
         self.endpoints = [e.removeprefix("http://").removeprefix("https://") for e in endpoints]
         if not self.endpoints:
             raise ValueError("etcd needs at least one endpoint")
@@ -183,7 +200,9 @@ class Etcd:
 
     async def get(self, key: str) -> pb.KeyValue | None:
         """The row of a key. Linearizable. Raises EtcdUnavailable."""
-        reply = await self._unary("KV/Range", pb.RangeRequest(key=key.encode()), pb.RangeResponse, repeat=True)
+        reply = await self._unary(
+            "KV/Range", pb.RangeRequest(key=key.encode()), pb.RangeResponse, repeat=True
+        )
         return reply.kvs[0] if reply.kvs else None
 
     async def list_prefix(self, prefix: str) -> Listing:
@@ -201,11 +220,14 @@ class Etcd:
             start = reply.kvs[-1].key + b"\0"
 
     async def txn(self, compare: list[pb.Compare], success: list[pb.RequestOp]) -> int:
-        """Do `success` if every comparison holds: the revision of it, 0 when it was not done. EtcdUnknown when the reply was lost."""
+        """Do `success` if every comparison holds: the revision of it, 0 when it was not done.
+        EtcdUnknown when the reply was lost."""
         reply = await self.transact(compare, success, [])
         return int(reply.header.revision) if reply.succeeded else 0
 
-    async def transact(self, compare: list[pb.Compare], success: list[pb.RequestOp], failure: list[pb.RequestOp]) -> pb.TxnResponse:
+    async def transact(
+        self, compare: list[pb.Compare], success: list[pb.RequestOp], failure: list[pb.RequestOp]
+    ) -> pb.TxnResponse:
         """A transaction as etcd has them. Raises EtcdUnknown when the reply was lost."""
         assert len(success) <= TXN_OPS_MAX
         request = pb.TxnRequest(compare=compare, success=success, failure=failure)
@@ -213,21 +235,32 @@ class Etcd:
 
     async def grant(self, ttl_s: int) -> int:
         """A new lease; its id. Repeated freely: one that nobody knows expires by itself."""
-        reply = await self._unary("Lease/LeaseGrant", pb.LeaseGrantRequest(TTL=ttl_s), pb.LeaseGrantResponse, repeat=True)
+        reply = await self._unary(
+            "Lease/LeaseGrant", pb.LeaseGrantRequest(TTL=ttl_s), pb.LeaseGrantResponse, repeat=True
+        )
         return int(reply.ID)
 
     async def revoke(self, lease: int) -> None:
         """End a lease and delete its keys."""
-        await self._unary("Lease/LeaseRevoke", pb.LeaseRevokeRequest(ID=lease), pb.LeaseRevokeResponse, repeat=True)
+        await self._unary(
+            "Lease/LeaseRevoke",
+            pb.LeaseRevokeRequest(ID=lease),
+            pb.LeaseRevokeResponse,
+            repeat=True,
+        )
 
     async def alarms(self) -> set[str]:
-        """Why etcd takes no writes: NOSPACE when it has reached its quota, CORRUPT. Raises EtcdError."""
-        reply = await self._unary("Maintenance/Alarm", pb.AlarmRequest(), pb.AlarmResponse, repeat=True)
+        """Why etcd takes no writes: NOSPACE when it has reached its quota, CORRUPT. Raises
+        EtcdError."""
+        reply = await self._unary(
+            "Maintenance/Alarm", pb.AlarmRequest(), pb.AlarmResponse, repeat=True
+        )
         return {pb.AlarmType.Name(member.alarm) for member in reply.alarms}
 
     async def renew(self, lease: int, timeout_s: float) -> int:
         """Renew a lease: the seconds it has now, 0 when it has ended. Raises EtcdUnavailable."""
-        # A short stream for each renewal: its deadline is gRPC's own, and a read never has to be abandoned.
+        # A short stream for each renewal: its deadline is gRPC's own, and a read never has to be
+        # abandoned.
         call: Any = self._channel().stream_stream(
             "/etcdserverpb.Lease/LeaseKeepAlive",
             request_serializer=pb.LeaseKeepAliveRequest.SerializeToString,
@@ -247,10 +280,13 @@ class Etcd:
         finally:
             call.cancel()
 
-    async def watch(self, prefix: str, state: WatchState) -> AsyncGenerator[Listing | Changes, None]:
+    async def watch(
+        self, prefix: str, state: WatchState
+    ) -> AsyncGenerator[Listing | Changes, None]:
         """Follow a prefix: a Listing, then Changes, with nothing skipped or repeated between them.
 
-        Raises EtcdError when etcd does not answer, when the watch breaks, when what is to come was compacted, when etcd went back.
+        Raises EtcdError when etcd does not answer, when the watch breaks, when what is to come was
+        compacted, when etcd went back.
         """
         listing = await self.list_prefix(prefix)
         yield listing
@@ -261,14 +297,19 @@ class Etcd:
                     revision = changes.revision
                     yield changes
 
-    async def _watch_from(self, prefix: str, revision: int, state: WatchState) -> AsyncGenerator[Changes, None]:
+    async def _watch_from(
+        self, prefix: str, revision: int, state: WatchState
+    ) -> AsyncGenerator[Changes, None]:
         call: Any = self._channel().stream_stream(
             "/etcdserverpb.Watch/Watch",
             request_serializer=pb.WatchRequest.SerializeToString,
             response_deserializer=pb.WatchResponse.FromString,
         )(metadata=_HAS_LEADER)
         create = pb.WatchCreateRequest(
-            key=prefix.encode(), range_end=_prefix_end(prefix), start_revision=revision, progress_notify=True
+            key=prefix.encode(),
+            range_end=_prefix_end(prefix),
+            start_revision=revision,
+            progress_notify=True,
         )
         try:
             await call.write(pb.WatchRequest(create_request=create))
@@ -276,17 +317,21 @@ class Etcd:
                 if reply.header.revision < revision - 1:
                     # It would wait for a future that is our past.
                     raise EtcdError(
-                        f"{self.endpoint}: etcd is at revision {reply.header.revision}, {revision - 1} was seen: it went back"
+                        f"{self.endpoint}: etcd is at revision {reply.header.revision},"
+                        f" {revision - 1} was seen: it went back"
                     )
                 if reply.compact_revision:
                     raise EtcdError(f"{self.endpoint}: revision {revision} was compacted away")
                 if reply.canceled:
-                    raise EtcdUnavailable(f"{self.endpoint}: watch cancelled: {reply.cancel_reason}")
+                    raise EtcdUnavailable(
+                        f"{self.endpoint}: watch cancelled: {reply.cancel_reason}"
+                    )
                 if not state.connected:
                     state.connected = True
                     log.info("watching etcd at %s", self.endpoint)
                 if reply.events:
-                    # Every event of a revision comes in one message (no fragments were asked for), so this is a safe point.
+                    # Every event of a revision comes in one message (no fragments were asked for),
+                    # so this is a safe point.
                     yield Changes(list(reply.events), reply.events[-1].kv.mod_revision)
             raise EtcdUnavailable(f"{self.endpoint}: the watch ended")
         except grpc.aio.AioRpcError as error:
@@ -304,7 +349,9 @@ class Etcd:
             state.connected = False
             state.disconnected_since = time.monotonic()
 
-    async def _unary(self, method: str, request: Any, reply_type: Any, *, repeat: bool = False) -> Any:
+    async def _unary(
+        self, method: str, request: Any, reply_type: Any, *, repeat: bool = False
+    ) -> Any:
         attempts = len(self.endpoints) if repeat else 1
         for attempt in range(attempts):
             call = self._channel().unary_unary(
@@ -338,7 +385,9 @@ class Etcd:
         channel = self._channels.get(key)
         if channel is None:
             if self._tls is not None:
-                channel = grpc.aio.secure_channel(self.endpoint, self._tls.credentials(), options=_OPTIONS)
+                channel = grpc.aio.secure_channel(
+                    self.endpoint, self._tls.credentials(), options=_OPTIONS
+                )
             else:
                 channel = grpc.aio.insecure_channel(self.endpoint, options=_OPTIONS)
             self._channels[key] = channel  # one of older files stays for what goes on on it
@@ -346,9 +395,12 @@ class Etcd:
 
 
 class Lease:
-    """A lease that is kept alive. `expires_at` is when it has ended at the latest that we may believe, on `clock`."""
+    """A lease that is kept alive. `expires_at` is when it has ended at the latest that we may
+    believe, on `clock`."""
 
-    def __init__(self, etcd: Etcd, ttl_s: int, clock: Callable[[], float], renewed: Callable[[float], None]) -> None:
+    def __init__(
+        self, etcd: Etcd, ttl_s: int, clock: Callable[[], float], renewed: Callable[[float], None]
+    ) -> None:
         """`renewed` is called with the lease's new end at every renewal."""
         self._etcd = etcd
         self._clock = clock
@@ -364,7 +416,8 @@ class Lease:
         self.expires_at = sent + self.ttl_s
 
     async def keep(self) -> None:
-        """Renew until etcd says that the lease has ended; then return. An etcd that is away is asked again and again."""
+        """Renew until etcd says that the lease has ended; then return. An etcd that is away is
+        asked again and again."""
         interval = self.ttl_s / 3
         while True:
             await asyncio.sleep(interval)

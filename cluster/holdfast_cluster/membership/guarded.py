@@ -1,4 +1,5 @@
-"""etcd as the processes of one cluster use it: every transaction also compares the lineage, and none can forget to."""
+"""etcd as the processes of one cluster use it: every transaction also compares the lineage, and
+none can forget to."""
 
 from __future__ import annotations
 
@@ -26,7 +27,14 @@ class GuardedEtcd(Etcd):
     Who follows etcd says by `follow` what is believed. Before that, every transaction is refused.
     """
 
-    def __init__(self, endpoints: Iterable[str], keys: Keys, *, timeout_s: float = 2.0, tls: EtcdTLS | None = None) -> None:
+    def __init__(
+        self,
+        endpoints: Iterable[str],
+        keys: Keys,
+        *,
+        timeout_s: float = 2.0,
+        tls: EtcdTLS | None = None,
+    ) -> None:
         super().__init__(endpoints, timeout_s=timeout_s, tls=tls)
         self.keys = keys
         self._followed: bytes | None = None
@@ -45,7 +53,8 @@ class GuardedEtcd(Etcd):
         await self._is_followed.wait()
 
     async def txn(self, compare: list[pb.Compare], success: list[pb.RequestOp]) -> int:
-        """As `Etcd.txn`; raises EtcdForeign when etcd does not have the lineage that is followed."""
+        """As `Etcd.txn`; raises EtcdForeign when etcd does not have the lineage that
+        is followed."""
         followed = self._following()
         key = self.keys.lineage
         reply = await self.transact([unchanged(key, followed), *compare], success, [get(key)])
@@ -63,28 +72,44 @@ class GuardedEtcd(Etcd):
         """Form the cluster, unless etcd has one, or has been told to have none."""
         first = Lineage(nonce=secrets.randbits(53))
         keys = self.keys
-        return await self.begin([absent(keys.settings)], [put(keys.settings, encode(settings))], None, first) is not None
+        return (
+            await self.begin(
+                [absent(keys.settings)], [put(keys.settings, encode(settings))], None, first
+            )
+            is not None
+        )
 
     async def begin(
-        self, compare: list[pb.Compare], success: list[pb.RequestOp], old: bytes | None, lineage: Lineage
+        self,
+        compare: list[pb.Compare],
+        success: list[pb.RequestOp],
+        old: bytes | None,
+        lineage: Lineage,
     ) -> bytes | None:
-        """Put `lineage` in the place of `old`, whatever is followed: its bytes, or None when that did not come about."""
+        """Put `lineage` in the place of `old`, whatever is followed: its bytes, or None when that
+        did not come about."""
         key = self.keys.lineage
         raw = encode(lineage)
         done = await super().txn([unchanged(key, old), *compare], [put(key, raw), *success])
         return raw if done else None
 
     async def halt(self, found: Lineage, old: bytes | None, by: str, why: str) -> bool:
-        """Stop every process from acting on this etcd. `found`: its lineage, or the one that it lost."""
+        """Stop every process from acting on this etcd. `found`: its lineage, or the one that it
+        lost."""
         halted = msgspec.structs.replace(found, state=HALTED, by=by, why=why[:_WHY_CHARS])
         return await self.begin([], [], old, halted) is not None
 
     def _following(self) -> bytes:
         if self._followed is None:
-            raise EtcdForeign(f"{self.endpoint}: nothing is known of the cluster yet that this process could act on")
+            raise EtcdForeign(
+                f"{self.endpoint}: nothing is known of the cluster yet that this process could"
+                " act on"
+            )
         return self._followed
 
     def _check(self, found: list[bytes]) -> None:
         if found != [self._following()]:
             what = found[0].decode(errors="replace") if found else "none"
-            raise EtcdForeign(f"{self.endpoint}: etcd's lineage is not the one that is followed: {what}")
+            raise EtcdForeign(
+                f"{self.endpoint}: etcd's lineage is not the one that is followed: {what}"
+            )

@@ -1,4 +1,5 @@
-"""Which kinds there are anywhere in the cluster. What one node lacks may be on another, which is perhaps away for a moment."""
+"""Which kinds there are anywhere in the cluster. What one node lacks may be on another, which is
+perhaps away for a moment."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class KnownKinds:
         return any(kinds is None or kind in kinds for kinds in self._all())
 
     def names(self) -> set[str]:
-        """The kinds of the members and of those that are expected back, as far as they are known."""
+        """The kinds of the members and of those that are expected back, as far as they
+        are known."""
         return {kind for kinds in self._all() for kind in kinds or ()}
 
     def _all(self) -> Iterator[tuple[str, ...] | None]:
@@ -44,7 +46,11 @@ class KnownKinds:
         view, now = self._view, self._clock()
         for member in view.members.values():
             yield member.kinds if member.tells_kinds else None
-        left = {name for name, (_, at) in self._left.items() if now - at <= self._away_s and name not in view.drains}
+        left = {
+            name
+            for name, (_, at) in self._left.items()
+            if now - at <= self._away_s and name not in view.drains
+        }
         for name in left | (self._assigned() - view.members.keys()):
             yield view.kinds.get(name)
 
@@ -52,6 +58,8 @@ class KnownKinds:
         """The nodes that the assignments name."""
         if self._named is None or self._named[0] is not self._view:
             assignments = [versioned.assignment for versioned in self._view.assignments.values()]
-            names = frozenset(name for now in assignments for name in (now.owner, *now.in_sync, *now.joining))
+            names = frozenset(
+                name for now in assignments for name in (now.owner, *now.in_sync, *now.joining)
+            )
             self._named = self._view, names
         return self._named[1]

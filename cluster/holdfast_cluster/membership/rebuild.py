@@ -1,7 +1,7 @@
 """Rebuilding etcd from what nodes know: asks the nodes, and writes what `adopt` makes of that.
 
-The lineage's generation grows first, with a state that nobody follows. That state is taken away last. A rebuild that was cut short is
-begun anew, and ends in the same way.
+The lineage's generation grows first, with a state that nobody follows. That state is taken away
+last. A rebuild that was cut short is begun anew, and ends in the same way.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ _ASK_S = 10.0
 
 @dataclass(slots=True)
 class Found:
-    """What etcd holds now. `incarnations` of nodes; `lineage_raw` is None where there is no lineage."""
+    """What etcd holds now. `incarnations` of nodes; `lineage_raw` is None where there is no
+    lineage."""
 
     view: View
     lineage_raw: bytes | None
@@ -47,18 +48,25 @@ class Gathered:
 
 
 async def look(etcd: GuardedEtcd, keys: Keys) -> Found:
-    """What etcd holds. Raises EtcdError, and NotAdoptable when nothing has shown that it is wrong."""
+    """What etcd holds. Raises EtcdError, and NotAdoptable when nothing has shown that it
+    is wrong."""
     listing = await etcd.list_prefix(keys.prefix)
     prefix = keys.incarnations.encode()
     try:
         view = apply(View(), listing, keys)
-        incarnations = {row.key[len(prefix) :].decode(): int(row.value) for row in listing.rows if bytes(row.key).startswith(prefix)}
+        incarnations = {
+            row.key[len(prefix) :].decode(): int(row.value)
+            for row in listing.rows
+            if bytes(row.key).startswith(prefix)
+        }
     except ValueError as error:
-        raise NotAdoptable(f"etcd has what cannot be read: {error}. Delete that key first") from None
+        raise NotAdoptable(
+            f"etcd has what cannot be read: {error}. Delete that key first"
+        ) from None
     if view.lineage is not None and not view.lineage.state:
         raise NotAdoptable(
-            "etcd's lineage is not halted: no process has found that this etcd went back, so there is nothing to rebuild. "
-            "Start the nodes: what they have on their disks tells"
+            "etcd's lineage is not halted: no process has found that this etcd went back, so there"
+            " is nothing to rebuild. Start the nodes: what they have on their disks tells"
         )
     return Found(view, view.lineage_raw or None, incarnations)
 
@@ -72,12 +80,18 @@ async def gather(addresses: Iterable[str], certificates: Certificates | None) ->
         wave = sorted(due)
         asked |= due
         due = set()
-        for address, answer in zip(wave, await asyncio.gather(*(_ask(one, certificates) for one in wave)), strict=True):
+        for address, answer in zip(
+            wave, await asyncio.gather(*(_ask(one, certificates) for one in wave)), strict=True
+        ):
             if isinstance(answer, str):
                 gathered.silent[address] = answer
             else:
                 gathered.reports[answer.node] = answer
-                due |= {member.address for member in answer.members.values() if member.id not in gathered.reports}
+                due |= {
+                    member.address
+                    for member in answer.members.values()
+                    if member.id not in gathered.reports
+                }
         due -= asked
     return gathered
 
@@ -103,19 +117,37 @@ async def _ask(address: str, certificates: Certificates | None) -> Report | str:
 
 
 async def rebuild(etcd: GuardedEtcd, keys: Keys, found: Found, adoption: Adoption) -> None:
-    """Write what is adopted in the place of what was found. Raises EtcdError: whatever became of it, it may be begun anew."""
+    """Write what is adopted in the place of what was found. Raises EtcdError: whatever became of
+    it, it may be begun anew."""
     adopting = Lineage(adoption.generation, secrets.randbits(53), ADOPTING)
-    void = [delete_prefix(prefix) for prefix in (keys.shards, keys.drains, keys.pauses, keys.incarnations)]
-    raw = await etcd.begin([], [*void, put(keys.settings, encode(adoption.settings))], found.lineage_raw, adopting)
+    void = [
+        delete_prefix(prefix)
+        for prefix in (keys.shards, keys.drains, keys.pauses, keys.incarnations)
+    ]
+    raw = await etcd.begin(
+        [], [*void, put(keys.settings, encode(adoption.settings))], found.lineage_raw, adopting
+    )
     if raw is None:
         raise EtcdError("etcd has changed meanwhile: look at the status, and begin anew")
     etcd.follow(adopting, raw)
-    rows: list[pb.RequestOp] = [put(keys.shard(shard), encode(to)) for shard, to in sorted(adoption.assignments.items())]
-    rows += [put(keys.incarnation(node), str(number).encode()) for node, number in sorted(adoption.incarnations.items())]
-    rows += [put(keys.drain(node), encode(drain)) for node, drain in sorted(adoption.drains.items())]
-    rows += [put(keys.pause(kind, key), encode(pause)) for (kind, key), pause in sorted(adoption.pauses.items())]
+    rows: list[pb.RequestOp] = [
+        put(keys.shard(shard), encode(to)) for shard, to in sorted(adoption.assignments.items())
+    ]
+    rows += [
+        put(keys.incarnation(node), str(number).encode())
+        for node, number in sorted(adoption.incarnations.items())
+    ]
+    rows += [
+        put(keys.drain(node), encode(drain)) for node, drain in sorted(adoption.drains.items())
+    ]
+    rows += [
+        put(keys.pause(kind, key), encode(pause))
+        for (kind, key), pause in sorted(adoption.pauses.items())
+    ]
     for i in range(0, len(rows), TXN_OPS_MAX):
         if not await etcd.txn([], rows[i : i + TXN_OPS_MAX]):
-            raise AssertionError("a transaction that compares the lineage alone tells when that differs")
+            raise AssertionError(
+                "a transaction that compares the lineage alone tells when that differs"
+            )
     if await etcd.begin([], [], raw, msgspec.structs.replace(adopting, state="")) is None:
         raise EtcdError("etcd has changed meanwhile: begin anew")

@@ -46,20 +46,23 @@ _SHARD_CHARS_MAX = 9
 _UNREADABLE = "unreadable"
 _BACKOFF_S = (0.1, 1.0)
 WHAT_TO_DO = (
-    "Assignments are not invented, and nothing of this is acted on: what is known goes on. Put etcd's newest data back, or run "
-    "`holdfast adopt-etcd`"
+    "Assignments are not invented, and nothing of this is acted on: what is known goes on. Put"
+    " etcd's newest data back, or run `holdfast adopt-etcd`"
 )
 
 
 class ViewFeed:
-    """`view` is the newest picture; listeners are called with each one, in order, and must not block or raise.
+    """`view` is the newest picture; listeners are called with each one, in order, and must not
+    block or raise.
 
-    With etcd away the view stays as it was; `disconnected_s` says for how long. So it does while etcd is foreign (lineage.py): it
-    was emptied or put back to an older state, and `strange` says so. Then it is listed again and again, until it is believed.
+    With etcd away the view stays as it was; `disconnected_s` says for how long. So it does while
+    etcd is foreign (lineage.py): it was emptied or put back to an older state, and `strange` says
+    so. Then it is listed again and again, until it is believed.
     """
 
     def __init__(self, etcd: GuardedEtcd, keys: Keys, memory: Memory, name: str) -> None:
-        """`memory` learns of every view before listeners do. `name`: of this process, for whoever asks who has halted etcd."""
+        """`memory` learns of every view before listeners do. `name`: of this process, for whoever
+        asks who has halted etcd."""
         self._etcd = etcd
         self._keys = keys
         self._memory = memory
@@ -78,14 +81,18 @@ class ViewFeed:
         return 0.0 if self._state.connected else time.monotonic() - self._state.disconnected_since
 
     async def run(self) -> None:
-        """Follow etcd until cancelled. Raises Refused when the cluster has come to use what this program does not know."""
+        """Follow etcd until cancelled. Raises Refused when the cluster has come to use what this
+        program does not know."""
         backoff_s = _BACKOFF_S[0]
         while True:
             shown = self.view
             try:
                 pause_s = await self._watch()
             except Unreadable as error:
-                strange = f"etcd has what cannot be read: {error}. Nothing of it is acted on, until that is mended"
+                strange = (
+                    f"etcd has what cannot be read: {error}. Nothing of it is acted on, until that"
+                    " is mended"
+                )
                 if strange != self.strange:
                     log.error("%s", strange)
                 self.strange = strange
@@ -101,8 +108,10 @@ class ViewFeed:
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
 
     async def _watch(self) -> float:
-        """Show views until one is not to be shown: the seconds after which to list again. Raises EtcdError when the watch breaks."""
-        known = self._memory.known()  # before anything is listed: what is learnt meanwhile may be newer than the listing
+        """Show views until one is not to be shown: the seconds after which to list again. Raises
+        EtcdError when the watch breaks."""
+        # before anything is listed: what is learnt meanwhile may be newer than the listing
+        known = self._memory.known()
         async with contextlib.aclosing(self._etcd.watch(self._keys.prefix, self._state)) as updates:
             async for update in updates:
                 view = apply(self.view, update, self._keys)
@@ -111,11 +120,16 @@ class ViewFeed:
                     if verdict.why:
                         return await self._refuse(view, verdict, known)
                     if self.strange:
-                        log.warning("etcd is what this process knows again, at revision %d: it is followed", view.revision)
+                        log.warning(
+                            "etcd is what this process knows again, at revision %d: it is followed",
+                            view.revision,
+                        )
                         self.strange = ""
                     self.listed_at = time.monotonic()
                 elif is_suspicious(self.view, view):
-                    log.warning("etcd shows what does not follow from what it said before; listing again")
+                    log.warning(
+                        "etcd shows what does not follow from what it said before; listing again"
+                    )
                     return 0.0
                 self._show(view)
         raise AssertionError("a watch ends by breaking")
@@ -127,7 +141,11 @@ class ViewFeed:
         self._etcd.follow(view.lineage, view.lineage_raw)
         self._memory.follow(view)
         for key in view.unreadable.keys() - self.view.unreadable.keys():
-            log.error("etcd's value of %s cannot be read: %s; what was known before stays in force", key, view.unreadable[key])
+            log.error(
+                "etcd's value of %s cannot be read: %s; what was known before stays in force",
+                key,
+                view.unreadable[key],
+            )
         self.view = view
         for listener in self.listeners:
             listener(view)
@@ -135,7 +153,8 @@ class ViewFeed:
         self._changed = asyncio.Event()
 
     async def _refuse(self, view: View, verdict: Verdict, known: Known) -> float:
-        """Act on nothing of a view, and have nobody act on it if it proves that etcd went back: when to list again."""
+        """Act on nothing of a view, and have nobody act on it if it proves that etcd went back:
+        when to list again."""
         strange = f"{verdict.why} (revision {view.revision}). {WHAT_TO_DO}"
         if verdict.why not in self.strange:
             log.critical("%s", strange)
@@ -160,8 +179,9 @@ class ViewFeed:
 def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
     """The view after an update. Pure.
 
-    Of a value that cannot be read, what the view had before stays. Raises Unreadable when it had no assignment, settings or lineage
-    in place of one that cannot be read: as if there were none, the cluster would be another one.
+    Of a value that cannot be read, what the view had before stays. Raises Unreadable when it had no
+    assignment, settings or lineage in place of one that cannot be read: as if there were none, the
+    cluster would be another one.
     """
     before = view
     if isinstance(update, Listing):
@@ -190,11 +210,24 @@ def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
     tables: tuple[_Table, ...] = (
         _Table(keys.shards, assignments, before.assignments, versioned, _shard),
         _Table(keys.members, members, before.members, lambda row: decode(row.value, Member)),
-        _Table(keys.drains, drains, before.drains, lambda row: decode(row.value, Drain), instead=Drain(0.0, _UNREADABLE)),
+        _Table(
+            keys.drains,
+            drains,
+            before.drains,
+            lambda row: decode(row.value, Drain),
+            instead=Drain(0.0, _UNREADABLE),
+        ),
         _Table(keys.heats, heat, before.heat, lambda row: decode(row.value, Heat)),
         _Table(keys.hostings, hosting, before.hosting, lambda row: decode(row.value, Hosting)),
         _Table(keys.all_kinds, kinds, before.kinds, lambda row: decode_kinds(row.value)),
-        _Table(keys.pauses, pauses, before.pauses, lambda row: decode(row.value, Pause), _paused, Pause(0.0, _UNREADABLE)),
+        _Table(
+            keys.pauses,
+            pauses,
+            before.pauses,
+            lambda row: decode(row.value, Pause),
+            _paused,
+            Pause(0.0, _UNREADABLE),
+        ),
     )
     unreadable = dict(view.unreadable)
     for there, row in rows:
@@ -230,7 +263,8 @@ def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
         lineage,
         lineage_raw,
         unreadable,
-        frozenset(key[len(keys.members) :] for key in unreadable if key.startswith(keys.members)) - members.keys(),
+        frozenset(key[len(keys.members) :] for key in unreadable if key.startswith(keys.members))
+        - members.keys(),
     )
 
 
@@ -239,7 +273,8 @@ class _PassedOver(Exception):
 
 
 def _read_or(key: str, raw: bytes, type: type[S], before: S | None) -> S | None:
-    """A value that a view cannot do without; the one before when it cannot be read. Raises Unreadable without one."""
+    """A value that a view cannot do without; the one before when it cannot be read. Raises
+    Unreadable without one."""
     try:
         return decode(raw, type) if raw else None
     except Unreadable as error:
@@ -252,7 +287,8 @@ def _read_or(key: str, raw: bytes, type: type[S], before: S | None) -> S | None:
 class _Table:
     """The rows of one prefix. `name` makes what they are kept by of the rest of the key.
 
-    `instead`: what stands in place of a value that cannot be read and had none before, where its being there is what matters.
+    `instead`: what stands in place of a value that cannot be read and had none before, where its
+    being there is what matters.
     """
 
     prefix: str

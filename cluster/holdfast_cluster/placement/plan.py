@@ -2,31 +2,39 @@
 
 Rules, for each shard, the first that applies:
 
-- formation: assigned once, by the ring, when enough members are there to share the work; every copy is empty, so all are in sync.
-- fail-over: when the owner is absent, or has come back as another incarnation, an in-sync member that is present becomes the
-  owner under the next epoch, the ring's favourite first. Whoever is in sync has everything that was ever committed, so any of them
-  will do. With none present nothing happens (rule 7): the shard waits for its data.
-- repair: while there are fewer copies than wanted, the ring's next member becomes a joining replica. A wanted one that is away for
-  a moment is waited for, as long as enough others are in sync to write. One that was superseded is not: its disk was replaced, so
-  its place in the in-sync set counts for nothing. Shards with the fewest copies come first.
-- leave: a member that stops, drains or whose disk is full or slow owns nothing if anybody in sync can take over, at once and for
-  all of its shards. One that stops is taken out of the in-sync sets as well, so that nobody waits for it, as long as enough others
-  are in sync to write.
-- hosting: when a shard is asked for a kind that its owner lacks, the owner is asked to hand it to an in-sync member that has it.
-- move, a few shards at a time: what the ring wants and is not there joins; then the owner is asked to hand over to the ring's
-  favourite; then what the ring does not want is asked to leave. Never fewer copies on the way than before. Quiet shards begin,
-  the busiest come last: by then most of the load that makes a hand-over costly has other places to go.
+- formation: assigned once, by the ring, when enough members are there to share the work; every copy
+  is empty, so all are in sync.
+- fail-over: when the owner is absent, or has come back as another incarnation, an in-sync member
+  that is present becomes the owner under the next epoch, the ring's favourite first. Whoever is in
+  sync has everything that was ever committed, so any of them will do. With none present nothing
+  happens (rule 7): the shard waits for its data.
+- repair: while there are fewer copies than wanted, the ring's next member becomes a joining
+  replica. A wanted one that is away for a moment is waited for, as long as enough others are in
+  sync to write. One that was superseded is not: its disk was replaced, so its place in the in-sync
+  set counts for nothing. Shards with the fewest copies come first.
+- leave: a member that stops, drains or whose disk is full or slow owns nothing if anybody in sync
+  can take over, at once and for all of its shards. One that stops is taken out of the in-sync sets
+  as well, so that nobody waits for it, as long as enough others are in sync to write.
+- hosting: when a shard is asked for a kind that its owner lacks, the owner is asked to hand it to
+  an in-sync member that has it.
+- move, a few shards at a time: what the ring wants and is not there joins; then the owner is asked
+  to hand over to the ring's favourite; then what the ring does not want is asked to leave. Never
+  fewer copies on the way than before. Quiet shards begin, the busiest come last: by then most of
+  the load that makes a hand-over costly has other places to go.
 
-A member whose disk is full or slow gets no new copy: the ring's next one gets it. It keeps the copies that it has, while the ring
-wants them. Where a slow one is joining it goes on: owners have taken it out of the in-sync set, and will take it back.
+A member whose disk is full or slow gets no new copy: the ring's next one gets it. It keeps the
+copies that it has, while the ring wants them. Where a slow one is joining it goes on: owners have
+taken it out of the in-sync set, and will take it back.
 
-Members that are away for a moment (`expected`, or stopping) keep their place on the ring: a restart moves no data. When more than a
-third is away nothing moves at all, whatever the reason is; fail-over and repair go on.
+Members that are away for a moment (`expected`, or stopping) keep their place on the ring: a restart
+moves no data. When more than a third is away nothing moves at all, whatever the reason is;
+fail-over and repair go on.
 
-Members may have different kinds. Kinds are a preference in choosing owners, and come after data. Fail-over takes an in-sync member
-that has the kinds if there is one, and waits for nobody. A move puts no shard on a node that lacks a kind that the present owner has
-and that the shard has objects of: the first member of the ring's whole list that has them all takes the favourite's place. So a shard
-that was handed over because of a kind is not moved back.
+Members may have different kinds. Kinds are a preference in choosing owners, and come after data.
+Fail-over takes an in-sync member that has the kinds if there is one, and waits for nobody. A move
+puts no shard on a node that lacks a kind that the present owner has and that the shard has objects
+of: the first member of the ring's whole list that has them all takes the favourite's place. So a
+shard that was handed over because of a kind is not moved back.
 """
 
 from __future__ import annotations
@@ -47,7 +55,8 @@ MOVES_MAX = 4
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """Swap a shard's assignment for `to` if it is still at `revision` (0: if there is none), because of `why`."""
+    """Swap a shard's assignment for `to` if it is still at `revision` (0: if there is none),
+    because of `why`."""
 
     shard: int
     revision: int
@@ -56,12 +65,15 @@ class Transition:
 
 
 def plan(
-    view: View, members_min: int, expected: Mapping[str, Member] | None = None, superseded: Set[str] = frozenset()
+    view: View,
+    members_min: int,
+    expected: Mapping[str, Member] | None = None,
+    superseded: Set[str] = frozenset(),
 ) -> list[Transition]:
     """The transitions that are due.
 
-    `members_min`: how many active members formation waits for. `expected`: members that were there a moment ago. `superseded`: absent
-    ones whose disks were replaced.
+    `members_min`: how many active members formation waits for. `expected`: members that were there
+    a moment ago. `superseded`: absent ones whose disks were replaced.
     """
     if view.settings is None:
         return []
@@ -69,7 +81,8 @@ def plan(
 
 
 def too_many_away(view: View, expected: Mapping[str, Member]) -> bool:
-    """Whether more than a third of the members is away: then the network is to blame, or somebody's mistake, and no data moves."""
+    """Whether more than a third of the members is away: then the network is to blame, or somebody's
+    mistake, and no data moves."""
     away = sum(name not in view.members for name in expected)
     return more_than_a_third(away, len(view.members) + away)
 
@@ -79,7 +92,9 @@ def more_than_a_third(some: int, of: int) -> bool:
 
 
 class _Plan:
-    def __init__(self, view: View, members_min: int, expected: Mapping[str, Member], superseded: Set[str]) -> None:
+    def __init__(
+        self, view: View, members_min: int, expected: Mapping[str, Member], superseded: Set[str]
+    ) -> None:
         assert view.settings is not None
         self.view = view
         self.copies = view.settings.replication
@@ -118,13 +133,18 @@ class _Plan:
             else:
                 to, why = self._repair(shard, now), "repair"
                 if to is not None:
-                    repairs.append((len(self._holding(now)), Transition(shard, versioned.revision, to, why)))
+                    repairs.append(
+                        (len(self._holding(now)), Transition(shard, versioned.revision, to, why))
+                    )
                     continue
                 if self.copies > 1:  # moving the only copy needs what is not built yet
                     to, why = self._leave(shard, now), "leave"
                     if to is None and (host := self._host_in_sync(shard, now)):
                         if now.handover != host:
-                            to, why = msgspec.structs.replace(now, handover=host, leaving=()), "hosting"
+                            to, why = (
+                                msgspec.structs.replace(now, handover=host, leaving=()),
+                                "hosting",
+                            )
                     elif to is None and self.calm:
                         movable.append(shard)
             if to is not None:
@@ -142,7 +162,9 @@ class _Plan:
         in_sync = tuple([name for name in favourites if name in self.active][: self.copies])
         owner = self.view.members[in_sync[0]]
         # Nobody owned it before: there are no promises to wait out.
-        return Assignment(epoch=1, owner=owner.id, incarnation=owner.incarnation, in_sync=in_sync, released=True)
+        return Assignment(
+            epoch=1, owner=owner.id, incarnation=owner.incarnation, in_sync=in_sync, released=True
+        )
 
     def _fail_over(self, shard: int, now: Assignment) -> Assignment | None:
         had = self.view.kinds.get(now.owner, ()) if now.owner not in self.view.members else ()
@@ -150,7 +172,8 @@ class _Plan:
         if owner is None:
             return None
         joining = tuple(name for name in now.joining if name in self.view.members)
-        # The absent stay in sync until the new owner, alive, has them removed: should it be dead too, they have the data.
+        # The absent stay in sync until the new owner, alive, has them removed: should it be dead
+        # too, they have the data.
         return msgspec.structs.replace(
             now,
             epoch=now.epoch + 1,
@@ -163,8 +186,8 @@ class _Plan:
         )
 
     def _best(self, shard: int, names: list[str], kinds: Iterable[str]) -> Member | None:
-        """Who of these present members should own the shard: one that stays, that has these kinds, that has most of all kinds, and of
-        those the ring's favourite."""
+        """Who of these present members should own the shard: one that stays, that has these kinds,
+        that has most of all kinds, and of those the ring's favourite."""
         favourites = self.ring.preference_list(shard, len(self.ring.nodes))
 
         def rank(name: str) -> tuple[bool, int, int, int]:
@@ -180,7 +203,9 @@ class _Plan:
         copies = {*in_sync, *joining}
         if len(in_sync) >= self.writable_from:
             waited_for = self.stopping | set(self.away)
-            copies |= {name for name in self.ring.preference_list(shard, self.copies) if name in waited_for}
+            copies |= {
+                name for name in self.ring.preference_list(shard, self.copies) if name in waited_for
+            }
         for name in self.ring.preference_list(shard, len(self.ring.nodes)):
             if len(copies) >= self.copies:
                 break
@@ -197,7 +222,9 @@ class _Plan:
 
     def _leave(self, shard: int, now: Assignment) -> Assignment | None:
         if now.owner not in self.active:
-            to = self._best(shard, [name for name in now.in_sync if name in self.active], self._held(shard, now))
+            to = self._best(
+                shard, [name for name in now.in_sync if name in self.active], self._held(shard, now)
+            )
             if to is not None and not (now.handover in self.active and now.handover in now.in_sync):
                 return msgspec.structs.replace(now, handover=to.id, leaving=())
             return None
@@ -211,16 +238,24 @@ class _Plan:
     # -- kinds
 
     def _held(self, shard: int, now: Assignment) -> list[str]:
-        """The kinds of the present owner that the shard has objects of; all that the owner has, as long as it has not looked."""
+        """The kinds of the present owner that the shard has objects of; all that the owner has, as
+        long as it has not looked."""
         owner = self.view.members[now.owner]
         told = self.view.hosting_of(owner)
         if not self.mixed or shard not in told.holds:
             return list(owner.kinds) if self.mixed else []
-        return [kind for kind in owner.kinds if kind in told.holds[shard] or kind not in told.looked_for]
+        return [
+            kind for kind in owner.kinds if kind in told.holds[shard] or kind not in told.looked_for
+        ]
 
     def _host(self, shard: int, now: Assignment) -> str:
-        """The active member that should own the shard because it has what the owner asks for, or ""."""
-        asked = self.view.hosting_of(self.view.members[now.owner]).asks.get(shard, ()) if self.mixed else ()
+        """The active member that should own the shard because it has what the owner asks for, or
+        ""."""
+        asked = (
+            self.view.hosting_of(self.view.members[now.owner]).asks.get(shard, ())
+            if self.mixed
+            else ()
+        )
         if not asked:
             return ""
         held = self._held(shard, now)
@@ -228,8 +263,16 @@ class _Plan:
         def rank(name: str) -> tuple[int, bool]:
             return self.view.members[name].missing(held), name not in now.in_sync
 
-        names = [name for name in self.ring.preference_list(shard, len(self.ring.nodes)) if name in self.active]
-        return min((name for name in names if set(asked).issubset(self.view.members[name].kinds)), key=rank, default="")
+        names = [
+            name
+            for name in self.ring.preference_list(shard, len(self.ring.nodes))
+            if name in self.active
+        ]
+        return min(
+            (name for name in names if set(asked).issubset(self.view.members[name].kinds)),
+            key=rank,
+            default="",
+        )
 
     def _host_in_sync(self, shard: int, now: Assignment) -> str:
         """The same, if it has the data already: handing over to it moves nothing."""
@@ -237,7 +280,8 @@ class _Plan:
         return host if host in now.in_sync and host != now.owner else ""
 
     def _wanted(self, shard: int, now: Assignment) -> list[str]:
-        """Who is to have copies, the one that is to own the shard first: what the ring wants, as far as kinds allow it."""
+        """Who is to have copies, the one that is to own the shard first: what the ring wants, as
+        far as kinds allow it."""
         wanted = self._with_room(shard, now)
         if not self.mixed or not wanted:
             return wanted
@@ -248,12 +292,20 @@ class _Plan:
             fit = [name for name in everybody if name not in self.unfit]
             first = next((name for name in fit if not self.known[name].missing(held)), now.owner)
         others = [name for name in wanted if name != first]
-        if len(others) == self.copies:  # the copy that it shares a host or a zone with is needed least
+        # the copy that it shares a host or a zone with is needed least
+        if len(others) == self.copies:
             nodes = self.ring.nodes
             mine = nodes[first]
             others.remove(
                 next((name for name in reversed(others) if nodes[name].host == mine.host), "")
-                or next((name for name in reversed(others) if mine.zone and nodes[name].zone == mine.zone), "")
+                or next(
+                    (
+                        name
+                        for name in reversed(others)
+                        if mine.zone and nodes[name].zone == mine.zone
+                    ),
+                    "",
+                )
                 or others[-1]
             )
         return [first, *others]
@@ -261,7 +313,8 @@ class _Plan:
     # -- moving
 
     def _turn_to_move(self, shard: int) -> tuple[bool, bool, float]:
-        """Those with a copy too many are under way, and end first; then those whose calls wait for a kind; then the quiet ones."""
+        """Those with a copy too many are under way, and end first; then those whose calls wait for
+        a kind; then the quiet ones."""
         now = self.view.assignments[shard].assignment
         return len(now.in_sync) <= self.copies, not self._host(shard, now), self.view.heat_of(shard)
 
@@ -274,10 +327,18 @@ class _Plan:
         started = _is_moving(now)
         if not wanted or (not started and self.moving >= MOVES_MAX):
             return None  # everybody drains; or enough is on its way
-        missing = [name for name in wanted if name not in now.in_sync and name not in now.joining and name in self.active]
+        missing = [
+            name
+            for name in wanted
+            if name not in now.in_sync and name not in now.joining and name in self.active
+        ]
         if missing:
-            to = msgspec.structs.replace(now, joining=(*now.joining, missing[0]), handover="", leaving=())
-        elif now.joining or any(name not in now.in_sync or name not in self.active | self.unfit for name in wanted):
+            to = msgspec.structs.replace(
+                now, joining=(*now.joining, missing[0]), handover="", leaving=()
+            )
+        elif now.joining or any(
+            name not in now.in_sync or name not in self.active | self.unfit for name in wanted
+        ):
             return None  # on its way, or not possible now
         else:
             handover = wanted[0] if wanted[0] in self.active and wanted[0] != now.owner else ""
@@ -290,7 +351,8 @@ class _Plan:
         return to
 
     def _with_room(self, shard: int, now: Assignment) -> list[str]:
-        """Who should have a copy, the one that should own the shard first: whom the ring names, but a full or slow one gets no more.
+        """Who should have a copy, the one that should own the shard first: whom the ring names, but
+        a full or slow one gets no more.
 
         Whoever has the copy in its place keeps it meanwhile.
         """
@@ -302,7 +364,8 @@ class _Plan:
             others = [name for name in favourites if name in self.active and name not in wanted]
             others.sort(key=lambda name: name not in now.in_sync)
             wanted += others[: self.copies - len(wanted)]
-            wanted.sort(key=lambda name: name != now.owner)  # it stays where it is as long as the ring does not get its way
+            # it stays where it is as long as the ring does not get its way
+            wanted.sort(key=lambda name: name != now.owner)
         return wanted
 
 

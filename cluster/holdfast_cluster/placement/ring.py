@@ -1,15 +1,17 @@
 """The consistent-hash ring: which nodes a shard should be on. Pure.
 
-Terms: a *point* is a position on a circle of 2^64; every node has `points * weight` of them, every shard one. A shard
-belongs to the first node that its point meets walking clockwise and that has not its fill yet: a node takes at most
-LOAD_MAX times its fair share. Without that bound 256 shards on 20 nodes are as uneven as dice (1.5 times the mean, measured).
-The price is that a join or leave moves a few shards, about one in a hundred, between nodes that stay.
-A shard's *preference list* begins with that node; the others follow in the order of the walk, hosts (and zones) already taken
+Terms: a *point* is a position on a circle of 2^64; every node has `points * weight` of them, every
+shard one. A shard belongs to the first node that its point meets walking clockwise and that has not
+its fill yet: a node takes at most LOAD_MAX times its fair share. Without that bound 256 shards on
+20 nodes are as uneven as dice (1.5 times the mean, measured). The price is that a join or leave
+moves a few shards, about one in a hundred, between nodes that stay. A shard's *preference list*
+begins with that node; the others follow in the order of the walk, hosts (and zones) already taken
 skipped while others remain.
 
-Every process must compute the same: what goes into a hash is fixed by HASH_VERSION, which etcd keeps from formation on.
-Sources: Karger et al., Consistent Hashing and Random Trees, STOC 1997; virtual nodes as in Dynamo, SOSP 2007, 6.2;
-Mirrokni, Thorup, Zadimoghaddam, Consistent Hashing with Bounded Loads, SODA 2018.
+Every process must compute the same: what goes into a hash is fixed by HASH_VERSION, which etcd
+keeps from formation on. Sources: Karger et al., Consistent Hashing and Random Trees, STOC 1997;
+virtual nodes as in Dynamo, SOSP 2007, 6.2; Mirrokni, Thorup, Zadimoghaddam, Consistent Hashing with
+Bounded Loads, SODA 2018.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ LOAD_MAX = 1.25
 
 
 def hash64(*parts: bytes) -> int:
-    """64 bits of BLAKE2b over the parts, each with its length before it so that no two lists run together."""
+    """64 bits of BLAKE2b over the parts, each with its length before it so that no two lists run
+    together."""
     digest = blake2b(digest_size=8)
     for part in parts:
         digest.update(len(part).to_bytes(4, "big"))
@@ -43,7 +46,8 @@ def object_hash(kind: str, key: str) -> int:
 
 @functools.lru_cache(maxsize=1 << 16)
 def shard_of(kind: str, key: str, shards: int) -> int:
-    """The shard of an object, 0 to shards - 1. The cache saves a hash on the hot path and is bounded."""
+    """The shard of an object, 0 to shards - 1. The cache saves a hash on the hot path and is
+    bounded."""
     return object_hash(kind, key) % shards
 
 
@@ -104,7 +108,8 @@ class Ring:
                     return
 
     def preference_list(self, shard: int, n: int) -> list[str]:
-        """Up to `n` node ids for a shard, best first: no two in one zone, then no two on one host, while others remain."""
+        """Up to `n` node ids for a shard, best first: no two in one zone, then no two on one host,
+        while others remain."""
         known = self._preferences.get((shard, n))
         if known is None:
             known = self._preferences[shard, n] = self._preference_list(shard, n)
@@ -125,7 +130,14 @@ class Ring:
             if zones >= self._zones:
                 zones = set()
             pick = (
-                next((c for c in candidates if self.nodes[c].zone not in zones and self.nodes[c].host not in hosts), None)
+                next(
+                    (
+                        c
+                        for c in candidates
+                        if self.nodes[c].zone not in zones and self.nodes[c].host not in hosts
+                    ),
+                    None,
+                )
                 or next((c for c in candidates if self.nodes[c].host not in hosts), None)
                 or candidates[0]
             )

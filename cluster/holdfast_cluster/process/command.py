@@ -1,4 +1,5 @@
-"""`holdfast adopt-etcd`: rebuilds an etcd that was emptied, or put back to an older state, from what nodes know."""
+"""`holdfast adopt-etcd`: rebuilds an etcd that was emptied, or put back to an older state, from
+what nodes know."""
 
 from __future__ import annotations
 
@@ -18,16 +19,36 @@ from holdfast_cluster.placement.model import Keys
 _file = click.Path(path_type=Path, dir_okay=False, exists=True)
 
 
-@click.command(name="adopt-etcd", short_help="Rebuild an etcd that was emptied or put back, from what nodes know.")
-@local_option("--node", "nodes", multiple=True, help="Address of a node, host:port, as in its --listen; it tells of the others.")
-@local_option("--without", multiple=True, help="Id of a node that cannot report and is gone for good. What it alone knew is lost.")
+@click.command(
+    name="adopt-etcd",
+    short_help="Rebuild an etcd that was emptied or put back, from what nodes know.",
+)
+@local_option(
+    "--node",
+    "nodes",
+    multiple=True,
+    help="Address of a node, host:port, as in its --listen; it tells of the others.",
+)
+@local_option(
+    "--without",
+    multiple=True,
+    help="Id of a node that cannot report and is gone for good. What it alone knew is lost.",
+)
 @local_option("--dry-run", is_flag=True, default=False, help="Say only what would be written.")
 @local_option("--confirm", help='What you would be asked to type: "adopt etcd for cluster ID".')
-@option("--etcd-endpoints", default="127.0.0.1:2379", help="etcd's client addresses, host:port, comma-separated.")
+@option(
+    "--etcd-endpoints",
+    default="127.0.0.1:2379",
+    help="etcd's client addresses, host:port, comma-separated.",
+)
 @option("--etcd-ca", type=_file, help="CA of etcd's certificates; with it etcd is asked with TLS.")
 @option("--etcd-cert", type=_file, help="Certificate to show to etcd.")
 @option("--etcd-key", type=_file, help="Its key.")
-@option("--tls-cert", type=_file, help="A certificate of the cluster's processes, PEM. See docs/security.md.")
+@option(
+    "--tls-cert",
+    type=_file,
+    help="A certificate of the cluster's processes, PEM. See docs/security.md.",
+)
 @option("--tls-key", type=_file, help="Its key.")
 @option("--tls-ca", type=_file, help="CA of the certificates of the cluster's processes.")
 @option("--tls-name", help="The DNS name that all of those have. Default: CLUSTER.holdfast.")
@@ -47,9 +68,11 @@ def adopt_etcd(
     tls_name: str | None,
     cluster: str,
 ) -> None:
-    """Rebuild etcd from what the nodes have on their disks, when its own newest data cannot be put back.
+    """Rebuild etcd from what the nodes have on their disks, when its own newest data cannot be put
+    back.
 
-    It asks nodes and etcd itself, no gateway. Every node ever known has to report, running or waiting for etcd. It may be repeated.
+    It asks nodes and etcd itself, no gateway. Every node ever known has to report, running or
+    waiting for etcd. It may be repeated.
 
     \b
     Examples:
@@ -58,7 +81,9 @@ def adopt_etcd(
     """
     try:
         keys = Keys(cluster)
-        etcd = GuardedEtcd(etcd_endpoints.split(","), keys, tls=etcd_tls(etcd_ca, etcd_cert, etcd_key))
+        etcd = GuardedEtcd(
+            etcd_endpoints.split(","), keys, tls=etcd_tls(etcd_ca, etcd_cert, etcd_key)
+        )
         shown = certificates(cluster, tls_cert, tls_key, tls_ca, tls_name)
         asyncio.run(_adopt(etcd, keys, nodes, without, dry_run, confirm, shown))
     except (NotAdoptable, EtcdError, ValueError) as error:
@@ -89,11 +114,16 @@ async def _adopt(
             return
         wanted = f"adopt etcd for cluster {adoption.settings.id[:8]}"
         if confirm is None:
-            confirm = await asyncio.to_thread(click.prompt, f"To write this, type: {wanted}\n", prompt_suffix="> ")
+            confirm = await asyncio.to_thread(
+                click.prompt, f"To write this, type: {wanted}\n", prompt_suffix="> "
+            )
         if confirm != wanted:
             raise NotAdoptable(f"nothing is written: the confirmation has to be: {wanted}")
         await rebuild(etcd, keys, found, adoption)
-        click.echo(f"etcd is rebuilt as generation {adoption.generation}: every process follows it within about 8 s")
+        click.echo(
+            f"etcd is rebuilt as generation {adoption.generation}: every process follows it within"
+            " about 8 s"
+        )
     finally:
         await etcd.close()
 
@@ -106,7 +136,10 @@ def _tell(found: Found, gathered: Gathered, adoption: Adoption) -> None:
         differ += there is None or set(there.assignment.in_sync) != set(to.in_sync)
     click.echo(f"cluster {adoption.settings.id}, generation {adoption.generation}")
     click.echo(f"reports of {len(gathered.reports)} nodes: {', '.join(sorted(gathered.reports))}")
-    click.echo(f"{len(adoption.assignments)} of {adoption.settings.shards} shards are known; {differ} are not so in etcd now")
+    click.echo(
+        f"{len(adoption.assignments)} of {adoption.settings.shards} shards are known; {differ} are"
+        " not so in etcd now"
+    )
     click.echo(f"{len(adoption.drains)} drains, {len(adoption.pauses)} pauses")
     for note in adoption.notes:
         click.echo(note)

@@ -16,36 +16,61 @@ def feed_metrics(feed: ViewFeed) -> Iterator[Metric]:
     """What the process knows of the cluster, and how fresh that is."""
     view = feed.view
     yield gauge(
-        "holdfast_etcd_watch_broken_seconds", "For how long the watch on etcd has been down; 0 while it is up.", feed.disconnected_s
+        "holdfast_etcd_watch_broken_seconds",
+        "For how long the watch on etcd has been down; 0 while it is up.",
+        feed.disconnected_s,
     )
     yield gauge(
         "holdfast_etcd_strange",
-        "1 when etcd is not believed: it was emptied, put back to an older state, halted, or describes another cluster.",
+        "1 when etcd is not believed: it was emptied, put back to an older state, halted, or"
+        " describes another cluster.",
         bool(feed.strange),
     )
     yield gauge(
         "holdfast_routes_revision",
-        "The etcd revision of the routes that the process works with; it goes back when etcd is put back.",
+        "The etcd revision of the routes that the process works with; it goes back when etcd is put"
+        " back.",
         view.revision,
     )
-    yield gauge("holdfast_shards", "Shards of the cluster.", view.settings.shards if view.settings is not None else 0)
-    yield gauge("holdfast_members", "Members of the cluster, as far as the process knows.", len(view.members))
+    yield gauge(
+        "holdfast_shards",
+        "Shards of the cluster.",
+        view.settings.shards if view.settings is not None else 0,
+    )
+    yield gauge(
+        "holdfast_members",
+        "Members of the cluster, as far as the process knows.",
+        len(view.members),
+    )
 
 
 def certificate_metrics(certificates: Certificates | None) -> Iterator[Metric]:
     """How long the process's certificate lasts."""
     expires = float("inf") if certificates is None else certificates.expires_in_s
     yield gauge(
-        "holdfast_certificate_expires_seconds", "Until the process's certificate is valid no longer; without TLS never.", expires
+        "holdfast_certificate_expires_seconds",
+        "Until the process's certificate is valid no longer; without TLS never.",
+        expires,
     )
 
 
 def dispatcher_metrics(dispatcher: Dispatcher) -> Iterator[Metric]:
-    """The calls that the process sends to nodes: a gateway's clients', a node's turns' and notifications."""
-    yield gauge("holdfast_dispatch_in_flight", "Calls sent on and not answered.", dispatcher.in_flight)
-    yield gauge("holdfast_dispatch_held", "Calls that wait for their shard to be served.", dispatcher.held)
-    yield gauge("holdfast_dispatch_pipes", "Nodes to which there is a connection.", dispatcher.pipes_up)
-    yield counter("holdfast_dispatch_sent_again", "Attempts beyond the first.", dispatcher.sent_again)
+    """The calls that the process sends to nodes: a gateway's clients', a node's turns' and
+    notifications."""
     yield gauge(
-        "holdfast_routes_stale_seconds", "For how long nodes have worked with newer routes than this process.", dispatcher.stale_s
+        "holdfast_dispatch_in_flight", "Calls sent on and not answered.", dispatcher.in_flight
+    )
+    yield gauge(
+        "holdfast_dispatch_held", "Calls that wait for their shard to be served.", dispatcher.held
+    )
+    yield gauge(
+        "holdfast_dispatch_pipes", "Nodes to which there is a connection.", dispatcher.pipes_up
+    )
+    yield counter(
+        "holdfast_dispatch_sent_again", "Attempts beyond the first.", dispatcher.sent_again
+    )
+    yield gauge(
+        "holdfast_routes_stale_seconds",
+        "For how long nodes have worked with newer routes than this process.",
+        dispatcher.stale_s,
     )

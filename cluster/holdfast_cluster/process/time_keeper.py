@@ -1,4 +1,5 @@
-"""Keeps the cluster's time in a process: asks the others what their clocks show, and follows (`clocks/cluster_time.py`)."""
+"""Keeps the cluster's time in a process: asks the others what their clocks show, and follows
+(`clocks/cluster_time.py`)."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ _LAST_MS = 1 << 47  # the year 6429
 
 @dataclass(frozen=True, slots=True)
 class Voter:
-    """A node, as far as it has a vote. `wanted`: how many nodes there should be at least. A gateway has no vote."""
+    """A node, as far as it has a vote. `wanted`: how many nodes there should be at least. A gateway
+    has no vote."""
 
     id: str = ""
     host: str = ""
@@ -37,9 +39,17 @@ class Voter:
 
 
 class TimeKeeper:
-    """Keeps `time` by the others' clocks. `serving`: whether anybody relies on this process's time."""
+    """Keeps `time` by the others' clocks. `serving`: whether anybody relies on this
+    process's time."""
 
-    def __init__(self, time: Time, voter: Voter, feed: ViewFeed, nodes: Nodes, serving: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        time: Time,
+        voter: Voter,
+        feed: ViewFeed,
+        nodes: Nodes,
+        serving: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._time = time
         self._voter = voter
         self._feed = feed
@@ -56,7 +66,9 @@ class TimeKeeper:
             except Exception:
                 log.exception("a bug in keeping the time")
             self._asked += 1
-            await asyncio.sleep(ASK_S * random.uniform(0.8, 1.2) if self._time.started else ASK_SOON_S)
+            await asyncio.sleep(
+                ASK_S * random.uniform(0.8, 1.2) if self._time.started else ASK_SOON_S
+            )
 
     async def _ask_all(self) -> None:
         """Ask a process of each host, the next one each time, and follow."""
@@ -67,7 +79,9 @@ class TimeKeeper:
             if member.id != voter.id:
                 by_host.setdefault(member.host, []).append(member)
         self._nodes.forget_others(members.values())
-        await asyncio.gather(*(self._ask(there[self._asked % len(there)]) for there in by_host.values()))
+        await asyncio.gather(
+            *(self._ask(there[self._asked % len(there)]) for there in by_host.values())
+        )
         hosts = {*by_host, voter.host} - {""}
         began = clock.started
         wanted = hosts_wanted(members.values(), hosts, voter.address, voter.wanted)
@@ -81,13 +95,19 @@ class TimeKeeper:
         differing = clock.differing(boottime())
         for name, off in differing.items():
             if name not in self._said:
-                log.warning("the clock of host %s differs from the cluster's time by %.0f s", name, off / 1000)
+                log.warning(
+                    "the clock of host %s differs from the cluster's time by %.0f s",
+                    name,
+                    off / 1000,
+                )
         self._said = differing
 
     async def _ask(self, member: Member) -> None:
         began = boottime()
         try:
-            told = await self._nodes.ask(member, "Clock", peer_pb2.ClockRequest(), peer_pb2.ClockResponse, _TIMEOUT_S)
+            told = await self._nodes.ask(
+                member, "Clock", peer_pb2.ClockRequest(), peer_pb2.ClockResponse, _TIMEOUT_S
+            )
         except grpc.aio.AioRpcError as error:
             log.debug("%s does not tell what time it is: %s", member.id, error.details())
             return
@@ -95,17 +115,27 @@ class TimeKeeper:
         if ended - began > _TIMEOUT_S:
             return  # this process stood still meanwhile: nobody knows when that was
         if not (0 <= told.wall_ms < _LAST_MS and 0 <= told.cluster_ms < _LAST_MS):
-            log.warning("%s says that it is %s, %s ms after 1970", member.id, told.wall_ms, told.cluster_ms)
+            log.warning(
+                "%s says that it is %s, %s ms after 1970", member.id, told.wall_ms, told.cluster_ms
+            )
             return
         half = (ended - began) / 2 * 1000
-        self._time.clock.heard(member.host, told.wall_ms + half, told.cluster_ms + half if told.started else None, ended)
+        self._time.clock.heard(
+            member.host,
+            told.wall_ms + half,
+            told.cluster_ms + half if told.started else None,
+            ended,
+        )
 
 
-def hosts_wanted(members: Iterable[Member], hosts: Collection[str], address: str, wanted: int) -> int:
-    """How many hosts there should be at least, when there should be so many nodes: fewer by those that share a host. Pure.
+def hosts_wanted(
+    members: Iterable[Member], hosts: Collection[str], address: str, wanted: int
+) -> int:
+    """How many hosts there should be at least, when there should be so many nodes: fewer by those
+    that share a host. Pure.
 
-    Nodes are told apart by their addresses. One whose disk was replaced is a new member where the old one was, which may be in the
-    view still: the two are no two nodes that share a host.
+    Nodes are told apart by their addresses. One whose disk was replaced is a new member where the
+    old one was, which may be in the view still: the two are no two nodes that share a host.
     """
     places = {*(member.address for member in members), address} - {""}
     return max(0, wanted - (len(places) - len(hosts)))

@@ -1,4 +1,5 @@
-"""How a process is watched: its health for probes, its page for Prometheus, and how late its event loop is."""
+"""How a process is watched: its health for probes, its page for Prometheus, and how late its event
+loop is."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ _INTERVAL_S = 0.25
 
 
 class Watched:
-    """Health and metrics of one process. It says that it lives; whether calls should come is told by `ready`."""
+    """Health and metrics of one process. It says that it lives; whether calls should come is told
+    by `ready`."""
 
     def __init__(self, host: str, health_port: int | None, metrics_port: int | None) -> None:
         """The ports are at `host`; 0: any free one; None: there is none."""
@@ -36,21 +38,31 @@ class Watched:
         health_pb2_grpc.add_HealthServicer_to_server(self._healthy, server)
 
     async def begin(self) -> None:
-        """Say that the process lives, and that no calls should come yet. Probes can ask from `listen` on."""
+        """Say that the process lives, and that no calls should come yet. Probes can ask from
+        `listen` on."""
         await self.say(False)
         await self._healthy.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
 
     async def listen(self, collect: Callable[[], Iterator[Metric]] | None = None) -> None:
-        """Listen for probes, and for Prometheus when there is something to `collect`. Raises AddressInUse."""
+        """Listen for probes, and for Prometheus when there is something to `collect`. Raises
+        AddressInUse."""
         if self._metrics_port is not None and collect is not None:
             self._page = MetricsPage(collect)
-            log.info("metrics at port %d", await self._page.listen(f"{self._host}:{self._metrics_port}"))
+            log.info(
+                "metrics at port %d", await self._page.listen(f"{self._host}:{self._metrics_port}")
+            )
         if self._health_port is not None:
-            log.info("health at port %d", await self._probes.listen(f"{self._host}:{self._health_port}"))
+            log.info(
+                "health at port %d", await self._probes.listen(f"{self._host}:{self._health_port}")
+            )
 
     async def say(self, ready: bool) -> None:
         """Tell probes whether calls should come."""
-        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        status = (
+            health_pb2.HealthCheckResponse.SERVING
+            if ready
+            else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
         await self._healthy.set("", status)
 
     async def follow(self, ready: Callable[[], bool]) -> None:

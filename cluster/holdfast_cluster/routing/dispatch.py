@@ -1,18 +1,22 @@
 """Getting calls to the owners of their objects: routing, holding, sending again.
 
-Gateways use it for their callers, nodes for the calls that turns make. A call is in exactly one of these states:
+Gateways use it for their callers, nodes for the calls that turns make. A call is in exactly one of
+these states:
 
 - *sent*: on a pipe to the node that, by the newest view, may serve its shard;
-- *held*: there is no such node or pipe, or the node refused; it waits in its shard's queue, and calls that come later wait
-  behind it. The queue is sent when the view gives the shard another owner or epoch, when the pipe comes up, or after a backoff.
-  A call whose kind the node lacks waits in another queue of its shard, so that no other call waits behind it;
+- *held*: there is no such node or pipe, or the node refused; it waits in its shard's queue, and
+  calls that come later wait behind it. The queue is sent when the view gives the shard another
+  owner or epoch, when the pipe comes up, or after a backoff. A call whose kind the node lacks waits
+  in another queue of its shard, so that no other call waits behind it;
 - *done*: replied, or its deadline passed.
 
-A call is sent again with the same request id, so that its effect happens once. If nobody heard what became of the attempt before,
-it is sent with `attempt + 1`, and from then on no error is definite (the rule of `definite` in holdfast.errors); nor is one of a call
-that came with an `attempt`. What is held and in flight is bounded; when full, calls are refused with OVERLOADED.
+A call is sent again with the same request id, so that its effect happens once. If nobody heard what
+became of the attempt before, it is sent with `attempt + 1`, and from then on no error is definite
+(the rule of `definite` in holdfast.errors); nor is one of a call that came with an `attempt`. What
+is held and in flight is bounded; when full, calls are refused with OVERLOADED.
 
-A call that is cancelled leaves its queue, or its node is told; it is not sent again, and its origin's `heir` gets what is answered.
+A call that is cancelled leaves its queue, or its node is told; it is not sent again, and its
+origin's `heir` gets what is answered.
 """
 
 from __future__ import annotations
@@ -56,7 +60,8 @@ _KEY_SHORT = KEY_BYTES_MAX // 4  # so many characters fit whatever they are
 _ENVELOPE_BYTES = 100
 _ATTEMPT_MAX = (1 << 32) - 1
 _TIMEOUT_MAX_MS = int(TIMEOUT_MAX_S * 1000)
-_DEADLINE_SLACK_S = 0.15  # a call that was sent is given this long for the node's own word on its deadline
+# a call that was sent is given this long for the node's own word on its deadline
+_DEADLINE_SLACK_S = 0.15
 _BACKOFF_S = (0.02, 0.5)
 _LACKING_BACKOFF_S = (0.1, 5.0)  # another owner is a new epoch, which sends these calls at once
 _TICK_S = 0.02
@@ -86,7 +91,8 @@ class Origin(Protocol):
 
 
 class Pending:
-    """A call on its way. `lacking`: it was refused for its kind. `cancelled`: nobody waits for it any more."""
+    """A call on its way. `lacking`: it was refused for its kind. `cancelled`: nobody waits for it
+    any more."""
 
     __slots__ = (
         "call",
@@ -103,7 +109,9 @@ class Pending:
         "submitted",
     )
 
-    def __init__(self, call: pb.Call, origin: Origin, shard: int, deadline: float, size: int) -> None:
+    def __init__(
+        self, call: pb.Call, origin: Origin, shard: int, deadline: float, size: int
+    ) -> None:
         self.size = size
         self.call = call
         self.origin = origin
@@ -154,9 +162,11 @@ class Dispatcher:
         self._held: dict[int, _Held] = {}
         self._lacking: dict[int, _Held] = {}  # the calls whose kind the owner lacks
         self._held_count = 0
-        self._orphans: dict[bytes, int] = {}  # by request id, calls that run on though their origin has gone
+        # by request id, calls that run on though their origin has gone
+        self._orphans: dict[bytes, int] = {}
         self._bytes = 0
-        self._small = min(_CALL_SMALL, limits.argument_bytes_max)  # up to here no part of a call needs a closer look
+        # up to here no part of a call needs a closer look
+        self._small = min(_CALL_SMALL, limits.argument_bytes_max)
         self._shards = 0
         self._targets: list[Pipe | None] = []  # by shard; None: hold
         self._epochs: list[int] = []
@@ -168,7 +178,8 @@ class Dispatcher:
         self._refused: Counter[int] = Counter()  # at once, by `submit`
         self.sent_again = 0
         """Attempts beyond the first."""
-        self._heard: dict[Pipe, int] = {}  # the newest word of each node, not the highest: etcd may be put back at a lower revision
+        # The newest word of each node, not the highest: etcd may be put back at a lower revision.
+        self._heard: dict[Pipe, int] = {}
         self._stale_since: float | None = None
         feed.listeners.append(self._on_view)
 
@@ -212,7 +223,8 @@ class Dispatcher:
     def ready(self) -> bool:
         """Whether the routes are fresh: loaded, and not known to lag behind what nodes work with.
 
-        With etcd away for everybody nobody is ahead, and calls go on; a gateway that alone lost etcd hears of newer routes.
+        With etcd away for everybody nobody is ahead, and calls go on; a gateway that alone lost
+        etcd hears of newer routes.
         """
         if self._shards == 0:
             return False
@@ -228,7 +240,8 @@ class Dispatcher:
         return bool(self._shards) and self._targets[shard_of(kind, key, self._shards)] is not None
 
     def submit(self, call: pb.Call, origin: Origin) -> int:
-        """Send a call; its reply, or an error, goes to `origin` with the id that the call has now. Returns what `cancel` takes."""
+        """Send a call; its reply, or an error, goes to `origin` with the id that the call has now.
+        Returns what `cancel` takes."""
         key = call.key
         size = call.ByteSize()
         if (
@@ -272,7 +285,9 @@ class Dispatcher:
             return False
         pending.origin = heir
         orphan = self._orphans.pop(pending.call.request_id, number)
-        if orphan != number:  # an attempt of before, whose connection is lost: whoever made it has sent it again, and waits no more
+        if orphan != number:
+            # An attempt of before, whose connection is lost: its caller has sent it again, and
+            # waits for that one no more.
             self.cancel(orphan, self._pending[orphan].origin)
         if pending.pipe is None:
             self._unhold(pending)
@@ -288,7 +303,8 @@ class Dispatcher:
         self._fail(pending, Aborted("its caller waits no more"))
 
     def forget(self, origin: Origin, heir: Origin | None = None) -> int:
-        """The origin has gone: its calls run on, their replies are dropped, or go to `heir`; how many will."""
+        """The origin has gone: its calls run on, their replies are dropped, or go to `heir`; how
+        many will."""
         inherited = 0
         for number, pending in list(self._pending.items()):
             if pending.origin is not origin:
@@ -361,7 +377,10 @@ class Dispatcher:
             self._targets = [None] * self._shards
             self._epochs = [0] * self._shards
         self._open_pipes(view)
-        epochs = [view.assignments[shard].assignment.epoch if shard in view.assignments else 0 for shard in range(self._shards)]
+        epochs = [
+            view.assignments[shard].assignment.epoch if shard in view.assignments else 0
+            for shard in range(self._shards)
+        ]
         moved = {shard for shard, epoch in enumerate(epochs) if epoch != self._epochs[shard]}
         self._epochs = epochs
         if moved:
@@ -377,7 +396,9 @@ class Dispatcher:
 
     def _open_pipes(self, view: View) -> None:
         here = self._local[0] if self._local is not None else None
-        wanted = {(m.id, m.streams, m.incarnation): m for m in view.members.values() if m.id != here}
+        wanted = {
+            (m.id, m.streams, m.incarnation): m for m in view.members.values() if m.id != here
+        }
         for identity, member in wanted.items():
             if identity not in self._pipes:
                 self._pipes[identity] = RemotePipe(self, member, self._certificates)
@@ -411,7 +432,9 @@ class Dispatcher:
         if self._held_count >= self._limits.held_max:
             self._drop(pending.call.id, pending)
             message = f"{self._limits.held_max} calls wait for shards that are not served"
-            self._fail(pending, Overloaded(message, definite=True, retryable=True, retry_after_s=1.0))
+            self._fail(
+                pending, Overloaded(message, definite=True, retryable=True, retry_after_s=1.0)
+            )
             return
         pending.pipe = None
         pending.lacking = lacking
@@ -419,7 +442,9 @@ class Dispatcher:
         queues = self._lacking if lacking else self._held
         held = queues.get(shard)
         if held is None:
-            held = queues[shard] = _Held(self._loop.time(), _LACKING_BACKOFF_S if lacking else _BACKOFF_S)
+            held = queues[shard] = _Held(
+                self._loop.time(), _LACKING_BACKOFF_S if lacking else _BACKOFF_S
+            )
         held.calls.append(pending)
         self._held_count += 1
         if not lacking:
@@ -436,7 +461,11 @@ class Dispatcher:
 
     def _unhold(self, pending: Pending) -> None:
         queues = self._lacking if pending.lacking else self._held
-        if pending.pipe is None and (held := queues.get(pending.shard)) is not None and pending in held.calls:
+        if (
+            pending.pipe is None
+            and (held := queues.get(pending.shard)) is not None
+            and pending in held.calls
+        ):
             held.calls.remove(pending)
             self._held_count -= 1
 
@@ -468,7 +497,8 @@ class Dispatcher:
             self._targets[shard] = pipe
 
     def _release_lacking(self, shard: int, now: float) -> None:
-        """The same for the calls that were refused for their kind: the owner may have it now, or be another one."""
+        """The same for the calls that were refused for their kind: the owner may have it now, or be
+        another one."""
         held = self._lacking[shard]
         if not held.calls:
             del self._lacking[shard]
@@ -481,7 +511,11 @@ class Dispatcher:
         held.retry_at = now + held.backoff_s * random.uniform(0.5, 1.0)
         if pipe is None:
             return False
-        calls, held.calls = held.calls, []  # the queue itself stays until the next round: refused calls find their backoff there
+        # the queue itself stays until the next round: refused calls find their backoff there
+        calls, held.calls = (
+            held.calls,
+            [],
+        )
         self._held_count -= len(calls)
         for pending in calls:
             call = pending.call
@@ -509,7 +543,12 @@ class Dispatcher:
                 Unavailable(f"{what}: {self._why_held(pending)}", definite=True, retryable=True),
             )
         else:
-            self._fail(pending, DeadlineExceeded(f"{what}: its node did not answer before the deadline", retryable=True))
+            self._fail(
+                pending,
+                DeadlineExceeded(
+                    f"{what}: its node did not answer before the deadline", retryable=True
+                ),
+            )
 
     def _why_held(self, pending: Pending) -> str:
         view = self._feed.view
@@ -522,29 +561,62 @@ class Dispatcher:
         if member is None and len(assignment.in_sync) == 1:
             return f"shard {shard}: the only copy is on node {assignment.owner}, which is absent"
         if member is None:
-            return f"shard {shard}: its owner {assignment.owner} is absent; copies are on {', '.join(assignment.in_sync)}"
+            return (
+                f"shard {shard}: its owner {assignment.owner} is absent; copies are on"
+                f" {', '.join(assignment.in_sync)}"
+            )
         if member.incarnation != assignment.incarnation:
-            return f"shard {shard}: node {assignment.owner} was started again and has not been assigned it yet"
+            return (
+                f"shard {shard}: node {assignment.owner} was started again and has not been"
+                " assigned it yet"
+            )
         if pending.lacking:
-            hosts = ", ".join(sorted(m.id for m in view.members.values() if pending.call.kind in m.kinds))
+            hosts = ", ".join(
+                sorted(m.id for m in view.members.values() if pending.call.kind in m.kinds)
+            )
             where = f"nodes that have it: {hosts}" if hosts else "no node that is there has it"
-            return f"shard {shard}: its owner {assignment.owner} lacks kind {pending.call.kind}; {where}"
-        return f"shard {shard}: node {assignment.owner} at {member.address} cannot be reached or does not serve it yet"
+            return (
+                f"shard {shard}: its owner {assignment.owner} lacks kind {pending.call.kind};"
+                f" {where}"
+            )
+        return (
+            f"shard {shard}: node {assignment.owner} at {member.address} cannot be reached or does"
+            " not serve it yet"
+        )
 
     def _refusal(self, call: pb.Call) -> HoldfastError | None:
         """Why a call is not taken; None when it is, after all."""
         size = len(call.key.encode())
         if not 0 < size <= KEY_BYTES_MAX:
-            return InvalidArgument(f"an object's key has 1 to {KEY_BYTES_MAX} bytes, this one {size}", path="key", definite=True)
+            return InvalidArgument(
+                f"an object's key has 1 to {KEY_BYTES_MAX} bytes, this one {size}",
+                path="key",
+                definite=True,
+            )
         if len(call.arguments) > self._limits.argument_bytes_max:
-            return TooLarge(f"arguments of {len(call.arguments)} bytes, at most {self._limits.argument_bytes_max}", definite=True)
+            return TooLarge(
+                f"arguments of {len(call.arguments)} bytes, at most"
+                f" {self._limits.argument_bytes_max}",
+                definite=True,
+            )
         rest = call.ByteSize() - len(call.arguments)
         if rest > ENVELOPE_BYTES_MAX:
-            return TooLarge(f"names and metadata of {rest} bytes, at most {ENVELOPE_BYTES_MAX}", definite=True)
+            return TooLarge(
+                f"names and metadata of {rest} bytes, at most {ENVELOPE_BYTES_MAX}", definite=True
+            )
         if len(call.request_id) != REQUEST_ID_BYTES:
-            return InvalidArgument(f"a request id has {REQUEST_ID_BYTES} bytes (UUIDv7)", path="request_id", definite=True)
+            return InvalidArgument(
+                f"a request id has {REQUEST_ID_BYTES} bytes (UUIDv7)",
+                path="request_id",
+                definite=True,
+            )
         if not self._shards:
-            return Unavailable("the cluster's routes are not loaded yet", definite=True, retryable=True, retry_after_s=0.5)
+            return Unavailable(
+                "the cluster's routes are not loaded yet",
+                definite=True,
+                retryable=True,
+                retry_after_s=0.5,
+            )
         if len(self._pending) >= self._limits.in_flight_max or self._bytes > self._limits.bytes_max:
             message = f"{len(self._pending)} calls of {self._bytes} bytes are in flight here"
             return Overloaded(message, definite=True, retryable=True, retry_after_s=0.2)

@@ -21,7 +21,8 @@ from holdfast_cluster.placement.ring import shard_of
 log = logging.getLogger(__name__)
 
 ASKED_BY_METADATA = "holdfast-asked-by"
-"""Who wants a change, for the node's log; percent-encoded, because gRPC takes printable ASCII alone."""
+"""Who wants a change, for the node's log; percent-encoded, because gRPC takes printable ASCII
+alone."""
 _PLAIN = " " + string.punctuation.replace("%", "")
 TIMEOUT_S = 20.0
 _STATS_TIMEOUT_S = 1.0
@@ -47,7 +48,15 @@ class Nodes:
         for channel in self._channels.values():
             await channel.close()
 
-    async def ask(self, member: Member, method: str, request: Any, answer: type[R], timeout: float, asked_by: str = "") -> R:
+    async def ask(
+        self,
+        member: Member,
+        method: str,
+        request: Any,
+        answer: type[R],
+        timeout: float,
+        asked_by: str = "",
+    ) -> R:
         """Ask one. Raises AioRpcError."""
         call: Any = self._channel(member.address).unary_unary(
             f"/holdfast.peer.v1.Peer/{method}",
@@ -58,7 +67,13 @@ class Nodes:
         return await call(request, timeout=timeout, metadata=by)  # type: ignore[no-any-return]
 
     async def ask_all(
-        self, view: View, method: str, request: Any, answer: type[R], only: str | None = None, asked_by: str = ""
+        self,
+        view: View,
+        method: str,
+        request: Any,
+        answer: type[R],
+        only: str | None = None,
+        asked_by: str = "",
     ) -> dict[str, R | None]:
         """Ask every member, or one; None for those that do not answer."""
 
@@ -73,8 +88,18 @@ class Nodes:
         answers = await asyncio.gather(*(ask(member) for member in members))
         return {member.id: one for member, one in zip(members, answers, strict=True)}
 
-    async def ask_owner(self, context: Any, kind: str, key: str, method: str, request: Any, answer: type[R], asked_by: str = "") -> R:
-        """Ask the owner of an object; for a while also the next one, when the shard moves. Aborts with what it says."""
+    async def ask_owner(
+        self,
+        context: Any,
+        kind: str,
+        key: str,
+        method: str,
+        request: Any,
+        answer: type[R],
+        asked_by: str = "",
+    ) -> R:
+        """Ask the owner of an object; for a while also the next one, when the shard moves. Aborts
+        with what it says."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _OWNER_PATIENCE_S
         while True:
@@ -97,14 +122,24 @@ class Nodes:
 
         async def ask(member: Member) -> admin_pb2.StatsResponse | None:
             try:
-                return await self.ask(member, "Stats", admin_pb2.StatsRequest(), admin_pb2.StatsResponse, _STATS_TIMEOUT_S)
+                return await self.ask(
+                    member,
+                    "Stats",
+                    admin_pb2.StatsRequest(),
+                    admin_pb2.StatsResponse,
+                    _STATS_TIMEOUT_S,
+                )
             except grpc.aio.AioRpcError:
                 return None
 
         members = list(view.members.values())
         self.forget_others(members)
         answers = await asyncio.gather(*(ask(member) for member in members))
-        return {member.id: answer for member, answer in zip(members, answers, strict=True) if answer is not None}
+        return {
+            member.id: answer
+            for member, answer in zip(members, answers, strict=True)
+            if answer is not None
+        }
 
     def forget_others(self, members: Iterable[Member]) -> None:
         """Keep channels to these alone."""

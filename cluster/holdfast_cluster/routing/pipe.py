@@ -32,7 +32,8 @@ class Pipe(Protocol):
         """Send a call of about `size` bytes; its reply goes to the dispatcher by `call.id`."""
 
     def cancel(self, number: int, request_id: bytes) -> None:
-        """Nobody waits any more for the call with this `id`, which was sent before. A reply may come all the same."""
+        """Nobody waits any more for the call with this `id`, which was sent before. A reply may
+        come all the same."""
 
 
 class PipeEnd(Protocol):
@@ -47,10 +48,13 @@ class PipeEnd(Protocol):
 class RemotePipe:
     """A pipe to a member, which connects again by itself until it is retired or closed.
 
-    `up` only once the node has answered: an address that accepts connections is not yet the node that was meant.
+    `up` only once the node has answered: an address that accepts connections is not yet the node
+    that was meant.
     """
 
-    def __init__(self, end: PipeEnd, member: Member, certificates: Certificates | None = None) -> None:
+    def __init__(
+        self, end: PipeEnd, member: Member, certificates: Certificates | None = None
+    ) -> None:
         self._end = end
         self._member = member
         self._certificates = certificates
@@ -69,7 +73,8 @@ class RemotePipe:
         self._writer.push(peer_pb2.Cancel(id=number, request_id=request_id), _CANCEL_BYTES)
 
     def retire(self) -> None:
-        """The member is gone from the view: replies still come, but a broken connection is not opened again."""
+        """The member is gone from the view: replies still come, but a broken connection is not
+        opened again."""
         self._retired = True
         if not self.up:
             self._task.cancel()
@@ -88,7 +93,9 @@ class RemotePipe:
             why = "it was closed by this side"
             try:
                 target = f"{member.id}:{member.incarnation}"
-                stream = await open_stream(member.streams, PIPE, target, self._received, certificates=self._certificates)
+                stream = await open_stream(
+                    member.streams, PIPE, target, self._received, certificates=self._certificates
+                )
                 self._writer = FrameWriter(self._pack, _size)
                 self._cancels = 0
                 sending = stream.send_from(self._writer)

@@ -1,12 +1,15 @@
-"""Streams of frames over TCP, for what the processes of a cluster say to each other many thousand times a second.
+"""Streams of frames over TCP, for what the processes of a cluster say to each other many thousand
+times a second.
 
-A message of grpc.aio costs about 70 us of CPU on each side, whatever is in it; here it is 20 (docs/decisions/0006). Only pipes and
-replication use these streams; whatever is rare, and all that clients speak, is gRPC.
+A message of grpc.aio costs about 70 us of CPU on each side, whatever is in it; here it is 20
+(docs/decisions/0006). Only pipes and replication use these streams; whatever is rare, and all that
+clients speak, is gRPC.
 
-On the wire a frame is its length, 4 bytes little-endian, and that many bytes. The first frame of a connection is a `Hello` from the
-side that opened it, the second the other's `_Answer`, both msgpack; what comes after belongs to the service that was named. An empty
-frame says that the sender is alive. Fields that a later version adds to the two come last and have defaults, so that neighbouring
-versions understand each other.
+On the wire a frame is its length, 4 bytes little-endian, and that many bytes. The first frame of a
+connection is a `Hello` from the side that opened it, the second the other's `_Answer`, both
+msgpack; what comes after belongs to the service that was named. An empty frame says that the sender
+is alive. Fields that a later version adds to the two come last and have defaults, so that
+neighbouring versions understand each other.
 """
 
 from __future__ import annotations
@@ -30,15 +33,18 @@ log = logging.getLogger(__name__)
 
 PROTOCOL = "holdfast-stream/1"
 FRAME_BYTES_MAX = 64 << 20
-"""The largest frame: one entry of the largest turn that gathered with others. Batches are cut far below."""
+"""The largest frame: one entry of the largest turn that gathered with others. Batches are cut far
+below."""
 
 _HELLO_BYTES_MAX = 4096
 _GREETING_S = 5.0
 """How long the two first frames may take."""
 _UNGREETED_MAX = 256
-"""Connections that have not said who they are; for one more the oldest is closed: who means it says it at once."""
+"""Connections that have not said who they are; for one more the oldest is closed: who means it says
+it at once."""
 _HANDSHAKES_MAX = 1024
-"""TLS handshakes under way, each of which takes about 50 KB; for one more the oldest is given up."""
+"""TLS handshakes under way, each of which takes about 50 KB; for one more the oldest is
+given up."""
 _BACKLOG = 1024
 _ACCEPT_AGAIN_S = 0.1
 _ACCEPT_MAX = 128
@@ -51,7 +57,8 @@ _BUFFER_BYTES = 64 << 10
 
 
 class Hello(msgspec.Struct, array_like=True):
-    """Who opens a stream, to whom, and for which service. `target` and `sender` are `node id:incarnation`; a gateway has none."""
+    """Who opens a stream, to whom, and for which service. `target` and `sender` are `node
+    id:incarnation`; a gateway has none."""
 
     protocol: str
     service: str
@@ -74,7 +81,8 @@ _decode_answer = msgspec.msgpack.Decoder(_Answer).decode
 
 
 class Stream(asyncio.BufferedProtocol):
-    """One connection. `received` gets each frame, on the loop; an exception that it raises ends the stream.
+    """One connection. `received` gets each frame, on the loop; an exception that it raises ends the
+    stream.
 
     `ended` is resolved with the reason when the connection is over, by whichever side.
     """
@@ -99,12 +107,17 @@ class Stream(asyncio.BufferedProtocol):
         self._busy: asyncio.Task[None] | None = None
 
     async def write(self, frame: bytes) -> None:
-        """Send a frame. Waits while the connection takes no more. Raises ConnectionResetError when it is over.
+        """Send a frame. Waits while the connection takes no more. Raises ConnectionResetError when
+        it is over.
 
-        Raises ValueError for a frame that the other side would not take: here the reason is known, there it would be a reset.
+        Raises ValueError for a frame that the other side would not take: here the reason is known,
+        there it would be a reset.
         """
         if len(frame) > FRAME_BYTES_MAX:
-            raise ValueError(f"a frame of {len(frame)} bytes is not sent to {self.peer}; at most {FRAME_BYTES_MAX}")
+            raise ValueError(
+                f"a frame of {len(frame)} bytes is not sent to {self.peer}; at most"
+                f" {FRAME_BYTES_MAX}"
+            )
         while self._room is not None:
             await asyncio.shield(self._room)
         if self.ended.done() or self._why:
@@ -114,7 +127,8 @@ class Stream(asyncio.BufferedProtocol):
         self._transport.writelines((len(frame).to_bytes(_HEAD, "little"), frame))
 
     def send_from(self, writer: FrameWriter[Any]) -> asyncio.Task[None]:
-        """A task that sends the writer's frames; when it fails the stream ends. Whoever began it cancels it."""
+        """A task that sends the writer's frames; when it fails the stream ends. Whoever began it
+        cancels it."""
         task = asyncio.create_task(writer.run(self.write), name=f"frames to {self.peer}")
 
         def done(task: asyncio.Task[None]) -> None:
@@ -178,7 +192,9 @@ class Stream(asyncio.BufferedProtocol):
             self._transport.abort()  # given up before it began
             return
         self.names = names_of_transport(transport)
-        self.peer = ":".join(str(part) for part in (transport.get_extra_info("peername") or ("?",))[:2])
+        self.peer = ":".join(
+            str(part) for part in (transport.get_extra_info("peername") or ("?",))[:2]
+        )
         self._beat = self._loop.call_later(_BEAT_S, self._on_beat)
         self.made(self)
 
@@ -187,10 +203,13 @@ class Stream(asyncio.BufferedProtocol):
             self._beat.cancel()
         if self._busy is not None:
             self._busy.cancel()
-        self._why = self._why or (str(exc) if exc is not None else "it was closed by the other side")
+        self._why = self._why or (
+            str(exc) if exc is not None else "it was closed by the other side"
+        )
         self.resume_writing()
         self._buffer = bytearray()
-        self.received = _nothing  # what it leads to may lead back here, and would be kept until the collector comes
+        # what it leads to may lead back here, and would be kept until the collector comes
+        self.received = _nothing
         if not self.ended.done():
             self.ended.set_result(self._why)
 
@@ -250,7 +269,8 @@ class Stream(asyncio.BufferedProtocol):
             self._start = start
 
     def _make_room(self, start: int, size: int) -> None:
-        """Move what is there to the beginning of a buffer that has room for a frame of this size."""
+        """Move what is there to the beginning of a buffer that has room for a frame of
+        this size."""
         rest = self._buffer[start : self._end]
         self._buffer = bytearray(max(_BUFFER_BYTES, _HEAD + size, len(rest) + _FIRST_BUFFER_BYTES))
         self._buffer[: len(rest)] = rest
@@ -285,8 +305,8 @@ async def open_stream(
 ) -> Stream:
     """Connect to a service of the node `target` (`id:incarnation`), which answers that it is meant.
 
-    Raises OSError when nobody can be reached there, StreamRefused when whoever is there does not serve it, ValueError for what is
-    no address.
+    Raises OSError when nobody can be reached there, StreamRefused when whoever is there does not
+    serve it, ValueError for what is no address.
     """
     host, port = split_address(address)
     loop = asyncio.get_running_loop()
@@ -332,13 +352,17 @@ async def open_stream(
 
 
 Service = Callable[[Hello, Stream], Callable[[bytes], None]]
-"""Takes a new stream, and returns what its frames go to. Raises StreamRefused. It may not write before it returns."""
+"""Takes a new stream, and returns what its frames go to. Raises StreamRefused. It may not write
+before it returns."""
 
 
 class StreamServer:
-    """Accepts streams for the services that were given by name; with `certificates`, from processes of the cluster only."""
+    """Accepts streams for the services that were given by name; with `certificates`, from processes
+    of the cluster only."""
 
-    def __init__(self, services: dict[str, Service], certificates: Certificates | None = None) -> None:
+    def __init__(
+        self, services: dict[str, Service], certificates: Certificates | None = None
+    ) -> None:
         self._services = services
         self._certificates = certificates
         self._handshakes: dict[asyncio.Task[None], None] = {}  # in the order of their coming
@@ -356,11 +380,16 @@ class StreamServer:
             if self._certificates is None:
                 self._server = await loop.create_server(self._new, host, port, backlog=_BACKLOG)
                 return int(self._server.sockets[0].getsockname()[1])
-            infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            infos = await loop.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
             family, _, _, _, where = infos[0]
             listener = socket.create_server(where[:2], family=family, backlog=_BACKLOG)
         except OSError as error:
-            raise AddressInUse(f"cannot listen at {address} for streams: {error}{who_listens(split_address(address)[1])}") from None
+            raise AddressInUse(
+                f"cannot listen at {address} for streams:"
+                f" {error}{who_listens(split_address(address)[1])}"
+            ) from None
         listener.setblocking(False)
         self._accepting = asyncio.create_task(self._accept(listener, self._certificates))
         return int(listener.getsockname()[1])
@@ -378,14 +407,16 @@ class StreamServer:
         await asyncio.gather(*waits, *(stream.ended for stream in streams), return_exceptions=True)
 
     async def _accept(self, listener: socket.socket, certificates: Certificates) -> None:
-        """Accept connections with TLS. An asyncio.Server would do it, and tell nobody of those whose handshake goes on and on."""
+        """Accept connections with TLS. An asyncio.Server would do it, and tell nobody of those
+        whose handshake goes on and on."""
         loop = asyncio.get_running_loop()
         with listener:
             while True:
                 try:
                     connection, _ = await loop.sock_accept(listener)
                     self._begin_handshake(connection, certificates)
-                    for _ in range(_ACCEPT_MAX):  # one for each turn of a busy loop would be slower than they may come
+                    # one for each turn of a busy loop would be slower than they may come
+                    for _ in range(_ACCEPT_MAX):
                         connection, _ = listener.accept()
                         connection.setblocking(False)
                         self._begin_handshake(connection, certificates)
@@ -407,7 +438,10 @@ class StreamServer:
     async def _handshake(self, connection: socket.socket, certificates: Certificates) -> None:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                self._new, connection, ssl=certificates.server_context, ssl_handshake_timeout=_GREETING_S
+                self._new,
+                connection,
+                ssl=certificates.server_context,
+                ssl_handshake_timeout=_GREETING_S,
             )
         except OSError:
             pass  # what was said was no TLS, or not by anybody whom we trust
@@ -423,7 +457,9 @@ class StreamServer:
             del self._ungreeted[oldest]
             oldest.abort("too many connections that have not said who they are")
         loop = asyncio.get_running_loop()
-        too_late = loop.call_later(_GREETING_S, stream.abort, f"it did not say who it is within {_GREETING_S:.0f} s")
+        too_late = loop.call_later(
+            _GREETING_S, stream.abort, f"it did not say who it is within {_GREETING_S:.0f} s"
+        )
         stream.received = lambda frame: self._greet(stream, too_late, frame)
         self._ungreeted[stream] = None
 
@@ -441,7 +477,10 @@ class StreamServer:
         refused = ""
         try:
             if self._certificates is not None and not self._certificates.is_process(stream.names):
-                raise StreamRefused(f"its certificate is not one of this cluster's processes: {', '.join(stream.names) or 'no name'}")
+                raise StreamRefused(
+                    "its certificate is not one of this cluster's processes:"
+                    f" {', '.join(stream.names) or 'no name'}"
+                )
             hello = _decode_hello(frame)
             if hello.protocol != PROTOCOL:
                 refused = f"this is {PROTOCOL}, not {hello.protocol[:40]}"

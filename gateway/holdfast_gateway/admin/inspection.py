@@ -1,4 +1,5 @@
-"""The part of the admin service that is about objects: looking at them, and changing what is stored."""
+"""The part of the admin service that is about objects: looking at them, and changing what is
+stored."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ class ObjectAdmin:
     _feed: ViewFeed
     _nodes: Nodes
 
-    async def ListObjects(self, request: admin_pb2.ListObjectsRequest, context: Any) -> admin_pb2.ListObjectsResponse:
+    async def ListObjects(
+        self, request: admin_pb2.ListObjectsRequest, context: Any
+    ) -> admin_pb2.ListObjectsResponse:
         """A page of a kind's objects, by key."""
         await self._view(context)
         if not request.kind:
@@ -51,9 +54,12 @@ class ObjectAdmin:
         return await self._page(request)
 
     async def _page(self, request: admin_pb2.ListObjectsRequest) -> admin_pb2.ListObjectsResponse:
-        answers, unserved = await self._ask_whole("ListObjects", request, admin_pb2.ListObjectsResponse)
+        answers, unserved = await self._ask_whole(
+            "ListObjects", request, admin_pb2.ListObjectsResponse
+        )
         told = [answer for answer in answers.values() if answer is not None]
-        # Behind the last key of a page that has more there are others, which come before what other nodes have further on.
+        # Behind the last key of a page that has more there are others, which come before what other
+        # nodes have further on.
         until = min((answer.keys[-1] for answer in told if answer.more), default=None)
         limit = min(request.limit or PAGE_MAX, PAGE_MAX)
         keys: list[str] = []
@@ -66,27 +72,42 @@ class ObjectAdmin:
                 break
             keys.append(key)
         return admin_pb2.ListObjectsResponse(
-            keys=keys, more=more, silent=[node for node, answer in answers.items() if answer is None], unserved=unserved
+            keys=keys,
+            more=more,
+            silent=[node for node, answer in answers.items() if answer is None],
+            unserved=unserved,
         )
 
-    async def CountObjects(self, request: admin_pb2.CountObjectsRequest, context: Any) -> admin_pb2.CountObjectsResponse:
+    async def CountObjects(
+        self, request: admin_pb2.CountObjectsRequest, context: Any
+    ) -> admin_pb2.CountObjectsResponse:
         """How many objects there are, by kind."""
         await self._view(context)
         if request.prefix and not request.kind:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a prefix needs the kind whose keys begin so")
-        answers, unserved = await self._ask_whole("CountObjects", request, admin_pb2.CountObjectsResponse)
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, "a prefix needs the kind whose keys begin so"
+            )
+        answers, unserved = await self._ask_whole(
+            "CountObjects", request, admin_pb2.CountObjectsResponse
+        )
         counts: Counter[str] = Counter()
         for answer in answers.values():
             counts.update((answer or _COUNT_NONE).objects)
         silent = [node for node, answer in answers.items() if answer is None]
         return admin_pb2.CountObjectsResponse(objects=counts, silent=silent, unserved=unserved)
 
-    async def ShowObject(self, request: admin_pb2.ShowObjectRequest, context: Any) -> admin_pb2.ShowObjectResponse:
+    async def ShowObject(
+        self, request: admin_pb2.ShowObjectRequest, context: Any
+    ) -> admin_pb2.ShowObjectResponse:
         """What an object has stored."""
         await self._check_object(request, context)
-        return await self._nodes.ask_owner(context, request.kind, request.key, "ShowObject", request, admin_pb2.ShowObjectResponse)
+        return await self._nodes.ask_owner(
+            context, request.kind, request.key, "ShowObject", request, admin_pb2.ShowObjectResponse
+        )
 
-    async def Explain(self, request: admin_pb2.ExplainRequest, context: Any) -> admin_pb2.ExplainResponse:
+    async def Explain(
+        self, request: admin_pb2.ExplainRequest, context: Any
+    ) -> admin_pb2.ExplainResponse:
         """Everything about one object that is known to somebody."""
         view = await self._check_object(request, context)
         assert view.settings is not None
@@ -95,7 +116,9 @@ class ObjectAdmin:
         response = admin_pb2.ExplainResponse()
         if owner is not None:
             try:
-                response = await self._nodes.ask(owner, "Explain", request, admin_pb2.ExplainResponse, 5.0)
+                response = await self._nodes.ask(
+                    owner, "Explain", request, admin_pb2.ExplainResponse, 5.0
+                )
             except grpc.aio.AioRpcError as error:
                 response.unserved = f"its owner {owner.id} does not answer: {error.details()}"
             response.address = owner.address
@@ -108,62 +131,121 @@ class ObjectAdmin:
         response.shard.CopyFrom(shard_status(shard, now))
         if owner is None:
             there = [name for name in now.in_sync if name in view.members]
-            response.unserved = f"its owner {now.owner} is absent; copies are on {', '.join(there) or 'no node that is there'}"
+            response.unserved = (
+                f"its owner {now.owner} is absent; copies are on"
+                f" {', '.join(there) or 'no node that is there'}"
+            )
         elif owner.missing((request.kind,)):
-            hosts = ", ".join(sorted(member.id for member in view.members.values() if request.kind in member.kinds))
-            where = f"calls wait until a node that has it owns the shard ({hosts})" if hosts else "no node that is there has it"
+            hosts = ", ".join(
+                sorted(
+                    member.id for member in view.members.values() if request.kind in member.kinds
+                )
+            )
+            where = (
+                f"calls wait until a node that has it owns the shard ({hosts})"
+                if hosts
+                else "no node that is there has it"
+            )
             response.unserved = f"its owner {owner.id} lacks kind {request.kind}; {where}"
         known = {copy.node: copy for copy in response.copies}
         for name in (*now.in_sync, *now.joining):
             copy = known.get(name)
             if copy is None:
                 copy = response.copies.add(node=name)
-            copy.in_sync, copy.owner, copy.present = name in now.in_sync, name == now.owner, name in view.members
-        response.paused = (request.kind, request.key) in view.pauses or (request.kind, "") in view.pauses
+            copy.in_sync, copy.owner, copy.present = (
+                name in now.in_sync,
+                name == now.owner,
+                name in view.members,
+            )
+        response.paused = (request.kind, request.key) in view.pauses or (
+            request.kind,
+            "",
+        ) in view.pauses
         return response
 
     async def Top(self, request: admin_pb2.TopRequest, context: Any) -> admin_pb2.TopResponse:
         """What is busy, all over the cluster."""
         view = await self._view(context)
         limit = min(request.limit or TOP, TOP_MAX)
-        answers = await self._nodes.ask_all(view, "Top", admin_pb2.TopRequest(limit=limit), admin_pb2.NodeTopResponse)
+        answers = await self._nodes.ask_all(
+            view, "Top", admin_pb2.TopRequest(limit=limit), admin_pb2.NodeTopResponse
+        )
         response = admin_pb2.TopResponse()
         objects = []
         for node, answer in sorted(answers.items()):
             response.nodes.append(admin_pb2.NodeTop(id=node) if answer is None else answer.node)
             objects += [] if answer is None else list(answer.objects)
-        response.objects.extend(sorted(objects, key=lambda one: (-one.turns_per_s, one.kind, one.key))[:limit])
-        for shard in sorted(view.assignments, key=lambda shard: (-view.heat_of(shard), shard))[:limit]:
+        response.objects.extend(
+            sorted(objects, key=lambda one: (-one.turns_per_s, one.kind, one.key))[:limit]
+        )
+        for shard in sorted(view.assignments, key=lambda shard: (-view.heat_of(shard), shard))[
+            :limit
+        ]:
             if heat := view.heat_of(shard):
-                response.shards.add(shard=shard, turns_per_s=heat, owner=view.assignments[shard].assignment.owner)
+                response.shards.add(
+                    shard=shard, turns_per_s=heat, owner=view.assignments[shard].assignment.owner
+                )
         return response
 
-    async def EvictObject(self, request: admin_pb2.EvictObjectRequest, context: Any) -> admin_pb2.EvictObjectResponse:
+    async def EvictObject(
+        self, request: admin_pb2.EvictObjectRequest, context: Any
+    ) -> admin_pb2.EvictObjectResponse:
         """Take an object out of memory."""
         await self._check_object(request, context)
-        log.warning("eviction of %s/%s, asked for by %s", request.kind, request.key, self.asked_by(context))
+        log.warning(
+            "eviction of %s/%s, asked for by %s", request.kind, request.key, self.asked_by(context)
+        )
         return await self._nodes.ask_owner(
-            context, request.kind, request.key, "EvictObject", request, admin_pb2.EvictObjectResponse, self.asked_by(context)
+            context,
+            request.kind,
+            request.key,
+            "EvictObject",
+            request,
+            admin_pb2.EvictObjectResponse,
+            self.asked_by(context),
         )
 
-    async def AbortTurn(self, request: admin_pb2.AbortTurnRequest, context: Any) -> admin_pb2.AbortTurnResponse:
+    async def AbortTurn(
+        self, request: admin_pb2.AbortTurnRequest, context: Any
+    ) -> admin_pb2.AbortTurnResponse:
         """End the running turn of an object."""
         await self._check_object(request, context)
-        log.warning("abortion of what %s/%s runs, asked for by %s", request.kind, request.key, self.asked_by(context))
+        log.warning(
+            "abortion of what %s/%s runs, asked for by %s",
+            request.kind,
+            request.key,
+            self.asked_by(context),
+        )
         return await self._nodes.ask_owner(
-            context, request.kind, request.key, "AbortTurn", request, admin_pb2.AbortTurnResponse, self.asked_by(context)
+            context,
+            request.kind,
+            request.key,
+            "AbortTurn",
+            request,
+            admin_pb2.AbortTurnResponse,
+            self.asked_by(context),
         )
 
-    async def DeleteObject(self, request: admin_pb2.DeleteObjectRequest, context: Any) -> admin_pb2.DeleteObjectResponse:
+    async def DeleteObject(
+        self, request: admin_pb2.DeleteObjectRequest, context: Any
+    ) -> admin_pb2.DeleteObjectResponse:
         """Delete all of an object, in one commit."""
         await self._check_object(request, context)
-        log.warning("deletion of %s/%s, asked for by %s", request.kind, request.key, self.asked_by(context))
+        log.warning(
+            "deletion of %s/%s, asked for by %s", request.kind, request.key, self.asked_by(context)
+        )
         these = admin_pb2.DeleteTheseRequest(kind=request.kind, keys=[request.key])
         loop = asyncio.get_running_loop()
         until = loop.time() + _WHOLE_PATIENCE_S
         while True:
             answer = await self._nodes.ask_owner(
-                context, request.kind, request.key, "DeleteThese", these, admin_pb2.DeleteTheseResponse, self.asked_by(context)
+                context,
+                request.kind,
+                request.key,
+                "DeleteThese",
+                these,
+                admin_pb2.DeleteTheseResponse,
+                self.asked_by(context),
             )
             why = answer.failed.get(request.key, "")
             code = why.partition(":")[0]
@@ -177,10 +259,13 @@ class ObjectAdmin:
     async def DeleteObjects(
         self, request: admin_pb2.DeleteObjectsRequest, context: Any
     ) -> AsyncIterator[admin_pb2.DeleteObjectsProgress]:
-        """Delete all objects of a kind whose keys begin with a prefix, and tell how far it is. Those that come meanwhile may stay."""
+        """Delete all objects of a kind whose keys begin with a prefix, and tell how far it is.
+        Those that come meanwhile may stay."""
         await self._view(context)
         if not request.kind or bool(request.prefix) == request.all:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "name a kind, and a prefix of keys, or say `all`")
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, "name a kind, and a prefix of keys, or say `all`"
+            )
         by = self.asked_by(context)
         what = f"{request.kind}/{request.prefix}*"
         if not request.dry_run:
@@ -191,7 +276,9 @@ class ObjectAdmin:
         unserved: set[int] = set()  # on some page: the objects there may be behind us
         while True:
             page = await self._page(
-                admin_pb2.ListObjectsRequest(kind=request.kind, prefix=request.prefix, after=after, limit=_DELETE_PAGE)
+                admin_pb2.ListObjectsRequest(
+                    kind=request.kind, prefix=request.prefix, after=after, limit=_DELETE_PAGE
+                )
             )
             silent |= set(page.silent)
             unserved |= set(page.unserved)
@@ -211,14 +298,19 @@ class ObjectAdmin:
                 break
             after = page.keys[-1]
         if not request.dry_run:
-            log.warning("deletion of %s: %d deleted, %d failed", what, progress.deleted, progress.failures)
+            log.warning(
+                "deletion of %s: %d deleted, %d failed", what, progress.deleted, progress.failures
+            )
 
     async def _delete_page(self, kind: str, keys: list[str], by: str) -> tuple[int, dict[str, str]]:
-        """Delete these where they are, for a while also where they go to; how many, and why others could not be."""
+        """Delete these where they are, for a while also where they go to; how many, and why others
+        could not be."""
         loop = asyncio.get_running_loop()
         until = loop.time() + _DELETE_PATIENCE_S
         failed = await self._delete_once(kind, keys, by)
-        while loop.time() < until and (again := [key for key, why in failed.items() if why.partition(":")[0] in _PASSING]):
+        while loop.time() < until and (
+            again := [key for key, why in failed.items() if why.partition(":")[0] in _PASSING]
+        ):
             await asyncio.sleep(_WHOLE_RETRY_S)
             still = await self._delete_once(kind, again, by)
             failed = {key: why for key, why in failed.items() if key not in again} | still
@@ -239,18 +331,30 @@ class ObjectAdmin:
 
         async def delete(node: str, those: list[str]) -> None:
             these = admin_pb2.DeleteTheseRequest(kind=kind, keys=those)
-            answer = (await self._nodes.ask_all(view, "DeleteThese", these, admin_pb2.DeleteTheseResponse, node, by))[node]
+            answer = (
+                await self._nodes.ask_all(
+                    view, "DeleteThese", these, admin_pb2.DeleteTheseResponse, node, by
+                )
+            )[node]
             if answer is None:
-                failed.update(dict.fromkeys(those, "UNAVAILABLE: its node did not answer, or not in time: look at the list again"))
+                failed.update(
+                    dict.fromkeys(
+                        those,
+                        "UNAVAILABLE: its node did not answer, or not in time: look at the list"
+                        " again",
+                    )
+                )
             else:
                 failed.update(answer.failed)
 
         await asyncio.gather(*(delete(node, those) for node, those in by_owner.items()))
         return failed
 
-    async def _ask_whole(self, method: str, request: Any, answer: type[R]) -> tuple[dict[str, R | None], list[int]]:
-        """Ask all members until every shard is in one answer, for a while: shards that move are nobody's for a moment, or were in
-        two, one after the other.
+    async def _ask_whole(
+        self, method: str, request: Any, answer: type[R]
+    ) -> tuple[dict[str, R | None], list[int]]:
+        """Ask all members until every shard is in one answer, for a while: shards that move are
+        nobody's for a moment, or were in two, one after the other.
 
         Also the shards that are missing.
         """
@@ -260,9 +364,12 @@ class ObjectAdmin:
             view = self._feed.view
             assert view.settings is not None
             answers = await self._nodes.ask_all(view, method, request, answer)
-            served = Counter(shard for one in answers.values() if one is not None for shard in one.served)  # type: ignore[attr-defined]
+            heard = [one for one in answers.values() if one is not None]
+            served = Counter(shard for one in heard for shard in one.served)  # type: ignore[attr-defined]
             missing = [shard for shard in range(view.settings.shards) if not served[shard]]
-            whole = served.total() == len(served) and all(view.owner_of(shard) is None for shard in missing)
+            whole = served.total() == len(served) and all(
+                view.owner_of(shard) is None for shard in missing
+            )
             if whole or loop.time() > until:
                 return answers, missing
             await asyncio.sleep(_WHOLE_RETRY_S)
@@ -270,12 +377,17 @@ class ObjectAdmin:
     async def _check_object(self, request: Any, context: Any) -> View:
         view = await self._view(context)
         if not request.kind or not 0 < len(request.key.encode()) <= KEY_BYTES_MAX:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"name a kind, and a key of 1 to {KEY_BYTES_MAX} bytes")
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"name a kind, and a key of 1 to {KEY_BYTES_MAX} bytes",
+            )
         return view
 
     async def _view(self, context: Any) -> View:
         if self._feed.view.settings is None:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the cluster's routes are not loaded yet")
+            await context.abort(
+                grpc.StatusCode.UNAVAILABLE, "the cluster's routes are not loaded yet"
+            )
         return self._feed.view
 
     def asked_by(self, context: Any) -> str:

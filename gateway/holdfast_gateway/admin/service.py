@@ -56,7 +56,9 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
     async def close(self) -> None:
         await self._nodes.close()
 
-    async def Status(self, request: admin_pb2.StatusRequest, context: Any) -> admin_pb2.StatusResponse:
+    async def Status(
+        self, request: admin_pb2.StatusRequest, context: Any
+    ) -> admin_pb2.StatusResponse:
         """The whole cluster, as this gateway sees it."""
         view = await self._view(context)
         assert view.settings is not None
@@ -86,7 +88,9 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         owned = Counter(versioned.assignment.owner for versioned in view.assignments.values())
         epochs: dict[str, int] = defaultdict(int)
         for versioned in view.assignments.values():
-            epochs[versioned.assignment.owner] = max(epochs[versioned.assignment.owner], versioned.assignment.epoch)
+            epochs[versioned.assignment.owner] = max(
+                epochs[versioned.assignment.owner], versioned.assignment.epoch
+            )
         for node in sorted(set(view.members) | set(in_sync)):
             member = view.members.get(node)
             status = admin_pb2.NodeStatus(
@@ -113,11 +117,16 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         """The shard of an object, its owner, and what the ring says."""
         view = self._feed.view
         if not 0 < len(request.key.encode()) <= KEY_BYTES_MAX or not request.kind:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"name a kind, and a key of 1 to {KEY_BYTES_MAX} bytes")
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"name a kind, and a key of 1 to {KEY_BYTES_MAX} bytes",
+            )
         await self._view(context)
         assert view.settings is not None
         shard = shard_of(request.kind, request.key, view.settings.shards)
-        response = admin_pb2.WhereResponse(preference=view.ring.preference_list(shard, len(view.members)))
+        response = admin_pb2.WhereResponse(
+            preference=view.ring.preference_list(shard, len(view.members))
+        )
         response.shard.shard = shard
         versioned = view.assignments.get(shard)
         if versioned is not None:
@@ -128,7 +137,8 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         return response
 
     async def Drain(self, request: admin_pb2.DrainRequest, context: Any) -> admin_pb2.DrainResponse:
-        """Write down that a node is to be given up, or that it is not; or tell only what that would move."""
+        """Write down that a node is to be given up, or that it is not; or tell only what that would
+        move."""
         view = await self._view(context)
         assert view.settings is not None
         node = request.node
@@ -137,10 +147,15 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no member {node!r}; there are {known}")
         if view.settings.replication == 1:
             await context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION, "the cluster keeps single copies: they cannot be moved, only waited for"
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "the cluster keeps single copies: they cannot be moved, only waited for",
             )
         assignments = [versioned.assignment for versioned in view.assignments.values()]
-        others = [name for name in view.members if name != node and view.state_of(name) not in ("draining", "full", "slow")]
+        others = [
+            name
+            for name in view.members
+            if name != node and view.state_of(name) not in ("draining", "full", "slow")
+        ]
         here = [now for now in assignments if node in now.in_sync]
         placeable = len(others) >= view.settings.replication
         response = admin_pb2.DrainResponse(
@@ -160,14 +175,24 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
             if request.cancel:
                 await self._etcd.txn([], [delete(key)])
             else:
-                await self._etcd.txn([], [put(key, encode(Drain(time.time(), self.asked_by(context))))])
+                await self._etcd.txn(
+                    [], [put(key, encode(Drain(time.time(), self.asked_by(context))))]
+                )
         except EtcdError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"etcd: {error}")
-        log.warning("%s of node %s, asked for by %s", "end of the drain" if request.cancel else "drain", node, self.asked_by(context))
+        log.warning(
+            "%s of node %s, asked for by %s",
+            "end of the drain" if request.cancel else "drain",
+            node,
+            self.asked_by(context),
+        )
         return response
 
-    async def ResetShard(self, request: admin_pb2.ResetShardRequest, context: Any) -> admin_pb2.ResetShardResponse:
-        """Have a shard begin anew, empty, when nobody who has its data is there; or with one of several copies that differ."""
+    async def ResetShard(
+        self, request: admin_pb2.ResetShardRequest, context: Any
+    ) -> admin_pb2.ResetShardResponse:
+        """Have a shard begin anew, empty, when nobody who has its data is there; or with one of
+        several copies that differ."""
         view = await self._view(context)
         assert view.settings is not None
         versioned = view.assignments.get(request.shard)
@@ -177,53 +202,105 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         now = versioned.assignment
         if view.settings.replication == 1:
             await context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION, "the cluster keeps single copies: a node that has one may return"
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "the cluster keeps single copies: a node that has one may return",
             )
         keep = request.keep
-        wanted = f"keep the copy of {keep} of shard {request.shard}" if keep else f"give up the data of shard {request.shard}"
+        wanted = (
+            f"keep the copy of {keep} of shard {request.shard}"
+            if keep
+            else f"give up the data of shard {request.shard}"
+        )
         if request.confirmation != wanted:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the confirmation has to be: {wanted}")
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, f"the confirmation has to be: {wanted}"
+            )
         there = [name for name in now.in_sync if name in view.members]
         if keep and keep not in now.forked:
-            differing = f"its copies on {', '.join(now.forked)} differ" if now.forked else "its copies do not differ"
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"nothing is to be chosen between for {keep}: {differing}")
+            differing = (
+                f"its copies on {', '.join(now.forked)} differ"
+                if now.forked
+                else "its copies do not differ"
+            )
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"nothing is to be chosen between for {keep}: {differing}",
+            )
         if keep and keep not in view.members:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"node {keep} is absent: start it first")
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION, f"node {keep} is absent: start it first"
+            )
         if not keep and now.forked:
             await context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION, f"copies on {', '.join(now.forked)} differ: choose one with `keep`"
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"copies on {', '.join(now.forked)} differ: choose one with `keep`",
             )
         if not keep and there:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"the data is on {', '.join(there)}: nothing is given up")
-        favourites = [keep] if keep else [name for name in view.ring.preference_list(request.shard, 1) if name in view.members]
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"the data is on {', '.join(there)}: nothing is given up",
+            )
+        favourites = (
+            [keep]
+            if keep
+            else [
+                name for name in view.ring.preference_list(request.shard, 1) if name in view.members
+            ]
+        )
         if not favourites:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "there is no node that could own it")
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION, "there is no node that could own it"
+            )
         owner = view.members[favourites[0]]
         epoch = now.epoch + 1
         fresh = Assignment(
-            epoch, owner.id, owner.incarnation, (owner.id,), born=epoch, keeper=keep, version=now.version, level=now.level
+            epoch,
+            owner.id,
+            owner.incarnation,
+            (owner.id,),
+            born=epoch,
+            keeper=keep,
+            version=now.version,
+            level=now.level,
         ).stamped()
         key = self._keys.shard(request.shard)
         try:
             done = await self._etcd.txn([unchanged(key, versioned.raw)], [put(key, encode(fresh))])
         except EtcdError as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, f"etcd: {error}; look at the status before you try again")
+            await context.abort(
+                grpc.StatusCode.UNAVAILABLE,
+                f"etcd: {error}; look at the status before you try again",
+            )
         if not done:
-            await context.abort(grpc.StatusCode.ABORTED, "the assignment has changed meanwhile; look at the status")
-        what = f"goes on with the copy of {keep}, all others are void" if keep else "begins anew, its data is given up"
+            await context.abort(
+                grpc.StatusCode.ABORTED, "the assignment has changed meanwhile; look at the status"
+            )
+        what = (
+            f"goes on with the copy of {keep}, all others are void"
+            if keep
+            else "begins anew, its data is given up"
+        )
         log.critical("shard %d %s; asked for by %s", request.shard, what, self.asked_by(context))
         return admin_pb2.ResetShardResponse(shard=shard_status(request.shard, fresh))
 
-    async def DeadLetters(self, request: admin_pb2.DeadLettersRequest, context: Any) -> admin_pb2.DeadLettersResponse:
+    async def DeadLetters(
+        self, request: admin_pb2.DeadLettersRequest, context: Any
+    ) -> admin_pb2.DeadLettersResponse:
         """A page of dead letters of all nodes, by shard and age."""
         await self._view(context)
-        answers, unserved = await self._ask_whole("DeadLetters", request, admin_pb2.DeadLettersResponse)
+        answers, unserved = await self._ask_whole(
+            "DeadLetters", request, admin_pb2.DeadLettersResponse
+        )
         pages = [(answer.letters, answer.more) for answer in answers.values() if answer is not None]
         letters, more = _merged(pages, request.limit)
         silent = [node for node, answer in answers.items() if answer is None]
-        return admin_pb2.DeadLettersResponse(letters=letters, more=more, silent=silent, unserved=unserved)
+        return admin_pb2.DeadLettersResponse(
+            letters=letters, more=more, silent=silent, unserved=unserved
+        )
 
-    async def Alarms(self, request: admin_pb2.AlarmsRequest, context: Any) -> admin_pb2.AlarmsResponse:
+    async def Alarms(
+        self, request: admin_pb2.AlarmsRequest, context: Any
+    ) -> admin_pb2.AlarmsResponse:
         """A page of alarms of all nodes, by shard and time."""
         await self._view(context)
         answers, unserved = await self._ask_whole("Alarms", request, admin_pb2.AlarmsResponse)
@@ -239,18 +316,24 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         view = await self._view(context)
         if bool(request.ids) == request.all:
             await context.abort(
-                grpc.StatusCode.INVALID_ARGUMENT, "name dead letters by their ids, or say `all` with what they are to match"
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "name dead letters by their ids, or say `all` with what they are to match",
             )
         response = admin_pb2.ChangeDeadLettersResponse()
         log.warning(
             "%s of dead letters %s, asked for by %s",
             "replay" if request.replay else "drop",
-            ", ".join(request.ids) or f"to {request.kind}/{request.key} of {request.sender_kind}/{request.sender_key}",
+            ", ".join(request.ids)
+            or f"to {request.kind}/{request.key} of {request.sender_kind}/{request.sender_key}",
             self.asked_by(context),
         )
         if request.all:
             answers = await self._nodes.ask_all(
-                view, "ChangeDeadLetters", request, admin_pb2.ChangeDeadLettersResponse, asked_by=self.asked_by(context)
+                view,
+                "ChangeDeadLetters",
+                request,
+                admin_pb2.ChangeDeadLettersResponse,
+                asked_by=self.asked_by(context),
             )
         else:
             by_owner: dict[str, list[str]] = defaultdict(list)
@@ -268,46 +351,76 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
             for node, ids in by_owner.items():
                 part = admin_pb2.ChangeDeadLettersRequest(ids=ids, replay=request.replay)
                 answers |= await self._nodes.ask_all(
-                    view, "ChangeDeadLetters", part, admin_pb2.ChangeDeadLettersResponse, node, self.asked_by(context)
+                    view,
+                    "ChangeDeadLetters",
+                    part,
+                    admin_pb2.ChangeDeadLettersResponse,
+                    node,
+                    self.asked_by(context),
                 )
         for node, answer in answers.items():
             if answer is None:
-                response.refused[node] = "the node did not answer, or not in time: look at the list again"
+                response.refused[node] = (
+                    "the node did not answer, or not in time: look at the list again"
+                )
             else:
                 response.changed += answer.changed
                 response.refused.update(answer.refused)
         return response
 
     async def Pause(self, request: admin_pb2.PauseRequest, context: Any) -> admin_pb2.PauseResponse:
-        """Write down that what goes to a kind or an object waits, or that it goes on. Without a kind: tell what is paused."""
+        """Write down that what goes to a kind or an object waits, or that it goes on. Without a
+        kind: tell what is paused."""
         view = await self._view(context)
         if not request.kind:
             return admin_pb2.PauseResponse(paused=_paused(view))
         if "/" in request.kind or len(request.key.encode()) > KEY_BYTES_MAX:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"name a kind, and a key of at most {KEY_BYTES_MAX} bytes")
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"name a kind, and a key of at most {KEY_BYTES_MAX} bytes",
+            )
         if not request.resume:
-            kinds = {kind for answer in (await self._nodes.stats(view)).values() for kind in answer.kinds}
+            kinds = {
+                kind for answer in (await self._nodes.stats(view)).values() for kind in answer.kinds
+            }
             if kinds and request.kind not in kinds:
-                await context.abort(grpc.StatusCode.NOT_FOUND, f"no kind {request.kind!r}; there are {', '.join(sorted(kinds))}")
+                await context.abort(
+                    grpc.StatusCode.NOT_FOUND,
+                    f"no kind {request.kind!r}; there are {', '.join(sorted(kinds))}",
+                )
         key = self._keys.pause(request.kind, request.key)
         try:
             if request.resume:
                 await self._etcd.txn([], [delete(key)])
             else:
-                await self._etcd.txn([], [put(key, encode(Pause(time.time(), self.asked_by(context))))])
+                await self._etcd.txn(
+                    [], [put(key, encode(Pause(time.time(), self.asked_by(context))))]
+                )
         except EtcdError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"etcd: {error}")
         what = f"{request.kind}/{request.key}" if request.key else f"kind {request.kind}"
-        log.warning("%s of %s, asked for by %s", "resume" if request.resume else "pause", what, self.asked_by(context))
+        log.warning(
+            "%s of %s, asked for by %s",
+            "resume" if request.resume else "pause",
+            what,
+            self.asked_by(context),
+        )
         target = request.kind, request.key
         paused = [one for one in _paused(view) if (one.kind, one.key) != target]
         if not request.resume:
-            paused.append(admin_pb2.Paused(kind=request.kind, key=request.key, at=time.time(), by=self.asked_by(context)))
+            paused.append(
+                admin_pb2.Paused(
+                    kind=request.kind, key=request.key, at=time.time(), by=self.asked_by(context)
+                )
+            )
         return admin_pb2.PauseResponse(paused=paused)
 
     async def _etcd_problems(self) -> list[admin_pb2.Problem]:
         unreadable = [
-            admin_pb2.Problem(what=f"etcd's key {key}", why=f"its value cannot be read ({why}): what was known before stays in force")
+            admin_pb2.Problem(
+                what=f"etcd's key {key}",
+                why=f"its value cannot be read ({why}): what was known before stays in force",
+            )
             for key, why in sorted(self._feed.view.unreadable.items())
         ]
         return unreadable + await self._etcd_itself()
@@ -317,23 +430,33 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
             return [admin_pb2.Problem(what="etcd", why=self._feed.strange)]
         if self._feed.disconnected_s:
             why = (
-                f"this gateway's watch has been down for {self._feed.disconnected_s:.0f} s; calls go on with known routes. "
-                "If a node dies meanwhile, shards with a copy there take no writes until etcd is back"
+                f"this gateway's watch has been down for {self._feed.disconnected_s:.0f} s; calls"
+                " go on with known routes. If a node dies meanwhile, shards with a copy there take"
+                " no writes until etcd is back"
             )
             return [admin_pb2.Problem(what="etcd", why=why)]
         try:
             alarms = await self._etcd.alarms()
         except EtcdError as error:
-            return [admin_pb2.Problem(what="etcd", why=f"it does not tell whether it takes writes: {error}", minor=True)]
+            return [
+                admin_pb2.Problem(
+                    what="etcd",
+                    why=f"it does not tell whether it takes writes: {error}",
+                    minor=True,
+                )
+            ]
         if not alarms:
             return []
         why = (
-            f"it takes no writes (alarm {', '.join(sorted(alarms))}); calls go on. Nothing joins, fails over or moves, and if a node "
-            "dies, shards with a copy there take no writes, until etcd has space again and `etcdctl alarm disarm` was run"
+            f"it takes no writes (alarm {', '.join(sorted(alarms))}); calls go on. Nothing joins,"
+            " fails over or moves, and if a node dies, shards with a copy there take no writes,"
+            " until etcd has space again and `etcdctl alarm disarm` was run"
         )
         return [admin_pb2.Problem(what="etcd", why=why)]
 
-    def _problems(self, view: View, stats: dict[str, admin_pb2.StatsResponse], owned: Counter[str]) -> list[admin_pb2.Problem]:
+    def _problems(
+        self, view: View, stats: dict[str, admin_pb2.StatsResponse], owned: Counter[str]
+    ) -> list[admin_pb2.Problem]:
         assert view.settings is not None
         problems = []
 
@@ -342,7 +465,10 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
 
         missing = view.settings.shards - len(view.assignments)
         if missing:
-            problem(f"{missing} shards", "not assigned yet: the controller waits for enough nodes, or there is none")
+            problem(
+                f"{missing} shards",
+                "not assigned yet: the controller waits for enough nodes, or there is none",
+            )
         if not view.controller:
             problem("controller", "no node is the controller at the moment")
         for node in sorted(set(view.members) - set(stats)):
@@ -351,18 +477,32 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
             if view.state_of(node) == "full":
                 problem(
                     f"node {node}",
-                    "its disk is full: it gets no copies and gives away what it owns; what nobody else can own takes no writes",
+                    "its disk is full: it gets no copies and gives away what it owns; what nobody"
+                    " else can own takes no writes",
                 )
         for node, by in _found_slow(stats):
             if node in by:
-                why = "its disk is slow: its shards are handed to other nodes, as far as those have them"
+                why = (
+                    "its disk is slow: its shards are handed to other nodes, as far as those have"
+                    " them"
+                )
             else:
-                why = f"it is slow: nodes {', '.join(by)} go on without its copies until it keeps up again"
+                why = (
+                    f"it is slow: nodes {', '.join(by)} go on without its copies until it keeps up"
+                    " again"
+                )
             problem(f"node {node}", why)
         for node, answer in sorted(stats.items()):
             if abs(answer.clock_ahead_s) * 1000 > FAR_MS:
-                off = f"{abs(answer.clock_ahead_s):.0f} s {'ahead of' if answer.clock_ahead_s > 0 else 'behind'} the cluster's time"
-                problem(f"node {node}", f"its machine's clock is {off}: alarms and requests do not follow it", minor=True)
+                off = (
+                    f"{abs(answer.clock_ahead_s):.0f} s"
+                    f" {'ahead of' if answer.clock_ahead_s > 0 else 'behind'} the cluster's time"
+                )
+                problem(
+                    f"node {node}",
+                    f"its machine's clock is {off}: alarms and requests do not follow it",
+                    minor=True,
+                )
         for answer in stats.values():
             if answer.notice:
                 problem("members", answer.notice)
@@ -375,8 +515,9 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
             if versioned.assignment.forked:
                 problem(
                     f"shard {shard}",
-                    f"copies on nodes {', '.join(versioned.assignment.forked)} hold different acknowledged writes: nobody serves it "
-                    f"until you choose one with `holdfast reset-shard {shard} --keep NODE`",
+                    f"copies on nodes {', '.join(versioned.assignment.forked)} hold different"
+                    " acknowledged writes: nobody serves it until you choose one with `holdfast"
+                    f" reset-shard {shard} --keep NODE`",
                 )
         lost: dict[tuple[str, ...], list[int]] = defaultdict(list)
         few: Counter[int] = Counter()
@@ -388,20 +529,32 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
                 few[len(now.in_sync)] += 1
         for nodes, shards in sorted(lost.items()):
             if len(nodes) == 1:
-                why = f"their only copy is on node {nodes[0]}, which is absent; calls to them wait for it"
+                why = (
+                    f"their only copy is on node {nodes[0]}, which is absent; calls to them wait"
+                    " for it"
+                )
             else:
-                why = f"their copies are on nodes {', '.join(nodes)}, which are all absent; calls to them wait for one of those"
+                why = (
+                    f"their copies are on nodes {', '.join(nodes)}, which are all absent; calls to"
+                    " them wait for one of those"
+                )
             problem(f"{len(shards)} shards", why)
         for copies, count in sorted(few.items()):
             what = f"{copies} of {view.settings.replication} copies are in sync"
-            problem(f"{count} shards", what if copies >= view.settings.writable_from else f"{what}: they take no writes")
+            problem(
+                f"{count} shards",
+                what if copies >= view.settings.writable_from else f"{what}: they take no writes",
+            )
         stale = Counter(
             versioned.assignment.owner
             for shard, versioned in view.assignments.items()
             if versioned.assignment.owner in view.members and view.owner_of(shard) is None
         )
         for node, count in sorted(stale.items()):
-            problem(f"{count} shards", f"node {node} was started again and has not been assigned them yet")
+            problem(
+                f"{count} shards",
+                f"node {node} was started again and has not been assigned them yet",
+            )
         for node, answer in sorted(stats.items()):
             if answer.shards_serving < owned[node] - stale[node]:
                 problem(
@@ -421,27 +574,41 @@ def _found_slow(stats: dict[str, admin_pb2.StatsResponse]) -> list[tuple[str, li
 
 
 def what_lacks(view: View, member: Member, kinds: set[str]) -> tuple[str, int]:
-    """Which of the cluster's kinds a member lacks, and what becomes of them, for operators; and how many of its shards wait."""
+    """Which of the cluster's kinds a member lacks, and what becomes of them, for operators; and how
+    many of its shards wait."""
     lacked = sorted(kinds.difference(member.kinds))
     asks = view.hosting_of(member).asks
-    waiting = sum(versioned is not None and versioned.assignment.owner == member.id for versioned in map(view.assignments.get, asks))
-    what = f"it lacks kind {', '.join(lacked)}: calls to it are held, and their shards handed to nodes that have it"
+    waiting = sum(
+        versioned is not None and versioned.assignment.owner == member.id
+        for versioned in map(view.assignments.get, asks)
+    )
+    what = (
+        f"it lacks kind {', '.join(lacked)}: calls to it are held, and their shards handed to nodes"
+        " that have it"
+    )
     return (f"{what}; {waiting} of its shards wait for that" if waiting else what), waiting
 
 
 def _merged(pages: list[tuple[Any, bool]], limit: int) -> tuple[list[Any], bool]:
-    """One page of the pages of several nodes, each in the order of places, and whether there is more behind it."""
-    # Behind the last one of a page that has more there are others, which come before what other nodes have further on.
+    """One page of the pages of several nodes, each in the order of places, and whether there is
+    more behind it."""
+    # Behind the last one of a page that has more there are others, which come before what other
+    # nodes have further on.
     until = min((rows[-1].place for rows, more in pages if more), default=None)
     # Once each, also when its shard went from one node to another meanwhile.
-    by_place = {row.place: row for rows, _ in pages for row in rows if until is None or row.place <= until}
+    by_place = {
+        row.place: row for rows, _ in pages for row in rows if until is None or row.place <= until
+    }
     found = [by_place[place] for place in sorted(by_place)]
     limit = min(limit or _PAGE_MAX, _PAGE_MAX)
     return found[:limit], until is not None or len(found) > limit
 
 
 def _paused(view: View) -> list[admin_pb2.Paused]:
-    return [admin_pb2.Paused(kind=kind, key=key, at=pause.at, by=pause.by) for (kind, key), pause in sorted(view.pauses.items())]
+    return [
+        admin_pb2.Paused(kind=kind, key=key, at=pause.at, by=pause.by)
+        for (kind, key), pause in sorted(view.pauses.items())
+    ]
 
 
 CHANGES = frozenset({"ResetShard", "ChangeDeadLetters", "EvictObject", "AbortTurn", "DeleteObject"})
@@ -460,12 +627,20 @@ def _is_change(method: str, request: Any) -> bool:
 
 
 def guarded(admin: AdminService) -> grpc.GenericRpcHandler:
-    """What to register with the server: the service, each method of which asks who calls before it does anything."""
+    """What to register with the server: the service, each method of which asks who calls before it
+    does anything."""
     handlers = {}
     for method in admin_pb2.DESCRIPTOR.services_by_name["Admin"].methods:
         behavior = getattr(admin, method.name)
-        types = [message_factory.GetMessageClass(kind) for kind in (method.input_type, method.output_type)]
-        make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
+        types = [
+            message_factory.GetMessageClass(kind)
+            for kind in (method.input_type, method.output_type)
+        ]
+        make = (
+            grpc.unary_stream_rpc_method_handler
+            if method.server_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
         guard = _guarded_stream if method.server_streaming else _guarded
         handlers[method.name] = make(
             guard(admin, method.name, behavior),

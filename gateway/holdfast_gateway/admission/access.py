@@ -1,7 +1,9 @@
-"""Who may call what: the access file, and what follows from it. The file's format is in docs/security.md.
+"""Who may call what: the access file, and what follows from it. The file's format is in
+docs/security.md.
 
-`Access` is one reading of the file: pure but for the JWKS file that it names. `AccessFile` follows the file while the gateway runs.
-Nothing here, or in what it logs, holds a token: files have their SHA-256.
+`Access` is one reading of the file: pure but for the JWKS file that it names. `AccessFile` follows
+the file while the gateway runs. Nothing here, or in what it logs, holds a token: files have their
+SHA-256.
 """
 
 from __future__ import annotations
@@ -31,7 +33,18 @@ OBJECT_PREFIX = "object:"
 """What `self.caller` begins with for calls of objects; no subject may."""
 LOOK_S = 2.0
 
-_ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
+_ALGORITHMS = [
+    "RS256",
+    "RS384",
+    "RS512",
+    "PS256",
+    "PS384",
+    "PS512",
+    "ES256",
+    "ES384",
+    "ES512",
+    "EdDSA",
+]
 _KNOWN_TOKENS_MAX = 10_000
 _LEEWAY_S = 5
 _FOR_EVER = float("inf")
@@ -71,7 +84,8 @@ class _Admin(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class SubjectLimits(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Bounds of one subject at each gateway; None: no bound. `bytes_per_s` counts calls' arguments and names."""
+    """Bounds of one subject at each gateway; None: no bound. `bytes_per_s` counts calls' arguments
+    and names."""
 
     calls_per_s: float | None = None
     in_flight: int | None = None
@@ -122,7 +136,8 @@ class Access:
                     digest = b""
                 if len(digest) != 32:
                     raise AccessError(
-                        f"tokens.{subject}: {given[:8]}... is not a SHA-256 in hexadecimal (`holdfast token` makes them)"
+                        f"tokens.{subject}: {given[:8]}... is not a SHA-256 in hexadecimal"
+                        " (`holdfast token` makes them)"
                     )
                 if tokens.setdefault(digest, subject) != subject:
                     raise AccessError(f"tokens: {subject} and {tokens[digest]} have the same one")
@@ -130,17 +145,23 @@ class Access:
             for what in ("calls_per_s", "in_flight", "sessions", "bytes_per_s"):
                 if (bound := getattr(limits, what)) is not None and not bound > 0:
                     raise AccessError(f"limits.{name}.{what} is {bound}; more than 0")
-        if file.jwt is not None and file.certificates is not None and None in (file.jwt.prefix, file.certificates.prefix):
+        if (
+            file.jwt is not None
+            and file.certificates is not None
+            and None in (file.jwt.prefix, file.certificates.prefix)
+        ):
             raise AccessError(
-                "jwt and certificates: say the `prefix` of each one's subjects, so that a token's subject is not a certificate's; "
-                'or `prefix = ""` in both, if the same name is the same caller'
+                "jwt and certificates: say the `prefix` of each one's subjects, so that a token's"
+                ' subject is not a certificate\'s; or `prefix = ""` in both, if the same name is'
+                " the same caller"
             )
         if file.jwt is not None and file.certificates is not None:
             mine, theirs = file.jwt.prefix or "", file.certificates.prefix or ""
             if (mine or theirs) and (mine.startswith(theirs) or theirs.startswith(mine)):
                 raise AccessError(
-                    f"jwt and certificates: one prefix begins with the other ({mine!r}, {theirs!r}), so that names of the one "
-                    'could be names of the other; say two that differ, or `""` in both'
+                    f"jwt and certificates: one prefix begins with the other ({mine!r},"
+                    f" {theirs!r}), so that names of the one could be names of the other; say two"
+                    ' that differ, or `""` in both'
                 )
         keys = [] if file.jwt is None else _read_jwks(folder / file.jwt.jwks)
         return cls(file, tokens, keys)
@@ -152,8 +173,11 @@ class Access:
 
     # -- who it is
 
-    def identify(self, authorization: str | None, common_name: str, dns_names: Sequence[str], now: float) -> Identity:
-        """Who shows this: the `authorization` metadata if there is one, else the certificate. Raises Refused."""
+    def identify(
+        self, authorization: str | None, common_name: str, dns_names: Sequence[str], now: float
+    ) -> Identity:
+        """Who shows this: the `authorization` metadata if there is one, else the certificate.
+        Raises Refused."""
         if authorization is not None:
             scheme, _, token = authorization.partition(" ")
             if scheme.lower() != "bearer" or not token:
@@ -206,42 +230,69 @@ class Access:
                 )
             except jwt.ExpiredSignatureError:
                 raise Refused("the token has expired") from None
-            except (jwt.InvalidSignatureError, jwt.InvalidKeyError, jwt.InvalidAlgorithmError, TypeError):
+            except (
+                jwt.InvalidSignatureError,
+                jwt.InvalidKeyError,
+                jwt.InvalidAlgorithmError,
+                TypeError,
+            ):
                 continue
             except jwt.InvalidTokenError as error:
                 raise Refused(f"the token is not valid: {error}") from None
             except Exception as error:  # a claim that its library cannot work on: `exp` of 1e400
                 raise Refused(f"the token is not valid: {type(error).__name__}") from None
             name = claims[config.subject_claim]
-            if not isinstance(name, str) or not name or not self._is_free(subject := f"{config.prefix or ''}{name}"):
+            if (
+                not isinstance(name, str)
+                or not name
+                or not self._is_free(subject := f"{config.prefix or ''}{name}")
+            ):
                 raise Refused("the token names no subject, or one that it may not name")
             return Identity(subject, min(int(claims["exp"]), _FAR) + _LEEWAY_S)
         raise Refused("the token's signature does not verify")
 
     def _is_free(self, subject: str) -> bool:
-        """Whether somebody else than this file's author may name it: it is not reserved, and no token's of the file."""
+        """Whether somebody else than this file's author may name it: it is not reserved, and no
+        token's of the file."""
         try:
             subject.encode()
         except UnicodeEncodeError:  # half a character: no name that anything could carry
             return False
-        return subject != ANONYMOUS and not subject.startswith(OBJECT_PREFIX) and subject not in self._file.tokens
+        return (
+            subject != ANONYMOUS
+            and not subject.startswith(OBJECT_PREFIX)
+            and subject not in self._file.tokens
+        )
 
     # -- what it may
 
     def may_call(self, subject: str, kind: str, method: str) -> bool:
         return any(
-            _matches(rule.subjects, subject) and _like(rule.kinds, kind) and _like(rule.methods, method) for rule in self._file.allow
+            _matches(rule.subjects, subject)
+            and _like(rule.kinds, kind)
+            and _like(rule.methods, method)
+            for rule in self._file.allow
         )
 
     def may_admin(self, subject: str, change: bool) -> bool:
-        return any(_matches(rule.subjects, subject) and (rule.may == "change" or not change) for rule in self._file.admin)
+        return any(
+            _matches(rule.subjects, subject) and (rule.may == "change" or not change)
+            for rule in self._file.admin
+        )
 
     def limits_of(self, subject: str) -> SubjectLimits | None:
         """The subject's own, else those of the first pattern that matches."""
         limits = self._file.limits
         if subject in limits:
             return limits[subject]
-        return next((bound for pattern, bound in limits.items() if subject != ANONYMOUS and _fits(subject, pattern)), None)
+        return next(
+            (
+                bound
+                for pattern, bound in limits.items()
+                if subject != ANONYMOUS and _fits(subject, pattern)
+            ),
+            None,
+        )
 
 
 def _check_subject(subject: str) -> None:
@@ -275,18 +326,24 @@ def _read_jwks(path: Path) -> list[jwt.PyJWK]:
     for one in found["keys"]:
         try:
             key = jwt.PyJWK.from_dict(one)
-        except Exception as error:  # of a kind that this library does not know, or an odd one, which may raise anything
-            log.warning("access: a key of %s is passed over: %s", path, error or type(error).__name__)
+        except Exception as error:
+            # of a kind that this library does not know, or an odd one, which may raise anything
+            log.warning(
+                "access: a key of %s is passed over: %s", path, error or type(error).__name__
+            )
             continue
         if key.algorithm_name in _ALGORITHMS:
             usable.append(key)
     if not usable:
-        raise AccessError(f"jwt.jwks {path}: no key of a kind that is accepted ({', '.join(_ALGORITHMS)})")
+        raise AccessError(
+            f"jwt.jwks {path}: no key of a kind that is accepted ({', '.join(_ALGORITHMS)})"
+        )
     return usable
 
 
 class AccessFile:
-    """Follows an access file, and the JWKS file that it names. `access` is the newest right reading; `version` counts them."""
+    """Follows an access file, and the JWKS file that it names. `access` is the newest right
+    reading; `version` counts them."""
 
     def __init__(self, path: Path) -> None:
         """Raises AccessError."""
@@ -299,7 +356,9 @@ class AccessFile:
     def _read(self) -> None:
         access: Access | None = None
         seen: object = None
-        while (before := self._look(access)) != seen:  # once more when a file has changed meanwhile, and for the JWKS file it names
+        while (
+            before := self._look(access)
+        ) != seen:  # once more when a file has changed meanwhile, and for the JWKS file it names
             seen = before
             try:
                 access = Access.parse(self._path.read_bytes(), self._path.parent)
@@ -318,7 +377,8 @@ class AccessFile:
         return state_of(files)
 
     async def watch(self) -> None:
-        """Take over changes, until cancelled. A file that is wrong is said to be, and the old rules stay."""
+        """Take over changes, until cancelled. A file that is wrong is said to be, and the old rules
+        stay."""
         tried: object = None
         while True:
             await asyncio.sleep(LOOK_S)
@@ -338,7 +398,8 @@ class AccessFile:
 
 
 class Uses:
-    """What each subject uses of its limits, at this gateway. `allowed`: whether it may make another call now."""
+    """What each subject uses of its limits, at this gateway. `allowed`: whether it may make another
+    call now."""
 
     def __init__(self, clock: Any = time.monotonic) -> None:
         self._clock = clock
@@ -351,7 +412,9 @@ class Uses:
         use = self._uses.get(subject)
         if use is None:
             if len(self._uses) >= _KNOWN_TOKENS_MAX:
-                for name in [name for name, other in self._uses.items() if other.at_rest(self._clock())]:
+                for name in [
+                    name for name, other in self._uses.items() if other.at_rest(self._clock())
+                ]:
                     del self._uses[name]
             use = self._uses[subject] = Use(limits, self._clock)
         use.limits = limits
@@ -373,21 +436,31 @@ class Use:
         self._bytes = limits.bytes_per_s or 0.0
 
     def take(self, size: int) -> tuple[str, float] | None:
-        """Take a call of so many bytes: None; or which limit it would pass, and in how many seconds it would not."""
+        """Take a call of so many bytes: None; or which limit it would pass, and in how many seconds
+        it would not."""
         limits = self.limits
         if limits.in_flight is not None and self.in_flight >= limits.in_flight:
             return f"{limits.in_flight} calls of this subject are in flight", 0.1
         now = self._clock()
         passed, self._at = now - self._at, now
         if limits.calls_per_s is not None:
-            self._calls = min(max(limits.calls_per_s, 1.0), self._calls + passed * limits.calls_per_s)
+            self._calls = min(
+                max(limits.calls_per_s, 1.0), self._calls + passed * limits.calls_per_s
+            )
             if self._calls < 1:
-                return f"{limits.calls_per_s:g} calls a second of this subject", (1 - self._calls) / limits.calls_per_s
+                return (
+                    f"{limits.calls_per_s:g} calls a second of this subject",
+                    (1 - self._calls) / limits.calls_per_s,
+                )
         if limits.bytes_per_s is not None:
-            # A debt is allowed: a call that is larger than a second's worth passes too, and the next ones pay for it.
+            # A debt is allowed: a call that is larger than a second's worth passes too, and the
+            # next ones pay for it.
             self._bytes = min(limits.bytes_per_s, self._bytes + passed * limits.bytes_per_s)
             if self._bytes <= 0:
-                return f"{limits.bytes_per_s:g} bytes a second of this subject", (1 - self._bytes) / limits.bytes_per_s
+                return (
+                    f"{limits.bytes_per_s:g} bytes a second of this subject",
+                    (1 - self._bytes) / limits.bytes_per_s,
+                )
             self._bytes -= size
         if limits.calls_per_s is not None:
             self._calls -= 1

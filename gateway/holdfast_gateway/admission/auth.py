@@ -1,4 +1,5 @@
-"""Where callers are asked who they are, once for each session or call, and what they may is kept at hand."""
+"""Where callers are asked who they are, once for each session or call, and what they may is kept at
+hand."""
 
 from __future__ import annotations
 
@@ -11,7 +12,14 @@ from holdfast.logs import Few
 from holdfast.tls import names_of
 from holdfast.v1 import objects_pb2 as pb
 
-from holdfast_gateway.admission.access import ANONYMOUS, AccessFile, Refused, SubjectLimits, Use, Uses
+from holdfast_gateway.admission.access import (
+    ANONYMOUS,
+    AccessFile,
+    Refused,
+    SubjectLimits,
+    Use,
+    Uses,
+)
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +36,11 @@ class Door:
 
     def let_in(self, context: Any) -> Guest:
         """Who makes a call or opens a session. Raises Refused."""
-        shown_as = [str(value) for name, value in context.invocation_metadata() or () if name == "authorization"]
+        shown_as = [
+            str(value)
+            for name, value in context.invocation_metadata() or ()
+            if name == "authorization"
+        ]
         if len(shown_as) > 1:
             raise Refused("authorization was given more than once")
         names: list[str] = []
@@ -37,14 +49,28 @@ class Door:
             names = names_of(context)
             shown = context.auth_context().get("x509_common_name", ())
             common_name = next((name.decode(errors="replace") for name in shown), "")
-        return Guest(self.file, self._uses, shown_as[0] if shown_as else None, common_name, names, context.peer())
+        return Guest(
+            self.file,
+            self._uses,
+            shown_as[0] if shown_as else None,
+            common_name,
+            names,
+            context.peer(),
+        )
 
 
 class Guest:
-    """A caller that was let in. What it may is looked up once; after a change of the access file, or of its token's end, anew."""
+    """A caller that was let in. What it may is looked up once; after a change of the access file,
+    or of its token's end, anew."""
 
     def __init__(
-        self, file: AccessFile, uses: Uses, authorization: str | None, common_name: str, names: list[str], peer: str
+        self,
+        file: AccessFile,
+        uses: Uses,
+        authorization: str | None,
+        common_name: str,
+        names: list[str],
+        peer: str,
     ) -> None:
         self._file = file
         self._uses = uses
@@ -60,7 +86,9 @@ class Guest:
         self.subject = identity.subject
         self.caller = "" if identity.subject == ANONYMOUS else identity.subject
         self._until = identity.until
-        self._use: Use | None = self._uses.of(identity.subject, file.access.limits_of(identity.subject))
+        self._use: Use | None = self._uses.of(
+            identity.subject, file.access.limits_of(identity.subject)
+        )
         self._decisions: dict[tuple[str, str], bool] = {}
 
     def look(self, now: float) -> str | None:
@@ -84,14 +112,17 @@ class Guest:
         if decided is None:
             if len(self._decisions) >= _DECISIONS_MAX:
                 self._decisions.clear()
-            decided = self._decisions[kind, method] = self._file.access.may_call(self.subject, kind, method)
+            decided = self._decisions[kind, method] = self._file.access.may_call(
+                self.subject, kind, method
+            )
         return decided
 
     def may_admin(self, change: bool) -> bool:
         return self._file.access.may_admin(self.subject, change)
 
     def take(self, call: pb.Call) -> tuple[str, float] | None:
-        """Count a call in: None, or which limit it would pass, and in how many seconds it would not."""
+        """Count a call in: None, or which limit it would pass, and in how many seconds it would
+        not."""
         return None if self._use is None else self._use.take(call.ByteSize())
 
     def begin_session(self) -> str | None:
@@ -134,6 +165,13 @@ async def permit(door: Door | None, context: Any, change: bool, refused: Any) ->
         refused["permission_denied"] += 1
         what = "change anything" if change else "look"
         if _few.allow():
-            log.info("permission denied: %s may not %s as an operator, from %s", guest.subject, what, context.peer())
-        await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{guest.subject} may not {what} as an operator")
+            log.info(
+                "permission denied: %s may not %s as an operator, from %s",
+                guest.subject,
+                what,
+                context.peer(),
+            )
+        await context.abort(
+            grpc.StatusCode.PERMISSION_DENIED, f"{guest.subject} may not {what} as an operator"
+        )
     return f"{guest.subject} at {context.peer()}"

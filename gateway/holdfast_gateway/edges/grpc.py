@@ -1,4 +1,5 @@
-"""The public service: `Objects.Call` and `Objects.Session`. Arguments and results pass through undecoded."""
+"""The public service: `Objects.Call` and `Objects.Session`. Arguments and results pass through
+undecoded."""
 
 from __future__ import annotations
 
@@ -47,14 +48,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REASONS = ("draining", "malformed", "unauthenticated", "permission_denied", "limit", "unread")
-"""Why a call, or a session, is not let in, or ended: `unread` is a session whose client asks and does not read."""
+"""Why a call, or a session, is not let in, or ended: `unread` is a session whose client asks and
+does not read."""
 
 SESSIONS_MAX = 10_000
-"""Sessions at a gateway, which cost it about 13 KiB each, and 40 more for a connection of their own."""
+"""Sessions at a gateway, which cost it about 13 KiB each, and 40 more for a connection of their
+own."""
 
 BACKLOG_BYTES_MAX = 64 << 20
 """Replies that wait for a client to read them; a session that passes it is ended."""
-_UNREAD = f"more than {BACKLOG_BYTES_MAX >> 20} MiB of replies wait to be read: the session is ended"
+_UNREAD = (
+    f"more than {BACKLOG_BYTES_MAX >> 20} MiB of replies wait to be read: the session is ended"
+)
 
 IDEMPOTENCY_METADATA = "idempotency-key"
 """Where callers of `Call` may put their key, in place of the field."""
@@ -84,7 +89,8 @@ class ObjectsService:
         time: Time | WallTime = WALL,
         sessions_max: int = SESSIONS_MAX,
     ) -> None:
-        """`door`: who may call what; None: everybody may everything. `time`: the cluster's, which clients make ids by."""
+        """`door`: who may call what; None: everybody may everything. `time`: the cluster's, which
+        clients make ids by."""
         self._sessions_max = sessions_max
         self._time = time
         self._tracing = tracing
@@ -97,10 +103,12 @@ class ObjectsService:
         self.refused: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
         """Calls and sessions that were not let in, by reason."""
         self.draining = False
-        """Set when the gateway stops: sessions end when their calls have, and no new call is taken."""
+        """Set when the gateway stops: sessions end when their calls have, and no new call
+        is taken."""
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """What to register with the server. Sessions take and give bytes: frames are decoded here, once."""
+        """What to register with the server. Sessions take and give bytes: frames are decoded here,
+        once."""
         return grpc.method_handlers_generic_handler(
             "holdfast.v1.Objects",
             {
@@ -117,7 +125,10 @@ class ObjectsService:
         """One call of any gRPC client. Its gRPC deadline is the call's. None: what came is none."""
         if request is None:
             self.refused["malformed"] += 1
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a call, or one with too many names and metadata")
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "not a call, or one with too many names and metadata",
+            )
             raise AssertionError
         if self.draining:
             self.refused["draining"] += 1
@@ -130,14 +141,22 @@ class ObjectsService:
         if remaining is not None:
             timeout_ms = max(1, min(timeout_ms or 1 << 31, int(remaining * 1000)))
         idempotency_key = request.idempotency_key or next(
-            (str(value) for name, value in context.invocation_metadata() or () if name == IDEMPOTENCY_METADATA), ""
+            (
+                str(value)
+                for name, value in context.invocation_metadata() or ()
+                if name == IDEMPOTENCY_METADATA
+            ),
+            "",
         )
         request_id = request.request_id
         attempt = _attempt(context) if request_id or idempotency_key else 0
         guest = None if self._door is None else await self._guest(context, attempt)
         if idempotency_key:
             if request_id:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a call has a request_id or an idempotency_key, not both")
+                await context.abort(
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    "a call has a request_id or an idempotency_key, not both",
+                )
             try:
                 request_id = idempotent_id(request.kind, request.key, idempotency_key)
             except ValueError as error:
@@ -164,14 +183,25 @@ class ObjectsService:
         if call.send and (unable := self._cannot_send(call)) is not None:
             await _abort(context, unable)
         if call.delay_ms and not call.send:
-            wrong = InvalidArgument("delay_ms is for calls that are sent: set `send` as well", path="delay_ms", definite=True)
+            wrong = InvalidArgument(
+                "delay_ms is for calls that are sent: set `send` as well",
+                path="delay_ms",
+                definite=True,
+            )
             await _abort(context, not_definite_after(call.attempt, error_to_proto(wrong)))
         waiting = _Waiting(guest)
         if guest is not None and (refused := self._refusal(guest, call)) is not None:
             await _abort(context, refused)
         span = None
         if self._tracing is not None:
-            brought = next((str(value) for name, value in context.invocation_metadata() or () if name == TRACEPARENT), "")
+            brought = next(
+                (
+                    str(value)
+                    for name, value in context.invocation_metadata() or ()
+                    if name == TRACEPARENT
+                ),
+                "",
+            )
             if brought and TRACEPARENT not in call.metadata:
                 call.metadata[TRACEPARENT] = brought
             span = begin_span(self._tracing, call)
@@ -179,7 +209,8 @@ class ObjectsService:
         try:
             reply = await waiting.future
         except asyncio.CancelledError:
-            if not self.draining:  # else this gateway is what goes away: the caller asks another one, which finds the turn
+            # else this gateway is what goes away: the caller asks another one, which finds the turn
+            if not self.draining:
                 self._dispatcher.cancel(number, waiting)
             if span is not None and self._tracing is not None:
                 self._tracing.ended(span, error_to_proto(Aborted("its caller waits no more")))
@@ -189,7 +220,11 @@ class ObjectsService:
         if not reply.result:
             await _abort(context, reply.error)
         if is_json:
-            result = wide_integers_as_text(reply.result) if request.wide_integers_as_text else reply.result
+            result = (
+                wide_integers_as_text(reply.result)
+                if request.wide_integers_as_text
+                else reply.result
+            )
             return pb.CallResponse(json=result.decode(), request_id=request_id, epoch=reply.epoch)
         return pb.CallResponse(msgpack=reply.result, request_id=request_id, epoch=reply.epoch)
 
@@ -198,15 +233,21 @@ class ObjectsService:
         return ((TIME_METADATA, str(self._time.now_ms())),) if self._time.started else ()
 
     async def session(self, _: object, context: Any) -> None:
-        """One client's calls, until it goes away, asks for far more than it reads, or the gateway stops."""
+        """One client's calls, until it goes away, asks for far more than it reads, or the gateway
+        stops."""
         if await self._serve(context):
-            # Nothing of the session is kept by now: this waits until the client reads, or goes away.
+            # Nothing of the session is kept by now: this waits until the client reads, or goes
+            # away.
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, _UNREAD)
 
     async def _serve(self, context: Any) -> bool:
         """Whether the session ends because its client does not read."""
         guest = None if self._door is None else await self._guest(context, 0)
-        full = f"{self.sessions} sessions are open at this gateway" if self.sessions >= self._sessions_max else None
+        full = (
+            f"{self.sessions} sessions are open at this gateway"
+            if self.sessions >= self._sessions_max
+            else None
+        )
         if guest is not None and full is None:
             full = guest.begin_session()
         if full is not None:
@@ -218,14 +259,18 @@ class ObjectsService:
         sending.add_done_callback(ends(asyncio.current_task()))
         self.sessions += 1
         try:
-            await context.send_initial_metadata(self._now())  # tells the client that it is connected
+            # tells the client that it is connected
+            await context.send_initial_metadata(self._now())
             while (frame := await context.read()) is not grpc.aio.EOF:
                 if self.draining:
                     break  # what was just read is not begun: the client sends it again, elsewhere
                 request = _request(frame)
                 if request is None:
                     self.refused["malformed"] += 1
-                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"not a frame of calls, at most {MESSAGES_MAX}")
+                    await context.abort(
+                        grpc.StatusCode.INVALID_ARGUMENT,
+                        f"not a frame of calls, at most {MESSAGES_MAX}",
+                    )
                     raise AssertionError
                 if guest is not None and (gone := guest.look(time.time())) is not None:
                     self.refused["unauthenticated"] += 1
@@ -240,7 +285,9 @@ class ObjectsService:
             while self.draining and (session.under_way or writer.backlog):
                 await asyncio.sleep(_DRAIN_LOOK_S)
         except asyncio.CancelledError:
-            pass  # it is unread, the client went away, or the gateway stops: gRPC itself logs a cancelled handler as an error
+            # it is unread, the client went away, or the gateway stops: gRPC itself logs a cancelled
+            # handler as an error
+            pass
         finally:
             self.sessions -= 1
             if session.unread:  # what it has asked for and does not read is not worth making
@@ -288,7 +335,9 @@ class ObjectsService:
         """The client waits no more for these calls."""
         heir = _Gone(session.guest)
         for client_id in ids:
-            if (number := session.numbers.pop(client_id, 0)) and self._dispatcher.cancel(number, heir):
+            if (number := session.numbers.pop(client_id, 0)) and self._dispatcher.cancel(
+                number, heir
+            ):
                 session.under_way -= 1
         session.end_spans(frozenset(ids))
 
@@ -301,28 +350,38 @@ class ObjectsService:
             self.refused["unauthenticated"] += 1
             if self._few.allow():
                 log.info("unauthenticated: %s, from %s", refused, context.peer())
-            await _abort(context, not_definite_after(attempt, error_to_proto(Unauthenticated(str(refused), definite=True))))
+            await _abort(
+                context,
+                not_definite_after(
+                    attempt, error_to_proto(Unauthenticated(str(refused), definite=True))
+                ),
+            )
             raise AssertionError from None
 
     def _cannot_send(self, call: pb.Call) -> pb.Error | None:
-        """Why a call cannot be stored: an older node would run it at once. None when every node knows how to."""
+        """Why a call cannot be stored: an older node would run it at once. None when every node
+        knows how to."""
         if self._dispatcher.knows(SEND):
             return None
         message = "calls cannot be sent while a node of the cluster is too old to store them"
-        error = Unavailable(message, definite=True, retryable=True, retry_after_s=1.0, request_id=call.request_id)
+        error = Unavailable(
+            message, definite=True, retryable=True, retry_after_s=1.0, request_id=call.request_id
+        )
         return not_definite_after(call.attempt, error_to_proto(error))
 
     def _own_id(self, call: pb.Call) -> pb.Error | None:
-        """Make the request id of a call that came with an idempotency key, or with an id that callers may not use: then why not."""
+        """Make the request id of a call that came with an idempotency key, or with an id that
+        callers may not use: then why not."""
         if call.request_id or not call.idempotency_key:
-            return (
-                self._taken(call.request_id, call.attempt) if call.request_id else None
-            )  # one without is refused where all are checked
+            # one without is refused where all are checked
+            return self._taken(call.request_id, call.attempt) if call.request_id else None
         try:
             call.request_id = idempotent_id(call.kind, call.key, call.idempotency_key)
         except ValueError as error:
             self.refused["malformed"] += 1
-            refused = error_to_proto(InvalidArgument(str(error), path="idempotency_key", definite=True))
+            refused = error_to_proto(
+                InvalidArgument(str(error), path="idempotency_key", definite=True)
+            )
             return not_definite_after(call.attempt, refused)
         call.ClearField("idempotency_key")
         call.keep_reply = True
@@ -330,7 +389,10 @@ class ObjectsService:
 
     def _taken(self, request_id: bytes, attempt: int) -> pb.Error:
         self.refused["malformed"] += 1
-        message = f"request ids that begin with {request_id[:1].hex()} are the cluster's own: use a UUIDv7, or an idempotency key"
+        message = (
+            f"request ids that begin with {request_id[:1].hex()} are the cluster's own: use a"
+            " UUIDv7, or an idempotency key"
+        )
         refused = InvalidArgument(message, path="request_id", definite=True, request_id=request_id)
         return not_definite_after(attempt, error_to_proto(refused))
 
@@ -339,7 +401,9 @@ class ObjectsService:
         error: HoldfastError
         if not guest.may(call.kind, call.method):
             self.refused["permission_denied"] += 1
-            error = PermissionDenied(f"{guest.subject} may not call {call.kind[:100]}.{call.method[:100]}", definite=True)
+            error = PermissionDenied(
+                f"{guest.subject} may not call {call.kind[:100]}.{call.method[:100]}", definite=True
+            )
             if self._few.allow():
                 log.info("permission denied: %s, from %s", error.message, guest.peer)
         elif (over := guest.take(call)) is not None:
@@ -362,17 +426,34 @@ def begin_span(tracing: Tracing, call: pb.Call) -> Span | None:
 class _Session:
     """Where the replies of a session go. Implements `holdfast_cluster.routing.dispatch.Origin`."""
 
-    __slots__ = ("_push", "_task", "_tracing", "guest", "numbers", "spans", "under_way", "unread", "writer")
+    __slots__ = (
+        "_push",
+        "_task",
+        "_tracing",
+        "guest",
+        "numbers",
+        "spans",
+        "under_way",
+        "unread",
+        "writer",
+    )
 
-    def __init__(self, task: asyncio.Task[Any] | None, guest: Guest | None = None, tracing: Tracing | None = None) -> None:
+    def __init__(
+        self,
+        task: asyncio.Task[Any] | None,
+        guest: Guest | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
         self.guest = guest
         self._tracing = tracing
-        self.spans: dict[int, Span] | None = None if tracing is None else {}  # by the client's number of the call
+        # by the client's number of the call
+        self.spans: dict[int, Span] | None = None if tracing is None else {}
         self.writer: FrameWriter[pb.Reply] = FrameWriter(_pack, pb.Reply.ByteSize)
         self._push = self.writer.push
         self._task = task
         self.under_way = 0
-        self.numbers: dict[int, int] = {}  # by the client's number of a call that is under way, the dispatcher's
+        # by the client's number of a call that is under way, the dispatcher's
+        self.numbers: dict[int, int] = {}
         self.unread = False
         """Whether the session is ended because its client does not read."""
 
@@ -395,10 +476,13 @@ class _Session:
             self.spans[call.id] = span
 
     def end_spans(self, ids: Set[int] | None = None) -> None:
-        """End the spans of the calls whose replies nobody waits for any more: of these, or of all."""
+        """End the spans of the calls whose replies nobody waits for any more: of these, or
+        of all."""
         if self.spans:
             assert self._tracing is not None
-            gone: HoldfastError = Unavailable("the session ended before the reply came", retryable=True)
+            gone: HoldfastError = Unavailable(
+                "the session ended before the reply came", retryable=True
+            )
             if ids is not None:
                 gone = Aborted("its caller waits no more")
             for number in list(self.spans) if ids is None else ids & self.spans.keys():
@@ -406,7 +490,8 @@ class _Session:
 
     def _bound(self) -> None:
         if self.writer.backlog > BACKLOG_BYTES_MAX and self._task is not None:
-            self.unread = True  # it calls and does not read: what it asked for may not fill the gateway
+            # it calls and does not read: what it asked for may not fill the gateway
+            self.unread = True
             self._task.cancel()
             self._task = None
 
@@ -418,7 +503,8 @@ class _Session:
 
 
 def _call_request(message: bytes) -> pb.CallRequest | None:
-    """What gRPC takes for a request. Its own error for one that cannot be read were INTERNAL, with a traceback in the log."""
+    """What gRPC takes for a request. Its own error for one that cannot be read were INTERNAL, with
+    a traceback in the log."""
     if len(message) > ENVELOPE_BYTES_MAX and too_wide(message, 0, len(message), _PAYLOAD):
         return None
     try:
@@ -434,11 +520,16 @@ def _request(frame: bytes) -> pb.SessionRequest | None:
         request = pb.SessionRequest.FromString(frame)
     except DecodeError:
         return None
-    return request if len(request.calls) <= MESSAGES_MAX and len(request.cancel) <= MESSAGES_MAX else None
+    return (
+        request
+        if len(request.calls) <= MESSAGES_MAX and len(request.cancel) <= MESSAGES_MAX
+        else None
+    )
 
 
 class _Gone:
-    """Takes the place of a session that waits no more, and counts out its calls. Implements `holdfast_cluster.routing.dispatch.Origin`."""
+    """Takes the place of a session that waits no more, and counts out its calls. Implements
+    `holdfast_cluster.routing.dispatch.Origin`."""
 
     __slots__ = ("_guest",)
 
@@ -461,31 +552,48 @@ class _Waiting:
 
     def push(self, reply: pb.Reply, size: int) -> None:
         if self._guest is not None:
-            self._guest.done(1)  # now, and not when the caller goes away: until then the call is under way
+            # now, and not when the caller goes away: until then the call is under way
+            self._guest.done(1)
         if not self.future.done():
             self.future.set_result(reply)
 
 
 def _attempt(context: Any) -> int:
-    """How many earlier attempts of a call have an unknown outcome. Who brings an id and does not say may well have tried before."""
-    said = next((str(value) for name, value in context.invocation_metadata() or () if name == ATTEMPT_METADATA), "1")
+    """How many earlier attempts of a call have an unknown outcome. Who brings an id and does not
+    say may well have tried before."""
+    said = next(
+        (
+            str(value)
+            for name, value in context.invocation_metadata() or ()
+            if name == ATTEMPT_METADATA
+        ),
+        "1",
+    )
     return min(int(said), 1 << 20) if said.isdecimal() and len(said) < 10 else 1
 
 
 async def _abort(context: Any, error: pb.Error) -> None:
-    """End a unary call with the error's gRPC status, and the error as its detail: cut to what any gRPC client takes (8 KiB)."""
+    """End a unary call with the error's gRPC status, and the error as its detail: cut to what any
+    gRPC client takes (8 KiB)."""
     error.message = _cut(error.message)
     if len(error.data) > _STATUS_DATA_BYTES_MAX:
-        error.message += f" (its data, {len(error.data)} bytes, was left behind: call through a Session)"
+        error.message += (
+            f" (its data, {len(error.data)} bytes, was left behind: call through a Session)"
+        )
         error.data = b""
     code = grpc_status(error)
     status = Status(code=code.value[0], message=error.message, details=_details(error))
-    await context.abort(code, error.message, (("grpc-status-details-bin", status.SerializeToString()),))
+    await context.abort(
+        code, error.message, (("grpc-status-details-bin", status.SerializeToString()),)
+    )
 
 
 def _cut(message: str) -> str:
     """What of a message has room in the trailing metadata of a call."""
-    if len(message) <= _STATUS_MESSAGE_CHARS_MAX and len(quote(message)) <= _STATUS_MESSAGE_BYTES_MAX:
+    if (
+        len(message) <= _STATUS_MESSAGE_CHARS_MAX
+        and len(quote(message)) <= _STATUS_MESSAGE_BYTES_MAX
+    ):
         return message
     room, kept = _STATUS_MESSAGE_BYTES_MAX, 0
     for character in message[:_STATUS_MESSAGE_CHARS_MAX]:
@@ -498,15 +606,26 @@ def _cut(message: str) -> str:
 
 def _details(error: pb.Error) -> list[AnyMessage]:
     """The error, and what it says in the forms that clients of any service know (google.rpc)."""
-    facts = {"definite": str(error.definite).lower(), "request_id": error.request_id.hex(), "type": error.type, "path": error.path}
+    facts = {
+        "definite": str(error.definite).lower(),
+        "request_id": error.request_id.hex(),
+        "type": error.type,
+        "path": error.path,
+    }
     reason = pb.Code.Name(error.code).removeprefix("CODE_")
     messages: list[Any] = [
         error,
-        error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata={name: fact for name, fact in facts.items() if fact}),
+        error_details_pb2.ErrorInfo(
+            reason=reason,
+            domain=DOMAIN,
+            metadata={name: fact for name, fact in facts.items() if fact},
+        ),
     ]
     if error.code == pb.CODE_INVALID_ARGUMENT:
         field = error.path.removeprefix("$").removeprefix(".")
-        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=error.message[:_DESCRIPTION_CHARS_MAX])
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=field, description=error.message[:_DESCRIPTION_CHARS_MAX]
+        )
         messages.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retryable and error.retry_after_ms:
         again = error_details_pb2.RetryInfo()

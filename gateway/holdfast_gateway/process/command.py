@@ -26,9 +26,21 @@ from holdfast_gateway.process.server import GatewayServer
 @click.command(short_help="Run a gateway: clients connect to it.")
 @option("--listen", default="127.0.0.1:7400", help="Address for clients.")
 @option("--reflection/--no-reflection", default=False, help="Serve gRPC server reflection.")
-@option("--in-flight-max", default=10_000, type=click.IntRange(1), help="Calls that may be under way.")
-@option("--sessions-max", default=SESSIONS_MAX, type=click.IntRange(1), help="Sessions of clients that may be open.")
-@option("--held-max", default=10_000, type=click.IntRange(0), help="Calls that may wait for shards that are not served.")
+@option(
+    "--in-flight-max", default=10_000, type=click.IntRange(1), help="Calls that may be under way."
+)
+@option(
+    "--sessions-max",
+    default=SESSIONS_MAX,
+    type=click.IntRange(1),
+    help="Sessions of clients that may be open.",
+)
+@option(
+    "--held-max",
+    default=10_000,
+    type=click.IntRange(0),
+    help="Calls that may wait for shards that are not served.",
+)
 @option(
     "--client-ca",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
@@ -37,7 +49,10 @@ from holdfast_gateway.process.server import GatewayServer
 @option(
     "--access",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="File that says who may call what (docs/security.md); followed when it changes. Default: everybody may everything.",
+    help=(
+        "File that says who may call what (docs/security.md); followed when it changes. Default:"
+        " everybody may everything."
+    ),
 )
 @option("--drain-timeout", default=10.0, help="Seconds that calls get when the gateway is stopped.")
 @common_options
@@ -84,7 +99,9 @@ def gateway(
             health_port=health_port,
             cluster=cluster,
             listen=listen,
-            settings=explicit_settings(shards=shards, replication=replication, min_in_sync=min_in_sync, points=points),
+            settings=explicit_settings(
+                shards=shards, replication=replication, min_in_sync=min_in_sync, points=points
+            ),
             reflection=reflection,
             metrics_port=metrics_port,
             trace=trace,
@@ -102,7 +119,9 @@ def gateway(
     try:
         uvloop.run(_run(config))
     except Exception as error:
-        raise told_as_refusal(error, (Refused, AddressInUse, AccessError, ValueError, TracingMissing)) from None
+        raise told_as_refusal(
+            error, (Refused, AddressInUse, AccessError, ValueError, TracingMissing)
+        ) from None
 
 
 async def _run(config: GatewayConfig) -> None:

@@ -25,7 +25,8 @@ class GatewayConfig:
     insecure: bool = False
     """Whether it may listen beyond loopback without TLS."""
     health_port: int | None = None
-    """Serves health checks without TLS at the host of `listen`; 0: any free port; None: there is none."""
+    """Serves health checks without TLS at the host of `listen`; 0: any free port; None: there is
+    none."""
     cluster: str = "default"
     listen: str = "127.0.0.1:7400"
     settings: dict[str, int] = field(default_factory=dict)
@@ -35,7 +36,8 @@ class GatewayConfig:
     trace: float = 0.0
     """The share of traces that begin here which is sampled; 0: no spans at all."""
     metrics_port: int | None = None
-    """Where the page for Prometheus is, at the host of `listen`; 0: any free port; None: there is none."""
+    """Where the page for Prometheus is, at the host of `listen`; 0: any free port; None: there is
+    none."""
     drain_timeout_s: float = 10.0
     """How long calls under way may take when the gateway is stopped."""
     sessions_max: int = SESSIONS_MAX

@@ -31,12 +31,22 @@ class GatewayMetrics:
 
     def collect(self) -> Iterator[Metric]:
         dispatcher, objects = self.dispatcher, self.objects
-        yield gauge("holdfast_build_info", "The version that runs.", [((version(),), 1)], ("version",))
+        yield gauge(
+            "holdfast_build_info", "The version that runs.", [((version(),), 1)], ("version",)
+        )
         codes = [((code_name(code),), count) for code, count in sorted(dispatcher.codes().items())]
         yield counter("holdfast_gateway_calls", "Calls answered by the gateway.", codes, ("code",))
-        yield histogram("holdfast_gateway_call_seconds", "From a call's arrival at the gateway to its reply.", dispatcher.seconds)
-        yield gauge("holdfast_gateway_in_flight", "Calls taken and not answered.", dispatcher.in_flight)
-        yield gauge("holdfast_gateway_sessions", "Sessions of clients that are open.", objects.sessions)
+        yield histogram(
+            "holdfast_gateway_call_seconds",
+            "From a call's arrival at the gateway to its reply.",
+            dispatcher.seconds,
+        )
+        yield gauge(
+            "holdfast_gateway_in_flight", "Calls taken and not answered.", dispatcher.in_flight
+        )
+        yield gauge(
+            "holdfast_gateway_sessions", "Sessions of clients that are open.", objects.sessions
+        )
         refused = [((reason,), count) for reason, count in sorted(objects.refused.items())]
         yield counter(
             "holdfast_gateway_refused",
@@ -44,8 +54,14 @@ class GatewayMetrics:
             refused,
             ("reason",),
         )
-        yield gauge("holdfast_gateway_ready", "1 while the gateway's routes are fresh.", dispatcher.ready())
-        yield histogram("holdfast_loop_lag_seconds", "How late the event loop wakes up a task that slept.", self.loop_lag)
+        yield gauge(
+            "holdfast_gateway_ready", "1 while the gateway's routes are fresh.", dispatcher.ready()
+        )
+        yield histogram(
+            "holdfast_loop_lag_seconds",
+            "How late the event loop wakes up a task that slept.",
+            self.loop_lag,
+        )
         failing = self.access is not None and self.access.failing
         yield gauge(
             "holdfast_gateway_access_file_wrong",

@@ -40,7 +40,8 @@ class GatewayServer:
         self._config = config
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set. Raises AddressInUse, or Refused when the settings given are not the cluster's."""
+        """Serve until `stop` is set. Raises AddressInUse, or Refused when the settings given are
+        not the cluster's."""
         config = self._config
         config.validate()
         access = None if config.access is None else AccessFile(config.access)
@@ -48,10 +49,15 @@ class GatewayServer:
         keys = Keys(config.cluster)
         etcd = GuardedEtcd(config.etcd_endpoints, keys, tls=config.etcd_tls)
         server = grpc.aio.server(options=SERVER_OPTIONS)
-        credentials = None if certificates is None else certificates.server_credentials(for_clients=True)
-        port = bind(server, config.listen, credentials)  # before anything waits: a port that is taken is told at once
+        credentials = (
+            None if certificates is None else certificates.server_credentials(for_clients=True)
+        )
+        # before anything waits: a port that is taken is told at once
+        port = bind(server, config.listen, credentials)
         try:
-            settings = await unless_stopped(stop, agree_on_settings(etcd, keys, None, config.settings))
+            settings = await unless_stopped(
+                stop, agree_on_settings(etcd, keys, None, config.settings)
+            )
             await self._serve(stop, etcd, keys, settings.id, server, port, access)
         except Stopped:
             log.info("stopped before the cluster was there")
@@ -74,31 +80,51 @@ class GatewayServer:
         certificates = config.certificates
         dispatcher = Dispatcher(feed, config.dispatch, certificates=certificates)
         door = None if access is None else Door(access)
-        tracing = None if not config.trace else trace_process("holdfast-gateway", f"{socket.gethostname()}:{port}", config.trace)
+        tracing = (
+            None
+            if not config.trace
+            else trace_process("holdfast-gateway", f"{socket.gethostname()}:{port}", config.trace)
+        )
         time = Time()
         objects = ObjectsService(dispatcher, door, tracing, time, config.sessions_max)
         nodes = Nodes(feed, certificates)
-        admin = AdminService(feed, dispatcher, etcd, keys, config.cluster, nodes, door, objects.refused)
+        admin = AdminService(
+            feed, dispatcher, etcd, keys, config.cluster, nodes, door, objects.refused
+        )
         server.add_generic_rpc_handlers((objects.handlers(), guarded(admin)))
         watched = Watched(config.listen.rpartition(":")[0], config.health_port, config.metrics_port)
         watched.serve_health(server)
         await watched.begin()
         if config.reflection:
-            names = ("holdfast.v1.Objects", "holdfast.v1.Admin", health.SERVICE_NAME, reflection.SERVICE_NAME, _REFLECTION_V1)
+            names = (
+                "holdfast.v1.Objects",
+                "holdfast.v1.Admin",
+                health.SERVICE_NAME,
+                reflection.SERVICE_NAME,
+                _REFLECTION_V1,
+            )
             reflection.enable_server_reflection(names, server)
             server.add_generic_rpc_handlers((_reflection_v1(names),))
         settle_garbage()
         try:
-            metrics = GatewayMetrics(objects, dispatcher, feed, watched.loop_lag, certificates, access)
+            metrics = GatewayMetrics(
+                objects, dispatcher, feed, watched.loop_lag, certificates, access
+            )
             await watched.listen(metrics.collect)
             async with asyncio.TaskGroup() as group:
                 readiness = group.create_task(watched.follow(dispatcher.ready), name="readiness")
                 tasks = [
                     readiness,
                     group.create_task(feed.run(), name="view feed"),
-                    group.create_task(TimeKeeper(time, Voter(), feed, nodes).run(), name="cluster time"),
+                    group.create_task(
+                        TimeKeeper(time, Voter(), feed, nodes).run(), name="cluster time"
+                    ),
                     group.create_task(watched.measure(), name="loop lag"),
-                    *([] if certificates is None else [group.create_task(certificates.watch(), name="certificates")]),
+                    *(
+                        []
+                        if certificates is None
+                        else [group.create_task(certificates.watch(), name="certificates")]
+                    ),
                     *([] if access is None else [group.create_task(access.watch(), name="access")]),
                 ]
                 try:
@@ -133,7 +159,8 @@ _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 
 def _reflection_v1(names: tuple[str, ...]) -> grpc.GenericRpcHandler:
-    """Reflection under its final name, for newer tools. grpcio-reflection knows only v1alpha, whose messages are the same."""
+    """Reflection under its final name, for newer tools. grpcio-reflection knows only v1alpha, whose
+    messages are the same."""
     servicer = reflection.aio.ReflectionServicer(names)
     return grpc.method_handlers_generic_handler(
         _REFLECTION_V1,

@@ -27,7 +27,8 @@ _LOOK_MAX = 500  # rows between two chances for the loop to do something else
 
 
 class DeadLetterAdmin:
-    """Lists, replays and drops dead letters, and lists alarms. Rows have their places in the order of (shard, key)."""
+    """Lists, replays and drops dead letters, and lists alarms. Rows have their places in the order
+    of (shard, key)."""
 
     def __init__(
         self,
@@ -48,7 +49,11 @@ class DeadLetterAdmin:
 
     def answers(self) -> dict[str, Callable[[Any], Awaitable[Any]]]:
         """The methods of the Peer service by name."""
-        return {"DeadLetters": self.letters, "ChangeDeadLetters": self.change, "Alarms": self.alarms}
+        return {
+            "DeadLetters": self.letters,
+            "ChangeDeadLetters": self.change,
+            "Alarms": self.alarms,
+        }
 
     async def letters(self, request: admin_pb2.DeadLettersRequest) -> admin_pb2.DeadLettersResponse:
         """A page of dead letters behind `request.after`."""
@@ -95,7 +100,11 @@ class DeadLetterAdmin:
                     name=name.decode(),
                     due_ms=due,
                     scheduled_ms=record.scheduled_ms,
-                    every=str(record.every) if isinstance(record.every, str) else f"{record.every} ms" if record.every else "",
+                    every=str(record.every)
+                    if isinstance(record.every, str)
+                    else f"{record.every} ms"
+                    if record.every
+                    else "",
                     attempt=record.attempt,
                     payload=record.payload,
                     place=place,
@@ -104,8 +113,11 @@ class DeadLetterAdmin:
         response.served.extend(self._served(serving))
         return response
 
-    async def change(self, request: admin_pb2.ChangeDeadLettersRequest) -> admin_pb2.ChangeDeadLettersResponse:
-        """Replay or drop dead letters: those that are named, or all that match. Returns when that is committed."""
+    async def change(
+        self, request: admin_pb2.ChangeDeadLettersRequest
+    ) -> admin_pb2.ChangeDeadLettersResponse:
+        """Replay or drop dead letters: those that are named, or all that match. Returns when that
+        is committed."""
         response = admin_pb2.ChangeDeadLettersResponse()
         waits = []
         places = []
@@ -117,18 +129,27 @@ class DeadLetterAdmin:
         self._writes.show()
         if request.all:
             filters = admin_pb2.DeadLettersRequest(
-                kind=request.kind, key=request.key, sender_kind=request.sender_kind, sender_key=request.sender_key
+                kind=request.kind,
+                key=request.key,
+                sender_kind=request.sender_kind,
+                sender_key=request.sender_key,
             )
             serving = self._shards.serving(boottime())
             found = self._scan(serving, keys.LETTERS, b"")
-            places += [place async for place, value in found if _matches(decode_letter(value), filters)]
+            places += [
+                place async for place, value in found if _matches(decode_letter(value), filters)
+            ]
         for i, place in enumerate(places):
             shard = self._shards.get(int.from_bytes(place[:2], "big"))
             if shard is None or shard.until <= boottime():
-                response.refused[letter_id(place)] = "its shard is not served by this node at the moment"
+                response.refused[letter_id(place)] = (
+                    "its shard is not served by this node at the moment"
+                )
                 continue
             if shard.closing or shard.read_only is not None:
-                response.refused[letter_id(place)] = shard.read_only or "its shard is about to be handed over"
+                response.refused[letter_id(place)] = (
+                    shard.read_only or "its shard is about to be handed over"
+                )
                 continue
             row = keys.index_prefix(shard.number, keys.LETTERS) + place[2:]
             raw = self._store.get("state", row)
@@ -150,7 +171,9 @@ class DeadLetterAdmin:
                 response.refused[letter_id(place)] = str(error)
         return response
 
-    def _change(self, shard: Shard, row: bytes, letter: DeadLetter, replay: bool) -> asyncio.Future[None]:
+    def _change(
+        self, shard: Shard, row: bytes, letter: DeadLetter, replay: bool
+    ) -> asyncio.Future[None]:
         """Start it; the future is done when it is committed."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         notification = letter.notification
@@ -165,16 +188,26 @@ class DeadLetterAdmin:
                     if error is None:
                         done.set_result(None)
                     else:
-                        done.set_exception(RuntimeError(f"it failed again: {error.type} {error.message}"))
+                        done.set_exception(
+                            RuntimeError(f"it failed again: {error.type} {error.message}")
+                        )
 
-            self._alarms.fire_letter(notification.kind, notification.key, letter.alarm_name, letter.alarm, row, told)
+            self._alarms.fire_letter(
+                notification.kind, notification.key, letter.alarm_name, letter.alarm, row, told
+            )
             return done
         rows: list[tuple[bytes, bytes | None]] = [(row, None)]
         pending: list[PendingNotification] = []
         if replay:
-            again = msgspec.structs.replace(notification, attempts=0, first_ms=0, error="", created_ms=shard.clock.now_ms())
-            replayed = PendingNotification(shard, self._writes.next_sequence(shard), again, backlog=True)
-            rows.append((keys.index_prefix(shard.number, keys.OUTBOX) + replayed.sequence, encode(again)))
+            again = msgspec.structs.replace(
+                notification, attempts=0, first_ms=0, error="", created_ms=shard.clock.now_ms()
+            )
+            replayed = PendingNotification(
+                shard, self._writes.next_sequence(shard), again, backlog=True
+            )
+            rows.append(
+                (keys.index_prefix(shard.number, keys.OUTBOX) + replayed.sequence, encode(again))
+            )
             pending.append(replayed)
         self._letters.changed(shard, -1)
         self._notifications.opened(shard)
@@ -188,19 +221,25 @@ class DeadLetterAdmin:
             if entry.committed:
                 done.set_result(None)
             else:
-                done.set_exception(RuntimeError("its shard went to another node meanwhile; try it again"))
+                done.set_exception(
+                    RuntimeError("its shard went to another node meanwhile; try it again")
+                )
 
         self._writes.when_shown(entry, settled)
         return done
 
     @staticmethod
     def _served(asked: list[Shard]) -> list[int]:
-        """Those of the shards that were asked that are still this node's: what was found in them is so."""
+        """Those of the shards that were asked that are still this node's: what was found in them is
+        so."""
         now = boottime()
         return [shard.number for shard in asked if shard.until > now]
 
-    async def _scan(self, shards: list[Shard], index: int, after: bytes) -> AsyncIterator[tuple[bytes, bytes]]:
-        """The rows of an index of shards that are served, by place: the shard's number and the rest of the key."""
+    async def _scan(
+        self, shards: list[Shard], index: int, after: bytes
+    ) -> AsyncIterator[tuple[bytes, bytes]]:
+        """The rows of an index of shards that are served, by place: the shard's number and the rest
+        of the key."""
         looked = 0
         self._writes.show()
         for shard in sorted(shards, key=lambda shard: shard.number):

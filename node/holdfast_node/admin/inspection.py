@@ -1,4 +1,5 @@
-"""What operators see of the objects of a node, and do to them. Each method answers one request of the Peer service.
+"""What operators see of the objects of a node, and do to them. Each method answers one request of
+the Peer service.
 
 What is listed, counted and shown is what is committed, of the shards that the node serves now.
 """
@@ -82,7 +83,9 @@ class Inspection:
 
     # -- looking
 
-    async def list_objects(self, request: admin_pb2.ListObjectsRequest) -> admin_pb2.ListObjectsResponse:
+    async def list_objects(
+        self, request: admin_pb2.ListObjectsRequest
+    ) -> admin_pb2.ListObjectsResponse:
         """A page of a kind's objects, by key."""
         limit = min(request.limit or PAGE_MAX, PAGE_MAX)
         self._show()
@@ -116,7 +119,9 @@ class Inspection:
         response.served.extend(shard.number for shard in serving if shard.until > now)
         return response
 
-    async def count_objects(self, request: admin_pb2.CountObjectsRequest) -> admin_pb2.CountObjectsResponse:
+    async def count_objects(
+        self, request: admin_pb2.CountObjectsRequest
+    ) -> admin_pb2.CountObjectsResponse:
         """How many objects there are, by kind. Raises ValueError for a prefix without a kind."""
         if request.prefix and not request.kind:
             raise ValueError("a prefix needs the kind whose keys begin so")
@@ -129,7 +134,9 @@ class Inspection:
             while start is not None:
                 find = self._store.cursor("state").seek  # anew: a cursor keeps the store as it was
                 for _ in range(_STEP):
-                    found, start = _object_from(find, start, shard.number, request.kind, request.prefix)
+                    found, start = _object_from(
+                        find, start, shard.number, request.kind, request.prefix
+                    )
                     if found is None:
                         break
                     of_shard[found[0]] += 1
@@ -141,7 +148,9 @@ class Inspection:
         response.objects.update(counts)
         return response
 
-    async def show_object(self, request: admin_pb2.ShowObjectRequest) -> admin_pb2.ShowObjectResponse:
+    async def show_object(
+        self, request: admin_pb2.ShowObjectRequest
+    ) -> admin_pb2.ShowObjectResponse:
         """What an object has stored, by key."""
         shard = self._shard_of(request.kind, request.key)
         self._show()
@@ -161,7 +170,9 @@ class Inspection:
             if expiry and shard.expired(expiry):
                 continue
             size += len(key) + len(value)
-            response.rows.add(key=key[len(own) :].decode(), value=read_value(value), expires_ms=expiry)
+            response.rows.add(
+                key=key[len(own) :].decode(), value=read_value(value), expires_ms=expiry
+            )
         return response
 
     async def explain(self, request: admin_pb2.ExplainRequest) -> admin_pb2.ExplainResponse:
@@ -169,7 +180,9 @@ class Inspection:
         number = self._shards.number_of(request.kind, request.key)
         shard = self._shards.get(number)
         if shard is None:
-            raise WrongOwner(f"shard {number} is not owned by this node", definite=True, retryable=True)
+            raise WrongOwner(
+                f"shard {number} is not owned by this node", definite=True, retryable=True
+            )
         self._show()
         response = admin_pb2.ExplainResponse(read_only=shard.read_only or "")
         self._explain_copies(number, response)
@@ -187,12 +200,19 @@ class Inspection:
         now = boottime()
         response.copies.add(node=self._node(), owner=True, in_sync=True)
         for name, peer in sorted(replica.peers.items()):
-            response.copies.add(node=name, behind=max(0, replica.last.seq - peer.matched), heard_s=max(0.0, now - peer.heard_at))
+            response.copies.add(
+                node=name,
+                behind=max(0, replica.last.seq - peer.matched),
+                heard_s=max(0.0, now - peer.heard_at),
+            )
 
-    def _explain_activation(self, activation: Activation, response: admin_pb2.ExplainResponse) -> None:
+    def _explain_activation(
+        self, activation: Activation, response: admin_pb2.ExplainResponse
+    ) -> None:
         response.active = True
         idle_s = asyncio.get_running_loop().time() - activation.last_used
-        response.idle_s = max(0.0, idle_s) if idle_s < _IDLE_MAX_S else 0.0  # it has just asked to leave memory
+        # it has just asked to leave memory
+        response.idle_s = max(0.0, idle_s) if idle_s < _IDLE_MAX_S else 0.0
         response.cache_bytes = activation.storage.cached_bytes
         response.waiting = len(activation.mailbox or ())
         response.reads = len(activation.reads or ())
@@ -204,16 +224,28 @@ class Inspection:
         if (error := activation.last_error) is not None:
             code, message, method, at_ms, request_id = error
             response.last_error.CopyFrom(
-                admin_pb2.LastError(code=code, message=message[:2_000], method=method, at_ms=at_ms, request_id=request_id)
+                admin_pb2.LastError(
+                    code=code,
+                    message=message[:2_000],
+                    method=method,
+                    at_ms=at_ms,
+                    request_id=request_id,
+                )
             )
 
     def _expiry(self, shard: Shard, kind: str, key: str) -> int:
         """When an object expires, Unix time in ms; 0: never."""
-        return int.from_bytes(self._store.get("state", keys.expiry_key(shard.number, kind, key)) or b"", "big")
+        return int.from_bytes(
+            self._store.get("state", keys.expiry_key(shard.number, kind, key)) or b"", "big"
+        )
 
-    async def _explain_storage(self, shard: Shard, request: admin_pb2.ExplainRequest, response: admin_pb2.ExplainResponse) -> None:
+    async def _explain_storage(
+        self, shard: Shard, request: admin_pb2.ExplainRequest, response: admin_pb2.ExplainResponse
+    ) -> None:
         prefix = keys.row_prefix(shard.number, request.kind, request.key)
-        for rows, (key, value) in enumerate(self._store.scan("state", prefix, keys.after(prefix)), 1):
+        for rows, (key, value) in enumerate(
+            self._store.scan("state", prefix, keys.after(prefix)), 1
+        ):
             response.rows = rows
             response.bytes += len(key) - len(prefix) + len(value)
             if rows >= _SIZE_ROWS_MAX:
@@ -222,22 +254,32 @@ class Inspection:
             if rows % _STEP == 0:
                 await asyncio.sleep(0)
         prefix = keys.alarm_prefix(shard.number, request.kind, request.key)
-        dues = [decode_alarm(value).due_ms for _, value in self._store.scan("state", prefix, keys.after(prefix))]
+        dues = [
+            decode_alarm(value).due_ms
+            for _, value in self._store.scan("state", prefix, keys.after(prefix))
+        ]
         response.alarms, response.next_alarm_ms = len(dues), min(dues, default=0)
         response.expires_ms = self._expiry(shard, request.kind, request.key)
 
-    def _explain_outbox(self, shard: Shard, sender: tuple[str, str], response: admin_pb2.ExplainResponse) -> None:
+    def _explain_outbox(
+        self, shard: Shard, sender: tuple[str, str], response: admin_pb2.ExplainResponse
+    ) -> None:
         notes = self._sent.notifications.outbox.of(shard, sender)
         response.outbox = len(notes)
         response.sent_by_clients = len(self._sent.notifications.outbox.from_clients(shard, sender))
         if notes:
             oldest = min(notes, key=lambda note: (note.row.created_ms, note.sequence))
-            response.outbox_oldest_ms, response.outbox_error = oldest.row.created_ms, oldest.row.error[:2_000]
+            response.outbox_oldest_ms, response.outbox_error = (
+                oldest.row.created_ms,
+                oldest.row.error[:2_000],
+            )
 
     async def top(self, request: admin_pb2.TopRequest) -> admin_pb2.NodeTopResponse:
         """What is busy on this node."""
         engine = self._engine
-        node = admin_pb2.NodeTop(id=self._node(), stats=self._stats(), shards_owned=len(self._shards.owned()))
+        node = admin_pb2.NodeTop(
+            id=self._node(), stats=self._stats(), shards_owned=len(self._shards.owned())
+        )
         active = self._objects.activations.kinds()
         for kind, methods in engine.stats.items():
             stats = methods.values()
@@ -257,10 +299,14 @@ class Inspection:
 
     # -- changing
 
-    async def evict_object(self, request: admin_pb2.EvictObjectRequest) -> admin_pb2.EvictObjectResponse:
+    async def evict_object(
+        self, request: admin_pb2.EvictObjectRequest
+    ) -> admin_pb2.EvictObjectResponse:
         """Take an object out of memory."""
         self._shard_of(request.kind, request.key)
-        return admin_pb2.EvictObjectResponse(was_active=await self._engine.eviction.evict_object(request.kind, request.key))
+        return admin_pb2.EvictObjectResponse(
+            was_active=await self._engine.eviction.evict_object(request.kind, request.key)
+        )
 
     async def abort_turn(self, request: admin_pb2.AbortTurnRequest) -> admin_pb2.AbortTurnResponse:
         """End the running turn of an object."""
@@ -269,10 +315,14 @@ class Inspection:
         if turn is None:
             return admin_pb2.AbortTurnResponse()
         return admin_pb2.AbortTurnResponse(
-            method=turn.handler.name, ran_s=perf_counter() - turn.began, waiting=len(turn.activation.mailbox or ())
+            method=turn.handler.name,
+            ran_s=perf_counter() - turn.began,
+            waiting=len(turn.activation.mailbox or ()),
         )
 
-    async def delete_these(self, request: admin_pb2.DeleteTheseRequest) -> admin_pb2.DeleteTheseResponse:
+    async def delete_these(
+        self, request: admin_pb2.DeleteTheseRequest
+    ) -> admin_pb2.DeleteTheseResponse:
         """Delete objects, each in one commit; those that cannot be deleted say why."""
         response = admin_pb2.DeleteTheseResponse()
         at_once = asyncio.Semaphore(_DELETES_AT_ONCE)
@@ -311,7 +361,9 @@ class Inspection:
 
             return InternalHandler("(delete)", delete, is_async=True, deletes=True)
 
-        self._engine.run_internal(kind, key, effect_id(b"admin", os.urandom(16)), handler, told, REST_PATIENCE_S)
+        self._engine.run_internal(
+            kind, key, effect_id(b"admin", os.urandom(16)), handler, told, REST_PATIENCE_S
+        )
         await done
         return existed
 
@@ -340,14 +392,19 @@ class Inspection:
         number = self._shards.number_of(kind, key)
         shard = self._shards.get(number)
         if shard is None or shard.until <= boottime():
-            raise WrongOwner(f"shard {number} is not served by this node at the moment", definite=True, retryable=True)
+            raise WrongOwner(
+                f"shard {number} is not served by this node at the moment",
+                definite=True,
+                retryable=True,
+            )
         return shard
 
 
 def _object_from(
     find: Callable[[bytes], bytes | None], start: bytes, shard: int, kind: str, prefix: str
 ) -> tuple[tuple[str, str] | None, bytes | None]:
-    """The first object from a key in `state` on, if it is one that is looked for, and where to go on when there may be one yet.
+    """The first object from a key in `state` on, if it is one that is looked for, and where to go
+    on when there may be one yet.
 
     `find`: the first key from another one on.
     """

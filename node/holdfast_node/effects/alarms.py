@@ -9,7 +9,16 @@ from typing import Any
 
 import msgspec
 from holdfast import codec
-from holdfast.alarms import NAME_BYTES_MAX, PAYLOAD_BYTES_MAX, Alarm, Misfire, check_every, check_times, check_timezone, next_after
+from holdfast.alarms import (
+    NAME_BYTES_MAX,
+    PAYLOAD_BYTES_MAX,
+    Alarm,
+    Misfire,
+    check_every,
+    check_times,
+    check_timezone,
+    next_after,
+)
 from holdfast.app import Kind
 from holdfast.errors import TooLarge
 from holdfast.ids import effect_id
@@ -38,7 +47,8 @@ _US, _TIMES, _UNTIL = "us", "times", "until"  # of a record's options
 
 
 class AlarmChange:
-    """What a turn does to one alarm of its object: another record, or none. A `TurnEffect`. `raw`: the record as it is stored."""
+    """What a turn does to one alarm of its object: another record, or none. A `TurnEffect`. `raw`:
+    the record as it is stored."""
 
     __slots__ = ("_alarms", "name", "raw", "record")
 
@@ -46,7 +56,8 @@ class AlarmChange:
         self._alarms = alarms
         self.name = name
         self.record = record
-        self.raw = b"" if record is None else encode(record)  # what cannot be stored is found out here
+        # what cannot be stored is found out here
+        self.raw = b"" if record is None else encode(record)
         if record is not None:
             decode_alarm(self.raw)
 
@@ -59,12 +70,22 @@ class AlarmChange:
 
 
 class ObjectAlarms:
-    """Implements `holdfast.alarms.Alarms`. `rows` holds what turns that ended have left; it is read when it is first asked for."""
+    """Implements `holdfast.alarms.Alarms`. `rows` holds what turns that ended have left; it is read
+    when it is first asked for."""
 
     __slots__ = ("_call", "_index", "_key", "_kind", "_prefix", "_shard", "_storage", "rows")
 
-    def __init__(self, shard: Shard, kind: Kind, key: str, storage: Rows, index: DueIndex, call: Callable[[], pb.Call]) -> None:
-        """`storage`: that of the object. `index`: when alarms are due. `call`: what the running turn is about."""
+    def __init__(
+        self,
+        shard: Shard,
+        kind: Kind,
+        key: str,
+        storage: Rows,
+        index: DueIndex,
+        call: Callable[[], pb.Call],
+    ) -> None:
+        """`storage`: that of the object. `index`: when alarms are due. `call`: what the running
+        turn is about."""
         self._shard = shard
         self._kind = kind
         self._key = key
@@ -73,7 +94,8 @@ class ObjectAlarms:
         self._call = call
         prefix = self._prefix = keys.alarm_prefix(shard.number, kind.name, key)
         self.rows: dict[str, AlarmRecord] = {
-            key[len(prefix) :].decode(): decode_alarm(value) for key, value in index.store.scan("state", prefix, keys.after(prefix))
+            key[len(prefix) :].decode(): decode_alarm(value)
+            for key, value in index.store.scan("state", prefix, keys.after(prefix))
         }
 
     def current(self) -> dict[str, AlarmRecord]:
@@ -91,7 +113,8 @@ class ObjectAlarms:
         return rows
 
     def change(self, name: str, record: AlarmRecord | None) -> None:
-        """Change one in the running turn. What is wrong with the shard's index is found out here: staging cannot fail."""
+        """Change one in the running turn. What is wrong with the shard's index is found out here:
+        staging cannot fail."""
         self._index.of(self._shard)
         self._storage.add_effect(AlarmChange(self, name, record))
 
@@ -101,7 +124,8 @@ class ObjectAlarms:
             self.stage(entry, AlarmChange(self, name, None))
 
     def stage(self, entry: Entry, change: AlarmChange) -> None:
-        """The turn has ended well: take the change over, and put into the entry what it does to the store."""
+        """The turn has ended well: take the change over, and put into the entry what it does to the
+        store."""
         shard = self._shard.number
         rest = keys.ident(self._kind.name, self._key) + change.name.encode()
         rows = entry.rows
@@ -133,7 +157,10 @@ class ObjectAlarms:
         until: datetime | timedelta | None = None,
     ) -> None:
         if self._kind.on_alarm is None:
-            raise TypeError(f"{self._kind.cls.__name__} has no on_alarm(self, alarm): its alarms would fire in vain")
+            raise TypeError(
+                f"{self._kind.cls.__name__} has no on_alarm(self, alarm): its alarms would fire in"
+                " vain"
+            )
         size = len(name.encode())
         if not 0 < size <= NAME_BYTES_MAX:
             raise TooLarge(f"an alarm's name of {size} bytes; 1 to {NAME_BYTES_MAX}", definite=True)
@@ -141,7 +168,10 @@ class ObjectAlarms:
             raise ValueError(f"misfire is {misfire!r}; once, all or skip")
         raw = codec.encode(payload)
         if len(raw) > PAYLOAD_BYTES_MAX:
-            raise TooLarge(f"an alarm's payload of {len(raw)} bytes, at most {PAYLOAD_BYTES_MAX}", definite=True)
+            raise TooLarge(
+                f"an alarm's payload of {len(raw)} bytes, at most {PAYLOAD_BYTES_MAX}",
+                definite=True,
+            )
         now = self._shard.clock.now_ms()
         check_timezone(timezone)
         repeat = None if every is None else check_every(every)
@@ -158,15 +188,23 @@ class ObjectAlarms:
                 raise ValueError("set_alarm needs `when`, `every`, or both")
             due = next_after(repeat, timezone, now, now)
         elif not isinstance(when, timedelta | datetime):
-            raise TypeError(f"`when` is a datetime with a time zone, or a timedelta, not {when!r:.100}")
+            raise TypeError(
+                f"`when` is a datetime with a time zone, or a timedelta, not {when!r:.100}"
+            )
         elif isinstance(when, timedelta):
             due = now + max(0, round(when.total_seconds() * 1000))
         else:
             due, beyond_us = _absolute(when)
         if until is not None:
             if not isinstance(until, timedelta | datetime):
-                raise TypeError(f"`until` is a datetime with a time zone, or a timedelta, not {until!r:.100}")
-            options[_UNTIL] = now + until // timedelta(milliseconds=1) if isinstance(until, timedelta) else _absolute(until)[0]
+                raise TypeError(
+                    f"`until` is a datetime with a time zone, or a timedelta, not {until!r:.100}"
+                )
+            options[_UNTIL] = (
+                now + until // timedelta(milliseconds=1)
+                if isinstance(until, timedelta)
+                else _absolute(until)[0]
+            )
             if options[_UNTIL] >= _FAR_MS:
                 raise ValueError(f"`until` is before the year 9999, not {until}")
             if due is not None and due > options[_UNTIL]:
@@ -175,11 +213,28 @@ class ObjectAlarms:
             raise ValueError("the alarm would never fire")
         current = self.current()
         if name not in current and len(current) >= ALARMS_MAX:
-            raise TooLarge(f"{self._kind.name}/{self._key} has {ALARMS_MAX} alarms, as many as an object may have", definite=True)
+            raise TooLarge(
+                f"{self._kind.name}/{self._key} has {ALARMS_MAX} alarms, as many as an object may"
+                " have",
+                definite=True,
+            )
         if beyond_us:
             options[_US] = beyond_us
         nonce = os.urandom(8)
-        self.change(name, AlarmRecord(due + bool(beyond_us), due, raw, repeat, timezone, misfire, 0, nonce, options or None))
+        self.change(
+            name,
+            AlarmRecord(
+                due + bool(beyond_us),
+                due,
+                raw,
+                repeat,
+                timezone,
+                misfire,
+                0,
+                nonce,
+                options or None,
+            ),
+        )
 
     def get(self, name: str) -> Alarm | None:
         record = self.current().get(name)
@@ -192,24 +247,35 @@ class ObjectAlarms:
         return True
 
     def list(self) -> list[Alarm]:
-        return [shown(name, record) for name, record in sorted(self.current().items(), key=lambda item: (item[1].due_ms, item[0]))]
+        return [
+            shown(name, record)
+            for name, record in sorted(
+                self.current().items(), key=lambda item: (item[1].due_ms, item[0])
+            )
+        ]
 
     # -- firing
 
     def begin(self, name: str, due_ms: int) -> Alarm | None:
-        """In a turn that fires: the alarm is done with this turn, or set to its next time. What the handler gets; None: nothing is to
-        be done, because it was changed meanwhile or is to be skipped.
+        """In a turn that fires: the alarm is done with this turn, or set to its next time. What the
+        handler gets; None: nothing is to be done, because it was changed meanwhile or is to be
+        skipped.
         """
         record = self.current().get(name)
         if record is None or record.due_ms != due_ms:
             return None
         now = self._shard.clock.now_ms()
-        skipped = not record.attempt and now - record.scheduled_ms > MISFIRE_GRACE_MS and record.misfire == "skip"
+        skipped = (
+            not record.attempt
+            and now - record.scheduled_ms > MISFIRE_GRACE_MS
+            and record.misfire == "skip"
+        )
         self.change(name, following(record, now, fired=not skipped))
         return None if skipped else shown(name, record)
 
     def fail(self, name: str, due_ms: int, attempts_max: int, final: bool) -> AlarmRecord | None:
-        """In a turn after a firing that failed: fire it again later; or, the alarm returned, give this firing up."""
+        """In a turn after a firing that failed: fire it again later; or, the alarm returned, give
+        this firing up."""
         record = self.current().get(name)
         if record is None or record.due_ms != due_ms:
             return None
@@ -238,11 +304,14 @@ def following(record: AlarmRecord, now_ms: int, fired: bool = True) -> AlarmReco
         return None
     if not isinstance(record.every, int):
         options.pop(_US, None)  # a cron expression names whole seconds
-    return msgspec.structs.replace(record, due_ms=due, scheduled_ms=due, attempt=0, options=options or None)
+    return msgspec.structs.replace(
+        record, due_ms=due, scheduled_ms=due, attempt=0, options=options or None
+    )
 
 
 def _absolute(when: datetime) -> tuple[int, int]:
-    """A time as Unix time in ms, and the microseconds beyond. Raises ValueError for one without a time zone."""
+    """A time as Unix time in ms, and the microseconds beyond. Raises ValueError for one without a
+    time zone."""
     if when.tzinfo is None:
         raise ValueError(f"{when!r} has no time zone: datetime.now(UTC) + ... has")
     return divmod(max(timedelta(), when - _EPOCH) // timedelta(microseconds=1), 1000)
@@ -251,7 +320,9 @@ def _absolute(when: datetime) -> tuple[int, int]:
 def shown(name: str, record: AlarmRecord) -> Alarm:
     """An alarm as users see it."""
     options = record.options or {}
-    scheduled = _EPOCH + timedelta(milliseconds=record.scheduled_ms, microseconds=options.get(_US, 0))
+    scheduled = _EPOCH + timedelta(
+        milliseconds=record.scheduled_ms, microseconds=options.get(_US, 0)
+    )
     until = options.get(_UNTIL)
     return Alarm(
         name=name,
@@ -265,4 +336,11 @@ def shown(name: str, record: AlarmRecord) -> Alarm:
 
 def firing_id(kind: str, key: str, name: str, record: AlarmRecord) -> bytes:
     """The request id of a firing, the same in every attempt."""
-    return effect_id(b"alarm", kind.encode(), key.encode(), name.encode(), record.scheduled_ms.to_bytes(8, "big"), record.nonce)
+    return effect_id(
+        b"alarm",
+        kind.encode(),
+        key.encode(),
+        name.encode(),
+        record.scheduled_ms.to_bytes(8, "big"),
+        record.nonce,
+    )

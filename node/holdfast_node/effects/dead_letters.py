@@ -1,4 +1,5 @@
-"""Dead letters: notifications and alarms that were given up, kept in their sender's shard until an operator replays or drops them."""
+"""Dead letters: notifications and alarms that were given up, kept in their sender's shard until an
+operator replays or drops them."""
 
 from __future__ import annotations
 
@@ -13,10 +14,12 @@ from holdfast_node.store.rocks import Store
 
 
 class DeadLetters:
-    """Counts the dead letters of the shards that a node owns, and makes new ones. Implements `ShardService`."""
+    """Counts the dead letters of the shards that a node owns, and makes new ones. Implements
+    `ShardService`."""
 
     def __init__(self, store: Store, writes: ShardWrites, letters_max: int) -> None:
-        """`letters_max`: dead letters of one shard. With so many nothing dies: what fails is tried on for ever."""
+        """`letters_max`: dead letters of one shard. With so many nothing dies: what fails is tried
+        on for ever."""
         self._store = store
         self._writes = writes
         self._letters_max = letters_max
@@ -54,7 +57,9 @@ class DeadLetters:
         """Put a new dead letter into an entry."""
         self._counts[entry.shard] += 1
         self.given_up += 1
-        key = keys.index_prefix(entry.shard.number, keys.LETTERS) + self._writes.next_sequence(entry.shard)
+        key = keys.index_prefix(entry.shard.number, keys.LETTERS) + self._writes.next_sequence(
+            entry.shard
+        )
         entry.rows.append((key, raw))
 
     # -- holdfast_node.log.shard_service.ShardService
@@ -63,7 +68,9 @@ class DeadLetters:
         if shard not in self._counts:
             shard.check_owned()
             prefix = keys.index_prefix(shard.number, keys.LETTERS)
-            self._counts[shard] = sum(1 for _ in self._store.scan("state", prefix, keys.after(prefix)))
+            self._counts[shard] = sum(
+                1 for _ in self._store.scan("state", prefix, keys.after(prefix))
+            )
 
     def closed(self, shard: Shard) -> None:
         self._counts.pop(shard, None)
@@ -74,7 +81,8 @@ class DeadLetters:
 
 @dataclass(frozen=True, slots=True)
 class AddDeadLetter:
-    """A turn gives an alarm of its object up: `raw` is the dead letter as it is stored. A `TurnEffect`."""
+    """A turn gives an alarm of its object up: `raw` is the dead letter as it is stored. A
+    `TurnEffect`."""
 
     letters: DeadLetters
     raw: bytes

@@ -1,4 +1,5 @@
-"""Notifications that are sent with a delay: they wait in an index by time, and go to the outbox when they are due."""
+"""Notifications that are sent with a delay: they wait in an index by time, and go to the outbox
+when they are due."""
 
 from __future__ import annotations
 
@@ -34,9 +35,12 @@ class _Delayed:
 
 
 class DelayedNotifications:
-    """Those of the shards that a node owns. Implements `ShardService`: moves those that are due to the outbox."""
+    """Those of the shards that a node owns. Implements `ShardService`: moves those that are due to
+    the outbox."""
 
-    def __init__(self, store: Store, writes: ShardWrites, notifications: Notifications, shard_max: int) -> None:
+    def __init__(
+        self, store: Store, writes: ShardWrites, notifications: Notifications, shard_max: int
+    ) -> None:
         """`shard_max`: of one shard."""
         self._store = store
         self._writes = writes
@@ -65,7 +69,12 @@ class DelayedNotifications:
         """Put one into the entry of the turn that sends it."""
         shard = entry.shard
         due_ms = row.created_ms + delay_ms
-        entry.rows.append((keys.due_key(shard.number, keys.DELAYED, due_ms, self._writes.next_sequence(shard)), raw))
+        entry.rows.append(
+            (
+                keys.due_key(shard.number, keys.DELAYED, due_ms, self._writes.next_sequence(shard)),
+                raw,
+            )
+        )
         known = self._shards[shard]
         known.count += 1
         known.changes += 1
@@ -74,18 +83,26 @@ class DelayedNotifications:
     # -- deletion of what an object has sent
 
     async def of(self, shard: Shard, sender: Target) -> list[bytes]:
-        """The rows of those that an object has sent. Raises Unavailable when the shard's go on moving out for seconds."""
+        """The rows of those that an object has sent. Raises Unavailable when the shard's go on
+        moving out for seconds."""
         for _ in range(_MOVES_PATIENCE):
-            # Those that are being moved can be read neither here nor in the outbox, until their entry is committed.
+            # Those that are being moved can be read neither here nor in the outbox, until their
+            # entry is committed.
             if not self._moves(shard):
                 found = await self._scan(shard, sender)
                 if not self._moves(shard):
                     return [key for key in found if self._store.get("state", key) is not None]
             await asyncio.sleep(0.02)
-        raise Unavailable("notifications of its shard are about to leave", definite=True, retryable=True, retry_after_s=0.5)
+        raise Unavailable(
+            "notifications of its shard are about to leave",
+            definite=True,
+            retryable=True,
+            retry_after_s=0.5,
+        )
 
     async def _scan(self, shard: Shard, sender: Target) -> list[bytes]:
-        """The rows; whose others are is remembered until one is sent, so that many objects are deleted by one scan."""
+        """The rows; whose others are is remembered until one is sent, so that many objects are
+        deleted by one scan."""
         known = self._known(shard)
         as_of, senders = known.senders
         if not known.count or (as_of == known.changes and sender not in senders):
@@ -93,7 +110,9 @@ class DelayedNotifications:
         self._writes.show()
         as_of, senders, found = known.changes, set(), []
         prefix = keys.index_prefix(shard.number, keys.DELAYED)
-        for looked, (key, value) in enumerate(self._store.scan("state", prefix, keys.after(prefix)), 1):
+        for looked, (key, value) in enumerate(
+            self._store.scan("state", prefix, keys.after(prefix)), 1
+        ):
             row = decode_notification(value)
             whose = row.sender_kind, row.sender_key
             senders.add(whose)
@@ -151,8 +170,13 @@ class DelayedNotifications:
             if key in self._moving or key in self._forgotten:
                 continue
             self._moving.add(key)
-            pending = PendingNotification(shard, self._writes.next_sequence(shard), decode_notification(value))
-            rows += [(key, None), (keys.index_prefix(shard.number, keys.OUTBOX) + pending.sequence, value)]
+            pending = PendingNotification(
+                shard, self._writes.next_sequence(shard), decode_notification(value)
+            )
+            rows += [
+                (key, None),
+                (keys.index_prefix(shard.number, keys.OUTBOX) + pending.sequence, value),
+            ]
             moved.append(pending)
             size += len(value)
         else:
@@ -167,7 +191,8 @@ class DelayedNotifications:
 
 @dataclass(slots=True)
 class _Due:
-    """One that was sent: it counts from its commit. Implements `holdfast_node.log.shards.Waiter`."""
+    """One that was sent: it counts from its commit.
+    Implements `holdfast_node.log.shards.Waiter`."""
 
     known: _Delayed
     due_ms: int

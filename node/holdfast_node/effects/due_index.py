@@ -1,4 +1,5 @@
-"""When the next thing of an index by time is due in each shard: what is in memory of alarms, and of what expires."""
+"""When the next thing of an index by time is due in each shard: what is in memory of alarms, and of
+what expires."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ from holdfast_node.store.rocks import Store
 
 @dataclass(slots=True)
 class NextDue:
-    """Of one shard. `due_ms`: Unix time in ms of the first row. `cursor`: where a look at the rows that are due goes on.
+    """Of one shard. `due_ms`: Unix time in ms of the first row. `cursor`: where a look at the rows
+    that are due goes on.
 
-    `not_before` is a time of the loop's clock before which nothing is looked at, and `pause` how long the last such wait was.
-    `left`: whether a look has left something that is due.
+    `not_before` is a time of the loop's clock before which nothing is looked at, and `pause` how
+    long the last such wait was. `left`: whether a look has left something that is due.
     """
 
     due_ms: int = NEVER
@@ -33,13 +35,16 @@ class DueIndex:
         self._shards: dict[Shard, NextDue] = {}
 
     def of(self, shard: Shard) -> NextDue:
-        """What is due next in a shard, which is read when it was not yet. Raises WrongOwner when it is not owned any more."""
+        """What is due next in a shard, which is read when it was not yet. Raises WrongOwner when it
+        is not owned any more."""
         coming = self._shards.get(shard)
         if coming is None:
             shard.check_owned()
             prefix = keys.index_prefix(shard.number, self._index)
             first = next(iter(self.store.scan("state", prefix, keys.after(prefix))), None)
-            coming = self._shards[shard] = NextDue(NEVER if first is None else keys.read_due_key(first[0])[0])
+            coming = self._shards[shard] = NextDue(
+                NEVER if first is None else keys.read_due_key(first[0])[0]
+            )
         return coming
 
     def all(self) -> list[NextDue]:
@@ -50,7 +55,8 @@ class DueIndex:
         self._shards.pop(shard, None)
 
     def due_with(self, entry: Entry, due_ms: int) -> None:
-        """A row of the index is due then, once this entry is committed. The shard was looked at before (`of`)."""
+        """A row of the index is due then, once this entry is committed. The shard was looked at
+        before (`of`)."""
         entry.waiters.append(_Due(self._shards[entry.shard], due_ms))
 
     def next_due_ms(self) -> int:

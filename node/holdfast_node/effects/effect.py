@@ -8,10 +8,11 @@ from holdfast_node.log.shards import Entry
 
 
 class TurnEffect(Protocol):
-    """One thing that a turn does beside its object's rows: it commits with them, and is undone with them.
+    """One thing that a turn does beside its object's rows: it commits with them, and is undone with
+    them.
 
-    Whatever can be refused is refused when the turn adds the effect. An effect that does something at the commit waits on the
-    entry itself (`holdfast_node.log.shards.Waiter`).
+    Whatever can be refused is refused when the turn adds the effect. An effect that does something
+    at the commit waits on the entry itself (`holdfast_node.log.shards.Waiter`).
     """
 
     @property

@@ -1,11 +1,14 @@
-"""When what a turn writes expires: values that have a `ttl`, and whole objects of kinds that have one.
+"""When what a turn writes expires: values that have a `ttl`, and whole objects of kinds that have
+one.
 
-A value says itself when it expires, and so does an object. An index by time names what may be removed. A value that is written anew
-leaves its row of the index behind: when that is due, the expiry service finds a later time in the value, and removes the row alone.
-So that a value that is written again and again does not fill the index, times there are rounded up to about a sixteenth of the ttl.
+A value says itself when it expires, and so does an object. An index by time names what may be
+removed. A value that is written anew leaves its row of the index behind: when that is due, the
+expiry service finds a later time in the value, and removes the row alone. So that a value that is
+written again and again does not fill the index, times there are rounded up to about a sixteenth of
+the ttl.
 
-The time of a whole object is written anew only when less than its ttl is left, and then a sixteenth more: not each turn that writes
-pays for it.
+The time of a whole object is written anew only when less than its ttl is left, and then a sixteenth
+more: not each turn that writes pays for it.
 """
 
 from __future__ import annotations
@@ -28,16 +31,20 @@ class ExpiryIndex(DueIndex):
     def stage_rows(self, entry: Entry, ident: bytes, writes: Writes, skip: int) -> None:
         """A turn has written values of which some expire: put those into the index.
 
-        `ident` is of the object, `skip` the length of what the keys of its rows begin with. The shard was looked at before.
+        `ident` is of the object, `skip` the length of what the keys of its rows begin with. The
+        shard was looked at before.
         """
         now = entry.shard.clock.now_ms()
         for key, raw in writes:
             if raw is not None and (expiry := read_expiry(raw)) is not None:
                 self._put(entry, rounded_up(expiry, expiry - now), ident + key[skip:])
 
-    def stage_object(self, entry: Entry, kind: Kind, key: str, expiry_ms: int, deletes: bool) -> int:
-        """A turn has written: its object lives on from now, or not at all (`deletes`). When it expires now, where it did at
-        `expiry_ms`; Unix time in ms, 0: never. The shard was looked at before.
+    def stage_object(
+        self, entry: Entry, kind: Kind, key: str, expiry_ms: int, deletes: bool
+    ) -> int:
+        """A turn has written: its object lives on from now, or not at all (`deletes`). When it
+        expires now, where it did at `expiry_ms`; Unix time in ms, 0: never. The shard was looked at
+        before.
         """
         shard = entry.shard
         ttl = kind.options.ttl
@@ -66,6 +73,7 @@ class ExpiryIndex(DueIndex):
 
 
 def rounded_up(expiry_ms: int, ttl_ms: int) -> int:
-    """A time of the index at which what expires at `expiry_ms`, and was written with this ttl, has expired. Pure."""
+    """A time of the index at which what expires at `expiry_ms`, and was written with this ttl, has
+    expired. Pure."""
     granule = max(_GRANULE_MIN_MS, 1 << max(0, (ttl_ms // _MARGIN).bit_length() - 1))
     return -(-expiry_ms // granule) * granule

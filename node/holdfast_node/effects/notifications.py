@@ -1,4 +1,5 @@
-"""Notifications of objects and clients on their way into the outbox, which `services/notifications.py` empties."""
+"""Notifications of objects and clients on their way into the outbox, which
+`services/notifications.py` empties."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from holdfast_node.store.rocks import Store
 
 
 class Notifications:
-    """The outbox of the shards that a node owns, with what the store has of it. Implements `ShardService`.
+    """The outbox of the shards that a node owns, with what the store has of it. Implements
+    `ShardService`.
 
     `listeners` are called when there is something new in the outbox.
     """
@@ -29,7 +31,9 @@ class Notifications:
     def stage(self, entry: Entry, row: Notification, raw: bytes) -> None:
         """Put one into the entry of the turn that sends it. Its shard was opened."""
         pending = PendingNotification(entry.shard, self._writes.next_sequence(entry.shard), row)
-        entry.rows.append((keys.index_prefix(entry.shard.number, keys.OUTBOX) + pending.sequence, raw))
+        entry.rows.append(
+            (keys.index_prefix(entry.shard.number, keys.OUTBOX) + pending.sequence, raw)
+        )
         self.outbox.stage(pending)
         self.leave_with(entry, [pending])
 
@@ -51,7 +55,9 @@ class Notifications:
         shard.check_owned()
         prefix = keys.index_prefix(shard.number, keys.OUTBOX)
         stored = [
-            PendingNotification(shard, key[keys.INDEX_PREFIX_BYTES :], decode_notification(value), backlog=True)
+            PendingNotification(
+                shard, key[keys.INDEX_PREFIX_BYTES :], decode_notification(value), backlog=True
+            )
             for key, value in self._store.scan("state", prefix, keys.after(prefix))
         ]
         self._opened.add(shard)
@@ -67,7 +73,8 @@ class Notifications:
 
 
 class _Leaves:
-    """Notifications that leave when their entry is committed. Implements `holdfast_node.log.shards.Waiter`."""
+    """Notifications that leave when their entry is committed. Implements
+    `holdfast_node.log.shards.Waiter`."""
 
     __slots__ = ("_notifications", "_pending")
 

@@ -1,7 +1,8 @@
-"""Delivering notifications: which one goes next, what becomes of one that failed. Pure: no I/O, no clock.
+"""Delivering notifications: which one goes next, what becomes of one that failed. Pure: no I/O, no
+clock.
 
-One queue for each pair of sender and receiver, of which only the head is on its way: that keeps the order. A head is in one of these
-places:
+One queue for each pair of sender and receiver, of which only the head is on its way: that keeps the
+order. A head is in one of these places:
 
 - *fresh*: committed a moment ago, goes at once;
 - *backlog*: found at a take-over, or to be tried again: goes at a bounded rate;
@@ -10,8 +11,9 @@ places:
 - *paused*: an operator has stopped what goes to its receiver;
 - *on its way*, until `answered`.
 
-What is on its way is bounded in all, for each receiver, and to a half for what is tried again, so that those that are stuck delay
-nobody else. (As many receivers as there may be deliveries on their way, all stuck at their first one, could: until it times out.)
+What is on its way is bounded in all, for each receiver, and to a half for what is tried again, so
+that those that are stuck delay nobody else. (As many receivers as there may be deliveries on their
+way, all stuck at their first one, could: until it times out.)
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ class OutboxLimits:
 
 @dataclass(slots=True, eq=False)
 class PendingNotification:
-    """A notification in the outbox of `shard`. `sequence`: its place in what that sends; `backlog`: it goes at the bounded rate."""
+    """A notification in the outbox of `shard`. `sequence`: its place in what that sends; `backlog`:
+    it goes at the bounded rate."""
 
     shard: Any
     sequence: bytes
@@ -74,7 +77,8 @@ class PendingNotification:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an attempt failed. `final`: trying again would not help; `counts`: the receiver's handler itself failed."""
+    """Why an attempt failed. `final`: trying again would not help; `counts`: the receiver's handler
+    itself failed."""
 
     code: str
     message: str
@@ -103,7 +107,8 @@ class Dead:
 
 
 class Bucket:
-    """A token bucket: `per_s` tokens a second, at most a tenth of a second's worth (but one) saved up."""
+    """A token bucket: `per_s` tokens a second, at most a tenth of a second's worth (but one) saved
+    up."""
 
     def __init__(self, per_s: float, now: float) -> None:
         self._per_s = per_s
@@ -122,15 +127,19 @@ class Bucket:
 
 
 class Outbox:
-    """All notifications of the shards that a node owns. Times are seconds of any clock that does not jump, but for `wall_ms`."""
+    """All notifications of the shards that a node owns. Times are seconds of any clock that does
+    not jump, but for `wall_ms`."""
 
-    def __init__(self, limits: OutboxLimits, uniform: Callable[[float, float], float], now: float) -> None:
+    def __init__(
+        self, limits: OutboxLimits, uniform: Callable[[float, float], float], now: float
+    ) -> None:
         """`uniform(least, most)`: a number between them, by chance."""
         self._limits = limits
         self._uniform = uniform
         self._queues: dict[tuple[Any, Target, Target], deque[PendingNotification]] = {}
         self._of_sender: Counter[tuple[Any, Target]] = Counter()
-        self._staged: dict[Any, set[PendingNotification]] = {}  # by shard, what is counted and not committed yet
+        # by shard, what is counted and not committed yet
+        self._staged: dict[Any, set[PendingNotification]] = {}
         self._fresh: deque[PendingNotification] = deque()
         self._backlog: deque[PendingNotification] = deque()
         self._waiting: list[tuple[float, int, PendingNotification]] = []
@@ -147,11 +156,18 @@ class Outbox:
         self.retries = 0
 
     def room(self, shard: Any, sender: Target, more: int) -> str | None:
-        """Why an object may not send one more, beside `more` that are not in the outbox yet; None when it may."""
+        """Why an object may not send one more, beside `more` that are not in the outbox yet; None
+        when it may."""
         if self._of_sender[shard, sender] + more >= self._limits.object_max:
-            return f"{self._limits.object_max} notifications of {sender_name(*sender)} wait to be delivered"
+            return (
+                f"{self._limits.object_max} notifications of {sender_name(*sender)} wait to be"
+                " delivered"
+            )
         if self.depth + more >= self._limits.node_max or self.bytes > self._limits.node_bytes_max:
-            return f"{self.depth} notifications of {self.bytes} bytes wait to be delivered on this node"
+            return (
+                f"{self.depth} notifications of {self.bytes} bytes wait to be delivered on this"
+                " node"
+            )
         return None
 
     def stage(self, note: PendingNotification) -> None:
@@ -189,16 +205,26 @@ class Outbox:
         """What an object's notifications are that wait or are on their way, in no order."""
         if not self._of_sender[shard, sender]:
             return []
-        return [note for key, queue in self._queues.items() if key[0] is shard and key[1] == sender for note in queue]
+        return [
+            note
+            for key, queue in self._queues.items()
+            if key[0] is shard and key[1] == sender
+            for note in queue
+        ]
 
     def from_clients(self, shard: Any, target: Target) -> list[PendingNotification]:
-        """What clients have sent to an object of the shard that waits or is on its way, in no order."""
+        """What clients have sent to an object of the shard that waits or is on its way, in no
+        order."""
         return [
-            note for key, queue in self._queues.items() if key[0] is shard and key[2] == target and not key[1][0] for note in queue
+            note
+            for key, queue in self._queues.items()
+            if key[0] is shard and key[2] == target and not key[1][0]
+            for note in queue
         ]
 
     def forget(self, shard: Any, sender: Target) -> list[PendingNotification]:
-        """Drop what an object has sent, and that is not delivered; what was dropped. What is on its way may still arrive."""
+        """Drop what an object has sent, and that is not delivered; what was dropped. What is on its
+        way may still arrive."""
         gone = []
         for key in [key for key in self._queues if key[0] is shard and key[1] == sender]:
             for note in self._queues.pop(key):
@@ -208,7 +234,9 @@ class Outbox:
         self._uncrowd()
         return gone
 
-    def take(self, now: float, ready: Callable[[Target], bool], paused: Callable[[Target], bool]) -> list[PendingNotification]:
+    def take(
+        self, now: float, ready: Callable[[Target], bool], paused: Callable[[Target], bool]
+    ) -> list[PendingNotification]:
         """Those that go now. `ready`: whether the receiver's node can be reached."""
         while self._waiting and self._waiting[0][0] <= now:
             note = heappop(self._waiting)[2]
@@ -276,7 +304,8 @@ class Outbox:
         age_max_ms: int,
         may_die: bool,
     ) -> Delivered | Failed | Dead | None:
-        """What becomes of one that was on its way; None when that is not this node's business any more."""
+        """What becomes of one that was on its way; None when that is not this node's business any
+        more."""
         target = note.target
         self.on_way -= 1
         self._again_on_way -= note.again
@@ -305,7 +334,9 @@ class Outbox:
         self.retries += 1
         note.tries += 1
         note.backlog = True
-        self._wait(note, now + self._uniform(0.5, 1.0) * min(most, least * 2 ** min(note.tries - 1, 20)))
+        self._wait(
+            note, now + self._uniform(0.5, 1.0) * min(most, least * 2 ** min(note.tries - 1, 20))
+        )
         return Failed(note) if failure.counts or first else None
 
     def _let_in(self, target: Target, most: int) -> None:
@@ -320,7 +351,8 @@ class Outbox:
             del self._crowded[target]
 
     def _uncrowd(self) -> None:
-        """A receiver that has nothing on its way any more has no answer that would let others go on."""
+        """A receiver that has nothing on its way any more has no answer that would let others go
+        on."""
         for target in [target for target in self._crowded if not self._on_way[target]]:
             self._let_in(target, self._limits.receiver_on_way_max)
 

@@ -1,4 +1,5 @@
-"""What is stored of notifications, alarms and dead letters. msgpack arrays; a later version adds fields at the end, with defaults."""
+"""What is stored of notifications, alarms and dead letters. msgpack arrays; a later version adds
+fields at the end, with defaults."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ def sender_name(kind: str, key: str) -> str:
 
 
 METADATA = "metadata"
-"""The key in `options` under which the metadata lies of the call that sent a notification, or set an alarm."""
+"""The key in `options` under which the metadata lies of the call that sent a notification, or set
+an alarm."""
 
 
 class Notification(msgspec.Struct, array_like=True, gc=False):
@@ -41,7 +43,8 @@ class Notification(msgspec.Struct, array_like=True, gc=False):
     trace: str = ""
     """The `traceparent` of the turn that sent it, when that was traced."""
     options: dict[str, Any] | None = None
-    """`metadata`: that of the call that sent it. Else kept free for what one notification asks for."""
+    """`metadata`: that of the call that sent it. Else kept free for what one notification
+    asks for."""
 
     @property
     def size(self) -> int:
@@ -51,8 +54,11 @@ class Notification(msgspec.Struct, array_like=True, gc=False):
 
     @property
     def caller(self) -> str:
-        """Who sent it, as its receiver is told. A client's has no `sender_kind`; its `sender_key` is the client's subject."""
-        return f"object:{self.sender_kind}/{self.sender_key}" if self.sender_kind else self.sender_key
+        """Who sent it, as its receiver is told. A client's has no `sender_kind`; its `sender_key`
+        is the client's subject."""
+        return (
+            f"object:{self.sender_kind}/{self.sender_key}" if self.sender_kind else self.sender_key
+        )
 
     @property
     def sender(self) -> str:
@@ -61,7 +67,8 @@ class Notification(msgspec.Struct, array_like=True, gc=False):
 
 
 class AlarmRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One alarm of an object. Times are Unix time in ms; `due_ms` is later than `scheduled_ms` once it has failed."""
+    """One alarm of an object. Times are Unix time in ms; `due_ms` is later than `scheduled_ms` once
+    it has failed."""
 
     due_ms: int
     scheduled_ms: int
@@ -73,12 +80,14 @@ class AlarmRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
     nonce: bytes = b""
     """Made when it was set: tells it apart from another one for the same time."""
     options: dict[str, Any] | None = None
-    """`us`: microseconds of the time that it was set for, beyond `scheduled_ms`. `times`: how often it fires yet, this time counted.
-    `until`: the Unix time in ms after which it is not repeated. `metadata`: that of the call that set it. Else kept free."""
+    """`us`: microseconds of the time that it was set for, beyond `scheduled_ms`. `times`: how often
+    it fires yet, this time counted. `until`: the Unix time in ms after which it is not repeated.
+    `metadata`: that of the call that set it. Else kept free."""
 
 
 class DeadLetter(msgspec.Struct, array_like=True, gc=False):
-    """A dead letter: a notification of `sender`'s that could not be delivered, or an alarm of its own (`method` is `on_alarm`)."""
+    """A dead letter: a notification of `sender`'s that could not be delivered, or an alarm of its
+    own (`method` is `on_alarm`)."""
 
     notification: Notification
     died_ms: int
@@ -103,13 +112,17 @@ CARRIED_BYTES_MAX = 16 << 10
 
 
 def carried(call: pb.Call) -> dict[str, Any] | None:
-    """What a notification, or an alarm, takes along from the call that made it: its metadata. As `options` of the record."""
+    """What a notification, or an alarm, takes along from the call that made it: its metadata. As
+    `options` of the record."""
     if not call.metadata:
         return None
     metadata = {name: value for name, value in call.metadata.items() if name != TRACEPARENT}
     size = sum(len(name.encode()) + len(value.encode()) for name, value in metadata.items())
     if size > CARRIED_BYTES_MAX:
-        message = f"metadata of {size} bytes would go along with a notification or an alarm, which takes {CARRIED_BYTES_MAX} at most"
+        message = (
+            f"metadata of {size} bytes would go along with a notification or an alarm, which takes"
+            f" {CARRIED_BYTES_MAX} at most"
+        )
         raise TooLarge(message, definite=True)
     return {METADATA: metadata} if metadata else None
 

@@ -1,4 +1,5 @@
-"""What objects and clients send: the effects by which a notification enters the outbox, or by which what was sent is forgotten."""
+"""What objects and clients send: the effects by which a notification enters the outbox, or by which
+what was sent is forgotten."""
 
 from __future__ import annotations
 
@@ -18,19 +19,26 @@ _KEY_BYTES = 60  # about what the key of its row takes
 
 
 class Sent:
-    """All that the shards of a node have sent and that is not delivered: at once, or with a delay."""
+    """All that the shards of a node have sent and that is not delivered: at once, or with
+    a delay."""
 
-    def __init__(self, notifications: Notifications, delays: DelayedNotifications, writes: ShardWrites) -> None:
+    def __init__(
+        self, notifications: Notifications, delays: DelayedNotifications, writes: ShardWrites
+    ) -> None:
         self.notifications = notifications
         self.delays = delays
         self._writes = writes
 
     def check_room(self, shard: Shard, sender: Target, more: int, delay_ms: int) -> None:
-        """Raises Overloaded when `sender` may not send once more, after `more` of this turn, and what is wrong with the shard's rows:
-        staging afterwards cannot fail.
+        """Raises Overloaded when `sender` may not send once more, after `more` of this turn, and
+        what is wrong with the shard's rows: staging afterwards cannot fail.
         """
         self.notifications.opened(shard)
-        full = self.delays.room(shard) if delay_ms else self.notifications.outbox.room(shard, sender, more)
+        full = (
+            self.delays.room(shard)
+            if delay_ms
+            else self.notifications.outbox.room(shard, sender, more)
+        )
         if full is not None:
             raise Overloaded(full, definite=True, retryable=True, retry_after_s=1.0)
 
@@ -42,7 +50,8 @@ class Sent:
             self.notifications.stage(entry, row, raw)
 
     def forget(self, entry: Entry, sender: Target, delayed: list[bytes]) -> None:
-        """Put into an entry that nothing which `sender` has sent is to be delivered; `delayed` are its delayed ones' rows."""
+        """Put into an entry that nothing which `sender` has sent is to be delivered; `delayed` are
+        its delayed ones' rows."""
         prefix = keys.index_prefix(entry.shard.number, keys.OUTBOX)
         forgotten = self.notifications.outbox.forget(entry.shard, sender)
         gone = [prefix + pending.sequence for pending in forgotten] + delayed
@@ -74,7 +83,8 @@ class SendNotification:
 
 @dataclass(frozen=True, slots=True)
 class ForgetSent:
-    """A turn deletes its object: nothing that it has sent, and that is not delivered, is to be delivered. A `TurnEffect`.
+    """A turn deletes its object: nothing that it has sent, and that is not delivered, is to be
+    delivered. A `TurnEffect`.
 
     `delayed`: the rows of those that are delayed.
     """

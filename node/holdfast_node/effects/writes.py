@@ -1,4 +1,5 @@
-"""What Holdfast itself writes into shards: into the same entries as turns, so that it is committed in the same order."""
+"""What Holdfast itself writes into shards: into the same entries as turns, so that it is committed
+in the same order."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ Row = tuple[bytes, bytes | None]
 
 
 class ShardWrites:
-    """Writes of a node's own. Implements `ShardService`: what a shard could not take is written when it can."""
+    """Writes of a node's own. Implements `ShardService`: what a shard could not take is written
+    when it can."""
 
     def __init__(self, committer: Committer) -> None:
         self._committer = committer
@@ -24,7 +26,8 @@ class ShardWrites:
         self._number = 0
 
     def next_sequence(self, shard: Shard) -> bytes:
-        """A sequence above all that were given for the shard: epochs grow with each owner, the number within a process."""
+        """A sequence above all that were given for the shard: epochs grow with each owner, the
+        number within a process."""
         self._number += 1
         return keys.sequence(shard.epoch, self._number)
 
@@ -41,7 +44,8 @@ class ShardWrites:
         return entry
 
     def write_or_defer(self, shard: Shard, rows: list[Row]) -> None:
-        """Put rows into the shard's entry, now or when the shard may write again. An owned shard only."""
+        """Put rows into the shard's entry, now or when the shard may write again. An owned shard
+        only."""
         if shard.may_write():
             self.write(shard, rows)
         else:
@@ -55,7 +59,8 @@ class ShardWrites:
                 deferred.pop(key, None)
 
     def when_shown(self, entry: Entry, done: Callable[[], None]) -> None:
-        """Call `done` soon after the entry is settled; the store shows the entry then, if it is committed."""
+        """Call `done` soon after the entry is settled; the store shows the entry then, if it is
+        committed."""
 
         def settled() -> None:
             self.show()
@@ -72,12 +77,15 @@ class ShardWrites:
         self._deferred.pop(shard, None)
 
     def tick(self, shard: Shard, now_ms: int, budget: ScanBudget) -> None:
-        for row in self._deferred.pop(shard, {}).items():  # one by one: an entry that is full is closed
+        for row in self._deferred.pop(
+            shard, {}
+        ).items():  # one by one: an entry that is full is closed
             self.write(shard, [row])
 
 
 class _Soon:
-    """Has a function called soon after an entry is settled. Implements `holdfast_node.log.shards.Waiter`."""
+    """Has a function called soon after an entry is settled. Implements
+    `holdfast_node.log.shards.Waiter`."""
 
     __slots__ = ("_done", "_loop")
 

@@ -1,8 +1,10 @@
-"""What a log entry says: its header, and the changes of a shard that it makes. Pure; docs/format.md has the layout.
+"""What a log entry says: its header, and the changes of a shard that it makes. Pure; docs/format.md
+has the layout.
 
-The data of an entry is a header, which the owner stamps when the entry closes, and a body. The first entry of an owner's term changes
-nothing: its body is the nonce of the assignment that began the term. What an entry changes is absolute (put this, delete that), so
-applying it again changes nothing.
+The data of an entry is a header, which the owner stamps when the entry closes, and a body. The
+first entry of an owner's term changes nothing: its body is the nonce of the assignment that began
+the term. What an entry changes is absolute (put this, delete that), so applying it again changes
+nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ _nonce = Struct(">Q")
 
 
 class Header(NamedTuple):
-    """`shard_ms`: the shard's time (see `holdfast_node.log.shards`); `cluster_time`: a hybrid stamp, 48 bits of ms and 16 of a counter.
+    """`shard_ms`: the shard's time (see `holdfast_node.log.shards`); `cluster_time`: a hybrid
+    stamp, 48 bits of ms and 16 of a counter.
 
     A first entry bears neither (0): its times are those of the entry before it.
     """
@@ -38,7 +41,8 @@ class Until(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Forgotten(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What a shard has forgotten: all buckets below these, by class, and the newest id of those whose ids tell a time."""
+    """What a shard has forgotten: all buckets below these, by class, and the newest id of those
+    whose ids tell a time."""
 
     timed: int
     day: int
@@ -46,7 +50,9 @@ class Forgotten(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     def merged(self, other: Forgotten) -> Forgotten:
         """Both together. What is forgotten never comes back."""
-        return Forgotten(max(self.timed, other.timed), max(self.day, other.day), max(self.newest, other.newest))
+        return Forgotten(
+            max(self.timed, other.timed), max(self.day, other.day), max(self.newest, other.newest)
+        )
 
 
 NOTHING_FORGOTTEN = Forgotten(0, 0, b"")
@@ -55,7 +61,8 @@ decode_forgotten = msgspec.msgpack.Decoder(Forgotten).decode
 
 
 Rows = list[tuple[bytes, bytes | Until | None]]
-"""Changes of state in order: (key, value) puts, (key, None) deletes, (start, Until(end)) deletes the range."""
+"""Changes of state in order: (key, value) puts, (key, None) deletes, (start, Until(end)) deletes
+the range."""
 Replies = list[tuple[bytes, bytes]]
 
 
@@ -72,7 +79,11 @@ _decode = msgspec.msgpack.Decoder(Changes).decode
 
 
 def encode_changes(
-    rows: Rows, replies: Replies, forgotten: Forgotten | None = None, shard_ms: int = 0, cluster_time: int = 0
+    rows: Rows,
+    replies: Replies,
+    forgotten: Forgotten | None = None,
+    shard_ms: int = 0,
+    cluster_time: int = 0,
 ) -> bytes:
     """The data of an entry that changes something."""
     return _header.pack(0, shard_ms, cluster_time) + _encode((rows, replies, forgotten))

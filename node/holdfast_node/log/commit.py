@@ -1,14 +1,16 @@
 """The commit pipeline: from turns that ended to entries that are durable.
 
-`Flusher` makes what is staged visible (a batch, written on the loop) and then durable (one fsync on a thread for all that was
-written since the last, while the next batch gathers). Everything that a node writes goes through it: its own entries, and
-those of shards that it is a replica of.
+`Flusher` makes what is staged visible (a batch, written on the loop) and then durable (one fsync on
+a thread for all that was written since the last, while the next batch gathers). Everything that a
+node writes goes through it: its own entries, and those of shards that it is a replica of.
 
-`Committer` gathers entries: the writes of all turns of a shard that ended since the last flush are one. When a flush begins, each
-entry is appended to its shard's log, which settles it when it is committed.
+`Committer` gathers entries: the writes of all turns of a shard that ended since the last flush are
+one. When a flush begins, each entry is appended to its shard's log, which settles it when it is
+committed.
 
-If a write or an fsync fails nobody can know what is on disk: the process ends (rule 5), and starts from what the disk says. When
-there was no room it ends with a status of its own, and its next start waits for room.
+If a write or an fsync fails nobody can know what is on disk: the process ends (rule 5), and starts
+from what the disk says. When there was no room it ends with a status of its own, and its next start
+waits for room.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ log = logging.getLogger(__name__)
 
 EXIT_STORE_FAILED = 70
 ENTRY_BYTES = 8 << 20
-"""An entry that has so much is closed: with its last turn it still is less than a frame to a replica may be."""
+"""An entry that has so much is closed: with its last turn it still is less than a frame to a
+replica may be."""
 _ROUNDS_MAX = 8
 _PATIENCE_S = 0.005
 
@@ -41,15 +44,17 @@ _PATIENCE_S = 0.005
 class Flusher:
     """Stages writes, and calls back when they are on disk. Lives on the loop.
 
-    A flush gathers what has waited for it (`before_flush`), writes the batch, and has it fsynced. It begins soon after it was
-    requested, or when the one under way has ended. Like a frame (holdfast.frames) it first lets the loop go round while more comes to
-    it. What is staged without a request goes with the next flush, or with `write`.
+    A flush gathers what has waited for it (`before_flush`), writes the batch, and has it fsynced.
+    It begins soon after it was requested, or when the one under way has ended. Like a frame
+    (holdfast.frames) it first lets the loop go round while more comes to it. What is staged without
+    a request goes with the next flush, or with `write`.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self._loop = asyncio.get_running_loop()
-        # A bare thread and queue: an executor's two futures a flush would be a tenth of what a small flush costs.
+        # A bare thread and queue: an executor's two futures a flush would be a tenth of what a
+        # small flush costs.
         self._to_sync: SimpleQueue[list[Callable[[], None]] | None] = SimpleQueue()
         self.sync_seconds = Histogram()  # observed on that thread only
         self._start()
@@ -184,13 +189,18 @@ class Flusher:
 
     @staticmethod
     def die(why: str) -> None:
-        """End the process because of the exception that is being handled: memory and disk may not agree any more."""
+        """End the process because of the exception that is being handled: memory and disk may not
+        agree any more."""
         error = sys.exc_info()[1]
         full = is_no_space(error)
         if full:
             log.critical("%s: %s; the node stops, and starts again when there is room", why, error)
         else:
-            log.critical("%s; the node stops, so that nothing is acknowledged that is not on disk", why, exc_info=True)
+            log.critical(
+                "%s; the node stops, so that nothing is acknowledged that is not on disk",
+                why,
+                exc_info=True,
+            )
         logging.shutdown()
         os._exit(EXIT_DISK_FULL if full else EXIT_STORE_FAILED)
 
@@ -198,9 +208,10 @@ class Flusher:
 class Committer:
     """Gathers entries, and appends them to the logs of their shards. Implements `Waiter`.
 
-    The next entries gather until those before are settled, or `_PATIENCE_S` have passed. With replicas a flush ends where its last
-    acknowledgement comes, and a frame to every replica for a few calls would cost more than the calls. One replica that is slow
-    delays the others by no more than that.
+    The next entries gather until those before are settled, or `_PATIENCE_S` have passed. With
+    replicas a flush ends where its last acknowledgement comes, and a frame to every replica for a
+    few calls would cost more than the calls. One replica that is slow delays the others by no more
+    than that.
     """
 
     def __init__(self, flusher: Flusher) -> None:

@@ -1,10 +1,13 @@
-"""The mark of a data directory in etcd: how much was written to it, and is on disk, by the newest that etcd knows.
+"""The mark of a data directory in etcd: how much was written to it, and is on disk, by the newest
+that etcd knows.
 
-RocksDB numbers everything that is written. The number is read before an fsync and goes to etcd after it, so what has this number is
-on disk. A directory is behind its mark if it was put back, or its write-ahead log has lost its end: it is refused.
-The mark does not show what was lost of the last `INTERVAL_S` seconds, nor what was written while etcd was away.
+RocksDB numbers everything that is written. The number is read before an fsync and goes to etcd
+after it, so what has this number is on disk. A directory is behind its mark if it was put back, or
+its write-ahead log has lost its end: it is refused. The mark does not show what was lost of the
+last `INTERVAL_S` seconds, nor what was written while etcd was away.
 
-Marks lie beside the prefix that is watched: a change of one is nobody's business until the node starts.
+Marks lie beside the prefix that is watched: a change of one is nobody's business until the node
+starts.
 """
 
 from __future__ import annotations
@@ -45,7 +48,8 @@ class DiskMark:
         self._marked = 0
 
     async def check(self) -> None:
-        """Return when the directory is not behind its mark; waits while etcd is away. Raises Refused."""
+        """Return when the directory is not behind its mark; waits while etcd is away. Raises
+        Refused."""
         tries = 0
         while True:
             try:
@@ -62,14 +66,16 @@ class DiskMark:
             marked, written = decode(row.value, Mark).written, self._store.written
         except Unreadable as error:
             raise Refused(
-                f"how much node {self._node} had on disk, at {self._key} in etcd, cannot be read: {error}. Whether the directory has "
-                "lost writes is not known. If its disk was not put back, delete that key"
+                f"how much node {self._node} had on disk, at {self._key} in etcd, cannot be read:"
+                f" {error}. Whether the directory has lost writes is not known. If its disk was not"
+                " put back, delete that key"
             ) from None
         if written < marked:
             raise Refused(
-                f"the data directory of node {self._node} has lost writes that were on disk: {written} of {marked} are there. "
-                "It was put back to an earlier state, or its disk has lost the end of the write-ahead log. Its data are old, so they "
-                "are not served. Join with an empty directory, as a new node"
+                f"the data directory of node {self._node} has lost writes that were on disk:"
+                f" {written} of {marked} are there. It was put back to an earlier state, or its"
+                " disk has lost the end of the write-ahead log. Its data are old, so they are not"
+                " served. Join with an empty directory, as a new node"
             )
         self._marked = marked
 

@@ -1,6 +1,7 @@
 """What an owner has to do for its shards while nobody calls: deliver, fire alarms, expire, forget.
 
-`ShardServices` runs the duties. A shard whose duties cannot be done does not stop those of the others.
+`ShardServices` runs the duties. A shard whose duties cannot be done does not stop those of the
+others.
 """
 
 from __future__ import annotations
@@ -22,22 +23,26 @@ _BROKEN_S = 10.0
 
 @dataclass(slots=True)
 class ScanBudget:
-    """How many rows of the indexes may still be looked at before the loop gets a chance to do something else."""
+    """How many rows of the indexes may still be looked at before the loop gets a chance to do
+    something else."""
 
     left: int
 
 
 class ShardService(Protocol):
-    """One duty of an owner. Its state is loaded when a shard is opened, and dropped when the shard is closed."""
+    """One duty of an owner. Its state is loaded when a shard is opened, and dropped when the shard
+    is closed."""
 
     def opened(self, shard: Shard) -> None:
-        """This node owns the shard: read what there is to be done. May be called again. May raise; it is then tried again."""
+        """This node owns the shard: read what there is to be done. May be called again. May raise;
+        it is then tried again."""
 
     def closed(self, shard: Shard) -> None:
         """This node owns the shard no more, or has never opened it."""
 
     def tick(self, shard: Shard, now_ms: int, budget: ScanBudget) -> None:
-        """Do what is due for an opened shard that serves, by cluster time `now_ms` (Unix time in ms)."""
+        """Do what is due for an opened shard that serves, by cluster time `now_ms` (Unix time in
+        ms)."""
 
 
 class Periodic(Protocol):
@@ -51,9 +56,14 @@ class ShardServices:
     """Runs the duties of a node: `tick` about ten times a second."""
 
     def __init__(
-        self, shards: Shards, show: Callable[[], None], services: Sequence[ShardService], periodic: Sequence[Periodic] = ()
+        self,
+        shards: Shards,
+        show: Callable[[], None],
+        services: Sequence[ShardService],
+        periodic: Sequence[Periodic] = (),
     ) -> None:
-        """`show`: has the store show all that is committed: an index that is read has to be complete."""
+        """`show`: has the store show all that is committed: an index that is read has to be
+        complete."""
         self._shards = shards
         self._show = show
         self._services = services
@@ -71,7 +81,8 @@ class ShardServices:
                 service.closed(shard)
 
     def tick(self) -> None:
-        """Do what is due, for as many shards as the budget allows; the next tick goes on behind them."""
+        """Do what is due, for as many shards as the budget allows; the next tick goes on behind
+        them."""
         if not self._shards.clock.started:
             return  # nobody knows what is due
         now, now_ms = boottime(), self._shards.clock.now_ms()
@@ -91,7 +102,11 @@ class ShardServices:
                     for service in self._services:
                         service.tick(shard, now_ms, budget)
             except Exception:
-                log.exception("shard %d: its notifications and alarms cannot be read; tried again in %.0f s", shard.number, _BROKEN_S)
+                log.exception(
+                    "shard %d: its notifications and alarms cannot be read; tried again in %.0f s",
+                    shard.number,
+                    _BROKEN_S,
+                )
                 self._failing[shard] = now + _BROKEN_S
             if not budget.left:
                 self._first = first + i + 1

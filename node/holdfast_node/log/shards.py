@@ -1,4 +1,5 @@
-"""The shards that this node owns, as its engine sees them, and the entries that are on their way into the shards' logs."""
+"""The shards that this node owns, as its engine sees them, and the entries that are on their way
+into the shards' logs."""
 
 from __future__ import annotations
 
@@ -25,11 +26,13 @@ TIMED_BUCKET_MS = 120_000
 """Kept replies whose ids tell a time are forgotten by buckets of so much of a shard's time."""
 DAY_BUCKET_MS = 4 * 3_600_000
 """The same for those that are kept for a day."""
-_TICK_MAX_S = 1.0  # a longer pause between two ticks is one of the process, in which nothing was served
+# a longer pause between two ticks is one of the process, in which nothing was served
+_TICK_MAX_S = 1.0
 
 LATE_S = 300.0
-"""How long a first attempt of a request may be on its way: twice as long as a call is held. So long after a shard was taken all
-requests are looked up, for an owner before may have run a later attempt of any of them."""
+"""How long a first attempt of a request may be on its way: twice as long as a call is held. So long
+after a shard was taken all requests are looked up, for an owner before may have run a later attempt
+of any of them."""
 
 
 class Features:
@@ -49,8 +52,8 @@ class Waiter(Protocol):
 class Entry:
     """One record of a shard's log, while it is on its way: what it changes, and who waits for it.
 
-    `waiters` are told, in the order in which they came, when the entry is committed or abandoned. `followers` are told when it
-    is committed and the store shows what is in it.
+    `waiters` are told, in the order in which they came, when the entry is committed or abandoned.
+    `followers` are told when it is committed and the store shows what is in it.
     """
 
     __slots__ = (
@@ -85,7 +88,8 @@ class Entry:
         self.abandoned = False
 
     def settle(self) -> None:
-        """Tell those who wait: the entry is committed, or abandoned. Called once by the log that it was appended to."""
+        """Tell those who wait: the entry is committed, or abandoned. Called once by the log that it
+        was appended to."""
         for waiter in self.waiters:
             waiter.settled(self)
         if self.applied:
@@ -127,22 +131,26 @@ class ShardLog(Protocol):
     """Where the entries of shards go: to this node's disk alone, or to replicas as well."""
 
     def append(self, entries: list[Entry]) -> None:
-        """Take entries of owned shards that have this log. Each is settled, in their order, when it is committed or abandoned."""
+        """Take entries of owned shards that have this log. Each is settled, in their order, when it
+        is committed or abandoned."""
 
 
 class Shard:
     """One shard under one epoch of ours. It is `owned` until it is not, and never again after.
 
-    `until`: while the clock (`boottime`) is below it, the node may answer for the shard: 0 when it may not at the moment.
-    `closing`: it is about to be handed over, so no turn begins. `read_only`: why turns may not write at the moment. `log`: where
-    its entries go. `look_until`: until this time of `boottime` a later attempt of any request may have
-    been run by an owner before. `turns`: how many began. `kinds`: those that objects were taken into memory of.
+    `until`: while the clock (`boottime`) is below it, the node may answer for the shard: 0 when it
+    may not at the moment. `closing`: it is about to be handed over, so no turn begins. `read_only`:
+    why turns may not write at the moment. `log`: where its entries go. `look_until`: until this
+    time of `boottime` a later attempt of any request may have been run by an owner before. `turns`:
+    how many began. `kinds`: those that objects were taken into memory of.
 
-    `time_ms` is the *shard's time*: how long the shard has been served, by whichever owner. It follows no wall clock, goes from owner
-    to owner with the entries, and never runs back. `taken_ms` is what it was when this owner took the shard, 0 when nobody had it
-    before. `timed_bucket` and `day_bucket` are where replies are kept that come now.
+    `time_ms` is the *shard's time*: how long the shard has been served, by whichever owner. It
+    follows no wall clock, goes from owner to owner with the entries, and never runs back.
+    `taken_ms` is what it was when this owner took the shard, 0 when nobody had it before.
+    `timed_bucket` and `day_bucket` are where replies are kept that come now.
 
-    `clock` tells the cluster's time, and `stamp` is that of the newest entry. Implements `holdfast.storage.Expiring`.
+    `clock` tells the cluster's time, and `stamp` is that of the newest entry. Implements
+    `holdfast.storage.Expiring`.
     """
 
     __slots__ = (
@@ -170,7 +178,9 @@ class Shard:
         "until",
     )
 
-    def __init__(self, number: int, epoch: int, log: ShardLog, time_ms: float = 0.0, stamp: int = 0) -> None:
+    def __init__(
+        self, number: int, epoch: int, log: ShardLog, time_ms: float = 0.0, stamp: int = 0
+    ) -> None:
         self.number = number
         self.prefix = keys.shard_prefix(number)
         self.epoch = epoch
@@ -204,29 +214,41 @@ class Shard:
         return self.owned and not self.closing and self.read_only is None
 
     def check_owned(self) -> None:
-        """Raises WrongOwner when the shard is not owned any more: the end of a turn that was cancelled, say, brings nothing back."""
+        """Raises WrongOwner when the shard is not owned any more: the end of a turn that was
+        cancelled, say, brings nothing back."""
         if not self.owned:
-            raise WrongOwner(f"shard {self.number} is no longer served by this node", retryable=True)
+            raise WrongOwner(
+                f"shard {self.number} is no longer served by this node", retryable=True
+            )
 
     def expiry_ms(self, ttl_ms: int) -> int:
-        """When something expires that lives so long from now. Raises Unavailable while a member does not know what expires."""
+        """When something expires that lives so long from now. Raises Unavailable while a member
+        does not know what expires."""
         self.check_feature(EXPIRY, "values cannot expire")
         if not self.clock.started:
-            raise Unavailable("what time it is in the cluster is not known yet", definite=True, retryable=True, retry_after_s=1.0)
+            raise Unavailable(
+                "what time it is in the cluster is not known yet",
+                definite=True,
+                retryable=True,
+                retry_after_s=1.0,
+            )
         return self.clock.now_ms() + ttl_ms
 
     def expired(self, expiry_ms: int) -> bool:
-        """Whether that time has come: by the cluster's time, and as long as that is not known by the newest entry's."""
+        """Whether that time has come: by the cluster's time, and as long as that is not known by
+        the newest entry's."""
         return expiry_ms <= max(self.clock.now_ms() if self.clock.started else 0, self.stamp >> 16)
 
     def check_feature(self, feature: str, what: str) -> None:
-        """Raises Unavailable, which begins with `what` cannot be done, while a member of the cluster does not know a feature."""
+        """Raises Unavailable, which begins with `what` cannot be done, while a member of the
+        cluster does not know a feature."""
         if feature not in self.features.on:
             message = f"{what} while a node of the cluster is too old to know it"
             raise Unavailable(message, definite=True, retryable=True, retry_after_s=1.0)
 
     def next_stamp(self) -> int:
-        """The cluster time of an entry that is appended now: 48 bits of Unix time in ms and 16 of a counter. It always grows.
+        """The cluster time of an entry that is appended now: 48 bits of Unix time in ms and 16 of a
+        counter. It always grows.
 
         It is the clock of Kulkarni et al., Logical Physical Clocks, OPODIS 2014, of one shard.
         """
@@ -241,7 +263,8 @@ class Shard:
 
 
 class Shards:
-    """The owned shards by number. `listeners` are called with those that stop being owned under the epoch they had.
+    """The owned shards by number. `listeners` are called with those that stop being owned under the
+    epoch they had.
 
     `total` is the cluster's number of shards. `clock` tells the cluster's time.
     """

@@ -1,4 +1,5 @@
-"""The log of shards with a single copy: there is none. Their entries are the state itself, and the fsync commits them."""
+"""The log of shards with a single copy: there is none. Their entries are the state itself, and the
+fsync commits them."""
 
 from __future__ import annotations
 
@@ -20,7 +21,14 @@ class SingleLog:
                 batch.put_all("state", entry.rows)  # type: ignore[arg-type]
                 batch.put_all("replies", entry.replies)
             else:
-                stage_changes(self._flusher.store, batch, entry.shard.number, entry.rows, entry.replies, entry.forgotten)
+                stage_changes(
+                    self._flusher.store,
+                    batch,
+                    entry.shard.number,
+                    entry.rows,
+                    entry.replies,
+                    entry.forgotten,
+                )
 
         def durable() -> None:
             for entry in entries:

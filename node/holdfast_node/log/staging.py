@@ -5,14 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 
-from holdfast_node.log.changes import NOTHING_FORGOTTEN, Forgotten, Replies, Rows, Until, decode_forgotten, encode_forgotten
+from holdfast_node.log.changes import (
+    NOTHING_FORGOTTEN,
+    Forgotten,
+    Replies,
+    Rows,
+    Until,
+    decode_forgotten,
+    encode_forgotten,
+)
 from holdfast_node.store import keys
 from holdfast_node.store.rocks import Batch, Store
 
 _ROWS_FEW = 2_000
 
 
-def stage_changes(store: Store, batch: Batch, shard: int, rows: Rows, replies: Replies, forgotten: Forgotten | None) -> None:
+def stage_changes(
+    store: Store,
+    batch: Batch,
+    shard: int,
+    rows: Rows,
+    replies: Replies,
+    forgotten: Forgotten | None,
+) -> None:
     """What an entry changes, put into a batch."""
     stage_rows(batch, rows)
     if replies:
@@ -32,17 +47,28 @@ def stage_rows(batch: Batch, rows: Iterable[tuple[bytes, bytes | Until | None]])
             batch.delete_range("state", key, value.end)  # type: ignore[union-attr]
 
 
-def stage_forgotten(store: Store, batch: Batch, shard: int, forgotten: Forgotten, late: bool = False) -> None:
-    """Put into a batch what a shard forgets. `late`: rows that are to go may be staged in this very batch.
+def stage_forgotten(
+    store: Store, batch: Batch, shard: int, forgotten: Forgotten, late: bool = False
+) -> None:
+    """Put into a batch what a shard forgets. `late`: rows that are to go may be staged in this very
+    batch.
 
-    Few rows are deleted one by one: RocksDB sorts all ranges that a memtable has had deleted anew for each read after another one.
+    Few rows are deleted one by one: RocksDB sorts all ranges that a memtable has had deleted anew
+    for each read after another one.
     """
     raw = store.get("replies", keys.forgotten_key(shard))
     before = NOTHING_FORGOTTEN if raw is None else decode_forgotten(raw)
     after = before.merged(forgotten)
-    for kept, first, end in ((keys.TIMED, before.timed, after.timed), (keys.DAY, before.day, after.day)):
+    for kept, first, end in (
+        (keys.TIMED, before.timed, after.timed),
+        (keys.DAY, before.day, after.day),
+    ):
         start, stop = keys.reply_bucket(shard, kept, first), keys.reply_bucket(shard, kept, end)
-        rows = [] if late else [key for key, _ in islice(store.scan("replies", start, stop), _ROWS_FEW)]
+        rows = (
+            []
+            if late
+            else [key for key, _ in islice(store.scan("replies", start, stop), _ROWS_FEW)]
+        )
         if late or len(rows) == _ROWS_FEW:
             batch.delete_range("replies", start, stop)
         else:

@@ -1,6 +1,8 @@
-"""An object in its owner's memory, and the turns that it runs: one at a time, each start to end, alone.
+"""An object in its owner's memory, and the turns that it runs: one at a time, each start to end,
+alone.
 
-An activation is an object's instance with its storage, its mailbox and its place in the commit order.
+An activation is an object's instance with its storage, its mailbox and its place in the commit
+order.
 """
 
 from __future__ import annotations
@@ -71,9 +73,11 @@ class LastError(NamedTuple):
 
 
 class Activation:
-    """One active object. `turn` is the one that runs; `last_entry` the newest entry that a turn of this epoch wrote to.
+    """One active object. `turn` is the one that runs; `last_entry` the newest entry that a turn of
+    this epoch wrote to.
 
-    The instance comes and goes (an exception drops it), the activation stays: it is what keeps requests in their order.
+    The instance comes and goes (an exception drops it), the activation stays: it is what keeps
+    requests in their order.
     """
 
     __slots__ = (
@@ -101,7 +105,9 @@ class Activation:
         "turn",
     )
 
-    def __init__(self, environment: Environment, kind: Kind, key: str, shard: Shard, stats: KindStats) -> None:
+    def __init__(
+        self, environment: Environment, kind: Kind, key: str, shard: Shard, stats: KindStats
+    ) -> None:
         self._environment = environment
         self.stats = stats
         self.kind = kind
@@ -111,7 +117,9 @@ class Activation:
         self._dedup_marks: dict[bytes, bytes] | None = None
         self.row_prefix = keys.row_prefix(shard.number, kind.name, key)
         """What the keys of the user's rows begin with in the store."""
-        self.storage = Rows(RowReader(environment.store, self.row_prefix), environment.limits, shard)
+        self.storage = Rows(
+            RowReader(environment.store, self.row_prefix), environment.limits, shard
+        )
         self.instance: DurableObject | None = None
         self.turn: Turn | None = None
         self.mailbox: deque[Turn] | None = None
@@ -136,7 +144,8 @@ class Activation:
 
     @property
     def uncommitted(self) -> Entry | None:
-        """The newest entry of this object while it is on its way: nothing that saw its writes may leave before it."""
+        """The newest entry of this object while it is on its way: nothing that saw its writes may
+        leave before it."""
         entry = self.last_entry
         return None if entry is None or entry.committed or entry.abandoned else entry
 
@@ -147,15 +156,23 @@ class Activation:
             entry.followers.append(self)
 
     def settled(self, entry: Entry) -> None:
-        """An entry that turns wrote to is committed, and the store shows it. With the newest one the object is at rest."""
+        """An entry that turns wrote to is committed, and the store shows it. With the newest one
+        the object is at rest."""
         if self.last_entry is entry:
             self.last_entry = None
             self.storage.settle()
             self.account()
 
     def at_rest(self) -> bool:
-        """Whether it has no turn, no read, no waiting call and no writes that the store does not show yet."""
-        return self.turn is None and not self.mailbox and not self.reads and self.uncommitted is None and self.storage.settled()
+        """Whether it has no turn, no read, no waiting call and no writes that the store does not
+        show yet."""
+        return (
+            self.turn is None
+            and not self.mailbox
+            and not self.reads
+            and self.uncommitted is None
+            and self.storage.settled()
+        )
 
     def close_read(self, turn: Turn) -> None:
         """A read that ran beside its turns has ended: nothing can be read in it any more."""
@@ -169,7 +186,9 @@ class Activation:
     # -- expiry of the whole object
 
     def _stored_expiry(self) -> int:
-        raw = self._environment.store.get("state", keys.expiry_key(self.shard.number, self.kind.name, self.key))
+        raw = self._environment.store.get(
+            "state", keys.expiry_key(self.shard.number, self.kind.name, self.key)
+        )
         return 0 if raw is None else int.from_bytes(raw, "big")
 
     def has_expired(self) -> bool:
@@ -177,22 +196,27 @@ class Activation:
         return bool(self.expiry_ms) and self.shard.expired(self.expiry_ms)
 
     def is_gone(self) -> bool:
-        """The same for reads beside its turns: one that a running turn has found alive is alive until that has ended."""
+        """The same for reads beside its turns: one that a running turn has found alive is alive
+        until that has ended."""
         return self.has_expired() and (self.turn is None or self.storage.emptied)
 
     def expire(self) -> None:
-        """At the begin of a turn: there is nothing of the object any more. What is there is deleted with what the turn writes."""
+        """At the begin of a turn: there is nothing of the object any more. What is there is deleted
+        with what the turn writes."""
         self.instance = None
         self.storage.empty()
 
     # -- notifications that it gets
 
     def already_received(self, notification: bytes) -> bool:
-        """Whether the object has taken this notification, or a later one of the same sender, before; perhaps not committed yet."""
+        """Whether the object has taken this notification, or a later one of the same sender,
+        before; perhaps not committed yet."""
         sequence, sender = notification[: keys.SEQUENCE_BYTES], notification[keys.SEQUENCE_BYTES :]
         last = None if self._dedup_marks is None else self._dedup_marks.get(sender)
         if last is None:
-            last = self._environment.store.get("state", keys.mark_key(self.shard.number, self.kind.name, self.key, sender))
+            last = self._environment.store.get(
+                "state", keys.mark_key(self.shard.number, self.kind.name, self.key, sender)
+            )
         return last is not None and sequence <= last[: keys.SEQUENCE_BYTES]
 
     def record(self, notification: bytes) -> tuple[bytes, bytes]:
@@ -212,7 +236,9 @@ class Activation:
         """Its alarms, which are read when they are first asked for."""
         alarms = self._alarms
         if alarms is None:
-            alarms = self._alarms = ObjectAlarms(self.shard, self.kind, self.key, self.storage, self._environment.alarms, self.call)
+            alarms = self._alarms = ObjectAlarms(
+                self.shard, self.kind, self.key, self.storage, self._environment.alarms, self.call
+            )
         return alarms
 
     def call(self) -> pb.Call:
@@ -238,19 +264,27 @@ class Activation:
 
     def log_fields(self, turn: Turn | None) -> dict[str, Any]:
         """What identifies a turn of the object in a line of the log."""
-        fields: dict[str, Any] = {"kind": self.kind.name, "key": self.key, "epoch": self.shard.epoch}
+        fields: dict[str, Any] = {
+            "kind": self.kind.name,
+            "key": self.key,
+            "epoch": self.shard.epoch,
+        }
         if turn is not None:
             fields["request_id"] = turn.request_id.hex()
         return fields
 
 
 class ReplyPort(Protocol):
-    """Where a reply goes: the stream, or the caller, that the call came from. `closed`: nobody is there any more."""
+    """Where a reply goes: the stream, or the caller, that the call came from. `closed`: nobody is
+    there any more."""
 
     closed: bool
 
-    def reply(self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None) -> None:
-        """Take the reply to call `number`: a result, or an error. It may leave only while `shard` may be answered for."""
+    def reply(
+        self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None
+    ) -> None:
+        """Take the reply to call `number`: a result, or an error. It may leave only while `shard`
+        may be answered for."""
 
 
 class TurnRunner(Protocol):
@@ -286,8 +320,9 @@ VOID = _Void()
 class Turn(Stepped):
     """One request on its way through an object. `deadline` is on the loop's clock.
 
-    `port` gets the reply to call `number`; `also` lists who sent the same request again and gets it too. `runner` is told when the
-    handler has ended, and when the entry is settled that the turn's answer waits for.
+    `port` gets the reply to call `number`; `also` lists who sent the same request again and gets it
+    too. `runner` is told when the handler has ended, and when the entry is settled that the turn's
+    answer waits for.
     """
 
     __slots__ = (
@@ -325,7 +360,8 @@ class Turn(Stepped):
         port: ReplyPort,
         deadline: float,
     ) -> None:
-        # What `Stepped` needs is set here: a call of its constructor would be a tenth of what a turn costs.
+        # What `Stepped` needs is set here: a call of its constructor would be a tenth of what a
+        # turn costs.
         self.loop = runner.loop
         self._coroutine = self._context = self._fut_waiter = None
         self._must_cancel = False
@@ -342,7 +378,8 @@ class Turn(Stepped):
         self.deadline = deadline
         self.state = QUEUED
         self.stopped: HoldfastError | None = None
-        """Why the turn was cancelled: its deadline, an operator, or that its caller waits no more."""
+        """Why the turn was cancelled: its deadline, an operator, or that its caller waits
+        no more."""
         self.given_up = False
         """Whether it is rolled back because nobody waits for it any more."""
         self.late: list[tuple[ReplyPort, int]] | None = None

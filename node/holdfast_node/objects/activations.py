@@ -12,9 +12,11 @@ from holdfast_node.objects.environment import CacheSize
 
 
 class Activations:
-    """`cache`: counts the hot caches. An activation that was forgotten counts no more, whatever it still does.
+    """`cache`: counts the hot caches. An activation that was forgotten counts no more, whatever it
+    still does.
 
-    Those of a kind are kept in the order of their use: kinds differ in how long an idle object stays.
+    Those of a kind are kept in the order of their use: kinds differ in how long an idle object
+    stays.
     """
 
     def __init__(self, cache: CacheSize) -> None:
@@ -26,7 +28,8 @@ class Activations:
         return self._count
 
     def use(self, kind: str, key: str) -> Activation | None:
-        """The object's activation, which is now the most recently used of its kind; None when it is not active."""
+        """The object's activation, which is now the most recently used of its kind; None when it is
+        not active."""
         of_kind = self._of_kind.get(kind)
         if of_kind is None:
             return None
@@ -62,7 +65,12 @@ class Activations:
             self._of_kind[activation.kind.name].move_to_end(activation.key, last=False)
 
     def of_shards(self, shards: set[Shard]) -> list[Activation]:
-        return [each for of_kind in self._of_kind.values() for each in of_kind.values() if each.shard in shards]
+        return [
+            each
+            for of_kind in self._of_kind.values()
+            for each in of_kind.values()
+            if each.shard in shards
+        ]
 
     def kinds(self) -> dict[str, int]:
         """How many there are of each kind."""

@@ -55,7 +55,14 @@ class ObjectCalls:
 class _Stub:
     __slots__ = ("_calling", "_key", "_kind", "_name", "_outgoing", "_timeout")
 
-    def __init__(self, calling: Calling, outgoing: Outgoing, kind: type | str, key: str, timeout: float | None) -> None:
+    def __init__(
+        self,
+        calling: Calling,
+        outgoing: Outgoing,
+        kind: type | str,
+        key: str,
+        timeout: float | None,
+    ) -> None:
         self._calling = calling
         self._outgoing = outgoing
         self._kind = kind
@@ -80,23 +87,35 @@ class _Stub:
             raise RuntimeError("objects can be called only while a turn runs")
         chain = [*turn.call.chain, calling.in_chain]
         if len(chain) > CHAIN_MAX:
-            raise TooLarge(f"a chain of more than {CHAIN_MAX} calls: {' -> '.join(chain)}", definite=True)
+            raise TooLarge(
+                f"a chain of more than {CHAIN_MAX} calls: {' -> '.join(chain)}", definite=True
+            )
         number = turn.call_number
         turn.call_number += 1
         turn.calls_made += 1
-        # What earlier turns wrote must be committed before anything that may rest on it leaves the object.
-        if (entry := activation.uncommitted) is not None:  # entries commit in order: those before it are then as well
+        # What earlier turns wrote must be committed before anything that may rest on it leaves the
+        # object.
+        if (
+            entry := activation.uncommitted
+        ) is not None:  # entries commit in order: those before it are then as well
             await entry.wait()
         if turn.state != RUNNING:
-            raise RuntimeError("the turn was abandoned at its deadline: it was answered, and may not call any more")
-        remaining = turn.remaining_s if self._timeout is None else min(self._timeout, turn.remaining_s)
+            raise RuntimeError(
+                "the turn was abandoned at its deadline: it was answered, and may not call any more"
+            )
+        remaining = (
+            turn.remaining_s if self._timeout is None else min(self._timeout, turn.remaining_s)
+        )
         call = pb.Call(
             kind=self._name,
             key=self._key,
             method=method,
             arguments=arguments,
-            request_id=derived_id(turn.request_id, number, self._name, self._key, method, arguments),
-            # An alarm, a notification or a deletion runs again under its id, which does not tell whether it ran before.
+            request_id=derived_id(
+                turn.request_id, number, self._name, self._key, method, arguments
+            ),
+            # An alarm, a notification or a deletion runs again under its id, which does not tell
+            # whether it ran before.
             attempt=turn.attempt or int(turn.request_id[0] >= EFFECT),
             timeout_ms=max(1, int(remaining * 1000)),
             metadata=turn.call.metadata,  # with the turn's span, when it has one
@@ -133,13 +152,22 @@ class _Caller:
             self.future.set_exception(error)
 
 
-def derived_id(parent: bytes, number: int, kind: str, key: str, method: str, arguments: bytes) -> bytes:
-    """The request id of a turn's call: the same when the turn is run again and calls the same, with the parent's time.
+def derived_id(
+    parent: bytes, number: int, kind: str, key: str, method: str, arguments: bytes
+) -> bytes:
+    """The request id of a turn's call: the same when the turn is run again and calls the same, with
+    the parent's time.
 
     It is a UUIDv7 in form: 48 bits of time, version and variant bits, 74 bits of BLAKE2b.
     """
     digest = blake2b(parent, digest_size=10)
-    for part in (number.to_bytes(4, "big"), kind.encode(), key.encode(), method.encode(), arguments):
+    for part in (
+        number.to_bytes(4, "big"),
+        kind.encode(),
+        key.encode(),
+        method.encode(),
+        arguments,
+    ):
         digest.update(len(part).to_bytes(4, "big"))
         digest.update(part)
     raw = bytearray(parent[:6] + digest.digest())

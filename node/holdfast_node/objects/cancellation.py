@@ -1,4 +1,5 @@
-"""Ends turns that shall not go on: at their deadline, when nobody waits for them any more, or because an operator says so."""
+"""Ends turns that shall not go on: at their deadline, when nobody waits for them any more, or
+because an operator says so."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ _ABANDON_S = 5.0  # how long a turn that was cancelled may take to end
 
 
 class Cancellation:
-    """Cancels the turns of a node. One that goes on all the same is abandoned: whatever it still does is void."""
+    """Cancels the turns of a node. One that goes on all the same is abandoned: whatever it still
+    does is void."""
 
     def __init__(self, requests: Requests, activations: Activations, outcomes: Outcomes) -> None:
         self._requests = requests
@@ -37,7 +39,8 @@ class Cancellation:
         self._deadlines.close()
 
     def _expire(self, turn: Turn) -> None:
-        """A deadline passed: a turn that waits in the mailbox never starts, one that runs is cancelled and rolled back."""
+        """A deadline passed: a turn that waits in the mailbox never starts, one that runs is
+        cancelled and rolled back."""
         if turn.state == QUEUED:
             self._unqueue(turn, _expired(turn))
         elif turn.state == RUNNING and turn.stopped is None:
@@ -48,14 +51,16 @@ class Cancellation:
             self._abandon(turn)
 
     def _stop(self, turn: Turn, why: HoldfastError) -> None:
-        """Cancel a running turn, which is rolled back; one that goes on all the same is abandoned."""
+        """Cancel a running turn, which is rolled back; one that goes on all the same
+        is abandoned."""
         turn.stopped = why
         turn.deadline = self._loop.time() + _ABANDON_S
         self._deadlines.watch(turn.deadline)
         turn.cancel()
 
     def cancel(self, request_id: bytes, port: ReplyPort, number: int) -> None:
-        """Who made call `number` waits no more. When nobody else waits for the request, its turn does not begin, or is rolled back.
+        """Who made call `number` waits no more. When nobody else waits for the request, its turn
+        does not begin, or is rolled back.
 
         What is committed already stays. The answer still goes to `port`, which counts it.
         """
@@ -72,7 +77,8 @@ class Cancellation:
         if turn.given_up or (port, number) not in waiters:
             return
         waiters.remove((port, number))
-        waiters = [(other, its) for other, its in waiters if not other.closed]  # a connection that is gone waits for nothing
+        # a connection that is gone waits for nothing
+        waiters = [(other, its) for other, its in waiters if not other.closed]
         error = Aborted("its caller waits no more", definite=True)
         error.request_id = request_id
         if waiters:
@@ -88,13 +94,15 @@ class Cancellation:
             self._stop(turn, error)
 
     def _tell_given_up(self, turn: Turn, port: ReplyPort, number: int) -> None:
-        """Answer one who waits no more for a turn that goes on for others, or runs again for them."""
+        """Answer one who waits no more for a turn that goes on for others, or runs again
+        for them."""
         error = Aborted("its caller waits no more")
         error.request_id = turn.request_id
         port.reply(number, b"", error_to_proto(error), turn.activation.shard)
 
     def abort(self, kind: str, key: str) -> Turn | None:
-        """Roll back the running turn of an object, for an operator, or end a read when no turn runs.
+        """Roll back the running turn of an object, for an operator, or end a read when no turn
+        runs.
 
         The turn, or None when none runs or it is committed already.
         """
@@ -105,7 +113,10 @@ class Cancellation:
         if turn is None or turn.state != RUNNING:
             return None
         if turn.stopped is None:
-            self._stop(turn, Aborted(f"{turn.activation.name}.{turn.handler.name}() was aborted by an operator"))
+            self._stop(
+                turn,
+                Aborted(f"{turn.activation.name}.{turn.handler.name}() was aborted by an operator"),
+            )
         return turn
 
     def _unqueue(self, turn: Turn, error: HoldfastError) -> None:
@@ -131,10 +142,13 @@ class Cancellation:
         self._requests.finish(turn, b"", error)
 
     def _abandon(self, turn: Turn) -> None:
-        """A handler goes on though it was cancelled: its object goes on without it, from storage, and what it still does is void."""
+        """A handler goes on though it was cancelled: its object goes on without it, from storage,
+        and what it still does is void."""
         activation = turn.activation
         assert activation.turn is turn
-        if not activation.forgotten and (activation.uncommitted is not None or not activation.storage.settled()):
+        if not activation.forgotten and (
+            activation.uncommitted is not None or not activation.storage.settled()
+        ):
             # The next activation would read the store, which does not show yet what this one wrote.
             turn.deadline = self._loop.time() + _ABANDON_AGAIN_S
             self._deadlines.watch(turn.deadline)
@@ -160,10 +174,13 @@ class Cancellation:
             if queued.state == QUEUED:
                 self._requests.turns.pop(queued.request_id, None)
                 queued.state = DONE
-                if type(queued.handler) is not Handler:  # Holdfast's own, bound to this activation: whoever wanted it asks again
+                # Holdfast's own, bound to this activation: whoever wanted it asks again
+                if type(queued.handler) is not Handler:
                     queued.port.reply(queued.number, b"", moved(activation.shard.number), None)
                     continue
-                self._requests.deliver_again(queued, ((queued.port, queued.number), *(queued.also or ())))
+                self._requests.deliver_again(
+                    queued, ((queued.port, queued.number), *(queued.also or ()))
+                )
 
 
 def _expired(turn: Turn) -> DeadlineExceeded:

@@ -1,4 +1,5 @@
-"""What an instance of a user's class has of its object: `holdfast.object.Context`, in turns and in reads beside them."""
+"""What an instance of a user's class has of its object: `holdfast.object.Context`, in turns and in
+reads beside them."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def make_instance(context: TurnContext | ReadContext) -> DurableObject:
 
 
 class TurnContext:
-    """Implements `holdfast.object.Context` for the turns of an object, and `holdfast_node.objects.calls.Calling`."""
+    """Implements `holdfast.object.Context` for the turns of an object, and
+    `holdfast_node.objects.calls.Calling`."""
 
     __slots__ = ("_environment", "activation")
 
@@ -90,10 +92,12 @@ class TurnContext:
 
 
 class ReadContext:
-    """Implements `holdfast.object.Context` for one read, which `turn` stands for; and `holdfast_node.objects.calls.Calling`.
+    """Implements `holdfast.object.Context` for one read, which `turn` stands for; and
+    `holdfast_node.objects.calls.Calling`.
 
-    A read sees what turns that ended have stored, through the layers of its object's activation, so it needs no copy of them. Its
-    reply waits for the object's newest entry, as that of a turn does: what it tells is committed.
+    A read sees what turns that ended have stored, through the layers of its object's activation, so
+    it needs no copy of them. Its reply waits for the object's newest entry, as that of a turn does:
+    what it tells is committed.
     """
 
     __slots__ = ("_outgoing", "_turn", "activation", "rows")
@@ -156,7 +160,8 @@ class ReadContext:
 
 
 class ReadAlarms:
-    """The alarms of an object as turns that ended have left them. Implements `holdfast.alarms.Alarms`."""
+    """The alarms of an object as turns that ended have left them. Implements
+    `holdfast.alarms.Alarms`."""
 
     __slots__ = ("_activation", "_rows")
 
@@ -187,4 +192,7 @@ class ReadAlarms:
         if self._rows.closed:
             raise RuntimeError("alarms can be read only while the read runs")
         rows = {} if self._rows.gone() else self._activation.alarms.rows
-        return [shown(name, record) for name, record in sorted(rows.items(), key=lambda item: (item[1].due_ms, item[0]))]
+        return [
+            shown(name, record)
+            for name, record in sorted(rows.items(), key=lambda item: (item[1].due_ms, item[0]))
+        ]

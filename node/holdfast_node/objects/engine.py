@@ -1,7 +1,8 @@
 """The engine: takes calls, and runs turns one at a time for each object.
 
-The path of a call: `deliver` finds the activation, and queues the turn or starts it. `ended` puts what the turn wrote into its shard's
-entry, and has the answer wait for that (`gate`). Nothing on this path makes a task, takes a lock or awaits.
+The path of a call: `deliver` finds the activation, and queues the turn or starts it. `ended` puts
+what the turn wrote into its shard's entry, and has the answer wait for that (`gate`). Nothing on
+this path makes a task, takes a lock or awaits.
 """
 
 from __future__ import annotations
@@ -33,7 +34,14 @@ from holdfast_cluster.routing.dispatch import KEY_BYTES_MAX
 
 from holdfast_node.log.commit import Committer
 from holdfast_node.log.shards import Entry, Shard, Shards
-from holdfast_node.objects.activation import ON_ACTIVATE_CALLS, QUEUED, RUNNING, Activation, ReplyPort, Turn
+from holdfast_node.objects.activation import (
+    ON_ACTIVATE_CALLS,
+    QUEUED,
+    RUNNING,
+    Activation,
+    ReplyPort,
+    Turn,
+)
 from holdfast_node.objects.activations import Activations
 from holdfast_node.objects.cancellation import Cancellation
 from holdfast_node.objects.context import TurnContext, make_instance
@@ -56,7 +64,8 @@ _TURNS_IN_A_ROW = 64  # of one object, before the loop gets a chance to do somet
 
 
 class Engine:
-    """All objects of a node. Not thread-safe: it lives on the event loop. Implements `TurnRunner`."""
+    """All objects of a node. Not thread-safe: it lives on the event loop.
+    Implements `TurnRunner`."""
 
     def __init__(
         self,
@@ -95,7 +104,8 @@ class Engine:
         self.stats: dict[str, KindStats] = {name: KindStats() for name in app.kinds}
         for name, kind in app.kinds.items():
             for method in kind.handlers:
-                _ = self.stats[name][method]  # shown as zero before the first call, so that rates begin there
+                # shown as zero before the first call, so that rates begin there
+                _ = self.stats[name][method]
         self.top_keys = TopKeys(self.loop.time())
 
     @property
@@ -122,7 +132,11 @@ class Engine:
             shard = activation.shard
             now = boottime()
             if shard.until <= now or (shard.closing and not call.chain):
-                raise WrongOwner(f"shard {shard.number} is not served by this node at the moment", definite=True, retryable=True)
+                raise WrongOwner(
+                    f"shard {shard.number} is not served by this node at the moment",
+                    definite=True,
+                    retryable=True,
+                )
             method = call.method
             found = activation.kind.handlers.get(method) or activation.kind.handler(method)
             handler: Handler | Sending | InternalHandler = found
@@ -134,8 +148,11 @@ class Engine:
             if (again or now < shard.look_until) and not handler.reads:
                 if call.notification:
                     if activation.already_received(call.notification):
-                        handler = _AGAIN  # as a turn of its own, so that its answer waits for what the first one's waits for
-                        other = pb.Call()  # the sender, on this very node perhaps, still has the one that came
+                        # as a turn of its own, so that its answer waits for what the first one's
+                        # waits for
+                        handler = _AGAIN
+                        # the sender, on this very node perhaps, still has the one that came
+                        other = pb.Call()
                         other.CopyFrom(call)
                         other.ClearField("notification")
                         call = other
@@ -145,7 +162,9 @@ class Engine:
                     identity = identity_of(activation.digest, handler, call)  # type: ignore[arg-type]
                     kept = responses.find(shard, identity, call, before=not again)
                     if kept is not None:
-                        error = None if kept.error is None else not_definite_after(attempt, kept.error)
+                        error = (
+                            None if kept.error is None else not_definite_after(attempt, kept.error)
+                        )
                         port.reply(call.id, kept.result, error, shard)
                         return
             if activation.turn is not None and call.chain and not handler.reads:
@@ -153,7 +172,9 @@ class Engine:
             if len(self._in_flight) >= self.limits.in_flight_max:
                 raise overloaded(f"{self.limits.in_flight_max} calls are in flight on this node")
             if handler.reads and len(activation.reads or ()) >= self.limits.mailbox_max:
-                raise overloaded(f"{self.limits.mailbox_max} reads of {activation.name} are under way")
+                raise overloaded(
+                    f"{self.limits.mailbox_max} reads of {activation.name} are under way"
+                )
         except HoldfastError as error:
             error.request_id = request_id
             told = not_definite_after(call.attempt, error_to_proto(error, call.codec))
@@ -168,7 +189,11 @@ class Engine:
             self._enqueue(activation, call, handler, port)
 
     def _enqueue(
-        self, activation: Activation, call: pb.Call, handler: Handler | Sending | Firing | InternalHandler, port: ReplyPort
+        self,
+        activation: Activation,
+        call: pb.Call,
+        handler: Handler | Sending | Firing | InternalHandler,
+        port: ReplyPort,
     ) -> None:
         """Start a turn, or have it wait for those before it."""
         request_id = call.request_id
@@ -179,7 +204,9 @@ class Engine:
         deadline = now + min(timeout, self.limits.queue_timeout_max_s)
         turn = Turn(self, activation, call, handler, port, deadline)
         if self._tracing is not None:
-            turn.span = TurnSpan.of(self._tracing, call, shard, turn.arrived, alarm=type(handler) is Firing)
+            turn.span = TurnSpan.of(
+                self._tracing, call, shard, turn.arrived, alarm=type(handler) is Firing
+            )
         if activation.turn is None and not activation.mailbox:
             self._in_flight[request_id] = turn
             self._start(turn, now)
@@ -192,20 +219,28 @@ class Engine:
                 full.request_id = request_id
                 refused = activation.stats[handler.name].refused
                 refused[pb.CODE_OVERLOADED] = refused.get(pb.CODE_OVERLOADED, 0) + 1
-                port.reply(call.id, b"", not_definite_after(call.attempt, error_to_proto(full)), shard)
+                port.reply(
+                    call.id, b"", not_definite_after(call.attempt, error_to_proto(full)), shard
+                )
                 return
             self._in_flight[request_id] = turn
             mailbox.append(turn)
             self.cancellation.watch(deadline)
 
-    def _run_beside(self, activation: Activation, call: pb.Call, handler: Handler | Sending, port: ReplyPort) -> None:
+    def _run_beside(
+        self, activation: Activation, call: pb.Call, handler: Handler | Sending, port: ReplyPort
+    ) -> None:
         """Run a call that waits for no turn: a read, or one that is stored to be run later."""
         now = self.loop.time()
         activation.last_used = now
-        deadline = now + min(call.timeout_ms / 1000 or self.limits.turn_timeout_s, self.limits.turn_timeout_s)
+        deadline = now + min(
+            call.timeout_ms / 1000 or self.limits.turn_timeout_s, self.limits.turn_timeout_s
+        )
         turn = Turn(self.reads, activation, call, handler, port, deadline)
         if self._tracing is not None:
-            turn.span = TurnSpan.of(self._tracing, call, activation.shard, turn.arrived, alarm=False)
+            turn.span = TurnSpan.of(
+                self._tracing, call, activation.shard, turn.arrived, alarm=False
+            )
         if isinstance(handler, Sending):
             self.reads.store(turn, handler)
         else:
@@ -214,19 +249,30 @@ class Engine:
     def _activate(self, call: pb.Call) -> Activation:
         size = len(call.key.encode())
         if not 0 < size <= KEY_BYTES_MAX:
-            raise InvalidArgument(f"an object's key has 1 to {KEY_BYTES_MAX} bytes, this one {size}", path="key", definite=True)
+            raise InvalidArgument(
+                f"an object's key has 1 to {KEY_BYTES_MAX} bytes, this one {size}",
+                path="key",
+                definite=True,
+            )
         number = self._shards.number_of(call.kind, call.key)
         shard = self._shards.get(number)
+        # a turn that is let end may call others
         if (
-            shard is None or shard.until <= boottime() or ((self._draining or shard.closing) and not call.chain)
-        ):  # a turn that is let end may call others
-            raise WrongOwner(f"shard {number} is not served by this node", definite=True, retryable=True)
+            shard is None
+            or shard.until <= boottime()
+            or ((self._draining or shard.closing) and not call.chain)
+        ):
+            raise WrongOwner(
+                f"shard {number} is not served by this node", definite=True, retryable=True
+            )
         kind = self._app.kinds.get(call.kind)
         if kind is None:
             raise self._kinds.refusal(shard, call.kind, call.key, call.attempt)
         while len(self._activations) >= self.limits.activations_max:
             if not self.eviction.evict_oldest():
-                raise overloaded(f"{self.limits.activations_max} objects are active and busy on this node")
+                raise overloaded(
+                    f"{self.limits.activations_max} objects are active and busy on this node"
+                )
         activation = Activation(self._environment, kind, call.key, shard, self.stats[kind.name])
         self._activations.add(activation)
         shard.kinds.add(kind.name)
@@ -234,11 +280,14 @@ class Engine:
         return activation
 
     def _check_chain(self, call: pb.Call, activation: Activation) -> None:
-        """Only an object with a running turn can be in the chain: those that are in it wait for this very call."""
+        """Only an object with a running turn can be in the chain: those that are in it wait for
+        this very call."""
         chain = list(call.chain)
         if activation.name in chain:
             cycle = (*chain[chain.index(activation.name) :], activation.name)
-            raise Deadlock(f"the call would wait for itself: {' -> '.join(cycle)}", cycle=cycle, definite=True)
+            raise Deadlock(
+                f"the call would wait for itself: {' -> '.join(cycle)}", cycle=cycle, definite=True
+            )
 
     # -- a turn runs
 
@@ -262,8 +311,12 @@ class Engine:
             turn.run(self._first(turn))
         elif handler.is_async:
             try:
-                coroutine = handler.invoke(activation.instance, turn.call.arguments, turn.call.codec == pb.CODEC_JSON)
-            except BaseException as error:  # what a class of the user's raises when its arguments are made
+                coroutine = handler.invoke(
+                    activation.instance, turn.call.arguments, turn.call.codec == pb.CODEC_JSON
+                )
+            except (
+                BaseException
+            ) as error:  # what a class of the user's raises when its arguments are made
                 self.ended(turn, None, error)
             else:
                 turn.run(coroutine)
@@ -274,18 +327,22 @@ class Engine:
             self.cancellation.watch(turn.deadline)
 
     async def _first(self, turn: Turn) -> Any:
-        """The first turn of an instance: it is made, activated and called, all in one transaction."""
+        """The first turn of an instance: it is made, activated and called, all in
+        one transaction."""
         activation = turn.activation
         activation.instance = instance = make_instance(TurnContext(activation, self._environment))
         if activation.kind.on_activate is not None:
-            # Its calls are numbered apart: whether it runs at all depends on what is in memory, and a retry must find its own ids.
+            # Its calls are numbered apart: whether it runs at all depends on what is in memory, and
+            # a retry must find its own ids.
             turn.call_number = ON_ACTIVATE_CALLS
             waits = activation.kind.on_activate(instance)
             if inspect.isawaitable(waits):
                 await waits
             turn.call_number = 0
         try:
-            result = turn.handler.invoke(instance, turn.call.arguments, turn.call.codec == pb.CODEC_JSON)
+            result = turn.handler.invoke(
+                instance, turn.call.arguments, turn.call.codec == pb.CODEC_JSON
+            )
         except UnfitArguments:
             activation.instance = None  # what on_activate did is rolled back
             raise
@@ -299,7 +356,8 @@ class Engine:
         entry: Entry | None = None
         turn.ended_at = perf_counter()
         if not activation.shard.owned:
-            # The shard went away under it: nothing of it may be kept, and somebody else will run it.
+            # The shard went away under it: nothing of it may be kept, and somebody else will run
+            # it.
             storage.rollback()
             activation.deactivating = False
             activation.turn = None
@@ -316,10 +374,16 @@ class Engine:
         if error is not None:
             storage.rollback()
             activation.deactivating = False
-            if not isinstance(error, UnfitArguments):  # of those the handler, and so the instance, has not seen anything
+            # of those the handler, and so the instance, has not seen anything
+            if not isinstance(error, UnfitArguments):
                 activation.instance = None
             outcomes.set_error(turn, error)
-            if turn.call.keep_reply and isinstance(error, Rejected) and turn.stopped is None and type(turn.handler) is Handler:
+            if (
+                turn.call.keep_reply
+                and isinstance(error, Rejected)
+                and turn.stopped is None
+                and type(turn.handler) is Handler
+            ):
                 entry = outcomes.keep_refusal(turn, turn.handler)
         else:
             storage.close(entry)
@@ -328,7 +392,8 @@ class Engine:
         answer_when_committed(self.requests, turn, entry)
         if activation.deactivating:
             self.eviction.deactivate(activation)
-        if activation.mailbox and not self._starting:  # whoever starts turns in a row goes on by itself
+        # whoever starts turns in a row goes on by itself
+        if activation.mailbox and not self._starting:
             self._next(activation)
 
     def answer(self, turn: Turn) -> None:
@@ -362,13 +427,19 @@ class Engine:
         timeout_s: float = 0.0,
         metadata: dict[str, str] | None = None,
     ) -> None:
-        """Run a turn of Holdfast's own on an object; `done` gets its error, or None, when it is committed.
+        """Run a turn of Holdfast's own on an object; `done` gets its error, or None, when it is
+        committed.
 
-        `handler` makes what stands in for its handler; a HoldfastError that it raises is the turn's. `timeout_s`: its deadline,
-        with the time in which it waits; 0: that of any call.
+        `handler` makes what stands in for its handler; a HoldfastError that it raises is the
+        turn's. `timeout_s`: its deadline, with the time in which it waits; 0: that of any call.
         """
         call = pb.Call(
-            kind=kind, key=key, method="on_alarm", request_id=request_id, timeout_ms=int(timeout_s * 1000), metadata=metadata
+            kind=kind,
+            key=key,
+            method="on_alarm",
+            request_id=request_id,
+            timeout_ms=int(timeout_s * 1000),
+            metadata=metadata,
         )
         port = _Told(done)
         if request_id in self._in_flight:
@@ -378,7 +449,11 @@ class Engine:
             activation = self._activations.use(kind, key) or self._activate(call)
             shard = activation.shard
             if shard.until <= boottime() or shard.closing:
-                raise WrongOwner(f"shard {shard.number} is not served by this node at the moment", definite=True, retryable=True)
+                raise WrongOwner(
+                    f"shard {shard.number} is not served by this node at the moment",
+                    definite=True,
+                    retryable=True,
+                )
             bound = handler(activation)
         except HoldfastError as error:
             port.reply(0, b"", error_to_proto(error), None)
@@ -386,12 +461,20 @@ class Engine:
         self._enqueue(activation, call, bound, port)
 
     def _run_on_evict(self, activation: Activation, instance: DurableObject) -> None:
-        """Run the hook of an instance that the activation has lost, if there is one and anything is left of the object."""
+        """Run the hook of an instance that the activation has lost, if there is one and anything is
+        left of the object."""
         hook = activation.kind.on_evict
         if hook is None or activation.has_expired():
             return
-        call = pb.Call(kind=activation.kind.name, key=activation.key, method="on_evict", request_id=self._ids.next())
-        turn = Turn(self, activation, call, _EVICT, _Nobody(), self.loop.time() + self.limits.turn_timeout_s)
+        call = pb.Call(
+            kind=activation.kind.name,
+            key=activation.key,
+            method="on_evict",
+            request_id=self._ids.next(),
+        )
+        turn = Turn(
+            self, activation, call, _EVICT, _Nobody(), self.loop.time() + self.limits.turn_timeout_s
+        )
 
         async def run() -> None:
             waits = hook(instance)
@@ -416,7 +499,8 @@ class Engine:
         self.eviction.tick()
 
     async def drain(self, timeout_s: float) -> None:
-        """Take no new objects, let running turns end (at most `timeout_s`), and flush what they wrote."""
+        """Take no new objects, let running turns end (at most `timeout_s`), and flush what they
+        wrote."""
         self._draining = self.outcomes.draining = True
         until = self.loop.time() + timeout_s
         while self._in_flight and self.loop.time() < until:
@@ -437,7 +521,9 @@ class _Nobody:
 
     closed = False
 
-    def reply(self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None) -> None:
+    def reply(
+        self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None
+    ) -> None:
         pass
 
 
@@ -450,7 +536,9 @@ class _Told:
     def __init__(self, done: Callable[[pb.Error | None], None]) -> None:
         self._done = done
 
-    def reply(self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None) -> None:
+    def reply(
+        self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None
+    ) -> None:
         self._done(error)
 
 
@@ -462,5 +550,7 @@ _EVICT = Handler("on_evict", _on_evict, "DurableObject")
 _AGAIN = InternalHandler("a notification that was taken before", lambda: None)
 
 
-async def _as_coroutine(handler: Handler | Sending | Firing | InternalHandler, instance: Any, call: pb.Call) -> Any:
+async def _as_coroutine(
+    handler: Handler | Sending | Firing | InternalHandler, instance: Any, call: pb.Call
+) -> Any:
     return handler.invoke(instance, call.arguments, call.codec == pb.CODEC_JSON)

@@ -32,7 +32,8 @@ class CacheSize:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """`outgoing`: what takes calls to other objects. `sent`: what objects send. `alarms` and `expiry`: what is due when."""
+    """`outgoing`: what takes calls to other objects. `sent`: what objects send. `alarms` and
+    `expiry`: what is due when."""
 
     store: Store
     limits: Limits

@@ -1,4 +1,5 @@
-"""Takes objects out of memory: those that are idle, those that are too many, and those that an operator names."""
+"""Takes objects out of memory: those that are idle, those that are too many, and those that an
+operator names."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ class Eviction:
         cache: CacheSize,
         run_on_evict: Callable[[Activation, DurableObject], None],
     ) -> None:
-        """`run_on_evict`: runs the hook of an instance that its activation has lost, if there is one."""
+        """`run_on_evict`: runs the hook of an instance that its activation has lost, if there is
+        one."""
         self._app = app
         self._limits = limits
         self._activations = activations
@@ -47,16 +49,20 @@ class Eviction:
         now = self._loop.time()
         for kind in self._activations.kinds():
             idle = self._app.kinds[kind].options.idle
-            self._evict_idle(kind, now - (self._limits.idle_s if idle is None else idle.total_seconds()))
+            self._evict_idle(
+                kind, now - (self._limits.idle_s if idle is None else idle.total_seconds())
+            )
 
     def evict_share(self, share: float) -> None:
-        """Evict this share of the activations, least recently used first: the process uses too much memory."""
+        """Evict this share of the activations, least recently used first: the process uses too much
+        memory."""
         for _ in range(min(10_000, int(len(self._activations) * share) + 1)):
             if not self.evict_oldest():
                 break
 
     async def evict_object(self, kind: str, key: str) -> bool:
-        """Take an object out of memory when it is at rest; whether it was there. Raises Overloaded while it is busy."""
+        """Take an object out of memory when it is at rest; whether it was there. Raises Overloaded
+        while it is busy."""
         until = self._loop.time() + REST_PATIENCE_S
         activation = self._activations.get(kind, key)
         if activation is None:
@@ -65,7 +71,10 @@ class Eviction:
             if activation.at_rest():
                 self._evict(activation)
             elif self._loop.time() > until:
-                raise overloaded(f"{activation.name} is busy: it did not come to rest for {REST_PATIENCE_S:.0f} s")
+                raise overloaded(
+                    f"{activation.name} is busy: it did not come to rest for"
+                    f" {REST_PATIENCE_S:.0f} s"
+                )
             else:
                 await asyncio.sleep(0.01)
         return True
@@ -98,7 +107,8 @@ class Eviction:
             self._evict(activation)
 
     def _evict(self, activation: Activation) -> None:
-        """Take one that is at rest out of memory, or have it run its `on_evict`: then it is evicted when that has ended."""
+        """Take one that is at rest out of memory, or have it run its `on_evict`: then it is evicted
+        when that has ended."""
         instance, activation.instance = activation.instance, None
         if instance is not None:
             self._run_on_evict(activation, instance)

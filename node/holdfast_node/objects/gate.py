@@ -1,7 +1,8 @@
 """The output gate: an answer leaves when what it tells of is committed.
 
-A reply whose turn wrote leaves with the entry it wrote to. Any other reply of that object, an error's too, that comes while the
-object's newest entry is not committed, leaves with that entry, so no reply tells of what may yet be lost.
+A reply whose turn wrote leaves with the entry it wrote to. Any other reply of that object, an
+error's too, that comes while the object's newest entry is not committed, leaves with that entry, so
+no reply tells of what may yet be lost.
 """
 
 from __future__ import annotations

@@ -12,7 +12,13 @@ from holdfast_node.objects.requests import Requests, moved
 class ShardTurns:
     """The turns of each shard of a node. Forgets the objects of shards that are no longer owned."""
 
-    def __init__(self, shards: Shards, requests: Requests, activations: Activations, cancellation: Cancellation) -> None:
+    def __init__(
+        self,
+        shards: Shards,
+        requests: Requests,
+        activations: Activations,
+        cancellation: Cancellation,
+    ) -> None:
         self._requests = requests
         self._activations = activations
         self._cancellation = cancellation
@@ -34,10 +40,13 @@ class ShardTurns:
 
     def are_over(self, shard: Shard) -> bool:
         """Whether nothing of a shard runs, or waits to be committed."""
-        return shard.gathering is None and not any(turn.activation.shard is shard for turn in self._requests.turns.values())
+        return shard.gathering is None and not any(
+            turn.activation.shard is shard for turn in self._requests.turns.values()
+        )
 
     def cancel(self, shard: Shard) -> None:
-        """Cancel what still runs of a closed shard; it is run again by the next owner. Reads, which can do no harm, end at once."""
+        """Cancel what still runs of a closed shard; it is run again by the next owner. Reads, which
+        can do no harm, end at once."""
         for turn in list(self._requests.turns.values()):
             if turn.activation.shard is shard and turn.state == RUNNING:
                 if turn.read_rows is not None:
@@ -45,7 +54,8 @@ class ShardTurns:
                 turn.cancel()
 
     def _dropped(self, shards: set[Shard]) -> None:
-        """These shards are no longer served: forget their activations, and let what waits be sent elsewhere."""
+        """These shards are no longer served: forget their activations, and let what waits be sent
+        elsewhere."""
         for activation in self._activations.of_shards(shards):
             self._activations.forget(activation)
             for turn in activation.mailbox or ():

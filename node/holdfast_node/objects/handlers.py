@@ -11,13 +11,17 @@ from holdfast.signature import Around, invoke_around
 
 
 class InternalHandler:
-    """Stands in for a handler: a turn of Holdfast's own, which needs no instance of the user's class."""
+    """Stands in for a handler: a turn of Holdfast's own, which needs no instance of the user's
+    class."""
 
     __slots__ = ("deletes", "is_async", "name", "what")
     reads = False
 
-    def __init__(self, name: str, what: Callable[[], Any], is_async: bool = False, deletes: bool = False) -> None:
-        """`what` is called in the turn; with `is_async` it gives a coroutine. `deletes`: it leaves nothing of the object."""
+    def __init__(
+        self, name: str, what: Callable[[], Any], is_async: bool = False, deletes: bool = False
+    ) -> None:
+        """`what` is called in the turn; with `is_async` it gives a coroutine. `deletes`: it leaves
+        nothing of the object."""
         self.name = name
         self.what = what
         self.is_async = is_async
@@ -34,7 +38,8 @@ class Firing:
     reads = False
 
     def __init__(self, begin: Callable[[], Alarm | None], arounds: tuple[Around, ...] = ()) -> None:
-        """`begin` is called in the turn: what the handler gets, or None when there is nothing to be done."""
+        """`begin` is called in the turn: what the handler gets, or None when there is nothing to be
+        done."""
         self._begin = begin
         self._arounds = arounds
         self.ran = False
@@ -47,7 +52,13 @@ class Firing:
         if alarm is None:
             return
         if self._arounds:
-            await invoke_around(self._arounds, instance, self.name, {"alarm": alarm}, partial(instance.on_alarm, alarm))
+            await invoke_around(
+                self._arounds,
+                instance,
+                self.name,
+                {"alarm": alarm},
+                partial(instance.on_alarm, alarm),
+            )
             return
         waits = instance.on_alarm(alarm)
         if waits is not None:

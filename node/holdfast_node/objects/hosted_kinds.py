@@ -1,12 +1,15 @@
-"""What the owned shards need of a node's kinds: which of its kinds they have objects of, and which that it lacks are asked for.
+"""What the owned shards need of a node's kinds: which of its kinds they have objects of, and which
+that it lacks are asked for.
 
-An owner that lacks a kind refuses a call as `LacksKind` while any node has the kind, or may have it; gateways hold the call. The
-owner then asks that the shard be handed to a member that has the kind (`Hosting.asks`). The controller decides to whom.
+An owner that lacks a kind refuses a call as `LacksKind` while any node has the kind, or may have
+it; gateways hold the call. The owner then asks that the shard be handed to a member that has the
+kind (`Hosting.asks`). The controller decides to whom.
 
-When no such member has all that the shard is used for, somebody has to wait. The owner asks for a member only if more objects that
-wait would be served there than objects that were used would be lacking there, both within `MEMORY_S`. So every hand-over raises the
-number of objects that are served, and a shard that several apps want does not go back and forth. A shard that was handed over stays
-for `EVERY_S`, whatever it is asked for.
+When no such member has all that the shard is used for, somebody has to wait. The owner asks for a
+member only if more objects that wait would be served there than objects that were used would be
+lacking there, both within `MEMORY_S`. So every hand-over raises the number of objects that are
+served, and a shard that several apps want does not go back and forth. A shard that was handed over
+stays for `EVERY_S`, whatever it is asked for.
 """
 
 from __future__ import annotations
@@ -33,14 +36,16 @@ log = logging.getLogger(__name__)
 
 INTERVAL_S = 0.25
 EVERY_S = 10.0
-"""How long a shard that was handed over is not asked away, and is taken to need all kinds of its owner."""
+"""How long a shard that was handed over is not asked away, and is taken to need all kinds of its
+owner."""
 MEMORY_S = 30.0
 """How long an object counts as asked for, or as used; as long as a call is held by default."""
 LOOK_S = 10.0
 OBJECTS_MAX = 1_000
 """Objects of one shard that are remembered as asked for."""
 SHARDS_MAX = 4_096
-"""A node that owns more shards does not tell what they hold: the value in etcd stays below 200 KB."""
+"""A node that owns more shards does not tell what they hold: the value in etcd stays below
+200 KB."""
 _COUNT_S = 1.0  # how old the count of used objects may be: it looks at every object in memory
 _STEP = 100  # shards that are looked into between two chances for the loop to do something else
 
@@ -59,7 +64,8 @@ class ShardKinds:
         active: Callable[[set[Shard]], Iterable[Activation]],
         clock: Callable[[], float],
     ) -> None:
-        """`active`: the objects of shards that are in memory. `clock`: the one by which their last use is told."""
+        """`active`: the objects of shards that are in memory. `clock`: the one by which their last
+        use is told."""
         self._mine = frozenset(mine)
         self.known = known
         self._store = store
@@ -78,7 +84,8 @@ class ShardKinds:
     # -- what calls, alarms and notifications meet
 
     def refusal(self, shard: Shard, kind: str, key: str, attempt: int) -> HoldfastError:
-        """Why a call for a kind that this node lacks is not run here. NotFound only when no node has the kind, or may have it."""
+        """Why a call for a kind that this node lacks is not run here. NotFound only when no node
+        has the kind, or may have it."""
         if self.elsewhere(kind):
             self.ask(shard, kind, key)
             return LacksKind(f"this node lacks kind {kind}", definite=True, retryable=True)
@@ -103,13 +110,20 @@ class ShardKinds:
     # -- what is told
 
     async def look(self, view: View) -> None:
-        """Now and then, find out which kinds the owned shards have objects of, as far as it matters to anybody."""
+        """Now and then, find out which kinds the owned shards have objects of, as far as it matters
+        to anybody."""
         now = self._clock()
         owned = self._shards.owned()
         self._since = {shard: self._since.get(shard, now) for shard in owned}
         if view is not self._view:
             self._view = view
-            differing = tuple(sorted(k for k in self._mine if any(member.missing((k,)) for member in view.members.values())))
+            differing = tuple(
+                sorted(
+                    k
+                    for k in self._mine
+                    if any(member.missing((k,)) for member in view.members.values())
+                )
+            )
             if differing != self._looked_for:
                 self._looked_for, self._holds, self._look_at = differing, {}, now
         differing = self._looked_for
@@ -118,7 +132,9 @@ class ShardKinds:
         self._look_at = now + LOOK_S
         holds = {}
         for number, shard in enumerate(owned):
-            holds[shard.number] = tuple(kind for kind in differing if kind in shard.kinds or self._has(shard, kind))
+            holds[shard.number] = tuple(
+                kind for kind in differing if kind in shard.kinds or self._has(shard, kind)
+            )
             if number % _STEP == _STEP - 1:
                 await asyncio.sleep(0)
         self._holds = holds
@@ -129,13 +145,21 @@ class ShardKinds:
 
     def hosting(self, view: View, me: Member) -> Hosting:
         """What is to be told to the cluster."""
-        settled = {shard.number for shard, since in self._since.items() if shard.owned and self._clock() - since >= EVERY_S}
+        settled = {
+            shard.number
+            for shard, since in self._since.items()
+            if shard.owned and self._clock() - since >= EVERY_S
+        }
         holds = {number: kinds for number, kinds in self._holds.items() if number in settled}
         return Hosting(me.incarnation, self._looked_for, holds, self._asks(view, settled))
 
     def _asks(self, view: View, settled: set[int]) -> dict[int, tuple[str, ...]]:
         oldest = self._clock() - MEMORY_S
-        hosts = {frozenset(member.kinds) for member in view.members.values() if view.state_of(member.id) == "active"}
+        hosts = {
+            frozenset(member.kinds)
+            for member in view.members.values()
+            if view.state_of(member.id) == "active"
+        }
         out: dict[int, tuple[str, ...]] = {}
         contested: dict[Shard, Counter[str]] = {}
         for shard, objects in list(self._asked.items()):
@@ -146,7 +170,11 @@ class ShardKinds:
             if _was_handed_over(view, shard) and shard.number not in settled:
                 continue
             waiting = Counter(kind for kind, _ in objects)
-            best = max((host for host in hosts if self._mine <= host), key=lambda host: _sum(waiting, host), default=self._mine)
+            best = max(
+                (host for host in hosts if self._mine <= host),
+                key=lambda host: _sum(waiting, host),
+                default=self._mine,
+            )
             if gained := best & waiting.keys():
                 out[shard.number] = tuple(sorted(gained | self._mine))
             elif any(host & waiting.keys() for host in hosts):
@@ -159,7 +187,9 @@ class ShardKinds:
                 key=lambda one: (one[0], sorted(one[1])),
             )
             if gain > 0:
-                out[shard.number] = tuple(sorted(best & (waiting.keys() | {kind for kind in used if used[kind]})))
+                out[shard.number] = tuple(
+                    sorted(best & (waiting.keys() | {kind for kind in used if used[kind]}))
+                )
         return out
 
     def _count_used(self, shards: Collection[Shard], oldest: float) -> None:
@@ -169,7 +199,9 @@ class ShardKinds:
             return
         self._count_at = now + _COUNT_S
         self._used = Counter(
-            (activation.shard, activation.kind.name) for activation in self._active(set(shards)) if activation.last_used >= oldest
+            (activation.shard, activation.kind.name)
+            for activation in self._active(set(shards))
+            if activation.last_used >= oldest
         )
 
 
@@ -179,10 +211,14 @@ def _sum(objects: Counter[str], kinds: Collection[str]) -> int:
 
 def _was_handed_over(view: View, shard: Shard) -> bool:
     versioned = view.assignments.get(shard.number)
-    return versioned is not None and versioned.assignment.released and versioned.assignment.epoch > 1
+    return (
+        versioned is not None and versioned.assignment.released and versioned.assignment.epoch > 1
+    )
 
 
-async def tell(kinds: ShardKinds, feed: ViewFeed, etcd: Etcd, keys: Keys, membership: Membership) -> None:
+async def tell(
+    kinds: ShardKinds, feed: ViewFeed, etcd: Etcd, keys: Keys, membership: Membership
+) -> None:
     """Write what the shards need under the member's lease, when it has changed; until cancelled."""
     told: tuple[Hosting, int] | None = None
     while True:
@@ -192,11 +228,20 @@ async def tell(kinds: ShardKinds, feed: ViewFeed, etcd: Etcd, keys: Keys, member
         if me is None:
             continue
         hosting = kinds.hosting(feed.view, me)
-        if told == (hosting, membership.lease_id) or (told is None and hosting == Hosting(me.incarnation)):
+        if told == (hosting, membership.lease_id) or (
+            told is None and hosting == Hosting(me.incarnation)
+        ):
             continue
-        new = {shard: names for shard, names in hosting.asks.items() if told is None or told[0].asks.get(shard) != names}
+        new = {
+            shard: names
+            for shard, names in hosting.asks.items()
+            if told is None or told[0].asks.get(shard) != names
+        }
         if new:
-            shown = ", ".join(f"{shard} ({' '.join(kinds.lacked(names))})" for shard, names in sorted(new.items())[:20])
+            shown = ", ".join(
+                f"{shard} ({' '.join(kinds.lacked(names))})"
+                for shard, names in sorted(new.items())[:20]
+            )
             log.warning("this node lacks kinds that %d shards are asked for: %s", len(new), shown)
         try:
             await etcd.txn([], [put(keys.hosting(me.id), encode(hosting), membership.lease_id)])

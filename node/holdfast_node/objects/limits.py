@@ -26,6 +26,7 @@ class EngineLimits:
     cache_bytes_max: int = 256 << 20
     """The hot caches of all activations together."""
     idle_s: float = 300.0
-    """An activation that had no call for this long is evicted, unless its kind says otherwise (`KindOptions.idle`)."""
+    """An activation that had no call for this long is evicted, unless its kind says otherwise
+    (`KindOptions.idle`)."""
     storage: Limits = field(default_factory=Limits)
     outbox: OutboxLimits = field(default_factory=OutboxLimits)

@@ -26,13 +26,25 @@ class Notifier:
 
     __slots__ = ("_activation", "_delay_ms", "_key", "_kind", "_name", "_sent")
 
-    def __init__(self, activation: Activation, sent: Sent, kind: type | str, key: str, delay: timedelta | None) -> None:
+    def __init__(
+        self,
+        activation: Activation,
+        sent: Sent,
+        kind: type | str,
+        key: str,
+        delay: timedelta | None,
+    ) -> None:
         if not isinstance(key, str):
             raise TypeError(f"an object's key is text, not {type(key).__name__}: {key!r}")
         if not 0 < len(key.encode()) <= KEY_BYTES_MAX:
-            raise InvalidArgument(f"an object's key has 1 to {KEY_BYTES_MAX} bytes, this one {len(key.encode())}", path="key")
+            raise InvalidArgument(
+                f"an object's key has 1 to {KEY_BYTES_MAX} bytes, this one {len(key.encode())}",
+                path="key",
+            )
         if delay is not None and checked_timedelta("a delay", delay) > DELAY_MAX:
-            raise ValueError(f"a notification can be delayed by {DELAY_MAX.days} days at most, not by {delay}")
+            raise ValueError(
+                f"a notification can be delayed by {DELAY_MAX.days} days at most, not by {delay}"
+            )
         self._activation = activation
         self._sent = sent
         self._kind = kind
@@ -54,11 +66,17 @@ class Notifier:
         activation = self._activation
         storage = activation.storage
         if len(arguments) > _ARGUMENT_BYTES_MAX:
-            raise TooLarge(f"arguments of {len(arguments)} bytes, at most {_ARGUMENT_BYTES_MAX}", definite=True)
+            raise TooLarge(
+                f"arguments of {len(arguments)} bytes, at most {_ARGUMENT_BYTES_MAX}", definite=True
+            )
         before = sum(type(effect) is SendNotification for effect in storage.effects)
-        self._sent.check_room(activation.shard, (activation.kind.name, activation.key), before, self._delay_ms)
+        self._sent.check_room(
+            activation.shard, (activation.kind.name, activation.key), before, self._delay_ms
+        )
         now_ms = activation.shard.clock.now_ms()
-        row = Notification(activation.kind.name, activation.key, self._name, self._key, method, arguments, now_ms)
+        row = Notification(
+            activation.kind.name, activation.key, self._name, self._key, method, arguments, now_ms
+        )
         if activation.turn is not None:
             row.options = carried(activation.turn.call)
             if activation.turn.span is not None:
@@ -67,21 +85,38 @@ class Notifier:
 
 
 def delay_of(call: pb.Call) -> int:
-    """By how many ms a call that is sent is delayed. Raises InvalidArgument for more than may be."""
+    """By how many ms a call that is sent is delayed. Raises InvalidArgument for more than
+    may be."""
     if call.delay_ms > DELAY_MAX / timedelta(milliseconds=1):
-        raise InvalidArgument(f"a call that is sent can be delayed by {DELAY_MAX.days} days at most", path="delay_ms", definite=True)
+        raise InvalidArgument(
+            f"a call that is sent can be delayed by {DELAY_MAX.days} days at most",
+            path="delay_ms",
+            definite=True,
+        )
     return call.delay_ms
 
 
 def sent_by_client(sent: Sent, turn: Turn, handler: Handler) -> SendNotification:
-    """The notification that a client sends. Raises UnfitArguments; its arguments are stored as msgpack, in which they travel."""
+    """The notification that a client sends. Raises UnfitArguments; its arguments are stored as
+    msgpack, in which they travel."""
     call = turn.call
     is_json = call.codec == pb.CODEC_JSON
     named = handler.bind(call.arguments, is_json)
     arguments = codec.encode(named) if is_json else call.arguments
     if len(arguments) > _ARGUMENT_BYTES_MAX:
-        raise TooLarge(f"arguments of {len(arguments)} bytes as msgpack, at most {_ARGUMENT_BYTES_MAX}", definite=True)
-    row = Notification("", call.caller, call.kind, call.key, call.method, arguments, turn.activation.shard.clock.now_ms())
+        raise TooLarge(
+            f"arguments of {len(arguments)} bytes as msgpack, at most {_ARGUMENT_BYTES_MAX}",
+            definite=True,
+        )
+    row = Notification(
+        "",
+        call.caller,
+        call.kind,
+        call.key,
+        call.method,
+        arguments,
+        turn.activation.shard.clock.now_ms(),
+    )
     row.options = carried(call)
     if turn.span is not None:
         row.trace = turn.span.header()

@@ -43,9 +43,16 @@ _ONES_OWN = InvalidArgument | NotFound | TooLarge
 
 
 class Outcomes:
-    """Makes the outcomes of turns. `draining`: the node stops, so a turn that is cancelled is run again elsewhere."""
+    """Makes the outcomes of turns. `draining`: the node stops, so a turn that is cancelled is run
+    again elsewhere."""
 
-    def __init__(self, committer: Committer, responses: ResponseCache, environment: Environment, result_bytes_max: int) -> None:
+    def __init__(
+        self,
+        committer: Committer,
+        responses: ResponseCache,
+        environment: Environment,
+        result_bytes_max: int,
+    ) -> None:
         self._committer = committer
         self._responses = responses
         self._environment = environment
@@ -62,7 +69,10 @@ class Outcomes:
             raise turn.stopped
         turn.result = _encode(turn, value)
         if len(turn.result) > self._result_bytes_max:
-            raise TooLarge(f"a result of {len(turn.result)} bytes, at most {self._result_bytes_max}", definite=turn.calls_made == 0)
+            raise TooLarge(
+                f"a result of {len(turn.result)} bytes, at most {self._result_bytes_max}",
+                definite=turn.calls_made == 0,
+            )
 
     def set_error(self, turn: Turn, error: BaseException) -> None:
         """Make an exception the turn's error."""
@@ -70,19 +80,32 @@ class Outcomes:
         try:
             turn.error = self._failure(turn, error)
         except Exception as worse:  # an exception of the user's that cannot even be told
-            log.exception("%s.%s failed, and so did telling why", turn.activation.name, turn.handler.name)
-            told = InternalError(f"{type(error).__name__}, which cannot be told: {type(worse).__name__}", request_id=turn.request_id)
+            log.exception(
+                "%s.%s failed, and so did telling why", turn.activation.name, turn.handler.name
+            )
+            told = InternalError(
+                f"{type(error).__name__}, which cannot be told: {type(worse).__name__}",
+                request_id=turn.request_id,
+            )
             turn.error = error_to_proto(told)
 
     def _failure(self, turn: Turn, error: BaseException) -> pb.Error:
         activation = turn.activation
-        if turn.stopped is None and isinstance(error, asyncio.CancelledError) and (self.draining or activation.shard.closing):
+        if (
+            turn.stopped is None
+            and isinstance(error, asyncio.CancelledError)
+            and (self.draining or activation.shard.closing)
+        ):
             return moved(activation.shard.number)  # it is run again where the shard is served next
         failed = _told_as(turn, error)
         failed.request_id = turn.request_id
         self.failed += not isinstance(failed, Rejected)
         activation.last_error = LastError(
-            failed.code, failed.message, turn.handler.name, activation.shard.clock.now_ms(), turn.request_id
+            failed.code,
+            failed.message,
+            turn.handler.name,
+            activation.shard.clock.now_ms(),
+            turn.request_id,
         )
         if not isinstance(failed, Rejected | InvalidArgument | Aborted):
             log.error(
@@ -100,18 +123,26 @@ class Outcomes:
     def writes(self, turn: Turn) -> bool:
         """Whether a turn that ended well has anything to write, its reply included."""
         call = turn.call
-        return turn.activation.storage.changed() or call.keep_reply or (turn.request_id[0] >= EFFECT and bool(call.notification))
+        return (
+            turn.activation.storage.changed()
+            or call.keep_reply
+            or (turn.request_id[0] >= EFFECT and bool(call.notification))
+        )
 
     def write(self, turn: Turn) -> Entry:
-        """Put all that a turn wrote into its shard's entry. Raises what stands against it; then nothing is in the entry."""
+        """Put all that a turn wrote into its shard's entry. Raises what stands against it; then
+        nothing is in the entry."""
         activation, handler = turn.activation, turn.handler
         shard, storage, prefix = activation.shard, activation.storage, activation.row_prefix
         if shard.read_only is not None:
             raise _read_only(turn)
         cleared, writes, deletes = storage.take(prefix)
-        expires = storage.some_expire or activation.expiry_ms or activation.kind.options.ttl is not None
+        expires = (
+            storage.some_expire or activation.expiry_ms or activation.kind.options.ttl is not None
+        )
         if expires:
-            self._environment.expiry.of(shard)  # raises what is wrong with the index: staging cannot fail
+            # raises what is wrong with the index: staging cannot fail
+            self._environment.expiry.of(shard)
         entry = self._committer.entry(shard)
         if cleared:
             end = keys.after(prefix)
@@ -127,7 +158,9 @@ class Outcomes:
             effect.stage(entry)  # type: ignore[attr-defined]
         if expires:
             if storage.some_expire:
-                self._environment.expiry.stage_rows(entry, keys.ident(activation.kind.name, activation.key), writes, len(prefix))
+                self._environment.expiry.stage_rows(
+                    entry, keys.ident(activation.kind.name, activation.key), writes, len(prefix)
+                )
             activation.expiry_ms = self._environment.expiry.stage_object(
                 entry,
                 activation.kind,
@@ -145,7 +178,8 @@ class Outcomes:
         return entry
 
     def keep_refusal(self, turn: Turn, handler: Handler) -> Entry | None:
-        """Keep the final error of a turn whose caller brought an id of its own: the answer stays the same however often it asks."""
+        """Keep the final error of a turn whose caller brought an id of its own: the answer stays
+        the same however often it asks."""
         shard = turn.activation.shard
         assert turn.error is not None
         if shard.read_only is not None:
@@ -159,9 +193,11 @@ class Outcomes:
         return entry
 
     def store_call(self, turn: Turn, handler: Sending) -> Entry:
-        """Put a client's notification into the outbox of its receiver's own shard, with the reply that says so.
+        """Put a client's notification into the outbox of its receiver's own shard, with the reply
+        that says so.
 
-        Raises HoldfastError when it is refused, and what is wrong with its arguments or with what the shard has to send.
+        Raises HoldfastError when it is refused, and what is wrong with its arguments or with what
+        the shard has to send.
         """
         shard = turn.activation.shard
         if shard.read_only is not None:
@@ -178,10 +214,21 @@ class Outcomes:
         entry.bytes += len(effect.raw)
         return entry
 
-    def _keep_reply(self, entry: Entry, turn: Turn, handler: Handler | Sending, result: bytes, error: bytes = b"") -> None:
+    def _keep_reply(
+        self,
+        entry: Entry,
+        turn: Turn,
+        handler: Handler | Sending,
+        result: bytes,
+        error: bytes = b"",
+    ) -> None:
         activation = turn.activation
         identity = identity_of(activation.digest, handler, turn.call)
-        entry.replies.append(self._responses.row(entry.shard, identity, activation.hash, turn.request_id, result, error))
+        entry.replies.append(
+            self._responses.row(
+                entry.shard, identity, activation.hash, turn.request_id, result, error
+            )
+        )
 
 
 def _told_as(turn: Turn, error: BaseException) -> HoldfastError:
@@ -190,12 +237,16 @@ def _told_as(turn: Turn, error: BaseException) -> HoldfastError:
     if turn.stopped is not None:
         turn.stopped.definite = definite
         return turn.stopped
-    if isinstance(error, _ONES_OWN) and error.callee:  # the fault of this handler, which called so, not of its caller
-        return ApplicationError(f"{error.callee}: {error.message}", type=type(error).__name__, definite=definite)
+    # the fault of this handler, which called so, not of its caller
+    if isinstance(error, _ONES_OWN) and error.callee:
+        return ApplicationError(
+            f"{error.callee}: {error.message}", type=type(error).__name__, definite=definite
+        )
     if isinstance(error, InvalidArgument | Rejected):
         error.definite = definite
         return error
-    if isinstance(error, WrongOwner):  # a call's; raised at this turn's caller it would look like our own
+    # a call's; raised at this turn's caller it would look like our own
+    if isinstance(error, WrongOwner):
         return InternalError(f"WRONG_OWNER: {error.message}", definite=False)
     if isinstance(error, HoldfastError):
         error.definite = error.definite and definite
@@ -207,7 +258,9 @@ def _told_as(turn: Turn, error: BaseException) -> HoldfastError:
 
 def _encode(turn: Turn, value: Any) -> bytes:
     try:
-        result = codec.encode_json(value) if turn.call.codec == pb.CODEC_JSON else codec.encode(value)
+        result = (
+            codec.encode_json(value) if turn.call.codec == pb.CODEC_JSON else codec.encode(value)
+        )
         if not result:
             raise TypeError("it is encoded to nothing")
         return result
@@ -215,7 +268,9 @@ def _encode(turn: Turn, value: Any) -> bytes:
         hint = "; is an await missing?" if inspect.isawaitable(value) else ""
         if inspect.iscoroutine(value):
             value.close()
-        raise TypeError(f"{turn.handler.name}() returned what cannot be sent: {error}{hint}") from None
+        raise TypeError(
+            f"{turn.handler.name}() returned what cannot be sent: {error}{hint}"
+        ) from None
 
 
 def _read_only(turn: Turn) -> Unavailable:

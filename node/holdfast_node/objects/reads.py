@@ -25,7 +25,13 @@ from holdfast_node.objects.requests import Requests, moved
 class Reads:
     """Runs calls beside the turns of their objects. Implements `TurnRunner`."""
 
-    def __init__(self, requests: Requests, outcomes: Outcomes, cancellation: Cancellation, environment: Environment) -> None:
+    def __init__(
+        self,
+        requests: Requests,
+        outcomes: Outcomes,
+        cancellation: Cancellation,
+        environment: Environment,
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self._requests = requests
         self._outcomes = outcomes
@@ -43,7 +49,9 @@ class Reads:
         context = ReadContext(activation, self._environment.outgoing, turn)
 
         async def run() -> Any:
-            result = handler.invoke(make_instance(context), turn.call.arguments, turn.call.codec == pb.CODEC_JSON)
+            result = handler.invoke(
+                make_instance(context), turn.call.arguments, turn.call.codec == pb.CODEC_JSON
+            )
             return await result if handler.is_async else result
 
         turn.run(run())
@@ -79,7 +87,9 @@ class Reads:
         except HoldfastError as refusal:
             refusal.request_id = turn.request_id
             turn.error = error_to_proto(refusal, turn.call.codec)
-        except BaseException as error:  # of arguments that break when they are read, or of what the shard has to send
+        except (
+            BaseException
+        ) as error:  # of arguments that break when they are read, or of what the shard has to send
             self._outcomes.set_error(turn, error)
         turn.ended_at = perf_counter()
         if entry is None:
@@ -90,9 +100,14 @@ class Reads:
 
 
 def runs_beside(handler: Handler, call: pb.Call, shard: Shard) -> Handler | Sending:
-    """What a call that waits for no turn runs. Raises InvalidArgument, and Unavailable while a node does not know such calls."""
+    """What a call that waits for no turn runs. Raises InvalidArgument, and Unavailable while a node
+    does not know such calls."""
     if handler.reads and (call.send or call.notification):
-        raise InvalidArgument(f"{call.kind}.{call.method} only reads: there is nothing to tell it", path="method", definite=True)
+        raise InvalidArgument(
+            f"{call.kind}.{call.method} only reads: there is nothing to tell it",
+            path="method",
+            definite=True,
+        )
     if not call.send:
         return handler
     shard.check_feature(SEND, "calls cannot be sent")

@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from time import perf_counter
 
-from holdfast.errors import InvalidArgument, Overloaded, WrongOwner, error_to_proto, not_definite_after
+from holdfast.errors import (
+    InvalidArgument,
+    Overloaded,
+    WrongOwner,
+    error_to_proto,
+    not_definite_after,
+)
 from holdfast.v1 import objects_pb2 as pb
 
 from holdfast_node.objects.activation import COMMITTING, DONE, ReplyPort, Turn
 
 _JOINED_MAX = 64
-"""Attempts that may wait for one turn beside the first: an honest caller has one or two, for each gateway that it has tried."""
+"""Attempts that may wait for one turn beside the first: an honest caller has one or two, for each
+gateway that it has tried."""
 
 
 class Requests:
-    """The turns that are queued, run, or wait for their commit, by request id: each is answered once, to all who asked."""
+    """The turns that are queued, run, or wait for their commit, by request id: each is answered
+    once, to all who asked."""
 
     def __init__(self, deliver: Callable[[pb.Call, ReplyPort], None]) -> None:
         """`deliver`: takes a call anew."""
@@ -34,13 +42,18 @@ class Requests:
         self.turns.pop(turn.request_id, None)
         shard = turn.activation.shard
         if not shard.owned and error is None:
-            # Committed or not, this node may no longer speak for the shard; the next attempt finds the kept reply.
+            # Committed or not, this node may no longer speak for the shard; the next attempt finds
+            # the kept reply.
             result, error = b"", moved(shard.number)
         if error is not None:
             not_definite_after(turn.attempt, error)
-        turn.activation.stats[turn.handler.name].ended(turn.arrived, turn.began, turn.ended_at, perf_counter(), error)
+        turn.activation.stats[turn.handler.name].ended(
+            turn.arrived, turn.began, turn.ended_at, perf_counter(), error
+        )
         if turn.span is not None:
-            turn.span.ended(turn.arrived, turn.began, turn.ended_at if turn.state == COMMITTING else 0.0, error)
+            turn.span.ended(
+                turn.arrived, turn.began, turn.ended_at if turn.state == COMMITTING else 0.0, error
+            )
         turn.state = DONE
         turn.port.reply(turn.number, result, error, shard)
         for port, number in turn.also or ():
@@ -49,7 +62,8 @@ class Requests:
             self.deliver_again(turn, turn.late)
 
     def join(self, turn: Turn, call: pb.Call, port: ReplyPort) -> None:
-        """The same request again while its first attempt is under way: one turn, and everybody who asked is answered."""
+        """The same request again while its first attempt is under way: one turn, and everybody who
+        asked is answered."""
         before = turn.call
         if (call.kind, call.key, call.method, call.codec, call.arguments, call.send) != (
             before.kind,
@@ -59,16 +73,23 @@ class Requests:
             before.arguments,
             before.send,
         ):
-            error = InvalidArgument(f"request id {call.request_id.hex()} is in use by another call", path="request_id", definite=True)
+            error = InvalidArgument(
+                f"request id {call.request_id.hex()} is in use by another call",
+                path="request_id",
+                definite=True,
+            )
             port.reply(call.id, b"", not_definite_after(call.attempt, error_to_proto(error)), None)
             return
         if len(turn.also or ()) + len(turn.late or ()) >= _JOINED_MAX:
-            full = overloaded(f"{_JOINED_MAX} attempts of request {call.request_id.hex()} wait already")
+            full = overloaded(
+                f"{_JOINED_MAX} attempts of request {call.request_id.hex()} wait already"
+            )
             full.definite = False
             port.reply(call.id, b"", error_to_proto(full), None)
             return
         turn.attempt = max(turn.attempt, call.attempt)
-        if turn.given_up:  # its turn is being rolled back for those who cancelled it: this one gets another
+        # its turn is being rolled back for those who cancelled it: this one gets another
+        if turn.given_up:
             turn.late = [*(turn.late or ()), (port, call.id)]
             return
         if turn.also is None:
@@ -91,5 +112,8 @@ def overloaded(message: str) -> Overloaded:
 
 
 def moved(shard: int) -> pb.Error:
-    """The error of a call whose shard went away under it: it is run again where the shard is served."""
-    return error_to_proto(WrongOwner(f"shard {shard} is no longer served by this node", retryable=True))
+    """The error of a call whose shard went away under it: it is run again where the shard is
+    served."""
+    return error_to_proto(
+        WrongOwner(f"shard {shard} is no longer served by this node", retryable=True)
+    )

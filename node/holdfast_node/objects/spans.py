@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 class TurnSpan:
-    """One sampled turn's span, from the call's arrival to its answer; the waits in the mailbox and for the commit are its parts."""
+    """One sampled turn's span, from the call's arrival to its answer; the waits in the mailbox and
+    for the commit are its parts."""
 
     __slots__ = ("_span", "_tracing")
 
@@ -24,15 +25,25 @@ class TurnSpan:
         self._span = span
 
     @classmethod
-    def of(cls, tracing: Tracing, call: pb.Call, shard: Shard, arrived: float, alarm: bool) -> TurnSpan | None:
-        """The span of a turn that is about to be queued or started; None when its trace is not sampled.
+    def of(
+        cls, tracing: Tracing, call: pb.Call, shard: Shard, arrived: float, alarm: bool
+    ) -> TurnSpan | None:
+        """The span of a turn that is about to be queued or started; None when its trace is not
+        sampled.
 
-        `arrived`: when its call came, as `perf_counter` tells it. `alarm`: whether an alarm fires in it.
+        `arrived`: when its call came, as `perf_counter` tells it. `alarm`: whether an alarm fires
+        in it.
         """
         from opentelemetry.trace import SpanKind
 
         what = "alarm" if alarm else "notification" if call.notification else "turn"
-        kind = SpanKind.CONSUMER if call.notification else SpanKind.INTERNAL if alarm else SpanKind.SERVER
+        kind = (
+            SpanKind.CONSUMER
+            if call.notification
+            else SpanKind.INTERNAL
+            if alarm
+            else SpanKind.SERVER
+        )
         span = tracing.began(call, kind, what, arrived, root=alarm)
         if span is None:
             return None
@@ -47,8 +58,11 @@ class TurnSpan:
     def header(self) -> str:
         return self._tracing.header(self._span)
 
-    def ended(self, arrived: float, began: float, waited_since: float, error: pb.Error | None) -> None:
-        """The turn is answered. Times are those of `perf_counter`: `waited_since`, since when it waited for the commit, or 0."""
+    def ended(
+        self, arrived: float, began: float, waited_since: float, error: pb.Error | None
+    ) -> None:
+        """The turn is answered. Times are those of `perf_counter`: `waited_since`, since when it
+        waited for the commit, or 0."""
         now = perf_counter()
         if began is not arrived:
             self._tracing.part(self._span, "queue", arrived, began)

@@ -10,15 +10,16 @@ from holdfast.metrics import LATENCY_BOUNDS, Histogram
 from holdfast.v1 import objects_pb2 as pb
 
 REJECTED = "REJECTED"
-"""How metrics name what is APPLICATION on the wire, and no failure: the handler raised `Rejected`."""
+"""How metrics name what is APPLICATION on the wire, and no failure: the handler
+raised `Rejected`."""
 
 
 class MethodStats:
-    """Seconds: `queue` from arrival to the turn's begin, of calls that had to wait; `turn` from there to its end; `total` from
-    arrival to the reply.
+    """Seconds: `queue` from arrival to the turn's begin, of calls that had to wait; `turn` from
+    there to its end; `total` from arrival to the reply.
 
-    `failed`: how many of those ended with an error, by code, without those that the handler refused (`rejected`). `refused`: calls
-    that came to no turn.
+    `failed`: how many of those ended with an error, by code, without those that the handler refused
+    (`rejected`). `refused`: calls that came to no turn.
     """
 
     __slots__ = ("failed", "queue", "refused", "rejected", "total", "turn")
@@ -31,8 +32,11 @@ class MethodStats:
         self.rejected = 0
         self.refused: dict[int, int] = {}
 
-    def ended(self, arrived: float, began: float, ended: float, now: float, error: pb.Error | None) -> None:
-        """A call is answered. `ended`: when its turn did; 0 when there was none. `began` is `arrived` itself when it did not wait."""
+    def ended(
+        self, arrived: float, began: float, ended: float, now: float, error: pb.Error | None
+    ) -> None:
+        """A call is answered. `ended`: when its turn did; 0 when there was none. `began` is
+        `arrived` itself when it did not wait."""
         # Every call passes here: `Histogram.observe`, written out.
         histogram = self.total
         seconds = now - arrived
@@ -53,7 +57,8 @@ class MethodStats:
             self.failed[error.code] = self.failed.get(error.code, 0) + 1
 
     def codes(self) -> Counter[str]:
-        """Calls by the name of their code; OK for success, REJECTED for an APPLICATION that is a `Rejected`."""
+        """Calls by the name of their code; OK for success, REJECTED for an APPLICATION that is a
+        `Rejected`."""
         codes = Counter({code_name(code): count for code, count in self.failed.items()})
         if self.rejected:
             codes[REJECTED] = self.rejected
@@ -63,7 +68,8 @@ class MethodStats:
 
 
 class KindStats(dict[str, MethodStats]):
-    """By method: those of the class, `on_alarm`, and Holdfast's own; nothing that a caller makes up."""
+    """By method: those of the class, `on_alarm`, and Holdfast's own; nothing that a caller makes
+    up."""
 
     def __missing__(self, method: str) -> MethodStats:
         stats = self[method] = MethodStats()

@@ -1,11 +1,13 @@
 """Steps the coroutine of a handler, without a task.
 
-Most handlers never wait, since storage is local, and end in the first step: no asyncio.Task is made for them, which is most of what
-a call would cost. One that waits is woken by the future that it waits for.
+Most handlers never wait, since storage is local, and end in the first step: no asyncio.Task is made
+for them, which is most of what a call would cost. One that waits is woken by the future that it
+waits for.
 
-To the handler what steps it looks like the task it runs in: `asyncio.current_task()` is it, so `asyncio.timeout`, `TaskGroup` and
-cancellation work. This is what asyncio documents for custom task implementations ("Extending: task lifetime support"); the stepping
-follows CPython's asyncio/tasks.py, Task.__step.
+To the handler what steps it looks like the task it runs in: `asyncio.current_task()` is it, so
+`asyncio.timeout`, `TaskGroup` and cancellation work. This is what asyncio documents for custom task
+implementations ("Extending: task lifetime support"); the stepping follows CPython's
+asyncio/tasks.py, Task.__step.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ else:
 
 
 class Stepped:
-    """What runs one coroutine. A class that extends it says what happens when the coroutine has ended (`stepped`)."""
+    """What runs one coroutine. A class that extends it says what happens when the coroutine has
+    ended (`stepped`)."""
 
     stepping: ClassVar[Stepped | None] = None
     """That whose coroutine's code runs at this moment; the watchdog reads it from its thread."""
@@ -85,7 +88,11 @@ class Stepped:
         outer = _swap_current_task(loop, self)
         Stepped.stepping = self
         try:
-            awaited = context.run(coroutine.send, None) if thrown is None else context.run(coroutine.throw, thrown)
+            awaited = (
+                context.run(coroutine.send, None)
+                if thrown is None
+                else context.run(coroutine.throw, thrown)
+            )
         except StopIteration as stop:
             self._coroutine = None
             value, error = stop.value, None

@@ -1,8 +1,9 @@
 """Which objects get the most turns: a bounded table, whatever the number of objects is.
 
-The space-saving sketch (Metwally, Agrawal and El Abbadi, Efficient Computation of Frequent and Top-k Elements in Data Streams, ICDT
-2005): a newcomer takes the place, and the count, of the least counted one, so what is counted is never less than what was, and an
-object with more than 1/SIZE of all turns is always there. One turn of SAMPLE is noted. Counts halve every HALVE_S, so what is shown
+The space-saving sketch (Metwally, Agrawal and El Abbadi, Efficient Computation of Frequent and
+Top-k Elements in Data Streams, ICDT 2005): a newcomer takes the place, and the count, of the least
+counted one, so what is counted is never less than what was, and an object with more than 1/SIZE of
+all turns is always there. One turn of SAMPLE is noted. Counts halve every HALVE_S, so what is shown
 is of the last minute or so.
 """
 
@@ -41,7 +42,8 @@ class TopKeys:
             self._counts = {ident: count / 2 for ident, count in self._counts.items() if count > 1}
 
     def top(self, limit: int, now: float) -> list[tuple[Ident, float]]:
-        """The objects with the most turns, and about how many a second each has had lately; never less than it had."""
+        """The objects with the most turns, and about how many a second each has had lately; never
+        less than it had."""
         seconds = max(self._seconds + now - self._halved_at, 1.0)
         busiest = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))[:limit]
         return [(ident, count * SAMPLE / seconds) for ident, count in busiest]

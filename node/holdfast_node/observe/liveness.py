@@ -1,11 +1,12 @@
 """Whether this process may serve, and who blocks its loop.
 
-A process that was stopped for a while (SIGSTOP, a suspended machine, swapping) wakes up with calls in its sockets and an old
-picture of the cluster. So it serves only while it knows that it ran within the last lease: checked when calls come and when
-replies leave, on a clock that counts suspension. (Where shards have replicas, their promises tell more exactly, for each shard, and
-this check is off.) After a pause it serves nothing until etcd has confirmed, by a renewal that was
-sent after it woke, that its lease is still there; if it is not, the node joins again as a new incarnation. An etcd that is away
-is no pause: a node that keeps running keeps serving.
+A process that was stopped for a while (SIGSTOP, a suspended machine, swapping) wakes up with calls
+in its sockets and an old picture of the cluster. So it serves only while it knows that it ran
+within the last lease: checked when calls come and when replies leave, on a clock that counts
+suspension. (Where shards have replicas, their promises tell more exactly, for each shard, and this
+check is off.) After a pause it serves nothing until etcd has confirmed, by a renewal that was sent
+after it woke, that its lease is still there; if it is not, the node joins again as a new
+incarnation. An etcd that is away is no pause: a node that keeps running keeps serving.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ log = logging.getLogger(__name__)
 
 
 class Liveness:
-    """`ok()` tells whether the process has run without a pause of `lease_ttl_s` and is confirmed as a member."""
+    """`ok()` tells whether the process has run without a pause of `lease_ttl_s` and is confirmed as
+    a member."""
 
     def __init__(self, lease_ttl_s: float, enabled: bool = True) -> None:
         self._enabled = enabled
@@ -50,7 +52,8 @@ class Liveness:
         self._until = now + self._ttl_s
 
     def confirm(self, lease_expires_at: float) -> None:
-        """etcd has renewed the lease until then (seconds of `boottime`, counted from when the renewal was sent)."""
+        """etcd has renewed the lease until then (seconds of `boottime`, counted from when the
+        renewal was sent)."""
         now = boottime()
         if lease_expires_at > now and not self._confirmed:
             log.warning("the membership is confirmed: serving again")
@@ -60,15 +63,20 @@ class Liveness:
     def _suspect(self, now: float) -> None:
         if self._confirmed:
             pause = now - self._until + self._ttl_s
-            log.warning("the process was paused for about %.1f s: serving nothing until etcd confirms the membership", pause)
+            log.warning(
+                "the process was paused for about %.1f s: serving nothing until etcd confirms the"
+                " membership",
+                pause,
+            )
             self._confirmed = False
 
 
 class Watchdog:
-    """A thread that reports handlers which block the event loop, by kind and method, with the line they are at.
+    """A thread that reports handlers which block the event loop, by kind and method, with the line
+    they are at.
 
-    It also tells `liveness` that the process runs.
-    It reports a turn once, when its code has run for `limit_s` without giving the loop back.
+    It also tells `liveness` that the process runs. It reports a turn once, when its code has run
+    for `limit_s` without giving the loop back.
     """
 
     def __init__(self, liveness: Liveness, limit_s: float = 1.0) -> None:
@@ -90,7 +98,8 @@ class Watchdog:
         since = 0.0
         reported = False
         while not self._stop.wait(self._limit_s / 5):
-            self._liveness.tick()  # from this thread: a loop that a handler blocks is no process that was stopped
+            # from this thread: a loop that a handler blocks is no process that was stopped
+            self._liveness.tick()
             turn = Turn.stepping
             assert turn is None or isinstance(turn, Turn)
             if turn is None or turn is not seen:
@@ -100,7 +109,8 @@ class Watchdog:
                 frame = sys._current_frames().get(self._loop_thread)
                 where = "".join(traceback.format_stack(frame)[-3:]) if frame is not None else ""
                 log.error(
-                    "%s.%s blocks the event loop for more than %.1f s; every object of this node waits. It is at:\n%s",
+                    "%s.%s blocks the event loop for more than %.1f s; every object of this node"
+                    " waits. It is at:\n%s",
                     turn.activation.name,
                     turn.handler.name,
                     self._limit_s,

@@ -27,8 +27,8 @@ from holdfast_node.store.disk_space import DiskWatch
 from holdfast_node.store.rocks import Store
 
 _CALLS = (
-    "Calls answered by the node, alarms that fired among them. `code` is REJECTED where a handler refused (`Rejected`), which is no "
-    "failure."
+    "Calls answered by the node, alarms that fired among them. `code` is REJECTED where a handler"
+    " refused (`Rejected`), which is no failure."
 )
 
 
@@ -58,14 +58,22 @@ class NodeMetrics:
 
     def collect(self) -> Iterator[Metric]:
         me = self.membership.member
-        yield gauge("holdfast_build_info", "The version that runs.", [((version(),), 1)], ("version",))
-        yield gauge("holdfast_node_member", "1 while the node is a member of the cluster.", me is not None)
+        yield gauge(
+            "holdfast_build_info", "The version that runs.", [((version(),), 1)], ("version",)
+        )
+        yield gauge(
+            "holdfast_node_member", "1 while the node is a member of the cluster.", me is not None
+        )
         yield from self._calls()
         yield from self._commits()
         yield from self._shards()
         yield from self._effects()
         yield from self._store_metrics()
-        yield histogram("holdfast_loop_lag_seconds", "How late the event loop wakes up a task that slept.", self.loop_lag)
+        yield histogram(
+            "holdfast_loop_lag_seconds",
+            "How late the event loop wakes up a task that slept.",
+            self.loop_lag,
+        )
         yield gauge(
             "holdfast_etcd_session_remaining_seconds",
             "Until the node's lease ends if it is not renewed; 0 while it has none.",
@@ -89,48 +97,100 @@ class NodeMetrics:
         engine = self.engine
         by_method = ("kind", "method")
         methods = list(self._methods())
-        codes = [((*labels, code), count) for labels, stats in methods for code, count in sorted(stats.codes().items())]
+        codes = [
+            ((*labels, code), count)
+            for labels, stats in methods
+            for code, count in sorted(stats.codes().items())
+        ]
         yield counter("holdfast_calls", _CALLS, codes, (*by_method, "code"))
         for name, text, part in (
             ("call", "From a call's arrival at the node to its reply.", "total"),
-            ("queue", "What calls waited in their object's mailbox, of those that had to.", "queue"),
+            (
+                "queue",
+                "What calls waited in their object's mailbox, of those that had to.",
+                "queue",
+            ),
             ("turn", "What turns took, from begin to end.", "turn"),
         ):
             yield histogram(
-                f"holdfast_{name}_seconds", text, [(labels, getattr(stats, part)) for labels, stats in methods], by_method
+                f"holdfast_{name}_seconds",
+                text,
+                [(labels, getattr(stats, part)) for labels, stats in methods],
+                by_method,
             )
         yield counter("holdfast_turns", "Turns begun.", engine.turns)
         yield counter(
-            "holdfast_turns_failed", "Turns whose handler failed; those that it rejected do not count.", engine.outcomes.failed
+            "holdfast_turns_failed",
+            "Turns whose handler failed; those that it rejected do not count.",
+            engine.outcomes.failed,
         )
-        yield counter("holdfast_activations_created", "Objects taken into memory.", engine.activations_created)
-        yield counter("holdfast_evictions", "Objects that left memory for rest or for room.", engine.eviction.count)
+        yield counter(
+            "holdfast_activations_created", "Objects taken into memory.", engine.activations_created
+        )
+        yield counter(
+            "holdfast_evictions",
+            "Objects that left memory for rest or for room.",
+            engine.eviction.count,
+        )
         alive = self.objects.activations.kinds()
-        yield gauge("holdfast_activations", "Objects in memory.", [((kind,), alive.get(kind, 0)) for kind in engine.stats], ("kind",))
-        yield gauge("holdfast_activations_limit", "Objects that may be in memory.", engine.limits.activations_max)
-        yield gauge("holdfast_cache_bytes", "What the objects' caches take.", self.objects.cached_bytes)
         yield gauge(
-            "holdfast_memory_limit_bytes", "Resident memory above which objects leave it; 0: no bound.", self.memory_max_bytes
+            "holdfast_activations",
+            "Objects in memory.",
+            [((kind,), alive.get(kind, 0)) for kind in engine.stats],
+            ("kind",),
+        )
+        yield gauge(
+            "holdfast_activations_limit",
+            "Objects that may be in memory.",
+            engine.limits.activations_max,
+        )
+        yield gauge(
+            "holdfast_cache_bytes", "What the objects' caches take.", self.objects.cached_bytes
+        )
+        yield gauge(
+            "holdfast_memory_limit_bytes",
+            "Resident memory above which objects leave it; 0: no bound.",
+            self.memory_max_bytes,
         )
         yield gauge("holdfast_calls_in_flight", "Calls taken and not answered.", engine.in_flight)
-        yield gauge("holdfast_calls_in_flight_limit", "Calls that may be in flight.", engine.limits.in_flight_max)
+        yield gauge(
+            "holdfast_calls_in_flight_limit",
+            "Calls that may be in flight.",
+            engine.limits.in_flight_max,
+        )
 
     def _commits(self) -> Iterator[Metric]:
-        yield counter("holdfast_entries", "Entries appended by shards that the node owns.", self.committer.entries)
+        yield counter(
+            "holdfast_entries",
+            "Entries appended by shards that the node owns.",
+            self.committer.entries,
+        )
         yield histogram(
             "holdfast_commit_seconds",
             "From the first write of an entry to its commit on every copy that counts.",
             self.committer.commit_seconds,
         )
         yield counter("holdfast_entry_bytes", "About what they hold.", self.committer.entry_bytes)
-        yield histogram("holdfast_fsync_seconds", "What fsyncs of the store took.", self.flusher.sync_seconds)
+        yield histogram(
+            "holdfast_fsync_seconds", "What fsyncs of the store took.", self.flusher.sync_seconds
+        )
 
     def _shards(self) -> Iterator[Metric]:
         owned = self.shards.owned()
         yield gauge("holdfast_shards_owned", "Shards that the node owns.", len(owned))
-        yield gauge("holdfast_shards_serving", "Owned shards that it may answer for now.", len(self.shards.serving(boottime())))
-        yield gauge("holdfast_shards_read_only", "Owned shards that take no writes.", sum(s.read_only is not None for s in owned))
-        yield counter("holdfast_epoch_changes", "Shards taken under a new epoch.", self.shards.taken)
+        yield gauge(
+            "holdfast_shards_serving",
+            "Owned shards that it may answer for now.",
+            len(self.shards.serving(boottime())),
+        )
+        yield gauge(
+            "holdfast_shards_read_only",
+            "Owned shards that take no writes.",
+            sum(s.read_only is not None for s in owned),
+        )
+        yield counter(
+            "holdfast_epoch_changes", "Shards taken under a new epoch.", self.shards.taken
+        )
         settings = self.feed.view.settings
         wanted = settings.replication if settings is not None else 0
         in_sync = [
@@ -145,15 +205,29 @@ class NodeMetrics:
         )
         yield gauge(
             "holdfast_shards_forked",
-            "Shards that nobody serves because their copies hold different acknowledged writes, as the node sees it.",
-            sum(bool(versioned.assignment.forked) for versioned in self.feed.view.assignments.values()),
+            "Shards that nobody serves because their copies hold different acknowledged writes, as"
+            " the node sees it.",
+            sum(
+                bool(versioned.assignment.forked)
+                for versioned in self.feed.view.assignments.values()
+            ),
         )
-        yield gauge("holdfast_in_sync_copies_min", "Copies in sync of the owned shard that has fewest.", min(in_sync, default=wanted))
+        yield gauge(
+            "holdfast_in_sync_copies_min",
+            "Copies in sync of the owned shard that has fewest.",
+            min(in_sync, default=wanted),
+        )
         yield gauge("holdfast_replication_wanted", "Copies that each shard should have.", wanted)
         stats = self.replication.stats() if self.replication is not None else {}
-        yield gauge("holdfast_copies", "Shards of which the node has a copy.", stats.get("copies", len(owned)))
         yield gauge(
-            "holdfast_entries_uncommitted", "Entries of owned shards that are not committed.", stats.get("entries_uncommitted", 0)
+            "holdfast_copies",
+            "Shards of which the node has a copy.",
+            stats.get("copies", len(owned)),
+        )
+        yield gauge(
+            "holdfast_entries_uncommitted",
+            "Entries of owned shards that are not committed.",
+            stats.get("entries_uncommitted", 0),
         )
         yield gauge(
             "holdfast_replication_lag_entries",
@@ -168,67 +242,163 @@ class NodeMetrics:
             [((name,), name in slow) for name in sorted({*members, *slow})],
             ("node",),
         )
-        yield counter("holdfast_snapshots_sent", "Copies of shards sent to other nodes.", stats.get("snapshots_sent", 0))
-        yield counter("holdfast_snapshot_sent_bytes", "What was sent for them.", stats.get("snapshot_bytes_sent", 0))
+        yield counter(
+            "holdfast_snapshots_sent",
+            "Copies of shards sent to other nodes.",
+            stats.get("snapshots_sent", 0),
+        )
+        yield counter(
+            "holdfast_snapshot_sent_bytes",
+            "What was sent for them.",
+            stats.get("snapshot_bytes_sent", 0),
+        )
         yield counter(
             "holdfast_snapshots_failed",
             "Copies of shards that another node did not take.",
             self.replication.sender.failed if self.replication is not None else 0,
         )
-        yield gauge("holdfast_snapshots_waiting", "Copies that are being sent, or wait for it.", stats.get("snapshots_waiting", 0))
-        yield counter("holdfast_handovers", "Shards given to another node while both served.", stats.get("handovers", 0))
+        yield gauge(
+            "holdfast_snapshots_waiting",
+            "Copies that are being sent, or wait for it.",
+            stats.get("snapshots_waiting", 0),
+        )
+        yield counter(
+            "holdfast_handovers",
+            "Shards given to another node while both served.",
+            stats.get("handovers", 0),
+        )
         yield counter(
             "holdfast_controller_transitions",
             "Changes of assignments made by this node as the controller.",
             [((why,), count) for why, count in sorted(self.controller.transitions.items())],
             ("why",),
         )
-        yield gauge("holdfast_controller", "1 for the node that is the controller.", self.controller.is_acting)
         yield gauge(
-            "holdfast_controller_holds_moves", "1 while too many members are away to move data.", bool(self.controller.notice)
+            "holdfast_controller",
+            "1 for the node that is the controller.",
+            self.controller.is_acting,
+        )
+        yield gauge(
+            "holdfast_controller_holds_moves",
+            "1 while too many members are away to move data.",
+            bool(self.controller.notice),
         )
 
     def _effects(self) -> Iterator[Metric]:
         counts = self.objects.counts()
-        yield gauge("holdfast_outbox_depth", "Notifications that wait to be delivered.", counts["outbox"])
-        yield gauge("holdfast_outbox_oldest_seconds", "How long the oldest of them has waited.", counts["outbox_oldest_ms"] / 1000)
-        yield gauge("holdfast_notifications_delayed", "Notifications whose time has not come.", counts["notifications_delayed"])
-        yield counter(
-            "holdfast_notifications_delivered", "Notifications taken by their receivers.", counts["notifications_delivered"]
-        )
-        yield counter("holdfast_notification_retries", "Attempts to deliver beyond the first.", counts["notification_retries"])
-        yield gauge("holdfast_dead_letters", "Notifications and alarms that were given up.", counts["dead_letters"])
-        yield counter(
-            "holdfast_deliveries_given_up", "Notifications and alarms that this process has given up.", self.objects.letters.given_up
+        yield gauge(
+            "holdfast_outbox_depth", "Notifications that wait to be delivered.", counts["outbox"]
         )
         yield gauge(
-            "holdfast_alarms_pending", "Alarms set and not fired, counted every few seconds.", self.objects.alarm_counter.pending
+            "holdfast_outbox_oldest_seconds",
+            "How long the oldest of them has waited.",
+            counts["outbox_oldest_ms"] / 1000,
         )
-        yield gauge("holdfast_alarms_late", "Those that are due for more than a second.", self.objects.alarm_counter.late)
-        yield counter("holdfast_alarms_fired", "Alarms whose handler has run.", counts["alarms_fired"])
-        yield counter("holdfast_expired", "Values and objects removed because their ttl had passed.", counts["expired"])
-        yield counter("holdfast_alarm_failures", "Times that the handler of an alarm failed.", counts["alarms_failed"])
+        yield gauge(
+            "holdfast_notifications_delayed",
+            "Notifications whose time has not come.",
+            counts["notifications_delayed"],
+        )
+        yield counter(
+            "holdfast_notifications_delivered",
+            "Notifications taken by their receivers.",
+            counts["notifications_delivered"],
+        )
+        yield counter(
+            "holdfast_notification_retries",
+            "Attempts to deliver beyond the first.",
+            counts["notification_retries"],
+        )
+        yield gauge(
+            "holdfast_dead_letters",
+            "Notifications and alarms that were given up.",
+            counts["dead_letters"],
+        )
+        yield counter(
+            "holdfast_deliveries_given_up",
+            "Notifications and alarms that this process has given up.",
+            self.objects.letters.given_up,
+        )
+        yield gauge(
+            "holdfast_alarms_pending",
+            "Alarms set and not fired, counted every few seconds.",
+            self.objects.alarm_counter.pending,
+        )
+        yield gauge(
+            "holdfast_alarms_late",
+            "Those that are due for more than a second.",
+            self.objects.alarm_counter.late,
+        )
+        yield counter(
+            "holdfast_alarms_fired", "Alarms whose handler has run.", counts["alarms_fired"]
+        )
+        yield counter(
+            "holdfast_expired",
+            "Values and objects removed because their ttl had passed.",
+            counts["expired"],
+        )
+        yield counter(
+            "holdfast_alarm_failures",
+            "Times that the handler of an alarm failed.",
+            counts["alarms_failed"],
+        )
 
     def _store_metrics(self) -> Iterator[Metric]:
         properties = self.store.properties()
         yield gauge("holdfast_store_size_bytes", "Files of the store.", properties.files_bytes)
-        yield gauge("holdfast_store_memtable_bytes", "Writes that are not in files yet.", properties.memtable_bytes)
-        yield gauge("holdfast_store_block_cache_bytes", "What the block cache holds.", properties.block_cache_bytes)
-        yield gauge("holdfast_store_compaction_pending_bytes", "What compaction has to rewrite.", properties.compaction_pending_bytes)
-        yield gauge("holdfast_store_compactions_running", "Compactions under way.", properties.compactions_running)
         yield gauge(
-            "holdfast_store_level0_files", "Files that compaction has not taken up, of the family with most.", properties.level0_files
+            "holdfast_store_memtable_bytes",
+            "Writes that are not in files yet.",
+            properties.memtable_bytes,
         )
-        yield gauge("holdfast_store_writes_stopped", "1 while RocksDB stops writes to catch up.", properties.writes_stopped)
+        yield gauge(
+            "holdfast_store_block_cache_bytes",
+            "What the block cache holds.",
+            properties.block_cache_bytes,
+        )
+        yield gauge(
+            "holdfast_store_compaction_pending_bytes",
+            "What compaction has to rewrite.",
+            properties.compaction_pending_bytes,
+        )
+        yield gauge(
+            "holdfast_store_compactions_running",
+            "Compactions under way.",
+            properties.compactions_running,
+        )
+        yield gauge(
+            "holdfast_store_level0_files",
+            "Files that compaction has not taken up, of the family with most.",
+            properties.level0_files,
+        )
+        yield gauge(
+            "holdfast_store_writes_stopped",
+            "1 while RocksDB stops writes to catch up.",
+            properties.writes_stopped,
+        )
         yield gauge(
             "holdfast_store_write_rate_limit_bytes",
             "Bytes a second to which it slows writes; 0: it does not.",
             properties.write_rate_limit,
         )
-        yield gauge("holdfast_store_keys", "About how many rows there are, kept replies and indexes included.", properties.keys)
-        yield gauge("holdfast_disk_free_bytes", "Free space where the data directory is.", properties.disk_free_bytes)
-        yield gauge("holdfast_disk_size_bytes", "Size of that file system.", properties.disk_size_bytes)
-        yield gauge("holdfast_disk_reserve_bytes", "With less free the node is full; 0: nobody looks.", self.watch.reserve)
+        yield gauge(
+            "holdfast_store_keys",
+            "About how many rows there are, kept replies and indexes included.",
+            properties.keys,
+        )
+        yield gauge(
+            "holdfast_disk_free_bytes",
+            "Free space where the data directory is.",
+            properties.disk_free_bytes,
+        )
+        yield gauge(
+            "holdfast_disk_size_bytes", "Size of that file system.", properties.disk_size_bytes
+        )
+        yield gauge(
+            "holdfast_disk_reserve_bytes",
+            "With less free the node is full; 0: nobody looks.",
+            self.watch.reserve,
+        )
         yield gauge(
             "holdfast_disk_full",
             "1 while the node is full: it takes no copies, and gives away what it owns.",

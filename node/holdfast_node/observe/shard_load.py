@@ -1,4 +1,5 @@
-"""How busy each shard is: counted by its owner, told to the cluster now and then, so that the busiest move last."""
+"""How busy each shard is: counted by its owner, told to the cluster now and then, so that the
+busiest move last."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ log = logging.getLogger(__name__)
 
 INTERVAL_S = 10.0
 SHARDS_MAX = 256
-"""The busiest are told; what is said stays below 10 KB whatever the cluster's number of shards is."""
+"""The busiest are told; what is said stays below 10 KB whatever the cluster's number of
+shards is."""
 
 
 class LoadMeter:
@@ -35,15 +37,25 @@ class LoadMeter:
         now = self._clock()
         passed, self._at = max(now - self._at, 1e-3), now
         counts = {shard: shard.turns for shard in self._shards.owned()}
-        rates = {shard.number: (count - self._before.get(shard, 0)) / passed for shard, count in counts.items()}
+        rates = {
+            shard.number: (count - self._before.get(shard, 0)) / passed
+            for shard, count in counts.items()
+        }
         self._before = counts
-        busiest = sorted(((rate, number) for number, rate in rates.items() if rate > 0), reverse=True)[:SHARDS_MAX]
-        return Heat(
-            {number: float(f"{rate:.2g}") for rate, number in busiest}
-        )  # two digits: what hardly changes is not written again
+        busiest = sorted(
+            ((rate, number) for number, rate in rates.items() if rate > 0), reverse=True
+        )[:SHARDS_MAX]
+        # two digits: what hardly changes is not written again
+        return Heat({number: float(f"{rate:.2g}") for rate, number in busiest})
 
 
-async def tell(meter: LoadMeter, etcd: GuardedEtcd, keys: Keys, membership: Membership, interval_s: float = INTERVAL_S) -> None:
+async def tell(
+    meter: LoadMeter,
+    etcd: GuardedEtcd,
+    keys: Keys,
+    membership: Membership,
+    interval_s: float = INTERVAL_S,
+) -> None:
     """Write what is measured under the member's lease, when it has changed; until cancelled."""
     told: tuple[Heat, int] | None = None
     while True:

@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 REFUSALS = (AppError, StoreError, WrongDirectory, Refused, AddressInUse, ValueError, TracingMissing)
 """Why a node cannot run: somebody has to mend it, so it is not started again."""
 _RESTART_BACKOFF_S = (1.0, 30.0)
-_SWITCH_INTERVAL_S = 0.0005  # the fsync thread gets the GIL back soon; with 5 ms, the default, a busy loop holds replies up
+# the fsync thread gets the GIL back soon; with 5 ms, the default, a busy loop holds replies up
+_SWITCH_INTERVAL_S = 0.0005
 
 
 @click.command(short_help="Run a node: it owns shards and runs your objects.")
@@ -47,16 +48,43 @@ _SWITCH_INTERVAL_S = 0.0005  # the fsync thread gets the GIL back soon; with 5 m
     help="The data directory: this makes the node.",
 )
 @option("--name", help="First part of the node's id, fixed at the directory's first start.")
-@option("--listen", default="127.0.0.1:7401", help="Address for gRPC: health, snapshots, what operators ask.")
+@option(
+    "--listen",
+    default="127.0.0.1:7401",
+    help="Address for gRPC: health, snapshots, what operators ask.",
+)
 @option("--advertise", help="The address under which others reach it, if that is another one.")
-@option("--stream-listen", help="Address for streams: calls and replication. Default: any free port of the host of --listen.")
-@option("--stream-advertise", help="The address under which others reach that. Default: the host of --advertise, the listening port.")
-@option("--host", default="", help="Label of the machine, to keep copies apart. Default: the host name.")
+@option(
+    "--stream-listen",
+    help=(
+        "Address for streams: calls and replication. Default: any free port of the host of"
+        " --listen."
+    ),
+)
+@option(
+    "--stream-advertise",
+    help=(
+        "The address under which others reach that. Default: the host of --advertise, the listening"
+        " port."
+    ),
+)
+@option(
+    "--host", default="", help="Label of the machine, to keep copies apart. Default: the host name."
+)
 @option("--zone", default="", help="Label of the zone, to keep copies apart.")
 @option("--weight", default=1, help="Share of the shards, relative to the other nodes.")
-@option("--workers", default=1, help="Nodes to run, each in a process with DATA/<i> and the next ports: one for each core.")
 @option(
-    "--members-min", type=int, help="Nodes to wait for before a new cluster's shards are assigned. Default: REPLICATION or WORKERS."
+    "--workers",
+    default=1,
+    help="Nodes to run, each in a process with DATA/<i> and the next ports: one for each core.",
+)
+@option(
+    "--members-min",
+    type=int,
+    help=(
+        "Nodes to wait for before a new cluster's shards are assigned. Default: REPLICATION or"
+        " WORKERS."
+    ),
 )
 @option("--lease-ttl", default=3, help="Seconds after which a silent node is no longer a member.")
 @option("--turn-timeout", default=30.0, help="Seconds that a turn may run.")
@@ -64,13 +92,35 @@ _SWITCH_INTERVAL_S = 0.0005  # the fsync thread gets the GIL back soon; with 5 m
 @option("--activations-max", default=200_000, help="Objects in memory at most.")
 @option("--mailbox-max", default=1_000, help="Calls that may wait for one object.")
 @option("--in-flight-max", default=10_000, help="Calls that may be under way on the node.")
-@option("--memory-max-mb", default=0, help="Resident memory above which objects leave memory; 0: no bound.")
-@option("--repair-after", default=30.0, help="Seconds after which copies of a node that vanished are made elsewhere.")
-@option("--move-rate", default=50.0, help="MB/s that the node sends to make copies of shards on other nodes.")
-@option("--backlog-rate", default=1000.0, help="Notifications and late alarms a second that the node delivers of what has waited.")
+@option(
+    "--memory-max-mb",
+    default=0,
+    help="Resident memory above which objects leave memory; 0: no bound.",
+)
+@option(
+    "--repair-after",
+    default=30.0,
+    help="Seconds after which copies of a node that vanished are made elsewhere.",
+)
+@option(
+    "--move-rate",
+    default=50.0,
+    help="MB/s that the node sends to make copies of shards on other nodes.",
+)
+@option(
+    "--backlog-rate",
+    default=1000.0,
+    help="Notifications and late alarms a second that the node delivers of what has waited.",
+)
 @option("--replies-window", default=600.0, help="Seconds for which a request may be sent again.")
-@option("--drain-timeout", default=10.0, help="Seconds that running turns get when the node is stopped.")
-@option("--disk-reserve", default=512, help="MiB to keep free on the disk of DATA: with less the node is full; 0: do not look.")
+@option(
+    "--drain-timeout", default=10.0, help="Seconds that running turns get when the node is stopped."
+)
+@option(
+    "--disk-reserve",
+    default=512,
+    help="MiB to keep free on the disk of DATA: with less the node is full; 0: do not look.",
+)
 @common_options
 def node(
     app: str,
@@ -123,7 +173,8 @@ def node(
     \b
     Examples:
       holdfast node shop/app.py --data /var/lib/holdfast --etcd-endpoints etcd-0:2379,etcd-1:2379
-      holdfast node shop.app --data ./data --workers 8 --listen 0.0.0.0:7401 --stream-listen 0.0.0.0:7501 --advertise 10.0.0.5:7401
+      holdfast node shop.app --data ./data --workers 8 --listen 0.0.0.0:7401 \\
+        --stream-listen 0.0.0.0:7501 --advertise 10.0.0.5:7401
     """
     if workers > 1:
         raise SystemExit(
@@ -131,7 +182,12 @@ def node(
                 sys.argv[1:],
                 workers,
                 data,
-                {"listen": listen, "advertise": advertise, "stream-listen": stream_listen, "stream-advertise": stream_advertise},
+                {
+                    "listen": listen,
+                    "advertise": advertise,
+                    "stream-listen": stream_listen,
+                    "stream-advertise": stream_advertise,
+                },
                 {"metrics-port": metrics_port, "health-port": health_port},
                 name,
                 members_min or max(workers, replication or 3),
@@ -157,7 +213,9 @@ def node(
             host=host,
             zone=zone,
             weight=weight,
-            settings=explicit_settings(shards=shards, replication=replication, min_in_sync=min_in_sync, points=points),
+            settings=explicit_settings(
+                shards=shards, replication=replication, min_in_sync=min_in_sync, points=points
+            ),
             members_min=members_min,
             lease_ttl_s=lease_ttl,
             replies_window_s=replies_window,
@@ -187,13 +245,17 @@ def node(
 
 
 def _until_it_ends(config: NodeConfig) -> None:
-    """Run the node. What is nobody's mistake to mend ends the process with a status for which it is started again."""
+    """Run the node. What is nobody's mistake to mend ends the process with a status for which it is
+    started again."""
     try:
         uvloop.run(_run(config))
     except Exception as error:
         of = list(whys(error))
         if any(is_no_space(why) for why in of):
-            log.critical("%s; the node stops, and starts again when there is room", "; ".join(str(why) for why in of))
+            log.critical(
+                "%s; the node stops, and starts again when there is room",
+                "; ".join(str(why) for why in of),
+            )
             raise SystemExit(EXIT_DISK_FULL) from None
         if not all(isinstance(why, REFUSALS) for why in of):
             log.critical("a bug ends the node", exc_info=True)
@@ -219,7 +281,8 @@ def _supervise(
     name: str | None,
     members_min: int,
 ) -> int:
-    """Run `workers` nodes as processes of their own; start again one that ends by itself; end all on a signal."""
+    """Run `workers` nodes as processes of their own; start again one that ends by itself; end all
+    on a signal."""
     stopping = False
     processes: dict[int, subprocess.Popen[bytes]] = {}
     backoff: dict[int, float] = {}
@@ -231,7 +294,16 @@ def _supervise(
             process.terminate()
 
     def start(i: int) -> None:
-        own = ["--workers", "1", "--members-min", str(members_min), "--data", str(data / str(i)), "--name", f"{name or 'node'}-{i}"]
+        own = [
+            "--workers",
+            "1",
+            "--members-min",
+            str(members_min),
+            "--data",
+            str(data / str(i)),
+            "--name",
+            f"{name or 'node'}-{i}",
+        ]
         for flag, address in addresses.items():
             if address:
                 host, _, port = address.rpartition(":")
@@ -258,12 +330,18 @@ def _supervise(
             if process.poll() is None:
                 continue
             del processes[i]
-            if process.returncode == 1 and not stopping:  # it says itself why it cannot start: so it will say again
+            # it says itself why it cannot start: so it will say again
+            if process.returncode == 1 and not stopping:
                 code = 1
                 stop()
             elif not stopping:
-                backoff[i] = min(backoff.get(i, _RESTART_BACKOFF_S[0] / 2) * 2, _RESTART_BACKOFF_S[1])
-                print(f"worker {i} ended with {process.returncode}; again in {backoff[i]:.0f} s", file=sys.stderr)
+                backoff[i] = min(
+                    backoff.get(i, _RESTART_BACKOFF_S[0] / 2) * 2, _RESTART_BACKOFF_S[1]
+                )
+                print(
+                    f"worker {i} ended with {process.returncode}; again in {backoff[i]:.0f} s",
+                    file=sys.stderr,
+                )
                 due[i] = now + backoff[i]
         time.sleep(0.1)
     return code

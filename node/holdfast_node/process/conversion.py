@@ -1,7 +1,8 @@
-"""Converts a data directory of format 1, when the node starts. docs/format.md says what has changed.
+"""Converts a data directory of format 1, when the node starts. docs/format.md says what has
+changed.
 
-Each step can be cut short and begun again: what is converted is told apart from what is not by its form. The directory's format is
-raised last, on disk.
+Each step can be cut short and begun again: what is converted is told apart from what is not by its
+form. The directory's format is raised last, on disk.
 """
 
 from __future__ import annotations
@@ -32,13 +33,18 @@ _changes = msgspec.msgpack.Decoder(tuple[Rows, Replies])
 
 
 def convert(store: Store) -> None:
-    """Bring a directory of format 1 to format 2. A shard's time begins at 0, so what was kept is kept for as long again."""
+    """Bring a directory of format 1 to format 2. A shard's time begins at 0, so what was kept is
+    kept for as long again."""
     replies = _convert_replies(store)
     marks = _convert_marks(store)
     entries = _convert_logs(store)
     store.sync()
     log.warning(
-        "the data directory is of format 2 from now on: %d kept replies, %d marks, %d entries converted", replies, marks, entries
+        "the data directory is of format 2 from now on: %d kept replies, %d marks, %d entries"
+        " converted",
+        replies,
+        marks,
+        entries,
     )
 
 
@@ -66,14 +72,19 @@ def _reply(key: bytes, value: bytes) -> tuple[bytes, bytes] | None:
     else:
         return None
     checksum, result = value[:LEGACY_CHECKSUM_BYTES], value[LEGACY_CHECKSUM_BYTES:]
-    return keys.reply_bucket(shard, kept, 0) + request_id, LEGACY_IDENTITY + checksum + bytes(8) + _NO_TIME + b"\0" + result
+    return (
+        keys.reply_bucket(shard, kept, 0) + request_id,
+        LEGACY_IDENTITY + checksum + bytes(8) + _NO_TIME + b"\0" + result,
+    )
 
 
 def _convert_marks(store: Store) -> int:
     """The time in a mark is the shard's from now on."""
     done = 0
     shards = {
-        int.from_bytes(key[-2:], "big") for name in (b"log", b"position") for key, _ in store.scan("meta", name, keys.after(name))
+        int.from_bytes(key[-2:], "big")
+        for name in (b"log", b"position")
+        for key, _ in store.scan("meta", name, keys.after(name))
     }
     for shard in sorted(shards):
         prefix = keys.index_prefix(shard, keys.MARKS)
@@ -100,13 +111,19 @@ def _convert_logs(store: Store) -> int:
         shard = int.from_bytes(key[len(prefix) :], "big")
         epoch, base_epoch, base_seq = _OLD_LOG_STATE.unpack(value)
         batch = store.batch()
-        for raw_key, raw in store.scan("log", keys.log_key(shard, 0), keys.after(keys.shard_prefix(shard))):
-            entry = LogEntry(int.from_bytes(raw[:8], "big"), keys.read_log_key(raw_key), _entry_data(raw[8:]))
+        for raw_key, raw in store.scan(
+            "log", keys.log_key(shard, 0), keys.after(keys.shard_prefix(shard))
+        ):
+            entry = LogEntry(
+                int.from_bytes(raw[:8], "big"), keys.read_log_key(raw_key), _entry_data(raw[8:])
+            )
             batch.put("log", raw_key, encode_record(entry, 0))
             done += 1
         batch.put("meta", key, encode_log_state(epoch, Position(base_epoch, base_seq)))
         if base_seq:
-            batch.put("meta", keys.chain_key(shard), msgspec.msgpack.encode([Term(base_epoch, 0, 1)]))
+            batch.put(
+                "meta", keys.chain_key(shard), msgspec.msgpack.encode([Term(base_epoch, 0, 1)])
+            )
         store.write(batch)
     return done
 
@@ -116,5 +133,8 @@ def _entry_data(data: bytes) -> bytes:
         return term_data(0)
     rows, replies = _changes.decode(data)
     marks = bytes([0, keys.MARKS])
-    rows = [(key, _mark(value) if key[2:4] == marks and isinstance(value, bytes) else value) for key, value in rows]
+    rows = [
+        (key, _mark(value) if key[2:4] == marks and isinstance(value, bytes) else value)
+        for key, value in rows
+    ]
     return encode_changes(rows, [_reply(key, value) or (key, value) for key, value in replies])

@@ -1,4 +1,5 @@
-"""Whether the cluster can do without a node: it is asked when the node stops, and when its disk is full."""
+"""Whether the cluster can do without a node: it is asked when the node stops, and when its disk is
+full."""
 
 from __future__ import annotations
 
@@ -18,13 +19,21 @@ from holdfast_node.store.disk_space import DiskWatch, Level
 log = logging.getLogger(__name__)
 
 _INTERVAL_S = 0.25
-_CRITICAL_S = 2.0  # before a node leaves: by then it knows of the others whose disks have become full at the same time
+# before a node leaves: by then it knows of the others whose disks have become full at the same time
+_CRITICAL_S = 2.0
 
 
 class DiskState:
-    """Tells the cluster whether the disk is full, or slow. `no_room` is set when it is critical and the node is not needed."""
+    """Tells the cluster whether the disk is full, or slow. `no_room` is set when it is critical and
+    the node is not needed."""
 
-    def __init__(self, watch: DiskWatch, membership: Membership, feed: ViewFeed, copies: Replication | SingleCopies) -> None:
+    def __init__(
+        self,
+        watch: DiskWatch,
+        membership: Membership,
+        feed: ViewFeed,
+        copies: Replication | SingleCopies,
+    ) -> None:
         self._watch = watch
         self._membership = membership
         self._feed = feed
@@ -35,7 +44,9 @@ class DiskState:
         """Work until cancelled."""
         calm_at = boottime()
         while True:
-            await self._announce("full" if self._watch.full else "slow" if self._copies.disk_is_slow else "active")
+            await self._announce(
+                "full" if self._watch.full else "slow" if self._copies.disk_is_slow else "active"
+            )
             self._copies.set_read_only(self._watch.full)
             if self._watch.level is not Level.CRITICAL:
                 calm_at = boottime()
@@ -52,26 +63,35 @@ class DiskState:
     def _look_for_room(self, critical_s: float) -> None:
         me = self._membership.member
         alone = isinstance(self._copies, SingleCopies)
-        if not alone and critical_s > _CRITICAL_S and me is not None and not is_needed(self._feed.view, me.id):
+        if (
+            not alone
+            and critical_s > _CRITICAL_S
+            and me is not None
+            and not is_needed(self._feed.view, me.id)
+        ):
             log.error("%s: the node leaves, and comes back when there is room", self._watch.full)
             self.no_room.set()
 
 
 def is_needed(view: View, node: str) -> bool:
-    """Whether calls would notice that this node is gone: it owns a shard, or writes to one need its copy."""
+    """Whether calls would notice that this node is gone: it owns a shard, or writes to one need its
+    copy."""
     active = {name for name in view.members if view.state_of(name) == "active"}
     writable_from = view.settings.writable_from if view.settings is not None else 1
     for versioned in view.assignments.values():
         now = versioned.assignment
         # Only those that have room count: others may be about to leave as this one is.
         others = active.intersection(now.in_sync) - {node}
-        if now.owner == node or (node in now.in_sync and (now.owner not in active or len(others) < writable_from)):
+        if now.owner == node or (
+            node in now.in_sync and (now.owner not in active or len(others) < writable_from)
+        ):
             return True
     return False
 
 
 def others_could_take_over(view: View, node: str) -> bool:
-    """Whether there is a shard that this node owns, or is in sync for, and that does not need it."""
+    """Whether there is a shard that this node owns, or is in sync for, and that does not
+    need it."""
     active = {name for name in view.members if view.state_of(name) == "active"}
     writable_from = view.settings.writable_from if view.settings is not None else 1
     for versioned in view.assignments.values():

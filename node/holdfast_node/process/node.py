@@ -1,4 +1,5 @@
-"""One running node: its parts, made in the order in which they need each other, served, and ended in order."""
+"""One running node: its parts, made in the order in which they need each other, served, and ended
+in order."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ _STOP_GRACE_S = 0.5
 
 
 class Node(MembershipListener):
-    """A node of a cluster whose settings are known. `serve` joins, serves until it is to stop, and leaves."""
+    """A node of a cluster whose settings are known. `serve` joins, serves until it is to stop, and
+    leaves."""
 
     def __init__(
         self,
@@ -89,7 +91,9 @@ class Node(MembershipListener):
         self._time = Time()
         self.shards = Shards(settings.shards, self._time)
         self._dispatcher = Dispatcher(feed, config.dispatch, certificates)
-        self._tracing = None if not config.trace else trace_process("holdfast-node", node_id, config.trace)
+        self._tracing = (
+            None if not config.trace else trace_process("holdfast-node", node_id, config.trace)
+        )
         self._kinds = KnownKinds(config.repair_after_s, boottime)
         self._committer = Committer(flusher)
         self.objects = ObjectHost(
@@ -105,7 +109,14 @@ class Node(MembershipListener):
         self.copies: Replication | SingleCopies
         if replicated:
             self.copies = Replication(
-                self.identity, flusher, self.shards, engine.shard_turns, cluster, memory, watch, config.move_rate
+                self.identity,
+                flusher,
+                self.shards,
+                engine.shard_turns,
+                cluster,
+                memory,
+                watch,
+                config.move_rate,
             )
         else:
             self.copies = SingleCopies(flusher, self.shards)
@@ -148,8 +159,17 @@ class Node(MembershipListener):
         """What other processes ask of this node."""
         objects = self.objects
         store = self._flusher.store
-        inspection = Inspection(store, self.shards, objects, self.copies.replica, lambda: self._id, self.stats)
-        letters = DeadLetterAdmin(store, self.shards, objects.writes, objects.letters, objects.notifications, objects.alarms)
+        inspection = Inspection(
+            store, self.shards, objects, self.copies.replica, lambda: self._id, self.stats
+        )
+        letters = DeadLetterAdmin(
+            store,
+            self.shards,
+            objects.writes,
+            objects.letters,
+            objects.notifications,
+            objects.alarms,
+        )
 
         async def stats(request: admin_pb2.StatsRequest) -> admin_pb2.StatsResponse:
             return self.stats()
@@ -166,7 +186,13 @@ class Node(MembershipListener):
             self._liveness,
             self.identity,
             lambda: self._feed.view.order,
-            {"Stats": stats, "Known": known, "Clock": clock, **letters.answers(), **inspection.answers()},
+            {
+                "Stats": stats,
+                "Known": known,
+                "Clock": clock,
+                **letters.answers(),
+                **inspection.answers(),
+            },
             None if replication is None else replication.links,
             None if replication is None else replication.receiver,
             self._cluster.certificates,
@@ -230,7 +256,9 @@ class Node(MembershipListener):
         self._server.add_generic_rpc_handlers((self._peer.handlers(),))
         self._watched.serve_health(self._server)
         await self._watched.begin()
-        credentials = None if cluster.certificates is None else cluster.certificates.server_credentials()
+        credentials = (
+            None if cluster.certificates is None else cluster.certificates.server_credentials()
+        )
         port = bind(self._server, config.listen, credentials)
         try:
             stream_port = await self._streams.listen(config.stream_listen or f"{self._host}:0")
@@ -239,12 +267,13 @@ class Node(MembershipListener):
             raise
         membership = self._make_membership(port, stream_port)
         self._feed.listeners += [self._kinds.follow, self._follow]
+        # leases of members that die together end so far apart at most
         self._controller = Controller(
             cluster,
             membership,
             config.members_min or cluster.settings.replication,
             config.repair_after_s,
-            at_once_s=max(AT_ONCE_S, config.lease_ttl_s),  # leases of members that die together end so far apart at most
+            at_once_s=max(AT_ONCE_S, config.lease_ttl_s),
         )
         disk = DiskState(self._watch, membership, self._feed, self.copies)
         await self._server.start()
@@ -262,7 +291,13 @@ class Node(MembershipListener):
         address = membership.address
         cluster = self._cluster
         voter = Voter(self._id, self._machine, address, cluster.settings.replication)
-        keeper = TimeKeeper(self._time, voter, self._feed, self._nodes, lambda: bool(self.shards.serving(boottime())))
+        keeper = TimeKeeper(
+            self._time,
+            voter,
+            self._feed,
+            self._nodes,
+            lambda: bool(self.shards.serving(boottime())),
+        )
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(self._feed.run(), name="view feed"),
@@ -273,21 +308,31 @@ class Node(MembershipListener):
                 group.create_task(keeper.run(), name="cluster time"),
                 group.create_task(self.copies.run(), name="replication"),
                 group.create_task(
-                    hosted_kinds.tell(self.objects.kinds, self._feed, cluster.etcd, cluster.keys, membership), name="kinds"
+                    hosted_kinds.tell(
+                        self.objects.kinds, self._feed, cluster.etcd, cluster.keys, membership
+                    ),
+                    name="kinds",
                 ),
             ]
             if cluster.certificates is not None:
                 tasks.append(group.create_task(cluster.certificates.watch(), name="certificates"))
             if self._replication is not None:
                 meter = shard_load.LoadMeter(self.shards)
-                tasks.append(group.create_task(shard_load.tell(meter, cluster.etcd, cluster.keys, membership), name="shard load"))
+                tasks.append(
+                    group.create_task(
+                        shard_load.tell(meter, cluster.etcd, cluster.keys, membership),
+                        name="shard load",
+                    )
+                )
             with contextlib.suppress(Stopped):
                 await unless_stopped(stop, self._mark.check())
                 await unless_stopped(stop, membership.join())
             tasks.append(group.create_task(self._mark.run(), name="disk mark"))
             tasks.append(group.create_task(membership.run(), name="membership"))
             told = [
-                group.create_task(self._watched.follow(lambda: membership.member is not None), name="readiness"),
+                group.create_task(
+                    self._watched.follow(lambda: membership.member is not None), name="readiness"
+                ),
                 group.create_task(disk.tell(), name="disk state"),
             ]
             log.info("node %s serves at %s", self._id, address)
@@ -323,7 +368,8 @@ class Node(MembershipListener):
         await self._engine.drain(max(0.5, until - boottime()))
 
     async def _give_up_shards(self, membership: Membership, until: float) -> None:
-        """Have other nodes take over what this one owns, and go on without it, so that its going is not noticed."""
+        """Have other nodes take over what this one owns, and go on without it, so that its going is
+        not noticed."""
         me = membership.member
         if me is None:
             return

@@ -1,4 +1,5 @@
-"""What a node serves: streams of calls and of replication messages, and by gRPC snapshots, statistics and what operators ask."""
+"""What a node serves: streams of calls and of replication messages, and by gRPC snapshots,
+statistics and what operators ask."""
 
 from __future__ import annotations
 
@@ -12,7 +13,14 @@ import grpc
 from google.protobuf import message_factory
 from google.protobuf.message import DecodeError
 from holdfast.channels import SERVER_OPTIONS, bind
-from holdfast.errors import HoldfastError, InternalError, Overloaded, WrongOwner, error_to_proto, grpc_status
+from holdfast.errors import (
+    HoldfastError,
+    InternalError,
+    Overloaded,
+    WrongOwner,
+    error_to_proto,
+    grpc_status,
+)
 from holdfast.frames import BACKLOG_BYTES_MAX, MESSAGES_MAX, FrameWriter, too_many
 from holdfast.logs import Few
 from holdfast.tls import Certificates, names_of
@@ -35,12 +43,17 @@ ASKED_BY_METADATA = "holdfast-asked-by"
 _SHOWN_CHARS = 300
 _ENVELOPE_BYTES = 50
 _UNREAD_BYTES_MAX = 256 << 20
-"""Replies that wait to be written to one pipe. Beyond it results stay behind: a retry finds them, or reads again."""
+"""Replies that wait to be written to one pipe. Beyond it results stay behind: a retry finds them,
+or reads again."""
 _SMALL_BYTES = 4096
 _Reply = tuple[int, bytes, "pb.Error | None", Shard | None]
 
 _UNREAD = error_to_proto(
-    Overloaded(f"more than {_UNREAD_BYTES_MAX >> 20} MiB of replies wait to be read", retryable=True, retry_after_s=1.0)
+    Overloaded(
+        f"more than {_UNREAD_BYTES_MAX >> 20} MiB of replies wait to be read",
+        retryable=True,
+        retry_after_s=1.0,
+    )
 )
 _BUG = error_to_proto(InternalError("a bug of the node; its log has more"))
 _NOT_SERVING = error_to_proto(WrongOwner("this node serves nothing at the moment", retryable=True))
@@ -78,7 +91,10 @@ class PeerService:
             "holdfast.peer.v1.Peer",
             {
                 "Snapshot": grpc.stream_unary_rpc_method_handler(self.snapshot),
-                **{name: _unary(name, answer, self._check_process) for name, answer in self._answers.items()},
+                **{
+                    name: _unary(name, answer, self._check_process)
+                    for name, answer in self._answers.items()
+                },
             },
         )
 
@@ -90,7 +106,8 @@ class PeerService:
         """One gateway's, or node's, calls; until it goes away."""
         self._check_target(hello.target)
         port = _PipePort(self._pack)
-        asyncio.get_running_loop().call_soon(stream.answer, self._pack([]))  # how new our routes are
+        # how new our routes are
+        asyncio.get_running_loop().call_soon(stream.answer, self._pack([]))
         sending = stream.send_from(port.writer)
         deliver = self._engine.deliver
         cancel = self._engine.cancel
@@ -152,9 +169,13 @@ class PeerService:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         sender = dict(context.invocation_metadata()).get(SENDER_METADATA, "").rpartition(":")[0]
         if not sender:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"no {SENDER_METADATA} in the metadata")
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, f"no {SENDER_METADATA} in the metadata"
+            )
         if self._links is None:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the cluster keeps single copies")
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION, "the cluster keeps single copies"
+            )
         return str(sender)
 
     def _check_target(self, target: str) -> None:
@@ -183,9 +204,12 @@ class PeerService:
 
 
 class WaitingRoom:
-    """What a node serves while etcd does not tell of its cluster: the one method that `holdfast adopt-etcd` asks it."""
+    """What a node serves while etcd does not tell of its cluster: the one method that `holdfast
+    adopt-etcd` asks it."""
 
-    def __init__(self, listen: str, report: peer_pb2.KnownResponse, certificates: Certificates | None) -> None:
+    def __init__(
+        self, listen: str, report: peer_pb2.KnownResponse, certificates: Certificates | None
+    ) -> None:
         self._listen = listen
         self._certificates = certificates
         self._report = report
@@ -200,8 +224,14 @@ class WaitingRoom:
 
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
         handlers = {"Known": _unary("Known", known, check)}
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("holdfast.peer.v1.Peer", handlers),))
-        port = bind(self._server, self._listen, None if self._certificates is None else self._certificates.server_credentials())
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("holdfast.peer.v1.Peer", handlers),)
+        )
+        port = bind(
+            self._server,
+            self._listen,
+            None if self._certificates is None else self._certificates.server_credentials(),
+        )
         await self._server.start()
         log.info("what this node knows can be asked for at port %d", port)
 
@@ -214,18 +244,32 @@ async def _check_process(certificates: Certificates | None, few: Few, context: A
         shown = ", ".join(names_of(context)) or "no name"
         if few.allow():
             log.warning("a certificate of %s is refused, from %s", shown, context.peer())
-        await context.abort(grpc.StatusCode.PERMISSION_DENIED, "this certificate is not one of the cluster's processes")
+        await context.abort(
+            grpc.StatusCode.PERMISSION_DENIED,
+            "this certificate is not one of the cluster's processes",
+        )
 
 
-def _unary(name: str, answer: Callable[[Any], Awaitable[Any]], check: Callable[[Any], Awaitable[None]]) -> Any:
-    """A unary method of the service: its errors become gRPC's by the table of errors, ValueError INVALID_ARGUMENT."""
+def _unary(
+    name: str, answer: Callable[[Any], Awaitable[Any]], check: Callable[[Any], Awaitable[None]]
+) -> Any:
+    """A unary method of the service: its errors become gRPC's by the table of errors, ValueError
+    INVALID_ARGUMENT."""
     method = peer_pb2.DESCRIPTOR.services_by_name["Peer"].methods_by_name[name]
-    takes, gives = message_factory.GetMessageClass(method.input_type), message_factory.GetMessageClass(method.output_type)
+    takes, gives = (
+        message_factory.GetMessageClass(method.input_type),
+        message_factory.GetMessageClass(method.output_type),
+    )
 
     async def serve(request: Any, context: Any) -> Any:
         await check(context)
         if by := dict(context.invocation_metadata() or ()).get(ASKED_BY_METADATA):
-            log.warning("%s, asked for by %s: %s", name, unquote(by), str(request).replace("\n", " ")[:_SHOWN_CHARS])
+            log.warning(
+                "%s, asked for by %s: %s",
+                name,
+                unquote(by),
+                str(request).replace("\n", " ")[:_SHOWN_CHARS],
+            )
         try:
             return await answer(request)
         except HoldfastError as error:
@@ -245,7 +289,11 @@ def _request(frame: bytes) -> peer_pb2.PipeRequest | None:
         request = peer_pb2.PipeRequest.FromString(frame)
     except DecodeError:
         return None
-    return request if len(request.calls) <= MESSAGES_MAX and len(request.cancel) <= MESSAGES_MAX else None
+    return (
+        request
+        if len(request.calls) <= MESSAGES_MAX and len(request.cancel) <= MESSAGES_MAX
+        else None
+    )
 
 
 def _reply_bytes(reply: _Reply) -> int:
@@ -263,18 +311,23 @@ class _PipePort:
         self._push = self.writer.push
         self.closed = False
 
-    def reply(self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None) -> None:
+    def reply(
+        self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None
+    ) -> None:
         if not self.closed:
             if len(result) > _SMALL_BYTES and self.writer.backlog > _UNREAD_BYTES_MAX:
                 result, error = b"", _UNREAD
             reply = (number, result, error, shard)
-            self._push(reply, len(result) + _ENVELOPE_BYTES if error is None else _reply_bytes(reply))
+            self._push(
+                reply, len(result) + _ENVELOPE_BYTES if error is None else _reply_bytes(reply)
+            )
 
 
 class LocalPipe:
     """The pipe of a node to itself, for calls between its own objects: no bytes cross a socket.
 
-    Implements `holdfast_cluster.routing.pipe.Pipe` and `holdfast_node.objects.activation.ReplyPort`.
+    Implements `holdfast_cluster.routing.pipe.Pipe` and
+    `holdfast_node.objects.activation.ReplyPort`.
     """
 
     closed = False
@@ -297,7 +350,9 @@ class LocalPipe:
         else:
             self.reply(call.id, b"", _NOT_SERVING, None)
 
-    def reply(self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None) -> None:
+    def reply(
+        self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None
+    ) -> None:
         if shard is not None and (shard.until <= boottime() or not self._liveness.ok()):
             error = _NOT_SERVING
         epoch = 0 if shard is None else shard.epoch

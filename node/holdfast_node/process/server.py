@@ -1,4 +1,5 @@
-"""A node process: waits for room on its disk and for its cluster, and then serves, again and again."""
+"""A node process: waits for room on its disk and for its cluster, and then serves, again
+and again."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ _WAITING_ROOM_AFTER_S = 2.0
 
 
 class NodeServer:
-    """One node. `run` serves until `stop` is set; every exception of a start-up that cannot work says why."""
+    """One node. `run` serves until `stop` is set; every exception of a start-up that cannot work
+    says why."""
 
     def __init__(self, config: NodeConfig, app: App) -> None:
         config.validate()
@@ -43,7 +45,8 @@ class NodeServer:
         """What runs now, once there is a cluster."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Join the cluster and serve. Raises StoreError, WrongDirectory, Refused, AddressInUse when it cannot."""
+        """Join the cluster and serve. Raises StoreError, WrongDirectory, Refused, AddressInUse when
+        it cannot."""
         watch = DiskWatch(self._config.data, self._config.disk_reserve_bytes)
         try:
             again = True
@@ -66,7 +69,8 @@ class NodeServer:
             await watched.close()
 
     async def _run_once(self, stop: asyncio.Event, watch: DiskWatch) -> bool:
-        """Serve until `stop`, or until the disk has no room: then True is returned. Raises Stopped before there is a cluster."""
+        """Serve until `stop`, or until the disk has no room: then True is returned. Raises Stopped
+        before there is a cluster."""
         config = self._config
         self.node = None
         store = Store(config.data)
@@ -88,23 +92,35 @@ class NodeServer:
             store.close()
 
     async def _agree(
-        self, stop: asyncio.Event, etcd: GuardedEtcd, keys: Keys, directory: DataDirectory, store: Store
+        self,
+        stop: asyncio.Event,
+        etcd: GuardedEtcd,
+        keys: Keys,
+        directory: DataDirectory,
+        store: Store,
     ) -> ClusterSettings:
         """The cluster's settings, once etcd tells them."""
         config = self._config
         wanted = msgspec.structs.replace(ClusterSettings(), **config.settings)
         agreed = asyncio.ensure_future(
-            unless_stopped(stop, agree_on_settings(etcd, keys, wanted, config.settings, directory.cluster_id))
+            unless_stopped(
+                stop, agree_on_settings(etcd, keys, wanted, config.settings, directory.cluster_id)
+            )
         )
         try:
             await asyncio.wait({agreed}, timeout=_WAITING_ROOM_AFTER_S)
-            async with contextlib.nullcontext() if agreed.done() else self._waiting_room(directory, store):
+            async with (
+                contextlib.nullcontext() if agreed.done() else self._waiting_room(directory, store)
+            ):
                 return await agreed
         finally:
             agreed.cancel()
 
-    def _waiting_room(self, directory: DataDirectory, store: Store) -> contextlib.AbstractAsyncContextManager[object]:
-        """What a node with data serves until etcd tells of its cluster. Where there is no data there is nothing to ask for."""
+    def _waiting_room(
+        self, directory: DataDirectory, store: Store
+    ) -> contextlib.AbstractAsyncContextManager[object]:
+        """What a node with data serves until etcd tells of its cluster. Where there is no data
+        there is nothing to ask for."""
         if not directory.cluster_id:
             return contextlib.nullcontext()
         memory = KeptAssignments(directory.cluster_id, store, _Unstaged())

@@ -1,4 +1,5 @@
-"""Replication of shards, as a pure core: its rules are at the head of replica.py, its choices in docs/decisions/0004."""
+"""Replication of shards, as a pure core: its rules are at the head of replica.py, its choices in
+docs/decisions/0004."""
 
 from holdfast_node.replication.core.chain import Term
 from holdfast_node.replication.core.events import (

@@ -1,10 +1,12 @@
-"""A node's copies of shards in its store: what `Persist` and `Apply` become on disk, and what a start finds there.
+"""A node's copies of shards in its store: what `Persist` and `Apply` become on disk, and what a
+start finds there.
 
-The log of a shard lies beside its state. Entries are applied in order, once they are committed, and what they say is absolute (put
-this, delete that), so applying one again changes nothing: how far the state is, is on disk only as of the last time that the log was
-shortened, and a start applies the log from there again as it learns what is committed.
-A snapshot comes as files (`snapshots.py`) and replaces everything at once: while that is under way a mark says so, and a start that
-finds the mark throws away what is there; nothing rests on such a copy yet.
+The log of a shard lies beside its state. Entries are applied in order, once they are committed, and
+what they say is absolute (put this, delete that), so applying one again changes nothing: how far
+the state is, is on disk only as of the last time that the log was shortened, and a start applies
+the log from there again as it learns what is committed. A snapshot comes as files (`snapshots.py`)
+and replaces everything at once: while that is under way a mark says so, and a start that finds the
+mark throws away what is there; nothing rests on such a copy yet.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ class Times(NamedTuple):
 
 
 def encode_log_state(epoch: int, base: Position, times: Times | None = None) -> bytes:
-    """A copy's epoch, the position before its log, and the times of the newest entry that it had applied then."""
+    """A copy's epoch, the position before its log, and the times of the newest entry that it had
+    applied then."""
     return _log_state.pack(epoch, *base, *(times or Times()))
 
 
@@ -59,7 +62,8 @@ def decode_record(seq: int, raw: bytes) -> tuple[LogEntry, int]:
 
 
 class SnapshotFiles(msgspec.Struct, frozen=True, array_like=True):
-    """A snapshot that has arrived: its files by column family. Travels through the core as the snapshot's state."""
+    """A snapshot that has arrived: its files by column family. Travels through the core as the
+    snapshot's state."""
 
     state: list[str]
     replies: list[str]
@@ -78,16 +82,19 @@ class StoredCopy:
 
 
 class CopyStore:
-    """Reads and writes the copies. Batches are the caller's, who writes them and makes them durable."""
+    """Reads and writes the copies. Batches are the caller's, who writes them and makes them
+    durable."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._written: dict[int, tuple[int, Position]] = {}  # epoch and base, as they are on disk by the newest batch
+        # epoch and base, as they are on disk by the newest batch
+        self._written: dict[int, tuple[int, Position]] = {}
         self._times: dict[int, Times] = {}
         self.snapshots = store.path / "snapshots"
 
     def load(self) -> dict[int, StoredCopy]:
-        """Every copy that is there. What an interrupted start or snapshot left behind is cleaned up first."""
+        """Every copy that is there. What an interrupted start or snapshot left behind is cleaned up
+        first."""
         if self.snapshots.exists():
             for file in self.snapshots.iterdir():
                 file.unlink()
@@ -98,7 +105,9 @@ class CopyStore:
             shard = int.from_bytes(key[len(prefix) :], "big")
             epoch, base_epoch, base_seq, shard_ms, cluster_time = _log_state.unpack(value)
             if self._store.get("meta", keys.install_key(shard)) is not None:
-                log.warning("shard %d: a snapshot was cut short; the copy is dropped and made again", shard)
+                log.warning(
+                    "shard %d: a snapshot was cut short; the copy is dropped and made again", shard
+                )
                 self._clear(batch, shard)
                 batch.delete("meta", keys.install_key(shard))
                 self._put_log_state(batch, shard, epoch, Position(0, 0))
@@ -107,17 +116,25 @@ class CopyStore:
             base = Position(base_epoch, base_seq)
             self._times[shard] = Times(shard_ms, cluster_time)
             applied, kept_high, chain = (self._store.get("meta", key(shard)) for key in _OF_COPY)
-            copy = copies[shard] = StoredCopy(epoch, base, applied=int.from_bytes(applied or b"", "big"))
+            copy = copies[shard] = StoredCopy(
+                epoch, base, applied=int.from_bytes(applied or b"", "big")
+            )
             copy.high = int.from_bytes(kept_high or b"", "big")
             copy.chain = [] if chain is None else _decode_chain(chain)
             seq = base.seq
-            for raw_key, raw in self._store.scan("log", keys.log_key(shard, seq + 1), keys.after(keys.shard_prefix(shard))):
+            for raw_key, raw in self._store.scan(
+                "log", keys.log_key(shard, seq + 1), keys.after(keys.shard_prefix(shard))
+            ):
                 seq += 1
-                assert keys.read_log_key(raw_key) == seq, f"shard {shard}: the log has {keys.read_log_key(raw_key)} in place of {seq}"
+                assert keys.read_log_key(raw_key) == seq, (
+                    f"shard {shard}: the log has {keys.read_log_key(raw_key)} in place of {seq}"
+                )
                 entry, high = decode_record(seq, raw)
                 copy.entries.append(entry)
                 copy.high = max(copy.high, high)
-            assert base.seq <= copy.applied <= seq, f"shard {shard}: applied {copy.applied}, log from {base.seq} to {seq}"
+            assert base.seq <= copy.applied <= seq, (
+                f"shard {shard}: applied {copy.applied}, log from {base.seq} to {seq}"
+            )
             self._written[shard] = epoch, base
         self._store.write(batch)
         self._store.sync()
@@ -140,14 +157,16 @@ class CopyStore:
             self._put_log_state(batch, shard, effect.epoch, base)
 
     def install(self, shard: int, effect: Persist) -> None:
-        """Replace the copy by a snapshot's files: on the store itself, at once; durable with the next fsync."""
+        """Replace the copy by a snapshot's files: on the store itself, at once; durable with the
+        next fsync."""
         assert effect.install is not None
         files = msgspec.msgpack.decode(effect.install.state, type=SnapshotFiles)
         batch = self._store.batch()
         batch.put("meta", keys.install_key(shard), b"1")
         self._clear(batch, shard, written=True)
         self._store.write(batch)
-        self._store.sync()  # files are there for good at once, the deletion before them has to be as well
+        # files are there for good at once, the deletion before them has to be as well
+        self._store.sync()
         for family, paths in (("state", files.state), ("replies", files.replies)):
             if paths:
                 self._store.ingest(family, [Path(path) for path in paths])
@@ -162,7 +181,9 @@ class CopyStore:
 
     def has_rows(self, shard: int, family: str) -> bool:
         """Whether there is data of a shard, of a copy that is assigned or one that was."""
-        return self._store.any(family, keys.shard_prefix(shard), keys.after(keys.shard_prefix(shard)))
+        return self._store.any(
+            family, keys.shard_prefix(shard), keys.after(keys.shard_prefix(shard))
+        )
 
     def discard(self, state: bytes) -> None:
         """Remove the files of a snapshot that was not installed."""
@@ -178,12 +199,15 @@ class CopyStore:
         changes = decode_changes(entry.data)
         self.stage(batch, shard, changes.rows, changes.replies, changes.forgotten)
 
-    def stage(self, batch: Batch, shard: int, rows: Rows, replies: Replies, forgotten: Forgotten | None) -> None:
+    def stage(
+        self, batch: Batch, shard: int, rows: Rows, replies: Replies, forgotten: Forgotten | None
+    ) -> None:
         """The same for changes that are not encoded."""
         stage_changes(self._store, batch, shard, rows, replies, forgotten)
 
     def apply_many(self, batch: Batch, shard: int, entries: Iterable[LogEntry]) -> None:
-        """Put committed entries into the state, of rows that several of them write only the last."""
+        """Put committed entries into the state, of rows that several of them write only
+        the last."""
         latest: dict[bytes, bytes | None] = {}
         for entry in entries:
             changes = decode_changes(entry.data)
@@ -200,30 +224,43 @@ class CopyStore:
         stage_rows(batch, latest.items())
 
     def times(self, shard: int, entries: Iterable[LogEntry] = ()) -> Times:
-        """The times of the newest of these entries that bears any; else those of the newest that was applied when the log was
-        shortened last.
+        """The times of the newest of these entries that bears any; else those of the newest that
+        was applied when the log was shortened last.
         """
         newest = self._times.get(shard, Times())
         for entry in entries:
             header = read_header(entry.data)
-            newest = Times(max(newest.shard_ms, header.shard_ms), max(newest.cluster_time, header.cluster_time))
+            newest = Times(
+                max(newest.shard_ms, header.shard_ms), max(newest.cluster_time, header.cluster_time)
+            )
         return newest
 
     def keep_high(self, batch: Batch, shard: int, high: int) -> None:
         """Keep a copy's high-water in a row of its own."""
         batch.put("meta", keys.high_key(shard), high.to_bytes(8, "big"))
 
-    def shorten(self, batch: Batch, shard: int, base: Position, applied: LogEntry, chain: Iterable[Term] = ()) -> None:
+    def shorten(
+        self,
+        batch: Batch,
+        shard: int,
+        base: Position,
+        applied: LogEntry,
+        chain: Iterable[Term] = (),
+    ) -> None:
         """Have the log begin behind `base`; the state is as of `applied`, `chain` the copy's."""
         epoch, before = self._written[shard]
         self._times[shard] = self.times(shard, [applied])
         batch.put("meta", keys.applied_key(shard), applied.seq.to_bytes(8, "big"))
         batch.put("meta", keys.chain_key(shard), _encode_chain(until(chain, base.seq)))
-        batch.delete_range("log", keys.log_key(shard, before.seq), keys.log_key(shard, base.seq + 1))
+        batch.delete_range(
+            "log", keys.log_key(shard, before.seq), keys.log_key(shard, base.seq + 1)
+        )
         self._put_log_state(batch, shard, epoch, base)
 
     def _put_log_state(self, batch: Batch, shard: int, epoch: int, base: Position) -> None:
-        batch.put("meta", keys.log_state_key(shard), encode_log_state(epoch, base, self._times.get(shard)))
+        batch.put(
+            "meta", keys.log_state_key(shard), encode_log_state(epoch, base, self._times.get(shard))
+        )
         self._written[shard] = epoch, base
 
     def _clear(self, batch: Batch, shard: int, written: bool = False) -> None:
@@ -231,7 +268,8 @@ class CopyStore:
         start = keys.shard_prefix(shard)
         end = keys.after(start) or start + b"\xff" * 9
         for family in ("state", "replies", "log"):
-            # A deletion of nothing would stand in the way of files that are ingested. (What is staged is not seen here.)
+            # A deletion of nothing would stand in the way of files that are ingested. (What is
+            # staged is not seen here.)
             if not written or self._store.any(family, start, end):
                 batch.delete_range(family, start, end)
         for key in _OF_COPY:

@@ -1,9 +1,11 @@
-"""Giving owned shards to another in-sync replica, as the assignment asks: calls are held for a moment, none fails.
+"""Giving owned shards to another in-sync replica, as the assignment asks: calls are held for a
+moment, none fails.
 
-For each such shard: no new turn begins (calls are refused as WRONG_OWNER, and gateways hold them), running turns end, or are
-cancelled after `_PATIENCE_S` and run again where the shard goes; then the owner itself swaps the assignment to the next epoch, as
-released, so that the next owner need not wait out any promise. From the sending of the swap on the shard is not served here; when it
-does not come about, it is owned anew, once all that was appended is committed.
+For each such shard: no new turn begins (calls are refused as WRONG_OWNER, and gateways hold them),
+running turns end, or are cancelled after `_PATIENCE_S` and run again where the shard goes; then the
+owner itself swaps the assignment to the next epoch, as released, so that the next owner need not
+wait out any promise. From the sending of the swap on the shard is not served here; when it does not
+come about, it is owned anew, once all that was appended is committed.
 """
 
 from __future__ import annotations
@@ -59,20 +61,29 @@ class Handovers:
             self._go_on(copy, shard, since, view, now)
 
     def _abdicate(self, copy: Copy, view: View) -> None:
-        """Those that this node cannot hear may well hear each other: one of them takes the shard, if they are there."""
+        """Those that this node cannot hear may well hear each other: one of them takes the shard,
+        if they are there."""
         assert copy.replica.assignment is not None
-        others = [name for name in copy.replica.assignment.in_sync if name != copy.replica.me and name in view.members]
+        others = [
+            name
+            for name in copy.replica.assignment.in_sync
+            if name != copy.replica.me and name in view.members
+        ]
         if others:
             log.warning("shard %d: no replica is heard; it is given to %s", copy.number, others[0])
             self._replicas.abdicate(copy.number, view.members[others[0]])
 
     def _concede(self, copy: Copy, view: View) -> None:
-        """Give the shard to the copy that has what this one has not; or, while nobody is heard, to one of those that are there."""
+        """Give the shard to the copy that has what this one has not; or, while nobody is heard, to
+        one of those that are there."""
         assert copy.replica.assignment is not None
         if copy.replica.concedes_to:
             names, why = [copy.replica.concedes_to], "its copy has more than this one"
         else:
-            names, why = [name for name in copy.replica.assignment.in_sync if name != copy.replica.me], "no copy is heard"
+            names, why = (
+                [name for name in copy.replica.assignment.in_sync if name != copy.replica.me],
+                "no copy is heard",
+            )
         there = [name for name in names if name in view.members]
         if there and copy.replica.swap_is_free:
             log.warning("shard %d: it is given to %s: %s", copy.number, there[0], why)

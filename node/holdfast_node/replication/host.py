@@ -1,8 +1,9 @@
 """Runs the replicas of all shards that this node has a copy of: events in, effects out.
 
-Work comes in rounds: a frame of messages, a view, a flush, a tick. What a round writes is staged for the next flush; its end asks for
-one if anything has to be on disk, and tells the engine what is committed and until when each shard may be answered for. The
-messages of a round that go to one node leave in one frame.
+Work comes in rounds: a frame of messages, a view, a flush, a tick. What a round writes is staged
+for the next flush; its end asks for one if anything has to be on disk, and tells the engine what is
+committed and until when each shard may be answered for. The messages of a round that go to one node
+leave in one frame.
 """
 
 from __future__ import annotations
@@ -62,9 +63,12 @@ T = TypeVar("T")
 
 _TICKS_ROUND = 10
 _DATA_BYTES_MAX = FRAME_BYTES_MAX - (1 << 20)  # an entry has to fit into a frame to a replica
-_HURRY_S = 1.0  # for so long all copies get every tick, when something has changed that concerns many
+# for so long all copies get every tick, when something has changed that concerns many
+_HURRY_S = 1.0
 _UNWELL_S = 1.0  # a slow node that does not answer heartbeats for so long is still slow
-_REFRESH_S = 1.0  # until when a shard may be answered for is looked at anew when less is left; a tick does so more often than that
+# until when a shard may be answered for is looked at anew when less is left; a tick does so more
+# often than that
+_REFRESH_S = 1.0
 
 
 class NoSuchShard(ValueError):
@@ -74,7 +78,8 @@ class NoSuchShard(ValueError):
 def _ends_the_node(step: Callable[P, T]) -> Callable[P, T]:
     """A step of `Replicas` that cannot be done ends the node.
 
-    Whoever called it would log the exception, or end a task that nobody waits for, and the replicas would go on half changed.
+    Whoever called it would log the exception, or end a task that nobody waits for, and the replicas
+    would go on half changed.
     """
 
     @functools.wraps(step)
@@ -97,22 +102,25 @@ class Surroundings(Protocol):
         """Say something to a node."""
 
     def swap(self, shard: int, old: bytes, to: Assignment) -> None:
-        """Ask etcd to put an assignment in the place of `old`, the very bytes; the answer comes to `Replicas.swapped`."""
+        """Ask etcd to put an assignment in the place of `old`, the very bytes; the answer comes to
+        `Replicas.swapped`."""
 
     def send_snapshot(self, shard: int, to: str, epoch: int) -> None:
         """Send a shard to a node, unless that is under way."""
 
     def full(self, assignment: Assignment) -> str | None:
-        """Why owned shards with such an assignment take no writes because of this node's disk; None when they do, or are about to be
-        handed over.
+        """Why owned shards with such an assignment take no writes because of this node's disk; None
+        when they do, or are about to be handed over.
         """
 
 
 class Copy:
-    """One shard's copy on this node. `shard` is there while this node owns it; `waiting` are its entries that are not committed.
+    """One shard's copy on this node. `shard` is there while this node owns it; `waiting` are its
+    entries that are not committed.
 
-    `behind`: committed entries that are in the log only. Nobody reads the state of a copy that is not owned.
-    `order` and `raw`: of the assignment that the replica was told last. Replicas get the order in place of etcd's revision.
+    `behind`: committed entries that are in the log only. Nobody reads the state of a copy that is
+    not owned. `order` and `raw`: of the assignment that the replica was told last. Replicas get the
+    order in place of etcd's revision.
     """
 
     __slots__ = ("behind", "number", "order", "raw", "replica", "shard", "waiting")
@@ -128,7 +136,8 @@ class Copy:
 
 
 class Replicas:
-    """All copies of a node, and what their replicas decide. Implements `holdfast_node.log.shards.ShardLog`."""
+    """All copies of a node, and what their replicas decide. Implements
+    `holdfast_node.log.shards.ShardLog`."""
 
     def __init__(
         self,
@@ -187,7 +196,8 @@ class Replicas:
 
     @_ends_the_node
     def follow(self, view: View) -> None:
-        """etcd shows new assignments, whose rows are staged. Nothing happens under them before those are on disk."""
+        """etcd shows new assignments, whose rows are staged. Nothing happens under them before
+        those are on disk."""
         for name, member in view.members.items():
             if self._incarnations.get(name, member.incarnation) != member.incarnation:
                 self.slowness.renewed(name)
@@ -228,14 +238,19 @@ class Replicas:
             assert copy.shard is entry.shard, "an entry of an epoch that is over was not abandoned"
             copy.waiting.append(entry)
             shard = entry.shard
-            data = encode_changes(entry.rows, entry.replies, entry.forgotten, int(shard.time_ms), shard.next_stamp())
-            assert len(data) <= _DATA_BYTES_MAX, f"shard {copy.number}: an entry of {len(data)} bytes: a turn wrote more than it may"
+            data = encode_changes(
+                entry.rows, entry.replies, entry.forgotten, int(shard.time_ms), shard.next_stamp()
+            )
+            assert len(data) <= _DATA_BYTES_MAX, (
+                f"shard {copy.number}: an entry of {len(data)} bytes: a turn wrote more than it may"
+            )
             self._do_often(copy, Append(data), entry)
         self._end()
 
     @_ends_the_node
     def swapped(self, number: int, written: Versioned | None, unknown: Assignment) -> None:
-        """etcd has answered a swap: it happened, and the row of what is `written` is staged. Or nobody knows about `unknown`."""
+        """etcd has answered a swap: it happened, and the row of what is `written` is staged. Or
+        nobody knows about `unknown`."""
         if written is not None:
             self._flusher.when_durable(lambda: self._swapped(number, written))
         else:
@@ -263,13 +278,18 @@ class Replicas:
 
     @_ends_the_node
     def tick(self) -> None:
-        """Time has passed; call it about twenty times a second. Copies where nothing is to be done get every tenth tick."""
+        """Time has passed; call it about twenty times a second. Copies where nothing is to be done
+        get every tenth tick."""
         self._now = boottime()
         self._ticks += 1
         self._judge()
         tick = Tick(self.slowness.slow)
         hurry = self._now < self._hurry_until
-        due = self._copies.values() if hurry else self._restless | self._in_turn[self._ticks % _TICKS_ROUND]
+        due = (
+            self._copies.values()
+            if hurry
+            else self._restless | self._in_turn[self._ticks % _TICKS_ROUND]
+        )
         for copy in list(due):
             self._do(copy, tick)
         self._end()
@@ -289,14 +309,17 @@ class Replicas:
         for name in sorted(self.slowness.slow - slow):
             what = "this node's disk is" if name == self._node else f"{name} is"
             log.warning(
-                "%s slow: of the last %.0f s, writes waited %.1f s for nothing else; it has to keep up for %.0f s now",
+                "%s slow: of the last %.0f s, writes waited %.1f s for nothing else; it has to keep"
+                " up for %.0f s now",
                 what,
                 WINDOW_S,
                 PATIENCE_S,
                 self.slowness.backoff_s(name),
             )
         for name in sorted(slow - self.slowness.slow):
-            log.warning("%s slow no more", "this node's disk is" if name == self._node else f"{name} is")
+            log.warning(
+                "%s slow no more", "this node's disk is" if name == self._node else f"{name} is"
+            )
 
     def _unwell(self, slow: Iterable[str]) -> set[str]:
         """Those slow nodes that do not answer, or whose disk is this node's and does not."""
@@ -305,7 +328,11 @@ class Replicas:
             if name == self._node:
                 silent = self._flusher.busy_s
             else:
-                heard = [peer.heard_at for copy in self._copies.values() if (peer := copy.replica.peers.get(name)) is not None]
+                heard = [
+                    peer.heard_at
+                    for copy in self._copies.values()
+                    if (peer := copy.replica.peers.get(name)) is not None
+                ]
                 silent = self._now - max(heard) if heard else 0.0
             if silent > (FLOOR_S if name == self._node else _UNWELL_S):
                 unwell.add(name)
@@ -334,7 +361,8 @@ class Replicas:
 
     @_ends_the_node
     def snapshot_started(self, number: int, to: str) -> tuple[Position, Times, tuple[Term, ...]]:
-        """The store shows the state as of the position returned, now and until the loop goes on: for a snapshot to `to`."""
+        """The store shows the state as of the position returned, now and until the loop goes on:
+        for a snapshot to `to`."""
         self._flusher.write()
         replica = self._copies[number].replica
         entry = replica._at(replica.applied)
@@ -343,7 +371,11 @@ class Replicas:
         self._now = boottime()
         self._do(self._copies[number], SnapshotStarted(to))
         self._end()
-        return position, self._disk.times(number, replica.entries), tuple(until(replica.chain, position.seq))
+        return (
+            position,
+            self._disk.times(number, replica.entries),
+            tuple(until(replica.chain, position.seq)),
+        )
 
     @_ends_the_node
     def snapshot_ended(self, number: int, to: str, delivered: bool) -> None:
@@ -366,7 +398,9 @@ class Replicas:
     # -- one round
 
     def _new(self, number: int, stored: StoredCopy) -> Copy:
-        copy = Copy(number, Replica.start(self._node, self._incarnation, self._settings, stored, self._now))
+        copy = Copy(
+            number, Replica.start(self._node, self._incarnation, self._settings, stored, self._now)
+        )
         self._copies[number] = copy
         self._in_turn[number % _TICKS_ROUND].add(copy)
         return copy
@@ -380,18 +414,21 @@ class Replicas:
         return copy
 
     def _do(self, copy: Copy, event: Event) -> None:
-        """Have a copy's replica handle an event; the end of the round looks at what it has come to."""
+        """Have a copy's replica handle an event; the end of the round looks at what it has
+        come to."""
         self._do_often(copy, event)
         if copy.shard is not None or copy.replica.owning:
             self._touched.add(copy)
 
     def _do_often(self, copy: Copy, event: Event, entry: Entry | None = None) -> None:
-        """The same for what comes with every entry: nobody need look while the node owns the shard, and may answer for long."""
+        """The same for what comes with every entry: nobody need look while the node owns the shard,
+        and may answer for long."""
         number = copy.number
         replica = copy.replica
         try:
             for effect in replica.handle(event, self._now):
-                kind = type(effect)  # by identity, as in `Replica.handle`: the first three come with every entry
+                # by identity, as in `Replica.handle`: the first three come with every entry
+                kind = type(effect)
                 if kind is Send:
                     self._send(effect.to, number, effect.message)  # type: ignore[union-attr, arg-type]
                 elif kind is Persist:
@@ -406,7 +443,12 @@ class Replicas:
         if shard is None:
             if replica.owning:
                 self._touched.add(copy)
-        elif shard.until < self._now + _REFRESH_S or not replica.owning or replica.releasing or replica.epoch != shard.epoch:
+        elif (
+            shard.until < self._now + _REFRESH_S
+            or not replica.owning
+            or replica.releasing
+            or replica.epoch != shard.epoch
+        ):
             self._touched.add(copy)
 
     def _persist(self, copy: Copy, effect: Persist) -> None:
@@ -426,14 +468,20 @@ class Replicas:
                 assert entry is not None
                 entry.seq = seq
             case Swap(revision, assignment):
-                # One that was planned from an older assignment than the newest is not to happen: no row has no bytes.
-                self._surroundings.swap(copy.number, copy.raw if revision == copy.order else b"", assignment)
+                # One that was planned from an older assignment than the newest is not to happen: no
+                # row has no bytes.
+                self._surroundings.swap(
+                    copy.number, copy.raw if revision == copy.order else b"", assignment
+                )
             case SendSnapshot(to, epoch):
                 self._surroundings.send_snapshot(copy.number, to, epoch)
             case KeepHigh(high):
                 self._disk.keep_high(self._flusher.batch, copy.number, high)
             case NotAppended(why):
-                raise AssertionError(f"shard {copy.number}: an entry of an epoch that is over was not abandoned: {why}")
+                raise AssertionError(
+                    f"shard {copy.number}: an entry of an epoch that is over was not abandoned:"
+                    f" {why}"
+                )
 
     def _apply(self, copy: Copy, effect: Apply) -> None:
         entries = effect.entries
@@ -455,10 +503,13 @@ class Replicas:
                     self._disk.apply(batch, copy.number, logged)
         if self._disk.base(copy.number) != copy.replica.base:
             self._catch_up(copy)
-            self._disk.shorten(self._flusher.batch, copy.number, copy.replica.base, entries[-1], copy.replica.chain)
+            self._disk.shorten(
+                self._flusher.batch, copy.number, copy.replica.base, entries[-1], copy.replica.chain
+            )
 
     def _catch_up(self, copy: Copy) -> None:
-        """Put what is only in the log of a copy into its state. Many entries at once cost less: they write the same rows again."""
+        """Put what is only in the log of a copy into its state. Many entries at once cost less:
+        they write the same rows again."""
         behind, copy.behind = copy.behind, []
         self._disk.apply_many(self._flusher.batch, copy.number, behind)
 
@@ -482,11 +533,14 @@ class Replicas:
             entry.settle()
 
     def _look(self, touched: set[Copy], done: list[Entry]) -> None:
-        """See which shards this node owns by now, and until when it may answer for them. Entries that are given up join `done`."""
+        """See which shards this node owns by now, and until when it may answer for them. Entries
+        that are given up join `done`."""
         lost: set[Shard] = set()
         for copy in touched:
             replica, shard = copy.replica, copy.shard
-            if shard is not None and not (replica.owning and replica.epoch == shard.epoch and not replica.releasing):
+            if shard is not None and not (
+                replica.owning and replica.epoch == shard.epoch and not replica.releasing
+            ):
                 lost.add(shard)
                 copy.shard = shard = None
                 for entry in copy.waiting:
@@ -496,11 +550,16 @@ class Replicas:
         if lost:
             self._shards.drop(lost)
         for copy in touched:
-            if copy.shard is None and copy.replica.owning and not copy.replica.releasing and not copy.replica.electing:
+            if (
+                copy.shard is None
+                and copy.replica.owning
+                and not copy.replica.releasing
+                and not copy.replica.electing
+            ):
                 if copy.replica.alone:
                     log.critical(
-                        "shard %d: no other in-sync copy was heard, so this one alone counts from now on; if its disk lost writes, "
-                        "so has the shard",
+                        "shard %d: no other in-sync copy was heard, so this one alone counts from"
+                        " now on; if its disk lost writes, so has the shard",
                         copy.number,
                     )
                 try:
@@ -521,7 +580,12 @@ class Replicas:
                 continue
             copy.shard.until = copy.replica.serves_until(self._now)
             copy.shard.read_only = copy.replica.read_only() or self._surroundings.full(assignment)
-            if copy.shard.until <= self._now or assignment.joining or assignment.leaving or assignment.handover:
+            if (
+                copy.shard.until <= self._now
+                or assignment.joining
+                or assignment.leaving
+                or assignment.handover
+            ):
                 self._restless.add(copy)
             else:
                 self._restless.discard(copy)

@@ -1,12 +1,14 @@
 """Streams of replication messages between nodes.
 
-Each node opens one stream to every other member, for all that it has to say to it: entries and heartbeats of shards that it owns, and
-acknowledgements for those of the other. Nothing comes back on a stream, so that both leave in one frame, and a frame carries the
-messages of many shards: a frame costs far more than a message in it. Messages may be lost when a stream breaks; the core
-sends again what was not acknowledged.
+Each node opens one stream to every other member, for all that it has to say to it: entries and
+heartbeats of shards that it owns, and acknowledgements for those of the other. Nothing comes back
+on a stream, so that both leave in one frame, and a frame carries the messages of many shards: a
+frame costs far more than a message in it. Messages may be lost when a stream breaks; the core sends
+again what was not acknowledged.
 
-A frame is msgpack: `[[shard, message], ...]`, a message the array of its type's fields, led by the type's tag. Fields that a later
-version adds come last and have defaults, so neighbouring versions understand each other.
+A frame is msgpack: `[[shard, message], ...]`, a message the array of its type's fields, led by the
+type's tag. Fields that a later version adds come last and have defaults, so neighbouring versions
+understand each other.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ unpack: Callable[[bytes], list[_Numbered]] = msgspec.msgpack.Decoder(list[_Numbe
 def size_of(message: Message) -> int:
     """About how many bytes a message takes."""
     if type(message) is Replicate:
-        return sum([len(entry.data) + _OVERHEAD_BYTES for entry in message.entries], _OVERHEAD_BYTES)
+        return sum(
+            [len(entry.data) + _OVERHEAD_BYTES for entry in message.entries], _OVERHEAD_BYTES
+        )
     return _OVERHEAD_BYTES
 
 
@@ -60,7 +64,11 @@ class Link:
     """The stream to one member; it connects again by itself until it is retired or closed."""
 
     def __init__(
-        self, me: Callable[[], str], member: Member, broke: Callable[[str], None], certificates: Certificates | None
+        self,
+        me: Callable[[], str],
+        member: Member,
+        broke: Callable[[str], None],
+        certificates: Certificates | None,
     ) -> None:
         self._certificates = certificates
         self._me = me
@@ -73,12 +81,14 @@ class Link:
         self._task = asyncio.create_task(self._run(), name=f"replication to {member.id}")
 
     def send(self, shard: int, message: WireMessage) -> None:
-        """Send a message, or lose it: while the stream is down, or when far too much waits for it."""
+        """Send a message, or lose it: while the stream is down, or when far too much waits
+        for it."""
         if self.up and self._writer.backlog < _BACKLOG_BYTES_MAX:
             self._writer.push((shard, message), size_of(message))
 
     def retire(self) -> None:
-        """The member is gone from the view: what is connected goes on, a broken stream is not opened again."""
+        """The member is gone from the view: what is connected goes on, a broken stream is not
+        opened again."""
         self._retired = True
         if not self.up:
             self._task.cancel()
@@ -101,7 +111,14 @@ class Link:
             why = "it was closed by this side"
             try:
                 target = f"{member.id}:{member.incarnation}"
-                stream = await open_stream(member.streams, REPLICATE, target, lambda frame: None, self._me(), self._certificates)
+                stream = await open_stream(
+                    member.streams,
+                    REPLICATE,
+                    target,
+                    lambda frame: None,
+                    self._me(),
+                    self._certificates,
+                )
                 self._writer = new_writer()
                 sending = stream.send_from(self._writer)
                 self.up = True
@@ -110,11 +127,17 @@ class Link:
             except (OSError, StreamRefused, ValueError) as error:
                 why = str(error)
             except Exception as error:
-                log.exception("a bug in the link to %s", member.id)  # nobody waits for this task: it has to go on
+                # nobody waits for this task: it has to go on
+                log.exception("a bug in the link to %s", member.id)
                 why = str(error)
             finally:
                 if self.up:
-                    log.info("replication to %s at %s is down: %s", member.id, member.streams, why[:_EXPLAINED])
+                    log.info(
+                        "replication to %s at %s is down: %s",
+                        member.id,
+                        member.streams,
+                        why[:_EXPLAINED],
+                    )
                     self.up = False
                     if not self._superseded:
                         self._broke(member.id)
@@ -140,7 +163,9 @@ class Receiver(Protocol):
 class Links:
     """The links to all other members, by the newest view, and the streams of theirs."""
 
-    def __init__(self, me: Callable[[], str], to: Receiver, certificates: Certificates | None = None) -> None:
+    def __init__(
+        self, me: Callable[[], str], to: Receiver, certificates: Certificates | None = None
+    ) -> None:
         """`me`: this node, as `id:incarnation`."""
         self._node = me().rpartition(":")[0]
         self._certificates = certificates
@@ -149,14 +174,18 @@ class Links:
         self._links: dict[str, Link] = {}
 
     def follow(self, view: View) -> None:
-        """Open a link to every member that has none, and to every one that is another incarnation."""
+        """Open a link to every member that has none, and to every one that is
+        another incarnation."""
         for name, link in list(self._links.items()):
             member = view.members.get(name)
             if member is None:
                 link.retire()
                 if not link.up:
                     del self._links[name]
-            elif (member.streams, member.incarnation) != (link.member.streams, link.member.incarnation):
+            elif (member.streams, member.incarnation) != (
+                link.member.streams,
+                link.member.incarnation,
+            ):
                 self._links.pop(name).supersede()
         for name, member in view.members.items():
             if name != self._node and (name not in self._links or self._links[name]._retired):
@@ -178,7 +207,9 @@ class Links:
         def received(frame: bytes) -> None:
             try:
                 messages = unpack(frame)
-            except Exception as error:  # RecursionError and UnicodeDecodeError are no errors of msgspec's
+            except (
+                Exception
+            ) as error:  # RecursionError and UnicodeDecodeError are no errors of msgspec's
                 stream.abort(f"not a frame of replication messages: {error}")
                 return
             self._to.received(sender, messages)

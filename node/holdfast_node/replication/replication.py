@@ -29,9 +29,11 @@ log = logging.getLogger(__name__)
 
 
 class Replication:
-    """The replicas of a node with what they act through. What comes from other nodes, and from etcd, passes here to the replicas.
+    """The replicas of a node with what they act through. What comes from other nodes, and from
+    etcd, passes here to the replicas.
 
-    Implements `holdfast_node.replication.host.Surroundings` and `holdfast_node.replication.links.Receiver`.
+    Implements `holdfast_node.replication.host.Surroundings` and
+    `holdfast_node.replication.links.Receiver`.
     """
 
     def __init__(
@@ -45,7 +47,8 @@ class Replication:
         watch: DiskWatch,
         move_rate: float,
     ) -> None:
-        """`identity`: this node, as `id:incarnation`. `move_rate`: bytes a second that are sent at most to make copies elsewhere."""
+        """`identity`: this node, as `id:incarnation`. `move_rate`: bytes a second that are sent at
+        most to make copies elsewhere."""
         store = flusher.store
         node = identity().rpartition(":")[0]
         self._store = store
@@ -58,7 +61,9 @@ class Replication:
         self.links = Links(identity, self, cluster.certificates)
         self.swaps = EtcdSwaps(cluster.etcd, cluster.keys, self._swapped)
         self.replicas = Replicas(node, disk, flusher, shards, settings, self)
-        self.sender = SnapshotSender(store, self.replicas, self.links, identity, move_rate, cluster.certificates)
+        self.sender = SnapshotSender(
+            store, self.replicas, self.links, identity, move_rate, cluster.certificates
+        )
         self.receiver = SnapshotReceiver(store, disk, self.replicas, watch)
         self.handovers = Handovers(self.replicas, turns)
 
@@ -78,7 +83,13 @@ class Replication:
         if why is None:
             return None
         view = self._feed.view
-        return None if any(view.state_of(name) == "active" for name in assignment.in_sync if name != self._node) else why
+        return (
+            None
+            if any(
+                view.state_of(name) == "active" for name in assignment.in_sync if name != self._node
+            )
+            else why
+        )
 
     # -- holdfast_node.replication.links.Receiver
 
@@ -140,7 +151,14 @@ class Replication:
         return {
             "copies": sum(copy.replica.last != (0, 0) for copy in copies),
             "entries_uncommitted": sum(replica.last.seq - replica.committed for replica in owned),
-            "replica_lag": max((replica.last.seq - peer.matched for replica in owned for peer in replica.peers.values()), default=0),
+            "replica_lag": max(
+                (
+                    replica.last.seq - peer.matched
+                    for replica in owned
+                    for peer in replica.peers.values()
+                ),
+                default=0,
+            ),
             "snapshots_sent": self.sender.sent,
             "snapshots_waiting": self.sender.waiting,
             "snapshot_bytes_sent": self.sender.sent_bytes,

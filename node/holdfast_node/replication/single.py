@@ -1,7 +1,8 @@
-"""Shards with a single copy (`replication` 1): owned as etcd says, their state written at once, with no log and no promises.
+"""Shards with a single copy (`replication` 1): owned as etcd says, their state written at once,
+with no log and no promises.
 
-What keeps two nodes from serving one is that there is no other copy: whoever else were assigned it would have nothing to serve,
-and `plan` assigns a shard only to nodes that have its data.
+What keeps two nodes from serving one is that there is no other copy: whoever else were assigned it
+would have nothing to serve, and `plan` assigns a shard only to nodes that have its data.
 """
 
 from __future__ import annotations
@@ -39,13 +40,19 @@ class SingleCopies:
         lost = set()
         for shard in self._shards.owned():
             versioned = view.assignments.get(shard.number)
-            if versioned is None or not _is_mine(versioned.assignment, member) or versioned.assignment.epoch != shard.epoch:
+            if (
+                versioned is None
+                or not _is_mine(versioned.assignment, member)
+                or versioned.assignment.epoch != shard.epoch
+            ):
                 lost.add(shard)
         self._shards.drop(lost)
         gained = [
             (number, versioned.assignment.epoch)
             for number, versioned in view.assignments.items()
-            if _is_mine(versioned.assignment, member) and self._shards.get(number) is None and number not in self._broken
+            if _is_mine(versioned.assignment, member)
+            and self._shards.get(number) is None
+            and number not in self._broken
         ]
         if gained:
             self._take(gained)
@@ -55,10 +62,15 @@ class SingleCopies:
         self._shards.drop(set(self._shards.owned()))
 
     def note_times(self) -> None:
-        """Note the shards' times for the next start. A shard's time goes on from there: it remembers longer."""
+        """Note the shards' times for the next start. A shard's time goes on from there: it
+        remembers longer."""
         batch = self._flusher.batch
         for shard in self._shards.owned():
-            batch.put("meta", keys.position_key(shard.number), keys.encode_position(shard.epoch, int(shard.time_ms)))
+            batch.put(
+                "meta",
+                keys.position_key(shard.number),
+                keys.encode_position(shard.epoch, int(shard.time_ms)),
+            )
 
     def set_read_only(self, why: str | None) -> None:
         """Take no writes from now on, because of `why`; None: take them again."""
@@ -87,18 +99,21 @@ class SingleCopies:
         """There is nothing to be closed."""
 
     def _take(self, gained: list[tuple[int, int]]) -> None:
-        """Bring shards up under their new epochs, which are on disk before anything is served under them."""
+        """Bring shards up under their new epochs, which are on disk before anything is served under
+        them."""
         batch = self._store.batch()
         ready: list[Shard] = []
         for number, epoch in gained:
             raw = self._store.get("meta", keys.position_key(number))
             stored_epoch, shard_ms = keys.decode_position(raw) if raw is not None else (0, 0)
-            # No position is no loss: the directory's id, cluster and start counter have been checked, so it is the one that was
-            # assigned the shard, and it had not come to serving it yet.
+            # No position is no loss: the directory's id, cluster and start counter have been
+            # checked, so it is the one that was assigned the shard, and it had not come to serving
+            # it yet.
             if stored_epoch > epoch:
                 self._broken.add(number)
                 log.critical(
-                    "shard %d is assigned under epoch %d, but this directory has epoch %d (etcd is older than the data): not served",
+                    "shard %d is assigned under epoch %d, but this directory has epoch %d (etcd is"
+                    " older than the data): not served",
                     number,
                     epoch,
                     stored_epoch,
@@ -116,4 +131,8 @@ class SingleCopies:
 
 
 def _is_mine(assignment: Assignment, member: Member | None) -> bool:
-    return member is not None and assignment.owner == member.id and assignment.incarnation == member.incarnation
+    return (
+        member is not None
+        and assignment.owner == member.id
+        and assignment.incarnation == member.incarnation
+    )

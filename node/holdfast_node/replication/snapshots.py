@@ -1,11 +1,13 @@
 """Sending whole shards: a replica that is too far behind for the log gets the state.
 
-The sender reads the state from iterators that it makes at one moment, with the position that the state is at then; what happens
-later follows as log. It sends chunks on a stream of their own, which gRPC's flow control slows down to what the receiver takes,
-and `--move-rate` to what the operator allows; calls go on beside it. A few shards at a time.
+The sender reads the state from iterators that it makes at one moment, with the position that the
+state is at then; what happens later follows as log. It sends chunks on a stream of their own, which
+gRPC's flow control slows down to what the receiver takes, and `--move-rate` to what the operator
+allows; calls go on beside it. A few shards at a time.
 
-The receiver writes the rows to files, and hands them to the core when all are there: until then its copy is what it was. One whose
-disk is full refuses. A node that took no snapshot is left alone for a while, longer each time; the core asks again until it has one.
+The receiver writes the rows to files, and hands them to the core when all are there: until then its
+copy is what it was. One whose disk is full refuses. A node that took no snapshot is left alone for
+a while, longer each time; the core asks again until it has one.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ log = logging.getLogger(__name__)
 
 SNAPSHOT = "/holdfast.peer.v1.Peer/Snapshot"
 TARGET_METADATA = "holdfast-target"
-"""Whom a snapshot is meant for, as `node id:incarnation`; another process at that address refuses it."""
+"""Whom a snapshot is meant for, as `node id:incarnation`; another process at that address refuses
+it."""
 SENDER_METADATA = "holdfast-sender"
 CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", FRAME_BYTES_MAX),
@@ -76,7 +79,9 @@ class End(msgspec.Struct, array_like=True, tag=3):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode: Callable[[bytes], Header | Chunk | End] = msgspec.msgpack.Decoder(Header | Chunk | End).decode
+_decode: Callable[[bytes], Header | Chunk | End] = msgspec.msgpack.Decoder(
+    Header | Chunk | End
+).decode
 
 
 class Throttle:
@@ -96,7 +101,8 @@ class Throttle:
 
 
 class Backoff:
-    """Which nodes are left alone for now. A node that joined again begins anew. Pure but for `chance`, between 0 and 1."""
+    """Which nodes are left alone for now. A node that joined again begins anew. Pure but for
+    `chance`, between 0 and 1."""
 
     def __init__(self, chance: Callable[[], float] = random.random) -> None:
         self._chance = chance
@@ -122,10 +128,17 @@ class Backoff:
 
 
 class SnapshotSender:
-    """Implements `holdfast_node.replication.host.Snapshots`. `rate`: bytes a second that this node sends at most."""
+    """Implements `holdfast_node.replication.host.Snapshots`. `rate`: bytes a second that this node
+    sends at most."""
 
     def __init__(
-        self, store: Store, replicas: Replicas, links: Links, me: Any, rate: float, certificates: Certificates | None = None
+        self,
+        store: Store,
+        replicas: Replicas,
+        links: Links,
+        me: Any,
+        rate: float,
+        certificates: Certificates | None = None,
     ) -> None:
         self._certificates = certificates
         self._store = store
@@ -148,7 +161,8 @@ class SnapshotSender:
         return len(self._known)
 
     def send(self, shard: int, to: str, epoch: int) -> None:
-        """Send a shard to a node, unless that is under way, or the node is left alone for now: then the core asks again."""
+        """Send a shard to a node, unless that is under way, or the node is left alone for now: then
+        the core asks again."""
         if (shard, to) not in self._known and self._taker(to) is not None:
             self._known.add((shard, to))
             self._queue.append((shard, to, epoch))
@@ -176,7 +190,11 @@ class SnapshotSender:
     def _taker(self, to: str) -> Member | None:
         """The member to which snapshots may be sent now."""
         member = self._links.address_of(to)
-        return None if member is None or self._backoff.waits(to, member.incarnation, time.monotonic()) else member
+        return (
+            None
+            if member is None or self._backoff.waits(to, member.incarnation, time.monotonic())
+            else member
+        )
 
     def _next(self) -> tuple[int, str, int]:
         """What is sent next: of the shard with the fewest copies."""
@@ -208,11 +226,19 @@ class SnapshotSender:
     async def _send(self, shard: int, member: Member, epoch: int) -> None:
         copy = self._replicas.get(shard)
         to = member.id
-        if copy is None or not copy.replica.owning or copy.replica.epoch != epoch or to not in copy.replica.peers:
+        if (
+            copy is None
+            or not copy.replica.owning
+            or copy.replica.epoch != epoch
+            or to not in copy.replica.peers
+        ):
             return
         began = time.monotonic()
         channel = open_process_channel(member.address, self._certificates, CHANNEL_OPTIONS)
-        metadata = ((TARGET_METADATA, f"{member.id}:{member.incarnation}"), (SENDER_METADATA, self._me()))
+        metadata = (
+            (TARGET_METADATA, f"{member.id}:{member.incarnation}"),
+            (SENDER_METADATA, self._me()),
+        )
         call: Any = channel.stream_unary(SNAPSHOT)(metadata=metadata)
         size = 0
         delivered = False
@@ -242,7 +268,9 @@ class SnapshotSender:
             self._replicas.snapshot_ended(shard, to, delivered)
             call.cancel()
             await channel.close()
-        log.info("shard %d: sent %d bytes to %s in %.1f s", shard, size, to, time.monotonic() - began)
+        log.info(
+            "shard %d: sent %d bytes to %s in %.1f s", shard, size, to, time.monotonic() - began
+        )
 
 
 def _chunks(rows: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[list[tuple[bytes, bytes]], int]]:
@@ -270,13 +298,19 @@ class SnapshotReceiver:
         self.received = 0
 
     async def serve(self, sender: str, context: Any) -> None:
-        """Take one snapshot. The answer is sent when the core has it; whether it was needed the sender hears from there."""
+        """Take one snapshot. The answer is sent when the core has it; whether it was needed the
+        sender hears from there."""
         header = await self._next(context)
         if not isinstance(header, Header):
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a snapshot begins with its header")
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, "a snapshot begins with its header"
+            )
             raise AssertionError
         number = next(self._numbers)
-        files = {family: RowFiles(self._disk.snapshots, f"{header.shard}-{number}-{family}") for family in _FAMILIES}
+        files = {
+            family: RowFiles(self._disk.snapshots, f"{header.shard}-{number}-{family}")
+            for family in _FAMILIES
+        }
         try:
             await self._take(sender, header, files, context)
         except Exception as error:
@@ -288,7 +322,9 @@ class SnapshotReceiver:
             for each in files.values():
                 each.remove()
 
-    async def _take(self, sender: str, header: Header, files: dict[str, RowFiles], context: Any) -> None:
+    async def _take(
+        self, sender: str, header: Header, files: dict[str, RowFiles], context: Any
+    ) -> None:
         while True:
             if not self._watch.full and not self._watch.has_spare():
                 self._watch.failed()  # the last room is for the log, without which the node ends
@@ -307,18 +343,29 @@ class SnapshotReceiver:
         for family in _FAMILIES:
             if not self._disk.has_rows(header.shard, family):
                 continue
-            # What the files replace is written out before, on a thread: otherwise it would be while they are taken, on the loop.
+            # What the files replace is written out before, on a thread: otherwise it would be while
+            # they are taken, on the loop.
             await asyncio.get_running_loop().run_in_executor(None, self._store.flush, family)
-        paths = SnapshotFiles(*([str(path) for path in files[family].files] for family in _FAMILIES))
+        paths = SnapshotFiles(
+            *([str(path) for path in files[family].files] for family in _FAMILIES)
+        )
         snapshot = Snapshot(
-            header.epoch, header.position, _encode(paths), part.sent_at, header.shard_ms, header.cluster_time, header.chain
+            header.epoch,
+            header.position,
+            _encode(paths),
+            part.sent_at,
+            header.shard_ms,
+            header.cluster_time,
+            header.chain,
         )
         self._replicas.snapshot_arrived(sender, header.shard, snapshot)
         self.received += 1
 
     async def _refuse(self, context: Any) -> None:
         """The sender logs it: there is one line for each time that it has tried."""
-        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, self._watch.full or "the disk was full")
+        await context.abort(
+            grpc.StatusCode.RESOURCE_EXHAUSTED, self._watch.full or "the disk was full"
+        )
         raise AssertionError
 
     @staticmethod
@@ -328,6 +375,10 @@ class SnapshotReceiver:
             return None
         try:
             return _decode(raw)
-        except Exception as error:  # RecursionError and UnicodeDecodeError are no errors of msgspec's
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"not a part of a snapshot: {error}")
+        except (
+            Exception
+        ) as error:  # RecursionError and UnicodeDecodeError are no errors of msgspec's
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, f"not a part of a snapshot: {error}"
+            )
             raise AssertionError from None

@@ -1,4 +1,5 @@
-"""Swaps of assignments that owners ask for, many at a time: when a node dies, all that shared a shard with it ask at once."""
+"""Swaps of assignments that owners ask for, many at a time: when a node dies, all that shared a
+shard with it ask at once."""
 
 from __future__ import annotations
 
@@ -19,11 +20,17 @@ _RETRY_S = 0.2
 class EtcdSwaps:
     """Implements `holdfast_node.replication.host.Swaps`.
 
-    `answer`: shard, what was written (None: nobody knows whether it was), and what was to be written. A swap that etcd refused
-    counts as unknown: etcd may have been put back to an older state, and what is there later may be what was to be replaced.
+    `answer`: shard, what was written (None: nobody knows whether it was), and what was to be
+    written. A swap that etcd refused counts as unknown: etcd may have been put back to an older
+    state, and what is there later may be what was to be replaced.
     """
 
-    def __init__(self, etcd: GuardedEtcd, keys: Keys, answer: Callable[[int, Versioned | None, Assignment], None]) -> None:
+    def __init__(
+        self,
+        etcd: GuardedEtcd,
+        keys: Keys,
+        answer: Callable[[int, Versioned | None, Assignment], None],
+    ) -> None:
         self._etcd = etcd
         self._keys = keys
         self._answer = answer
@@ -62,7 +69,12 @@ class EtcdSwaps:
             self._unknown(batch)
             return True
         except EtcdUnknown as error:
-            log.warning("a swap of %d assignments has perhaps happened (%s); both are counted until etcd tells", len(batch), error)
+            log.warning(
+                "a swap of %d assignments has perhaps happened (%s); both are counted until etcd"
+                " tells",
+                len(batch),
+                error,
+            )
             self._unknown(batch)
             await asyncio.sleep(_RETRY_S)
             return True
@@ -74,7 +86,13 @@ class EtcdSwaps:
             for shard, _, to in batch:
                 self.done += 1
                 self._answer(shard, Versioned(to, revision, encode(to), generation), to)
-                log.info("shard %d: epoch %d, owner %s, in sync %s", shard, to.epoch, to.owner, ", ".join(to.in_sync))
+                log.info(
+                    "shard %d: epoch %d, owner %s, in sync %s",
+                    shard,
+                    to.epoch,
+                    to.owner,
+                    ", ".join(to.in_sync),
+                )
         elif len(batch) == 1:
             self._unknown(batch)
         return bool(revision) or len(batch) == 1

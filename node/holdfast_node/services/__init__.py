@@ -1,1 +1,2 @@
-"""What an owner does for its shards without being called, one file for each duty. Each duty is a `ShardService`."""
+"""What an owner does for its shards without being called, one file for each duty. Each duty is a
+`ShardService`."""

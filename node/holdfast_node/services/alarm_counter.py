@@ -1,4 +1,5 @@
-"""How many alarms wait, and how many of them are late: counted a few rows at a time, for there may be millions."""
+"""How many alarms wait, and how many of them are late: counted a few rows at a time, for there may
+be millions."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ LATE_MS = 1_000
 
 
 class AlarmCounter:
-    """`pending` and `late` are of the last complete count; `tick` goes on with the next. A million alarms take some 50 s."""
+    """`pending` and `late` are of the last complete count; `tick` goes on with the next. A million
+    alarms take some 50 s."""
 
     def __init__(self, store: Store, shards: Shards) -> None:
         self._store = store

@@ -1,7 +1,9 @@
-"""Firing alarms: which are due, and what becomes of one that failed. In memory is only when each shard's next one is due.
+"""Firing alarms: which are due, and what becomes of one that failed. In memory is only when each
+shard's next one is due.
 
-Alarms lie in an index by time; `tick` looks at those that are due and has each fire as a turn of its object, in which it is
-deleted or set to its next time (`effects/alarms.py`). A failure is written down by another turn of the same object.
+Alarms lie in an index by time; `tick` looks at those that are due and has each fire as a turn of
+its object, in which it is deleted or set to its next time (`effects/alarms.py`). A failure is
+written down by another turn of the same object.
 """
 
 from __future__ import annotations
@@ -21,7 +23,14 @@ from holdfast_node.effects.alarms import firing_id, shown
 from holdfast_node.effects.dead_letters import AddDeadLetter, DeadLetters, RemoveDeadLetter
 from holdfast_node.effects.due_index import DueIndex
 from holdfast_node.effects.outbox import Bucket
-from holdfast_node.effects.records import AlarmRecord, DeadLetter, Notification, decode_alarm, encode, metadata_of
+from holdfast_node.effects.records import (
+    AlarmRecord,
+    DeadLetter,
+    Notification,
+    decode_alarm,
+    encode,
+    metadata_of,
+)
 from holdfast_node.effects.writes import ShardWrites
 from holdfast_node.log.shard_service import ScanBudget
 from holdfast_node.log.shards import NEVER, Shard
@@ -124,7 +133,8 @@ class AlarmService:
                 return
             self._fire_indexed(shard, key, kind, name_of, raw.decode(), due)
         coming.cursor = b""
-        if held and held == looked:  # nothing but what an operator holds back: look less and less often
+        # nothing but what an operator holds back: look less and less often
+        if held and held == looked:
             least, most = _HELD_PAUSE_S
             coming.pause = min(most, coming.pause * 2 or least)
             coming.not_before = now + coming.pause
@@ -135,10 +145,18 @@ class AlarmService:
             following = next(iter(self._store.scan("state", end, keys.after(prefix))), None)
             coming.due_ms = NEVER if following is None else keys.read_due_key(following[0])[0]
 
-    def _fire_indexed(self, shard: Shard, index_key: bytes, kind: str, key: str, name: str, due: int) -> None:
+    def _fire_indexed(
+        self, shard: Shard, index_key: bytes, kind: str, key: str, name: str, due: int
+    ) -> None:
         raw = self._store.get("state", keys.alarm_prefix(shard.number, kind, key) + name.encode())
         if raw is None:
-            log.error("shard %d: an alarm %r of %s/%s is indexed and not there", shard.number, name, kind, key)
+            log.error(
+                "shard %d: an alarm %r of %s/%s is indexed and not there",
+                shard.number,
+                name,
+                kind,
+                key,
+            )
             self._writes.write(shard, [(index_key, None)])
             return
         self._firing.add(index_key)
@@ -163,12 +181,19 @@ class AlarmService:
 
     # -- turns
 
-    def fire(self, kind: str, key: str, name: str, due_ms: int, record: AlarmRecord, done: Fired) -> None:
+    def fire(
+        self, kind: str, key: str, name: str, due_ms: int, record: AlarmRecord, done: Fired
+    ) -> None:
         """Have an alarm fire, if it is still there and due at that time."""
-        self._fire(kind, key, name, record, lambda activation: activation.alarms.begin(name, due_ms), done)
+        self._fire(
+            kind, key, name, record, lambda activation: activation.alarms.begin(name, due_ms), done
+        )
 
-    def fire_letter(self, kind: str, key: str, name: str, record: AlarmRecord, row: bytes, done: Fired) -> None:
-        """Have the alarm of a dead letter fire once more: the letter (at `row`) is gone if that goes well."""
+    def fire_letter(
+        self, kind: str, key: str, name: str, record: AlarmRecord, row: bytes, done: Fired
+    ) -> None:
+        """Have the alarm of a dead letter fire once more: the letter (at `row`) is gone if that
+        goes well."""
 
         def begin(activation: Activation) -> Alarm:
             activation.storage.add_effect(RemoveDeadLetter(row))
@@ -177,7 +202,13 @@ class AlarmService:
         self._fire(kind, key, name, record, begin, done)
 
     def _fire(
-        self, kind: str, key: str, name: str, record: AlarmRecord, begin: Callable[[Activation], Alarm | None], done: Fired
+        self,
+        kind: str,
+        key: str,
+        name: str,
+        record: AlarmRecord,
+        begin: Callable[[Activation], Alarm | None],
+        done: Fired,
     ) -> None:
         """Have an alarm fire; `begin` says in the turn whether it is still there and due then."""
         firing: Firing | None = None
@@ -193,9 +224,13 @@ class AlarmService:
         def told(error: pb.Error | None) -> None:
             done(error, firing is not None and firing.ran)
 
-        self._engine.run_internal(kind, key, request_id, handler, told, metadata=metadata_of(record.options))
+        self._engine.run_internal(
+            kind, key, request_id, handler, told, metadata=metadata_of(record.options)
+        )
 
-    def _write_down(self, kind: str, key: str, name: str, due_ms: int, error: pb.Error, done: Callable[[], None]) -> None:
+    def _write_down(
+        self, kind: str, key: str, name: str, due_ms: int, error: pb.Error, done: Callable[[], None]
+    ) -> None:
         """A firing failed: it fires again later, or is a dead letter."""
 
         def fail(activation: Activation) -> None:
@@ -206,14 +241,35 @@ class AlarmService:
             if record is not None:
                 told = f"{error.type}: {error.message}" if error.type else error.message
                 lost = Notification(
-                    kind, key, kind, key, "on_alarm", record.payload, record.scheduled_ms, record.attempt + 1, error=told
+                    kind,
+                    key,
+                    kind,
+                    key,
+                    "on_alarm",
+                    record.payload,
+                    record.scheduled_ms,
+                    record.attempt + 1,
+                    error=told,
                 )
                 code = code_name(error.code)
-                raw = encode(DeadLetter(lost, activation.shard.clock.now_ms(), code, told, record, name))
+                raw = encode(
+                    DeadLetter(lost, activation.shard.clock.now_ms(), code, told, record, name)
+                )
                 activation.storage.add_effect(AddDeadLetter(self._letters, raw))
-                log.error("alarm %r of %s/%s is a dead letter after %d attempts: %s", name, kind, key, record.attempt + 1, told)
+                log.error(
+                    "alarm %r of %s/%s is a dead letter after %d attempts: %s",
+                    name,
+                    kind,
+                    key,
+                    record.attempt + 1,
+                    told,
+                )
 
         request_id = effect_id(self._ids.next())
         self._engine.run_internal(
-            kind, key, request_id, lambda activation: InternalHandler("alarm failed", lambda: fail(activation)), lambda _: done()
+            kind,
+            key,
+            request_id,
+            lambda activation: InternalHandler("alarm failed", lambda: fail(activation)),
+            lambda _: done(),
         )

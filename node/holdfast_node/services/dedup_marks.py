@@ -14,7 +14,8 @@ _SWEEP_MAX = 200
 
 
 class DedupMarkService:
-    """Forgets what was received long ago by the shard's time, a few rows at a time. Implements `Periodic`."""
+    """Forgets what was received long ago by the shard's time, a few rows at a time. Implements
+    `Periodic`."""
 
     def __init__(self, store: Store, shards: Shards, writes: ShardWrites) -> None:
         self._store = store
@@ -23,7 +24,10 @@ class DedupMarkService:
         self._at: tuple[int, bytes] = (0, b"")
 
     def tick(self, now_ms: int) -> None:
-        shards = sorted((shard for shard in self._shards.serving(boottime()) if shard.may_write()), key=lambda shard: shard.number)
+        shards = sorted(
+            (shard for shard in self._shards.serving(boottime()) if shard.may_write()),
+            key=lambda shard: shard.number,
+        )
         if not shards:
             return
         number, cursor = self._at
@@ -36,7 +40,9 @@ class DedupMarkService:
         prefix = keys.index_prefix(shard.number, keys.MARKS)
         oldest = int(shard.time_ms - MARKS_KEPT.total_seconds() * 1000)
         gone: list[Row] = []
-        for looked, (key, value) in enumerate(self._store.scan("state", max(prefix, cursor), keys.after(prefix))):
+        for looked, (key, value) in enumerate(
+            self._store.scan("state", max(prefix, cursor), keys.after(prefix))
+        ):
             if looked >= _SWEEP_MAX:
                 self._at = shard.number, key
                 break

@@ -1,4 +1,5 @@
-"""Removes from disk what has expired. For its readers it is gone when its time has come; see `effects/expiry.py`.
+"""Removes from disk what has expired. For its readers it is gone when its time has come; see
+`effects/expiry.py`.
 
 The whole object is deleted by a turn of its own, which finds it expired as every turn would.
 """
@@ -58,7 +59,11 @@ class ExpiryService:
                 break
             budget.left -= 1
             kind, key, row = keys.read_ident(keys.read_due_key(index_key)[1])
-            gone = self._remove_row(shard, kind, key, row) if row else self._delete_object(shard, kind, key)
+            gone = (
+                self._remove_row(shard, kind, key, row)
+                if row
+                else self._delete_object(shard, kind, key)
+            )
             if gone is None:
                 coming.left = True
             else:
@@ -76,12 +81,16 @@ class ExpiryService:
     def _remove_row(self, shard: Shard, kind: str, key: str, row: bytes) -> list[bytes]:
         """What of a value is to be removed, as its row of the index is due.
 
-        What turns that ended have written may not be in the store yet, so an object in memory is asked. What a running turn writes
-        comes behind this in the shard's log.
+        What turns that ended have written may not be in the store yet, so an object in memory is
+        asked. What a running turn writes comes behind this in the shard's log.
         """
         activation = self._engine.find(kind, key)
         own = keys.row_prefix(shard.number, kind, key) + row
-        raw = self._store.get("state", own) if activation is None else activation.storage.left(row.decode())
+        raw = (
+            self._store.get("state", own)
+            if activation is None
+            else activation.storage.left(row.decode())
+        )
         expiry = None if raw is None else read_expiry(raw)
         if expiry is None or not shard.expired(expiry):
             return []
@@ -89,7 +98,8 @@ class ExpiryService:
         return [own]
 
     def _delete_object(self, shard: Shard, kind: str, key: str) -> list[bytes] | None:
-        """Begin to delete an object; None as long as that is under way, or it cannot be told whether it has expired."""
+        """Begin to delete an object; None as long as that is under way, or it cannot be told
+        whether it has expired."""
         if (kind, key) in self._deleting or len(self._deleting) >= DELETING_MAX:
             return None
         activation = self._engine.find(kind, key)

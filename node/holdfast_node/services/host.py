@@ -1,4 +1,5 @@
-"""The objects of a node with all that they need, put together: the engine, the effects of turns, and the duties of an owner."""
+"""The objects of a node with all that they need, put together: the engine, the effects of turns,
+and the duties of an owner."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ from holdfast_node.store import keys
 
 @dataclass(frozen=True, slots=True)
 class HostOptions:
-    """How a node's objects are run. `known`: the kinds of the cluster's nodes. `chance`: for the jitter of pauses."""
+    """How a node's objects are run. `known`: the kinds of the cluster's nodes. `chance`: for the
+    jitter of pauses."""
 
     limits: EngineLimits = field(default_factory=EngineLimits)
     known: KnownKinds | None = None
@@ -75,14 +77,23 @@ class ObjectHost:
         cache = self._cache = CacheSize()
         self.activations = Activations(cache)
         self.kinds = ShardKinds(
-            app.kinds, options.known or KnownKinds(0.0, boottime), store, shards, self.activations.of_shards, loop.time
+            app.kinds,
+            options.known or KnownKinds(0.0, boottime),
+            store,
+            shards,
+            self.activations.of_shards,
+            loop.time,
         )
         self.pauses = Pauses()
         self.writes = ShardWrites(committer)
         self.letters = DeadLetters(store, self.writes, limits.outbox.letters_max)
-        self.outbox = Outbox(limits.outbox, (options.chance or random.Random()).uniform, loop.time())
+        self.outbox = Outbox(
+            limits.outbox, (options.chance or random.Random()).uniform, loop.time()
+        )
         self.notifications = Notifications(store, self.writes, self.outbox)
-        self.delays = DelayedNotifications(store, self.writes, self.notifications, limits.outbox.shard_delayed_max)
+        self.delays = DelayedNotifications(
+            store, self.writes, self.notifications, limits.outbox.shard_delayed_max
+        )
         self.sent = Sent(self.notifications, self.delays, self.writes)
         self._alarm_index = DueIndex(store, keys.ALARMS)
         self._expiry_index = ExpiryIndex(store, keys.EXPIRY)
@@ -96,9 +107,18 @@ class ObjectHost:
             cache,
             options.tracing,
         )
-        self.engine = self.engine_class(app, limits, shards, committer, responses, environment, self.activations, self.kinds)
+        self.engine = self.engine_class(
+            app, limits, shards, committer, responses, environment, self.activations, self.kinds
+        )
         self.delivery = self.notifications_class(
-            app, self.notifications, self.letters, self.writes, outgoing, self.kinds, self.pauses, shards.clock.now_ms
+            app,
+            self.notifications,
+            self.letters,
+            self.writes,
+            outgoing,
+            self.kinds,
+            self.pauses,
+            shards.clock.now_ms,
         )
         self.alarms = self.alarms_class(
             app,
@@ -137,8 +157,13 @@ class ObjectHost:
         return self._cache.bytes
 
     def next_due_ms(self) -> int:
-        """When something is due first in what is owned, Unix time in ms: a delayed notification, an alarm, or what expires."""
-        return min(self.delays.next_due_ms(), self._alarm_index.next_due_ms(), self._expiry_index.next_due_ms())
+        """When something is due first in what is owned, Unix time in ms: a delayed notification, an
+        alarm, or what expires."""
+        return min(
+            self.delays.next_due_ms(),
+            self._alarm_index.next_due_ms(),
+            self._expiry_index.next_due_ms(),
+        )
 
     def counts(self) -> dict[str, int]:
         """For `StatsResponse`."""

@@ -1,4 +1,5 @@
-"""Delivers notifications: hands those of the outbox to the dispatcher, and writes what became of them."""
+"""Delivers notifications: hands those of the outbox to the dispatcher, and writes what became of
+them."""
 
 from __future__ import annotations
 
@@ -16,7 +17,14 @@ from holdfast.v1 import objects_pb2 as pb
 
 from holdfast_node.effects.dead_letters import DeadLetters
 from holdfast_node.effects.notifications import Notifications
-from holdfast_node.effects.outbox import Dead, Delivered, Failed, Failure, PendingNotification, Target
+from holdfast_node.effects.outbox import (
+    Dead,
+    Delivered,
+    Failed,
+    Failure,
+    PendingNotification,
+    Target,
+)
 from holdfast_node.effects.records import DeadLetter, encode, metadata_of
 from holdfast_node.effects.writes import ShardWrites
 from holdfast_node.log.shards import Shard
@@ -28,7 +36,8 @@ log = logging.getLogger(__name__)
 
 DELIVERY_TIMEOUT_MS = 30_000
 MARKS_KEPT = timedelta(days=7)
-"""How long, of its shard's time, a receiver remembers what it was told last by a sender that tells it nothing more."""
+"""How long, of its shard's time, a receiver remembers what it was told last by a sender that tells
+it nothing more."""
 assert MARKS_KEPT > 2 * NOTIFY_AGE_MAX
 
 _SAFE_AGE_MS = int((MARKS_KEPT - timedelta(days=1)).total_seconds() * 1000)
@@ -43,7 +52,8 @@ class Router(Protocol):
 
 
 class NotificationService:
-    """Delivers what is in the outbox, as soon as it is there. Lives on the loop. Implements `Periodic`."""
+    """Delivers what is in the outbox, as soon as it is there. Lives on the loop. Implements
+    `Periodic`."""
 
     def __init__(
         self,
@@ -89,9 +99,17 @@ class NotificationService:
         for pending in self._outbox.take(now, self._ready, self._pauses.paused):
             row = pending.row
             if row.first_ms and self._now_ms() - row.first_ms > _SAFE_AGE_MS:
-                # It was tried, its receiver was paused for days since, and has perhaps forgotten by now that it took it.
-                why = "it was tried before a pause of days: whether it took effect is not known any more"
-                self._loop.call_soon(self._settle, pending, Failure("DEADLINE_EXCEEDED", why, counts=False, final=True))
+                # It was tried, its receiver was paused for days since, and has perhaps forgotten by
+                # now that it took it.
+                why = (
+                    "it was tried before a pause of days: whether it took effect is not known any"
+                    " more"
+                )
+                self._loop.call_soon(
+                    self._settle,
+                    pending,
+                    Failure("DEADLINE_EXCEEDED", why, counts=False, final=True),
+                )
                 continue
             sender = keys.ident(row.sender_kind, row.sender_key)
             call = pb.Call(
@@ -128,11 +146,16 @@ class NotificationService:
         responsible = pending.row.sender_kind or pending.row.kind
         kind = self._app.kinds.get(responsible)
         options = kind.options if kind is not None else KindOptions()
-        # How long to try is written in the kind, so a node that lacks it lets nothing die that another node has the kind for.
-        may_die = self._letters.room(shard) and not (kind is None and self._kinds.elsewhere(responsible))
+        # How long to try is written in the kind, so a node that lacks it lets nothing die that
+        # another node has the kind for.
+        may_die = self._letters.room(shard) and not (
+            kind is None and self._kinds.elsewhere(responsible)
+        )
         age_ms = int(options.notify_age.total_seconds() * 1000)
         now = self._loop.time()
-        outcome = self._outbox.answered(pending, failure, now, self._now_ms(), options.notify_attempts, age_ms, may_die)
+        outcome = self._outbox.answered(
+            pending, failure, now, self._now_ms(), options.notify_attempts, age_ms, may_die
+        )
         row_key = keys.index_prefix(shard.number, keys.OUTBOX) + pending.sequence
         if shard.owned:
             match outcome:
@@ -148,7 +171,9 @@ class NotificationService:
         row = pending.row
         letter = DeadLetter(row, self._now_ms(), why.code, why.message)
         own = keys.index_prefix(shard.number, keys.OUTBOX) + pending.sequence
-        self._writes.write_or_defer(shard, [(own, None), self._letters.row(shard, pending.sequence, letter)])
+        self._writes.write_or_defer(
+            shard, [(own, None), self._letters.row(shard, pending.sequence, letter)]
+        )
         log.error(
             "%s/%s.%s(), a notification of %s, is a dead letter after %d attempts: %s: %s",
             row.kind,
@@ -162,7 +187,8 @@ class NotificationService:
 
 
 class _Answer:
-    """Waits for the answer to one delivery. Implements `holdfast_cluster.routing.dispatch.Origin`."""
+    """Waits for the answer to one delivery.
+    Implements `holdfast_cluster.routing.dispatch.Origin`."""
 
     __slots__ = ("_pending", "_service")
 

@@ -12,7 +12,8 @@ INTERVAL_S = 60.0
 
 
 class ResponseService:
-    """Has the owned shards forget the replies whose time has passed, about once a minute. Implements `Periodic`."""
+    """Has the owned shards forget the replies whose time has passed, about once a minute.
+    Implements `Periodic`."""
 
     def __init__(self, responses: ResponseCache, shards: Shards, committer: Committer) -> None:
         self._responses = responses

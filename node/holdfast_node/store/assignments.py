@@ -1,7 +1,9 @@
-"""Every assignment that this node has seen, on its disk: so that an etcd that was put back is recognised after a restart too.
+"""Every assignment that this node has seen, on its disk: so that an etcd that was put back is
+recognised after a restart too.
 
-One row a shard, whether the node has a copy of it or not, and one with the other facts of the cluster, from which etcd can be rebuilt
-(`holdfast adopt-etcd`). Rows are staged for the next flush. Whoever acts on an assignment waits for that flush first.
+One row a shard, whether the node has a copy of it or not, and one with the other facts of the
+cluster, from which etcd can be rebuilt (`holdfast adopt-etcd`). Rows are staged for the next flush.
+Whoever acts on an assignment waits for that flush first.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ class Facts(msgspec.Struct, frozen=True):
     revision: int = 0
     settings: ClusterSettings | None = None
     members: Mapping[str, Member] = {}
-    """Every one ever seen, as it was last. One that left after a drain is forgotten: nothing is on it."""
+    """Every one ever seen, as it was last. One that left after a drain is forgotten: nothing is on
+    it."""
     drains: Mapping[str, Drain] = {}
     pauses: tuple[tuple[str, str, Pause], ...] = ()
 
@@ -76,10 +79,19 @@ class KeptAssignments(Memory):
     def follow(self, view: View) -> None:
         super().follow(view)
         members = {
-            name: member for name, member in self._facts.members.items() if name not in view.drains and name not in self._facts.drains
+            name: member
+            for name, member in self._facts.members.items()
+            if name not in view.drains and name not in self._facts.drains
         }
         pauses = tuple((kind, key, pause) for (kind, key), pause in sorted(view.pauses.items()))
-        facts = Facts(view.lineage, self._facts.revision, view.settings, {**members, **view.members}, view.drains, pauses)
+        facts = Facts(
+            view.lineage,
+            self._facts.revision,
+            view.settings,
+            {**members, **view.members},
+            view.drains,
+            pauses,
+        )
         if facts != self._facts:
             self._facts = msgspec.structs.replace(facts, revision=view.revision)
             self._staging.batch.put("meta", keys.FACTS, encode(self._facts))
@@ -92,7 +104,9 @@ class KeptAssignments(Memory):
         self._staging.batch.put("meta", keys.assignment_key(shard), msgspec.msgpack.encode(row))
         return True
 
-    def report(self, node: str, incarnation: int, epochs: Mapping[int, int]) -> peer_pb2.KnownResponse:
+    def report(
+        self, node: str, incarnation: int, epochs: Mapping[int, int]
+    ) -> peer_pb2.KnownResponse:
         """All of it. `epochs`: by shard, the highest one that this node's copy has heard of."""
         facts = self._facts
         response = peer_pb2.KnownResponse(
@@ -104,9 +118,17 @@ class KeptAssignments(Memory):
             settings=b"" if facts.settings is None else encode(facts.settings),
             members=[encode(member) for _, member in sorted(facts.members.items())],
             drains={name: encode(drain) for name, drain in facts.drains.items()},
-            pauses=[peer_pb2.KnownPause(kind=kind, key=key, pause=encode(pause)) for kind, key, pause in facts.pauses],
+            pauses=[
+                peer_pb2.KnownPause(kind=kind, key=key, pause=encode(pause))
+                for kind, key, pause in facts.pauses
+            ],
         )
         for shard in sorted({*self._raws, *epochs}):
             row = self._raws.get(shard, Row(0, b""))
-            response.shards.add(shard=shard, generation=row.generation, assignment=row.raw, epoch=epochs.get(shard, 0))
+            response.shards.add(
+                shard=shard,
+                generation=row.generation,
+                assignment=row.raw,
+                epoch=epochs.get(shard, 0),
+            )
         return response

@@ -17,10 +17,12 @@ class WrongDirectory(Exception):
 
 
 class DataDirectory:
-    """Facts of a data directory, kept in its store. Implements `holdfast_cluster.membership.member.Directory`."""
+    """Facts of a data directory, kept in its store. Implements
+    `holdfast_cluster.membership.member.Directory`."""
 
     def __init__(self, store: Store, convert: Callable[[Store], None]) -> None:
-        """`convert`: brings a directory of format 1 to this format. Raises WrongDirectory for a format that is not known."""
+        """`convert`: brings a directory of format 1 to this format. Raises WrongDirectory for a
+        format that is not known."""
         self._store = store
         found = store.get("meta", keys.FORMAT)
         if found is None:
@@ -29,10 +31,14 @@ class DataDirectory:
             convert(store)
             self._put(keys.FORMAT, FORMAT)
         elif found != FORMAT:
-            raise WrongDirectory(f"{store.path} has format {found.decode()}, this version reads format {FORMAT.decode()}")
+            raise WrongDirectory(
+                f"{store.path} has format {found.decode()}, this version reads format"
+                f" {FORMAT.decode()}"
+            )
 
     def node_id(self, name: str | None) -> str:
-        """The id of the node that this directory is, made at its first start: `name` and a random part.
+        """The id of the node that this directory is, made at its first start: `name` and a random
+        part.
 
         Raises WrongDirectory when the directory was started under another name.
         """
@@ -43,7 +49,10 @@ class DataDirectory:
             return node
         node = raw.decode()
         if name is not None and node.rpartition("-")[0] != name:
-            raise WrongDirectory(f"data directory {self._store.path} is node {node}'s, not {name!r}'s: name its own or an empty one")
+            raise WrongDirectory(
+                f"data directory {self._store.path} is node {node}'s, not {name!r}'s: name its own"
+                " or an empty one"
+            )
         return node
 
     @property
@@ -57,14 +66,16 @@ class DataDirectory:
         return int(self._store.get("meta", keys.INCARNATION) or b"0")
 
     def claim(self, cluster_id: str) -> None:
-        """Bind the directory to a cluster at its first start. Raises WrongDirectory when it is another one's."""
+        """Bind the directory to a cluster at its first start. Raises WrongDirectory when it is
+        another one's."""
         raw = self._store.get("meta", keys.CLUSTER_ID)
         if raw is None:
             self._put(keys.CLUSTER_ID, cluster_id.encode())
         elif raw.decode() != cluster_id:
             raise WrongDirectory(
-                f"data directory {self._store.path} belongs to cluster {raw.decode()}, but etcd describes cluster {cluster_id}. "
-                "Either the node was pointed at another cluster's etcd, or that etcd was emptied; nothing is served"
+                f"data directory {self._store.path} belongs to cluster {raw.decode()}, but etcd"
+                f" describes cluster {cluster_id}. Either the node was pointed at another cluster's"
+                " etcd, or that etcd was emptied; nothing is served"
             )
 
     def next_incarnation(self) -> int:

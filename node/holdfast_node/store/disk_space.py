@@ -1,12 +1,15 @@
-"""Whether the disk of the data directory has room: a node is `full` before its writes fail, and active again when there is enough.
+"""Whether the disk of the data directory has room: a node is `full` before its writes fail, and
+active again when there is enough.
 
-The disk has a *reserve* (`--disk-reserve`). With less free the node is low: it says that it is full, so that it gets no new copies
-and gives away what it owns. With less than a quarter of the reserve free it is critical: it leaves the cluster when others can do
-without it, and waits for room. Each way back needs more room than the way there, and time: more each time that the room was gone
-again soon, so that nothing flaps.
+The disk has a *reserve* (`--disk-reserve`). With less free the node is low: it says that it is
+full, so that it gets no new copies and gives away what it owns. With less than a quarter of the
+reserve free it is critical: it leaves the cluster when others can do without it, and waits for
+room. Each way back needs more room than the way there, and time: more each time that the room was
+gone again soon, so that nothing flaps.
 
-Beside the reserve a *ballast* file of 64 MiB takes room while the process runs. It goes when the disk is critical, so that a node
-that leaves can write its last records. What is free is always counted as if the ballast were there: its going changes no level.
+Beside the reserve a *ballast* file of 64 MiB takes room while the process runs. It goes when the
+disk is critical, so that a node that leaves can write its last records. What is free is always
+counted as if the ballast were there: its going changes no level.
 """
 
 from __future__ import annotations
@@ -25,9 +28,11 @@ EXIT_DISK_FULL = 71
 """The exit status of a process that a full disk has ended. Its next start waits for room."""
 BALLAST_BYTES = 64 << 20
 START_BYTES_MIN = 16 << 20
-"""A start waits for so much room at least, whatever the reserve is: RocksDB writes files when it opens."""
+"""A start waits for so much room at least, whatever the reserve is: RocksDB writes files when it
+opens."""
 STAY_S = 5.0, 600.0
-"""How long a disk that has become low counts as low at least. Doubled each time that it is again within FORGET_S."""
+"""How long a disk that has become low counts as low at least. Doubled each time that it is again
+within FORGET_S."""
 FORGET_S = 600.0
 _FILES_MIN = 64
 _LOOK_S = 0.5
@@ -68,8 +73,16 @@ class DiskSpace:
     def look(self, free: int, now: float) -> Level:
         """The level with so many bytes free, at `now` in seconds."""
         critical_from = self.reserve // 2 if self.level is Level.CRITICAL else self.reserve // 4
-        enough_from = self.reserve if self.level is Level.ENOUGH else self.reserve + self.reserve // 4
-        level = Level.CRITICAL if free < critical_from else Level.LOW if free < enough_from else Level.ENOUGH
+        enough_from = (
+            self.reserve if self.level is Level.ENOUGH else self.reserve + self.reserve // 4
+        )
+        level = (
+            Level.CRITICAL
+            if free < critical_from
+            else Level.LOW
+            if free < enough_from
+            else Level.ENOUGH
+        )
         if level > self.level:
             self._worsen(level, now)
         elif level < self.level and not self.stays(now):
@@ -78,21 +91,27 @@ class DiskSpace:
         return self.level
 
     def failed(self, now: float) -> None:
-        """There was no room for a file, whatever the file system says is free (with a quota, say)."""
+        """There was no room for a file, whatever the file system says is free (with a
+        quota, say)."""
         self._worsen(max(self.level, Level.LOW), now)
 
     def _worsen(self, level: Level, now: float) -> None:
         if self.level is Level.ENOUGH:
             shortest, longest = STAY_S
-            self._stay_s = min(self._stay_s * 2, longest) if now - self._enough_at < FORGET_S else shortest
+            self._stay_s = (
+                min(self._stay_s * 2, longest) if now - self._enough_at < FORGET_S else shortest
+            )
         self.level = level
         self._stays_until = now + self._stay_s
 
 
 class DiskWatch:
-    """Looks at the disk of a data directory, and keeps the ballast there. With a reserve of 0 only what failed counts."""
+    """Looks at the disk of a data directory, and keeps the ballast there. With a reserve of 0 only
+    what failed counts."""
 
-    def __init__(self, folder: Path, reserve: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, folder: Path, reserve: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._ballast = folder / "ballast"
@@ -114,8 +133,14 @@ class DiskWatch:
         """Why the node takes nothing more; None while it does."""
         if self.level is Level.ENOUGH:
             return None
-        wanted = f"the reserve is {self.reserve >> 20} MiB" if self.reserve else "too little for a file that was written"
-        return f"the disk of {self._folder} is full: {max(self.free, 0) >> 20} MiB are free, {wanted}"
+        wanted = (
+            f"the reserve is {self.reserve >> 20} MiB"
+            if self.reserve
+            else "too little for a file that was written"
+        )
+        return (
+            f"the disk of {self._folder} is full: {max(self.free, 0) >> 20} MiB are free, {wanted}"
+        )
 
     @property
     def cannot_start(self) -> str | None:
@@ -123,7 +148,10 @@ class DiskWatch:
         if self._space.can_start(self.free, self._clock()):
             return None
         free, wanted = max(self.free, 0) >> 20, self._space.start_from >> 20
-        return f"the disk of {self._folder} is full: {free} MiB are free, the node starts when {wanted} MiB are"
+        return (
+            f"the disk of {self._folder} is full: {free} MiB are free, the node starts when"
+            f" {wanted} MiB are"
+        )
 
     def look(self) -> Level:
         """See how much is free now."""
@@ -157,7 +185,9 @@ class DiskWatch:
                         await asyncio.to_thread(self._make_ballast)
                 except OSError as error:
                     if (text := str(error)) != failed:
-                        log.error("nobody knows how much room the disk of %s has: %s", self._folder, text)
+                        log.error(
+                            "nobody knows how much room the disk of %s has: %s", self._folder, text
+                        )
                     failed = text
                 await asyncio.sleep(_LOOK_S)
         finally:
@@ -186,7 +216,9 @@ class DiskWatch:
 
     def _say(self, before: Level) -> None:
         if self.level is Level.ENOUGH:
-            log.warning("the disk of %s has room again: %d MiB are free", self._folder, self.free >> 20)
+            log.warning(
+                "the disk of %s has room again: %d MiB are free", self._folder, self.free >> 20
+            )
         elif self.level > before:
             log.error("%s%s", self.full, "; it is critical" if self.level is Level.CRITICAL else "")
 

@@ -12,8 +12,9 @@ Column families and their keys (numbers big-endian, so that byte order is number
 
 docs/format.md names every record and its fields.
 
-A text that is followed by something is written as UTF-8 with 00 as 00 FF, ended by 00 01: no encoding is a prefix of another, and
-byte order is text order. (A lone 00 as the end would make "a" a prefix of "a\\0".)
+A text that is followed by something is written as UTF-8 with 00 as 00 FF, ended by 00 01: no
+encoding is a prefix of another, and byte order is text order. (A lone 00 as the end would make "a"
+a prefix of "a\\0".)
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ ALARM = 0x20
 """Record type of an alarm of the object; its key is the alarm's name."""
 
 EXPIRES = 0x30
-"""Record type of the time at which the whole object expires: u64, Unix time in ms. It has no key of its own."""
+"""Record type of the time at which the whole object expires: u64, Unix time in ms. It has no key of
+its own."""
 
 # Indexes of a shard. No kind's name begins with 00, so they lie before all objects.
 OUTBOX = 0x01
@@ -35,13 +37,15 @@ OUTBOX = 0x01
 DELAYED = 0x02
 """due u64 ms | sequence: one that is to go to the outbox when its time has come"""
 ALARMS = 0x03
-"""due u64 ms | kind 00 01 | key 00 01 | name: nothing; the alarm itself is a record of its object"""
+"""due u64 ms | kind 00 01 | key 00 01 | name: nothing; the alarm itself is a record of
+its object"""
 LETTERS = 0x04
 """sequence: a dead letter"""
 MARKS = 0x05
 """receiver's kind 00 01 | key 00 01 | sender: what the receiver took last from this sender"""
 EXPIRY = 0x06
-"""due u64 ms | kind 00 01 | key 00 01 | row: nothing. The row has expired by then, or was written anew. No row: the whole object"""
+"""due u64 ms | kind 00 01 | key 00 01 | row: nothing. The row has expired by then, or was written
+anew. No row: the whole object"""
 
 SEQUENCE_BYTES = 16
 
@@ -66,14 +70,16 @@ def object_prefix(shard: int, kind: str, key: str) -> bytes:
 
 
 def objects_from(shard: int, kind: str, prefix: str) -> bytes:
-    """What all records of a kind's objects begin with whose keys begin with a prefix; without a kind, where all objects begin."""
+    """What all records of a kind's objects begin with whose keys begin with a prefix; without a
+    kind, where all objects begin."""
     if not kind:
         return shard_prefix(shard) + b"\x01"  # behind the indexes
     return shard_prefix(shard) + _text(kind) + prefix.encode().replace(b"\0", b"\0\xff")
 
 
 def split_object(raw: bytes) -> tuple[int, str, str, bytes]:
-    """The shard, kind and key of a key in `state`, and the rest: record type and the record's own key."""
+    """The shard, kind and key of a key in `state`, and the rest: record type and the record's own
+    key."""
     kind, at = _read_text(raw, _SHARD_BYTES)
     key, at = _read_text(raw, at)
     return int.from_bytes(raw[:_SHARD_BYTES], "big"), kind, key, raw[at:]
@@ -103,7 +109,8 @@ INDEX_PREFIX_BYTES = _SHARD_BYTES + 2
 
 
 def sequence(epoch: int, number: int) -> bytes:
-    """A place in the order of what a shard sends: grows with the epoch, and within it. The 16 bits above the epoch are kept free."""
+    """A place in the order of what a shard sends: grows with the epoch, and within it. The 16 bits
+    above the epoch are kept free."""
     assert epoch < EPOCHS_MAX
     return epoch.to_bytes(8, "big") + number.to_bytes(8, "big")
 
@@ -115,7 +122,10 @@ def due_key(shard: int, index: int, due_ms: int, rest: bytes) -> bytes:
 
 def read_due_key(raw: bytes) -> tuple[int, bytes]:
     """When a row of such an index is due, and the rest of its key."""
-    return int.from_bytes(raw[INDEX_PREFIX_BYTES : INDEX_PREFIX_BYTES + 8], "big"), raw[INDEX_PREFIX_BYTES + 8 :]
+    return (
+        int.from_bytes(raw[INDEX_PREFIX_BYTES : INDEX_PREFIX_BYTES + 8], "big"),
+        raw[INDEX_PREFIX_BYTES + 8 :],
+    )
 
 
 def ident(kind: str, key: str) -> bytes:
@@ -147,7 +157,8 @@ def forgotten_key(shard: int) -> bytes:
 
 
 def reply_bucket(shard: int, kept: int, bucket: int) -> bytes:
-    """What the keys of all kept replies of a class and bucket begin with; the request id follows."""
+    """What the keys of all kept replies of a class and bucket begin with; the request
+    id follows."""
     return shard.to_bytes(_SHARD_BYTES, "big") + bytes([kept]) + bucket.to_bytes(4, "big")
 
 
@@ -188,12 +199,14 @@ def chain_key(shard: int) -> bytes:
 
 
 def install_key(shard: int) -> bytes:
-    """There while a copy is being replaced by a snapshot: its state is neither the old nor the new one."""
+    """There while a copy is being replaced by a snapshot: its state is neither the old nor the new
+    one."""
     return b"install" + shard_prefix(shard)
 
 
 def assignment_key(shard: int) -> bytes:
-    """Where the newest assignment of a shard that the node has seen is kept, whether it has a copy or not."""
+    """Where the newest assignment of a shard that the node has seen is kept, whether it has a copy
+    or not."""
     return b"assignment" + shard_prefix(shard)
 
 

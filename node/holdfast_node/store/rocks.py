@@ -1,7 +1,9 @@
-"""The node's RocksDB. The only file that knows rocksdict; what its traps are is in docs/decisions/0003-rocksdict.md.
+"""The node's RocksDB. The only file that knows rocksdict; what its traps are is in
+docs/decisions/0003-rocksdict.md.
 
-Reads, writes without sync and iterators run on the event loop (rocksdict holds the GIL in them, so a thread gains nothing and
-costs much); `sync` is the one call that belongs on a thread. What was written is readable at once and durable after the next `sync`.
+Reads, writes without sync and iterators run on the event loop (rocksdict holds the GIL in them, so
+a thread gains nothing and costs much); `sync` is the one call that belongs on a thread. What was
+written is readable at once and durable after the next `sync`.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ _WHOLE = {
 
 @dataclass(frozen=True)
 class StoreProperties:
-    """Bytes, but for what is named otherwise. `write_rate_limit`: bytes a second to which writes are slowed; 0: they are not."""
+    """Bytes, but for what is named otherwise. `write_rate_limit`: bytes a second to which writes
+    are slowed; 0: they are not."""
 
     files_bytes: int
     memtable_bytes: int
@@ -67,7 +70,8 @@ class StoreProperties:
 
 
 class StoreError(Exception):
-    """The store cannot be opened or has failed; the message names the file where RocksDB told it."""
+    """The store cannot be opened or has failed; the message names the file where RocksDB
+    told it."""
 
 
 class DiskFull(StoreError):
@@ -79,7 +83,9 @@ _NO_SPACE = ("No space left on device", "Disk quota exceeded")
 
 def is_no_space(error: BaseException | None) -> bool:
     """Whether an exception of the store, or of the file system, says that the disk is full."""
-    return isinstance(error, DiskFull) or (error is not None and any(text in str(error) for text in _NO_SPACE))
+    return isinstance(error, DiskFull) or (
+        error is not None and any(text in str(error) for text in _NO_SPACE)
+    )
 
 
 class Batch:
@@ -120,7 +126,8 @@ class Cursor:
 
 
 class Store:
-    """An open RocksDB. Raises StoreError from `open` when it is in use, corrupted or not readable."""
+    """An open RocksDB. Raises StoreError from `open` when it is in use, corrupted or
+    not readable."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -136,7 +143,8 @@ class Store:
             options.set_block_based_table_factory(table)
             options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
             options.set_max_total_wal_size(_WAL_BYTES_MAX)
-            # A torn tail is a crash and is cut; anything else that does not check out is rot and refuses to open.
+            # A torn tail is a crash and is cut; anything else that does not check out is rot and
+            # refuses to open.
             options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
             options.set_allow_concurrent_memtable_write(False)  # one thread writes
             options.set_max_open_files(1000)
@@ -146,12 +154,16 @@ class Store:
 
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._db = Rdict(str(path), options(), column_families={name: options() for name in FAMILIES})
+            self._db = Rdict(
+                str(path), options(), column_families={name: options() for name in FAMILIES}
+            )
         except Exception as error:
             raise (DiskFull if is_no_space(error) else StoreError)(_explain(path, error)) from None
         # Each family is fetched once and kept: dropping such an object would flush its memtable.
         self._families = {name: self._db.get_column_family(name) for name in FAMILIES}
-        self._handles: dict[str, object] = {name: self._db.get_column_family_handle(name) for name in FAMILIES}
+        self._handles: dict[str, object] = {
+            name: self._db.get_column_family_handle(name) for name in FAMILIES
+        }
         self._unsynced = WriteOptions()
         self._gets = {name: family.get for name, family in self._families.items()}
         self.syncs = 0
@@ -159,9 +171,12 @@ class Store:
     def get(self, family: str, key: bytes) -> bytes | None:
         return self._gets[family](key)  # type: ignore[no-any-return]
 
-    def scan(self, family: str, start: bytes, end: bytes | None, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+    def scan(
+        self, family: str, start: bytes, end: bytes | None, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
         """The rows of `[start, end)` in order, as they are when the first one is asked for."""
-        # No bounds in ReadOptions: rocksdict keeps a dangling pointer to them. Comparing here costs next to nothing.
+        # No bounds in ReadOptions: rocksdict keeps a dangling pointer to them. Comparing here costs
+        # next to nothing.
         rows = self._families[family].iter(ReadOptions())
         if reverse:
             if end is None:
@@ -183,8 +198,11 @@ class Store:
         """Whether there is a row in `[start, end)`."""
         return next(self.scan(family, start, end), None) is not None
 
-    def scan_now(self, family: str, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
-        """The rows of `[start, end)` as they are now, not when the first is asked for. Read it soon: it keeps the store as it was."""
+    def scan_now(
+        self, family: str, start: bytes, end: bytes | None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """The rows of `[start, end)` as they are now, not when the first is asked for. Read it
+        soon: it keeps the store as it was."""
         rows = self._families[family].iter(ReadOptions())
         rows.seek(start)
 
@@ -227,21 +245,33 @@ class Store:
     def properties(self) -> StoreProperties:
         """What RocksDB tells of itself, all families together."""
         total = {
-            name: sum(int(family.property_value(what) or 0) for family in self._families.values()) for name, what in _SUMMED.items()
+            name: sum(int(family.property_value(what) or 0) for family in self._families.values())
+            for name, what in _SUMMED.items()
         }
-        level0 = max(int(family.property_value("rocksdb.num-files-at-level0") or 0) for family in self._families.values())
+        level0 = max(
+            int(family.property_value("rocksdb.num-files-at-level0") or 0)
+            for family in self._families.values()
+        )
         whole = {name: int(self._db.property_value(what) or 0) for name, what in _WHOLE.items()}
         disk = shutil.disk_usage(self.path)
-        return StoreProperties(level0_files=level0, disk_free_bytes=disk.free, disk_size_bytes=disk.total, **total, **whole)
+        return StoreProperties(
+            level0_files=level0,
+            disk_free_bytes=disk.free,
+            disk_size_bytes=disk.total,
+            **total,
+            **whole,
+        )
 
     def ingest(self, family: str, files: list[Path]) -> None:
-        """Take the rows of files that `RowFiles` wrote; the files are moved. Durable when this returns."""
+        """Take the rows of files that `RowFiles` wrote; the files are moved. Durable when this
+        returns."""
         options = IngestExternalFileOptions()
         options.set_move_files(True)
         self._families[family].ingest_external_file([str(file) for file in files], options)
 
     def flush(self, family: str) -> None:
-        """Write a family's memtable to a file, so that an `ingest` finds none in its way. Belongs on a thread."""
+        """Write a family's memtable to a file, so that an `ingest` finds none in its way. Belongs
+        on a thread."""
         self._families[family].flush()
 
     def close(self) -> None:
@@ -252,14 +282,17 @@ class Store:
         try:
             self._db.close()
         except Exception as error:
-            # It could not write out what is in memory only. All that was made durable is in the log, and a start reads it there.
+            # It could not write out what is in memory only. All that was made durable is in the
+            # log, and a start reads it there.
             log.warning("the store was closed in a hurry: %s", error)
 
 
 class RowFiles:
-    """Writes rows, which come in key order, to files that `Store.ingest` takes. Each file is fsynced when it is full."""
+    """Writes rows, which come in key order, to files that `Store.ingest` takes. Each file is
+    fsynced when it is full."""
 
-    _ROW_BYTES_MAX = 8 << 20  # of rows in a file: finishing it holds the interpreter while it is written and fsynced
+    # of rows in a file: finishing it holds the interpreter while it is written and fsynced
+    _ROW_BYTES_MAX = 8 << 20
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
@@ -287,13 +320,15 @@ class RowFiles:
             writer.finish()
 
     def remove(self) -> None:
-        """Remove what was not ingested. Raises nothing: it is called when something has gone wrong."""
+        """Remove what was not ingested. Raises nothing: it is called when something has
+        gone wrong."""
         self._writer = None  # not finished: that would write more, and may be what went wrong
         remove_files(self.files)
 
 
 def remove_files(files: Iterable[Path]) -> None:
-    """Remove files that may be there. What cannot be removed the next start tries again; the others go all the same."""
+    """Remove files that may be there. What cannot be removed the next start tries again; the others
+    go all the same."""
     for file in files:
         try:
             file.unlink(missing_ok=True)
@@ -303,7 +338,9 @@ def remove_files(files: Iterable[Path]) -> None:
 
 def _explain(path: Path, error: Exception) -> str:
     text = str(error)
-    if "lock" in text.lower() and ("unavailable" in text.lower() or "no locks" in text.lower() or "lock hold" in text.lower()):
+    if "lock" in text.lower() and (
+        "unavailable" in text.lower() or "no locks" in text.lower() or "lock hold" in text.lower()
+    ):
         return f"data directory {path} is in use by another process"
     if "corrupt" in text.lower():
         # Of a write-ahead log RocksDB names the file only in its own log.
@@ -311,8 +348,9 @@ def _explain(path: Path, error: Exception) -> str:
         if dropped and "/" not in text:
             text += f" in {dropped[-1]}"
         return (
-            f"data directory {path} is corrupted: {text}. It is not opened, so that nothing is silently lost: "
-            "restore this node from its replicas or a backup, or look at the named file"
+            f"data directory {path} is corrupted: {text}. It is not opened, so that nothing is"
+            " silently lost: restore this node from its replicas or a backup, or look at the named"
+            " file"
         )
     return f"data directory {path} cannot be opened: {text}"
 

@@ -1,7 +1,9 @@
-"""The cluster in one process: the engine of production over a store in memory, on virtual time. Its network can lose replies.
+"""The cluster in one process: the engine of production over a store in memory, on virtual time. Its
+network can lose replies.
 
-There is one node, with one copy of everything. What users' code can see is that of a cluster: turns, commits, retries under one
-request id, notifications, alarms, eviction, and a crash after which all that is not durable is gone.
+There is one node, with one copy of everything. What users' code can see is that of a cluster:
+turns, commits, retries under one request id, notifications, alarms, eviction, and a crash after
+which all that is not durable is gone.
 """
 
 from __future__ import annotations
@@ -89,7 +91,9 @@ class InProcessCluster:
         self._shards = shards
         responses = ResponseCache(store, 600, self._clock.now_ms)
         committer = Committer(self._flusher)
-        self._objects = ObjectHost(self._app, HostOptions(chance=self._chance), committer, shards, responses, self._network)
+        self._objects = ObjectHost(
+            self._app, HostOptions(chance=self._chance), committer, shards, responses, self._network
+        )
         self._engine = self._objects.engine
         self._network.engine = self._engine
         self._ticking = self._loop.create_task(self._tick(), name="holdfast tick")
@@ -127,7 +131,10 @@ class InProcessCluster:
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop()
             coroutine.close()
-            raise _OwnLoop("the cluster has a loop of its own: use it in a plain `def` test, and `cluster.run(...)` for coroutines")
+            raise _OwnLoop(
+                "the cluster has a loop of its own: use it in a plain `def` test, and"
+                " `cluster.run(...)` for coroutines"
+            )
         return self._loop.run_until_complete(coroutine)
 
     # -- calls
@@ -147,7 +154,8 @@ class InProcessCluster:
             self._in_run = False
 
     async def _call(self, call: pb.Call, timeout: float | None) -> bytes:
-        """The result of a call, which is sent again as clients and gateways do. Raises its error."""
+        """The result of a call, which is sent again as clients and gateways do. Raises
+        its error."""
         if not call.request_id:
             call.request_id = self._ids.next()
         check_size(call.ByteSize(), len(call.arguments), definite=False)
@@ -200,7 +208,9 @@ class InProcessCluster:
     def fire_alarm(self, kind: type | str, key: str, name: str = "default") -> None:
         of = kind_name(kind)
         self._flusher.write()
-        raw = self._store.get("state", keys.alarm_prefix(shard_of(of, key, SHARDS), of, key) + name.encode())
+        raw = self._store.get(
+            "state", keys.alarm_prefix(shard_of(of, key, SHARDS), of, key) + name.encode()
+        )
         if raw is None:
             there = ", ".join(repr(alarm.name) for alarm in self.alarms(kind, key)) or "none"
             raise LookupError(f"{of}/{key} has no alarm {name!r}; there is {there}")
@@ -210,7 +220,9 @@ class InProcessCluster:
         done: asyncio.Future[pb.Error | None] = self._loop.create_future()
         record = decode_alarm(raw)
         alarms = self._objects.alarms
-        alarms.fire(kind, key, name, record.due_ms, record, lambda error, ran: done.set_result(error))
+        alarms.fire(
+            kind, key, name, record.due_ms, record, lambda error, ran: done.set_result(error)
+        )
         error = await done
         if error is not None:
             raise error_from_proto(error)
@@ -259,9 +271,12 @@ class InProcessCluster:
         self._flusher.write()
         prefix = keys.alarm_prefix(shard_of(of, key, SHARDS), of, key)
         found = [
-            (row[len(prefix) :].decode(), decode_alarm(raw)) for row, raw in self._store.scan("state", prefix, keys.after(prefix))
+            (row[len(prefix) :].decode(), decode_alarm(raw))
+            for row, raw in self._store.scan("state", prefix, keys.after(prefix))
         ]
-        return [shown(name, record) for name, record in sorted(found, key=lambda item: item[1].due_ms)]
+        return [
+            shown(name, record) for name, record in sorted(found, key=lambda item: item[1].due_ms)
+        ]
 
     def dead_letters(self) -> list[dict[str, Any]]:
         self._flusher.write()
@@ -315,7 +330,9 @@ class AsyncClient:
         call.attempt = int(call.keep_reply)
         return _Stub(self._cluster, kind, call, timeout)
 
-    def notify(self, kind: type | str, key: str, *, delay: timedelta | None = None, **options: Any) -> Any:
+    def notify(
+        self, kind: type | str, key: str, *, delay: timedelta | None = None, **options: Any
+    ) -> Any:
         """A stub whose calls are stored."""
         stub = self.get(kind, key, **options)
         stub._call.send = True
@@ -324,7 +341,9 @@ class AsyncClient:
 
 
 class _Stub:
-    def __init__(self, cluster: InProcessCluster, kind: type | str, call: pb.Call, timeout: float | None) -> None:
+    def __init__(
+        self, cluster: InProcessCluster, kind: type | str, call: pb.Call, timeout: float | None
+    ) -> None:
         self._cluster = cluster
         self._kind = kind
         self._call = call
@@ -342,7 +361,9 @@ class _Stub:
             call.CopyFrom(self._call)
             call.method = method
             call.arguments = encode_arguments(positional, named)
-            return decode_result(await self._cluster._call(call, self._timeout), returns, call.kind, method)
+            return decode_result(
+                await self._cluster._call(call, self._timeout), returns, call.kind, method
+            )
 
         return made
 
@@ -360,7 +381,8 @@ class _Sync:
 
 
 class _Clock:
-    """The cluster's time: that of the loop, from a date on. Stands in for `holdfast_cluster.clocks.cluster_time.Time`."""
+    """The cluster's time: that of the loop, from a date on. Stands in for
+    `holdfast_cluster.clocks.cluster_time.Time`."""
 
     started = True
 
@@ -403,7 +425,9 @@ class _Way:
 
     closed = False
 
-    def __init__(self, network: _Network, call: pb.Call, origin: Any, of_client: bool, deadline: float) -> None:
+    def __init__(
+        self, network: _Network, call: pb.Call, origin: Any, of_client: bool, deadline: float
+    ) -> None:
         self._network = network
         self.call = call
         self.origin = origin
@@ -412,12 +436,15 @@ class _Way:
         self.number = 0
         self.attempts = 0
 
-    def reply(self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None) -> None:
+    def reply(
+        self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None
+    ) -> None:
         self._network.replied(self, number, pb.Reply(id=self.call.id, result=result, error=error))
 
 
 class _Network:
-    """Brings calls to the engine and replies back, after times that the seed draws. Implements `holdfast_node.objects.environment.Outgoing`."""
+    """Brings calls to the engine and replies back, after times that the seed draws. Implements
+    `holdfast_node.objects.environment.Outgoing`."""
 
     def __init__(self, loop: VirtualLoop, chance: random.Random) -> None:
         self._loop = loop
@@ -455,7 +482,8 @@ class _Network:
             way.attempts += 1
             if way.call.request_id[0] < EFFECT or not way.call.notification:
                 way.call.attempt += 1
-        return [(number, way) for number, way in ways if way.of_client]  # what objects have sent is theirs to send again
+        # what objects have sent is theirs to send again
+        return [(number, way) for number, way in ways if way.of_client]
 
     def resend(self, ways: list[tuple[int, _Way]]) -> None:
         """The node is back."""
@@ -497,7 +525,9 @@ class _Network:
             if self._loop.time() + _RESEND_S < way.deadline:
                 self._send(number, way, _RESEND_S)
                 return
-            late: HoldfastError = DeadlineExceeded(f"{callee_of(way.call)}: no reply before the deadline", retryable=True)
+            late: HoldfastError = DeadlineExceeded(
+                f"{callee_of(way.call)}: no reply before the deadline", retryable=True
+            )
             reply = pb.Reply(error=error_to_proto(late))
         del self.under_way[number]
         way.origin.push(reply, 0)

@@ -1,7 +1,8 @@
-"""An event loop on virtual time: when nothing is to be done it goes to what is due next, without waiting.
+"""An event loop on virtual time: when nothing is to be done it goes to what is due next, without
+waiting.
 
-While a thread works for it, or it waits for a socket or a child process, time passes as it does outside: nobody could know how long
-that will take.
+While a thread works for it, or it waits for a socket or a child process, time passes as it does
+outside: nobody could know how long that will take.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.now = 0.0
         self.threads = 0
         self.working: Callable[[], bool] = lambda: True
-        """Whether anybody may be waiting for a socket; a connection that nobody uses makes nobody wait."""
+        """Whether anybody may be waiting for a socket; a connection that nobody uses makes nobody
+        wait."""
         super().__init__(_Selector(self))
         self._clock_resolution = 1e-6  # after 194 days a nanosecond is less than a float's last bit
         self._own_files = len(self._selector.get_map())  # type: ignore[attr-defined]
@@ -39,7 +41,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         if not self.working():
             return False
         files: int = len(self._selector.get_map())  # type: ignore[attr-defined]
-        return files > self._own_files or any(_CHILD_WATCHER in thread.name for thread in threading.enumerate())
+        return files > self._own_files or any(
+            _CHILD_WATCHER in thread.name for thread in threading.enumerate()
+        )
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
         self.threads += 1

@@ -1,4 +1,5 @@
-"""A store in memory in place of RocksDB, which can lose what was not made durable, as a machine does that is switched off."""
+"""A store in memory in place of RocksDB, which can lose what was not made durable, as a machine
+does that is switched off."""
 
 from __future__ import annotations
 
@@ -54,7 +55,9 @@ class MemoryStore:
     def get(self, family: str, key: bytes) -> bytes | None:
         return self._rows[family].get(key)
 
-    def scan(self, family: str, start: bytes, end: bytes | None, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+    def scan(
+        self, family: str, start: bytes, end: bytes | None, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
         keys, rows = self._keys[family], self._rows[family]
         last = len(keys) if end is None else bisect_left(keys, end)
         found = [(key, rows[key]) for key in keys[bisect_left(keys, start) : last]]

@@ -33,18 +33,28 @@ from holdfast.v1 import admin_pb2
 from holdfast.v1 import objects_pb2 as pb
 
 _WARM_UP_S = 0.5
-_SETTLE_S = 2.0  # for so long after it took a shard a node looks up each request that somebody else may have run
+# for so long after it took a shard a node looks up each request that somebody else may have run
+_SETTLE_S = 2.0
 _ECHO = "/holdfast.bench/Echo"
 _WORKLOADS = ("increment", "read")
 _METHODS = {"increment": "increment", "read": "value"}
-_ROWS = ("echo/grpc", "increment/session", "increment/call", "read/session", "read/call", "notify/spread", "notify/one")
+_ROWS = (
+    "echo/grpc",
+    "increment/session",
+    "increment/call",
+    "read/session",
+    "read/call",
+    "notify/spread",
+    "notify/one",
+)
 _NOTIFY_TURN = 10  # notifications of one turn
 _NOTIFY_WAITING_MAX = 5_000
 _Once = Callable[[str], Awaitable[Any]]
 
 
 class Row(msgspec.Struct):
-    """One line of the result. `cpu_s` and `fsyncs` are of the measured time: seconds of CPU by process, fsyncs of all nodes."""
+    """One line of the result. `cpu_s` and `fsyncs` are of the measured time: seconds of CPU by
+    process, fsyncs of all nodes."""
 
     workload: str
     transport: str
@@ -58,19 +68,48 @@ class Row(msgspec.Struct):
 
 
 @click.command(short_help="Measure calls per second.")
-@local_option("--target", help="A running cluster's gateway, whose nodes run holdfast.bench_app. Default: a cluster of its own.")
-@local_option("--copies", default="1,3", help="Copies of each shard: for each a cluster of its own, of as many nodes.")
-@local_option("--shards", type=click.IntRange(1, 65_536), default=None, help="Shards of such a cluster. Default: 256.")
+@local_option(
+    "--target",
+    help=(
+        "A running cluster's gateway, whose nodes run holdfast.bench_app. Default: a cluster of its"
+        " own."
+    ),
+)
+@local_option(
+    "--copies",
+    default="1,3",
+    help="Copies of each shard: for each a cluster of its own, of as many nodes.",
+)
+@local_option(
+    "--shards",
+    type=click.IntRange(1, 65_536),
+    default=None,
+    help="Shards of such a cluster. Default: 256.",
+)
 @local_option("--objects", default=1000, help="Objects that are called, at random.")
 @local_option("--seconds", default=3.0, help="How long each row is measured.")
-@local_option("--in-flight", "in_flight", default="1,64,512", help="Calls under way, one row for each.")
-@local_option("--only", default="", help="Rows to measure, as workload/transport, comma-separated. Default: all.")
+@local_option(
+    "--in-flight", "in_flight", default="1,64,512", help="Calls under way, one row for each."
+)
+@local_option(
+    "--only",
+    default="",
+    help="Rows to measure, as workload/transport, comma-separated. Default: all.",
+)
 @local_option("--json", "as_json", is_flag=True, default=False, help="Print one JSON object.")
 def bench(
-    target: str | None, copies: str, shards: int | None, objects: int, seconds: float, in_flight: str, only: str, as_json: bool
+    target: str | None,
+    copies: str,
+    shards: int | None,
+    objects: int,
+    seconds: float,
+    in_flight: str,
+    only: str,
+    as_json: bool,
 ) -> None:
-    """Measure durable increments and reads, through Session and Call, beside a bare gRPC echo; and notifications delivered, from all
-    objects to all (notify/spread), and from all to one (notify/one).
+    """Measure durable increments and reads, through Session and Call, beside a bare gRPC echo; and
+    notifications delivered, from all objects to all (notify/spread), and from all to one
+    (notify/one).
 
     \b
     Examples:
@@ -82,7 +121,9 @@ def bench(
         raise click.ClickException(f"--in-flight {in_flight}: numbers from 1, comma-separated")
     wanted = set(filter(None, only.split(",")))
     if unknown := wanted - set(_ROWS):
-        raise click.ClickException(f"--only {', '.join(sorted(unknown))}: the rows are {', '.join(_ROWS)}")
+        raise click.ClickException(
+            f"--only {', '.join(sorted(unknown))}: the rows are {', '.join(_ROWS)}"
+        )
     if not copies or not set(copies.split(",")) <= {"1", "2", "3"}:
         raise click.ClickException(f"--copies {copies}: 1, 2 or 3, comma-separated")
     if target is not None and shards is not None:
@@ -97,17 +138,43 @@ def bench(
     if as_json:
         click.echo(codec.encode_json({"rows": rows}).decode())
         return
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption="p50, p99: ms; client, gateway, nodes: cores busy")
-    for title in ("workload", "by", "copies", "flight", "calls/s", "p50", "p99", "fsyncs", "client", "gateway", "nodes"):
-        table.add_column(title, justify="left" if title in ("workload", "by") else "right", no_wrap=True)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption="p50, p99: ms; client, gateway, nodes: cores busy",
+    )
+    for title in (
+        "workload",
+        "by",
+        "copies",
+        "flight",
+        "calls/s",
+        "p50",
+        "p99",
+        "fsyncs",
+        "client",
+        "gateway",
+        "nodes",
+    ):
+        table.add_column(
+            title, justify="left" if title in ("workload", "by") else "right", no_wrap=True
+        )
     for row in rows:
         cores = {name: seconds_used / seconds for name, seconds_used in row.cpu_s.items()}
         client, front = cores.pop("client", 0.0), cores.pop("gateway", 0.0)
         table.add_row(
-            row.workload, row.transport, str(row.copies or ""), str(row.in_flight), f"{row.calls_per_s:,}",
-            f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}",
-            f"{row.fsyncs:,}", f"{client:.2f}", f"{front:.2f}", f"{sum(cores.values()):.2f}",
-        )  # fmt: skip
+            row.workload,
+            row.transport,
+            str(row.copies or ""),
+            str(row.in_flight),
+            f"{row.calls_per_s:,}",
+            f"{row.p50_ms:.2f}",
+            f"{row.p99_ms:.2f}",
+            f"{row.fsyncs:,}",
+            f"{client:.2f}",
+            f"{front:.2f}",
+            f"{sum(cores.values()):.2f}",
+        )
     console = Console()
     if not console.is_terminal:
         console.width = 100
@@ -136,12 +203,20 @@ def _bench(
             cluster.start_etcd()
             for i in range(1, copies + 1):
                 cluster.start_node(
-                    f"n{i}", "holdfast.bench_app", "--members-min", str(copies), "--replication", str(copies), *options
+                    f"n{i}",
+                    "holdfast.bench_app",
+                    "--members-min",
+                    str(copies),
+                    "--replication",
+                    str(copies),
+                    *options,
                 )
             cluster.start_gateway("gateway", int(gateway.rpartition(":")[2]))
             cluster.wait_ready(gateway)
             time.sleep(_SETTLE_S)
-        return uvloop.run(_measure(gateway, f"127.0.0.1:{echo_port}", copies, objects, seconds, levels, wanted))
+        return uvloop.run(
+            _measure(gateway, f"127.0.0.1:{echo_port}", copies, objects, seconds, levels, wanted)
+        )
     finally:
         cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)
@@ -176,9 +251,14 @@ async def _measure(
         after = await status(admin_pb2.StatusRequest())
         latencies.sort()
         n = len(latencies)
-        cpu = {"client": round(client_s, 2), "gateway": round(after.gateway.process.cpu_s - before.gateway.process.cpu_s, 2)}
+        cpu = {
+            "client": round(client_s, 2),
+            "gateway": round(after.gateway.process.cpu_s - before.gateway.process.cpu_s, 2),
+        }
         for now, then in zip(after.nodes, before.nodes, strict=True):
-            cpu[now.id.rpartition("-")[0]] = round(now.stats.process.cpu_s - then.stats.process.cpu_s, 2)
+            cpu[now.id.rpartition("-")[0]] = round(
+                now.stats.process.cpu_s - then.stats.process.cpu_s, 2
+            )
         rows.append(
             Row(
                 workload,
@@ -188,7 +268,8 @@ async def _measure(
                 calls_per_s=round(n / elapsed),
                 p50_ms=round(latencies[n // 2] * 1e3, 2),
                 p99_ms=round(latencies[int(n * 0.99)] * 1e3, 2),
-                fsyncs=sum(node.stats.fsyncs for node in after.nodes) - sum(node.stats.fsyncs for node in before.nodes),
+                fsyncs=sum(node.stats.fsyncs for node in after.nodes)
+                - sum(node.stats.fsyncs for node in before.nodes),
                 cpu_s={} if transport == "grpc" else cpu,
             )
         )
@@ -212,16 +293,28 @@ async def _measure(
                 await row(workload, "call", in_flight, copies, _by_call(unary, workload))
         for transport, receivers in (("spread", keys), ("one", ["receiver"])):
             if not wanted or f"notify/{transport}" in wanted:
-                rows.append(await _notify(client, status, transport, keys, receivers, copies, max(levels), seconds))
+                rows.append(
+                    await _notify(
+                        client, status, transport, keys, receivers, copies, max(levels), seconds
+                    )
+                )
     await echo_channel.close()
     await channel.close()
     return rows
 
 
 async def _notify(
-    client: Client, status: Any, transport: str, senders: list[str], receivers: list[str], copies: int, in_flight: int, seconds: float
+    client: Client,
+    status: Any,
+    transport: str,
+    senders: list[str],
+    receivers: list[str],
+    copies: int,
+    in_flight: int,
+    seconds: float,
 ) -> Row:
-    """Notifications delivered a second: turns that send ten each, as many as keep the outboxes from filling up. No latencies."""
+    """Notifications delivered a second: turns that send ten each, as many as keep the outboxes from
+    filling up. No latencies."""
     walk = itertools.cycle(range(len(senders)))
     end = time.perf_counter() + _WARM_UP_S + seconds
     waiting = 0
@@ -255,20 +348,34 @@ async def _notify(
             await asyncio.sleep(0.1)
             after, ended = await look(), time.perf_counter()
         client_s = process_stats().cpu_s - client_s
-    cpu = {"client": round(client_s, 2), "gateway": round(after.gateway.process.cpu_s - before.gateway.process.cpu_s, 2)}
+    cpu = {
+        "client": round(client_s, 2),
+        "gateway": round(after.gateway.process.cpu_s - before.gateway.process.cpu_s, 2),
+    }
     for now, then in zip(after.nodes, before.nodes, strict=True):
-        cpu[now.id.rpartition("-")[0]] = round(now.stats.process.cpu_s - then.stats.process.cpu_s, 2)
-    counted = [sum(node.stats.notifications_delivered for node in answer.nodes) for answer in (before, after)]
+        cpu[now.id.rpartition("-")[0]] = round(
+            now.stats.process.cpu_s - then.stats.process.cpu_s, 2
+        )
+    counted = [
+        sum(node.stats.notifications_delivered for node in answer.nodes)
+        for answer in (before, after)
+    ]
     fsyncs = [sum(node.stats.fsyncs for node in answer.nodes) for answer in (before, after)]
     rate = round((counted[1] - counted[0]) / (ended - began))
-    return Row("notify", transport, min(in_flight, 64), copies, rate, 0.0, 0.0, fsyncs[1] - fsyncs[0], cpu)
+    return Row(
+        "notify", transport, min(in_flight, 64), copies, rate, 0.0, 0.0, fsyncs[1] - fsyncs[0], cpu
+    )
 
 
-async def _run(once: _Once, keys: list[str], in_flight: int, seconds: float) -> tuple[list[float], float]:
-    """Call `once` with keys from `in_flight` workers for `seconds`: the latencies, and the seconds it took."""
+async def _run(
+    once: _Once, keys: list[str], in_flight: int, seconds: float
+) -> tuple[list[float], float]:
+    """Call `once` with keys from `in_flight` workers for `seconds`: the latencies, and the seconds
+    it took."""
     latencies: list[float] = []
     clock = time.perf_counter
-    # A fixed walk through the keys: every run calls the same, and no time goes into drawing numbers.
+    # A fixed walk through the keys: every run calls the same, and no time goes into drawing
+    # numbers.
     walk = itertools.cycle(keys[i * 379 % len(keys)] for i in range(len(keys)))
     began = clock()
     end = began + seconds
@@ -308,7 +415,9 @@ def _by_call(unary: Any, workload: str) -> _Once:
     arguments = codec.encode((1,) if workload == "increment" else ())
 
     async def once(key: str) -> None:
-        await unary(pb.CallRequest(kind="holdfast.bench", key=key, method=method, msgpack=arguments))
+        await unary(
+            pb.CallRequest(kind="holdfast.bench", key=key, method=method, msgpack=arguments)
+        )
 
     return once
 
@@ -319,7 +428,11 @@ async def _serve_echo(port: int) -> None:
 
     server = grpc.aio.server(options=SERVER_OPTIONS)
     server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("holdfast.bench", {"Echo": grpc.unary_unary_rpc_method_handler(echo)}),)
+        (
+            grpc.method_handlers_generic_handler(
+                "holdfast.bench", {"Echo": grpc.unary_unary_rpc_method_handler(echo)}
+            ),
+        )
     )
     bind(server, f"127.0.0.1:{port}")
     await server.start()

@@ -36,16 +36,36 @@ def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> Non
 
 
 def _gateway(command: Any) -> Any:
-    """The options of every command that asks a gateway: which one, and what to show to it. The command gets `gateway`."""
+    """The options of every command that asks a gateway: which one, and what to show to it. The
+    command gets `gateway`."""
     for add in (
-        option("--token-file", type=_FILE, callback=_keep, expose_value=False, help="File with the bearer token to show."),
-        option("--client-key", type=_FILE, callback=_keep, expose_value=False, help="Its key."),
-        option("--client-cert", type=_FILE, callback=_keep, expose_value=False, help="Certificate to show to the gateway."),
         option(
-            "--server-name", callback=_keep, expose_value=False, help="Name in the gateway's certificate, if it is not its address."
+            "--token-file",
+            type=_FILE,
+            callback=_keep,
+            expose_value=False,
+            help="File with the bearer token to show.",
+        ),
+        option("--client-key", type=_FILE, callback=_keep, expose_value=False, help="Its key."),
+        option(
+            "--client-cert",
+            type=_FILE,
+            callback=_keep,
+            expose_value=False,
+            help="Certificate to show to the gateway.",
         ),
         option(
-            "--gateway-ca", type=_FILE, callback=_keep, expose_value=False, help="CA of the gateway's certificate: connect with TLS."
+            "--server-name",
+            callback=_keep,
+            expose_value=False,
+            help="Name in the gateway's certificate, if it is not its address.",
+        ),
+        option(
+            "--gateway-ca",
+            type=_FILE,
+            callback=_keep,
+            expose_value=False,
+            help="CA of the gateway's certificate: connect with TLS.",
         ),
         option("--gateway", default="127.0.0.1:7400", help="A gateway of the cluster, host:port."),
     ):
@@ -54,7 +74,8 @@ def _gateway(command: Any) -> Any:
 
 
 def shown() -> tuple[TLS | None, str | None]:
-    """The TLS and the token that the running command's options name, for `holdfast.connect`. Raises ClickException."""
+    """The TLS and the token that the running command's options name, for `holdfast.connect`. Raises
+    ClickException."""
     options: dict[str, Any] = click.get_current_context().meta.get(_SHOWN, {})
     ca, cert, key = (options.get(name) for name in ("gateway_ca", "client_cert", "client_key"))
     file: Path | None = options.get("token_file")
@@ -88,8 +109,11 @@ _REACH_S = 3.0
 @local_option("--timeout", default=30.0, help="Seconds to wait.")
 @_gateway
 @_json
-def call(kind: str, key: str, method: str, arguments: str, timeout: float, gateway: str, as_json: bool) -> None:
-    """Call METHOD of the object KIND KEY with ARGUMENTS in JSON: an object of named ones or an array; prints the result as JSON.
+def call(
+    kind: str, key: str, method: str, arguments: str, timeout: float, gateway: str, as_json: bool
+) -> None:
+    """Call METHOD of the object KIND KEY with ARGUMENTS in JSON: an object of named ones or an
+    array; prints the result as JSON.
 
     \b
     Examples:
@@ -102,14 +126,20 @@ def call(kind: str, key: str, method: str, arguments: str, timeout: float, gatew
     async def run() -> bytes:
         await _reach(gateway, tls)
         async with connect(gateway, tls=tls, token=token) as client:
-            return await client.call(kind, key, method, arguments.encode(), timeout=timeout, codec=pb.CODEC_JSON)
+            return await client.call(
+                kind, key, method, arguments.encode(), timeout=timeout, codec=pb.CODEC_JSON
+            )
 
     try:
         result = asyncio.run(run())
     except HoldfastError as error:
         if as_json:
             facts: dict[str, Any] = {"code": error.code, "message": error.message}
-            facts |= {"definite": error.definite, "retryable": error.retryable, "request_id": error.request_id.hex()}
+            facts |= {
+                "definite": error.definite,
+                "retryable": error.retryable,
+                "request_id": error.request_id.hex(),
+            }
             if isinstance(error, ApplicationError):
                 facts |= {"type": error.type, "data": error.data}
             click.echo(codec.encode_json({"error": facts}).decode())
@@ -130,13 +160,16 @@ def call(kind: str, key: str, method: str, arguments: str, timeout: float, gatew
 @_gateway
 @_json
 def where(kind: str, key: str, gateway: str, as_json: bool) -> None:
-    """Show the shard of the object KIND KEY, its owner and epoch, and the nodes that the ring prefers for it.
+    """Show the shard of the object KIND KEY, its owner and epoch, and the nodes that the ring
+    prefers for it.
 
     \b
     Example:
       holdfast where Counter a
     """
-    answer = _ask(gateway, "Where", admin_pb2.WhereRequest(kind=kind, key=key), admin_pb2.WhereResponse)
+    answer = _ask(
+        gateway, "Where", admin_pb2.WhereRequest(kind=kind, key=key), admin_pb2.WhereResponse
+    )
     if as_json:
         click.echo(codec.encode_json(_plain(answer)).decode())
         return
@@ -144,7 +177,12 @@ def where(kind: str, key: str, gateway: str, as_json: bool) -> None:
     table.add_row("object", f"{kind}/{key}")
     table.add_row("shard", str(answer.shard.shard))
     table.add_row(
-        "owner", f"{answer.shard.owner or 'none yet'} at {answer.address}" if answer.address else f"{answer.shard.owner}, absent"
+        "owner",
+        (
+            f"{answer.shard.owner or 'none yet'} at {answer.address}"
+            if answer.address
+            else f"{answer.shard.owner}, absent"
+        ),
     )
     table.add_row("epoch", str(answer.shard.epoch))
     table.add_row("copies", ", ".join(answer.shard.in_sync))
@@ -156,7 +194,8 @@ def where(kind: str, key: str, gateway: str, as_json: bool) -> None:
 @_gateway
 @_json
 def status(gateway: str, as_json: bool) -> None:
-    """Show the members, shards per node, epochs, and what is not healthy and why. Exit status 2 when something is not.
+    """Show the members, shards per node, epochs, and what is not healthy and why. Exit status 2
+    when something is not.
 
     \b
     Example:
@@ -168,11 +207,24 @@ def status(gateway: str, as_json: bool) -> None:
     else:
         console = _console()
         console.print(
-            f"cluster {answer.cluster}: {answer.shards} shards, {answer.replication} copies ({answer.min_in_sync} in sync to write), "
-            f"controller {answer.controller or 'none'}"
+            f"cluster {answer.cluster}: {answer.shards} shards, {answer.replication} copies"
+            f" ({answer.min_in_sync} in sync to write), controller {answer.controller or 'none'}"
         )
         table = Table()
-        for title in ("node", "address", "state", "owns", "in sync", "joining", "lag", "epoch", "start", "active", "turns", "MiB"):
+        for title in (
+            "node",
+            "address",
+            "state",
+            "owns",
+            "in sync",
+            "joining",
+            "lag",
+            "epoch",
+            "start",
+            "active",
+            "turns",
+            "MiB",
+        ):
             table.add_column(title)
         for node in answer.nodes:
             stats = node.stats
@@ -195,15 +247,21 @@ def status(gateway: str, as_json: bool) -> None:
         moves = answer.moves
         if moves.joining or moves.handovers or moves.leaving:
             console.print(
-                f"moving: {moves.joining} copies are being made ({moves.bytes_sent / 1e6:,.0f} MB sent so far), "
-                f"{moves.handovers} shards change their owner, {moves.leaving} copies are about to go"
+                f"moving: {moves.joining} copies are being made ({moves.bytes_sent / 1e6:,.0f} MB"
+                f" sent so far), {moves.handovers} shards change their owner, {moves.leaving}"
+                " copies are about to go"
             )
         letters = sum(node.stats.dead_letters for node in answer.nodes)
         waiting = sum(node.stats.outbox for node in answer.nodes)
         if waiting or letters:
-            console.print(f"notifications: {waiting} wait to be delivered, {letters} dead letters (holdfast deadletters list)")
+            console.print(
+                f"notifications: {waiting} wait to be delivered, {letters} dead letters (holdfast"
+                " deadletters list)"
+            )
         for one in answer.paused:
-            console.print(f"paused: {f'{one.kind}/{one.key}' if one.key else one.kind} (holdfast resume)")
+            console.print(
+                f"paused: {f'{one.kind}/{one.key}' if one.key else one.kind} (holdfast resume)"
+            )
         for problem in answer.problems:
             colour = "yellow" if problem.minor else "red"
             console.print(f"[{colour}]{problem.what}[/{colour}]: {problem.why}")
@@ -215,18 +273,29 @@ def status(gateway: str, as_json: bool) -> None:
 
 @click.command(short_help="Have a node give up what it owns and every copy.")
 @click.argument("node")
-@local_option("--dry-run", is_flag=True, default=False, help="Change nothing; say what would move, and about how long it would take.")
+@local_option(
+    "--dry-run",
+    is_flag=True,
+    default=False,
+    help="Change nothing; say what would move, and about how long it would take.",
+)
 @local_option("--cancel", is_flag=True, default=False, help="The node is to take part again.")
-@local_option("--wait", is_flag=True, default=False, help="Return when the node has given up everything that others can take.")
+@local_option(
+    "--wait",
+    is_flag=True,
+    default=False,
+    help="Return when the node has given up everything that others can take.",
+)
 @_gateway
 @_json
 def drain(node: str, dry_run: bool, cancel: bool, wait: bool, gateway: str, as_json: bool) -> None:
-    """Move what NODE owns, and every copy on it, to other nodes; calls go on. When it has nothing left its process can be stopped.
+    """Move what NODE owns, and every copy on it, to other nodes; calls go on. When it has nothing
+    left its process can be stopped.
 
-    A node that is only to be restarted needs no drain: SIGTERM hands its shards over and leaves the copies where they are.
+    A node that is only to be restarted needs no drain: SIGTERM hands its shards over and leaves the
+    copies where they are.
 
-    
-    Example:
+     Example:
       holdfast drain n2-3f9a1c --dry-run
       holdfast drain n2-3f9a1c --wait
     """
@@ -235,7 +304,9 @@ def drain(node: str, dry_run: bool, cancel: bool, wait: bool, gateway: str, as_j
     while wait and not dry_run and not cancel:
         status = _ask(gateway, "Status", admin_pb2.StatusRequest(), admin_pb2.StatusResponse)
         left = next((n for n in status.nodes if n.id == node), None)
-        if left is None or (not left.shards_owned and left.shards_in_sync <= answer.copies_that_stay):
+        if left is None or (
+            not left.shards_owned and left.shards_in_sync <= answer.copies_that_stay
+        ):
             break
         time.sleep(0.2)
     if as_json:
@@ -244,36 +315,58 @@ def drain(node: str, dry_run: bool, cancel: bool, wait: bool, gateway: str, as_j
         click.echo(f"{node} takes part again")
     else:
         would = "would move" if dry_run else "moved" if wait else "move"
-        size = f", about {answer.bytes / 1e6:,.1f} MB, {answer.seconds:.0f} s" if answer.bytes else ""
-        click.echo(f"{answer.owned} owned shards and {answer.copies} copies{size} {would} from {node} to other nodes")
+        size = (
+            f", about {answer.bytes / 1e6:,.1f} MB, {answer.seconds:.0f} s" if answer.bytes else ""
+        )
+        click.echo(
+            f"{answer.owned} owned shards and {answer.copies} copies{size} {would} from {node} to"
+            " other nodes"
+        )
         if answer.copies_that_stay:
-            click.echo(f"{answer.copies_that_stay} copies stay: there are too few other nodes to take them")
+            click.echo(
+                f"{answer.copies_that_stay} copies stay: there are too few other nodes to take them"
+            )
 
 
 @click.command(name="reset-shard", short_help="Give up on data whose every copy is gone.")
 @click.argument("shard", type=int)
 @click.option(
-    "--keep", metavar="NODE", default="", help="Of a shard whose copies differ: go on with this node's copy; others are void."
+    "--keep",
+    metavar="NODE",
+    default="",
+    help="Of a shard whose copies differ: go on with this node's copy; others are void.",
 )
-@click.option("--confirm", help='What you would be asked to type, as in "give up the data of shard SHARD".')
+@click.option(
+    "--confirm", help='What you would be asked to type, as in "give up the data of shard SHARD".'
+)
 @_gateway
 @_json
 def reset_shard(shard: int, keep: str, confirm: str | None, gateway: str, as_json: bool) -> None:
-    """Have SHARD begin anew, EMPTY, when every node that has its data is gone for good. What it held is lost.
+    """Have SHARD begin anew, EMPTY, when every node that has its data is gone for good. What it
+    held is lost.
 
-    It is refused while a node that is in sync is there. Should one come back later, its copy is thrown away.
+    It is refused while a node that is in sync is there. Should one come back later, its copy is
+    thrown away.
 
-    With --keep SHARD goes on with the copy of one node. It is for a shard whose copies hold different acknowledged writes, as
-    `holdfast status` says: what only the other copies hold is lost.
+    With --keep SHARD goes on with the copy of one node. It is for a shard whose copies hold
+    different acknowledged writes, as `holdfast status` says: what only the other copies hold is
+    lost.
 
-    
-    Example:
+     Example:
       holdfast reset-shard 17
       holdfast reset-shard 17 --keep node-1-3f9a2c
     """
-    wanted = f"keep the copy of {keep} of shard {shard}" if keep else f"give up the data of shard {shard}"
+    wanted = (
+        f"keep the copy of {keep} of shard {shard}"
+        if keep
+        else f"give up the data of shard {shard}"
+    )
     if confirm is None:
-        what = f"What only other nodes hold of shard {shard} will be lost" if keep else f"All objects of shard {shard} will be empty"
+        what = (
+            f"What only other nodes hold of shard {shard} will be lost"
+            if keep
+            else f"All objects of shard {shard} will be empty"
+        )
         confirm = click.prompt(f"{what}. To go on, type: {wanted}\n", prompt_suffix="> ")
     request = admin_pb2.ResetShardRequest(shard=shard, confirmation=confirm, keep=keep)
     answer = _ask(gateway, "ResetShard", request, admin_pb2.ResetShardResponse)
@@ -297,7 +390,10 @@ async def _reach(gateway: str, tls: TLS | None) -> None:
         if tls is None:
             hint += "; if it speaks TLS, say by --gateway-ca whose certificates to trust"
         else:
-            hint += "; or its certificate is not one of --gateway-ca for this address, or it asks for one of yours"
+            hint += (
+                "; or its certificate is not one of --gateway-ca for this address, or it asks for"
+                " one of yours"
+            )
         raise click.ClickException(f"no gateway at {gateway}: {hint}") from None
     finally:
         await channel.close()
@@ -313,19 +409,28 @@ def _console() -> Console:
 
 def _plain(message: Any) -> Any:
     """A message as JSON has it: numbers are numbers, those of 64 bits too, and bytes are base64."""
-    shown = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    shown = MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
     return _with_numbers(shown, message.DESCRIPTOR)
 
 
 def _with_numbers(shown: Any, of: Any) -> Any:
-    """What protobuf's own JSON shows of a message of this type, with its 64-bit numbers as numbers in place of text."""
+    """What protobuf's own JSON shows of a message of this type, with its 64-bit numbers as numbers
+    in place of text."""
     for field in of.fields:
         if field.name not in shown:
             continue
         value = shown[field.name]
-        entry = field.message_type if field.message_type is not None and field.message_type.GetOptions().map_entry else None
+        entry = (
+            field.message_type
+            if field.message_type is not None and field.message_type.GetOptions().map_entry
+            else None
+        )
         if entry is not None:
-            shown[field.name] = {key: _number(each, entry.fields_by_name["value"]) for key, each in value.items()}
+            shown[field.name] = {
+                key: _number(each, entry.fields_by_name["value"]) for key, each in value.items()
+            }
         elif isinstance(value, list):
             shown[field.name] = [_number(each, field) for each in value]
         else:
@@ -342,7 +447,11 @@ def _number(value: Any, field: Any) -> Any:
 def _say_missing(silent: Iterable[str], unserved: Iterable[int]) -> None:
     shards = len(list(unserved))
     if shards:
-        click.echo(f"what is in {shards} shards is missing: nobody serves them at the moment (holdfast status)", err=True)
+        click.echo(
+            f"what is in {shards} shards is missing: nobody serves them at the moment (holdfast"
+            " status)",
+            err=True,
+        )
     for node in silent:
         click.echo(f"node {node} did not answer: what it owns is missing", err=True)
 
@@ -358,7 +467,9 @@ def _say_unknown(gateway: str, kind: str) -> None:
         click.echo(f"no node has a kind {kind!r}; there are {', '.join(kinds)}", err=True)
 
 
-def _ask(gateway: str, method: str, request: Any, reply_type: Any, timeout_s: float = _TIMEOUT_S) -> Any:
+def _ask(
+    gateway: str, method: str, request: Any, reply_type: Any, timeout_s: float = _TIMEOUT_S
+) -> Any:
     tls, token = shown()
 
     async def run() -> Any:
@@ -382,7 +493,10 @@ def _ask(gateway: str, method: str, request: Any, reply_type: Any, timeout_s: fl
 
 def _refused(gateway: str, error: grpc.aio.AioRpcError, token: str | None) -> click.ClickException:
     hint = ""
-    if token is None and error.code() in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED):
+    if token is None and error.code() in (
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNAUTHENTICATED,
+    ):
         hint = " (say who you are by --token-file, or a certificate)"
     return click.ClickException(f"gateway {gateway}: {error.code().name}: {error.details()}{hint}")
 

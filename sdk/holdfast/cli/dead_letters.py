@@ -1,4 +1,5 @@
-"""`holdfast deadletters`, `alarms`, `pause` and `resume`: what objects send by themselves, and what operators do about it."""
+"""`holdfast deadletters`, `alarms`, `pause` and `resume`: what objects send by themselves, and what
+operators do about it."""
 
 from __future__ import annotations
 
@@ -16,19 +17,29 @@ from holdfast.options import local_option
 from holdfast.v1 import admin_pb2
 
 _CHANGE_TIMEOUT_S = 30.0
-_receiver = local_option("--to", default="", metavar="KIND[/KEY]", help="Only those for this kind, or object.")
-_sender = local_option("--of", "sender", default="", metavar="KIND[/KEY]", help="Only those of this kind, or object.")
+_receiver = local_option(
+    "--to", default="", metavar="KIND[/KEY]", help="Only those for this kind, or object."
+)
+_sender = local_option(
+    "--of", "sender", default="", metavar="KIND[/KEY]", help="Only those of this kind, or object."
+)
 
 
 @click.group(short_help="List, show, replay and drop what could not be delivered.")
 def deadletters() -> None:
-    """Notifications and alarms that failed for too long, or were rejected. Their sender keeps them until you replay or drop them."""
+    """Notifications and alarms that failed for too long, or were rejected. Their sender keeps them
+    until you replay or drop them."""
 
 
 @deadletters.command(name="list", short_help="List dead letters.")
 @_receiver
 @_sender
-@local_option("--limit", default=100, type=click.IntRange(1, 1000), help="At most so many; the oldest of each shard first.")
+@local_option(
+    "--limit",
+    default=100,
+    type=click.IntRange(1, 1000),
+    help="At most so many; the oldest of each shard first.",
+)
 @_gateway
 @_json
 def list_letters(to: str, sender: str, limit: int, gateway: str, as_json: bool) -> None:
@@ -42,7 +53,11 @@ def list_letters(to: str, sender: str, limit: int, gateway: str, as_json: bool) 
     answer = _letters(gateway, to, sender, limit)
     if as_json:
         facts = {"letters": [_shown(letter) for letter in answer.letters], "more": answer.more}
-        click.echo(codec.encode_json(facts | {"silent": list(answer.silent), "unserved": list(answer.unserved)}).decode())
+        click.echo(
+            codec.encode_json(
+                facts | {"silent": list(answer.silent), "unserved": list(answer.unserved)}
+            ).decode()
+        )
         return
     table = Table()
     for title in ("id", "of", "to", "method", "attempts", "died", "error"):
@@ -50,7 +65,11 @@ def list_letters(to: str, sender: str, limit: int, gateway: str, as_json: bool) 
     for letter in answer.letters:
         table.add_row(
             letter.id,
-            f"{letter.sender_kind}/{letter.sender_key}" if letter.sender_kind else f"client {letter.sender_key}".rstrip(),
+            (
+                f"{letter.sender_kind}/{letter.sender_key}"
+                if letter.sender_kind
+                else f"client {letter.sender_key}".rstrip()
+            ),
             f"alarm {letter.alarm}" if letter.alarm else f"{letter.kind}/{letter.key}",
             letter.method,
             str(letter.attempts),
@@ -89,16 +108,34 @@ def show(letter_id: str, gateway: str, as_json: bool) -> None:
 def _changing(name: str, replay: bool, help_text: str, short: str) -> click.Command:
     @deadletters.command(name=name, short_help=short, help=help_text)
     @click.argument("ids", nargs=-1, metavar="[ID]...")
-    @click.option("--all", "all_", is_flag=True, default=False, help="All of them, or all that match --to and --of.")
+    @click.option(
+        "--all",
+        "all_",
+        is_flag=True,
+        default=False,
+        help="All of them, or all that match --to and --of.",
+    )
     @_receiver
     @_sender
     @_gateway
     @_json
-    def change(ids: tuple[str, ...], all_: bool, to: str, sender: str, gateway: str, as_json: bool) -> None:
+    def change(
+        ids: tuple[str, ...], all_: bool, to: str, sender: str, gateway: str, as_json: bool
+    ) -> None:
         if bool(ids) == all_ or (not all_ and (to or sender)):
-            raise click.ClickException("name dead letters by their ids, or say --all (with --to and --of, if you like)")
-        request = admin_pb2.ChangeDeadLettersRequest(ids=ids, all=all_, replay=replay, **_filters(to, sender))
-        answer = _ask(gateway, "ChangeDeadLetters", request, admin_pb2.ChangeDeadLettersResponse, _CHANGE_TIMEOUT_S)
+            raise click.ClickException(
+                "name dead letters by their ids, or say --all (with --to and --of, if you like)"
+            )
+        request = admin_pb2.ChangeDeadLettersRequest(
+            ids=ids, all=all_, replay=replay, **_filters(to, sender)
+        )
+        answer = _ask(
+            gateway,
+            "ChangeDeadLetters",
+            request,
+            admin_pb2.ChangeDeadLettersResponse,
+            _CHANGE_TIMEOUT_S,
+        )
         if as_json:
             click.echo(codec.encode_json(_plain(answer)).decode())
         else:
@@ -114,12 +151,17 @@ def _changing(name: str, replay: bool, help_text: str, short: str) -> click.Comm
 _changing(
     "replay",
     True,
-    "Send dead letters again, as new notifications behind what waits already; alarms fire once more. One whose outcome was not known "
-    "(an error like UNAVAILABLE) may have taken effect before.\n\n\b\nExample:\n  holdfast deadletters replay 17-3-42",
+    "Send dead letters again, as new notifications behind what waits already; alarms fire once"
+    " more. One whose outcome was not known (an error like UNAVAILABLE) may have taken effect"
+    " before.\n\n\b\nExample:\n  holdfast deadletters replay 17-3-42",
     "Send dead letters again.",
 )
 _changing(
-    "drop", False, "Delete dead letters for good.\n\n\b\nExample:\n  holdfast deadletters drop --all --to Portfolio", "Delete them."
+    "drop",
+    False,
+    "Delete dead letters for good.\n\n\b\nExample:\n  holdfast deadletters drop --all --to"
+    " Portfolio",
+    "Delete them.",
 )
 
 
@@ -152,14 +194,25 @@ def alarms(kind: str, prefix: str, limit: int, gateway: str, as_json: bool) -> N
         for alarm in answer.alarms
     ]
     if as_json:
-        facts = {"alarms": rows, "more": answer.more, "silent": list(answer.silent), "unserved": list(answer.unserved)}
+        facts = {
+            "alarms": rows,
+            "more": answer.more,
+            "silent": list(answer.silent),
+            "unserved": list(answer.unserved),
+        }
         click.echo(codec.encode_json(facts).decode())
         return
     table = Table()
     for title in ("object", "name", "due", "every", "attempt"):
         table.add_column(title)
     for row in rows:
-        table.add_row(f"{row['kind']}/{row['key']}", row["name"], _ago(row["due_ms"]), row["every"] or "-", str(row["attempt"]))
+        table.add_row(
+            f"{row['kind']}/{row['key']}",
+            row["name"],
+            _ago(row["due_ms"]),
+            row["every"] or "-",
+            str(row["attempt"]),
+        )
     if rows:
         _console().print(table)
     else:
@@ -175,7 +228,8 @@ def alarms(kind: str, prefix: str, limit: int, gateway: str, as_json: bool) -> N
 @_gateway
 @_json
 def pause(kind: str, key: str, gateway: str, as_json: bool) -> None:
-    """Have notifications to KIND, or to the object KIND KEY, wait, and its alarms not fire, until it is resumed. Calls still pass.
+    """Have notifications to KIND, or to the object KIND KEY, wait, and its alarms not fire, until
+    it is resumed. Calls still pass.
 
     What is on its way already arrives. Without KIND: show what is paused.
 
@@ -193,7 +247,8 @@ def pause(kind: str, key: str, gateway: str, as_json: bool) -> None:
 @_gateway
 @_json
 def resume(kind: str, key: str, gateway: str, as_json: bool) -> None:
-    """Go on with what `holdfast pause` stopped for the same KIND or KIND KEY; what has waited goes at a bounded rate."""
+    """Go on with what `holdfast pause` stopped for the same KIND or KIND KEY; what has waited goes
+    at a bounded rate."""
     _pause(admin_pb2.PauseRequest(kind=kind, key=key, resume=True), gateway, as_json)
 
 
@@ -205,19 +260,28 @@ def _pause(request: admin_pb2.PauseRequest, gateway: str, as_json: bool) -> None
         was = any((one.kind, one.key) == (request.kind, request.key) for one in before.paused)
     answer = _ask(gateway, "Pause", request, admin_pb2.PauseResponse)
     if as_json:
-        click.echo(codec.encode_json({**_plain(answer), **({"resumed": was} if request.resume else {})}).decode())
+        click.echo(
+            codec.encode_json(
+                {**_plain(answer), **({"resumed": was} if request.resume else {})}
+            ).decode()
+        )
         return
     if request.resume:
         click.echo(f"resumed: {what}" if was else f"{what} was not paused")
     for one in answer.paused:
-        click.echo(f"paused: {f'{one.kind}/{one.key}' if one.key else one.kind}, since {_ago(int(one.at * 1000))}, by {one.by}")
+        click.echo(
+            f"paused: {f'{one.kind}/{one.key}' if one.key else one.kind}, since"
+            f" {_ago(int(one.at * 1000))}, by {one.by}"
+        )
     if not answer.paused:
         click.echo("nothing is paused")
 
 
 def _letters(gateway: str, to: str, sender: str, limit: int) -> admin_pb2.DeadLettersResponse:
     request = admin_pb2.DeadLettersRequest(limit=limit, **_filters(to, sender))
-    answer: admin_pb2.DeadLettersResponse = _ask(gateway, "DeadLetters", request, admin_pb2.DeadLettersResponse, _CHANGE_TIMEOUT_S)
+    answer: admin_pb2.DeadLettersResponse = _ask(
+        gateway, "DeadLetters", request, admin_pb2.DeadLettersResponse, _CHANGE_TIMEOUT_S
+    )
     return answer
 
 

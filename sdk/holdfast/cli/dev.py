@@ -1,4 +1,5 @@
-"""`holdfast dev`: a whole cluster on this machine, for development: what its processes say, and the newest code, reloaded."""
+"""`holdfast dev`: a whole cluster on this machine, for development: what its processes say, and the
+newest code, reloaded."""
 
 from __future__ import annotations
 
@@ -40,22 +41,59 @@ _OWN = ("holdfast", "etcd")
 @click.command(short_help="Run a whole cluster on this machine.")
 @click.argument("app")
 @option("--nodes", default=3, type=click.IntRange(1, 20), help="Nodes to run.")
-@option("--replication", type=click.IntRange(1, 7), help="Copies of each shard. Default: 3, or as many as there are nodes.")
-@option("--gateways", default=1, type=click.IntRange(1, 20), help="Gateways to run, at PORT and the ports after it.")
+@option(
+    "--replication",
+    type=click.IntRange(1, 7),
+    help="Copies of each shard. Default: 3, or as many as there are nodes.",
+)
+@option(
+    "--gateways",
+    default=1,
+    type=click.IntRange(1, 20),
+    help="Gateways to run, at PORT and the ports after it.",
+)
 @option("--port", default=7400, type=click.IntRange(1, 65_515), help="The first gateway's port.")
 @option(
     "--metrics-port",
     type=click.IntRange(1, 65_515),
-    help="Pages for Prometheus: the gateways' at this port and those after it, then the nodes'. Default: none.",
+    help=(
+        "Pages for Prometheus: the gateways' at this port and those after it, then the nodes'."
+        " Default: none."
+    ),
 )
-@option("--data", type=click.Path(path_type=Path, file_okay=False), help="Where data stays. Default: a temporary folder.")
-@option("--reload/--no-reload", default=True, help="Restart the nodes, one after the other, when a Python file of the app changes.")
-@option("--verbose", is_flag=True, default=False, help="Show all that Holdfast and etcd log, not only what is wrong.")
-@option("--access", type=_FILE, help="File that says who may call what, for the gateways; see docs/security.md.")
-@option("--token-file", type=_FILE, help="File with a token that may ask for the cluster's status, where --access asks for one.")
+@option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where data stays. Default: a temporary folder.",
+)
+@option(
+    "--reload/--no-reload",
+    default=True,
+    help="Restart the nodes, one after the other, when a Python file of the app changes.",
+)
+@option(
+    "--verbose",
+    is_flag=True,
+    default=False,
+    help="Show all that Holdfast and etcd log, not only what is wrong.",
+)
+@option(
+    "--access",
+    type=_FILE,
+    help="File that says who may call what, for the gateways; see docs/security.md.",
+)
+@option(
+    "--token-file",
+    type=_FILE,
+    help="File with a token that may ask for the cluster's status, where --access asks for one.",
+)
 @option("--tls-cert", type=_FILE, help="Certificate of all processes, PEM. See docs/security.md.")
 @option("--tls-key", type=_FILE, help="Its key.")
-@option("--tls-ca", type=_FILE, help="CA of the certificates of the cluster's processes, and of this command's connections.")
+@option(
+    "--tls-ca",
+    type=_FILE,
+    help="CA of the certificates of the cluster's processes, and of this command's connections.",
+)
 @option("--tls-name", help="The DNS name that those have. Default: default.holdfast.")
 @option("--client-ca", type=_FILE, help="CA of clients' certificates, for the gateways.")
 def dev(
@@ -76,10 +114,12 @@ def dev(
     tls_name: str | None,
     client_ca: Path | None,
 ) -> None:
-    """Run etcd, nodes and gateways for APP on loopback until Ctrl-C, which ends every process that was started.
+    """Run etcd, nodes and gateways for APP on loopback until Ctrl-C, which ends every process that
+    was started.
 
-    What handlers log and print, and what fails, is shown as it happens, and kept in files. When a Python file in the app's folder is
-    saved, the nodes are restarted one after the other. They keep their state. Code that cannot be loaded is shown, and not taken.
+    What handlers log and print, and what fails, is shown as it happens, and kept in files. When a
+    Python file in the app's folder is saved, the nodes are restarted one after the other. They keep
+    their state. Code that cannot be loaded is shown, and not taken.
 
     \b
     Examples:
@@ -92,23 +132,39 @@ def dev(
         raise click.ClickException(str(error)) from None
     folder = data or Path(tempfile.mkdtemp(prefix="holdfast-dev-"))
     if data is not None and (known := _nodes_of(data)) and known != nodes:
-        raise click.ClickException(f"{data} has {known} nodes, and what they own is with them: use --nodes {known}")
-    certificates("default", tls_cert, tls_key, tls_ca, tls_name, client_ca)  # what is wrong with them is told now
-    tls = _options(("--tls-cert", tls_cert), ("--tls-key", tls_key), ("--tls-ca", tls_ca), ("--tls-name", tls_name))
+        raise click.ClickException(
+            f"{data} has {known} nodes, and what they own is with them: use --nodes {known}"
+        )
+    # what is wrong with them is told now
+    certificates("default", tls_cert, tls_key, tls_ca, tls_name, client_ca)
+    tls = _options(
+        ("--tls-cert", tls_cert),
+        ("--tls-key", tls_key),
+        ("--tls-ca", tls_ca),
+        ("--tls-name", tls_name),
+    )
     copies = replication or min(nodes, 3)
     cluster = LocalCluster(folder)
     if tls_ca is not None:
         shown = (tls_cert, tls_key) if client_ca is not None else (None, None)
         cluster.gateway_tls = TLS(tls_ca, *shown, tls_name or "default.holdfast")
     told = Terminal(cluster, verbose)
-    session = _Session(cluster, told, app, f"127.0.0.1:{port}", None if token_file is None else token_file.read_text().strip())
+    session = _Session(
+        cluster,
+        told,
+        app,
+        f"127.0.0.1:{port}",
+        None if token_file is None else token_file.read_text().strip(),
+    )
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, session.stop)
     try:
         what = f"etcd, {_number(gateways, 'gateway')} and {_number(nodes, 'node')}"
         told.say(f"starting {what} for {app}: {', '.join(sorted(kinds))}")
         cluster.start_etcd()
-        pages = iter(() if metrics_port is None else range(metrics_port, metrics_port + gateways + nodes))
+        pages = iter(
+            () if metrics_port is None else range(metrics_port, metrics_port + gateways + nodes)
+        )
         own = _options(("--access", access), ("--client-ca", client_ca))
         for i in range(gateways):
             cluster.start_gateway(f"gateway{i + 1}", port + i, *tls, *own, *_page(pages))
@@ -118,7 +174,11 @@ def dev(
         session.wait_ready()
         if not session.stopping:
             what = f"{_number(nodes, 'node')}, {copies} copies of each shard"
-            told.say(f"ready: {what}, gateway at 127.0.0.1:{port}, etcd at {cluster.etcd}, logs in {folder / 'logs'}", timed=True)
+            told.say(
+                f"ready: {what}, gateway at 127.0.0.1:{port}, etcd at {cluster.etcd}, logs in"
+                f" {folder / 'logs'}",
+                timed=True,
+            )
         told.look()
         told.starting = False
         session.run(source_folder(app) if reload else None, folder)
@@ -135,9 +195,12 @@ def dev(
 
 
 class _Session:
-    """A cluster for development, from its start to its end. `gateway`: where to ask how it is; `token`: what to show there."""
+    """A cluster for development, from its start to its end. `gateway`: where to ask how it is;
+    `token`: what to show there."""
 
-    def __init__(self, cluster: LocalCluster, told: Terminal, app: str, gateway: str, token: str | None) -> None:
+    def __init__(
+        self, cluster: LocalCluster, told: Terminal, app: str, gateway: str, token: str | None
+    ) -> None:
         self._cluster = cluster
         self._told = told
         self._app = app
@@ -151,7 +214,8 @@ class _Session:
         self.stopping = True
 
     def wait_ready(self) -> None:
-        """Return when calls reach a node, or the session is to end. Raises ClusterFailed when a process ends, or after a minute."""
+        """Return when calls reach a node, or the session is to end. Raises ClusterFailed when a
+        process ends, or after a minute."""
         answers = {"etcd": self._cluster.etcd, "the gateway": self._gateway}
         deadline = time.monotonic() + READY_S
         while not self.stopping and not self._cluster.ready(self._gateway):
@@ -162,10 +226,13 @@ class _Session:
                 raise ClusterFailed(f"not ready after {READY_S:.0f} s")
 
     def run(self, watched: Path | None, data: Path) -> None:
-        """Show what is said, and reload what is changed below `watched`, until the session is to end. Raises ClusterFailed."""
+        """Show what is said, and reload what is changed below `watched`, until the session is to
+        end. Raises ClusterFailed."""
         changes = None if watched is None else Changes(watched, data)
         if changes is not None and changes.too_many:
-            self._told.say(f"{watched} has more than {_FILES_MAX} Python files: they are not watched")
+            self._told.say(
+                f"{watched} has more than {_FILES_MAX} Python files: they are not watched"
+            )
             changes = None
         look_at = 0.0
         while not self.stopping:
@@ -178,15 +245,20 @@ class _Session:
             time.sleep(_LOOK_S)
 
     def _check(self) -> None:
-        """Raises ClusterFailed when a process has ended by itself, but for a node that newer code has ended: that is told once."""
+        """Raises ClusterFailed when a process has ended by itself, but for a node that newer code
+        has ended: that is told once."""
         why = self._cluster.ended(self._broken)
         if why is not None:
             raise ClusterFailed(why)
 
     def _reload(self, changed: list[Path]) -> None:
-        names = ", ".join(path.name for path in changed[:3]) + ("" if len(changed) <= 3 else f" and {len(changed) - 3} more")
+        names = ", ".join(path.name for path in changed[:3]) + (
+            "" if len(changed) <= 3 else f" and {len(changed) - 3} more"
+        )
         if why := self._cannot_be_loaded():
-            self._told.say(f"{names} changed, and cannot be loaded: the nodes go on with what they have\n{why}")
+            self._told.say(
+                f"{names} changed, and cannot be loaded: the nodes go on with what they have\n{why}"
+            )
             return
         if self.stopping:
             return
@@ -208,7 +280,8 @@ class _Session:
         self._told.starting = False
 
     def _cannot_be_loaded(self) -> str:
-        """Why the code as it is now cannot be loaded; empty when it can, or the session is to end."""
+        """Why the code as it is now cannot be loaded; empty when it can, or the session is
+        to end."""
         command = [sys.executable, "-P", "-m", "holdfast.loading", self._app]
         with tempfile.TemporaryFile("w+") as said:
             check = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
@@ -219,12 +292,15 @@ class _Session:
             if check.poll() is None:
                 check.kill()
                 check.wait()
-                return "" if self.stopping else f"it has not ended being imported after {LOAD_S:.0f} s"
+                return (
+                    "" if self.stopping else f"it has not ended being imported after {LOAD_S:.0f} s"
+                )
             said.seek(0)
             return said.read() if check.returncode else ""
 
     def _is_back(self, name: str) -> bool:
-        """Wait until a node that was restarted has its copies again; False when it ends, or the session does."""
+        """Wait until a node that was restarted has its copies again; False when it ends, or the
+        session does."""
         process = self._cluster.processes[name]
         deadline = time.monotonic() + READY_S
         unseen = time.monotonic() + _UNSEEN_S
@@ -232,7 +308,10 @@ class _Session:
             self._told.look()
             if process.poll() is not None:
                 self._broken.add(name)
-                self._told.say(f"{name} ended with {process.returncode}: the others keep the code that they have")
+                self._told.say(
+                    f"{name} ended with {process.returncode}: the others keep the code that they"
+                    " have"
+                )
                 return False
             whole = self._whole()
             if whole or (whole is None and time.monotonic() > unseen):
@@ -240,7 +319,8 @@ class _Session:
             time.sleep(_LOOK_S)
         if not self.stopping:
             self._told.say(
-                f"{name} is back, but not all of its copies after {READY_S:.0f} s: the others keep the code that they have"
+                f"{name} is back, but not all of its copies after {READY_S:.0f} s: the others keep"
+                " the code that they have"
             )
         return False
 
@@ -253,18 +333,26 @@ class _Session:
                 response_deserializer=admin_pb2.StatusResponse.FromString,
             )
             try:
-                status = ask(admin_pb2.StatusRequest(), timeout=2.0, metadata=authorization(self._token))
+                status = ask(
+                    admin_pb2.StatusRequest(), timeout=2.0, metadata=authorization(self._token)
+                )
             except grpc.RpcError as error:
                 code: Any = error.code()
-                return None if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED) else False
+                return (
+                    None
+                    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+                    else False
+                )
         nodes = sum(name[0] == "n" for name in self._cluster.processes) - len(self._broken)
         there = sum(node.state == "active" for node in status.nodes)
-        # Nodes may differ in their kinds while they are restarted, and ask shards of each other: that need not end.
+        # Nodes may differ in their kinds while they are restarted, and ask shards of each other:
+        # that need not end.
         return there >= nodes and not status.moves.joining
 
 
 class Changes:
-    """The Python files below a folder, without those in hidden folders, virtual environments and `data`: what becomes of them."""
+    """The Python files below a folder, without those in hidden folders, virtual environments and
+    `data`: what becomes of them."""
 
     def __init__(self, folder: Path, data: Path) -> None:
         self._folder = folder
@@ -311,7 +399,9 @@ class Changes:
 class Terminal:
     """Shows what the processes of a cluster say, from their logs, as it comes."""
 
-    def __init__(self, cluster: LocalCluster, verbose: bool, echo: Callable[[str], None] = click.echo) -> None:
+    def __init__(
+        self, cluster: LocalCluster, verbose: bool, echo: Callable[[str], None] = click.echo
+    ) -> None:
         self._cluster = cluster
         self._verbose = verbose
         self._echo = echo
@@ -347,13 +437,20 @@ class Terminal:
         head = click.style(f"{name:<8}", fg="cyan")
         try:
             record = msgspec.json.decode(line)
-            level, message = str(record["level"]).lower(), str(record.get("message", record.get("msg", "")))
+            level, message = (
+                str(record["level"]).lower(),
+                str(record.get("message", record.get("msg", ""))),
+            )
         except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
             return None if name == "etcd" and not self._verbose else f"{head} | {line}"  # printed
         least = ("error", "critical") if self.starting else _COLORS
         logger = str(record.get("logger"))
         own = name == "etcd" or (logger.startswith(_OWN) and logger != "holdfast.objects")
-        if not self._verbose and own and level not in (("error", "fatal", "panic") if name == "etcd" else least):
+        if (
+            not self._verbose
+            and own
+            and level not in (("error", "fatal", "panic") if name == "etcd" else least)
+        ):
             return None
         where = "/".join(str(record[field]) for field in ("kind", "key") if field in record)
         if where and "method" in record:
@@ -365,12 +462,21 @@ class Terminal:
         if level in _COLORS:
             message = f"{click.style(level.upper(), fg=_COLORS[level])} {message}"
         trace = str(record.get("traceback", ""))
-        return "\n".join([f"{head} {_clock(record)} {message}", *(f"{head} | {one}" for one in trace.splitlines())])
+        return "\n".join(
+            [
+                f"{head} {_clock(record)} {message}",
+                *(f"{head} | {one}" for one in trace.splitlines()),
+            ]
+        )
 
 
 def _clock(record: dict[str, Any]) -> str:
     try:
-        return datetime.fromisoformat(str(record.get("time", record.get("ts")))).astimezone().strftime("%H:%M:%S")
+        return (
+            datetime.fromisoformat(str(record.get("time", record.get("ts"))))
+            .astimezone()
+            .strftime("%H:%M:%S")
+        )
     except ValueError:
         return "--:--:--"
 

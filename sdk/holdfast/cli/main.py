@@ -1,4 +1,5 @@
-"""The `holdfast` command line. Commands of the node and the gateway are found as entry points: the SDK imports neither."""
+"""The `holdfast` command line. Commands of the node and the gateway are found as entry points: the
+SDK imports neither."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`holdfast objects`, `explain` and `top`: looking into objects, and changing what they have stored."""
+"""`holdfast objects`, `explain` and `top`: looking into objects, and changing what they have
+stored."""
 
 from __future__ import annotations
 
@@ -15,7 +16,16 @@ from rich.table import Table
 from rich.text import Text
 
 from holdfast import codec
-from holdfast.cli.calls import _ask, _ask_stream, _console, _gateway, _json, _plain, _say_missing, _say_unknown
+from holdfast.cli.calls import (
+    _ask,
+    _ask_stream,
+    _console,
+    _gateway,
+    _json,
+    _plain,
+    _say_missing,
+    _say_unknown,
+)
 from holdfast.options import local_option
 from holdfast.v1 import admin_pb2
 
@@ -35,7 +45,9 @@ def objects() -> None:
 @local_option("--after", default="", help="Only keys behind this one: the last of the page before.")
 @_gateway
 @_json
-def list_objects(kind: str, prefix: str, limit: int, after: str, gateway: str, as_json: bool) -> None:
+def list_objects(
+    kind: str, prefix: str, limit: int, after: str, gateway: str, as_json: bool
+) -> None:
     """List the objects of KIND, or those whose key begins with PREFIX, by key; one key a line.
 
     \b
@@ -45,14 +57,21 @@ def list_objects(kind: str, prefix: str, limit: int, after: str, gateway: str, a
     """
     keys: list[str] = []
     while True:
-        request = admin_pb2.ListObjectsRequest(kind=kind, prefix=prefix, after=after, limit=min(1_000, limit - len(keys)))
+        request = admin_pb2.ListObjectsRequest(
+            kind=kind, prefix=prefix, after=after, limit=min(1_000, limit - len(keys))
+        )
         answer = _ask(gateway, "ListObjects", request, admin_pb2.ListObjectsResponse, _TIMEOUT_S)
         keys += answer.keys
         if not answer.more or not answer.keys or len(keys) >= limit:
             break
         after = answer.keys[-1]
     if as_json:
-        facts = {"keys": keys, "more": answer.more, "silent": list(answer.silent), "unserved": list(answer.unserved)}
+        facts = {
+            "keys": keys,
+            "more": answer.more,
+            "silent": list(answer.silent),
+            "unserved": list(answer.unserved),
+        }
         click.echo(codec.encode_json(facts).decode())
     else:
         for key in keys:
@@ -70,17 +89,24 @@ def list_objects(kind: str, prefix: str, limit: int, after: str, gateway: str, a
 @_gateway
 @_json
 def count(kind: str, prefix: str, gateway: str, as_json: bool) -> None:
-    """Count objects: of every kind, of KIND, or those of KIND whose key begins with PREFIX. About 100,000 a second and node.
+    """Count objects: of every kind, of KIND, or those of KIND whose key begins with PREFIX. About
+    100,000 a second and node.
 
     \b
     Example:
       holdfast objects count Property
     """
     request = admin_pb2.CountObjectsRequest(kind=kind, prefix=prefix)
-    answer = _ask(gateway, "CountObjects", request, admin_pb2.CountObjectsResponse, _COUNT_TIMEOUT_S)
+    answer = _ask(
+        gateway, "CountObjects", request, admin_pb2.CountObjectsResponse, _COUNT_TIMEOUT_S
+    )
     counts = dict(sorted(answer.objects.items())) or ({kind: 0} if kind else {})
     if as_json:
-        facts = {"objects": counts, "silent": list(answer.silent), "unserved": list(answer.unserved)}
+        facts = {
+            "objects": counts,
+            "silent": list(answer.silent),
+            "unserved": list(answer.unserved),
+        }
         click.echo(codec.encode_json(facts).decode())
     else:
         for name, objects in counts.items():
@@ -98,7 +124,8 @@ def count(kind: str, prefix: str, gateway: str, as_json: bool) -> None:
 @_gateway
 @_json
 def show(kind: str, key: str, prefix: str, limit: int, gateway: str, as_json: bool) -> None:
-    """Show the stored keys and values of the object KIND KEY, as one JSON object; only keys that begin with PREFIX, if it is given.
+    """Show the stored keys and values of the object KIND KEY, as one JSON object; only keys that
+    begin with PREFIX, if it is given.
 
     Bytes are shown as base64, times as text. What a class makes of the values is its own.
 
@@ -109,7 +136,9 @@ def show(kind: str, key: str, prefix: str, limit: int, gateway: str, as_json: bo
     rows: dict[str, Any] = {}
     after = ""
     while True:
-        request = admin_pb2.ShowObjectRequest(kind=kind, key=key, prefix=prefix, after=after, limit=min(1_000, limit - len(rows)))
+        request = admin_pb2.ShowObjectRequest(
+            kind=kind, key=key, prefix=prefix, after=after, limit=min(1_000, limit - len(rows))
+        )
         answer = _ask(gateway, "ShowObject", request, admin_pb2.ShowObjectResponse, _TIMEOUT_S)
         for row in answer.rows:
             rows[row.key] = codec.decode(row.value)
@@ -130,7 +159,8 @@ def show(kind: str, key: str, prefix: str, limit: int, gateway: str, as_json: bo
 @_gateway
 @_json
 def evict(kind: str, key: str, gateway: str, as_json: bool) -> None:
-    """Take the object KIND KEY out of memory, when it is at rest. Nothing that is stored is lost; its next call brings it back."""
+    """Take the object KIND KEY out of memory, when it is at rest. Nothing that is stored is lost;
+    its next call brings it back."""
     request = admin_pb2.EvictObjectRequest(kind=kind, key=key)
     answer = _ask(gateway, "EvictObject", request, admin_pb2.EvictObjectResponse, _TIMEOUT_S + 30)
     if as_json:
@@ -147,15 +177,24 @@ def evict(kind: str, key: str, gateway: str, as_json: bool) -> None:
 @_gateway
 @_json
 def abort(kind: str, key: str, gateway: str, as_json: bool) -> None:
-    """Cancel the turn that the object KIND KEY runs, and roll it back. Its caller gets ABORTED; the calls that wait come next.
+    """Cancel the turn that the object KIND KEY runs, and roll it back. Its caller gets ABORTED; the
+    calls that wait come next.
 
     A turn that is an alarm or a notification is tried again later. What is committed already stays.
     """
-    answer = _ask(gateway, "AbortTurn", admin_pb2.AbortTurnRequest(kind=kind, key=key), admin_pb2.AbortTurnResponse, _TIMEOUT_S)
+    answer = _ask(
+        gateway,
+        "AbortTurn",
+        admin_pb2.AbortTurnRequest(kind=kind, key=key),
+        admin_pb2.AbortTurnResponse,
+        _TIMEOUT_S,
+    )
     if as_json:
         click.echo(codec.encode_json(_plain(answer)).decode())
     elif answer.method:
-        click.echo(f"{answer.method}() was aborted after {answer.ran_s:.1f} s; {answer.waiting} calls wait")
+        click.echo(
+            f"{answer.method}() was aborted after {answer.ran_s:.1f} s; {answer.waiting} calls wait"
+        )
     else:
         click.echo("no turn runs")
     if not answer.method:
@@ -167,15 +206,27 @@ def abort(kind: str, key: str, gateway: str, as_json: bool) -> None:
 @click.argument("key", default="")
 @local_option("--prefix", default="", help="Delete all objects of KIND whose keys begin so.")
 @click.option("--all", "all_", is_flag=True, default=False, help="Delete all objects of KIND.")
-@local_option("--dry-run", is_flag=True, default=False, help="Change nothing; say how many it would be.")
+@local_option(
+    "--dry-run", is_flag=True, default=False, help="Change nothing; say how many it would be."
+)
 @click.option("--yes", is_flag=True, default=False, help="Do not ask.")
 @_gateway
 @_json
-def delete(kind: str, key: str, prefix: str, all_: bool, dry_run: bool, yes: bool, gateway: str, as_json: bool) -> None:
-    """Delete what the object KIND KEY has stored, its alarms, and its notifications that wait, in one commit. It cannot be undone.
+def delete(
+    kind: str,
+    key: str,
+    prefix: str,
+    all_: bool,
+    dry_run: bool,
+    yes: bool,
+    gateway: str,
+    as_json: bool,
+) -> None:
+    """Delete what the object KIND KEY has stored, its alarms, and its notifications that wait, in
+    one commit. It cannot be undone.
 
-    Requests that were answered stay answered: one that is sent again does not run again. Dead letters stay until they are replayed or
-    dropped. Calls that come later make the object anew.
+    Requests that were answered stay answered: one that is sent again does not run again. Dead
+    letters stay until they are replayed or dropped. Calls that come later make the object anew.
 
     \b
     Examples:
@@ -183,14 +234,23 @@ def delete(kind: str, key: str, prefix: str, all_: bool, dry_run: bool, yes: boo
       holdfast objects delete PropertySession --prefix 2024- --dry-run
     """
     if (bool(key) + bool(prefix) + all_) != 1:
-        raise click.ClickException("name one object by its KEY, or several by --prefix, or say --all")
+        raise click.ClickException(
+            "name one object by its KEY, or several by --prefix, or say --all"
+        )
     if key:
         if dry_run:
-            raise click.ClickException("--dry-run is for --prefix and --all; `holdfast objects show` shows what one object has")
+            raise click.ClickException(
+                "--dry-run is for --prefix and --all; `holdfast objects show` shows what one"
+                " object has"
+            )
         if not yes:
             click.confirm(f"Delete {kind}/{key} for good?", abort=True, err=True)
         one = _ask(
-            gateway, "DeleteObject", admin_pb2.DeleteObjectRequest(kind=kind, key=key), admin_pb2.DeleteObjectResponse, _TIMEOUT_S
+            gateway,
+            "DeleteObject",
+            admin_pb2.DeleteObjectRequest(kind=kind, key=key),
+            admin_pb2.DeleteObjectResponse,
+            _TIMEOUT_S,
         )
         if as_json:
             click.echo(codec.encode_json(_plain(one)).decode())
@@ -213,7 +273,9 @@ def delete(kind: str, key: str, prefix: str, all_: bool, dry_run: bool, yes: boo
     if as_json:
         click.echo(codec.encode_json({**_plain(progress), "failed": failed}).decode())
     else:
-        click.echo(f"{progress.matched} would be deleted" if dry_run else f"{progress.deleted} deleted")
+        click.echo(
+            f"{progress.matched} would be deleted" if dry_run else f"{progress.deleted} deleted"
+        )
         for name, why in sorted(failed.items())[:100]:
             click.echo(f"{name}: {why}", err=True)
         _say_missing(progress.silent, progress.unserved)
@@ -229,14 +291,21 @@ def delete(kind: str, key: str, prefix: str, all_: bool, dry_run: bool, yes: boo
 @_gateway
 @_json
 def explain(kind: str, key: str, gateway: str, as_json: bool) -> None:
-    """Explain the object KIND KEY: owner, epoch, copies and how far they are behind, whether it is in memory, what runs and what
-    waits, its last error, what it has stored, its alarms and its notifications.
+    """Explain the object KIND KEY: owner, epoch, copies and how far they are behind, whether it is
+    in memory, what runs and what waits, its last error, what it has stored, its alarms and its
+    notifications.
 
     \b
     Example:
       holdfast explain Property p-1
     """
-    answer = _ask(gateway, "Explain", admin_pb2.ExplainRequest(kind=kind, key=key), admin_pb2.ExplainResponse, 10.0)
+    answer = _ask(
+        gateway,
+        "Explain",
+        admin_pb2.ExplainRequest(kind=kind, key=key),
+        admin_pb2.ExplainResponse,
+        10.0,
+    )
     if as_json:
         click.echo(codec.encode_json(_plain(answer)).decode())
         return
@@ -251,7 +320,14 @@ def explain(kind: str, key: str, gateway: str, as_json: bool) -> None:
 def _explained(kind: str, key: str, answer: Any) -> Iterator[tuple[str, str]]:
     yield "object", f"{kind}/{key}"
     yield "shard", f"{answer.shard.shard}, epoch {answer.shard.epoch}"
-    yield "owner", f"{answer.shard.owner} at {answer.address}" if answer.address else f"{answer.shard.owner or 'none'}, absent"
+    yield (
+        "owner",
+        (
+            f"{answer.shard.owner} at {answer.address}"
+            if answer.address
+            else f"{answer.shard.owner or 'none'}, absent"
+        ),
+    )
     if answer.unserved:
         yield "not served", answer.unserved
     if answer.read_only:
@@ -274,11 +350,20 @@ def _explained(kind: str, key: str, answer: Any) -> Iterator[tuple[str, str]]:
     if answer.unserved and not answer.rows:
         return
     if answer.active:
-        yield "in memory", f"yes, {answer.cache_bytes} bytes cached, last used {answer.idle_s:.1f} s ago"
+        yield (
+            "in memory",
+            f"yes, {answer.cache_bytes} bytes cached, last used {answer.idle_s:.1f} s ago",
+        )
     else:
         yield "in memory", "no"
     if answer.running:
-        yield "running", f"{answer.running} for {answer.running_s:.1f} s (request {answer.running_request_id.hex()})"
+        yield (
+            "running",
+            (
+                f"{answer.running} for {answer.running_s:.1f} s (request"
+                f" {answer.running_request_id.hex()})"
+            ),
+        )
     yield "waiting calls", str(answer.waiting)
     if answer.reads:
         yield "reads", f"{answer.reads} run beside its turns"
@@ -288,17 +373,26 @@ def _explained(kind: str, key: str, answer: Any) -> Iterator[tuple[str, str]]:
     yield "stored", f"{answer.rows} rows,{more} {answer.bytes} bytes" if answer.rows else "nothing"
     if answer.expires_ms:
         yield "expires", _time(answer.expires_ms)
-    yield "alarms", f"{answer.alarms}, the next at {_time(answer.next_alarm_ms)}" if answer.alarms else "none"
+    yield (
+        "alarms",
+        f"{answer.alarms}, the next at {_time(answer.next_alarm_ms)}" if answer.alarms else "none",
+    )
     if answer.outbox:
         error = f"; last error: {answer.outbox_error}" if answer.outbox_error else ""
-        yield "notifications", f"{answer.outbox} wait, the oldest since {_time(answer.outbox_oldest_ms)}{error}"
+        yield (
+            "notifications",
+            f"{answer.outbox} wait, the oldest since {_time(answer.outbox_oldest_ms)}{error}",
+        )
     else:
         yield "notifications", "none wait"
     if answer.sent_by_clients:
         yield "sent by clients", f"{answer.sent_by_clients} calls wait"
     if answer.HasField("last_error"):
         error = answer.last_error
-        yield "last error", f"{error.code} in {error.method} at {_time(error.at_ms)}: {error.message}"
+        yield (
+            "last error",
+            f"{error.code} in {error.method} at {_time(error.at_ms)}: {error.message}",
+        )
 
 
 def _time(ms: int) -> str:
@@ -306,15 +400,20 @@ def _time(ms: int) -> str:
 
 
 @click.command(short_help="Watch what is busy: nodes, kinds, objects, shards.")
-@local_option("--interval", default=2.0, type=click.FloatRange(0.2, 3600), help="Seconds between two looks.")
-@local_option("--limit", default=10, type=click.IntRange(1, 100), help="Objects and shards to show.")
+@local_option(
+    "--interval", default=2.0, type=click.FloatRange(0.2, 3600), help="Seconds between two looks."
+)
+@local_option(
+    "--limit", default=10, type=click.IntRange(1, 100), help="Objects and shards to show."
+)
 @local_option("--once", is_flag=True, default=False, help="Look once, over one interval, and end.")
 @_gateway
 @_json
 def top(interval: float, limit: int, once: bool, gateway: str, as_json: bool) -> None:
-    """Show what is busy until Ctrl-C: nodes, kinds, the busiest objects and shards. Rates are of the last interval; those of objects
-    are estimates over about a minute, rather too high than too low for what goes on evenly, and lower than a burst's peak; those of
-    shards are as their owners said within the last ten seconds.
+    """Show what is busy until Ctrl-C: nodes, kinds, the busiest objects and shards. Rates are of
+    the last interval; those of objects are estimates over about a minute, rather too high than too
+    low for what goes on evenly, and lower than a burst's peak; those of shards are as their owners
+    said within the last ten seconds.
 
     \b
     Examples:
@@ -346,7 +445,9 @@ def top(interval: float, limit: int, once: bool, gateway: str, as_json: bool) ->
 
 
 def _look(gateway: str, limit: int) -> tuple[float, Any]:
-    return time.monotonic(), _ask(gateway, "Top", admin_pb2.TopRequest(limit=limit), admin_pb2.TopResponse, _TIMEOUT_S)
+    return time.monotonic(), _ask(
+        gateway, "Top", admin_pb2.TopRequest(limit=limit), admin_pb2.TopResponse, _TIMEOUT_S
+    )
 
 
 def _rates(before: tuple[float, Any], now: tuple[float, Any]) -> dict[str, Any]:
@@ -360,14 +461,19 @@ def _rates(before: tuple[float, Any], now: tuple[float, Any]) -> dict[str, Any]:
             nodes.append({"node": node.id, "answers": False})
             continue
         old = earlier.get(node.id)
-        if old is None or old.stats.process.pid != node.stats.process.pid:  # it was started meanwhile: its counters began anew
+        # it was started meanwhile: its counters began anew
+        if old is None or old.stats.process.pid != node.stats.process.pid:
             old = admin_pb2.NodeTop()
         was, is_ = old.stats, node.stats
         nodes.append(
             {
                 "node": node.id,
                 "answers": True,
-                "cpu": max(0.0, is_.process.cpu_s - was.process.cpu_s) / seconds if was.process.pid else 0.0,
+                "cpu": (
+                    max(0.0, is_.process.cpu_s - was.process.cpu_s) / seconds
+                    if was.process.pid
+                    else 0.0
+                ),
                 "mib": is_.process.rss_bytes >> 20,
                 "owns": node.shards_owned,
                 "serves": is_.shards_serving,
@@ -383,7 +489,9 @@ def _rates(before: tuple[float, Any], now: tuple[float, Any]) -> dict[str, Any]:
         old_kinds = {kind.kind: kind for kind in old.kinds}
         for kind in node.kinds:
             then = old_kinds.get(kind.kind) or admin_pb2.TopKind()
-            sums = kinds.setdefault(kind.kind, dict.fromkeys(("calls", "failed", "call_s", "turn_s", "active"), 0.0))
+            sums = kinds.setdefault(
+                kind.kind, dict.fromkeys(("calls", "failed", "call_s", "turn_s", "active"), 0.0)
+            )
             for name in ("calls", "failed", "call_s", "turn_s"):
                 sums[name] += getattr(kind, name) - getattr(then, name)
             sums["active"] += kind.active
@@ -400,32 +508,64 @@ def _rates(before: tuple[float, Any], now: tuple[float, Any]) -> dict[str, Any]:
             }
             for name, sums in sorted(kinds.items(), key=lambda item: (-item[1]["calls"], item[0]))
         ],
-        "objects": [{"kind": one.kind, "key": one.key, "node": one.node, "turns_per_s": one.turns_per_s} for one in now[1].objects],
-        "shards": [{"shard": one.shard, "owner": one.owner, "turns_per_s": one.turns_per_s} for one in now[1].shards],
+        "objects": [
+            {"kind": one.kind, "key": one.key, "node": one.node, "turns_per_s": one.turns_per_s}
+            for one in now[1].objects
+        ],
+        "shards": [
+            {"shard": one.shard, "owner": one.owner, "turns_per_s": one.turns_per_s}
+            for one in now[1].shards
+        ],
     }
 
 
 def _tables(rates: dict[str, Any]) -> Group:
     nodes = Table(title="nodes", title_justify="left")
-    for title in ("node", "cpu", "MiB", "owns", "serves", "active", "in flight", "turns/s", "entries/s", "fsyncs/s", "lag", "outbox"):
+    for title in (
+        "node",
+        "cpu",
+        "MiB",
+        "owns",
+        "serves",
+        "active",
+        "in flight",
+        "turns/s",
+        "entries/s",
+        "fsyncs/s",
+        "lag",
+        "outbox",
+    ):
         nodes.add_column(title, justify="left" if title == "node" else "right")
     for node in rates["nodes"]:
         if not node["answers"]:
             nodes.add_row(node["node"], "does not answer")
             continue
         nodes.add_row(
-            node["node"], f"{node['cpu']:.2f}", str(node["mib"]), str(node["owns"]), str(node["serves"]), f"{node['active']:,}",
-            f"{node['in_flight']:,}", f"{node['turns_per_s']:,.0f}", f"{node['entries_per_s']:,.0f}", f"{node['fsyncs_per_s']:,.0f}",
-            f"{node['lag']:,}", f"{node['outbox']:,}",
-        )  # fmt: skip
+            node["node"],
+            f"{node['cpu']:.2f}",
+            str(node["mib"]),
+            str(node["owns"]),
+            str(node["serves"]),
+            f"{node['active']:,}",
+            f"{node['in_flight']:,}",
+            f"{node['turns_per_s']:,.0f}",
+            f"{node['entries_per_s']:,.0f}",
+            f"{node['fsyncs_per_s']:,.0f}",
+            f"{node['lag']:,}",
+            f"{node['outbox']:,}",
+        )
     kinds = Table(title="kinds", title_justify="left")
     for title in ("kind", "active", "calls/s", "failed/s", "ms a call", "ms a turn"):
         kinds.add_column(title, justify="left" if title == "kind" else "right")
     for kind in rates["kinds"]:
         kinds.add_row(
-            kind["kind"], f"{kind['active']:,}", f"{kind['calls_per_s']:,.0f}", f"{kind['failed_per_s']:,.1f}",
-            f"{kind['call_ms']:.2f}", f"{kind['turn_ms']:.2f}",
-        )  # fmt: skip
+            kind["kind"],
+            f"{kind['active']:,}",
+            f"{kind['calls_per_s']:,.0f}",
+            f"{kind['failed_per_s']:,.1f}",
+            f"{kind['call_ms']:.2f}",
+            f"{kind['turn_ms']:.2f}",
+        )
     busy = Table(title="busiest objects", title_justify="left")
     for title in ("object", "turns/s", "node"):
         busy.add_column(title, justify="right" if title == "turns/s" else "left")

@@ -1,8 +1,10 @@
-"""Ends the processes of a local cluster when whoever started them has ended without doing so: killed with -9, say.
+"""Ends the processes of a local cluster when whoever started them has ended without doing so:
+killed with -9, say.
 
-It is a script of its own, without imports of Holdfast, so that it starts in no time. It reads process ids from standard input, one a
-line. At the end of the input it ends those that are still there: first by SIGTERM, after a while by SIGKILL.
-The other end of the pipe is held by the process that started it, and closed by the system when that ends.
+It is a script of its own, without imports of Holdfast, so that it starts in no time. It reads
+process ids from standard input, one a line. At the end of the input it ends those that are still
+there: first by SIGTERM, after a while by SIGKILL. The other end of the pipe is held by the process
+that started it, and closed by the system when that ends.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ def main() -> None:
     """Wait for the end of the input."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    left: dict[int, int] = {}  # by process id, a descriptor that stays with the process, whoever gets the id after it
+    # by process id, a descriptor that stays with the process, whoever gets the id after it
+    left: dict[int, int] = {}
     for line in sys.stdin:
         pid = int(line)
         try:

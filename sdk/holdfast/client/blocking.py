@@ -1,9 +1,11 @@
 """The blocking twin of the client, for scripts and threads.
 
-It makes unary calls on gRPC's own threads and needs no event loop, so it also works beside one. A call that meets a gateway which
-is away is sent again with the same request id, to the next gateway, until its deadline: its effect happens once.
+It makes unary calls on gRPC's own threads and needs no event loop, so it also works beside one. A
+call that meets a gateway which is away is sent again with the same request id, to the next gateway,
+until its deadline: its effect happens once.
 
-A client connects when it is first used, in the process that uses it. It may be inherited by a fork (holdfast.client.forks).
+A client connects when it is first used, in the process that uses it. It may be inherited by a fork
+(holdfast.client.forks).
 """
 
 from __future__ import annotations
@@ -22,10 +24,26 @@ from google.rpc.status_pb2 import Status
 from holdfast.app import kind_name
 from holdfast.channels import check_address, open_blocking_channel
 from holdfast.client import forks
-from holdfast.client.client import DEADLINE_SLACK_S, TIMEOUT_S, callee, check_key, check_own_id, check_size, delay_ms, retry_pause
+from holdfast.client.client import (
+    DEADLINE_SLACK_S,
+    TIMEOUT_S,
+    callee,
+    check_key,
+    check_own_id,
+    check_size,
+    delay_ms,
+    retry_pause,
+)
 from holdfast.client.retry_budget import RATIO, Budgets
 from holdfast.deadlines import checked_timeout
-from holdfast.errors import DeadlineExceeded, HoldfastError, InternalError, Overloaded, Unavailable, error_from_proto
+from holdfast.errors import (
+    DeadlineExceeded,
+    HoldfastError,
+    InternalError,
+    Overloaded,
+    Unavailable,
+    error_from_proto,
+)
 from holdfast.ids import TIME_METADATA, RequestIds, told_time
 from holdfast.signature import check_notified, decode_result, encode_arguments, return_type
 from holdfast.tls import TLS, Token, authorization
@@ -35,13 +53,15 @@ from holdfast.v1 import objects_pb2 as pb
 T = TypeVar("T")
 
 ATTEMPT_METADATA = "holdfast-attempt"
-"""Where a caller of `Objects.Call` with a request id of its own says how many earlier attempts have an unknown outcome; else 1."""
+"""Where a caller of `Objects.Call` with a request id of its own says how many earlier attempts have
+an unknown outcome; else 1."""
 
 _BACKOFF_S = (0.05, 1.0)
 
 
 class BlockingClient:
-    """As `holdfast.Client`, but calls return results instead of awaitables. Safe to use from several threads."""
+    """As `holdfast.Client`, but calls return results instead of awaitables. Safe to use from
+    several threads."""
 
     def __init__(
         self,
@@ -80,7 +100,8 @@ class BlockingClient:
         self._budgets_lock = threading.Lock()
 
     def before_fork(self) -> bool:
-        """Close the connections; calls of other threads on them are sent again. See `holdfast.client.forks`."""
+        """Close the connections; calls of other threads on them are sent again. See
+        `holdfast.client.forks`."""
         with self._lock:
             before, self._connections = self._connections, None
         if before is not None:
@@ -104,7 +125,8 @@ class BlockingClient:
             return self._connections
 
     def _connect_again(self) -> None:
-        """When files of certificates have changed: a channel connects with those that it was made with, for ever."""
+        """When files of certificates have changed: a channel connects with those that it was made
+        with, for ever."""
         with self._lock:
             before = self._connections
             if self._tls is None or before is None or self._tls.state() == before.files:
@@ -122,7 +144,8 @@ class BlockingClient:
         self.close()
 
     def close(self) -> None:
-        """End the connections. Calls of other threads fail; whether they took effect is not known."""
+        """End the connections. Calls of other threads fail; whether they took effect is
+        not known."""
         with self._lock:
             self._closed = True
             connections, self._connections = self._connections, None
@@ -161,7 +184,8 @@ class BlockingClient:
         metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
     ) -> Any:
-        """A stub of one object: `client.get(Counter, "a").increment(by=2)` returns the number. Options as in `Client.get`."""
+        """A stub of one object: `client.get(Counter, "a").increment(by=2)` returns the number.
+        Options as in `Client.get`."""
         check_key(key)
         check_own_id(kind_name(kind), key, request_id, idempotency_key)
         return _BlockingStub(self, kind, key, timeout, request_id, metadata, idempotency_key)
@@ -201,10 +225,21 @@ class BlockingClient:
         metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
     ) -> Any:
-        """Tell an object something that is certain to arrive: `client.notify(Order, "o-1").ship()`; see `Client.notify`."""
+        """Tell an object something that is certain to arrive: `client.notify(Order, "o-1").ship()`;
+        see `Client.notify`."""
         check_key(key)
         check_own_id(kind_name(kind), key, request_id, idempotency_key)
-        return _BlockingStub(self, kind, key, timeout, request_id, metadata, idempotency_key, send=True, delay_ms=delay_ms(delay))
+        return _BlockingStub(
+            self,
+            kind,
+            key,
+            timeout,
+            request_id,
+            metadata,
+            idempotency_key,
+            send=True,
+            delay_ms=delay_ms(delay),
+        )
 
     def call(
         self,
@@ -222,10 +257,18 @@ class BlockingClient:
     ) -> bytes:
         """One call with a msgpack payload; its msgpack result. Raises as `Client.call` does."""
         check_own_id(kind, key, request_id, idempotency_key)
-        deadline = time.monotonic() + (self._timeout if timeout is None else checked_timeout(timeout))
+        deadline = time.monotonic() + (
+            self._timeout if timeout is None else checked_timeout(timeout)
+        )
         own = request_id is not None or idempotency_key is not None
         request = pb.CallRequest(
-            kind=kind, key=key, method=method, msgpack=arguments, metadata=metadata, send=send, delay_ms=delay_ms
+            kind=kind,
+            key=key,
+            method=method,
+            msgpack=arguments,
+            metadata=metadata,
+            send=send,
+            delay_ms=delay_ms,
         )
         if idempotency_key is not None:
             request.idempotency_key = idempotency_key
@@ -248,7 +291,8 @@ class BlockingClient:
         return result
 
     def _send(self, request: pb.CallRequest, attempt: int, deadline: float) -> bytes:
-        """Send until there is an answer. `attempt` counts the attempts of unknown outcome (docs/errors.md, "Definite errors")."""
+        """Send until there is an answer. `attempt` counts the attempts of unknown outcome
+        (docs/errors.md, "Definite errors")."""
         kind = request.kind
         backoff, longest = _BACKOFF_S
         retries = 0
@@ -273,15 +317,21 @@ class BlockingClient:
                         reply = connections.calls[use](request, timeout=timeout, metadata=shown)
                     else:
                         shown = (*shown, (TIME_METADATA, ""))
-                        reply, call = connections.calls[use].with_call(request, timeout=timeout, metadata=shown)
+                        reply, call = connections.calls[use].with_call(
+                            request, timeout=timeout, metadata=shown
+                        )
                         if (now_ms := told_time(call.initial_metadata())) is not None:
                             connections.knows_time = True
                             self._ids.follow(now_ms)
                     return reply.msgpack
                 except grpc.RpcError as failed:
                     error = _error(failed, request, self._endpoints[use])
-                except ValueError as closed_before:  # another thread, or a fork, has closed the channel
-                    error = _GatewayAway(f"{request.kind}/{request.key}.{request.method}(): {closed_before}")
+                except (
+                    ValueError
+                ) as closed_before:  # another thread, or a fork, has closed the channel
+                    error = _GatewayAway(
+                        f"{request.kind}/{request.key}.{request.method}(): {closed_before}"
+                    )
             if not error.definite:
                 attempt += 1
             error.definite = not attempt
@@ -289,7 +339,10 @@ class BlockingClient:
                 pause = retry_pause(error.retry_after_s, retries)
                 retries += 1
                 error.callee = callee(request)
-                if not (error.retryable and isinstance(error, Overloaded | Unavailable)) or time.monotonic() + pause >= deadline:
+                if (
+                    not (error.retryable and isinstance(error, Overloaded | Unavailable))
+                    or time.monotonic() + pause >= deadline
+                ):
                     raise error
                 with self._budgets_lock:
                     if not self._budgets.take(kind):
@@ -297,7 +350,8 @@ class BlockingClient:
                 time.sleep(pause)
                 continue
             if self._connections is not connections and time.monotonic() < deadline:
-                continue  # closed on this side, for a fork or for new certificates: the gateway is not away
+                # closed on this side, for a fork or for new certificates: the gateway is not away
+                continue
             pause = backoff * random.uniform(0.5, 1.0)
             if time.monotonic() + pause >= deadline:
                 raise Unavailable(error.message, retryable=True, request_id=request.request_id)
@@ -371,7 +425,9 @@ class _BlockingStub:
         return partial(self._call, method, return_type(self._kind, method))
 
     def _call(self, method: str, returns: Any, /, *positional: Any, **named: Any) -> Any:
-        result = self._client.call(self._name, self._key, method, encode_arguments(positional, named), **self._options)
+        result = self._client.call(
+            self._name, self._key, method, encode_arguments(positional, named), **self._options
+        )
         return decode_result(result, returns, self._name, method)
 
 
@@ -383,12 +439,21 @@ def connect_blocking(
     token: Token | None = None,
     tracing: bool = False,
 ) -> BlockingClient:
-    """A blocking client: `with holdfast.connect_blocking("localhost:7400") as client: ...`. Options as in `connect`."""
-    return BlockingClient(*endpoints, timeout=timeout, retry_budget=retry_budget, tls=tls, token=token, tracing=tracing)
+    """A blocking client: `with holdfast.connect_blocking("localhost:7400") as client: ...`. Options
+    as in `connect`."""
+    return BlockingClient(
+        *endpoints,
+        timeout=timeout,
+        retry_budget=retry_budget,
+        tls=tls,
+        token=token,
+        tracing=tracing,
+    )
 
 
 def _error(failed: Any, request: pb.CallRequest, endpoint: str) -> HoldfastError:
-    """What a failed RPC means: the cluster's own error, which it carries as a detail, or that there was none."""
+    """What a failed RPC means: the cluster's own error, which it carries as a detail, or that there
+    was none."""
     for name, value in failed.trailing_metadata() or ():
         if name == "grpc-status-details-bin":
             detail = pb.Error()
@@ -396,7 +461,14 @@ def _error(failed: Any, request: pb.CallRequest, endpoint: str) -> HoldfastError
                 return error_from_proto(detail)
     what = f"{request.kind}/{request.key}.{request.method}()"
     if failed.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineExceeded(f"{what}: no reply before the deadline", retryable=True, request_id=request.request_id)
+        return DeadlineExceeded(
+            f"{what}: no reply before the deadline", retryable=True, request_id=request.request_id
+        )
     if failed.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-        return InternalError(f"{what}: {endpoint}: {failed.code().name}: {failed.details()}", request_id=request.request_id)
-    return _GatewayAway(f"{what}: no gateway reached before the deadline; {endpoint}: {failed.details()}")
+        return InternalError(
+            f"{what}: {endpoint}: {failed.code().name}: {failed.details()}",
+            request_id=request.request_id,
+        )
+    return _GatewayAway(
+        f"{what}: no gateway reached before the deadline; {endpoint}: {failed.details()}"
+    )

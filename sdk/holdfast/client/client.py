@@ -1,9 +1,11 @@
-"""The asynchronous client: typed stubs over one batched stream, which reconnects and sends again by itself.
+"""The asynchronous client: typed stubs over one batched stream, which reconnects and sends again by
+itself.
 
-A call that was under way when a connection broke is sent again on the next one with the same request id and
-`attempt + 1`, so its effect happens once. A call that is refused as OVERLOADED or UNAVAILABLE, and could succeed later, is sent
-again after a pause (full jitter, and what the refusal asks for), while the budget lasts and the deadline allows. A caller sees an
-error only from the object, from a limit, or at the deadline.
+A call that was under way when a connection broke is sent again on the next one with the same
+request id and `attempt + 1`, so its effect happens once. A call that is refused as OVERLOADED or
+UNAVAILABLE, and could succeed later, is sent again after a pause (full jitter, and what the refusal
+asks for), while the budget lasts and the deadline allows. A caller sees an error only from the
+object, from a limit, or at the deadline.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ TIMEOUT_S = 30.0
 """The deadline of a call that brings none."""
 
 DEADLINE_SLACK_S = 0.3
-"""How long after a deadline the client still waits for the cluster's own word on it, which says more than a time-out."""
+"""How long after a deadline the client still waits for the cluster's own word on it, which says
+more than a time-out."""
 
 CALLS_IN_FLIGHT_MAX = 10_000
 """Calls of one client that wait for their replies."""
@@ -81,12 +84,14 @@ class _Pending:
 
     @property
     def untouched(self) -> bool:
-        """Whether certainly no attempt has had, or can have, an effect (the rule of `definite` in holdfast.errors)."""
+        """Whether certainly no attempt has had, or can have, an effect (the rule of `definite` in
+        holdfast.errors)."""
         return not self.sent and not self.message.attempt
 
 
 class Client:
-    """A connection to a cluster, through any of its gateways. Use it as `async with connect(...) as client`.
+    """A connection to a cluster, through any of its gateways. Use it as `async with connect(...) as
+    client`.
 
     One client is enough for a process: it has up to 10,000 calls in flight on one stream.
     """
@@ -125,7 +130,8 @@ class Client:
         forks.register(self)
 
     def before_fork(self) -> bool:
-        """An open connection cannot be taken from the loop: a child of this moment cannot use gRPC. See `holdfast.client.forks`."""
+        """An open connection cannot be taken from the loop: a child of this moment cannot use gRPC.
+        See `holdfast.client.forks`."""
         return self._task is None
 
     def after_fork(self) -> None:
@@ -139,7 +145,8 @@ class Client:
         return await self.open()
 
     async def open(self) -> Client:
-        """Begin to connect, for those who cannot say `async with`: `client = await connect(...).open()`; end it with `close()`.
+        """Begin to connect, for those who cannot say `async with`: `client = await
+        connect(...).open()`; end it with `close()`.
 
         Raises RuntimeError when it is open, or was closed.
         """
@@ -156,7 +163,8 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """End the connection. Calls under way fail with Unavailable; whether they took effect is not known."""
+        """End the connection. Calls under way fail with Unavailable; whether they took effect is
+        not known."""
         if self._forked:
             return  # it is the parent's
         self._closed = True
@@ -168,7 +176,11 @@ class Client:
         for pending in self._pending.values():
             if not pending.future.done():
                 pending.future.set_exception(
-                    Unavailable("the client was closed", definite=pending.untouched, request_id=pending.message.request_id)
+                    Unavailable(
+                        "the client was closed",
+                        definite=pending.untouched,
+                        request_id=pending.message.request_id,
+                    )
                 )
         self._pending.clear()
 
@@ -206,11 +218,12 @@ class Client:
     ) -> Any:
         """A stub of one object: `await client.get(Counter, "a").increment(by=2)`.
 
-        With a class the stub is typed as it and results are decoded to the handler's return type; with a name they come in
-        plain types. `timeout` in seconds, `metadata` and `request_id` (16 bytes, UUIDv7) hold for the stub's calls; a
-        request id names one effect, so a stub that has one makes one call. `idempotency_key` (1 to 255 bytes) is the caller's own
-        name for one effect on this object: for 24 hours a call with the same key is answered with the first one's reply, whoever
-        makes it, and refused with InvalidArgument if it calls something else.
+        With a class the stub is typed as it and results are decoded to the handler's return type;
+        with a name they come in plain types. `timeout` in seconds, `metadata` and `request_id` (16
+        bytes, UUIDv7) hold for the stub's calls; a request id names one effect, so a stub that has
+        one makes one call. `idempotency_key` (1 to 255 bytes) is the caller's own name for one
+        effect on this object: for 24 hours a call with the same key is answered with the first
+        one's reply, whoever makes it, and refused with InvalidArgument if it calls something else.
         """
         check_key(key)
         check_own_id(kind_name(kind), key, request_id, idempotency_key)
@@ -251,16 +264,20 @@ class Client:
         metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
     ) -> Any:
-        """Tell an object something that is certain to arrive: `await client.notify(Order, "o-1").ship()`.
+        """Tell an object something that is certain to arrive: `await client.notify(Order,
+        "o-1").ship()`.
 
-        The awaitable is done when the cluster has stored the call, on as many nodes as a write. From then on the cluster delivers it,
-        as it does what objects notify each other of: once, after what the same caller has told the object before, retried while the
-        handler fails (as the receiver's kind says), at last as a dead letter. `delay`: not before then; at most 366 days. What the
-        handler returns is dropped. The other options are those of `get`.
+        The awaitable is done when the cluster has stored the call, on as many nodes as a write.
+        From then on the cluster delivers it, as it does what objects notify each other of: once,
+        after what the same caller has told the object before, retried while the handler fails (as
+        the receiver's kind says), at last as a dead letter. `delay`: not before then; at most 366
+        days. What the handler returns is dropped. The other options are those of `get`.
         """
         check_key(key)
         check_own_id(kind_name(kind), key, request_id, idempotency_key)
-        return Stub(self, kind, key, timeout, request_id, metadata, idempotency_key, True, delay_ms(delay))
+        return Stub(
+            self, kind, key, timeout, request_id, metadata, idempotency_key, True, delay_ms(delay)
+        )
 
     async def call(
         self,
@@ -279,10 +296,23 @@ class Client:
     ) -> bytes:
         """One call with an encoded payload; its encoded result. Stubs are made of this.
 
-        Raises the HoldfastError that the reply carries; Unavailable or DeadlineExceeded when none came in time.
+        Raises the HoldfastError that the reply carries; Unavailable or DeadlineExceeded when none
+        came in time.
         """
         check_own_id(kind, key, request_id, idempotency_key)
-        pending = self._start(kind, key, method, arguments, timeout, request_id, metadata, codec, idempotency_key, send, delay_ms)
+        pending = self._start(
+            kind,
+            key,
+            method,
+            arguments,
+            timeout,
+            request_id,
+            metadata,
+            codec,
+            idempotency_key,
+            send,
+            delay_ms,
+        )
         try:
             return await pending.future
         except asyncio.CancelledError:
@@ -307,7 +337,8 @@ class Client:
         if self._task is None:
             self._check_forked()
             raise RuntimeError(
-                "the client is not open: use it as `async with holdfast.connect(...) as client`, or `await client.open()`"
+                "the client is not open: use it as `async with holdfast.connect(...) as client`, or"
+                " `await client.open()`"
             )
         if len(self._pending) >= CALLS_IN_FLIGHT_MAX:
             raise Overloaded(
@@ -340,15 +371,22 @@ class Client:
             message.delay_ms = delay_ms
         if metadata:
             message.metadata.update(metadata)
-        span = None if self._tracing is None else self._tracing.began(kind, key, method, message.metadata)
+        span = (
+            None
+            if self._tracing is None
+            else self._tracing.began(kind, key, method, message.metadata)
+        )
         size = message.ByteSize()
-        if size > ENVELOPE_BYTES_MAX:  # too large a one would end the stream, and every other call on it
-            check_size(size, len(arguments), definite=request_id is None and idempotency_key is None)
+        # too large a one would end the stream, and every other call on it
+        if size > ENVELOPE_BYTES_MAX:
+            check_size(
+                size, len(arguments), definite=request_id is None and idempotency_key is None
+            )
         loop = self._loop
         if asyncio.get_running_loop() is not loop:
             raise RuntimeError(
-                "this asyncio client was opened on another event loop: open one on this loop, use a blocking client, or "
-                "asyncio.run_coroutine_threadsafe(..., the loop of the client)"
+                "this asyncio client was opened on another event loop: open one on this loop, use a"
+                " blocking client, or asyncio.run_coroutine_threadsafe(..., the loop of the client)"
             )
         future: asyncio.Future[bytes] = loop.create_future()
         deadline = loop.time() + timeout + DEADLINE_SLACK_S
@@ -365,18 +403,26 @@ class Client:
     def _check_forked(self) -> None:
         if self._forked:
             raise forks.ForkedError(
-                "this asyncio client was open when its process was forked: its connection and its loop are the parent's. "
-                "Open a client in the child, and fork before the parent opens one; a blocking client may be inherited"
+                "this asyncio client was open when its process was forked: its connection and its"
+                " loop are the parent's. Open a client in the child, and fork before the parent"
+                " opens one; a blocking client may be inherited"
             )
 
     def _traced(self, span: Span, done: asyncio.Future[bytes]) -> None:
         assert self._tracing is not None
-        self._tracing.ended(span, asyncio.CancelledError() if done.cancelled() else done.exception())
+        self._tracing.ended(
+            span, asyncio.CancelledError() if done.cancelled() else done.exception()
+        )
 
     def _cancel(self, pending: _Pending) -> None:
-        """The caller waits no more: the cluster is told, and the turn does not begin, or is rolled back."""
+        """The caller waits no more: the cluster is told, and the turn does not begin, or is rolled
+        back."""
         number = pending.message.id
-        if self._pending.pop(number, None) is not None and pending.sent and self._writer is not None:
+        if (
+            self._pending.pop(number, None) is not None
+            and pending.sent
+            and self._writer is not None
+        ):
             self._cancels += 1
             self._writer.push(number, _CANCEL_BYTES)
 
@@ -401,7 +447,9 @@ class Client:
             call: Any = None
             try:
                 channel = open_client_channel(endpoint, self._tls)
-                call = channel.stream_stream("/holdfast.v1.Objects/Session")(metadata=authorization(self._token))
+                call = channel.stream_stream("/holdfast.v1.Objects/Session")(
+                    metadata=authorization(self._token)
+                )
                 await self._session(call)
                 self._last_error = f"{endpoint}: the gateway ended the session"
             except grpc.aio.AioRpcError as error:
@@ -423,21 +471,27 @@ class Client:
             backoff = min(backoff * 2, longest)
 
     def _refused(self, why: str) -> None:
-        """The gateway does not know who this is: waiting would not help those who wait. A later token may."""
+        """The gateway does not know who this is: waiting would not help those who wait. A later
+        token may."""
         for number, pending in list(self._pending.items()):
             del self._pending[number]
             if not pending.future.done():
-                error = Unauthenticated(why, definite=pending.untouched, request_id=pending.message.request_id)
+                error = Unauthenticated(
+                    why, definite=pending.untouched, request_id=pending.message.request_id
+                )
                 pending.future.set_exception(error)
 
     async def _session(self, call: Any) -> None:
-        told = await call.initial_metadata()  # the gateway's word that it is there; what is sent from now on may have arrived
+        # the gateway's word that it is there; what is sent from now on may have arrived
+        told = await call.initial_metadata()
         if (now_ms := told_time(told)) is not None:
             self._ids.follow(now_ms)
         if call.done():
             await call.read()  # raises what went wrong
             return
-        writer: FrameWriter[pb.Call | int] = FrameWriter(self._pack, _size, lambda: len(self._pending))
+        writer: FrameWriter[pb.Call | int] = FrameWriter(
+            self._pack, _size, lambda: len(self._pending)
+        )
         self._writer = writer
         self._cancels = 0
         for number, pending in list(self._pending.items()):
@@ -449,7 +503,9 @@ class Client:
             message = pending.message
             if pending.sent:  # on the connection before
                 message.attempt += 1
-            message.timeout_ms = max(1, int((pending.deadline - DEADLINE_SLACK_S - self._loop.time()) * 1000))
+            message.timeout_ms = max(
+                1, int((pending.deadline - DEADLINE_SLACK_S - self._loop.time()) * 1000)
+            )
             pending.sent = True
             writer.push(message, message.ByteSize())
         sending = asyncio.create_task(writer.run(call.write))
@@ -466,7 +522,9 @@ class Client:
                         done.future.set_result(result)
                         continue
                     error = not_definite_after(done.message.attempt, reply.error)
-                    if not (error.retryable and error.code in _RETRIED and self._retry(done, error)):
+                    if not (
+                        error.retryable and error.code in _RETRIED and self._retry(done, error)
+                    ):
                         failed = error_from_proto(error, done.message.codec)
                         failed.callee = callee(done.message)
                         done.future.set_exception(failed)
@@ -478,7 +536,10 @@ class Client:
     def _retry(self, pending: _Pending, error: pb.Error) -> bool:
         """Send a call again after a pause, if that is worth it; whether it is."""
         pause = retry_pause(error.retry_after_ms / 1000, pending.retries)
-        if self._loop.time() + pause >= pending.deadline - DEADLINE_SLACK_S or not self._budgets.take(pending.message.kind):
+        if (
+            self._loop.time() + pause >= pending.deadline - DEADLINE_SLACK_S
+            or not self._budgets.take(pending.message.kind)
+        ):
             return False
         pending.retries += 1
         pending.resting = True
@@ -494,7 +555,9 @@ class Client:
         message = pending.message
         if message.id not in self._pending or pending.future.done() or self._writer is None:
             return  # without a connection: the next one takes it along
-        message.timeout_ms = max(1, int((pending.deadline - DEADLINE_SLACK_S - self._loop.time()) * 1000))
+        message.timeout_ms = max(
+            1, int((pending.deadline - DEADLINE_SLACK_S - self._loop.time()) * 1000)
+        )
         pending.sent = True
         self._writer.push(message, message.ByteSize())
 
@@ -506,7 +569,8 @@ class Client:
         what = f"{message.kind}/{message.key}.{message.method}()"
         if self._writer is None:
             error: HoldfastError = Unavailable(
-                f"{what}: no gateway reached before the deadline; {self._last_error or 'not connected yet'}",
+                f"{what}: no gateway reached before the deadline;"
+                f" {self._last_error or 'not connected yet'}",
                 definite=pending.untouched,
                 retryable=True,
                 request_id=message.request_id,
@@ -598,30 +662,43 @@ def callee(call: pb.Call | pb.CallRequest) -> str:
 
 
 def retry_pause(asked_s: float, retries: int) -> float:
-    """How long to wait before a retry, in seconds: what the refusal asks for, and full jitter over a doubling backoff."""
+    """How long to wait before a retry, in seconds: what the refusal asks for, and full jitter over
+    a doubling backoff."""
     least, most = _RETRY_BACKOFF_S
     return asked_s + random.uniform(0, min(most, least * 2 ** min(retries, 10)))
 
 
 def check_size(size: int, payload: int, definite: bool) -> None:
-    """Raises TooLarge for a call of so many bytes, so many of them its arguments, that no gateway takes."""
+    """Raises TooLarge for a call of so many bytes, so many of them its arguments, that no gateway
+    takes."""
     if size > CALL_BYTES_MAX:
         raise TooLarge(f"a call of {size} bytes, at most {CALL_BYTES_MAX}", definite=definite)
     if size - payload > ENVELOPE_BYTES_MAX:
-        raise TooLarge(f"names and metadata of {size - payload} bytes, at most {ENVELOPE_BYTES_MAX}", definite=definite)
+        raise TooLarge(
+            f"names and metadata of {size - payload} bytes, at most {ENVELOPE_BYTES_MAX}",
+            definite=definite,
+        )
 
 
-def check_own_id(kind: str, key: str, request_id: bytes | None, idempotency_key: str | None) -> None:
-    """Raises ValueError for ids of the caller's own that are none: both, one of a wrong size, or one of the cluster's own range."""
+def check_own_id(
+    kind: str, key: str, request_id: bytes | None, idempotency_key: str | None
+) -> None:
+    """Raises ValueError for ids of the caller's own that are none: both, one of a wrong size, or
+    one of the cluster's own range."""
     if idempotency_key is not None:
         if request_id is not None:
             raise ValueError("a call has a request_id or an idempotency_key, not both")
         idempotent_id(kind, key, idempotency_key)
     elif request_id is not None:
         if len(request_id) != REQUEST_ID_BYTES:
-            raise ValueError(f"a request id has {REQUEST_ID_BYTES} bytes, this one {len(request_id)}")
+            raise ValueError(
+                f"a request id has {REQUEST_ID_BYTES} bytes, this one {len(request_id)}"
+            )
         if request_id[0] >= EFFECT:
-            raise ValueError(f"request ids that begin with {request_id[:1].hex()} are the cluster's own: use a UUIDv7")
+            raise ValueError(
+                f"request ids that begin with {request_id[:1].hex()} are the cluster's own: use a"
+                " UUIDv7"
+            )
 
 
 def delay_ms(delay: timedelta | None) -> int:
@@ -647,14 +724,24 @@ def connect(
     token: Token | None = None,
     tracing: bool = False,
 ) -> Client:
-    """A client of the cluster behind these gateways (`host:port`); it uses one and goes on to the next when that fails.
+    """A client of the cluster behind these gateways (`host:port`); it uses one and goes on to the
+    next when that fails.
 
-    `timeout`: the deadline in seconds of calls that bring none. `retry_budget`: how many calls the client itself may make again, as a
-    share of all, and of those to the same kind; 0: none. `tls`: connect with TLS. `token`: the bearer token to show, or a function
-    that gives it for each connection. Raises OSError or ValueError when the files of `tls` cannot be used. `tracing`: make
-    OpenTelemetry spans of calls, with the program's own provider, and have the cluster go on with them (docs/tracing.md).
+    `timeout`: the deadline in seconds of calls that bring none. `retry_budget`: how many calls the
+    client itself may make again, as a share of all, and of those to the same kind; 0: none. `tls`:
+    connect with TLS. `token`: the bearer token to show, or a function that gives it for each
+    connection. Raises OSError or ValueError when the files of `tls` cannot be used. `tracing`: make
+    OpenTelemetry spans of calls, with the program's own provider, and have the cluster go on with
+    them (docs/tracing.md).
     """
-    return Client(*endpoints, timeout=timeout, retry_budget=retry_budget, tls=tls, token=token, tracing=tracing)
+    return Client(
+        *endpoints,
+        timeout=timeout,
+        retry_budget=retry_budget,
+        tls=tls,
+        token=token,
+        tracing=tracing,
+    )
 
 
 def _size(message: pb.Call | int) -> int:

@@ -1,15 +1,20 @@
 """Forks of a process that uses gRPC.
 
-gRPC's threads and sockets do not live on in a child: two processes would write into one connection, and a lock that another thread
-held stays locked. gRPC makes itself new in the child, but only if no thread is inside it at the moment of the fork. So:
+gRPC's threads and sockets do not live on in a child: two processes would write into one connection,
+and a lock that another thread held stays locked. gRPC makes itself new in the child, but only if no
+thread is inside it at the moment of the fork. So:
 
-- Before a fork the connections of all blocking clients are closed, and the fork waits until no thread is in a call. A child inherits
-  no connection. The parent sends calls that were under way again, with the same request id. The next call of either process connects.
-- An open `Client` always has a thread in gRPC. A child of such a process cannot use gRPC at all, and `check_usable` says so.
-- gRPC ends itself, in a thread, when its last channel goes. A child of that moment would wait for the thread for ever. One channel,
+- Before a fork the connections of all blocking clients are closed, and the fork waits until no
+  thread is in a call. A child inherits no connection. The parent sends calls that were under way
+  again, with the same request id. The next call of either process connects.
+- An open `Client` always has a thread in gRPC. A child of such a process cannot use gRPC at all,
+  and `check_usable` says so.
+- gRPC ends itself, in a thread, when its last channel goes. A child of that moment would wait for
+  the thread for ever. One channel,
   which connects to nothing, is therefore kept.
 
-Servers may fork without telling Python (uWSGI without `py-call-osafterfork`). Blocking clients compare the process id as well.
+Servers may fork without telling Python (uWSGI without `py-call-osafterfork`). Blocking clients
+compare the process id as well.
 """
 
 from __future__ import annotations
@@ -24,7 +29,8 @@ from weakref import WeakSet
 import grpc
 
 _QUIET_S = 5.0
-"""How long a fork waits for threads to leave gRPC. Their calls are cancelled, so they leave at once."""
+"""How long a fork waits for threads to leave gRPC. Their calls are cancelled, so they leave at
+once."""
 _LOOK_S = 0.02
 
 
@@ -43,7 +49,8 @@ class Connected(Protocol):
 
 
 class _Forks:
-    """The state of this process. The lock is reentrant: a signal handler may call while its own thread is in a call."""
+    """The state of this process. The lock is reentrant: a signal handler may call while its own
+    thread is in a call."""
 
     def __init__(self) -> None:
         self.clients: WeakSet[Connected] = WeakSet()
@@ -64,7 +71,8 @@ class _Forks:
             self.forking += 1
             clients = list(self.clients)
         for _ in range(int(_QUIET_S / _LOOK_S)):
-            free = [client.before_fork() for client in clients]  # again and again: a thread that was about to connect has done so
+            # again and again: a thread that was about to connect has done so
+            free = [client.before_fork() for client in clients]
             with self.changed:
                 if self.changed.wait_for(lambda: not self.inside.keys() - {me}, _LOOK_S):
                     break
@@ -83,7 +91,14 @@ class _Forks:
         self.after_in_child()
 
     def after_in_child(self) -> None:
-        switched_off = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "1").lower() in ("0", "false", "no", "off", "f", "n")
+        switched_off = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "1").lower() in (
+            "0",
+            "false",
+            "no",
+            "off",
+            "f",
+            "n",
+        )
         if self.found_busy:
             self.unusable = "a thread of it was in gRPC, as an open asyncio client's is"
         elif self.grpc_used and switched_off:
@@ -96,7 +111,11 @@ class _Forks:
 _forks = _Forks()
 _anchor: grpc.Channel | None = None
 _abandoned: list[Any] = []
-os.register_at_fork(before=_forks.before, after_in_parent=_forks.after_in_parent, after_in_child=_forks.after_in_child)
+os.register_at_fork(
+    before=_forks.before,
+    after_in_parent=_forks.after_in_parent,
+    after_in_child=_forks.after_in_child,
+)
 
 
 def register(client: Connected) -> None:
@@ -109,28 +128,34 @@ def check_usable() -> None:
     """Raise ForkedError in a process that cannot use gRPC."""
     if _forks.unusable:
         raise ForkedError(
-            f"this process cannot use gRPC: the process that forked it was using it ({_forks.unusable}). "
-            "Fork before the client is opened, or start processes with multiprocessing's spawn or forkserver"
+            "this process cannot use gRPC: the process that forked it was using it"
+            f" ({_forks.unusable}). Fork before the client is opened, or start processes with"
+            " multiprocessing's spawn or forkserver"
         )
 
 
 def opened() -> None:
-    """A channel is about to be opened in this process. Raises ForkedError where that cannot work."""
+    """A channel is about to be opened in this process. Raises ForkedError where that
+    cannot work."""
     global _anchor
     check_usable()
     _forks.grpc_used = True
     if _anchor is None:
-        _anchor = grpc.insecure_channel("127.0.0.1:1", options=[("grpc.use_local_subchannel_pool", 1)])
+        _anchor = grpc.insecure_channel(
+            "127.0.0.1:1", options=[("grpc.use_local_subchannel_pool", 1)]
+        )
 
 
 def abandon(inherited: Any) -> None:
-    """Keep what a child inherited from being closed or freed: both would go through the parent's gRPC."""
+    """Keep what a child inherited from being closed or freed: both would go through the parent's
+    gRPC."""
     _abandoned.append(inherited)
 
 
 @contextmanager
 def in_grpc() -> Iterator[None]:
-    """Around a call: no fork begins while a thread is in it, and none enters while a fork is under way."""
+    """Around a call: no fork begins while a thread is in it, and none enters while a fork is under
+    way."""
     me = threading.get_ident()
     forks = _forks
     if forks.pid != os.getpid():

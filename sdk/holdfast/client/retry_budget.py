@@ -1,6 +1,8 @@
-"""How much of what is sent may be sent again: a budget, so that retries never multiply the load of a cluster that is in trouble.
+"""How much of what is sent may be sent again: a budget, so that retries never multiply the load of
+a cluster that is in trouble.
 
-Each call puts a part of a token into the budget, each retry takes a whole one (gRPC's retry throttling, gRFC A6, does the same).
+Each call puts a part of a token into the budget, each retry takes a whole one (gRPC's retry
+throttling, gRFC A6, does the same).
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ _TARGETS_MAX = 1_000
 
 
 class Budget:
-    """Tokens for retries: `ratio` of one for each call, at most 100, and 10 at the beginning (none, if `ratio` is 0)."""
+    """Tokens for retries: `ratio` of one for each call, at most 100, and 10 at the beginning (none,
+    if `ratio` is 0)."""
 
     __slots__ = ("_counted", "_ratio", "_tokens")
 
@@ -37,7 +40,8 @@ class Budget:
 
 
 class Budgets:
-    """The budget of a client, and one for each target: one that is in trouble does not use up what the others have."""
+    """The budget of a client, and one for each target: one that is in trouble does not use up what
+    the others have."""
 
     def __init__(self, ratio: float) -> None:
         if not 0 <= ratio <= 1:
@@ -49,7 +53,8 @@ class Budgets:
         self._calls_of_all = 0
 
     def called(self, target: str) -> None:
-        """A call was made to a target. On the path of every call: tokens are counted when one is to be taken."""
+        """A call was made to a target. On the path of every call: tokens are counted when one is to
+        be taken."""
         self._calls[target] += 1
         self._calls_of_all += 1
 

@@ -1,1 +1,2 @@
-"""`holdfast verify`: a cluster under faults, and the proof that it kept its promises. See command.py."""
+"""`holdfast verify`: a cluster under faults, and the proof that it kept its promises. See
+command.py."""

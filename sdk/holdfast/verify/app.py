@@ -65,7 +65,8 @@ class Journal(DurableObject):
 
 @app.kind("holdfast.verify.station")
 class Station(DurableObject):
-    """One of a ring of objects that pass tokens on, each hop by a notification. Once it is told to halt, it keeps what comes."""
+    """One of a ring of objects that pass tokens on, each hop by a notification. Once it is told to
+    halt, it keeps what comes."""
 
     async def arrive(self, token: str, hop: int, ring: list[str]) -> None:
         place = self.storage.get("length", int, default=0)
@@ -79,18 +80,27 @@ class Station(DurableObject):
     def _pass_on(self, token: str, hop: int, ring: list[str]) -> None:
         then = ring[(ring.index(self.key) + 1) % len(ring)]
         # Every other hop also waits for its time.
-        self.notify(Station, then, delay=timedelta(milliseconds=100) if hop % 2 else None).arrive(token, hop + 1, ring)
+        self.notify(Station, then, delay=timedelta(milliseconds=100) if hop % 2 else None).arrive(
+            token, hop + 1, ring
+        )
 
     async def halt(self) -> None:
         self.storage.put("halted", True)
 
     async def tokens(self) -> dict[str, int]:
         """The tokens that it has kept, and at which hop they came."""
-        return {key.removeprefix("token/"): hop for key, hop in self.storage.list("token/", type=int).items()}
+        return {
+            key.removeprefix("token/"): hop
+            for key, hop in self.storage.list("token/", type=int).items()
+        }
 
     async def hops(self, start: int = 0, limit: int = 1000) -> list[tuple[str, int]]:
         """What has come by, from a place on."""
-        return list(self.storage.list("hop/", start=f"hop/{start:08d}", limit=limit, type=tuple[str, int]).values())
+        return list(
+            self.storage.list(
+                "hop/", start=f"hop/{start:08d}", limit=limit, type=tuple[str, int]
+            ).values()
+        )
 
 
 @app.kind("holdfast.verify.account")

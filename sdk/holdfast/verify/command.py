@@ -26,23 +26,53 @@ from holdfast.verify.picture import KEPT, Band, draw
 from holdfast.verify.workload import Findings, Made, Workload
 
 _CALM_S = 3.0
-_START_S, _CHECK_S = 4.0, 5.0  # about what a cluster takes to start, and its histories to be checked
+# about what a cluster takes to start, and its histories to be checked
+_START_S, _CHECK_S = (
+    4.0,
+    5.0,
+)
 _CALL_TIMEOUT_S = 30.0
 _THINK_S = 0.08
 
 
 @click.command(short_help="Break a cluster on purpose and check that it kept its promises.")
-@local_option("--duration", default=60.0, help="Seconds in which rounds of faults begin; a round, each fault once, is finished.")
-@local_option("--faults", default=",".join(FAULTS), help="What may go wrong, comma-separated; empty: nothing.")
-@local_option("--seed", type=int, help="Draws the order of faults, victims and calls. Default: one is drawn and told.")
-@local_option("--nodes", default=4, type=click.IntRange(1, 10), help="Nodes of the cluster.")
-@local_option("--replication", type=click.IntRange(2, 7), help="Copies of each shard. Default: 3, or as many as there are nodes.")
-@local_option("--clients", default=20, type=click.IntRange(1, 200), help="Clients that call, each with a pause between its calls.")
 @local_option(
-    "--target", help="A running cluster's gateway, its nodes with holdfast.verify.app: only call and check, you make faults."
+    "--duration",
+    default=60.0,
+    help="Seconds in which rounds of faults begin; a round, each fault once, is finished.",
 )
 @local_option(
-    "--picture", type=click.Path(path_type=Path, dir_okay=False), default=Path("verify.svg"), help="Where the timeline is drawn."
+    "--faults", default=",".join(FAULTS), help="What may go wrong, comma-separated; empty: nothing."
+)
+@local_option(
+    "--seed",
+    type=int,
+    help="Draws the order of faults, victims and calls. Default: one is drawn and told.",
+)
+@local_option("--nodes", default=4, type=click.IntRange(1, 10), help="Nodes of the cluster.")
+@local_option(
+    "--replication",
+    type=click.IntRange(2, 7),
+    help="Copies of each shard. Default: 3, or as many as there are nodes.",
+)
+@local_option(
+    "--clients",
+    default=20,
+    type=click.IntRange(1, 200),
+    help="Clients that call, each with a pause between its calls.",
+)
+@local_option(
+    "--target",
+    help=(
+        "A running cluster's gateway, its nodes with holdfast.verify.app: only call and check, you"
+        " make faults."
+    ),
+)
+@local_option(
+    "--picture",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("verify.svg"),
+    help="Where the timeline is drawn.",
 )
 @local_option("--json", "as_json", is_flag=True, default=False, help="Print the report as JSON.")
 def verify(
@@ -56,9 +86,10 @@ def verify(
     picture: Path,
     as_json: bool,
 ) -> None:
-    """Run a cluster under load and faults, then check every reply: nothing acknowledged is lost, nothing happened twice, nothing
-    happened of which an error said that it certainly had not, and there is an order of all calls that explains what each of them
-    answered. Exit status 1 when a promise was broken, 3 when the cluster did not become whole again.
+    """Run a cluster under load and faults, then check every reply: nothing acknowledged is lost,
+    nothing happened twice, nothing happened of which an error said that it certainly had not, and
+    there is an order of all calls that explains what each of them answered. Exit status 1 when a
+    promise was broken, 3 when the cluster did not become whole again.
 
     \b
     Examples:
@@ -68,7 +99,9 @@ def verify(
     """
     wanted = [fault for fault in faults.split(",") if fault]
     if unknown := set(wanted) - set(FAULTS):
-        raise click.ClickException(f"--faults {', '.join(sorted(unknown))}: there are {', '.join(FAULTS)}")
+        raise click.ClickException(
+            f"--faults {', '.join(sorted(unknown))}: there are {', '.join(FAULTS)}"
+        )
     if target is not None:
         wanted = []
     seed = random.randrange(1_000_000) if seed is None else seed
@@ -81,10 +114,18 @@ def verify(
         uvloop.run(run.go(victims, target))
     except Exception as error:
         run.failed = told_as_refusal(error, (ClusterFailed, HoldfastError)).message
-    verdict = "a promise was broken" if run.findings.broken else "the cluster did not become whole" if run.failed else KEPT
+    verdict = (
+        "a promise was broken"
+        if run.findings.broken
+        else "the cluster did not become whole"
+        if run.failed
+        else KEPT
+    )
     where = f"{nodes} nodes, {replication or min(nodes, 3)} copies" if target is None else target
     facts = f"{time.strftime('%Y-%m-%d %H:%M')}, holdfast {version()}, {where}"
-    picture.write_text(draw(run.made, run.bands, run.seconds, f"holdfast verify, seed {seed}", verdict, facts))
+    picture.write_text(
+        draw(run.made, run.bands, run.seconds, f"holdfast verify, seed {seed}", verdict, facts)
+    )
     run.report(picture)
     if run.findings.broken or run.failed:
         kept = folder / "logs"
@@ -106,7 +147,9 @@ def _announced(faults: list[str], duration: float, target: str | None) -> str:
 
 
 class _Run:
-    def __init__(self, duration: float, faults: list[str], seed: int, clients: int, quiet: bool) -> None:
+    def __init__(
+        self, duration: float, faults: list[str], seed: int, clients: int, quiet: bool
+    ) -> None:
         self._duration = duration
         self._faults = faults
         self._seed = seed
@@ -129,7 +172,14 @@ class _Run:
                 target = victims.gateway
             assert target is not None
             async with connect(target, timeout=_CALL_TIMEOUT_S) as client:
-                work = self._work = Workload(client, target, self._clients, _THINK_S, self._seed, f"{self._seed}-{time.time_ns()}")
+                work = self._work = Workload(
+                    client,
+                    target,
+                    self._clients,
+                    _THINK_S,
+                    self._seed,
+                    f"{self._seed}-{time.time_ns()}",
+                )
                 self.made, self.hasty = work.made, work.hasty
                 stop = asyncio.Event()
                 calling = asyncio.create_task(work.run(stop))
@@ -179,7 +229,14 @@ class _Run:
 
     def _slowest(self, began: float, ended: float) -> float:
         """The longest that a call took which was under way in that time."""
-        return max((one.ended - one.began for one in self.made if one.began <= ended and one.ended >= began), default=0.0)
+        return max(
+            (
+                one.ended - one.began
+                for one in self.made
+                if one.began <= ended and one.ended >= began
+            ),
+            default=0.0,
+        )
 
     def report(self, picture: Path) -> None:
         """Print what came of it."""
@@ -188,11 +245,17 @@ class _Run:
         failed = [one for one in made if one.ok is False]
         unknown = [one for one in made if one.ok is None]
         latencies = sorted(one.ended - one.began for one in made if one.ok)
-        calm = [one for one in made if not any(b.began <= one.ended and one.began <= b.ended for b in self.bands)]
+        calm = [
+            one
+            for one in made
+            if not any(b.began <= one.ended and one.began <= b.ended for b in self.bands)
+        ]
         by_fault: dict[str, list[float]] = {}
         for band in self.bands:
             by_fault.setdefault(band.fault, []).append(self._slowest(band.began, band.ended))
-        order = "no" if found.not_linearizable else "not decided for all" if found.undecided else "yes"
+        order = (
+            "no" if found.not_linearizable else "not decided for all" if found.undecided else "yes"
+        )
         facts = {
             "seed": self._seed,
             "seconds": round(self.seconds, 1),
@@ -213,14 +276,20 @@ class _Run:
             "posts": found.posts,
             "disordered": found.disordered,
             "p99_ms": round(latencies[int(len(latencies) * 0.99)] * 1e3, 1) if latencies else 0.0,
-            "slowest_without_fault_ms": round(max((one.ended - one.began for one in calm), default=0.0) * 1e3, 1),
+            "slowest_without_fault_ms": round(
+                max((one.ended - one.began for one in calm), default=0.0) * 1e3, 1
+            ),
             "hasty_calls": {
                 "acknowledged": sum(one.ok is True for one in self.hasty),
                 "failed": sum(one.ok is False for one in self.hasty),
                 "unknown": sum(one.ok is None for one in self.hasty),
             },
             "faults": {
-                fault: {"times": len(longest), "longest_wait_s": round(max(longest), 2), "waits_s": [round(w, 2) for w in longest]}
+                fault: {
+                    "times": len(longest),
+                    "longest_wait_s": round(max(longest), 2),
+                    "waits_s": [round(w, 2) for w in longest],
+                }
                 for fault, longest in by_fault.items()
             },
             "errors": sorted({one.error for one in (*failed, *unknown)})[:20],
@@ -235,25 +304,30 @@ class _Run:
         if not console.is_terminal:
             console.width = 120
         console.print(
-            f"\n{len(made):,} operations in {self.seconds:.0f} s (seed {self._seed}): {acknowledged:,} acknowledged, "
-            f"{len(failed)} failed without effect, {len(unknown)} with an unknown outcome"
+            f"\n{len(made):,} operations in {self.seconds:.0f} s (seed {self._seed}):"
+            f" {acknowledged:,} acknowledged, {len(failed)} failed without effect, {len(unknown)}"
+            " with an unknown outcome"
         )
         hasty = [sum(one.ok is ok for one in self.hasty) for ok in (True, False, None)]
         console.print(
-            f"{len(self.hasty):,} with short deadlines beside them: {hasty[0]:,} acknowledged, {hasty[1]:,} failed without effect, "
-            f"{hasty[2]:,} with an unknown outcome"
+            f"{len(self.hasty):,} with short deadlines beside them: {hasty[0]:,} acknowledged,"
+            f" {hasty[1]:,} failed without effect, {hasty[2]:,} with an unknown outcome"
         )
         console.print(f"{facts['forked_calls']:,} calls of clients that forked were acknowledged")
         console.print(
-            f"lost {len(found.lost)}, doubled {len(found.doubled)}, there although it certainly failed {len(found.definite)}"
+            f"lost {len(found.lost)}, doubled {len(found.doubled)}, there although it certainly"
+            f" failed {len(found.definite)}"
         )
         console.print(f"linearizable: {order} ({found.registers} registers)")
         console.print(
-            f"{found.hops:,} hops of tokens by notification, {found.transfers:,} transfers by call and by notification, "
-            f"{found.alarms:,} alarms, {found.posts:,} calls that were stored: each once"
+            f"{found.hops:,} hops of tokens by notification, {found.transfers:,} transfers by call"
+            f" and by notification, {found.alarms:,} alarms, {found.posts:,} calls that were"
+            " stored: each once"
             if not found.broken
-            else f"{found.hops:,} hops of tokens, {found.transfers:,} transfers, {found.alarms:,} alarms and {found.posts:,} stored "
-            "calls were checked"
+            else (
+                f"{found.hops:,} hops of tokens, {found.transfers:,} transfers, {found.alarms:,}"
+                f" alarms and {found.posts:,} stored calls were checked"
+            )
         )
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for title in ("fault", "times", "longest wait of a call"):
@@ -262,7 +336,13 @@ class _Run:
         for fault, longest in sorted(by_fault.items()):
             table.add_row(fault, str(len(longest)), f"{max(longest):.2f} s")
         console.print(table)
-        for line in (*found.lost, *found.doubled, *found.definite, *found.not_linearizable, *found.disordered)[:50]:
+        for line in (
+            *found.lost,
+            *found.doubled,
+            *found.definite,
+            *found.not_linearizable,
+            *found.disordered,
+        )[:50]:
             console.print(f"[red]broken[/red]: {line}")
         for line in found.undecided[:10]:
             console.print(f"not decided: {line}")
@@ -271,4 +351,8 @@ class _Run:
         if self.failed:
             console.print(f"[red]the cluster[/red]: {self.failed}")
         console.print(f"timeline: {picture}")
-        console.print("[red]a promise was broken[/red]" if found.broken else "[green]every promise was kept[/green]")
+        console.print(
+            "[red]a promise was broken[/red]"
+            if found.broken
+            else "[green]every promise was kept[/green]"
+        )

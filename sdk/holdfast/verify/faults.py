@@ -1,4 +1,5 @@
-"""Faults on a local cluster: each strikes, lasts a while, and is mended; then the cluster has to become whole again."""
+"""Faults on a local cluster: each strikes, lasts a while, and is mended; then the cluster has to
+become whole again."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ TYPICAL_S = {
     "slow-node": 14.0,
     "clock": 8.0,
 }
-"""About how long each took, until the cluster was whole again, in a run of three nodes on two cores."""
+"""About how long each took, until the cluster was whole again, in a run of three nodes on two
+cores."""
 APP = "holdfast.verify.app"
 
 _WHOLE_S = 90.0
@@ -78,16 +80,32 @@ class Victims(LocalCluster):
         if name not in self._ports:
             self._ports[name] = free_port(), free_port(), free_port(), free_port()
             outside, within, streams_outside, streams_within = self._ports[name]
-            proxy = self.proxies[name] = FaultProxy({outside: within, streams_outside: streams_within})
+            proxy = self.proxies[name] = FaultProxy(
+                {outside: within, streams_outside: streams_within}
+            )
             await proxy.start()
         outside, within, streams_outside, streams_within = self._ports[name]
         self.environment[name] = {inside.FOLDER: str(self.faults_of(name))}
         self.start_node(
-            name, APP, "--members-min", str(self._formed), "--replication", str(self.replication),
-            "--listen", f"127.0.0.1:{within}", "--advertise", f"127.0.0.1:{outside}",
-            "--stream-listen", f"127.0.0.1:{streams_within}", "--stream-advertise", f"127.0.0.1:{streams_outside}",
-            "--data", str(self.data_of(name)), "--repair-after", "5",
-        )  # fmt: skip
+            name,
+            APP,
+            "--members-min",
+            str(self._formed),
+            "--replication",
+            str(self.replication),
+            "--listen",
+            f"127.0.0.1:{within}",
+            "--advertise",
+            f"127.0.0.1:{outside}",
+            "--stream-listen",
+            f"127.0.0.1:{streams_within}",
+            "--stream-advertise",
+            f"127.0.0.1:{streams_outside}",
+            "--data",
+            str(self.data_of(name)),
+            "--repair-after",
+            "5",
+        )
 
     def faults_of(self, name: str) -> Path:
         """Where a node looks for the faults inside it; see `holdfast.verify.inside`."""
@@ -149,7 +167,11 @@ class Victims(LocalCluster):
             if status is not None and holds(status):
                 return
             await asyncio.sleep(0.25)
-        problems = "; ".join(f"{p.what}: {p.why}" for p in status.problems) if status is not None else "the gateway does not answer"
+        problems = (
+            "; ".join(f"{p.what}: {p.why}" for p in status.problems)
+            if status is not None
+            else "the gateway does not answer"
+        )
         raise ClusterFailed(f"{what} within {_WHOLE_S:.0f} s: {problems}")
 
     async def whole(self) -> None:
@@ -158,7 +180,11 @@ class Victims(LocalCluster):
         def holds(status: Any) -> bool:
             moves = status.moves
             there = sum(node.state == "active" for node in status.nodes)
-            return there == len(self.nodes) and not status.problems and not (moves.joining or moves.handovers or moves.leaving)
+            return (
+                there == len(self.nodes)
+                and not status.problems
+                and not (moves.joining or moves.handovers or moves.leaving)
+            )
 
         await self.until(holds, "the cluster did not become whole again")
 
@@ -198,7 +224,11 @@ async def strike(fault: str, victims: Victims, chance: random.Random) -> tuple[s
                 await victims.end("gateway", signal.SIGTERM)
                 victims.start_gateway("gateway", victims.gateway_port)
 
-            return "every node, then the gateway, restarted one after the other", 0.0, one_after_the_other
+            return (
+                "every node, then the gateway, restarted one after the other",
+                0.0,
+                one_after_the_other,
+            )
         case "partition":
             direction = chance.choice(("inward", "outward"))
             victims.proxies[name].cut(direction)
@@ -221,7 +251,11 @@ async def strike(fault: str, victims: Victims, chance: random.Random) -> tuple[s
 
             async def cancel() -> None:
                 await victims.until(
-                    lambda status: all(not n.shards_owned and (stays or not n.shards_in_sync) for n in status.nodes if n.id == node),
+                    lambda status: all(
+                        not n.shards_owned and (stays or not n.shards_in_sync)
+                        for n in status.nodes
+                        if n.id == node
+                    ),
                     f"{name} was not drained",
                 )
                 await victims.drain_node(node, cancel=True)
@@ -237,7 +271,9 @@ async def strike(fault: str, victims: Victims, chance: random.Random) -> tuple[s
 
             return f"{new} joined", 0.0, nothing
         case "gateway":
-            await asyncio.gather(victims.end("gateway", signal.SIGKILL), victims.end(name, signal.SIGKILL))
+            await asyncio.gather(
+                victims.end("gateway", signal.SIGKILL), victims.end(name, signal.SIGKILL)
+            )
             victims.start_gateway("gateway", victims.gateway_port)
             return f"the gateway and {name} killed at once", 5.0, lambda: victims.node(name)
         case "disk":
@@ -250,10 +286,18 @@ async def strike(fault: str, victims: Victims, chance: random.Random) -> tuple[s
             return await _put_etcd_back(victims, name)
         case "slow-disk":
             seconds = chance.choice((0.15, 0.4, 1.0))
-            return _inside(victims, name, inside.FSYNC_S, seconds, f"each fsync of {name} takes {seconds} s more")
+            return _inside(
+                victims,
+                name,
+                inside.FSYNC_S,
+                seconds,
+                f"each fsync of {name} takes {seconds} s more",
+            )
         case "clock":
             off = chance.choice((-1, 1)) * chance.choice((60, 3_600, 172_800))
-            return _inside(victims, name, inside.CLOCK_S, off, f"the wall clock of {name} is {off:+} s ahead")
+            return _inside(
+                victims, name, inside.CLOCK_S, off, f"the wall clock of {name} is {off:+} s ahead"
+            )
         case "slow-node":
             stopped_s = chance.choice((0.3, 0.9, 1.8))
             stutter = asyncio.create_task(_stutter(victims, name, stopped_s))
@@ -266,7 +310,9 @@ async def strike(fault: str, victims: Victims, chance: random.Random) -> tuple[s
     raise AssertionError(fault)
 
 
-def _inside(victims: Victims, name: str, fault: str, amount: float, what: str) -> tuple[str, float, Mend]:
+def _inside(
+    victims: Victims, name: str, fault: str, amount: float, what: str
+) -> tuple[str, float, Mend]:
     inside.set_fault(victims.faults_of(name), fault, amount)
 
     async def end() -> None:
@@ -285,8 +331,11 @@ async def _stutter(victims: Victims, name: str, stopped_s: float) -> None:
         await asyncio.sleep(0.2)
 
 
-async def _put_disk_back(victims: Victims, name: str, chance: random.Random) -> tuple[str, float, Mend]:
-    """A volume's snapshot of a running node comes back: the node is refused, or its copies give way to the others'."""
+async def _put_disk_back(
+    victims: Victims, name: str, chance: random.Random
+) -> tuple[str, float, Mend]:
+    """A volume's snapshot of a running node comes back: the node is refused, or its copies give way
+    to the others'."""
     snapshot = victims.folder / "snapshot"
     victims.signal(name, signal.SIGSTOP)  # a snapshot of a volume is of one moment
     try:
@@ -337,9 +386,19 @@ async def _put_etcd_back(victims: Victims, name: str) -> tuple[str, float, Mend]
         good.rename(data)
         victims.start_etcd()
 
-    return f"etcd is put back to what it was before {name} was killed, then its own data is back", 6.0, end
+    return (
+        f"etcd is put back to what it was before {name} was killed, then its own data is back",
+        6.0,
+        end,
+    )
 
 
 async def _id_of(victims: Victims, name: str) -> str:
     status = await victims.status()
-    return str(next(node.id for node in status.nodes if node.id.startswith(f"{name}-") and node.state == "active"))
+    return str(
+        next(
+            node.id
+            for node in status.nodes
+            if node.id.startswith(f"{name}-") and node.state == "active"
+        )
+    )

@@ -1,7 +1,9 @@
-"""A client of `holdfast verify` that forks: a process with a client that it has used, and children that go on with it.
+"""A client of `holdfast verify` that forks: a process with a client that it has used, and children
+that go on with it.
 
-`python -m holdfast.verify.forking GATEWAY KEY PREFIX` appends to the journal KEY, before and after its children. Each child appends
-too. Each line that it prints is an element, and whether it was acknowledged (`True`), certainly failed (`False`), or nobody knows.
+`python -m holdfast.verify.forking GATEWAY KEY PREFIX` appends to the journal KEY, before and after
+its children. Each child appends too. Each line that it prints is an element, and whether it was
+acknowledged (`True`), certainly failed (`False`), or nobody knows.
 """
 
 from __future__ import annotations

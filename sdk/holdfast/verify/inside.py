@@ -1,7 +1,9 @@
-"""Faults inside a node's process, for `holdfast verify` and for tests: a slow disk, and a wall clock that is wrong.
+"""Faults inside a node's process, for `holdfast verify` and for tests: a slow disk, and a wall
+clock that is wrong.
 
-A process that was started with HOLDFAST_FAULTS=FOLDER looks there. While the file `fsync_s` is there, each fsync of its store takes
-so many seconds more. While `clock_s` is there, its wall clock is so many seconds ahead (below 0: behind).
+A process that was started with HOLDFAST_FAULTS=FOLDER looks there. While the file `fsync_s` is
+there, each fsync of its store takes so many seconds more. While `clock_s` is there, its wall clock
+is so many seconds ahead (below 0: behind).
 """
 
 from __future__ import annotations
@@ -51,10 +53,13 @@ def set_fault(folder: Path, fault: str, amount: float) -> None:
 
 
 def install() -> None:
-    """Have this process look for its faults, if it was started so. Modules that took `time.time` for their own keep the right one."""
+    """Have this process look for its faults, if it was started so. Modules that took `time.time`
+    for their own keep the right one."""
     if not (folder := os.environ.get(FOLDER)):
         return
-    store = importlib.import_module("holdfast_node.store.rocks").Store  # the SDK rests on no node; this runs inside one
+    store = importlib.import_module(
+        "holdfast_node.store.rocks"
+    ).Store  # the SDK rests on no node; this runs inside one
     clock_s, fsync_s = _Amount(Path(folder, CLOCK_S)), _Amount(Path(folder, FSYNC_S))
     wall, wall_ns, sync = time.time, time.time_ns, store.sync
 
@@ -64,9 +69,12 @@ def install() -> None:
             time.sleep(extra)
 
     def off_s() -> float:
-        """Only Holdfast is told the wrong time: gRPC compares what Python says with the machine's clock, and both have to be one."""
+        """Only Holdfast is told the wrong time: gRPC compares what Python says with the machine's
+        clock, and both have to be one."""
         caller = sys._getframe(2)  # if C asks, whatever has called C
-        asks = not _CLOCKS.isdisjoint(caller.f_code.co_names) and caller.f_globals.get("__name__", "").startswith("holdfast")
+        asks = not _CLOCKS.isdisjoint(caller.f_code.co_names) and caller.f_globals.get(
+            "__name__", ""
+        ).startswith("holdfast")
         return clock_s() if asks else 0.0
 
     time.time = lambda: wall() + off_s()

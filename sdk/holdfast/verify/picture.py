@@ -25,7 +25,8 @@ _COLOURS = {
 
 @dataclass(slots=True)
 class Band:
-    """A fault, from when it began until the cluster was whole again. Seconds of the workload's clock."""
+    """A fault, from when it began until the cluster was whole again. Seconds of the workload's
+    clock."""
 
     fault: str
     what: str
@@ -34,15 +35,28 @@ class Band:
     ended: float
 
 
-def draw(made: list[Made], bands: list[Band], seconds: float, title: str, verdict: str = "", facts: str = "") -> str:
+def draw(
+    made: list[Made],
+    bands: list[Band],
+    seconds: float,
+    title: str,
+    verdict: str = "",
+    facts: str = "",
+) -> str:
     """An SVG document. `verdict`: what came of the run; `facts`: when and on what it was made."""
     buckets: dict[int, list[float]] = {}
     for one in made:
         if one.ok:
             buckets.setdefault(int(one.ended), []).append((one.ended - one.began) * 1e3)
-    total = max(1, int(seconds))  # of the last second only a part was measured: it would look like a fall
+    # of the last second only a part was measured: it would look like a fall
+    total = max(1, int(seconds))
     rates = [len(buckets.get(i, ())) for i in range(total)]
-    p99s = [(lambda b: b[min(len(b) - 1, int(len(b) * 0.99))] if b else None)(sorted(buckets.get(i, ()))) for i in range(total)]
+    p99s = [
+        (lambda b: b[min(len(b) - 1, int(len(b) * 0.99))] if b else None)(
+            sorted(buckets.get(i, ()))
+        )
+        for i in range(total)
+    ]
     width = _WIDTH - _LEFT - _RIGHT
 
     def x(at: float) -> float:
@@ -58,48 +72,78 @@ def draw(made: list[Made], bands: list[Band], seconds: float, title: str, verdic
 
     height = p99_y + _PANEL + 70
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" font-family="sans-serif" font-size="12">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}"'
+            ' font-family="sans-serif" font-size="12">'
+        ),
         f'<rect width="{_WIDTH}" height="{height}" fill="white"/>',
         f'<text x="{_LEFT}" y="24" font-size="16" font-weight="bold">{escape(title)}</text>',
-        f'<text x="{_WIDTH - _RIGHT}" y="24" font-size="16" font-weight="bold" text-anchor="end" '
-        f'fill="{"#2a7f3f" if verdict == KEPT else "#c1121f"}">{escape(verdict)}</text>',
-        f'<text x="{_WIDTH - _RIGHT}" y="{height - 16}" text-anchor="end" fill="#444444">{escape(facts)}</text>',
+        (
+            f'<text x="{_WIDTH - _RIGHT}" y="24" font-size="16" font-weight="bold"'
+            ' text-anchor="end"'
+            f' fill="{"#2a7f3f" if verdict == KEPT else "#c1121f"}">{escape(verdict)}</text>'
+        ),
+        (
+            f'<text x="{_WIDTH - _RIGHT}" y="{height - 16}" text-anchor="end"'
+            f' fill="#444444">{escape(facts)}</text>'
+        ),
     ]
     for number, band in enumerate(bands):
         colour = _COLOURS.get(band.fault, "#888888")
-        for began, ended, opacity in ((band.began, band.mended, 0.30), (band.mended, band.ended, 0.10)):
+        for began, ended, opacity in (
+            (band.began, band.mended, 0.30),
+            (band.mended, band.ended, 0.10),
+        ):
             for y in (rate_y, p99_y):
                 out.append(
-                    f'<rect x="{x(began):.1f}" y="{y}" width="{max(1.0, x(ended) - x(began)):.1f}" height="{_PANEL}" '
-                    f'fill="{colour}" fill-opacity="{opacity}"/>'
+                    f'<rect x="{x(began):.1f}" y="{y}" width="{max(1.0, x(ended) - x(began)):.1f}"'
+                    f' height="{_PANEL}" fill="{colour}" fill-opacity="{opacity}"/>'
                 )
-        label_y = rate_y - 6 - 13 * (number % 2)  # the names of two that follow each other at once stay apart
+        # the names of two that follow each other at once stay apart
+        label_y = rate_y - 6 - 13 * (number % 2)
         out.append(
-            f'<text x="{x(band.began) + 3:.1f}" y="{label_y}" fill="{colour}" font-weight="bold">{escape(band.fault)}'
-            f"<title>{escape(band.what)}</title></text>"
+            f'<text x="{x(band.began) + 3:.1f}" y="{label_y}" fill="{colour}"'
+            f' font-weight="bold">{escape(band.fault)}<title>{escape(band.what)}</title></text>'
         )
     for y, name in ((rate_y, "calls a second"), (p99_y, "p99 in ms, calls that ended then")):
-        out.append(f'<rect x="{_LEFT}" y="{y}" width="{width}" height="{_PANEL}" fill="none" stroke="#444444"/>')
+        out.append(
+            f'<rect x="{_LEFT}" y="{y}" width="{width}" height="{_PANEL}" fill="none"'
+            ' stroke="#444444"/>'
+        )
         out.append(f'<text x="{_LEFT + 4}" y="{y + _PANEL - 6}" fill="#444444">{name}</text>')
     for share in (0.0, 0.5, 1.0):
         y = rate_y + _PANEL * (1 - share)
-        out.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{top_rate * share:,.0f}</text>')
+        out.append(
+            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}"'
+            f' text-anchor="end">{top_rate * share:,.0f}</text>'
+        )
     ms = 1
     while ms <= top_ms:
         y = log_y(ms)
-        out.append(f'<line x1="{_LEFT}" x2="{_LEFT + width}" y1="{y:.1f}" y2="{y:.1f}" stroke="#dddddd"/>')
+        out.append(
+            f'<line x1="{_LEFT}" x2="{_LEFT + width}" y1="{y:.1f}" y2="{y:.1f}" stroke="#dddddd"/>'
+        )
         out.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{ms:,}</text>')
         ms *= 10
     step = next(s for s in (5, 10, 30, 60, 300, 600, 3600, 36000) if total / s <= 20)
     for at in range(0, total + 1, step):
-        out.append(f'<text x="{x(at):.1f}" y="{p99_y + _PANEL + 18}" text-anchor="middle">{at} s</text>')
-    points = " ".join(f"{x(i + 0.5):.1f},{rate_y + _PANEL * (1 - rate / top_rate):.1f}" for i, rate in enumerate(rates))
+        out.append(
+            f'<text x="{x(at):.1f}" y="{p99_y + _PANEL + 18}" text-anchor="middle">{at} s</text>'
+        )
+    points = " ".join(
+        f"{x(i + 0.5):.1f},{rate_y + _PANEL * (1 - rate / top_rate):.1f}"
+        for i, rate in enumerate(rates)
+    )
     out.append(f'<polyline points="{points}" fill="none" stroke="#1b4965" stroke-width="1.6"/>')
     for i, p99 in enumerate(p99s):
         if p99 is not None:
-            out.append(f'<circle cx="{x(i + 0.5):.1f}" cy="{log_y(p99):.1f}" r="2.6" fill="#1b4965"/>')
+            out.append(
+                f'<circle cx="{x(i + 0.5):.1f}" cy="{log_y(p99):.1f}" r="2.6" fill="#1b4965"/>'
+            )
     failed = [one for one in made if not one.ok]
-    out += [f'<circle cx="{x(one.ended):.1f}" cy="{p99_y + 6}" r="3" fill="#c1121f"/>' for one in failed]
+    out += [
+        f'<circle cx="{x(one.ended):.1f}" cy="{p99_y + 6}" r="3" fill="#c1121f"/>' for one in failed
+    ]
     out.append(
         f'<text x="{_LEFT}" y="{height - 16}" fill="#444444">'
         "Bands: dark while the fault lasts, light until the cluster is whole again. "

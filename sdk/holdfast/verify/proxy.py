@@ -1,4 +1,5 @@
-"""A TCP proxy that can stop to pass on what goes one way: to a connection that looks whole, like a broken network's."""
+"""A TCP proxy that can stop to pass on what goes one way: to a connection that looks whole, like a
+broken network's."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from functools import partial
 
 
 class FaultProxy:
-    """Listens at ports of 127.0.0.1 and connects each to another. `inward` and `outward` say whether bytes pass in that direction."""
+    """Listens at ports of 127.0.0.1 and connects each to another. `inward` and `outward` say
+    whether bytes pass in that direction."""
 
     def __init__(self, ports: dict[int, int]) -> None:
         self._ports = ports
@@ -19,7 +21,9 @@ class FaultProxy:
 
     async def start(self) -> None:
         for port, target in self._ports.items():
-            self._servers.append(await asyncio.start_server(partial(self._accept, target), "127.0.0.1", port))
+            self._servers.append(
+                await asyncio.start_server(partial(self._accept, target), "127.0.0.1", port)
+            )
 
     def cut(self, direction: str) -> None:
         """Pass nothing on in this direction, `inward` (to the target) or `outward`."""
@@ -37,7 +41,9 @@ class FaultProxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _accept(self, target: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _accept(
+        self, target: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -61,7 +67,9 @@ class FaultProxy:
                     each.close()
 
     @staticmethod
-    async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passes: asyncio.Event) -> None:
+    async def _pass(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passes: asyncio.Event
+    ) -> None:
         while data := await reader.read(1 << 16):
             await passes.wait()
             writer.write(data)

@@ -34,7 +34,8 @@ _CLOCKS = 6
 _EVERY_MS = 400
 _SETTLE_S = 120.0
 _STILL_S = 15.0  # longer than what waits after such a run pauses between two attempts
-_GENERATION_S = 15.0  # registers are new ones after that: a history that is short is checked quickly
+# registers are new ones after that: a history that is short is checked quickly
+_GENERATION_S = 15.0
 _PAGE = 1000
 _HASTY = 3
 _HASTY_JOURNALS = 4
@@ -46,7 +47,8 @@ _HASTY_TIMEOUTS_S = (0.002, 0.02, 0.2, 1.0)
 
 @dataclass(slots=True)
 class Made:
-    """One call that was made. `ok`: True acknowledged, False certainly without effect, None nobody knows."""
+    """One call that was made. `ok`: True acknowledged, False certainly without effect, None nobody
+    knows."""
 
     began: float
     ended: float
@@ -56,7 +58,8 @@ class Made:
 
 @dataclass
 class Findings:
-    """What the histories say. Empty lists are what one wants. `definite`: effects of calls whose errors said that there was none."""
+    """What the histories say. Empty lists are what one wants. `definite`: effects of calls whose
+    errors said that there was none."""
 
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
@@ -72,16 +75,22 @@ class Findings:
 
     @property
     def broken(self) -> bool:
-        return bool(self.lost or self.doubled or self.definite or self.not_linearizable or self.disordered)
+        return bool(
+            self.lost or self.doubled or self.definite or self.not_linearizable or self.disordered
+        )
 
 
 class Workload:
-    """`clients` call registers, counters and journals, each with a pause of `think_s` on average between calls.
+    """`clients` call registers, counters and journals, each with a pause of `think_s` on average
+    between calls.
 
-    `run_id` keeps the objects of two runs against one cluster apart. Times are seconds since the workload was made.
+    `run_id` keeps the objects of two runs against one cluster apart. Times are seconds since the
+    workload was made.
     """
 
-    def __init__(self, client: Client, gateway: str, clients: int, think_s: float, seed: int, run_id: str) -> None:
+    def __init__(
+        self, client: Client, gateway: str, clients: int, think_s: float, seed: int, run_id: str
+    ) -> None:
         self._gateway = gateway
         self._client = client
         self._clients = clients
@@ -92,9 +101,11 @@ class Workload:
         self._values = itertools.count(1)
         self.made: list[Made] = []
         self.hasty: list[Made] = []
-        """Calls with deadlines that are too short in trouble: they are there to be refused, and each refusal is checked."""
+        """Calls with deadlines that are too short in trouble: they are there to be refused, and
+        each refusal is checked."""
         self._registers: dict[str, list[Call]] = defaultdict(list)
-        self._refused: dict[str, set[int]] = defaultdict(set)  # values that registers certainly never had
+        # values that registers certainly never had
+        self._refused: dict[str, set[int]] = defaultdict(set)
         self._increments: dict[str, list[tuple[bool | None, int]]] = defaultdict(list)
         self._appends: dict[str, dict[str, bool | None]] = defaultdict(dict)
         self._stations = [f"{run_id}-{i}" for i in range(_STATIONS)]
@@ -129,22 +140,29 @@ class Workload:
                 await self._transfer(chance)
             elif kind < 0.5:
                 # Each register has the calls of a few clients only.
-                await self._register(
-                    f"{self._run}-{int(self.now() / _GENERATION_S)}-{(i + chance.randrange(2)) % _REGISTERS}", chance
-                )
+                register = (i + chance.randrange(2)) % _REGISTERS
+                generation = int(self.now() / _GENERATION_S)
+                await self._register(f"{self._run}-{generation}-{register}", chance)
             elif kind < 0.8:
                 await self._increment(f"{self._run}-{chance.randrange(_COUNTERS)}")
             elif kind < 0.9:
-                await self._append(f"{self._run}-{chance.randrange(_JOURNALS)}", f"{i}-{next(self._values)}")
+                await self._append(
+                    f"{self._run}-{chance.randrange(_JOURNALS)}", f"{i}-{next(self._values)}"
+                )
             else:
                 await self._post(f"{self._run}-posts-{chance.randrange(_JOURNALS)}", i, chance)
             await asyncio.sleep(chance.expovariate(1 / self._think_s))
 
     async def _hurry(self, i: int, chance: random.Random, stop: asyncio.Event) -> None:
         while not stop.is_set():
-            key, element = f"{self._run}-hasty-{chance.randrange(_HASTY_JOURNALS)}", f"hasty {i}-{next(self._values)}"
+            key, element = (
+                f"{self._run}-hasty-{chance.randrange(_HASTY_JOURNALS)}",
+                f"hasty {i}-{next(self._values)}",
+            )
             self._appends[key][element] = None
-            call = self._client.get(Journal, key, timeout=chance.choice(_HASTY_TIMEOUTS_S)).append(element)
+            call = self._client.get(Journal, key, timeout=chance.choice(_HASTY_TIMEOUTS_S)).append(
+                element
+            )
             _, _, self._appends[key][element], _ = await self._make(call, self.hasty)
             await asyncio.sleep(chance.expovariate(1 / self._think_s))
 
@@ -155,12 +173,22 @@ class Workload:
                 return
             key, prefix = f"{self._run}-forks-{n // _FORKS_A_JOURNAL}", f"fork{n}"
             elements = self._appends[key]
-            names = [f"child{child}.{i}" for child in range(forking.CHILDREN) for i in range(forking.EACH)]
+            names = [
+                f"child{child}.{i}"
+                for child in range(forking.CHILDREN)
+                for i in range(forking.EACH)
+            ]
             elements |= {f"{prefix}-{name}": None for name in ("before", *names, "after")}
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "holdfast.verify.forking", self._gateway, key, prefix,
-                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-            )  # fmt: skip
+                sys.executable,
+                "-m",
+                "holdfast.verify.forking",
+                self._gateway,
+                key,
+                prefix,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
             began = self.now()
             try:
                 told, _ = await asyncio.wait_for(process.communicate(), _FORK_TIMEOUT_S)
@@ -168,7 +196,14 @@ class Workload:
                 process.kill()
                 told, _ = await process.communicate()
             if process.returncode:
-                self.made.append(Made(began, self.now(), None, f"a client that forks ended with {process.returncode}"))
+                self.made.append(
+                    Made(
+                        began,
+                        self.now(),
+                        None,
+                        f"a client that forks ended with {process.returncode}",
+                    )
+                )
             for line in told.decode().splitlines():
                 element, _, ok = line.partition(" ")
                 elements[element] = {"True": True, "False": False}.get(ok)
@@ -186,7 +221,9 @@ class Workload:
             what = ("write", value)
             coroutine = stub.write(value)
         else:
-            earlier = [call.what[-1] for call in self._registers[key][-8:] if call.what[0] != "read"]
+            earlier = [
+                call.what[-1] for call in self._registers[key][-8:] if call.what[0] != "read"
+            ]
             expected = chance.choice(earlier) if earlier else 0
             what = ("swap", expected, value)
             coroutine = stub.swap(expected, value)
@@ -212,14 +249,18 @@ class Workload:
         delay = timedelta(milliseconds=chance.randrange(3_000)) if chance.random() < 0.5 else None
         element = f"{'delayed' if delay else 'post'} {i}-{next(self._values)}"
         self._appends[key][element] = None
-        _, _, ok, _ = await self._make(self._client.notify(Journal, key, delay=delay).append(element))
+        _, _, ok, _ = await self._make(
+            self._client.notify(Journal, key, delay=delay).append(element)
+        )
         self._appends[key][element] = ok
         if ok:
             self._posts[key].append(element)
 
     async def _transfer(self, chance: random.Random) -> None:
-        """Give money away, and ask again with the same request id until that is answered: half-done it may not stay."""
-        giver, taker = sorted(chance.sample(self._accounts, 2))  # calls in a circle would wait for each other
+        """Give money away, and ask again with the same request id until that is answered: half-done
+        it may not stay."""
+        # calls in a circle would wait for each other
+        giver, taker = sorted(chance.sample(self._accounts, 2))
         stub = self._client.get(Account, giver, request_id=new_request_id())
         amount = chance.choice((-1, 1)) * chance.randrange(1, 100)
         method = stub.send if chance.random() < 0.5 else stub.transfer
@@ -227,7 +268,9 @@ class Workload:
         while (await self._make(method(taker, amount)))[2] is not True:
             await asyncio.sleep(0.2)
 
-    async def _make(self, coroutine: Any, made: list[Made] | None = None) -> tuple[float, float, bool | None, Any]:
+    async def _make(
+        self, coroutine: Any, made: list[Made] | None = None
+    ) -> tuple[float, float, bool | None, Any]:
         made = self.made if made is None else made
         began = self.now()
         try:
@@ -242,7 +285,8 @@ class Workload:
         return began, ended, True, result
 
     async def check(self) -> Findings:
-        """Compare what is there now with what was answered. Call it when the cluster is whole again."""
+        """Compare what is there now with what was answered. Call it when the cluster is whole
+        again."""
         found = Findings(registers=len(self._registers), transfers=self._transfers)
         await self._check_tokens(found)
         await self._check_accounts(found)
@@ -253,11 +297,16 @@ class Workload:
             acknowledged = sum(ok is True for ok, _ in increments)
             unknown = sum(ok is None for ok, _ in increments)
             if value < acknowledged:
-                found.lost.append(f"counter {key} is {value}, but {acknowledged} increments were acknowledged")
+                found.lost.append(
+                    f"counter {key} is {value}, but {acknowledged} increments were acknowledged"
+                )
             if value > acknowledged + unknown:
                 refused = sum(ok is False for ok, _ in increments)
-                (found.definite if value <= acknowledged + unknown + refused else found.doubled).append(
-                    f"counter {key} is {value}, but only {acknowledged} and perhaps {unknown} more were made, {refused} were not"
+                (
+                    found.definite if value <= acknowledged + unknown + refused else found.doubled
+                ).append(
+                    f"counter {key} is {value}, but only {acknowledged} and perhaps {unknown} more"
+                    f" were made, {refused} were not"
                 )
             twice = [n for n, times in Tally(n for ok, n in increments if ok).items() if times > 1]
             if twice:
@@ -267,20 +316,37 @@ class Workload:
             while page := await self._client.get(Journal, key).elements(len(there), _PAGE):
                 there += page
             times = Tally(there)
-            found.lost += [f"journal {key} has not {e}, which was acknowledged" for e, ok in elements.items() if ok and not times[e]]
+            found.lost += [
+                f"journal {key} has not {e}, which was acknowledged"
+                for e, ok in elements.items()
+                if ok and not times[e]
+            ]
             found.doubled += [f"journal {key} has {e} {n} times" for e, n in times.items() if n > 1]
-            found.definite += [f"journal {key} has {e}, which certainly failed" for e in times if elements.get(e) is False]
-            found.doubled += [f"journal {key} has {e}, which nobody appended" for e in times if e not in elements]
+            found.definite += [
+                f"journal {key} has {e}, which certainly failed"
+                for e in times
+                if elements.get(e) is False
+            ]
+            found.doubled += [
+                f"journal {key} has {e}, which nobody appended" for e in times if e not in elements
+            ]
         for key, never in self._refused.items():
             seen = {call.result for call in self._registers[key] if call.what[0] == "read"}
             seen.add(await self._client.get(Register, key).read())
-            found.definite += [f"register {key} had {value}, whose write certainly failed" for value in sorted(never & seen)]
+            found.definite += [
+                f"register {key} had {value}, whose write certainly failed"
+                for value in sorted(never & seen)
+            ]
         for key, calls in self._registers.items():
             order = await asyncio.to_thread(linearizable, calls, register, 0)
             if order is False:
-                found.not_linearizable.append(f"register {key}: no order of its {len(calls)} calls explains their results")
+                found.not_linearizable.append(
+                    f"register {key}: no order of its {len(calls)} calls explains their results"
+                )
             elif order is None:
-                found.undecided.append(f"register {key}: {len(calls)} calls, too many at once to decide")
+                found.undecided.append(
+                    f"register {key}: {len(calls)} calls, too many at once to decide"
+                )
         return found
 
     async def _check_tokens(self, found: Findings) -> None:
@@ -302,17 +368,25 @@ class Workload:
                 there += page
             hops.update(there)
         found.hops = sum(hops.values())
-        found.doubled += [f"{token} made hop {hop} {times} times" for (token, hop), times in hops.items() if times > 1]
+        found.doubled += [
+            f"{token} made hop {hop} {times} times"
+            for (token, hop), times in hops.items()
+            if times > 1
+        ]
         for i in range(_TOKENS):
             token = f"token {i}"
             rests = [hop for name, hop in kept if name == token]
             made = sorted(hop for name, hop in hops if name == token)
             if not rests:
-                found.lost.append(f"{token} is gone: it was last seen at hop {made[-1] if made else 'none'}")
+                found.lost.append(
+                    f"{token} is gone: it was last seen at hop {made[-1] if made else 'none'}"
+                )
             elif len(rests) > 1:
                 found.doubled.append(f"{token} rests at {len(rests)} stations")
             elif made != list(range(rests[0] + 1)):
-                found.lost.append(f"{token} rests at hop {rests[0]}, but only {len(made)} of its hops are known")
+                found.lost.append(
+                    f"{token} rests at hop {rests[0]}, but only {len(made)} of its hops are known"
+                )
 
     async def _check_accounts(self, found: Findings) -> None:
         """What one account gave another has got."""
@@ -327,7 +401,8 @@ class Workload:
             )
 
     async def _check_posts(self, found: Findings) -> None:
-        """What was accepted arrives, and what one client posted without a delay comes in its order."""
+        """What was accepted arrives, and what one client posted without a delay comes in
+        its order."""
         for key, posts in self._posts.items():
             there: list[str] = []
 
@@ -343,7 +418,10 @@ class Workload:
                 name = element.partition("-")[0]
                 if name.startswith("post") and element in places:
                     if places[element] < places.get(last.get(name, ""), -1):
-                        found.disordered.append(f"journal {key} has {last[name]} behind {element}, which was posted after it")
+                        found.disordered.append(
+                            f"journal {key} has {last[name]} behind {element}, which was posted"
+                            " after it"
+                        )
                     last[name] = element
 
     async def _check_alarms(self, found: Findings) -> None:
@@ -355,10 +433,17 @@ class Workload:
             while page := await stub.times(len(times), _PAGE):
                 times += page
             found.alarms += len(times)
-            found.doubled += [f"clock {key} was rung {n} times for {at}" for at, n in Tally(times).items() if n > 1]
+            found.doubled += [
+                f"clock {key} was rung {n} times for {at}"
+                for at, n in Tally(times).items()
+                if n > 1
+            ]
             for one, next_one in itertools.pairwise(sorted(set(times))):
                 if next_one - one != _EVERY_MS:
-                    found.lost.append(f"clock {key} was not rung between {one} and {next_one}, every {_EVERY_MS} ms")
+                    found.lost.append(
+                        f"clock {key} was not rung between {one} and {next_one}, every"
+                        f" {_EVERY_MS} ms"
+                    )
 
 
 async def _insist(call: Callable[[], Awaitable[Any]]) -> None:
@@ -375,7 +460,8 @@ async def _insist(call: Callable[[], Awaitable[Any]]) -> None:
 
 
 async def _settled(ask: Callable[[], Awaitable[T]], wanted: Callable[[T], bool]) -> T:
-    """Ask until the answer is what is wanted, or has not changed for a while: what was sent may still be on its way."""
+    """Ask until the answer is what is wanted, or has not changed for a while: what was sent may
+    still be on its way."""
     changed = began = time.monotonic()
     before = None
     while True:

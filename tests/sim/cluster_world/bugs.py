@@ -1,6 +1,8 @@
-"""Ways to break production's shell, each by one rule. The simulator, or a unit test, has to catch every one of them.
+"""Ways to break production's shell, each by one rule. The simulator, or a unit test, has to catch
+every one of them.
 
-A bug is a list of replacements, (owner, name, value), that hold for a world; `faults` names what brings it out soonest.
+A bug is a list of replacements, (owner, name, value), that hold for a world; `faults` names what
+brings it out soonest.
 """
 
 from __future__ import annotations
@@ -93,7 +95,9 @@ def _does_not_tell_that_it_joined_again(self: Replicas, member: Member, view: Vi
 
 def _plans_joining_ones_in_sync(view: View, members_min: int, *given: Any) -> list[Transition]:
     return [
-        msgspec_replace(transition, in_sync=(*transition.to.in_sync, *transition.to.joining), joining=())
+        msgspec_replace(
+            transition, in_sync=(*transition.to.in_sync, *transition.to.joining), joining=()
+        )
         for transition in plan(view, members_min, *given)
     ]
 
@@ -103,7 +107,12 @@ def _plans_without_generations(view: View, members_min: int, *given: Any) -> lis
 
 
 def msgspec_replace(transition: Transition, **changes: Any) -> Transition:
-    return Transition(transition.shard, transition.revision, msgspec.structs.replace(transition.to, **changes), transition.why)
+    return Transition(
+        transition.shard,
+        transition.revision,
+        msgspec.structs.replace(transition.to, **changes),
+        transition.why,
+    )
 
 
 def _does_not_persist_epochs(self: CopyStore, batch: Any, shard: int, effect: Persist) -> None:
@@ -112,7 +121,9 @@ def _does_not_persist_epochs(self: CopyStore, batch: Any, shard: int, effect: Pe
     _persist(self, batch, shard, effect)
 
 
-def _sends_no_replies(self: Store, family: str, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+def _sends_no_replies(
+    self: Store, family: str, start: bytes, end: bytes | None
+) -> Iterator[tuple[bytes, bytes]]:
     return iter(()) if family == "replies" else _scan_now(self, family, start, end)
 
 
@@ -122,7 +133,9 @@ def _tells_a_later_position(self: Replicas, number: int, to: str) -> Any:
     return replica.last, times, tuple(replica.chain)
 
 
-def _gives_an_unknown_swap_up(self: Replica, happened: bool | None, revision: int, written: Any, now: float) -> None:
+def _gives_an_unknown_swap_up(
+    self: Replica, happened: bool | None, revision: int, written: Any, now: float
+) -> None:
     if happened is None and self._swapping is not None:
         self._swapping = None
         self.releasing = False
@@ -142,32 +155,52 @@ class Bug:
 
 
 BUGS = {
-    "served before its first entry": Bug([(Replica, "serves_until", _serves_before_its_first_entry)]),
-    "serves until the last promise": Bug([(Replica, "serves_until", _serves_by_the_last_promise)], often(("torn owner",))),
+    "served before its first entry": Bug(
+        [(Replica, "serves_until", _serves_before_its_first_entry)]
+    ),
+    "serves until the last promise": Bug(
+        [(Replica, "serves_until", _serves_by_the_last_promise)], often(("torn owner",))
+    ),
     "flush_wal(False)": Bug([(Store, "sync", _leaves_the_log_in_the_page_cache)]),
     "an fsync error only logged": Bug([(Flusher, "die", staticmethod(lambda why: None))]),
     "Rejoined not passed on": Bug([(Replicas, "joined", _does_not_tell_that_it_joined_again)]),
-    "cluster time by the own clock": Bug([(Clock, "_middle", staticmethod(_takes_any_clock))], often(("wall clock", "kill"))),
+    "cluster time by the own clock": Bug(
+        [(Clock, "_middle", staticmethod(_takes_any_clock))], often(("wall clock", "kill"))
+    ),
     "a controller that adds to in_sync": Bug([(controller, "plan", _plans_joining_ones_in_sync)]),
-    "snapshot without kept replies": Bug([(Store, "scan_now", _sends_no_replies)], often(("replaced disk", "drain"))),
+    "snapshot without kept replies": Bug(
+        [(Store, "scan_now", _sends_no_replies)], often(("replaced disk", "drain"))
+    ),
     "snapshot's position taken late": Bug(
         [(Replicas, "snapshot_started", _tells_a_later_position)], often(("replaced disk", "drain"))
     ),
-    "CLOCK_MONOTONIC for CLOCK_BOOTTIME": Bug([(Machine, "boottime", Machine.monotonic)], often(("suspend",))),
+    "CLOCK_MONOTONIC for CLOCK_BOOTTIME": Bug(
+        [(Machine, "boottime", Machine.monotonic)], often(("suspend",))
+    ),
 }
 
 UNIT_TEST_OF: dict[str, tuple[Bug, str]] = {
-    # By now one copy that acknowledges too early is found out by the others: only the loss of all shows it.
+    # By now one copy that acknowledges too early is found out by the others: only the loss of all
+    # shows it.
     "callbacks of the next flush run early": (
-        Bug([(Flusher, "_synced", _runs_the_next_callbacks_too)], often(("power of all", "slow disk"))),
+        Bug(
+            [(Flusher, "_synced", _runs_the_next_callbacks_too)],
+            often(("power of all", "slow disk")),
+        ),
         "test_commit.py::test_what_is_staged_during_an_fsync_waits_for_the_next_one",
     ),
     "persisted not reset by an epoch": (
-        Bug([(Replica, "_begin", _begins_with_what_was_persisted_before)], often(("power of all", "slow disk"))),
+        Bug(
+            [(Replica, "_begin", _begins_with_what_was_persisted_before)],
+            often(("power of all", "slow disk")),
+        ),
         "test_replica.py::test_what_was_persisted_under_an_earlier_epoch_says_nothing_of_the_same_places_now",
     ),
     "ingest without fsync": (
-        Bug([(CopyStore, "install", _installs_without_fsync)], often(("replaced disk", "drain", "power of all", "power"))),
+        Bug(
+            [(CopyStore, "install", _installs_without_fsync)],
+            often(("replaced disk", "drain", "power of all", "power")),
+        ),
         "test_disk.py::test_a_snapshot_deletes_what_was_there_for_good_before_its_files_come",
     ),
     "until never lowered": (
@@ -175,11 +208,17 @@ UNIT_TEST_OF: dict[str, tuple[Bug, str]] = {
         "test_host.py::test_a_shard_is_answered_for_no_longer_than_one_that_came_in_sync_has_promised",
     ),
     "epochs not persisted": (
-        Bug([(CopyStore, "persist", _does_not_persist_epochs)], often(("kill all", "power of all", "owner without etcd"))),
+        Bug(
+            [(CopyStore, "persist", _does_not_persist_epochs)],
+            often(("kill all", "power of all", "owner without etcd")),
+        ),
         "test_disk.py::test_a_tail_is_cut_and_a_log_is_shortened",
     ),
     "unknown swap given up": (
-        Bug([(Replica, "_swapped", _gives_an_unknown_swap_up)], often(("etcd's replies", "etcd late", "drain", "kill"))),
+        Bug(
+            [(Replica, "_swapped", _gives_an_unknown_swap_up)],
+            often(("etcd's replies", "etcd late", "drain", "kill")),
+        ),
         "test_replica.py::test_a_swap_whose_result_is_unknown_is_tried_again_and_counts_until_then",
     ),
     "a fail-over that forgets the generation": (
@@ -187,7 +226,8 @@ UNIT_TEST_OF: dict[str, tuple[Bug, str]] = {
         "test_plan.py::test_a_fail_over_keeps_all_that_it_does_not_concern",
     ),
 }
-"""Not found in a few dozen worlds each, with the faults that should bring them out: a unit test catches each of them."""
+"""Not found in a few dozen worlds each, with the faults that should bring them out: a unit test
+catches each of them."""
 
 # The first world known to catch it: tried first, so that the test is quick.
 CAUGHT_BY = {

@@ -1,4 +1,5 @@
-"""What must always hold, seen from outside: by callers, and by who looks at the machines. Each check raises `Broken`."""
+"""What must always hold, seen from outside: by callers, and by who looks at the machines. Each
+check raises `Broken`."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def first(error: BaseException) -> BaseException:
 
 @dataclass
 class Operation:
-    """One use of a list by a caller. `length`: how long the list was, as the answer shows; None while nobody knows."""
+    """One use of a list by a caller. `length`: how long the list was, as the answer shows; None
+    while nobody knows."""
 
     key: str
     called_at: float
@@ -58,7 +60,9 @@ class History:
     def check(self, lists: dict[str, list[str]]) -> None:
         """Linearizable, for each list by itself, whose end is known."""
         for key, final in lists.items():
-            _check_list(key, final, [operation for operation in self.operations if operation.key == key])
+            _check_list(
+                key, final, [operation for operation in self.operations if operation.key == key]
+            )
 
 
 def _check_list(key: str, final: list[str], operations: list[Operation]) -> None:
@@ -68,26 +72,41 @@ def _check_list(key: str, final: list[str], operations: list[Operation]) -> None
         raise Broken(f"once: {key} has {twice[:5]} more than once")
     asked = {operation.element: operation for operation in operations if operation.element}
     for operation in operations:
-        if operation.element and operation.length is not None and place.get(operation.element) != operation.length - 1:
+        if (
+            operation.element
+            and operation.length is not None
+            and place.get(operation.element) != operation.length - 1
+        ):
             raise Broken(
-                f"acknowledged means kept: {key} has {operation.element} at {place.get(operation.element)}, "
-                f"acknowledged at {operation.answered_at:.3f} was {operation.length - 1}"
+                f"acknowledged means kept: {key} has {operation.element} at"
+                f" {place.get(operation.element)}, acknowledged at {operation.answered_at:.3f} was"
+                f" {operation.length - 1}"
             )
         if operation.impossible and operation.element in place:
-            raise Broken(f"definite means never: {operation.element} is in {key}, though its caller was told that it never would be")
+            raise Broken(
+                f"definite means never: {operation.element} is in {key}, though its caller was told"
+                " that it never would be"
+            )
         if operation.elements is not None:
             length = len(operation.elements)
             if operation.elements != final[:length]:
                 raise Broken(
-                    f"linearizable: a read of {key} at {operation.called_at:.3f} shows {operation.elements[-3:]} at its end, "
-                    f"where {final[max(0, length - 3) : length]} came to be"
+                    f"linearizable: a read of {key} at {operation.called_at:.3f} shows"
+                    f" {operation.elements[-3:]} at its end, where"
+                    f" {final[max(0, length - 3) : length]} came to be"
                 )
             for element in operation.elements:
                 assert operation.answered_at is not None
                 if element not in asked or asked[element].called_at > operation.answered_at:
-                    raise Broken(f"linearizable: a read of {key} shows {element} before anybody appended it")
+                    raise Broken(
+                        f"linearizable: a read of {key} shows {element} before anybody appended it"
+                    )
     # Whoever calls after an answer sees at least what that answer showed.
-    answered = sorted((o.answered_at, o.length) for o in operations if o.answered_at is not None and o.length is not None)
+    answered = sorted(
+        (o.answered_at, o.length)
+        for o in operations
+        if o.answered_at is not None and o.length is not None
+    )
     longest = 0
     at = 0
     for operation in sorted(operations, key=lambda o: o.called_at):
@@ -96,15 +115,25 @@ def _check_list(key: str, final: list[str], operations: list[Operation]) -> None
             at += 1
         if operation.length is not None and operation.length - bool(operation.element) < longest:
             raise Broken(
-                f"linearizable: an answer of {key} to a call of {operation.called_at:.3f} shows a length of "
-                f"{operation.length - bool(operation.element)}, an earlier one {longest}"
+                f"linearizable: an answer of {key} to a call of {operation.called_at:.3f} shows a"
+                f" length of {operation.length - bool(operation.element)}, an earlier one {longest}"
             )
 
 
-def in_sync_grows_by_its_owner(world: World, number: int, before: Assignment, now: Assignment) -> None:
-    """Who comes into an in-sync set has every committed entry, and its owner alone knows who that is. So the owner asked for it."""
+def in_sync_grows_by_its_owner(
+    world: World, number: int, before: Assignment, now: Assignment
+) -> None:
+    """Who comes into an in-sync set has every committed entry, and its owner alone knows who that
+    is. So the owner asked for it."""
     added = set(now.in_sync) - set(before.in_sync)
-    owner = next((node for node in world.nodes.values() if node.replicas is not None and node.replicas._node == before.owner), None)
+    owner = next(
+        (
+            node
+            for node in world.nodes.values()
+            if node.replicas is not None and node.replicas._node == before.owner
+        ),
+        None,
+    )
     if added and owner is not None and owner.runs and owner.replicas is not None:
         copy = owner.replicas._copies.get(number)
         if copy is None or not (copy.replica.owning and copy.replica.epoch == before.epoch):
@@ -112,7 +141,8 @@ def in_sync_grows_by_its_owner(world: World, number: int, before: Assignment, no
         swapping = copy.replica._swapping
         if swapping is None or not added <= set(swapping.swap.to.in_sync):
             raise Broken(
-                f"in sync by its owner's word: {sorted(added)} came into the in-sync set of shard {number}, not by {before.owner}"
+                f"in sync by its owner's word: {sorted(added)} came into the in-sync set of shard"
+                f" {number}, not by {before.owner}"
             )
 
 
@@ -121,15 +151,24 @@ TIME_OFF_MAX_S = 5.0
 
 
 def time_is_right(world: World) -> None:
-    """No process that knows the cluster's time is far from what a majority of the machines shows, whatever its own shows."""
+    """No process that knows the cluster's time is far from what a majority of the machines shows,
+    whatever its own shows."""
     for node in world.nodes.values():
         process = node.process
-        if process is None or process.stopped or node.shards is None or not isinstance(time := node.shards.clock, Time):
+        if (
+            process is None
+            or process.stopped
+            or node.shards is None
+            or not isinstance(time := node.shards.clock, Time)
+        ):
             continue
         now = process.machine.boottime()
         off = time.clock.now_ms(now) / 1000 - START_S - world.loop.now
         if time.started and abs(off) > TIME_OFF_MAX_S:
-            raise Broken(f"time: {node.name} takes it to be {off:.1f} s later than it is at {world.loop.now:.3f}")
+            raise Broken(
+                f"time: {node.name} takes it to be {off:.1f} s later than it is at"
+                f" {world.loop.now:.3f}"
+            )
 
 
 def one_serves(world: World) -> None:
@@ -141,4 +180,7 @@ def one_serves(world: World) -> None:
             continue
         for shard in shards.serving(process.machine.boottime()):
             if (other := serving.setdefault(shard.number, node.name)) != node.name:
-                raise Broken(f"one owner: {other} and {node.name} serve shard {shard.number} at {world.loop.now:.3f}")
+                raise Broken(
+                    f"one owner: {other} and {node.name} serve shard {shard.number} at"
+                    f" {world.loop.now:.3f}"
+                )

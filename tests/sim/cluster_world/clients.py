@@ -1,4 +1,5 @@
-"""Callers: they append to lists and read them, ask again what was not answered, and now and then what was."""
+"""Callers: they append to lists and read them, ask again what was not answered, and now and then
+what was."""
 
 from __future__ import annotations
 
@@ -91,17 +92,28 @@ class Clients:
         return elements
 
     async def _again(self, key: str, element: str, request_id: bytes, before: bytes) -> None:
-        """A caller that did not get its answer asks again, much later: it must be the same, whoever gives it."""
+        """A caller that did not get its answer asks again, much later: it must be the same, whoever
+        gives it."""
         world = self._world
         await asyncio.sleep(world.chance.expovariate(1 / 3.0))
         reply = await self._ask(key, "append", (element,), request_id, 2, attempt=1)
         if reply is not None and reply.result and reply.result != before:
-            world.failed(f"once: {element} was answered {codec.decode(before)}, and {codec.decode(reply.result)} when asked again")
+            world.failed(
+                f"once: {element} was answered {codec.decode(before)}, and"
+                f" {codec.decode(reply.result)} when asked again"
+            )
 
     async def _ask(
-        self, key: str, method: str, arguments: tuple[Any, ...], request_id: bytes, attempts: int, attempt: int = 0
+        self,
+        key: str,
+        method: str,
+        arguments: tuple[Any, ...],
+        request_id: bytes,
+        attempts: int,
+        attempt: int = 0,
     ) -> pb.Reply | None:
-        """Call until there is a result, or an error that says that there never will be; None when nobody knows."""
+        """Call until there is a result, or an error that says that there never will be; None when
+        nobody knows."""
         world = self._world
         reply: pb.Reply | None = None
         unknown = attempt > 0
@@ -126,7 +138,10 @@ class Clients:
                 if reply.result:
                     return reply
                 if reply.error.code in _REFUSALS:
-                    world.failed(f"what is right is not refused: {key}.{method} was answered {reply.error.message}")
+                    world.failed(
+                        f"what is right is not refused: {key}.{method} was answered"
+                        f" {reply.error.message}"
+                    )
                 if reply.error.definite and not unknown and not reply.error.retryable:
                     return reply
                 unknown = unknown or not reply.error.definite

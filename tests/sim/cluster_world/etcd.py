@@ -1,7 +1,8 @@
 """A simulated etcd: revisions, leases, transactions and watches, as its wire interface shows them.
 
-It is correct, and far away. Its replies may be lost; it may be away; its watches may lag. It may also be emptied, or put back to
-how it was before, with its revision raised as `etcdutl snapshot restore --bump-revision` does, or not.
+It is correct, and far away. Its replies may be lost; it may be away; its watches may lag. It may
+also be emptied, or put back to how it was before, with its revision raised as `etcdutl snapshot
+restore --bump-revision` does, or not.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class Backup:
 class Etcd:
     """The server. Implements what `Server` of rpc.py is to a listener."""
 
-    def __init__(self, loop: VirtualLoop, network: Network, process: Process, chance: random.Random) -> None:
+    def __init__(
+        self, loop: VirtualLoop, network: Network, process: Process, chance: random.Random
+    ) -> None:
         self._loop = loop
         self._network = network
         self._process = process
@@ -80,7 +83,11 @@ class Etcd:
                 lease.until = self._loop.now + lease.ttl_s
 
     def backup(self) -> Backup:
-        return Backup(dict(self.rows), self.revision, {number: lease.ttl_s for number, lease in self._leases.items()})
+        return Backup(
+            dict(self.rows),
+            self.revision,
+            {number: lease.ttl_s for number, lease in self._leases.items()},
+        )
 
     def put_back(self, backup: Backup, bump: bool) -> None:
         """Have the data of a backup."""
@@ -120,12 +127,15 @@ class Etcd:
                 await self._watch(context, request.create_request)
             else:
                 if self._chance.random() < self.lost_replies / 2:
-                    context.finish(grpc.StatusCode.UNAVAILABLE, "connection reset by peer")  # and it was not done
+                    # and it was not done
+                    context.finish(grpc.StatusCode.UNAVAILABLE, "connection reset by peer")
                     return
                 try:
                     reply = self._answer(context.path.rpartition("/")[2], request)
                 except _NoLease:
-                    context.finish(grpc.StatusCode.NOT_FOUND, "etcdserver: requested lease not found")
+                    context.finish(
+                        grpc.StatusCode.NOT_FOUND, "etcdserver: requested lease not found"
+                    )
                     return
                 if self._chance.random() < self.lost_replies:
                     context.finish(grpc.StatusCode.UNAVAILABLE, "connection reset by peer")
@@ -152,13 +162,19 @@ class Etcd:
         lease = self._leases.get(request.ID)
         if lease is not None:
             lease.until = self._loop.now + lease.ttl_s
-        return pb.LeaseKeepAliveResponse(header=header, ID=request.ID, TTL=lease.ttl_s if lease is not None else 0)
+        return pb.LeaseKeepAliveResponse(
+            header=header, ID=request.ID, TTL=lease.ttl_s if lease is not None else 0
+        )
 
     def _range(self, request: Any, header: Any) -> Any:
         if not request.range_end:
             found = [self.rows[request.key]] if request.key in self.rows else []
         else:
-            found = [self.rows[key] for key in sorted(self.rows) if request.key <= key < request.range_end]
+            found = [
+                self.rows[key]
+                for key in sorted(self.rows)
+                if request.key <= key < request.range_end
+            ]
         return pb.RangeResponse(header=header, kvs=found, count=len(found))
 
     def _txn(self, request: Any) -> Any:
@@ -197,7 +213,11 @@ class Etcd:
             return False
         else:
             mine, given = row.value, compare.value
-        results = {pb.Compare.EQUAL: mine == given, pb.Compare.NOT_EQUAL: mine != given, pb.Compare.GREATER: mine > given}
+        results = {
+            pb.Compare.EQUAL: mine == given,
+            pb.Compare.NOT_EQUAL: mine != given,
+            pb.Compare.GREATER: mine > given,
+        }
         return bool(results.get(compare.result, mine < given))
 
     def _put(self, key: bytes, value: bytes, lease: int, revision: int) -> pb.Event:
@@ -223,7 +243,9 @@ class Etcd:
             if row is not None:
                 if row.lease in self._leases:
                     self._leases[row.lease].keys.discard(key)
-                events.append(pb.Event(type=pb.Event.DELETE, kv=pb.KeyValue(key=key, mod_revision=revision)))
+                events.append(
+                    pb.Event(type=pb.Event.DELETE, kv=pb.KeyValue(key=key, mod_revision=revision))
+                )
         return events
 
     # -- an operator's own changes
@@ -258,12 +280,18 @@ class Etcd:
             if event.type == pb.Event.PUT:
                 self.wrote(event.kv.key, event.kv.value)
         for watch in list(self._watches):
-            watch.show(events, revision, self._loop.now + max(0.0, self.lag_until - self._loop.now) * self._chance.random())
+            watch.show(
+                events,
+                revision,
+                self._loop.now + max(0.0, self.lag_until - self._loop.now) * self._chance.random(),
+            )
 
     async def _watch(self, context: ServerContext, request: Any) -> None:
         header = pb.ResponseHeader(cluster_id=1, revision=self.revision)
         if 0 < request.start_revision <= self.compacted:
-            context.send(pb.WatchResponse(header=header, canceled=True, compact_revision=self.compacted + 1))
+            context.send(
+                pb.WatchResponse(header=header, canceled=True, compact_revision=self.compacted + 1)
+            )
             context.finish()
             return
         watch = _Watch(self._loop, context, request)
@@ -296,10 +324,16 @@ class _Watch:
 
     def show(self, events: list[pb.Event], revision: int, at: float) -> None:
         start, end = self._request.key, self._request.range_end
-        mine = [event for event in events if start <= event.kv.key < end and revision >= self._request.start_revision]
+        mine = [
+            event
+            for event in events
+            if start <= event.kv.key < end and revision >= self._request.start_revision
+        ]
         if not mine:
             return
-        response = pb.WatchResponse(header=pb.ResponseHeader(cluster_id=1, revision=revision), events=mine)
+        response = pb.WatchResponse(
+            header=pb.ResponseHeader(cluster_id=1, revision=revision), events=mine
+        )
         self._last = at = max(self._last, at)
         if at <= self._loop.now:
             self._context.send(response)

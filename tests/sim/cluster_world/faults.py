@@ -1,9 +1,12 @@
 """What goes wrong in a world. Each fault has a name; a world draws from the names that it is given.
 
-`DEFAULT` are those that production is made to survive by itself. The two of `LATER` may need a person, whom no world has:
+`DEFAULT` are those that production is made to survive by itself. The two of `LATER` may need a
+person, whom no world has:
 
-- *etcd put back*: everything that moves waits until an operator adopts it, or puts the newest data back.
-- *etcd emptied*: a node that starts meanwhile with an empty directory forms a cluster of its own, and is of that one from then on.
+- *etcd put back*: everything that moves waits until an operator adopts it, or puts the newest data
+  back.
+- *etcd emptied*: a node that starts meanwhile with an empty directory forms a cluster of its own,
+  and is of that one from then on.
 """
 
 from __future__ import annotations
@@ -52,9 +55,16 @@ class Faults:
         world = self._world
         if not world.working or not self._names or self._chance.random() < 0.6:
             return
-        by_id = {node.replicas._node: node for node in world.nodes.values() if node.replicas is not None}
+        by_id = {
+            node.replicas._node: node for node in world.nodes.values() if node.replicas is not None
+        }
         changed = sorted(
-            ({before.owner, now.owner} if before.owner != now.owner else set(before.in_sync) ^ set(now.in_sync)) & set(by_id)
+            (
+                {before.owner, now.owner}
+                if before.owner != now.owner
+                else set(before.in_sync) ^ set(now.in_sync)
+            )
+            & set(by_id)
         )
         if not changed:
             return
@@ -77,7 +87,8 @@ class Faults:
         world.etcd.lost_replies = 0.0
         world.etcd.come_back()
         drains = Keys(CLUSTER).drains.encode()
-        for key in [key for key in world.etcd.rows if key.startswith(drains)]:  # also of nodes that do not run
+        # also of nodes that do not run
+        for key in [key for key in world.etcd.rows if key.startswith(drains)]:
             world.etcd.delete(key.decode())
         for node in list(world.nodes.values()):
             disk = node.machine.disk
@@ -102,7 +113,9 @@ class Faults:
         if self._aim is not None:
             return self._aim
         nodes = list(self._world.nodes.values())
-        owners = [node for node in nodes if node.runs and node.shards is not None and node.shards.owned()]
+        owners = [
+            node for node in nodes if node.runs and node.shards is not None and node.shards.owned()
+        ]
         return self._chance.choice(owners if owners and self._chance.random() < 0.5 else nodes)
 
     def _seconds(self, longest: float = _LONG_S) -> float:
@@ -147,10 +160,15 @@ class Faults:
         for node in nodes:
             machine = node.machine
             if machine.up:
-                lost = {path: len(database.unsynced) for path, database in machine.disk.databases.items()}
+                lost = {
+                    path: len(database.unsynced)
+                    for path, database in machine.disk.databases.items()
+                }
                 self._world.tell(f"{node.name}: loses power, not synced: {lost}")
                 machine.fail(self._chance)
-                self._later(self._seconds(2.0), lambda machine=machine: setattr(machine, "up", True))  # type: ignore[misc]
+                self._later(
+                    self._seconds(2.0), lambda machine=machine: setattr(machine, "up", True)
+                )  # type: ignore[misc]
 
     def pause(self) -> None:
         node = self._node()
@@ -179,7 +197,9 @@ class Faults:
         disk = node.machine.disk
         disk.slow_until = self._world.loop.now + self._seconds()
         disk.slow_s = self._chance.choice((0.05, 0.3, 1.5))
-        self._world.tell(f"{node.name}: its disk takes up to {disk.slow_s} s until {disk.slow_until:.2f}")
+        self._world.tell(
+            f"{node.name}: its disk takes up to {disk.slow_s} s until {disk.slow_until:.2f}"
+        )
 
     def sync_error(self) -> None:
         node = self._node()
@@ -199,7 +219,8 @@ class Faults:
         self._later(0.5, self.power_all)
 
     def replace(self) -> None:
-        """A disk is lost, and its node replaced by one with an empty disk: once in a world, and while all copies are there."""
+        """A disk is lost, and its node replaced by one with an empty disk: once in a world, and
+        while all copies are there."""
         world = self._world
         if self._replaced or any(len(now.in_sync) < 3 for now in world.assignments().values()):
             return
@@ -216,12 +237,15 @@ class Faults:
         world.loop.world_later(0.5, lambda: world.add_node(f"{node.name}r", node.machine))
 
     def may_be_refused(self, node: Node) -> bool:
-        """Whether a node may refuse to serve its data, or the cluster a node: somebody has put something back."""
+        """Whether a node may refuse to serve its data, or the cluster a node: somebody has put
+        something back."""
         return self._etcd_changed or node.name in self._put_back
 
     def _may_lose_a_disk(self) -> bool:
         """Once in a world, and while all copies are there: more is more than what is promised."""
-        return not self._replaced and all(len(now.in_sync) >= 3 for now in self._world.assignments().values())
+        return not self._replaced and all(
+            len(now.in_sync) >= 3 for now in self._world.assignments().values()
+        )
 
     def disk_full(self) -> None:
         node = self._node()
@@ -230,7 +254,8 @@ class Faults:
         self._later(self._seconds(4.0), lambda: setattr(node.machine.disk, "full", False))
 
     def disk_put_back(self) -> None:
-        """A snapshot of the disk, taken while the node ran, is put back. It counts as the one disk that a world may lose."""
+        """A snapshot of the disk, taken while the node ran, is put back. It counts as the one disk
+        that a world may lose."""
         node = self._node()
         if not node.runs or node.path not in node.machine.disk.databases:
             return
@@ -245,12 +270,15 @@ class Faults:
                 self._put_back.add(node.name)
                 sequence = node.machine.disk.databases[node.path].sequence
                 node.machine.disk.databases[node.path] = before
-                self._world.tell(f"{node.name}: its disk is put back to {before.sequence}, from {sequence}")
+                self._world.tell(
+                    f"{node.name}: its disk is put back to {before.sequence}, from {sequence}"
+                )
 
         self._later(0.2 + self._seconds(), put_back)
 
     def log_tail(self) -> None:
-        """The newest records of the log are lost, though they were synced. It counts as a lost disk, too."""
+        """The newest records of the log are lost, though they were synced. It counts as a lost
+        disk, too."""
         if not self._may_lose_a_disk():
             return
         self._replaced = True
@@ -271,7 +299,9 @@ class Faults:
         before = machine.wall_ahead_s
         if any(abs(other.machine.wall_ahead_s) > 1 for other in self._world.nodes.values()):
             return
-        machine.wall_ahead_s += self._chance.choice((-1, 1)) * self._chance.choice((60.0, 700.0, 3600.0, 172_800.0))
+        machine.wall_ahead_s += self._chance.choice((-1, 1)) * self._chance.choice(
+            (60.0, 700.0, 3600.0, 172_800.0)
+        )
         self._world.tell(f"{node.name}: its wall clock is {machine.wall_ahead_s:.0f} s ahead")
         self._later(self._seconds(), lambda: setattr(machine, "wall_ahead_s", before))
 
@@ -280,17 +310,22 @@ class Faults:
     def cut_one_way(self) -> None:
         node = self._node().machine.name
         other = self._chance.choice(sorted(self._world.network.machines))
-        self._cut([(node, other)] if self._chance.random() < 0.5 else [(other, node)], self._seconds())
+        self._cut(
+            [(node, other)] if self._chance.random() < 0.5 else [(other, node)], self._seconds()
+        )
 
     def cut_off(self) -> None:
         """From everybody, from the other nodes, or from etcd."""
         node = self._node().machine.name
         nodes = [each.machine.name for each in self._world.nodes.values()]
         others = self._chance.choice((sorted(self._world.network.machines), nodes, ["etcd"]))
-        self._cut([way for other in others for way in ((node, other), (other, node))], self._seconds())
+        self._cut(
+            [way for other in others for way in ((node, other), (other, node))], self._seconds()
+        )
 
     def owner_without_etcd(self) -> None:
-        """Its lease ends while it works on: the moment that promises are for. Then its copies lose it as well."""
+        """Its lease ends while it works on: the moment that promises are for. Then its copies lose
+        it as well."""
         node = self._node().machine.name
         self._cut([(node, "etcd"), ("etcd", node)], _LONG_S)
         nodes = [each.machine.name for each in self._world.nodes.values()]
@@ -299,9 +334,12 @@ class Faults:
             self._later(1.2 + self._chance.random() * 1.6, lambda: self._cut(ways, self._seconds()))
 
     def torn_owner(self) -> None:
-        """An owner loses etcd and one replica, which may be elected; then the others. Some callers do not hear of it."""
+        """An owner loses etcd and one replica, which may be elected; then the others. Some callers
+        do not hear of it."""
         node = self._node().machine.name
-        others = [each.machine.name for each in self._world.nodes.values() if each.machine.name != node]
+        others = [
+            each.machine.name for each in self._world.nodes.values() if each.machine.name != node
+        ]
         gateway = self._chance.choice(self._world.gateways).machine.name
         lost = ["etcd", self._chance.choice(others)]
         ways = [way for other in lost for way in ((node, other), (other, node))]

@@ -1,7 +1,9 @@
-"""An event loop whose time is virtual, for many processes that share one thread. The same callbacks give the same order.
+"""An event loop whose time is virtual, for many processes that share one thread. The same callbacks
+give the same order.
 
-Every callback belongs to the process whose context it was made in. The loop drops the callbacks of a process that has ended, and
-holds those of a process that is stopped, or that is still busy with the callback before.
+Every callback belongs to the process whose context it was made in. The loop drops the callbacks of
+a process that has ended, and holds those of a process that is stopped, or that is still busy with
+the callback before.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class WorldStandsStill(Exception):
 
 
 class _Handle:
-    """A callback, of a process or (None) of the world. `at`: when it is due, by its process's clock."""
+    """A callback, of a process or (None) of the world. `at`: when it is due, by its process's
+    clock."""
 
     __slots__ = ("args", "at", "callback", "context", "dropped", "process")
 
@@ -68,7 +71,8 @@ class _Handle:
 
 
 class _Task(asyncio.Task[Any]):
-    """A task that sets order by its number, not by its address: task groups cancel theirs in the order of a set."""
+    """A task that sets order by its number, not by its address: task groups cancel theirs in the
+    order of a set."""
 
     def __init__(self, number: int, coroutine: Any, loop: Any, context: Any) -> None:
         self._number = number
@@ -79,7 +83,8 @@ class _Task(asyncio.Task[Any]):
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """`now` is the world's time in seconds. `time()` is that of the clock of the process that asks."""
+    """`now` is the world's time in seconds. `time()` is that of the clock of the process
+    that asks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +105,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     # -- callbacks
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None) -> Any:
+    def call_soon(
+        self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> Any:
         if context is None:
             context = contextvars.copy_context()
         handle = _Handle(callback, args, context, context.get(PROCESS))
@@ -109,14 +116,26 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     call_soon_threadsafe = call_soon
 
-    def call_at(self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None) -> Any:
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[..., Any],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> Any:
         if context is None:
             context = contextvars.copy_context()
         handle = _Handle(callback, args, context, context.get(PROCESS), when)
         self._set(handle)
         return handle
 
-    def call_later(self, delay: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None) -> Any:
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[..., Any],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> Any:
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def world_later(self, delay: float, callback: Callable[..., Any], *args: Any) -> None:
@@ -132,7 +151,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if not process.ended:
             self._queue.append(_Handle(callback, args, process.context, process))
 
-    def start(self, process: Process, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+    def start(
+        self, process: Process, coroutine: Coroutine[Any, Any, Any], name: str
+    ) -> asyncio.Task[Any]:
         """Run a coroutine in a process."""
         return self.create_task(coroutine, name=name, context=process.context)
 
@@ -155,10 +176,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     # -- sockets
 
-    async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **_: Any) -> Any:
+    async def create_connection(
+        self, protocol_factory: Any, host: Any = None, port: Any = None, **_: Any
+    ) -> Any:
         return await self.network.connect(protocol_factory, host, port)
 
-    async def create_server(self, protocol_factory: Any, host: Any = None, port: Any = None, **_: Any) -> Any:
+    async def create_server(
+        self, protocol_factory: Any, host: Any = None, port: Any = None, **_: Any
+    ) -> Any:
         return self.network.listen(protocol_factory, host, port)
 
     # -- running
@@ -173,7 +198,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 self._run_in(handle)
             self._left -= 1
             if not self._left:
-                raise WorldStandsStill(f"at {self.now:.3f} callbacks go on and on, now {handle.callback}")
+                raise WorldStandsStill(
+                    f"at {self.now:.3f} callbacks go on and on, now {handle.callback}"
+                )
 
     def _advance(self) -> None:
         """Go to when something is due."""
@@ -198,7 +225,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _set(self, handle: _Handle) -> None:
         when, process = handle.at, handle.process
-        at = when if process is None else self.now + max(0.0, when - process.machine.monotonic()) / process.machine.rate
+        at = (
+            when
+            if process is None
+            else self.now + max(0.0, when - process.machine.monotonic()) / process.machine.rate
+        )
         self._count += 1
         heapq.heappush(self._timers, (at, self._count, handle))
 
@@ -242,7 +273,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._count += 1
         task = _Task(self._count, coroutine, self, context)
         task._log_destroy_pending = False  # type: ignore[attr-defined]
-        self.tasks.append(task)  # a process that ended leaves tasks: they may not be collected, and unwound, at any moment
+        # A process that ended leaves tasks: they may not be collected, and unwound, at any moment.
+        self.tasks.append(task)
         if len(self.tasks) > 4096:
             self.tasks = [each for each in self.tasks if not each.done()]
         return task
@@ -263,7 +295,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         pass
 
     def bury(self) -> None:
-        """Unwind what still is under way, when the world is over. What it says meanwhile is not heard."""
+        """Unwind what still is under way, when the world is over. What it says meanwhile is not
+        heard."""
         hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
         try:
             for task in self.tasks:

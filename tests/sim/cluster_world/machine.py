@@ -16,7 +16,8 @@ START_S = 1_800_000_000.0
 
 
 class Machine:
-    """A machine. `rate`: how fast its clocks run. `wall_ahead_s`: how far its wall clock is ahead of true time."""
+    """A machine. `rate`: how fast its clocks run. `wall_ahead_s`: how far its wall clock is ahead
+    of true time."""
 
     def __init__(self, loop: VirtualLoop, name: str, chance: random.Random) -> None:
         self.loop = loop
@@ -83,7 +84,8 @@ class Process:
         self.busy_until = max(self.busy_until, self.loop.now + seconds)
 
     def end(self, why: str) -> None:
-        """The process is no more: nothing of it runs again, and its sockets are closed, if the machine is up to do it."""
+        """The process is no more: nothing of it runs again, and its sockets are closed, if the
+        machine is up to do it."""
         if not self.ended:
             self.ended = True
             self.why = why

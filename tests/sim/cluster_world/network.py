@@ -1,7 +1,9 @@
-"""The network between machines: connections whose bytes stay in order, and stand still while a way is cut.
+"""The network between machines: connections whose bytes stay in order, and stand still while a way
+is cut.
 
-A cut is one way, from a machine to another. What is under way then arrives when it is mended, as TCP sends again. A process that
-ends has its connections reset; one whose machine lost power says nothing, and what reaches it later is answered by a reset.
+A cut is one way, from a machine to another. What is under way then arrives when it is mended, as
+TCP sends again. A process that ends has its connections reset; one whose machine lost power says
+nothing, and what reaches it later is answered by a reset.
 """
 
 from __future__ import annotations
@@ -192,7 +194,8 @@ class _Way:
 
 
 class End:
-    """One end of a connection. `lost` is called once, in its process, with why the connection is over."""
+    """One end of a connection. `lost` is called once, in its process, with why the connection is
+    over."""
 
     other: End
 
@@ -237,7 +240,8 @@ class End:
             self._over(why)
 
     def gone(self) -> None:
-        """The process has ended; without power nobody says so, and the other end only notices that it hears nothing."""
+        """The process has ended; without power nobody says so, and the other end only notices that
+        it hears nothing."""
         if not self.over:
             self.over = True
             self.connection.network.connections.pop(self.connection, None)

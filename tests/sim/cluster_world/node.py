@@ -1,4 +1,5 @@
-"""Processes of Holdfast on simulated machines: nodes, and gateways as far as calls pass through them."""
+"""Processes of Holdfast on simulated machines: nodes, and gateways as far as calls pass through
+them."""
 
 from __future__ import annotations
 
@@ -96,7 +97,9 @@ class Node:
             return
         raised = None if task.cancelled() else task.exception()
         error = None if raised is None else first(raised)
-        self.world.tell(f"{self.name}: returns {error!r}" if error is not None else f"{self.name}: has stopped")
+        self.world.tell(
+            f"{self.name}: returns {error!r}" if error is not None else f"{self.name}: has stopped"
+        )
         if isinstance(error, Refused | WrongDirectory) and self.world.faults.may_be_refused(self):
             if isinstance(error, Refused):
                 self.world.faults.replace_disk(self)  # as its message tells the operator

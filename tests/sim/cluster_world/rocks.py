@@ -1,8 +1,10 @@
-"""A simulated disk, with RocksDB on it: what `holdfast_node.store.rocks` imports of rocksdict, and of pathlib.
+"""A simulated disk, with RocksDB on it: what `holdfast_node.store.rocks` imports of rocksdict, and
+of pathlib.
 
-What was written is readable at once. It is durable, in order, up to what a finished `flush_wal(True)` covered. A process that ends
-loses nothing; a power loss loses any number of the newest batches that were not synced. A start makes durable what it found, as
-RocksDB does, which writes what it replays to files. Files that are ingested are durable at once, whatever the log has.
+What was written is readable at once. It is durable, in order, up to what a finished
+`flush_wal(True)` covered. A process that ends loses nothing; a power loss loses any number of the
+newest batches that were not synced. A start makes durable what it found, as RocksDB does, which
+writes what it replays to files. Files that are ingested are durable at once, whatever the log has.
 After an fsync that failed nothing behind it becomes durable until the next start.
 """
 
@@ -60,7 +62,8 @@ class _Event:
 
 
 class Database:
-    """What is in one directory. `sequence` is RocksDB's: it grows by one with every operation of a batch."""
+    """What is in one directory. `sequence` is RocksDB's: it grows by one with every operation of a
+    batch."""
 
     def __init__(self) -> None:
         self.families: dict[str, Family] = {}
@@ -179,7 +182,10 @@ class Disk:
             raise Exception("IO error: While fsync: /data/000012.log: Input/output error")
         if self.full and what != "sync":
             self.failed.add(process)
-            raise Exception("IO error: No space left on device: While appending to file: /data/000012.log: No space left on device")
+            raise Exception(
+                "IO error: No space left on device: While appending to file: /data/000012.log: No"
+                " space left on device"
+            )
 
     def released(self, process: Process) -> None:
         for path, holder in list(self.open.items()):
@@ -224,7 +230,9 @@ class SimPath:
         return any(name.startswith(self._path) for name in _disk().files)
 
     def iterdir(self) -> list[SimPath]:
-        return [SimPath(name) for name in sorted(_disk().files) if name.startswith(self._path + "/")]
+        return [
+            SimPath(name) for name in sorted(_disk().files) if name.startswith(self._path + "/")
+        ]
 
     def unlink(self, missing_ok: bool = False) -> None:
         if _disk().files.pop(self._path, None) is None and not missing_ok:
@@ -259,7 +267,9 @@ class Rdict:
         self._process = _process()
         self._path = path
         if disk.open.setdefault(path, self._process) is not self._process:
-            raise Exception(f"IO error: While lock file: {path}/LOCK: Resource temporarily unavailable")
+            raise Exception(
+                f"IO error: While lock file: {path}/LOCK: Resource temporarily unavailable"
+            )
         disk.check("write")
         self.database = disk.databases.setdefault(path, Database())
         for name in column_families:
@@ -285,7 +295,8 @@ class Rdict:
         self.database.unsynced.append(event)
 
     def flush_wal(self, sync: bool) -> None:
-        """On the thread it covers what was there when it began; elsewhere the process stands still for it."""
+        """On the thread it covers what was there when it began; elsewhere the process stands still
+        for it."""
         if self._process.ended or not sync:
             return
         in_thread = SimThread.running is not None
@@ -299,7 +310,8 @@ class Rdict:
             began = len(self.database.unsynced)
             self._process.stop_for(self._disk.delay())
         self.database.synced_to(began)
-        if self._path in self._disk.syncing:  # the thread's goes on: what it was to cover is covered
+        # the thread's goes on: what it was to cover is covered
+        if self._path in self._disk.syncing:
             self._disk.syncing[self._path] = 0
 
     def latest_sequence_number(self) -> int:
@@ -389,7 +401,9 @@ class SstFileWriter:
         self._path = path
 
     def __setitem__(self, key: bytes, value: bytes) -> None:
-        assert not self._rows or self._rows[-1][0] < key, "Keys must be added in strict ascending order"
+        assert not self._rows or self._rows[-1][0] < key, (
+            "Keys must be added in strict ascending order"
+        )
         self._rows.append((key, value))
 
     def finish(self) -> None:
@@ -416,7 +430,8 @@ class _Parked(BaseException):
 
 
 class SimThread:
-    """A thread that works on what comes by a queue. It is run from the beginning of its function each time, up to where it waits."""
+    """A thread that works on what comes by a queue. It is run from the beginning of its function
+    each time, up to where it waits."""
 
     running: SimThread | None = None
 
@@ -440,7 +455,8 @@ class SimThread:
 
 
 class SimQueue:
-    """The queue of such a thread: what is put into it is worked on when the disk has done its part."""
+    """The queue of such a thread: what is put into it is worked on when the disk has done
+    its part."""
 
     def __init__(self) -> None:
         self._items: deque[Any] = deque()

@@ -1,4 +1,5 @@
-"""gRPC between simulated processes: what is used of `grpc.aio`, on connections of the simulated network."""
+"""gRPC between simulated processes: what is used of `grpc.aio`, on connections of the simulated
+network."""
 
 from __future__ import annotations
 
@@ -28,17 +29,27 @@ class Channel:
         self._network = network
         self._address = host, int(port)
 
-    def unary_unary(self, path: str, request_serializer: Any = None, response_deserializer: Any = None) -> Any:
+    def unary_unary(
+        self, path: str, request_serializer: Any = None, response_deserializer: Any = None
+    ) -> Any:
         def call(request: Any, timeout: float | None = None, metadata: Any = None) -> Any:
             return self._unary(path, request, timeout)
 
         return call
 
-    def stream_stream(self, path: str, request_serializer: Any = None, response_deserializer: Any = None) -> Any:
-        return lambda timeout=None, metadata=None: StreamCall(self._network, self._address, path, timeout, metadata)
+    def stream_stream(
+        self, path: str, request_serializer: Any = None, response_deserializer: Any = None
+    ) -> Any:
+        return lambda timeout=None, metadata=None: StreamCall(
+            self._network, self._address, path, timeout, metadata
+        )
 
-    def stream_unary(self, path: str, request_serializer: Any = None, response_deserializer: Any = None) -> Any:
-        return lambda timeout=None, metadata=None: StreamCall(self._network, self._address, path, timeout, metadata)
+    def stream_unary(
+        self, path: str, request_serializer: Any = None, response_deserializer: Any = None
+    ) -> Any:
+        return lambda timeout=None, metadata=None: StreamCall(
+            self._network, self._address, path, timeout, metadata
+        )
 
     async def close(self, grace: float | None = None) -> None:
         pass
@@ -63,7 +74,14 @@ class Channel:
 class StreamCall:
     """The client's side of a call. Awaited it is the result of a stream_unary."""
 
-    def __init__(self, network: Network, address: tuple[str, int], path: str, timeout: float | None, metadata: Any) -> None:
+    def __init__(
+        self,
+        network: Network,
+        address: tuple[str, int],
+        path: str,
+        timeout: float | None,
+        metadata: Any,
+    ) -> None:
         process = PROCESS.get()
         assert process is not None
         self._network = network
@@ -80,7 +98,9 @@ class StreamCall:
         self._result: Any = None
         self._timer = None
         if timeout is not None:
-            self._timer = self._loop.call_later(timeout, self._fail, grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+            self._timer = self._loop.call_later(
+                timeout, self._fail, grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"
+            )
         self._connecting = self._loop.create_task(self._connect(address))
 
     async def _connect(self, address: tuple[str, int]) -> None:
@@ -88,14 +108,19 @@ class StreamCall:
         await network.reach(address[0])
         found = network.listeners.get(address)
         if found is None:
-            self._fail(grpc.StatusCode.UNAVAILABLE, f"failed to connect to {address[0]}:{address[1]}: Connection refused")
+            self._fail(
+                grpc.StatusCode.UNAVAILABLE,
+                f"failed to connect to {address[0]}:{address[1]}: Connection refused",
+            )
             return
         if self._over:
             return
         process, server = found
         connection = Connection(network, self._process, process)
         self._end = connection.ends[0]
-        self._end.lost = lambda why: self._fail(grpc.StatusCode.UNAVAILABLE, why or "the connection was closed")
+        self._end.lost = lambda why: self._fail(
+            grpc.StatusCode.UNAVAILABLE, why or "the connection was closed"
+        )
         context = ServerContext(self, connection.ends[1], self._path, self._metadata)
         self._end.send(lambda: server.accept(context))
         self._context = context
@@ -222,7 +247,9 @@ class ServerContext:
             self._end.send(call.was_read)
         return message
 
-    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = None) -> None:
+    async def abort(
+        self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = None
+    ) -> None:
         raise _Aborted(code, details)
 
     def arrived(self, message: Any) -> None:
@@ -235,7 +262,9 @@ class ServerContext:
         call = self._call
         self._end.send(lambda: call.reply(message))
 
-    def finish(self, code: grpc.StatusCode | None = None, details: str = "", result: Any = None) -> None:
+    def finish(
+        self, code: grpc.StatusCode | None = None, details: str = "", result: Any = None
+    ) -> None:
         """End the call."""
         if not self._over:
             self._over = True
@@ -250,7 +279,8 @@ class ServerContext:
 
 
 class Server:
-    """Implements what is used of grpc.aio.Server. No streams of replies are served: nobody calls for one in a world."""
+    """Implements what is used of grpc.aio.Server. No streams of replies are served: nobody calls
+    for one in a world."""
 
     def __init__(self, network: Network) -> None:
         process = PROCESS.get()
@@ -280,7 +310,9 @@ class Server:
             self._network.listeners.pop(self._address, None)
 
     def accept(self, context: ServerContext) -> None:
-        context.task = self._process.loop.create_task(self._serve(context), name=f"rpc {context.path}")
+        context.task = self._process.loop.create_task(
+            self._serve(context), name=f"rpc {context.path}"
+        )
 
     async def _serve(self, context: ServerContext) -> None:
         handler = None

@@ -1,8 +1,10 @@
-"""Puts production onto simulated machines: what is replaced, and where. Nothing of Holdfast is on the list but what starts threads.
+"""Puts production onto simulated machines: what is replaced, and where. Nothing of Holdfast is on
+the list but what starts threads.
 
-Clocks, chance and the end of a process are replaced in the standard library; rocksdict's names in `holdfast_node.store.rocks`; the fsync
-thread and its queue in `holdfast_node.log.commit`; the makers of channels and servers in `grpc.aio`. Sets of copies, shards and streams
-are ordered by number, not by address, so that a seed is one story.
+Clocks, chance and the end of a process are replaced in the standard library; rocksdict's names in
+`holdfast_node.store.rocks`; the fsync thread and its queue in `holdfast_node.log.commit`; the
+makers of channels and servers in `grpc.aio`. Sets of copies, shards and streams are ordered by
+number, not by address, so that a seed is one story.
 """
 
 from __future__ import annotations
@@ -80,7 +82,8 @@ class _Watchdog:
 
 
 class _DiskWatch(DiskWatch):
-    """A simulated disk has no file system to look at: what is full is told by the writes that fail."""
+    """A simulated disk has no file system to look at: what is full is told by the writes
+    that fail."""
 
     def _free(self) -> int:
         return 1 << 40
@@ -97,7 +100,8 @@ async def _no_lag(histogram: Any) -> None:
 
 @contextlib.contextmanager
 def production_on(world: World, broken: Iterable[tuple[Any, str, Any]] = ()) -> Iterator[None]:
-    """While it is open, production runs on this world's machines; `broken` is replaced in it as well."""
+    """While it is open, production runs on this world's machines; `broken` is replaced in it as
+    well."""
 
     def monotonic() -> float:
         process = PROCESS.get()
@@ -107,7 +111,9 @@ def production_on(world: World, broken: Iterable[tuple[Any, str, Any]] = ()) -> 
         process = PROCESS.get()
         if process is None:
             return world.loop.now
-        return process.machine.monotonic() if clock == _CLOCK_MONOTONIC else process.machine.boottime()
+        return (
+            process.machine.monotonic() if clock == _CLOCK_MONOTONIC else process.machine.boottime()
+        )
 
     def wall() -> float:
         process = PROCESS.get()
@@ -131,7 +137,11 @@ def production_on(world: World, broken: Iterable[tuple[Any, str, Any]] = ()) -> 
         (logging, "shutdown", lambda: None),
         (random, "Random", seeded),
         (secrets, "token_hex", lambda count: world.chance.randbytes(count).hex()),
-        (grpc.aio, "insecure_channel", lambda address, options=None: Channel(world.network, address)),
+        (
+            grpc.aio,
+            "insecure_channel",
+            lambda address, options=None: Channel(world.network, address),
+        ),
         (grpc.aio, "server", lambda *_, **__: Server(world.network)),
     ]
     named: dict[str, Any] = {
@@ -140,7 +150,14 @@ def production_on(world: World, broken: Iterable[tuple[Any, str, Any]] = ()) -> 
         "holdfast_node.store.rocks.SstFileWriter": rocks.SstFileWriter,
         **{
             f"holdfast_node.store.rocks.{name}": rocks.Anything
-            for name in ("BlockBasedOptions", "Cache", "IngestExternalFileOptions", "Options", "ReadOptions", "WriteOptions")
+            for name in (
+                "BlockBasedOptions",
+                "Cache",
+                "IngestExternalFileOptions",
+                "Options",
+                "ReadOptions",
+                "WriteOptions",
+            )
         },
         "holdfast_node.store.rocks.DBRecoveryMode": rocks.Anything(),
         "holdfast_node.replication.copies.Path": rocks.SimPath,
@@ -148,7 +165,9 @@ def production_on(world: World, broken: Iterable[tuple[Any, str, Any]] = ()) -> 
         "holdfast_node.log.commit.SimpleQueue": rocks.SimQueue,
         "holdfast_node.process.node.Watchdog": _Watchdog,
         "holdfast_node.process.server.DiskWatch": _DiskWatch,
-        "holdfast_cluster.process.watched.gc": SimpleNamespace(collect=lambda: 0, freeze=lambda: None, set_threshold=lambda *_: None),
+        "holdfast_cluster.process.watched.gc": SimpleNamespace(
+            collect=lambda: 0, freeze=lambda: None, set_threshold=lambda *_: None
+        ),
         "holdfast_node.replication.replication.ReplicationSettings": functools.partial(
             ReplicationSettings, log_keep_max=_LOG_KEEP_MAX
         ),

@@ -1,4 +1,5 @@
-"""One world: machines, a network, etcd, nodes, gateways, callers and faults, from a seed. See the package's docstring."""
+"""One world: machines, a network, etcd, nodes, gateways, callers and faults, from a seed. See the
+package's docstring."""
 
 from __future__ import annotations
 
@@ -63,7 +64,9 @@ class World:
 
     async def live(self) -> None:
         """From beginning to end. Raises Broken."""
-        self.etcd = Etcd(self.loop, self.network, Process(self.machine("etcd"), "etcd"), self.chance)
+        self.etcd = Etcd(
+            self.loop, self.network, Process(self.machine("etcd"), "etcd"), self.chance
+        )
         self.etcd.wrote = self._assigned
         for i in range(self.chance.choice((3, 3, 4))):
             self.add_node(f"n{i}", self.machine(f"m{i}"))
@@ -105,7 +108,10 @@ class World:
             if before is not None:
                 joining = f", joining {', '.join(now.joining)}" if now.joining else ""
                 in_sync = ", ".join(now.in_sync)
-                self.tell(f"shard {number}: epoch {now.epoch}, {now.owner}, in sync {in_sync}{joining}{', released' * now.released}")
+                self.tell(
+                    f"shard {number}: epoch {now.epoch}, {now.owner}, in sync"
+                    f" {in_sync}{joining}{', released' * now.released}"
+                )
                 try:
                     checks.in_sync_grows_by_its_owner(self, number, before, now)
                 except Broken as broken:
@@ -122,7 +128,9 @@ class World:
             self._look()
             for node in list(self.nodes.values()):
                 if node.process is not None and node.process.ended and node.machine.up:
-                    at = due.setdefault(node.name, self.loop.now + _START_AGAIN_S * (0.2 + self.chance.random()))
+                    at = due.setdefault(
+                        node.name, self.loop.now + _START_AGAIN_S * (0.2 + self.chance.random())
+                    )
                     if self.loop.now >= at:
                         del due[node.name]
                         node.start()
@@ -134,12 +142,21 @@ class World:
         checks.time_is_right(self)
         for node in self.nodes.values():
             process = node.process
-            if process is not None and process.why.startswith("it exited") and process not in node.machine.disk.failed:
-                raise Broken(f"no process dies by itself: {node.name} ({process.why}); {'; '.join(self.failures)}")
+            if (
+                process is not None
+                and process.why.startswith("it exited")
+                and process not in node.machine.disk.failed
+            ):
+                raise Broken(
+                    f"no process dies by itself: {node.name} ({process.why});"
+                    f" {'; '.join(self.failures)}"
+                )
         for process, message, error in self.loop.errors:
             if process is None or process not in process.machine.disk.failed:
                 who = "the world" if process is None else process.name
-                self.failures.append(f"{who}: {message}: {first(error) if error is not None else ''!r}")
+                self.failures.append(
+                    f"{who}: {message}: {first(error) if error is not None else ''!r}"
+                )
         self.loop.errors.clear()
         if self.failures:
             raise Broken(f"no errors: {self.failures[0]}")
@@ -185,12 +202,21 @@ class World:
 
     def _copies_agree(self) -> None:
         for number, now in self.assignments().items():
-            shown = {node.name: node.rows(number) for node in self.nodes.values() if _node_id(node) in now.in_sync}
+            shown = {
+                node.name: node.rows(number)
+                for node in self.nodes.values()
+                if _node_id(node) in now.in_sync
+            }
             first, *others = shown
             for name in others:
                 for family, rows in shown[name].items():
-                    if differing := sorted(key for key, _ in rows.items() ^ shown[first][family].items()):
-                        raise Broken(f"copies agree: {first} and {name} differ in {family} of shard {number}: {differing[:3]}")
+                    if differing := sorted(
+                        key for key, _ in rows.items() ^ shown[first][family].items()
+                    ):
+                        raise Broken(
+                            f"copies agree: {first} and {name} differ in {family} of shard"
+                            f" {number}: {differing[:3]}"
+                        )
 
 
 def _node_id(node: Node) -> str:
@@ -210,16 +236,25 @@ class _Errors(logging.Handler):
         if (
             record.exc_info
             and not isinstance(record.exc_info[1], HoldfastError)
-            and (process is None or (not process.ended and process not in process.machine.disk.failed))
+            and (
+                process is None
+                or (not process.ended and process not in process.machine.disk.failed)
+            )
         ):
-            self._world.failed(f"{process.name if process is not None else 'the world'}: {record.getMessage()}", record.exc_info[1])
+            self._world.failed(
+                f"{process.name if process is not None else 'the world'}: {record.getMessage()}",
+                record.exc_info[1],
+            )
 
 
 class _Shown(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         process = PROCESS.get()
         if process is not None and not process.ended:
-            print(f"{process.loop.now:9.4f}  {process.name:5} {record.levelname:8} {record.getMessage()}")
+            print(
+                f"{process.loop.now:9.4f}  {process.name:5} {record.levelname:8}"
+                f" {record.getMessage()}"
+            )
 
 
 def show_logs() -> None:
@@ -228,10 +263,13 @@ def show_logs() -> None:
     logging.getLogger().setLevel(logging.INFO)
 
 
-def live(seed: int, faults: Iterable[str] = DEFAULT, replaced: Iterable[tuple[Any, str, Any]] = ()) -> World:
+def live(
+    seed: int, faults: Iterable[str] = DEFAULT, replaced: Iterable[tuple[Any, str, Any]] = ()
+) -> World:
     """One world from beginning to end. Raises Broken with the seed and the end of its story.
 
-    `replaced`: what is broken in production for this world: owners, names and what stands there instead.
+    `replaced`: what is broken in production for this world: owners, names and what stands there
+    instead.
     """
     world = World(seed, faults)
     errors = _Errors(world)
@@ -249,7 +287,9 @@ def live(seed: int, faults: Iterable[str] = DEFAULT, replaced: Iterable[tuple[An
                 world.loop.bury()
     except Exception as error:
         story = "\n".join(world.story[-60:])
-        raise Broken(f"seed {seed}: {first(error)!r}\nreplay: python -m tests.sim cluster {seed}\n{story}") from error
+        raise Broken(
+            f"seed {seed}: {first(error)!r}\nreplay: python -m tests.sim cluster {seed}\n{story}"
+        ) from error
     finally:
         root.removeHandler(errors)
         world.loop.close()

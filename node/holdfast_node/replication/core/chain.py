@@ -1,11 +1,13 @@
 """The chain of a log: which owners' terms it is made of. Pure.
 
-A *term* is what one owner appended under one epoch. It begins with an entry that holds the nonce of the assignment which made that
-owner. Two logs that have the same term have the same entries up to its beginning, because a replica appends only behind an entry that
-equals the owner's. So the chains of two logs tell where the logs part, and how many entries of turns lie behind that, without a look
+A *term* is what one owner appended under one epoch. It begins with an entry that holds the nonce of
+the assignment which made that owner. Two logs that have the same term have the same entries up to
+its beginning, because a replica appends only behind an entry that equals the owner's. So the chains
+of two logs tell where the logs part, and how many entries of turns lie behind that, without a look
 at the entries.
 
-Numbers alone cannot tell a fork from progress: a disk, or an etcd, that was put back makes two logs with the same epochs and seqs.
+Numbers alone cannot tell a fork from progress: a disk, or an etcd, that was put back makes two logs
+with the same epochs and seqs.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ TERMS_MAX = 512
 
 
 class Term(NamedTuple):
-    """One owner's part of a log. `first` is the seq of its first entry; it ends where the next one begins."""
+    """One owner's part of a log. `first` is the seq of its first entry; it ends where the next one
+    begins."""
 
     epoch: int
     nonce: int
@@ -39,15 +42,22 @@ def until(chain: Iterable[Term], seq: int) -> list[Term]:
 
 
 def parting(one: Sequence[Term], one_last: int, other: Sequence[Term], other_last: int) -> int:
-    """The last seq up to which two logs, that end with these seqs, are the same; 0 when they have nothing in common."""
+    """The last seq up to which two logs, that end with these seqs, are the same; 0 when they have
+    nothing in common."""
     if not one or not other:
-        return min(one_last, other_last) if _unknown(one, one_last) or _unknown(other, other_last) else 0
+        return (
+            min(one_last, other_last)
+            if _unknown(one, one_last) or _unknown(other, other_last)
+            else 0
+        )
     places = {(term.epoch, term.nonce): i for i, term in enumerate(other)}
     for i in range(len(one) - 1, -1, -1):
         j = places.get((one[i].epoch, one[i].nonce))
         if j is not None:
             return min(_end(one, i, one_last), _end(other, j, other_last))
-    return min(one_last, other_last) if _unknown(one, one_last) or _unknown(other, other_last) else 0
+    return (
+        min(one_last, other_last) if _unknown(one, one_last) or _unknown(other, other_last) else 0
+    )
 
 
 def turns_between(chain: Sequence[Term], after: int, last: int) -> int:
@@ -60,5 +70,6 @@ def _end(chain: Sequence[Term], i: int, last: int) -> int:
 
 
 def _unknown(chain: Sequence[Term], last: int) -> bool:
-    """Whether a log's beginning is not known: a copy that was converted from format 1, or one with more terms than are kept."""
+    """Whether a log's beginning is not known: a copy that was converted from format 1, or one with
+    more terms than are kept."""
     return last > 0 and (not chain or chain[0].nonce == 0 or len(chain) >= TERMS_MAX)

@@ -1,38 +1,50 @@
-"""Replication of one shard: primary-backup, configured through etcd. Pure: `handle(event, now) -> [Effect]`, no I/O, clock or
-chance.
+"""Replication of one shard: primary-backup, configured through etcd. Pure: `handle(event, now) ->
+[Effect]`, no I/O, clock or chance.
 
-Terms. The *owner* of an *epoch* appends *entries* to its log and streams them; an entry is *committed* when every counted replica
-has it on disk. The *counted* replicas are those that etcd has in `in_sync`, and those that a swap under way would put there: what
-etcd may believe at any moment is what the owner demands, so whoever is in `in_sync` holds everything that was ever committed.
+Terms. The *owner* of an *epoch* appends *entries* to its log and streams them; an entry is
+*committed* when every counted replica has it on disk. The *counted* replicas are those that etcd
+has in `in_sync`, and those that a swap under way would put there: what etcd may believe at any
+moment is what the owner demands, so whoever is in `in_sync` holds everything that was ever
+committed.
 
 Rules (each has a method of its own, and a test that breaks it):
 
-- own disk: an entry of ours counts only after `Persisted`; a replica acknowledges only what it has persisted.
-- fence: a replica that has heard of an epoch (on disk before it answers) refuses every lower one, and takes back acknowledgements
+- own disk: an entry of ours counts only after `Persisted`; a replica acknowledges only what it has
+  persisted.
+- fence: a replica that has heard of an epoch (on disk before it answers) refuses every lower one,
+  and takes back acknowledgements
   under a lower one that have not left yet.
-- match: a replica appends only behind an entry equal to the owner's in (epoch, nonce of its term, seq), and cuts its tail at the
-  first that differs; it applies up to a commit position only as far as it has matched with the owner of its epoch.
-- high-water: how far a copy knows its log to be committed; on disk with each entry. A replica cuts nothing at or below it, installs
-  no snapshot in its place and passes nothing over that differs from it: it answers `Conflict`. The owner then stops serving, and
-  removes nobody. The side whose log holds no entry of a turn behind the place where the two part gives way; where both hold some,
+- match: a replica appends only behind an entry equal to the owner's in (epoch, nonce of its term,
+  seq), and cuts its tail at the first that differs; it applies up to a commit position only as far
+  as it has matched with the owner of its epoch.
+- high-water: how far a copy knows its log to be committed; on disk with each entry. A replica cuts
+  nothing at or below it, installs no snapshot in its place and passes nothing over that differs
+  from it: it answers `Conflict`. The owner then stops serving, and removes nobody. The side whose
+  log holds no entry of a turn behind the place where the two part gives way; where both hold some,
   the shard is *forked* until an operator chooses.
-- election: a new owner asks all of `in_sync` for reports. It writes its first entry once every high-water that was reported lies on
-  its chain, and one of these holds: it is unbroken; all have reported; one has and `canvass_patience_s` passed; nobody has for
-  `lone_patience_s`. *Unbroken* is a copy that acknowledged everything committed in this life of its process and was not dropped
-  since: it has lost nothing. A restarted one may have lost what its disk lost: if a report has later entries of turns, it concedes.
-- first entry: an owner commits an empty entry of its own epoch, and with it everything before, before it serves.
-- lost tail: a mismatch that answers what was sent after the copy had acknowledged more proves that the copy lost it: it is removed.
-- slow copies: nodes that the shell finds slow (`Tick.slow`, see slowness.py) leave the in-sync set and are streamed to as joining
-  ones; they are taken back when they are slow no more, or when there would be too few copies to write. Never fewer than that.
-- promise: an acknowledgement promises to serve under no higher epoch for `promise_s`, counted by the owner from when it *sent*
-  what was acknowledged, by the replica from when it answers. An owner serves while it holds promises of all counted replicas; a
-  new one waits out its own, unless the owner before it released the shard itself. After a start a replica counts as having
-  promised.
-- swaps: one at a time; a lost reply is no answer: until etcd shows a later revision both sets are counted.
+- election: a new owner asks all of `in_sync` for reports. It writes its first entry once every
+  high-water that was reported lies on its chain, and one of these holds: it is unbroken; all have
+  reported; one has and `canvass_patience_s` passed; nobody has for `lone_patience_s`. *Unbroken* is
+  a copy that acknowledged everything committed in this life of its process and was not dropped
+  since: it has lost nothing. A restarted one may have lost what its disk lost: if a report has
+  later entries of turns, it concedes.
+- first entry: an owner commits an empty entry of its own epoch, and with it everything before,
+  before it serves.
+- lost tail: a mismatch that answers what was sent after the copy had acknowledged more proves that
+  the copy lost it: it is removed.
+- slow copies: nodes that the shell finds slow (`Tick.slow`, see slowness.py) leave the in-sync set
+  and are streamed to as joining ones; they are taken back when they are slow no more, or when there
+  would be too few copies to write. Never fewer than that.
+- promise: an acknowledgement promises to serve under no higher epoch for `promise_s`, counted by
+  the owner from when it *sent* what was acknowledged, by the replica from when it answers. An owner
+  serves while it holds promises of all counted replicas; a new one waits out its own, unless the
+  owner before it released the shard itself. After a start a replica counts as having promised.
+- swaps: one at a time; a lost reply is no answer: until etcd shows a later revision both sets are
+  counted.
 
-Sources: Lin et al., PacificA, MSR-TR-2008-25 (configuration in a separate store, leases of the primary at its secondaries);
-Ongaro and Ousterhout, Raft, ATC 2014, 5.3 (log matching), 5.4.2 (entries of older epochs); Apache Kafka KIP-497 / KIP-966
-(maximal in-sync set).
+Sources: Lin et al., PacificA, MSR-TR-2008-25 (configuration in a separate store, leases of the
+primary at its secondaries); Ongaro and Ousterhout, Raft, ATC 2014, 5.3 (log matching), 5.4.2
+(entries of older epochs); Apache Kafka KIP-497 / KIP-966 (maximal in-sync set).
 """
 
 from __future__ import annotations
@@ -45,7 +57,14 @@ import msgspec
 from holdfast_cluster.placement.model import Assignment
 
 from holdfast_node.log.changes import is_term, nonce_of, term_data
-from holdfast_node.replication.core.chain import TERMS_MAX, Term, parting, term_at, turns_between, until
+from holdfast_node.replication.core.chain import (
+    TERMS_MAX,
+    Term,
+    parting,
+    term_at,
+    turns_between,
+    until,
+)
 from holdfast_node.replication.core.events import (
     Abdicate,
     Acknowledge,
@@ -91,12 +110,13 @@ _FOR_EVER = float("inf")
 _NOT_YET = 1 << 62
 
 SEQS_PER_BIRTH = 1 << 40
-"""How far apart the logs of a shard are that was given up and begun anew: more entries than any of them will ever have."""
+"""How far apart the logs of a shard are that was given up and begun anew: more entries than any of
+them will ever have."""
 
 
 class Disk(Protocol):
-    """What a replica finds on its disk when it starts: `base` is the position of the entry before the first of `entries`, `chain` has
-    the terms up to there, `high` the high-water.
+    """What a replica finds on its disk when it starts: `base` is the position of the entry before
+    the first of `entries`, `chain` has the terms up to there, `high` the high-water.
     """
 
     epoch: int
@@ -109,11 +129,13 @@ class Disk(Protocol):
 
 @dataclass(slots=True)
 class Peer:
-    """What the owner knows of a replica. `next`: the seq to send next; `heard_at`: when it answered last, or was met.
+    """What the owner knows of a replica. `next`: the seq to send next; `heard_at`: when it answered
+    last, or was met.
 
-    `met_at`: when it became a replica. What it said to an earlier message counts no more: it may have dropped its copy since.
-    `holds`: the seq of the snapshot that is on its way to it. `matched_at`: when it acknowledged more for the last time. `lost`: it
-    has lost what it had acknowledged.
+    `met_at`: when it became a replica. What it said to an earlier message counts no more: it may
+    have dropped its copy since. `holds`: the seq of the snapshot that is on its way to it.
+    `matched_at`: when it acknowledged more for the last time. `lost`: it has lost what it had
+    acknowledged.
     """
 
     next: int
@@ -162,7 +184,8 @@ class Replica:
     high: int = 0
     """The high-water: everything up to here is known to be committed."""
     unbroken: bool = False
-    """Whether this life of the process has held everything that was committed, and has not dropped it since."""
+    """Whether this life of the process has held everything that was committed, and has not dropped
+    it since."""
     electing: bool = False
     """As an owner: the reports that the first entry needs are not there yet."""
     reports: dict[str, Report] = field(default_factory=dict)
@@ -172,7 +195,8 @@ class Replica:
     alone: bool = False
     """As an owner: the term was begun without a report of any other in-sync replica."""
     forked: frozenset[str] = frozenset()
-    """As an owner: nodes whose copies hold committed entries of turns in place of which this one holds others."""
+    """As an owner: nodes whose copies hold committed entries of turns in place of which this one
+    holds others."""
     promised_until: float = 0.0
     assignment: Assignment | None = None
     revision: int = 0
@@ -184,7 +208,8 @@ class Replica:
     wait_until: float = 0.0
     persisted: int = 0
     heard: int = 0
-    """Messages taken from owners: tells whether anything was said since the owner was asked whether the copy may go."""
+    """Messages taken from owners: tells whether anything was said since the owner was asked whether
+    the copy may go."""
     _counted: frozenset[str] = frozenset()
     _log_bytes: int = 0
     _asked: tuple[float, int, int] = (float("-inf"), -1, 0)
@@ -200,8 +225,11 @@ class Replica:
     _out: list[Effect] = field(default_factory=list)
 
     @classmethod
-    def start(cls, me: str, incarnation: int, settings: ReplicationSettings, disk: Disk, now: float) -> Replica:
-        """A replica as it is after a start: what it has on disk, no role, and as if it had just promised."""
+    def start(
+        cls, me: str, incarnation: int, settings: ReplicationSettings, disk: Disk, now: float
+    ) -> Replica:
+        """A replica as it is after a start: what it has on disk, no role, and as if it had just
+        promised."""
         self = cls(me, incarnation, settings)
         self.epoch = disk.epoch
         self.base = disk.base
@@ -232,12 +260,19 @@ class Replica:
         return self.base.seq + len(self.entries)
 
     def serving(self, now: float) -> bool:
-        """Whether this node may answer for the shard at this moment: asked when a turn starts and again when its reply leaves."""
+        """Whether this node may answer for the shard at this moment: asked when a turn starts and
+        again when its reply leaves."""
         return self.serves_until(now) > now
 
     def serves_until(self, now: float) -> float:
-        """Until when this node may answer for the shard if nothing happens; 0 when it may not now."""
-        if not self.owning or self.releasing or self.committed < self.first_seq or now < self.wait_until:
+        """Until when this node may answer for the shard if nothing happens; 0 when it may
+        not now."""
+        if (
+            not self.owning
+            or self.releasing
+            or self.committed < self.first_seq
+            or now < self.wait_until
+        ):
             return 0.0
         if self.concedes_to or self.is_forked:
             return 0.0
@@ -255,7 +290,10 @@ class Replica:
         assert self.assignment is not None
         if len(self.assignment.in_sync) >= self.settings.min_in_sync:
             return None
-        return f"{len(self.assignment.in_sync)} copies are in sync, writes need {self.settings.min_in_sync}"
+        return (
+            f"{len(self.assignment.in_sync)} copies are in sync, writes need"
+            f" {self.settings.min_in_sync}"
+        )
 
     def counted(self) -> set[str]:
         """The replicas beside this owner whose acknowledgement a commit needs."""
@@ -266,7 +304,8 @@ class Replica:
         return names - {self.me}
 
     def held_up(self, slow: Collection[str]) -> list[tuple[str, int, int]]:
-        """The copies that hold up entries which enough others have on disk: (node, how far it is, how far it should be).
+        """The copies that hold up entries which enough others have on disk: (node, how far it is,
+        how far it should be).
 
         Of `slow` nodes also those that are not counted, by what is committed.
         """
@@ -275,11 +314,16 @@ class Replica:
         behind = [
             (name, peer.matched, self.committed)
             for name in slow
-            if (peer := self.peers.get(name)) is not None and name not in self._counted and peer.matched < self.committed
+            if (peer := self.peers.get(name)) is not None
+            and name not in self._counted
+            and peer.matched < self.committed
         ]
         if self.persisted == self.committed == self.last_seq:
             return behind
-        reached = [(self.me, self.persisted), *((name, self.peers[name].matched) for name in self._counted)]
+        reached = [
+            (self.me, self.persisted),
+            *((name, self.peers[name].matched) for name in self._counted),
+        ]
         enough = self.settings.min_in_sync
         if len(reached) > enough:
             wanted = sorted((seq for _, seq in reached), reverse=True)[enough - 1]
@@ -294,7 +338,8 @@ class Replica:
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """What to do about an event."""
-        kind = type(event)  # the three that come with every entry, tried by identity: patterns cost ten times that
+        # the three that come with every entry, tried by identity: patterns cost ten times that
+        kind = type(event)
         if kind is Received:
             self._received(event.sender, event.message, now)  # type: ignore[union-attr]
         elif kind is Persisted:
@@ -326,7 +371,11 @@ class Replica:
             case Rejoined(incarnation):
                 self.incarnation = incarnation
                 self._own_no_more()
-                if self.assignment is not None and self._is_mine(self.assignment) and self.assignment.epoch >= self.epoch:
+                if (
+                    self.assignment is not None
+                    and self._is_mine(self.assignment)
+                    and self.assignment.epoch >= self.epoch
+                ):
                     self._begin(self.assignment, now)  # etcd's view was quicker than its answer
             case Lost(node):
                 if (peer := self.peers.get(node)) is not None:
@@ -377,7 +426,15 @@ class Replica:
                     self._mismatched(sender, peer, last, sent_at, now)
             case Canvass(epoch, sent_at):
                 if self._heard(sender, epoch):
-                    report = Report(epoch, self.last, self.turn, self.high, tuple(self.chain), self.unbroken, sent_at)
+                    report = Report(
+                        epoch,
+                        self.last,
+                        self.turn,
+                        self.high,
+                        tuple(self.chain),
+                        self.unbroken,
+                        sent_at,
+                    )
                     self._hold(sender, report, now)
             case Report(epoch, sent_at=sent_at):
                 if (peer := self._answered(sender, epoch, sent_at)) is not None:
@@ -400,13 +457,21 @@ class Replica:
                 if self.owning and epoch == self.epoch and sender not in self.peers:
                     self._out.append(Send(sender, Drop(epoch, number)))
             case Drop(epoch, number):
-                if not self.owning and self.accepts(epoch) and self._asked[1:] == (self.heard, number):
+                if (
+                    not self.owning
+                    and self.accepts(epoch)
+                    and self._asked[1:] == (self.heard, number)
+                ):
                     self._drop(Position(0, 0))
 
     def _answered(self, sender: str, epoch: int, sent_at: float) -> Peer | None:
         """The replica that this is an answer of, if the answer counts."""
         peer = self.peers.get(sender)
-        return peer if peer is not None and self.owning and self.accepts(epoch) and sent_at >= peer.met_at else None
+        return (
+            peer
+            if peer is not None and self.owning and self.accepts(epoch) and sent_at >= peer.met_at
+            else None
+        )
 
     # -- the fence
 
@@ -452,7 +517,9 @@ class Replica:
                 self._object(sender, message.epoch, message.sent_at, now)
             else:
                 last = min(self.last_seq, message.previous.seq - 1)
-                self._hold(sender, Mismatch(message.epoch, max(last, self.high), message.sent_at), now)
+                self._hold(
+                    sender, Mismatch(message.epoch, max(last, self.high), message.sent_at), now
+                )
             return
         new = []
         cut = None
@@ -501,7 +568,8 @@ class Replica:
         return term.epoch == entry.epoch and term.first != entry.seq
 
     def cut(self, seq: int) -> None:
-        """Forget the log from `seq` on: it is not what the owner has. Never anything that is known to be committed."""
+        """Forget the log from `seq` on: it is not what the owner has. Never anything that is known
+        to be committed."""
         assert seq > self.high, f"{self.me}: cutting at {seq}, high-water {self.high}"
         at = seq - self.base.seq - 1
         self._log_bytes -= sum(len(entry.data) for entry in self.entries[at:])
@@ -509,11 +577,13 @@ class Replica:
         self.chain = until(self.chain, seq - 1)
 
     def _object(self, owner: str, epoch: int, sent_at: float, now: float) -> None:
-        """What the owner sent would undo what is known to be committed here: change nothing, and say so."""
+        """What the owner sent would undo what is known to be committed here: change nothing, and
+        say so."""
         self._hold(owner, Conflict(epoch, self.last, self.high, tuple(self.chain), sent_at), now)
 
     def _yielded(self, seq: int) -> None:
-        """The owner's log parts from this one at `seq`, and behind that this one holds only first entries: they may go."""
+        """The owner's log parts from this one at `seq`, and behind that this one holds only first
+        entries: they may go."""
         if self.owning or seq >= self.high or turns_between(self.chain, seq, self.high):
             return
         if self.base.seq > seq:
@@ -555,14 +625,17 @@ class Replica:
         self.matched = 0
         self._persist(wipe=base)
 
-    def _hold(self, to: str, message: Acknowledge | Mismatch | Report | Conflict, now: float) -> None:
+    def _hold(
+        self, to: str, message: Acknowledge | Mismatch | Report | Conflict, now: float
+    ) -> None:
         """An answer: it leaves when all that was written before it is on disk."""
         self._held.append(_Held(self._number, to, message))
         if self.on_disk(self._number):
             self._let_go(now)
 
     def _let_go(self, now: float) -> None:
-        """Send the answers whose writes are on disk, and that are still true: an epoch heard of since takes them back."""
+        """Send the answers whose writes are on disk, and that are still true: an epoch heard of
+        since takes them back."""
         still = []
         last: _Held | None = None
         for held in self._held:
@@ -580,7 +653,11 @@ class Replica:
     @staticmethod
     def _supersedes(held: _Held, last: _Held) -> bool:
         """Whether an answer says all that the one before said."""
-        return held.to == last.to and isinstance(held.message, Acknowledge) and isinstance(last.message, Acknowledge)
+        return (
+            held.to == last.to
+            and isinstance(held.message, Acknowledge)
+            and isinstance(last.message, Acknowledge)
+        )
 
     def on_disk(self, number: int) -> bool:
         """Whether this write, and all before it, are on disk."""
@@ -596,7 +673,8 @@ class Replica:
             return  # a message has told of a later one
         mine = self._is_mine(assignment)
         if assignment.born > self.last.epoch and assignment.keeper != self.me:
-            # Others' copies are void. The owner begins so far behind them that no old log can pass for a part of the new one.
+            # Others' copies are void. The owner begins so far behind them that no old log can pass
+            # for a part of the new one.
             void = self.last != (0, 0)
             if assignment.owner == self.me:
                 self._drop(Position(assignment.born, assignment.born * SEQS_PER_BIRTH))
@@ -609,13 +687,15 @@ class Replica:
         elif self.owning:
             if self._swapping is not None and revision > self._swapping.swap.revision:
                 self._swapping = None
-                if self.releasing:  # it did not come about: serve again when all that was appended is committed
+                # it did not come about: serve again when all that was appended is committed
+                if self.releasing:
                     self.releasing = False
                     self.first_seq = self.last_seq
             self._counted = frozenset(self.counted())
             self._know_peers(now)
             for name, peer in self.peers.items():
-                if peer.lost and name not in self._counted:  # it joins again: what it said before says nothing
+                # it joins again: what it said before says nothing
+                if peer.lost and name not in self._counted:
                     self.peers[name] = Peer(next=self.last_seq + 1, met_at=now, heard_at=now)
             self._advance()
 
@@ -623,7 +703,8 @@ class Replica:
         return assignment.owner == self.me and assignment.incarnation == self.incarnation
 
     def _begin(self, assignment: Assignment, now: float) -> None:
-        """Own the shard under a new epoch: ask what the others hold, and begin with an entry that commits everything before it."""
+        """Own the shard under a new epoch: ask what the others hold, and begin with an entry that
+        commits everything before it."""
         self._own_no_more()
         self.epoch = assignment.epoch
         self.owning = self.electing = True
@@ -639,15 +720,25 @@ class Replica:
         self._know_peers(now)
         if not assignment.released:
             for peer in self.peers.values():
-                peer.heard_at = now - self.settings.replica_timeout_s + self.settings.first_patience_s
+                peer.heard_at = (
+                    now - self.settings.replica_timeout_s + self.settings.first_patience_s
+                )
         self._try_first_entry(now)
 
     def _try_first_entry(self, now: float) -> None:
         """Begin the term, once enough is known of what others hold."""
-        if self.electing and not self.concedes_to and not self.is_forked and self._swapping is None and self.may_begin(now):
+        if (
+            self.electing
+            and not self.concedes_to
+            and not self.is_forked
+            and self._swapping is None
+            and self.may_begin(now)
+        ):
             assert self.assignment is not None
             self.electing = False
-            self.alone = not self.unbroken and not self.reports and set(self.assignment.in_sync) != {self.me}
+            self.alone = (
+                not self.unbroken and not self.reports and set(self.assignment.in_sync) != {self.me}
+            )
             self.first_seq = self.last_seq + 1
             self._log(term_data(self.assignment.nonce))
             for name, peer in self.peers.items():
@@ -655,7 +746,8 @@ class Replica:
                 self._stream(name, peer, now)
 
     def may_begin(self, now: float) -> bool:
-        """Whether what was reported, or not, is enough to rely on this copy. That it fits has been seen as reports came."""
+        """Whether what was reported, or not, is enough to rely on this copy. That it fits has been
+        seen as reports came."""
         assert self.assignment is not None
         others = set(self.assignment.in_sync) - {self.me}
         waited = now - self.elected_at
@@ -671,13 +763,20 @@ class Replica:
         return self._swapping is None
 
     def unheard(self, now: float) -> bool:
-        """Whether nobody has reported for so long that this node is probably the one that is cut off."""
+        """Whether nobody has reported for so long that this node is probably the one that is cut
+        off."""
         patience = self.settings.replica_timeout_s + self.settings.corner_patience_s
-        return self.electing and not self.reports and self._swapping is None and now - self.elected_at >= patience
+        return (
+            self.electing
+            and not self.reports
+            and self._swapping is None
+            and now - self.elected_at >= patience
+        )
 
     @property
     def is_forked(self) -> bool:
-        """Whether copies hold different committed entries of turns, so that an operator has to choose one."""
+        """Whether copies hold different committed entries of turns, so that an operator has to
+        choose one."""
         return bool(self.forked or (self.assignment is not None and self.assignment.forked))
 
     def _weigh(self, now: float) -> None:
@@ -686,20 +785,28 @@ class Replica:
         most = self.turn
         differing = False
         for name, report in list(self.reports.items()):
-            if name not in self.peers or now - self.peers[name].heard_at > self.settings.replica_timeout_s:
+            if (
+                name not in self.peers
+                or now - self.peers[name].heard_at > self.settings.replica_timeout_s
+            ):
                 del self.reports[name]
             elif not self._fits(name, report):
                 if not differing or report.turn > most:
                     self.concedes_to, most, differing = name, report.turn, True
             elif not differing and not self.unbroken and report.turn > most:
-                self.concedes_to, most = name, report.turn  # it has kept what this restarted copy has lost, or never had
+                # it has kept what this restarted copy has lost, or never had
+                self.concedes_to, most = (
+                    name,
+                    report.turn,
+                )
 
     def _conflicts(self, name: str, theirs: Conflict, now: float) -> None:
         """A replica will not follow: somebody has to give way."""
         peer = self.peers[name]
         same = parting(self.chain, self.last_seq, theirs.chain, theirs.last.seq)
         if theirs.high <= same:
-            if not self.electing and peer.next != theirs.high + 1:  # it could not tell, but the chains do
+            # it could not tell, but the chains do
+            if not self.electing and peer.next != theirs.high + 1:
                 peer.next = theirs.high + 1
                 self._stream(name, peer, now)
         elif not self._fits(name, theirs):
@@ -709,8 +816,8 @@ class Replica:
             self._out.append(Send(name, Yield(self.epoch, same)))
 
     def _fits(self, name: str, theirs: Report | Conflict) -> bool:
-        """Whether this owner's log has all entries of turns that another copy knows to be committed. Tells when both have some that
-        the other has not.
+        """Whether this owner's log has all entries of turns that another copy knows to be
+        committed. Tells when both have some that the other has not.
         """
         assert self.assignment is not None
         if theirs.last.epoch < self.assignment.born and name != self.assignment.keeper:
@@ -723,7 +830,8 @@ class Replica:
         return False
 
     def _concede(self, to: str, incarnation: int) -> None:
-        """Have etcd make the node the owner whose copy has more. It waits out this owner's promises."""
+        """Have etcd make the node the owner whose copy has more. It waits out this owner's
+        promises."""
         assert self.assignment is not None
         self._swap(
             msgspec.structs.replace(
@@ -731,7 +839,11 @@ class Replica:
                 epoch=self.epoch + 1,
                 owner=to,
                 incarnation=incarnation,
-                in_sync=self.assignment.in_sync if to in self.assignment.in_sync else (*self.assignment.in_sync, to),
+                in_sync=(
+                    self.assignment.in_sync
+                    if to in self.assignment.in_sync
+                    else (*self.assignment.in_sync, to)
+                ),
                 joining=tuple(name for name in self.assignment.joining if name != to),
                 released=False,
                 handover="",
@@ -740,7 +852,8 @@ class Replica:
         )
 
     def _mismatched(self, name: str, peer: Peer, last: int, sent_at: float, now: float) -> None:
-        if last < peer.matched and sent_at > peer.matched_at:  # it was asked after it had acknowledged more
+        # it was asked after it had acknowledged more
+        if last < peer.matched and sent_at > peer.matched_at:
             if name in self._counted:
                 peer.lost = True
             else:
@@ -751,7 +864,8 @@ class Replica:
             self._stream(name, peer, now)
 
     def may_serve_from(self, assignment: Assignment) -> float:
-        """A new owner waits out what it has promised, unless the owner before it gave the shard up itself."""
+        """A new owner waits out what it has promised, unless the owner before it gave the shard up
+        itself."""
         return 0.0 if assignment.released else self.promised_until
 
     def _know_peers(self, now: float) -> None:
@@ -793,7 +907,8 @@ class Replica:
             self._advance()
 
     def _advance(self) -> None:
-        """Commit what every counted replica has on disk: never before the first entry of this epoch is among it."""
+        """Commit what every counted replica has on disk: never before the first entry of this epoch
+        is among it."""
         reached = self.persisted
         for name in self._counted:
             peer = self.peers.get(name)
@@ -803,7 +918,8 @@ class Replica:
                 reached = peer.matched
         assert self.assignment is not None
         if len(self.assignment.in_sync) < self.settings.min_in_sync:
-            # What was appended while there were enough copies waits until there are again, and is not told to anybody before.
+            # What was appended while there were enough copies waits until there are again, and is
+            # not told to anybody before.
             reached = min(reached, max(self.first_seq, self.committed))
         if reached >= self.first_seq:
             self.unbroken = True
@@ -824,7 +940,10 @@ class Replica:
     def _trim(self) -> int:
         """Shorten the log when it is long; what is behind this seq stays."""
         settings = self.settings
-        if self.applied - self.base.seq <= settings.log_keep_max and self._log_bytes <= settings.log_keep_bytes:
+        if (
+            self.applied - self.base.seq <= settings.log_keep_max
+            and self._log_bytes <= settings.log_keep_bytes
+        ):
             return self.base.seq
         until = self.applied
         for peer in self.peers.values():
@@ -835,7 +954,8 @@ class Replica:
                     until = min(until, peer.holds)
         gone = 0
         while self.base.seq + gone < until and (
-            self.applied - self.base.seq - gone > settings.log_keep_max // 2 or self._log_bytes > settings.log_keep_bytes // 2
+            self.applied - self.base.seq - gone > settings.log_keep_max // 2
+            or self._log_bytes > settings.log_keep_bytes // 2
         ):
             self._log_bytes -= len(self.entries[gone].data)
             gone += 1
@@ -851,7 +971,8 @@ class Replica:
         peer.heard_at = now
 
     def _speak(self, name: str, peer: Peer, now: float) -> None:
-        """Say something to a replica: what it lacks, or, before the first entry, the question what it holds."""
+        """Say something to a replica: what it lacks, or, before the first entry, the question what
+        it holds."""
         if not self.electing:
             self._stream(name, peer, now)
             return
@@ -860,8 +981,11 @@ class Replica:
             self._out.append(Send(name, Canvass(self.epoch, now)))
         peer.sent_at = now
 
-    def _stream(self, name: str, peer: Peer, now: float, made: Replicate | None = None) -> Replicate | None:
-        """Send a replica what it lacks, or a heartbeat: the same that another one was just sent (`made`) if it is as far."""
+    def _stream(
+        self, name: str, peer: Peer, now: float, made: Replicate | None = None
+    ) -> Replicate | None:
+        """Send a replica what it lacks, or a heartbeat: the same that another one was just sent
+        (`made`) if it is as far."""
         if peer.next <= self.base.seq:
             self._out.append(SendSnapshot(name, self.epoch))
             peer.next = self.base.seq + 1
@@ -875,7 +999,9 @@ class Replica:
                 previous = Position(epoch, seq)
             else:
                 previous = self.base
-            made = Replicate(self.epoch, previous, entries, self.committed, now, self._nonce_at(previous.seq))
+            made = Replicate(
+                self.epoch, previous, entries, self.committed, now, self._nonce_at(previous.seq)
+            )
         self._out.append(Send(name, made))
         peer.next += len(made.entries)
         peer.sent_at = now
@@ -915,7 +1041,11 @@ class Replica:
             return
         if self.forked - set(self.assignment.forked):
             names = sorted({*self.assignment.forked, *self.forked, self.me})
-            self._swap(msgspec.structs.replace(self.assignment, forked=tuple(names), handover="", leaving=()))
+            self._swap(
+                msgspec.structs.replace(
+                    self.assignment, forked=tuple(names), handover="", leaving=()
+                )
+            )
             return
         if self.electing:
             self._weigh(now)
@@ -925,15 +1055,29 @@ class Replica:
         self._change_copies(slow, now)
 
     def _change_copies(self, slow: frozenset[str], now: float) -> None:
-        """Have etcd take copies out of the in-sync set, or into it, as far as any is to go or to come."""
+        """Have etcd take copies out of the in-sync set, or into it, as far as any is to go or to
+        come."""
         assert self.assignment is not None
         in_sync = set(self.assignment.in_sync)
-        if not self.assignment.joining and not self.assignment.leaving and self._all_heard(now) and in_sync.isdisjoint(slow):
+        if (
+            not self.assignment.joining
+            and not self.assignment.leaving
+            and self._all_heard(now)
+            and in_sync.isdisjoint(slow)
+        ):
             return
         enough = self.settings.min_in_sync
-        unheard = {name for name, peer in self.peers.items() if now - peer.heard_at > self.settings.replica_timeout_s}
+        unheard = {
+            name
+            for name, peer in self.peers.items()
+            if now - peer.heard_at > self.settings.replica_timeout_s
+        }
         joining = set(self.assignment.joining) - {self.me}
-        ready = {name for name in joining if self.caught_up(self.peers[name], now) and not self.peers[name].lost}
+        ready = {
+            name
+            for name in joining
+            if self.caught_up(self.peers[name], now) and not self.peers[name].lost
+        }
         silent = in_sync & unheard
         if len((in_sync | ready) - unheard) < enough:
             earliest = now - self.settings.replica_timeout_s - self.settings.corner_patience_s
@@ -946,25 +1090,39 @@ class Replica:
         if len((in_sync - gone) | caught_up) < enough:
             caught_up = ready  # a slow copy is better than none
         held_back: set[str] = set()
-        taking = {self.me} | {name for name, peer in self.peers.items() if peer.matched >= self.first_seq}
+        taking = {self.me} | {
+            name for name, peer in self.peers.items() if peer.matched >= self.first_seq
+        }
         for name in sorted(slow & (in_sync - gone) - {self.me}):
-            if len(((in_sync - gone - held_back - {name}) & taking) | caught_up) >= enough:  # one that took nothing yet may be dead
+            # one that took nothing yet may be dead
+            if len(((in_sync - gone - held_back - {name}) & taking) | caught_up) >= enough:
                 held_back.add(name)
         if gone or caught_up or held_back:
             out = gone | held_back
-            to = tuple(name for name in self.assignment.in_sync if name not in out) + tuple(sorted(caught_up))
-            come = tuple(name for name in self.assignment.joining if name not in caught_up) + tuple(sorted(held_back))
+            to = tuple(name for name in self.assignment.in_sync if name not in out) + tuple(
+                sorted(caught_up)
+            )
+            come = tuple(name for name in self.assignment.joining if name not in caught_up) + tuple(
+                sorted(held_back)
+            )
             still = tuple(name for name in self.assignment.leaving if name in to)
-            self._swap(msgspec.structs.replace(self.assignment, in_sync=to, joining=come, leaving=still))
+            self._swap(
+                msgspec.structs.replace(self.assignment, in_sync=to, joining=come, leaving=still)
+            )
 
     def _all_heard(self, now: float) -> bool:
         oldest = now - self.settings.replica_timeout_s
         return all(peer.heard_at >= oldest and not peer.lost for peer in self.peers.values())
 
     def _ask_to_drop(self, now: float) -> None:
-        """A copy that this node is not assigned takes room: ask the owner whether anything rests on it, now and then."""
+        """A copy that this node is not assigned takes room: ask the owner whether anything rests on
+        it, now and then."""
         assignment = self.assignment
-        if assignment is None or assignment.epoch != self.epoch or self.me in (*assignment.in_sync, *assignment.joining):
+        if (
+            assignment is None
+            or assignment.epoch != self.epoch
+            or self.me in (*assignment.in_sync, *assignment.joining)
+        ):
             return
         if self.last != (0, 0) and now - self._asked[0] >= self.settings.swap_retry_s:
             self._questions += 1
@@ -972,8 +1130,13 @@ class Replica:
             self._out.append(Send(assignment.owner, MayDrop(self.epoch, self._asked[2])))
 
     def caught_up(self, peer: Peer, now: float) -> bool:
-        """Whether a joining replica holds all that is committed, and has promised: from the swap on it is counted."""
-        return self.committed >= self.first_seq and peer.matched >= self.committed and peer.promised_until > now
+        """Whether a joining replica holds all that is committed, and has promised: from the swap on
+        it is counted."""
+        return (
+            self.committed >= self.first_seq
+            and peer.matched >= self.committed
+            and peer.promised_until > now
+        )
 
     def _swap(self, to: Assignment) -> None:
         swap = Swap(self.revision, to)
@@ -981,28 +1144,38 @@ class Replica:
         self._counted = frozenset(self.counted())
         self._out.append(swap)
 
-    def _swapped(self, happened: bool | None, revision: int, written: Assignment | None, now: float) -> None:
+    def _swapped(
+        self, happened: bool | None, revision: int, written: Assignment | None, now: float
+    ) -> None:
         if self._swapping is None:
             return
         if happened:
             self._assigned(written or self._swapping.swap.to, revision, now)
         elif happened is None:
             self._swapping.retry_at = now + self.settings.swap_retry_s
-        # Refused: the assignment has changed, perhaps by an earlier try of ours. The view will show it; until then both count.
+        # Refused: the assignment has changed, perhaps by an earlier try of ours. The view will show
+        # it; until then both count.
 
     def may_release(self, now: float) -> bool:
-        """Whether this owner can waive promises: only once it serves, for then every owner before it is known to serve no more."""
+        """Whether this owner can waive promises: only once it serves, for then every owner before
+        it is known to serve no more."""
         return self.serving(now)
 
     def _release(self, to: str, incarnation: int, now: float) -> None:
         assert self.assignment is not None
         peer = self.peers.get(to)
         alive = peer is not None and now - peer.heard_at < self.settings.replica_timeout_s
-        if self.may_release(now) and self._swapping is None and to in self.assignment.in_sync and alive:
+        if (
+            self.may_release(now)
+            and self._swapping is None
+            and to in self.assignment.in_sync
+            and alive
+        ):
             self._give_to(to, incarnation)
 
     def cornered(self, now: float) -> bool:
-        """Whether this owner hears too few replicas to go on writing, and could waive promises, since it has served."""
+        """Whether this owner hears too few replicas to go on writing, and could waive promises,
+        since it has served."""
         if (
             not self.owning
             or self.releasing
@@ -1013,7 +1186,10 @@ class Replica:
             return False
         assert self.assignment is not None
         oldest = now - self.settings.replica_timeout_s
-        heard = sum(name == self.me or self.peers[name].heard_at >= oldest for name in self.assignment.in_sync)
+        heard = sum(
+            name == self.me or self.peers[name].heard_at >= oldest
+            for name in self.assignment.in_sync
+        )
         return heard < min(self.settings.min_in_sync, len(self.assignment.in_sync))
 
     def _give_to(self, to: str, incarnation: int) -> None:
@@ -1023,7 +1199,13 @@ class Replica:
             self.releasing = True
             self._swap(
                 msgspec.structs.replace(
-                    self.assignment, epoch=self.epoch + 1, owner=to, incarnation=incarnation, released=True, handover="", leaving=()
+                    self.assignment,
+                    epoch=self.epoch + 1,
+                    owner=to,
+                    incarnation=incarnation,
+                    released=True,
+                    handover="",
+                    leaving=(),
                 )
             )
 

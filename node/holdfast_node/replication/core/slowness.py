@@ -1,14 +1,18 @@
-"""Which nodes hold up commits that would go on without them: judged per node, over all shards that this node owns. Pure.
+"""Which nodes hold up commits that would go on without them: judged per node, over all shards that
+this node owns. Pure.
 
-A copy *holds up* an entry that as many copies as writes need have on disk, while it has not. Holds shorter than `FLOOR_S` are the
-ordinary course of things. A node whose copies held up entries for `PATIENCE_S` of the last `WINDOW_S` is *slow*: owners take its
-copies out of the in-sync sets, go on sending to them, and take them back when the node has kept up for a while: `BACKOFF_S`, doubled
-each time that it is slow again within `FORGET_S`. One node at a time is found slow: what the others held up counts anew from then on.
+A copy *holds up* an entry that as many copies as writes need have on disk, while it has not. Holds
+shorter than `FLOOR_S` are the ordinary course of things. A node whose copies held up entries for
+`PATIENCE_S` of the last `WINDOW_S` is *slow*: owners take its copies out of the in-sync sets, go on
+sending to them, and take them back when the node has kept up for a while: `BACKOFF_S`, doubled each
+time that it is slow again within `FORGET_S`. One node at a time is found slow: what the others held
+up counts anew from then on.
 
-Per shard, each shard would have to wait by itself until the node is found out. The node that judges may be slow itself, or all may be
-because they share a machine that has too much to do. So of the time between two looks no more than `STEP_S` counts, and while looks
-come late, holds have to be longer by `PER_LATE` times as much: a stall of its own is blamed on nobody. When its own disk is what the
-others wait for, it finds itself slow.
+Per shard, each shard would have to wait by itself until the node is found out. The node that judges
+may be slow itself, or all may be because they share a machine that has too much to do. So of the
+time between two looks no more than `STEP_S` counts, and while looks come late, holds have to be
+longer by `PER_LATE` times as much: a stall of its own is blamed on nobody. When its own disk is
+what the others wait for, it finds itself slow.
 """
 
 from __future__ import annotations
@@ -31,7 +35,8 @@ _LATE_HALF_S = 2.5
 
 
 class Held(NamedTuple):
-    """How far a copy is on disk, and how far it should be: `wanted` is what enough of the others have."""
+    """How far a copy is on disk, and how far it should be: `wanted` is what enough of the others
+    have."""
 
     reached: int
     wanted: int
@@ -46,7 +51,8 @@ class _Mark(NamedTuple):
 
 @dataclass(slots=True)
 class _Node:
-    """`held`: when it held entries up, as (begin, end), oldest first. `clean_since`: it has held up nothing since then."""
+    """`held`: when it held entries up, as (begin, end), oldest first. `clean_since`: it has held up
+    nothing since then."""
 
     held: deque[tuple[float, float]] = field(default_factory=deque)
     counted_until: float = float("-inf")
@@ -73,8 +79,11 @@ class Slowness:
         self._marks: dict[tuple[str, int], _Mark] = {}
         self._nodes: dict[str, _Node] = {}
 
-    def look(self, held: Mapping[tuple[str, int], Held], unwell: Collection[str], now: float) -> bool:
-        """See which copies hold entries up, by node and shard. True when `slow` has changed; call it every `LOOK_S`.
+    def look(
+        self, held: Mapping[tuple[str, int], Held], unwell: Collection[str], now: float
+    ) -> bool:
+        """See which copies hold entries up, by node and shard. True when `slow` has changed; call
+        it every `LOOK_S`.
 
         `unwell`: slow nodes of which something else tells that they are still slow.
         """
@@ -94,7 +103,8 @@ class Slowness:
         return self.slow != before
 
     def renewed(self, name: str) -> None:
-        """The node has joined again, perhaps as another process: it has to keep up for no longer than the first time."""
+        """The node has joined again, perhaps as another process: it has to keep up for no longer
+        than the first time."""
         if name in self.slow:
             node = self._nodes[name]
             node.clean_since, node.backoff_s = self._time, self._backoff_s[0]
@@ -142,7 +152,9 @@ class Slowness:
 
     def _find_slow(self, holding: Collection[str]) -> None:
         """The one that has held up most, if it is too much."""
-        blamed = {name: self._nodes[name].held_s(self._time) for name in holding if name not in self.slow}
+        blamed = {
+            name: self._nodes[name].held_s(self._time) for name in holding if name not in self.slow
+        }
         name = max(blamed, key=lambda each: (blamed[each], each), default="")
         if not name or blamed[name] < PATIENCE_S:
             return
