@@ -47,7 +47,7 @@ LOGGED_PER_S = 10
 """Refusals that are logged a second, of each sort; all are counted."""
 
 
-class Few:
+class RateLimitedLog:
     """Lets so many through in each second: what is logged of what anybody can cause."""
 
     def __init__(
@@ -116,7 +116,7 @@ def configure(process: str, level: str, style: str) -> None:
     handler.setFormatter(TextFormatter(process) if as_text else JsonFormatter(process))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # A caller that goes away while it is refused leaves a traceback of gRPC's, past all bounds of
-    # ours (see `Few`).
+    # ours (see `RateLimitedLog`).
     logging.getLogger("grpc._cython.cygrpc").addFilter(
         lambda record: not str(record.msg).startswith("ExecuteBatchError")
     )

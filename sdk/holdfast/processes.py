@@ -48,7 +48,7 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def prefer_batches() -> None:
+def use_batch_scheduling() -> None:
     """Have this process, and the threads that it begins from now on, interrupt nobody who runs when
     something arrives for it.
 

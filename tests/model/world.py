@@ -137,7 +137,10 @@ class World:
     )  # fmt: skip
 
     def __init__(
-        self, names: str = "abc", budget: Budget | None = None, kind: type[r.Replica] = r.Replica
+        self,
+        names: str = "abc",
+        budget: Budget | None = None,
+        kind: type[r.Replica] = r.Replica,
     ) -> None:
         self.kind = kind
         self.budget = budget or Budget()

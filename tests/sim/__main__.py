@@ -1,8 +1,8 @@
 """Replay a seed, or look for one that fails.
 
 python -m tests.sim SEED                       tells the story of a world of replicas (world.py)
-python -m tests.sim effects SEED               runs a world of effects (effects.py)
-python -m tests.sim cluster SEED               tells the story of a world of whole nodes (cluster_world/)
+python -m tests.sim effects SEED               runs a world of effects (effects.py) python -m
+tests.sim cluster SEED               tells the story of a world of whole nodes (cluster_world/)
 python -m tests.sim cluster 0-500              runs many, and shows which fail and how
        ... --faults "disk put back,log tail"   adds these faults, and has them come often; `all` adds all that come later
        ... --bug "flush_wal(False)"            with one of cluster_world/bugs.py planted

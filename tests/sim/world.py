@@ -727,7 +727,7 @@ class Node:
             if there:
                 self.world.tell(f"{self.name}: concedes to {there[0]}")
                 self.do(r.Concede(there[0], self.view.members[there[0]].incarnation))
-        elif assignment is not None and self.replica.cornered(self.clock):
+        elif assignment is not None and self.replica.isolated(self.clock):
             others = [
                 name
                 for name in assignment.in_sync

@@ -15,7 +15,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from holdfast.logs import Few
+from holdfast.logs import RateLimitedLog
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_gateway.admission import access
 from holdfast_gateway.admission.access import (
@@ -24,11 +24,11 @@ from holdfast_gateway.admission.access import (
     AccessError,
     AccessFile,
     Identity,
+    RateLimits,
     Refused,
     SubjectLimits,
-    Uses,
 )
-from holdfast_gateway.admission.auth import Guest
+from holdfast_gateway.admission.auth import Caller
 
 LIFETIME_S = 600
 
@@ -436,7 +436,7 @@ async def test_changed_files_are_taken_over_and_wrong_ones_are_not(
 
 def test_calls_a_second_are_bounded_and_saved_up_for_a_second() -> None:
     now = 100.0
-    use = Uses(lambda: now).of("a", SubjectLimits(calls_per_s=10))
+    use = RateLimits(lambda: now).of("a", SubjectLimits(calls_per_s=10))
     assert use is not None
     assert sum(use.take(1) is None for _ in range(50)) == 10
     refused = use.take(1)
@@ -453,7 +453,7 @@ def test_calls_a_second_are_bounded_and_saved_up_for_a_second() -> None:
 
 def test_less_than_one_call_a_second_is_possible() -> None:
     now = 0.0
-    use = Uses(lambda: now).of("a", SubjectLimits(calls_per_s=0.5))
+    use = RateLimits(lambda: now).of("a", SubjectLimits(calls_per_s=0.5))
     assert use is not None
     taken = 0
     for _ in range(100):
@@ -464,7 +464,7 @@ def test_less_than_one_call_a_second_is_possible() -> None:
 
 def test_calls_in_flight_and_bytes_are_bounded_for_all_sessions_of_a_subject() -> None:
     now = 0.0
-    uses = Uses(lambda: now)
+    uses = RateLimits(lambda: now)
     limits = SubjectLimits(in_flight=3, bytes_per_s=1000)
     one, two = uses.of("a", limits), uses.of("a", limits)
     assert one is two is not None
@@ -490,7 +490,7 @@ def test_limits_are_a_subject_s_own_or_those_of_a_pattern() -> None:
 
 def test_only_a_few_refusals_a_second_are_logged() -> None:
     now = 7.2
-    few = Few(3, lambda: now)
+    few = RateLimitedLog(3, lambda: now)
     assert [few.allow() for _ in range(5)] == [True, True, True, False, False]
     now = 8.0
     assert few.allow()
@@ -584,8 +584,8 @@ def test_brackets_in_patterns_stand_for_themselves() -> None:
     assert not rules.may_call("svc[1]", "K", "mm")
 
 
-def guest(file: AccessFile, uses: Uses, token: str) -> Guest:
-    return Guest(file, uses, f"Bearer {token}", "", [], "somewhere")
+def caller(file: AccessFile, uses: RateLimits, token: str) -> Caller:
+    return Caller(file, uses, f"Bearer {token}", "", [], "somewhere")
 
 
 def test_limits_that_come_while_calls_are_under_way_are_not_paid_out_to_those_that_follow(
@@ -596,14 +596,14 @@ def test_limits_that_come_while_calls_are_under_way_are_not_paid_out_to_those_th
     limits = "[limits.a]\nin_flight = 2\n"
     call = pb.Call(kind="K", key="k", method="m")
     path.write_text(rules)
-    file, uses = AccessFile(path), Uses()
-    before = guest(file, uses, "secret")
+    file, uses = AccessFile(path), RateLimits()
+    before = caller(file, uses, "secret")
     assert [before.take(call) for _ in range(50)] == [None] * 50
     path.write_text(rules + limits)
     file._read()
     assert before.look(time.time()) is None
     before.done(50)
-    after = guest(file, uses, "secret")
+    after = caller(file, uses, "secret")
     assert [after.take(call) is None for _ in range(4)] == [True, True, False, False]
     path.write_text(rules)  # taken back, and given again
     file._read()
@@ -624,8 +624,8 @@ def test_a_token_that_becomes_another_subject_s_ends_its_sessions_and_frees_nobo
     one, two = (hashlib.sha256(token).hexdigest() for token in (b"one", b"two"))
     limits = "[limits.a]\nin_flight = 2\n"
     path.write_text(f'[tokens]\na = ["{one}", "{two}"]\n{limits}')
-    file, uses = AccessFile(path), Uses()
-    moves, stays = guest(file, uses, "one"), guest(file, uses, "two")
+    file, uses = AccessFile(path), RateLimits()
+    moves, stays = caller(file, uses, "one"), caller(file, uses, "two")
     path.write_text(f'[tokens]\nb = ["{one}"]\na = ["{two}"]\n{limits}')
     file._read()
     assert (

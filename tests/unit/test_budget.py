@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 from holdfast.client.client import retry_pause
-from holdfast.client.retry_budget import Budgets
+from holdfast.client.retry_budget import RetryBudgets
 
 
 def test_retries_are_a_tenth_of_the_calls_after_the_first_few() -> None:
-    budgets = Budgets(0.1)
+    budgets = RetryBudgets(0.1)
     for _ in range(1000):
         budgets.called("a")
     assert sum(budgets.take("a") for _ in range(1000)) == 100  # no more are saved up
@@ -18,7 +18,7 @@ def test_retries_are_a_tenth_of_the_calls_after_the_first_few() -> None:
 
 
 def test_a_target_in_trouble_does_not_use_up_the_others() -> None:
-    budgets = Budgets(0.1)
+    budgets = RetryBudgets(0.1)
     for _ in range(300):
         budgets.called("good")
     budgets.called("bad")
@@ -28,11 +28,11 @@ def test_a_target_in_trouble_does_not_use_up_the_others() -> None:
 
 
 def test_none_at_all_and_nonsense() -> None:
-    budgets = Budgets(0)
+    budgets = RetryBudgets(0)
     budgets.called("a")
     assert not budgets.take("a")
     with pytest.raises(ValueError, match="retry_budget"):
-        Budgets(2)
+        RetryBudgets(2)
 
 
 def test_pauses_have_full_jitter_above_what_was_asked_for() -> None:

@@ -114,3 +114,24 @@ def test_calls_and_replies_with_more_fields_are_read() -> None:
         pb.Reply.FromString(pb.Reply(id=1, result=b"r").SerializeToString() + unknown).result
         == b"r"
     )
+
+
+def test_the_names_of_an_assignment_in_etcd_are_those_of_0_1() -> None:
+    """A field may be called otherwise in the code; in etcd other versions read it."""
+    raw = encode(Assignment(3, "a", 1, ("a",), void_before=2, keeper="a"))
+    assert msgspec.json.decode(raw) == {
+        "epoch": 3,
+        "owner": "a",
+        "incarnation": 1,
+        "in_sync": ["a"],
+        "joining": [],
+        "released": False,
+        "handover": "",
+        "leaving": [],
+        "born": 2,
+        "forked": [],
+        "keeper": "a",
+        "version": 0,
+        "nonce": 0,
+        "level": 0,
+    }

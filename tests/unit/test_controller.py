@@ -27,7 +27,7 @@ ME = Member("a", "a:1", 2, "a")
 class Feed:
     """A view that the test shows."""
 
-    strange = ""
+    foreign = ""
     listed_at = float("-inf")
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ async def test_where_there_is_nothing_to_lose_nobody_waits(
 async def test_nothing_of_an_etcd_that_is_not_believed_is_acted_on() -> None:
     world = World()
     await world.begin(3, RESTARTED)
-    world.feed.strange = "halted"
+    world.feed.foreign = "halted"
     assert await world.runs(0.3) == RESTARTED
 
 

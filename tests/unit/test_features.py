@@ -16,7 +16,7 @@ from holdfast_cluster.membership.member import (
     agree_on_settings,
     refuse_unknown_features,
 )
-from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.membership.view_watcher import ViewWatcher
 from holdfast_cluster.placement import model
 from holdfast_cluster.placement.model import (
     Assignment,
@@ -66,7 +66,7 @@ def member(name: str, *features: str) -> Member:
 
 
 def controller(etcd: Etcd, *knows: str) -> Controller:
-    feed = ViewFeed(etcd, KEYS, None, "test")  # type: ignore[arg-type]
+    feed = ViewWatcher(etcd, KEYS, None, "test")  # type: ignore[arg-type]
     return Controller(a_cluster(etcd, feed), None, 1, 30.0, features=knows)  # type: ignore[arg-type]
 
 

@@ -27,7 +27,7 @@ from holdfast_cluster.membership.lineage import (
     judge,
 )
 from holdfast_cluster.membership.member import agree_on_settings
-from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.membership.view_watcher import ViewWatcher
 from holdfast_cluster.placement.model import (
     Assignment,
     ClusterSettings,
@@ -307,7 +307,7 @@ class Follower:
     def __init__(self, rows: Rows, memory: Memory | None = None) -> None:
         self.etcd = Watched(rows)
         self.memory = memory or Memory("c")
-        self.feed = ViewFeed(self.etcd, KEYS, self.memory, "n1")
+        self.feed = ViewWatcher(self.etcd, KEYS, self.memory, "n1")
         self.views: list[View] = []
         self.feed.listeners.append(self.views.append)
 
@@ -366,17 +366,17 @@ async def test_an_etcd_that_went_back_is_halted_and_followed_again_when_its_good
         rows.restore(old, revision)
         await one.breaks()
         assert state(rows) == HALTED
-        assert "shard 0 is at version 1, 2 was seen" in one.feed.strange
+        assert "shard 0 is at version 1, 2 was seen" in one.feed.foreign
         with pytest.raises(EtcdForeign):  # the other one has not noticed anything yet
             await other.etcd.txn([], [put("/x", b"1")])
         async with Follower(rows) as fresh:
-            assert "halted by n1" in fresh.feed.strange
+            assert "halted by n1" in fresh.feed.foreign
             assert not fresh.views
         seen = len(one.views)
         assert one.versions() == [2, 1]
         rows.restore(good)
         await one.settle()
-        assert one.feed.strange == ""
+        assert one.feed.foreign == ""
         assert len(one.views) > seen
         assert await one.etcd.txn([], [put("/x", b"1")])
         change(rows, 1)
@@ -396,7 +396,7 @@ async def test_an_emptied_etcd_is_halted_and_listed_until_its_data_is_back() -> 
         assert one.etcd.listings > listings
         rows.restore(good)
         await one.settle()
-        assert one.feed.strange == ""
+        assert one.feed.foreign == ""
         assert state(rows) == ""
 
 
@@ -409,7 +409,7 @@ async def test_what_an_owner_wrote_is_known_before_its_watch_shows_it() -> None:
         change(rows, 1)
         one.etcd.show(KEYS.shard(1))
         await one.settle()
-        assert one.feed.strange == ""  # its watch is late, which proves nothing
+        assert one.feed.foreign == ""  # its watch is late, which proves nothing
         rows.restore(old)
         await one.breaks()
         assert state(rows) == HALTED
@@ -445,7 +445,7 @@ async def test_the_etcd_of_another_cluster_is_left_alone() -> None:
     memory = Memory("another")
     memory.learn(0, assigned(99, 1))
     async with Follower(rows, memory) as lost:
-        assert "describes cluster c, but this process is of cluster another" in lost.feed.strange
+        assert "describes cluster c, but this process is of cluster another" in lost.feed.foreign
     assert state(rows) == ""
 
 
@@ -464,9 +464,9 @@ async def test_what_is_learnt_while_a_listing_is_on_its_way_proves_nothing() -> 
 
     one = Follower(rows)
     one.etcd = Slow(rows)
-    one.feed = ViewFeed(one.etcd, KEYS, one.memory, "n1")
+    one.feed = ViewWatcher(one.etcd, KEYS, one.memory, "n1")
     async with one:
-        assert one.feed.strange == ""
+        assert one.feed.foreign == ""
         assert state(rows) == ""
 
 

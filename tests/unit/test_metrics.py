@@ -249,8 +249,8 @@ def test_a_process_that_does_not_trace_imports_nothing_of_it() -> None:
 def test_a_process_can_prefer_batches_and_its_threads_do_too() -> None:
     script = """
 import os, threading
-from holdfast.processes import prefer_batches
-prefer_batches()
+from holdfast.processes import use_batch_scheduling
+use_batch_scheduling()
 found = []
 thread = threading.Thread(target=lambda: found.append(os.sched_getscheduler(0)))
 thread.start(); thread.join()

@@ -148,7 +148,7 @@ def test_nothing_is_taken_from_a_member_that_cannot_be_read() -> None:
 def test_a_fail_over_keeps_all_that_it_does_not_concern() -> None:
     """A field that comes later is kept too, unless it is named here."""
     before = Assignment(
-        4, "a", 1, ("a", "b", "c"), born=2, keeper="a", version=9, nonce=77, level=3
+        4, "a", 1, ("a", "b", "c"), void_before=2, keeper="a", version=9, nonce=77, level=3
     )
     left = replicated(*NODES[1:3], assignments={0: Versioned(before, 5)})
     [after] = [t.to for t in plan(left, 1) if t.shard == 0]

@@ -118,10 +118,10 @@ def test_a_node_whose_connection_broke_is_removed_soon_and_a_silent_one_later() 
 def test_an_owner_that_hears_nobody_can_give_its_shard_up_and_serves_no_more() -> None:
     replica = owner()
     answer(replica, 101.0)
-    assert not replica.cornered(102.9)
+    assert not replica.isolated(102.9)
     # it does not make itself the only copy at once
     assert not effects(replica.handle(r.Tick(), 103.1), r.Swap)
-    assert replica.cornered(103.1)
+    assert replica.isolated(103.1)
     [swap] = effects(replica.handle(r.Abdicate("c", 7), 103.1), r.Swap)
     assert (swap.to.owner, swap.to.incarnation, swap.to.epoch, swap.to.released) == (
         "c",
@@ -186,7 +186,7 @@ def test_a_shard_that_was_given_up_begins_where_no_old_log_reaches() -> None:
     )
     assert old.applied == 3
     fresh = r.Replica.start("d", 1, SETTINGS, Stored(), 0.0)
-    out = fresh.handle(r.Assigned(Assignment(2, "d", 1, ("d",), born=2), 9), 20.0)
+    out = fresh.handle(r.Assigned(Assignment(2, "d", 1, ("d",), void_before=2), 9), 20.0)
     assert next(effect.wipe for effect in effects(out, r.Persist)) == (2, 2 << 40)
     persist_all(fresh, out, 20.0)
     first = r.Replicate(
@@ -194,7 +194,9 @@ def test_a_shard_that_was_given_up_begins_where_no_old_log_reaches() -> None:
     )
     out = old.handle(r.Received("d", first), 21.0)  # it has not heard of the new assignment
     assert isinstance(persist_all(old, out, 21.0)[0].message, r.Mismatch)
-    out = old.handle(r.Assigned(Assignment(2, "d", 1, ("d",), joining=("b",), born=2), 10), 22.0)
+    out = old.handle(
+        r.Assigned(Assignment(2, "d", 1, ("d",), joining=("b",), void_before=2), 10), 22.0
+    )
     assert [effect.wipe for effect in effects(out, r.Persist)] == [(0, 0)]
 
 
@@ -615,7 +617,7 @@ def test_a_start_counts_as_a_promise_to_whoever_was_the_owner() -> None:
 
 def test_an_operator_keeps_one_of_several_copies_and_the_others_are_void() -> None:
     kept, void = copy_of("a", (1, 11, 3), high=4), copy_of("b", (1, 11, 1), (2, 22, 3), high=6)
-    chosen = {"in_sync": ("a",), "born": 3, "keeper": "a"}
+    chosen = {"in_sync": ("a",), "void_before": 3, "keeper": "a"}
     elect(kept, 3, **chosen)
     assert (kept.electing, kept.last, kept.chain[-1]) == (False, (3, 5), r.Term(3, 33, 5))
     out = elect(void, 3, **chosen)

@@ -17,7 +17,7 @@ from holdfast_cluster.placement.model import (
     decode,
     encode,
 )
-from holdfast_node.replication.swaps import EtcdSwaps
+from holdfast_node.replication.swaps import EtcdReconfigurations
 
 NOW = Assignment(1, "a", 1, ("a", "b"), version=3, nonce=7)
 TO = Assignment(1, "a", 1, ("a",), version=3, nonce=7)
@@ -30,7 +30,7 @@ class Asking:
         self.rows = Rows()
         self.etcd = FakeEtcd(self.rows)
         self.answers: dict[int, Versioned | None] = {}
-        self.swaps = EtcdSwaps(self.etcd, KEYS, self._answered)
+        self.swaps = EtcdReconfigurations(self.etcd, KEYS, self._answered)
 
     def _answered(self, shard: int, written: Versioned | None, to: Assignment) -> None:
         assert to.in_sync == TO.in_sync

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from holdfast.tls import Certificates
 
 from holdfast_cluster.membership.guarded import GuardedEtcd
-from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.membership.view_watcher import ViewWatcher
 from holdfast_cluster.placement.model import ClusterSettings, Keys
 
 
@@ -19,5 +19,5 @@ class ClusterAccess:
     etcd: GuardedEtcd
     keys: Keys
     settings: ClusterSettings
-    feed: ViewFeed
+    feed: ViewWatcher
     certificates: Certificates | None = None

@@ -152,7 +152,7 @@ class Controller:
                 pass
             view = self._feed.view
             expected = self._expected.look(view, time.monotonic())
-            if self._feed.strange or self._is_new(view):
+            if self._feed.foreign or self._is_new(view):
                 continue  # nothing of what etcd says is acted on
             what = view, self._membership.member, frozenset(expected), self._expected.superseded
             if what == self._done:

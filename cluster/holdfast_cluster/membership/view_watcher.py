@@ -51,12 +51,12 @@ WHAT_TO_DO = (
 )
 
 
-class ViewFeed:
+class ViewWatcher:
     """`view` is the newest picture; listeners are called with each one, in order, and must not
     block or raise.
 
     With etcd away the view stays as it was; `disconnected_s` says for how long. So it does while
-    etcd is foreign (lineage.py): it was emptied or put back to an older state, and `strange` says
+    etcd is foreign (lineage.py): it was emptied or put back to an older state, and `foreign` says
     so. Then it is listed again and again, until it is believed.
     """
 
@@ -70,7 +70,7 @@ class ViewFeed:
         self._state = WatchState()
         self._changed = asyncio.Event()
         self.view = View()
-        self.strange = ""
+        self.foreign = ""
         self.listed_at = float("-inf")
         """When etcd was listed last and believed, in monotonic seconds."""
         self.listeners: list[Callable[[View], None]] = []
@@ -89,13 +89,13 @@ class ViewFeed:
             try:
                 pause_s = await self._watch()
             except Unreadable as error:
-                strange = (
+                foreign = (
                     f"etcd has what cannot be read: {error}. Nothing of it is acted on, until that"
                     " is mended"
                 )
-                if strange != self.strange:
-                    log.error("%s", strange)
-                self.strange = strange
+                if foreign != self.foreign:
+                    log.error("%s", foreign)
+                self.foreign = foreign
                 pause_s = FOREIGN_S
             except EtcdError as error:
                 if shown is not self.view:
@@ -119,12 +119,12 @@ class ViewFeed:
                     verdict = judge(known, view)
                     if verdict.why:
                         return await self._refuse(view, verdict, known)
-                    if self.strange:
+                    if self.foreign:
                         log.warning(
                             "etcd is what this process knows again, at revision %d: it is followed",
                             view.revision,
                         )
-                        self.strange = ""
+                        self.foreign = ""
                     self.listed_at = time.monotonic()
                 elif is_suspicious(self.view, view):
                     log.warning(
@@ -155,10 +155,10 @@ class ViewFeed:
     async def _refuse(self, view: View, verdict: Verdict, known: Known) -> float:
         """Act on nothing of a view, and have nobody act on it if it proves that etcd went back:
         when to list again."""
-        strange = f"{verdict.why} (revision {view.revision}). {WHAT_TO_DO}"
-        if verdict.why not in self.strange:
-            log.critical("%s", strange)
-        self.strange = strange
+        foreign = f"{verdict.why} (revision {view.revision}). {WHAT_TO_DO}"
+        if verdict.why not in self.foreign:
+            log.critical("%s", foreign)
+        self.foreign = foreign
         found = view.lineage or known.lineage
         if not verdict.halt or found is None:
             return FOREIGN_S

@@ -219,14 +219,14 @@ class Assignment(msgspec.Struct, frozen=True):
     """The in-sync replica to which the owner is asked to give the shard."""
     leaving: tuple[str, ...] = ()
     """In-sync replicas that are not needed any more: the owner is asked to have them removed."""
-    born: int = 0
+    void_before: int = msgspec.field(default=0, name="born")
     """Copies that end before this epoch are void: an operator has given up on them (`holdfast
     reset-shard`)."""
     forked: tuple[str, ...] = ()
     """Nodes whose copies hold committed entries of turns that differ: nobody serves the shard until
     an operator chooses one."""
     keeper: str = ""
-    """With `born`: the node whose copy is not void, because an operator has chosen it of several
+    """With `void_before`: the node whose copy is not void, because an operator has chosen it of several
     that differ."""
     version: int = 0
     """Grows by one with every change of the assignment, whatever changes. An etcd that was put back

@@ -4,7 +4,9 @@ what nodes know."""
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 from holdfast.options import certificates, local_option, option
@@ -17,6 +19,25 @@ from holdfast_cluster.placement.adopt import Adoption, NotAdoptable, adopt
 from holdfast_cluster.placement.model import Keys
 
 _file = click.Path(path_type=Path, dir_okay=False, exists=True)
+
+
+@dataclass(frozen=True)
+class AdoptOptions:
+    """What `holdfast adopt-etcd` is told, as its options are named."""
+
+    nodes: tuple[str, ...]
+    without: tuple[str, ...]
+    dry_run: bool
+    confirm: str | None
+    etcd_endpoints: str
+    etcd_ca: Path | None
+    etcd_cert: Path | None
+    etcd_key: Path | None
+    tls_cert: Path | None
+    tls_key: Path | None
+    tls_ca: Path | None
+    tls_name: str | None
+    cluster: str
 
 
 @click.command(
@@ -53,21 +74,7 @@ _file = click.Path(path_type=Path, dir_okay=False, exists=True)
 @option("--tls-ca", type=_file, help="CA of the certificates of the cluster's processes.")
 @option("--tls-name", help="The DNS name that all of those have. Default: CLUSTER.holdfast.")
 @option("--cluster", default="default", help="The cluster's name.")
-def adopt_etcd(
-    nodes: tuple[str, ...],
-    without: tuple[str, ...],
-    dry_run: bool,
-    confirm: str | None,
-    etcd_endpoints: str,
-    etcd_ca: Path | None,
-    etcd_cert: Path | None,
-    etcd_key: Path | None,
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    tls_ca: Path | None,
-    tls_name: str | None,
-    cluster: str,
-) -> None:
+def adopt_etcd(**given: Any) -> None:
     """Rebuild etcd from what the nodes have on their disks, when its own newest data cannot be put
     back.
 
@@ -79,13 +86,22 @@ def adopt_etcd(
       holdfast adopt-etcd --node 10.0.0.5:7401 --dry-run
       holdfast adopt-etcd --node 10.0.0.5:7401 --without n3-9f31c2
     """
+    options = AdoptOptions(**given)
     try:
-        keys = Keys(cluster)
+        keys = Keys(options.cluster)
         etcd = GuardedEtcd(
-            etcd_endpoints.split(","), keys, tls=etcd_tls(etcd_ca, etcd_cert, etcd_key)
+            options.etcd_endpoints.split(","),
+            keys,
+            tls=etcd_tls(options.etcd_ca, options.etcd_cert, options.etcd_key),
         )
-        shown = certificates(cluster, tls_cert, tls_key, tls_ca, tls_name)
-        asyncio.run(_adopt(etcd, keys, nodes, without, dry_run, confirm, shown))
+        shown = certificates(
+            options.cluster, options.tls_cert, options.tls_key, options.tls_ca, options.tls_name
+        )
+        asyncio.run(
+            _adopt(
+                etcd, keys, options.nodes, options.without, options.dry_run, options.confirm, shown
+            )
+        )
     except (NotAdoptable, EtcdError, ValueError) as error:
         raise click.ClickException(str(error)) from None
 

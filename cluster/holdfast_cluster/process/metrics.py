@@ -8,11 +8,11 @@ from holdfast.metrics import counter, gauge
 from holdfast.tls import Certificates
 from prometheus_client.core import Metric
 
-from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.membership.view_watcher import ViewWatcher
 from holdfast_cluster.routing.dispatch import Dispatcher
 
 
-def feed_metrics(feed: ViewFeed) -> Iterator[Metric]:
+def feed_metrics(feed: ViewWatcher) -> Iterator[Metric]:
     """What the process knows of the cluster, and how fresh that is."""
     view = feed.view
     yield gauge(
@@ -24,7 +24,7 @@ def feed_metrics(feed: ViewFeed) -> Iterator[Metric]:
         "holdfast_etcd_strange",
         "1 when etcd is not believed: it was emptied, put back to an older state, halted, or"
         " describes another cluster.",
-        bool(feed.strange),
+        bool(feed.foreign),
     )
     yield gauge(
         "holdfast_routes_revision",

@@ -14,7 +14,7 @@ import grpc
 
 from holdfast_cluster.clocks.boottime import boottime
 from holdfast_cluster.clocks.cluster_time import ASK_S, Clock, Time, wall_ms
-from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.membership.view_watcher import ViewWatcher
 from holdfast_cluster.peerpb import peer_pb2
 from holdfast_cluster.placement.model import Member
 from holdfast_cluster.routing.nodes import Nodes
@@ -46,7 +46,7 @@ class TimeKeeper:
         self,
         time: Time,
         voter: Voter,
-        feed: ViewFeed,
+        feed: ViewWatcher,
         nodes: Nodes,
         serving: Callable[[], bool] = lambda: False,
     ) -> None:

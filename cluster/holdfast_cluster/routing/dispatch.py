@@ -47,7 +47,7 @@ from holdfast.metrics import Histogram
 from holdfast.tls import Certificates
 from holdfast.v1 import objects_pb2 as pb
 
-from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.membership.view_watcher import ViewWatcher
 from holdfast_cluster.placement.model import View
 from holdfast_cluster.placement.ring import shard_of
 from holdfast_cluster.routing.pipe import Pipe, RemotePipe
@@ -147,7 +147,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        feed: ViewFeed,
+        feed: ViewWatcher,
         limits: DispatchLimits,
         certificates: Certificates | None = None,
     ) -> None:

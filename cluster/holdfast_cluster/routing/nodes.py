@@ -14,7 +14,7 @@ from holdfast.channels import open_process_channel
 from holdfast.tls import Certificates
 from holdfast.v1 import admin_pb2
 
-from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.membership.view_watcher import ViewWatcher
 from holdfast_cluster.placement.model import Member, View
 from holdfast_cluster.placement.ring import shard_of
 
@@ -35,7 +35,7 @@ R = TypeVar("R")
 class Nodes:
     """The members' Peer services, by the newest view."""
 
-    def __init__(self, feed: ViewFeed, certificates: Certificates | None = None) -> None:
+    def __init__(self, feed: ViewWatcher, certificates: Certificates | None = None) -> None:
         self._feed = feed
         self._certificates = certificates
         self._channels: dict[str, grpc.aio.Channel] = {}

@@ -23,7 +23,7 @@ from typing import Any, cast
 import msgspec
 from holdfast.channels import AddressInUse, split_address
 from holdfast.frames import FrameWriter
-from holdfast.logs import Few
+from holdfast.logs import RateLimitedLog
 from holdfast.processes import who_listens
 from holdfast.tls import Certificates, names_of_transport
 
@@ -369,7 +369,7 @@ class StreamServer:
         self._accepting: asyncio.Task[None] | None = None
         self._ungreeted: dict[Stream, None] = {}
         self._streams: set[Stream] = set()
-        self._few = Few()
+        self._few = RateLimitedLog()
         self._server: asyncio.Server | None = None
 
     async def listen(self, address: str) -> int:

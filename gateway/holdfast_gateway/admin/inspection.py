@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import grpc
 from holdfast.errors import CODES
 from holdfast.v1 import admin_pb2
-from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.membership.view_watcher import ViewWatcher
 from holdfast_cluster.placement.model import View
 from holdfast_cluster.placement.ring import shard_of
 from holdfast_cluster.routing.dispatch import KEY_BYTES_MAX
@@ -41,7 +41,7 @@ _COUNT_NONE = admin_pb2.CountObjectsResponse()
 class ObjectAdmin:
     """Asks the nodes and puts their answers together."""
 
-    _feed: ViewFeed
+    _feed: ViewWatcher
     _nodes: Nodes
 
     async def ListObjects(

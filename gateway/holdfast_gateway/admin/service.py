@@ -15,14 +15,14 @@ from holdfast.v1 import admin_pb2, admin_pb2_grpc
 from holdfast_cluster.clocks.cluster_time import FAR_MS
 from holdfast_cluster.membership.etcd import EtcdError, delete, put, unchanged
 from holdfast_cluster.membership.guarded import GuardedEtcd
-from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.membership.view_watcher import ViewWatcher
 from holdfast_cluster.placement.model import Assignment, Drain, Keys, Member, Pause, View, encode
 from holdfast_cluster.placement.ring import shard_of
 from holdfast_cluster.routing.dispatch import KEY_BYTES_MAX, Dispatcher
 from holdfast_cluster.routing.nodes import Nodes
 
 from holdfast_gateway.admin.inspection import ObjectAdmin, asked_by, shard_status
-from holdfast_gateway.admission.auth import Door, permit
+from holdfast_gateway.admission.auth import Authenticator, permit
 
 log = logging.getLogger(__name__)
 
@@ -34,18 +34,18 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
 
     def __init__(
         self,
-        feed: ViewFeed,
+        feed: ViewWatcher,
         dispatcher: Dispatcher,
         etcd: GuardedEtcd,
         keys: Keys,
         cluster: str,
         nodes: Nodes,
-        door: Door | None,
+        authenticator: Authenticator | None,
         refused: Counter[str],
     ) -> None:
         """`refused` counts who was not let in, by reason."""
         self._feed = feed
-        self._door = door
+        self._door = authenticator
         self._refused = refused
         self._etcd = etcd
         self._keys = keys
@@ -258,7 +258,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
             owner.id,
             owner.incarnation,
             (owner.id,),
-            born=epoch,
+            void_before=epoch,
             keeper=keep,
             version=now.version,
             level=now.level,
@@ -426,8 +426,8 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         return unreadable + await self._etcd_itself()
 
     async def _etcd_itself(self) -> list[admin_pb2.Problem]:
-        if self._feed.strange:
-            return [admin_pb2.Problem(what="etcd", why=self._feed.strange)]
+        if self._feed.foreign:
+            return [admin_pb2.Problem(what="etcd", why=self._feed.foreign)]
         if self._feed.disconnected_s:
             why = (
                 f"this gateway's watch has been down for {self._feed.disconnected_s:.0f} s; calls"

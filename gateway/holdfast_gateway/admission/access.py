@@ -397,15 +397,15 @@ class AccessFile:
                 log.warning("access: %s is in force as it is now", self._path)
 
 
-class Uses:
+class RateLimits:
     """What each subject uses of its limits, at this gateway. `allowed`: whether it may make another
     call now."""
 
     def __init__(self, clock: Any = time.monotonic) -> None:
         self._clock = clock
-        self._uses: dict[str, Use] = {}
+        self._uses: dict[str, RateLimit] = {}
 
-    def of(self, subject: str, limits: SubjectLimits | None) -> Use | None:
+    def of(self, subject: str, limits: SubjectLimits | None) -> RateLimit | None:
         """The use of a subject that has limits, of all its sessions together."""
         if limits is None:
             return None
@@ -416,12 +416,12 @@ class Uses:
                     name for name, other in self._uses.items() if other.at_rest(self._clock())
                 ]:
                     del self._uses[name]
-            use = self._uses[subject] = Use(limits, self._clock)
+            use = self._uses[subject] = RateLimit(limits, self._clock)
         use.limits = limits
         return use
 
 
-class Use:
+class RateLimit:
     """One subject's. A second's worth of calls and bytes may be saved up."""
 
     __slots__ = ("_at", "_bytes", "_calls", "_clock", "in_flight", "limits", "sessions")

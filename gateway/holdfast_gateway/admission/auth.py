@@ -8,33 +8,33 @@ import time
 from typing import Any
 
 import grpc
-from holdfast.logs import Few
+from holdfast.logs import RateLimitedLog
 from holdfast.tls import names_of
 from holdfast.v1 import objects_pb2 as pb
 
 from holdfast_gateway.admission.access import (
     ANONYMOUS,
     AccessFile,
+    RateLimit,
+    RateLimits,
     Refused,
     SubjectLimits,
-    Use,
-    Uses,
 )
 
 log = logging.getLogger(__name__)
 
 _DECISIONS_MAX = 1_000
-_few = Few()
+_few = RateLimitedLog()
 
 
-class Door:
+class Authenticator:
     """Lets in whom the access file knows."""
 
     def __init__(self, file: AccessFile) -> None:
         self.file = file
-        self._uses = Uses()
+        self._uses = RateLimits()
 
-    def let_in(self, context: Any) -> Guest:
+    def authenticate(self, context: Any) -> Caller:
         """Who makes a call or opens a session. Raises Refused."""
         shown_as = [
             str(value)
@@ -49,7 +49,7 @@ class Door:
             names = names_of(context)
             shown = context.auth_context().get("x509_common_name", ())
             common_name = next((name.decode(errors="replace") for name in shown), "")
-        return Guest(
+        return Caller(
             self.file,
             self._uses,
             shown_as[0] if shown_as else None,
@@ -59,14 +59,14 @@ class Door:
         )
 
 
-class Guest:
+class Caller:
     """A caller that was let in. What it may is looked up once; after a change of the access file,
     or of its token's end, anew."""
 
     def __init__(
         self,
         file: AccessFile,
-        uses: Uses,
+        uses: RateLimits,
         authorization: str | None,
         common_name: str,
         names: list[str],
@@ -76,7 +76,7 @@ class Guest:
         self._uses = uses
         self._shown = authorization, common_name, names
         self.peer = peer
-        self._session: Use | None = None
+        self._session: RateLimit | None = None
         self._identify(time.time())
 
     def _identify(self, now: float) -> None:
@@ -84,9 +84,9 @@ class Guest:
         self._version = file.version
         identity = file.access.identify(*self._shown, now)
         self.subject = identity.subject
-        self.caller = "" if identity.subject == ANONYMOUS else identity.subject
+        self.name = "" if identity.subject == ANONYMOUS else identity.subject
         self._until = identity.until
-        self._use: Use | None = self._uses.of(
+        self._use: RateLimit | None = self._uses.of(
             identity.subject, file.access.limits_of(identity.subject)
         )
         self._decisions: dict[tuple[str, str], bool] = {}
@@ -149,29 +149,31 @@ class Guest:
             self._use.in_flight -= calls
 
 
-async def permit(door: Door | None, context: Any, change: bool, refused: Any) -> str:
+async def permit(
+    authenticator: Authenticator | None, context: Any, change: bool, refused: Any
+) -> str:
     """Let an operator in: its name for logs. Ends the call, and counts it, when it may not."""
-    if door is None:
+    if authenticator is None:
         return str(context.peer())
     try:
-        guest = door.let_in(context)
+        caller = authenticator.authenticate(context)
     except Refused as why:
         refused["unauthenticated"] += 1
         if _few.allow():
             log.info("unauthenticated: %s, from %s", why, context.peer())
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(why))
         raise AssertionError from None
-    if not guest.may_admin(change):
+    if not caller.may_admin(change):
         refused["permission_denied"] += 1
         what = "change anything" if change else "look"
         if _few.allow():
             log.info(
                 "permission denied: %s may not %s as an operator, from %s",
-                guest.subject,
+                caller.subject,
                 what,
                 context.peer(),
             )
         await context.abort(
-            grpc.StatusCode.PERMISSION_DENIED, f"{guest.subject} may not {what} as an operator"
+            grpc.StatusCode.PERMISSION_DENIED, f"{caller.subject} may not {what} as an operator"
         )
-    return f"{guest.subject} at {context.peer()}"
+    return f"{caller.subject} at {context.peer()}"

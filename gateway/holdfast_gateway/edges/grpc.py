@@ -32,7 +32,7 @@ from holdfast.errors import (
 )
 from holdfast.frames import ENVELOPE_BYTES_MAX, MESSAGES_MAX, FrameWriter, ends, too_many, too_wide
 from holdfast.ids import EFFECT, TIME_METADATA, RequestIds, idempotent_id
-from holdfast.logs import Few
+from holdfast.logs import RateLimitedLog
 from holdfast.tracing import TRACEPARENT, Tracing
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clocks.cluster_time import WALL, Time, WallTime
@@ -40,7 +40,7 @@ from holdfast_cluster.placement.model import SEND
 from holdfast_cluster.routing.dispatch import Dispatcher
 
 from holdfast_gateway.admission.access import Refused
-from holdfast_gateway.admission.auth import Door, Guest
+from holdfast_gateway.admission.auth import Authenticator, Caller
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -84,20 +84,20 @@ class ObjectsService:
     def __init__(
         self,
         dispatcher: Dispatcher,
-        door: Door | None = None,
+        authenticator: Authenticator | None = None,
         tracing: Tracing | None = None,
         time: Time | WallTime = WALL,
         sessions_max: int = SESSIONS_MAX,
     ) -> None:
-        """`door`: who may call what; None: everybody may everything. `time`: the cluster's, which
-        clients make ids by."""
+        """`authenticator`: who may call what; None: everybody may everything. `time`: the
+        cluster's, which clients make ids by."""
         self._sessions_max = sessions_max
         self._time = time
         self._tracing = tracing
         self._dispatcher = dispatcher
-        self._door = door
+        self._door = authenticator
         self._ids = RequestIds(lambda: self._time.now_ms())
-        self._few = Few()
+        self._few = RateLimitedLog()
         self.sessions = 0
         """Clients' sessions that are open."""
         self.refused: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
@@ -150,7 +150,7 @@ class ObjectsService:
         )
         request_id = request.request_id
         attempt = _attempt(context) if request_id or idempotency_key else 0
-        guest = None if self._door is None else await self._guest(context, attempt)
+        caller = None if self._door is None else await self._guest(context, attempt)
         if idempotency_key:
             if request_id:
                 await context.abort(
@@ -189,8 +189,8 @@ class ObjectsService:
                 definite=True,
             )
             await _abort(context, not_definite_after(call.attempt, error_to_proto(wrong)))
-        waiting = _Waiting(guest)
-        if guest is not None and (refused := self._refusal(guest, call)) is not None:
+        waiting = _Waiting(caller)
+        if caller is not None and (refused := self._refusal(caller, call)) is not None:
             await _abort(context, refused)
         span = None
         if self._tracing is not None:
@@ -242,18 +242,18 @@ class ObjectsService:
 
     async def _serve(self, context: Any) -> bool:
         """Whether the session ends because its client does not read."""
-        guest = None if self._door is None else await self._guest(context, 0)
+        caller = None if self._door is None else await self._guest(context, 0)
         full = (
             f"{self.sessions} sessions are open at this gateway"
             if self.sessions >= self._sessions_max
             else None
         )
-        if guest is not None and full is None:
-            full = guest.begin_session()
+        if caller is not None and full is None:
+            full = caller.begin_session()
         if full is not None:
             self.refused["limit"] += 1
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, full)
-        session = _Session(asyncio.current_task(), guest, self._tracing)
+        session = _Session(asyncio.current_task(), caller, self._tracing)
         writer = session.writer
         sending = asyncio.create_task(writer.run(context.write))
         sending.add_done_callback(ends(asyncio.current_task()))
@@ -272,7 +272,7 @@ class ObjectsService:
                         f"not a frame of calls, at most {MESSAGES_MAX}",
                     )
                     raise AssertionError
-                if guest is not None and (gone := guest.look(time.time())) is not None:
+                if caller is not None and (gone := caller.look(time.time())) is not None:
                     self.refused["unauthenticated"] += 1
                     await context.abort(grpc.StatusCode.UNAUTHENTICATED, gone)
                 for start in range(0, len(request.calls), _TAKEN_AT_ONCE):
@@ -292,11 +292,11 @@ class ObjectsService:
             self.sessions -= 1
             if session.unread:  # what it has asked for and does not read is not worth making
                 self._cancel(session, list(session.numbers))
-            inherited = self._dispatcher.forget(session, _Gone(guest))
-            if guest is not None:
-                guest.end_session()
+            inherited = self._dispatcher.forget(session, _Gone(caller))
+            if caller is not None:
+                caller.end_session()
                 # What was sent is under way until it is answered, whoever waits for that.
-                guest.done(session.under_way - inherited)
+                caller.done(session.under_way - inherited)
             session.end_spans()
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
@@ -305,7 +305,7 @@ class ObjectsService:
 
     def _take(self, session: _Session, calls: Sequence[pb.Call]) -> None:
         """Send calls of a session on, or refuse them."""
-        guest = session.guest
+        caller = session.caller
         submit = self._dispatcher.submit
         session.under_way += len(calls)
         for call in calls:
@@ -319,10 +319,10 @@ class ObjectsService:
             if call.notification or call.chain:  # nodes alone may say so
                 call.ClearField("notification")
                 call.ClearField("chain")
-            if guest is None:
+            if caller is None:
                 if call.caller:
                     call.ClearField("caller")
-            elif (refused := self._refusal(guest, call)) is not None:
+            elif (refused := self._refusal(caller, call)) is not None:
                 session.refuse(pb.Reply(id=call.id, error=refused))
                 continue
             if session.spans is not None:
@@ -333,7 +333,7 @@ class ObjectsService:
 
     def _cancel(self, session: _Session, ids: Sequence[int]) -> None:
         """The client waits no more for these calls."""
-        heir = _Gone(session.guest)
+        heir = _Gone(session.caller)
         for client_id in ids:
             if (number := session.numbers.pop(client_id, 0)) and self._dispatcher.cancel(
                 number, heir
@@ -341,11 +341,11 @@ class ObjectsService:
                 session.under_way -= 1
         session.end_spans(frozenset(ids))
 
-    async def _guest(self, context: Any, attempt: int) -> Guest:
+    async def _guest(self, context: Any, attempt: int) -> Caller:
         """Who calls. Ends the call, or the session, when that is not known."""
         assert self._door is not None
         try:
-            return self._door.let_in(context)
+            return self._door.authenticate(context)
         except Refused as refused:
             self.refused["unauthenticated"] += 1
             if self._few.allow():
@@ -396,21 +396,22 @@ class ObjectsService:
         refused = InvalidArgument(message, path="request_id", definite=True, request_id=request_id)
         return not_definite_after(attempt, error_to_proto(refused))
 
-    def _refusal(self, guest: Guest, call: pb.Call) -> pb.Error | None:
-        """Why a call is not taken from this guest; None when it is, and is made out to it."""
+    def _refusal(self, caller: Caller, call: pb.Call) -> pb.Error | None:
+        """Why a call is not taken from this caller; None when it is, and is made out to it."""
         error: HoldfastError
-        if not guest.may(call.kind, call.method):
+        if not caller.may(call.kind, call.method):
             self.refused["permission_denied"] += 1
             error = PermissionDenied(
-                f"{guest.subject} may not call {call.kind[:100]}.{call.method[:100]}", definite=True
+                f"{caller.subject} may not call {call.kind[:100]}.{call.method[:100]}",
+                definite=True,
             )
             if self._few.allow():
-                log.info("permission denied: %s, from %s", error.message, guest.peer)
-        elif (over := guest.take(call)) is not None:
+                log.info("permission denied: %s, from %s", error.message, caller.peer)
+        elif (over := caller.take(call)) is not None:
             self.refused["limit"] += 1
             error = Overloaded(over[0], definite=True, retryable=True, retry_after_s=over[1])
         else:
-            call.caller = guest.caller
+            call.caller = caller.name
             return None
         error.request_id = call.request_id
         return not_definite_after(call.attempt, error_to_proto(error))
@@ -430,7 +431,7 @@ class _Session:
         "_push",
         "_task",
         "_tracing",
-        "guest",
+        "caller",
         "numbers",
         "spans",
         "under_way",
@@ -441,10 +442,10 @@ class _Session:
     def __init__(
         self,
         task: asyncio.Task[Any] | None,
-        guest: Guest | None = None,
+        caller: Caller | None = None,
         tracing: Tracing | None = None,
     ) -> None:
-        self.guest = guest
+        self.caller = caller
         self._tracing = tracing
         # by the client's number of the call
         self.spans: dict[int, Span] | None = None if tracing is None else {}
@@ -460,8 +461,8 @@ class _Session:
     def push(self, reply: pb.Reply, size: int) -> None:
         self.under_way -= 1
         self.numbers.pop(reply.id, None)
-        if self.guest is not None:
-            self.guest.done(1)
+        if self.caller is not None:
+            self.caller.done(1)
         if self.spans is not None and (span := self.spans.pop(reply.id, None)) is not None:
             assert self._tracing is not None
             self._tracing.ended(span, None if reply.result else reply.error)
@@ -533,8 +534,8 @@ class _Gone:
 
     __slots__ = ("_guest",)
 
-    def __init__(self, guest: Guest | None) -> None:
-        self._guest = guest
+    def __init__(self, caller: Caller | None) -> None:
+        self._guest = caller
 
     def push(self, reply: pb.Reply, size: int) -> None:
         if self._guest is not None:
@@ -546,8 +547,8 @@ class _Waiting:
 
     __slots__ = ("_guest", "future")
 
-    def __init__(self, guest: Guest | None) -> None:
-        self._guest = guest
+    def __init__(self, caller: Caller | None) -> None:
+        self._guest = caller
         self.future: asyncio.Future[pb.Reply] = asyncio.get_running_loop().create_future()
 
     def push(self, reply: pb.Reply, size: int) -> None:

@@ -9,7 +9,7 @@ from holdfast.errors import code_name
 from holdfast.metrics import Histogram, counter, gauge, histogram
 from holdfast.processes import version
 from holdfast.tls import Certificates
-from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.membership.view_watcher import ViewWatcher
 from holdfast_cluster.process.metrics import certificate_metrics, dispatcher_metrics, feed_metrics
 from holdfast_cluster.routing.dispatch import Dispatcher
 from prometheus_client.core import Metric
@@ -24,7 +24,7 @@ class GatewayMetrics:
 
     objects: ObjectsService
     dispatcher: Dispatcher
-    feed: ViewFeed
+    feed: ViewWatcher
     loop_lag: Histogram
     certificates: Certificates | None
     access: AccessFile | None

@@ -16,7 +16,7 @@ from holdfast_cluster.clocks.cluster_time import Time
 from holdfast_cluster.membership.guarded import GuardedEtcd
 from holdfast_cluster.membership.lineage import Memory
 from holdfast_cluster.membership.member import agree_on_settings
-from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.membership.view_watcher import ViewWatcher
 from holdfast_cluster.placement.model import Keys
 from holdfast_cluster.process.time_keeper import TimeKeeper, Voter
 from holdfast_cluster.process.watched import Watched, settle_garbage
@@ -25,7 +25,7 @@ from holdfast_cluster.routing.nodes import Nodes
 
 from holdfast_gateway.admin.service import AdminService, guarded
 from holdfast_gateway.admission.access import AccessFile
-from holdfast_gateway.admission.auth import Door
+from holdfast_gateway.admission.auth import Authenticator
 from holdfast_gateway.edges.grpc import ObjectsService
 from holdfast_gateway.process.config import GatewayConfig
 from holdfast_gateway.process.metrics import GatewayMetrics
@@ -76,20 +76,22 @@ class GatewayServer:
         access: AccessFile | None,
     ) -> None:
         config = self._config
-        feed = ViewFeed(etcd, keys, Memory(cluster), f"a gateway at {socket.gethostname()}:{port}")
+        feed = ViewWatcher(
+            etcd, keys, Memory(cluster), f"a gateway at {socket.gethostname()}:{port}"
+        )
         certificates = config.certificates
         dispatcher = Dispatcher(feed, config.dispatch, certificates=certificates)
-        door = None if access is None else Door(access)
+        authenticator = None if access is None else Authenticator(access)
         tracing = (
             None
             if not config.trace
             else trace_process("holdfast-gateway", f"{socket.gethostname()}:{port}", config.trace)
         )
         time = Time()
-        objects = ObjectsService(dispatcher, door, tracing, time, config.sessions_max)
+        objects = ObjectsService(dispatcher, authenticator, tracing, time, config.sessions_max)
         nodes = Nodes(feed, certificates)
         admin = AdminService(
-            feed, dispatcher, etcd, keys, config.cluster, nodes, door, objects.refused
+            feed, dispatcher, etcd, keys, config.cluster, nodes, authenticator, objects.refused
         )
         server.add_generic_rpc_handlers((objects.handlers(), guarded(admin)))
         watched = Watched(config.listen.rpartition(":")[0], config.health_port, config.metrics_port)

@@ -24,7 +24,7 @@ from holdfast.errors import HoldfastError, LacksKind
 from holdfast_cluster.membership.etcd import Etcd, EtcdError, put
 from holdfast_cluster.membership.kinds import KnownKinds
 from holdfast_cluster.membership.member import Membership
-from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.membership.view_watcher import ViewWatcher
 from holdfast_cluster.placement.model import Hosting, Keys, Member, View, encode
 
 from holdfast_node.log.shards import Shard, Shards
@@ -217,7 +217,7 @@ def _was_handed_over(view: View, shard: Shard) -> bool:
 
 
 async def tell(
-    kinds: ShardKinds, feed: ViewFeed, etcd: Etcd, keys: Keys, membership: Membership
+    kinds: ShardKinds, feed: ViewWatcher, etcd: Etcd, keys: Keys, membership: Membership
 ) -> None:
     """Write what the shards need under the member's lease, when it has changed; until cancelled."""
     told: tuple[Hosting, int] | None = None

@@ -12,7 +12,7 @@ from holdfast_cluster.clocks.boottime import boottime
 from holdfast_cluster.clocks.cluster_time import Time
 from holdfast_cluster.membership.controller import Controller
 from holdfast_cluster.membership.member import Membership
-from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.membership.view_watcher import ViewWatcher
 from holdfast_cluster.process.metrics import certificate_metrics, dispatcher_metrics, feed_metrics
 from holdfast_cluster.routing.dispatch import Dispatcher
 from prometheus_client.core import Metric
@@ -45,7 +45,7 @@ class NodeMetrics:
     controller: Controller
     membership: Membership
     dispatcher: Dispatcher
-    feed: ViewFeed
+    feed: ViewWatcher
     loop_lag: Histogram
     memory_max_bytes: int
     certificates: Certificates | None

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import uvloop
@@ -16,7 +18,7 @@ from holdfast import logs
 from holdfast.channels import AddressInUse
 from holdfast.loading import AppError, load_app
 from holdfast.options import certificates, common_options, explicit_settings, option
-from holdfast.processes import prefer_batches, raise_file_limit, told_as_refusal, whys
+from holdfast.processes import raise_file_limit, told_as_refusal, use_batch_scheduling, whys
 from holdfast.tracing import TracingMissing
 from holdfast_cluster.membership.etcd import etcd_tls
 from holdfast_cluster.membership.member import Refused
@@ -37,6 +39,56 @@ REFUSALS = (AppError, StoreError, WrongDirectory, Refused, AddressInUse, ValueEr
 _RESTART_BACKOFF_S = (1.0, 30.0)
 # the fsync thread gets the GIL back soon; with 5 ms, the default, a busy loop holds replies up
 _SWITCH_INTERVAL_S = 0.0005
+
+
+@dataclass(frozen=True)
+class NodeOptions:
+    """What `holdfast node` is told, as its options are named."""
+
+    app: str
+    data: Path
+    name: str | None
+    listen: str
+    advertise: str | None
+    stream_listen: str | None
+    stream_advertise: str | None
+    host: str
+    zone: str
+    weight: int
+    workers: int
+    members_min: int | None
+    lease_ttl: int
+    turn_timeout: float
+    idle: float
+    activations_max: int
+    mailbox_max: int
+    in_flight_max: int
+    memory_max_mb: int
+    repair_after: float
+    move_rate: float
+    backlog_rate: float
+    replies_window: float
+    drain_timeout: float
+    disk_reserve: int
+    etcd_endpoints: str
+    etcd_ca: Path | None
+    etcd_cert: Path | None
+    etcd_key: Path | None
+    tls_cert: Path | None
+    tls_key: Path | None
+    tls_ca: Path | None
+    tls_name: str | None
+    insecure: bool
+    health_port: int | None
+    cluster: str
+    shards: int | None
+    replication: int | None
+    min_in_sync: int | None
+    points: int | None
+    metrics_port: int | None
+    trace: float
+    log_level: str
+    log_format: str
 
 
 @click.command(short_help="Run a node: it owns shards and runs your objects.")
@@ -122,52 +174,7 @@ _SWITCH_INTERVAL_S = 0.0005
     help="MiB to keep free on the disk of DATA: with less the node is full; 0: do not look.",
 )
 @common_options
-def node(
-    app: str,
-    data: Path,
-    name: str | None,
-    listen: str,
-    advertise: str | None,
-    stream_listen: str | None,
-    stream_advertise: str | None,
-    host: str,
-    zone: str,
-    weight: int,
-    workers: int,
-    members_min: int | None,
-    lease_ttl: int,
-    turn_timeout: float,
-    idle: float,
-    activations_max: int,
-    mailbox_max: int,
-    in_flight_max: int,
-    memory_max_mb: int,
-    repair_after: float,
-    move_rate: float,
-    backlog_rate: float,
-    replies_window: float,
-    drain_timeout: float,
-    disk_reserve: int,
-    etcd_endpoints: str,
-    etcd_ca: Path | None,
-    etcd_cert: Path | None,
-    etcd_key: Path | None,
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    tls_ca: Path | None,
-    tls_name: str | None,
-    insecure: bool,
-    health_port: int | None,
-    cluster: str,
-    shards: int | None,
-    replication: int | None,
-    min_in_sync: int | None,
-    points: int | None,
-    metrics_port: int | None,
-    trace: float,
-    log_level: str,
-    log_format: str,
-) -> None:
+def node(**given: Any) -> None:
     """Run a node with the kinds of APP (a file or a module, with `:name` if it holds several Apps).
 
     \b
@@ -176,68 +183,74 @@ def node(
       holdfast node shop.app --data ./data --workers 8 --listen 0.0.0.0:7401 \\
         --stream-listen 0.0.0.0:7501 --advertise 10.0.0.5:7401
     """
-    if workers > 1:
+    options = NodeOptions(**given)
+    if options.workers > 1:
         raise SystemExit(
             _supervise(
                 sys.argv[1:],
-                workers,
-                data,
+                options.workers,
+                options.data,
                 {
-                    "listen": listen,
-                    "advertise": advertise,
-                    "stream-listen": stream_listen,
-                    "stream-advertise": stream_advertise,
+                    "listen": options.listen,
+                    "advertise": options.advertise,
+                    "stream-listen": options.stream_listen,
+                    "stream-advertise": options.stream_advertise,
                 },
-                {"metrics-port": metrics_port, "health-port": health_port},
-                name,
-                members_min or max(workers, replication or 3),
+                {"metrics-port": options.metrics_port, "health-port": options.health_port},
+                options.name,
+                options.members_min or max(options.workers, options.replication or 3),
             )
         )
     try:
         config = NodeConfig(
-            app=app,
-            data=data,
-            etcd_endpoints=tuple(etcd_endpoints.split(",")),
-            etcd_tls=etcd_tls(etcd_ca, etcd_cert, etcd_key),
-            insecure=insecure,
-            health_port=health_port,
-            cluster=cluster,
-            name=name,
-            listen=listen,
-            advertise=advertise,
-            stream_listen=stream_listen,
-            stream_advertise=stream_advertise,
-            metrics_port=metrics_port,
-            trace=trace,
-            certificates=certificates(cluster, tls_cert, tls_key, tls_ca, tls_name),
-            host=host,
-            zone=zone,
-            weight=weight,
-            settings=explicit_settings(
-                shards=shards, replication=replication, min_in_sync=min_in_sync, points=points
+            app=options.app,
+            data=options.data,
+            etcd_endpoints=tuple(options.etcd_endpoints.split(",")),
+            etcd_tls=etcd_tls(options.etcd_ca, options.etcd_cert, options.etcd_key),
+            insecure=options.insecure,
+            health_port=options.health_port,
+            cluster=options.cluster,
+            name=options.name,
+            listen=options.listen,
+            advertise=options.advertise,
+            stream_listen=options.stream_listen,
+            stream_advertise=options.stream_advertise,
+            metrics_port=options.metrics_port,
+            trace=options.trace,
+            certificates=certificates(
+                options.cluster, options.tls_cert, options.tls_key, options.tls_ca, options.tls_name
             ),
-            members_min=members_min,
-            lease_ttl_s=lease_ttl,
-            replies_window_s=replies_window,
-            repair_after_s=repair_after,
-            move_rate=move_rate * 1e6,
-            drain_timeout_s=drain_timeout,
-            memory_max_bytes=memory_max_mb << 20,
-            disk_reserve_bytes=disk_reserve << 20,
+            host=options.host,
+            zone=options.zone,
+            weight=options.weight,
+            settings=explicit_settings(
+                shards=options.shards,
+                replication=options.replication,
+                min_in_sync=options.min_in_sync,
+                points=options.points,
+            ),
+            members_min=options.members_min,
+            lease_ttl_s=options.lease_ttl,
+            replies_window_s=options.replies_window,
+            repair_after_s=options.repair_after,
+            move_rate=options.move_rate * 1e6,
+            drain_timeout_s=options.drain_timeout,
+            memory_max_bytes=options.memory_max_mb << 20,
+            disk_reserve_bytes=options.disk_reserve << 20,
             limits=EngineLimits(
-                in_flight_max=in_flight_max,
-                mailbox_max=mailbox_max,
-                turn_timeout_s=turn_timeout,
-                activations_max=activations_max,
-                idle_s=idle,
-                outbox=OutboxLimits(backlog_per_s=backlog_rate),
+                in_flight_max=options.in_flight_max,
+                mailbox_max=options.mailbox_max,
+                turn_timeout_s=options.turn_timeout,
+                activations_max=options.activations_max,
+                idle_s=options.idle,
+                outbox=OutboxLimits(backlog_per_s=options.backlog_rate),
             ),
         )
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     raise_file_limit()
-    prefer_batches()
-    logs.configure(name or "node", log_level, log_format)
+    use_batch_scheduling()
+    logs.configure(options.name or "node", options.log_level, options.log_format)
     try:
         _until_it_ends(config)
     except (*REFUSALS, ExceptionGroup) as error:

@@ -9,7 +9,7 @@ import logging
 from holdfast_cluster.clocks.boottime import boottime
 from holdfast_cluster.membership.etcd import EtcdError
 from holdfast_cluster.membership.member import Membership
-from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.membership.view_watcher import ViewWatcher
 from holdfast_cluster.placement.model import View
 
 from holdfast_node.replication.replication import Replication
@@ -31,7 +31,7 @@ class DiskState:
         self,
         watch: DiskWatch,
         membership: Membership,
-        feed: ViewFeed,
+        feed: ViewWatcher,
         copies: Replication | SingleCopies,
     ) -> None:
         self._watch = watch

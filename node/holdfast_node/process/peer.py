@@ -22,7 +22,7 @@ from holdfast.errors import (
     grpc_status,
 )
 from holdfast.frames import BACKLOG_BYTES_MAX, MESSAGES_MAX, FrameWriter, too_many
-from holdfast.logs import Few
+from holdfast.logs import RateLimitedLog
 from holdfast.tls import Certificates, names_of
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clocks.boottime import boottime
@@ -82,7 +82,7 @@ class PeerService:
         self._links = links
         self._snapshots = snapshots
         self._certificates = certificates
-        self._few = Few()
+        self._few = RateLimitedLog()
         self.accepting = True
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -213,7 +213,7 @@ class WaitingRoom:
         self._listen = listen
         self._certificates = certificates
         self._report = report
-        self._few = Few()
+        self._few = RateLimitedLog()
 
     async def __aenter__(self) -> None:
         async def known(request: peer_pb2.KnownRequest) -> peer_pb2.KnownResponse:
@@ -239,7 +239,9 @@ class WaitingRoom:
         await self._server.stop(None)
 
 
-async def _check_process(certificates: Certificates | None, few: Few, context: Any) -> None:
+async def _check_process(
+    certificates: Certificates | None, few: RateLimitedLog, context: Any
+) -> None:
     if certificates is not None and not certificates.is_process(names_of(context)):
         shown = ", ".join(names_of(context)) or "no name"
         if few.allow():

@@ -13,7 +13,7 @@ from holdfast.processes import Stopped, unless_stopped
 from holdfast_cluster.membership.access import ClusterAccess
 from holdfast_cluster.membership.guarded import GuardedEtcd
 from holdfast_cluster.membership.member import agree_on_settings
-from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.membership.view_watcher import ViewWatcher
 from holdfast_cluster.placement.model import ClusterSettings, Keys
 from holdfast_cluster.process.watched import Watched
 
@@ -83,7 +83,7 @@ class NodeServer:
             directory.claim(settings.id)
             flusher = Flusher(store)
             memory = KeptAssignments(settings.id, store, flusher)
-            feed = ViewFeed(etcd, keys, memory, f"node {node_id}")
+            feed = ViewWatcher(etcd, keys, memory, f"node {node_id}")
             cluster = ClusterAccess(etcd, keys, settings, feed, config.certificates)
             self.node = Node(config, self._app, cluster, directory, memory, flusher, watch)
             return await self.node.serve(stop)

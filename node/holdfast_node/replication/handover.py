@@ -38,8 +38,8 @@ class Handovers:
 
     def tick(self, view: View) -> None:
         now = boottime()
-        for copy in self._replicas.restless():
-            if copy.replica.cornered(now):
+        for copy in self._replicas.unsettled():
+            if copy.replica.isolated(now):
                 self._abdicate(copy, view)
                 continue
             if copy.replica.concedes_to or copy.replica.unheard(now):

@@ -161,7 +161,7 @@ class Replicas:
         self._orders: dict[int, int] = {}  # by shard, of the newest assignment that was shown
         self._now = boottime()
         self._ticks = 0
-        self._restless: set[Copy] = set()  # owned, and not as they should be
+        self._unsettled: set[Copy] = set()  # owned, and not as they should be
         self._hurry_until = 0.0
         self._unseen = False  # committed changes are staged that no activation knows of
         self._numbers: dict[Copy, int] = {}
@@ -178,9 +178,9 @@ class Replicas:
     def get(self, number: int) -> Copy | None:
         return self._copies.get(number)
 
-    def restless(self) -> Iterable[Copy]:
+    def unsettled(self) -> Iterable[Copy]:
         """The owned copies that do not serve, or whose assignment is to change."""
-        return list(self._restless)
+        return list(self._unsettled)
 
     # -- what happens
 
@@ -288,7 +288,7 @@ class Replicas:
         due = (
             self._copies.values()
             if hurry
-            else self._restless | self._in_turn[self._ticks % _TICKS_ROUND]
+            else self._unsettled | self._in_turn[self._ticks % _TICKS_ROUND]
         )
         for copy in list(due):
             self._do(copy, tick)
@@ -574,9 +574,9 @@ class Replicas:
             assignment = copy.replica.assignment
             if copy.shard is None or assignment is None:
                 if copy.replica.owning:
-                    self._restless.add(copy)
+                    self._unsettled.add(copy)
                 else:
-                    self._restless.discard(copy)
+                    self._unsettled.discard(copy)
                 continue
             copy.shard.until = copy.replica.serves_until(self._now)
             copy.shard.read_only = copy.replica.read_only() or self._surroundings.full(assignment)
@@ -586,9 +586,9 @@ class Replicas:
                 or assignment.leaving
                 or assignment.handover
             ):
-                self._restless.add(copy)
+                self._unsettled.add(copy)
             else:
-                self._restless.discard(copy)
+                self._unsettled.discard(copy)
 
     @_ends_the_node
     def _persisted(self, numbers: dict[Copy, int]) -> None:

@@ -21,7 +21,7 @@ from holdfast_node.replication.handover import Handovers
 from holdfast_node.replication.host import Replicas
 from holdfast_node.replication.links import Links
 from holdfast_node.replication.snapshots import SnapshotReceiver, SnapshotSender
-from holdfast_node.replication.swaps import EtcdSwaps
+from holdfast_node.replication.swaps import EtcdReconfigurations
 from holdfast_node.store.assignments import KeptAssignments
 from holdfast_node.store.disk_space import DiskWatch
 
@@ -59,7 +59,7 @@ class Replication:
         disk = CopyStore(store)
         settings = ReplicationSettings(min_in_sync=cluster.settings.writable_from)
         self.links = Links(identity, self, cluster.certificates)
-        self.swaps = EtcdSwaps(cluster.etcd, cluster.keys, self._swapped)
+        self.swaps = EtcdReconfigurations(cluster.etcd, cluster.keys, self._swapped)
         self.replicas = Replicas(node, disk, flusher, shards, settings, self)
         self.sender = SnapshotSender(
             store, self.replicas, self.links, identity, move_rate, cluster.certificates

@@ -17,7 +17,7 @@ _Asked = tuple[int, bytes, Assignment]
 _RETRY_S = 0.2
 
 
-class EtcdSwaps:
+class EtcdReconfigurations:
     """Implements `holdfast_node.replication.host.Swaps`.
 
     `answer`: shard, what was written (None: nobody knows whether it was), and what was to be

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,28 @@ LOAD_S = 60.0
 _UNSEEN_S = 3.0  # how long a restarted node is given when nobody tells whether it is back
 _COLORS = {"warning": "yellow", "error": "red", "critical": "red"}
 _OWN = ("holdfast", "etcd")
+
+
+@dataclass(frozen=True)
+class DevOptions:
+    """What `holdfast dev` is told, as its options are named."""
+
+    app: str
+    nodes: int
+    replication: int | None
+    gateways: int
+    port: int
+    metrics_port: int | None
+    data: Path | None
+    reload: bool
+    verbose: bool
+    access: Path | None
+    token_file: Path | None
+    tls_cert: Path | None
+    tls_key: Path | None
+    tls_ca: Path | None
+    tls_name: str | None
+    client_ca: Path | None
 
 
 @click.command(short_help="Run a whole cluster on this machine.")
@@ -96,24 +119,7 @@ _OWN = ("holdfast", "etcd")
 )
 @option("--tls-name", help="The DNS name that those have. Default: default.holdfast.")
 @option("--client-ca", type=_FILE, help="CA of clients' certificates, for the gateways.")
-def dev(
-    app: str,
-    nodes: int,
-    replication: int | None,
-    gateways: int,
-    port: int,
-    metrics_port: int | None,
-    data: Path | None,
-    reload: bool,
-    verbose: bool,
-    access: Path | None,
-    token_file: Path | None,
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    tls_ca: Path | None,
-    tls_name: str | None,
-    client_ca: Path | None,
-) -> None:
+def dev(**given: Any) -> None:
     """Run etcd, nodes and gateways for APP on loopback until Ctrl-C, which ends every process that
     was started.
 
@@ -126,62 +132,77 @@ def dev(
       holdfast dev shop/app.py --nodes 3 --data ./dev-data
       holdfast dev shop.app --no-reload
     """
+    options = DevOptions(**given)
+    data = options.data
     try:
-        kinds = load_app(app).kinds
+        kinds = load_app(options.app).kinds
     except AppError as error:
         raise click.ClickException(str(error)) from None
     folder = data or Path(tempfile.mkdtemp(prefix="holdfast-dev-"))
-    if data is not None and (known := _nodes_of(data)) and known != nodes:
+    if data is not None and (known := _nodes_of(data)) and known != options.nodes:
         raise click.ClickException(
             f"{data} has {known} nodes, and what they own is with them: use --nodes {known}"
         )
     # what is wrong with them is told now
-    certificates("default", tls_cert, tls_key, tls_ca, tls_name, client_ca)
-    tls = _options(
-        ("--tls-cert", tls_cert),
-        ("--tls-key", tls_key),
-        ("--tls-ca", tls_ca),
-        ("--tls-name", tls_name),
+    certificates(
+        "default",
+        options.tls_cert,
+        options.tls_key,
+        options.tls_ca,
+        options.tls_name,
+        options.client_ca,
     )
-    copies = replication or min(nodes, 3)
+    tls = _options(
+        ("--tls-cert", options.tls_cert),
+        ("--tls-key", options.tls_key),
+        ("--tls-ca", options.tls_ca),
+        ("--tls-name", options.tls_name),
+    )
+    copies = options.replication or min(options.nodes, 3)
     cluster = LocalCluster(folder)
-    if tls_ca is not None:
-        shown = (tls_cert, tls_key) if client_ca is not None else (None, None)
-        cluster.gateway_tls = TLS(tls_ca, *shown, tls_name or "default.holdfast")
-    told = Terminal(cluster, verbose)
+    if options.tls_ca is not None:
+        shown = (
+            (options.tls_cert, options.tls_key) if options.client_ca is not None else (None, None)
+        )
+        cluster.gateway_tls = TLS(options.tls_ca, *shown, options.tls_name or "default.holdfast")
+    told = Terminal(cluster, options.verbose)
     session = _Session(
         cluster,
         told,
-        app,
-        f"127.0.0.1:{port}",
-        None if token_file is None else token_file.read_text().strip(),
+        options.app,
+        f"127.0.0.1:{options.port}",
+        None if options.token_file is None else options.token_file.read_text().strip(),
     )
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, session.stop)
     try:
-        what = f"etcd, {_number(gateways, 'gateway')} and {_number(nodes, 'node')}"
-        told.say(f"starting {what} for {app}: {', '.join(sorted(kinds))}")
+        what = f"etcd, {_number(options.gateways, 'gateway')} and {_number(options.nodes, 'node')}"
+        told.say(f"starting {what} for {options.app}: {', '.join(sorted(kinds))}")
         cluster.start_etcd()
         pages = iter(
-            () if metrics_port is None else range(metrics_port, metrics_port + gateways + nodes)
+            ()
+            if options.metrics_port is None
+            else range(
+                options.metrics_port, options.metrics_port + options.gateways + options.nodes
+            )
         )
-        own = _options(("--access", access), ("--client-ca", client_ca))
-        for i in range(gateways):
-            cluster.start_gateway(f"gateway{i + 1}", port + i, *tls, *own, *_page(pages))
-        for i in range(1, nodes + 1):
-            settings = ("--members-min", str(nodes), "--replication", str(copies))
-            cluster.start_node(f"n{i}", app, *settings, *tls, *_page(pages))
+        own = _options(("--access", options.access), ("--client-ca", options.client_ca))
+        for i in range(options.gateways):
+            cluster.start_gateway(f"gateway{i + 1}", options.port + i, *tls, *own, *_page(pages))
+        for i in range(1, options.nodes + 1):
+            settings = ("--members-min", str(options.nodes), "--replication", str(copies))
+            cluster.start_node(f"n{i}", options.app, *settings, *tls, *_page(pages))
         session.wait_ready()
         if not session.stopping:
-            what = f"{_number(nodes, 'node')}, {copies} copies of each shard"
+            what = f"{_number(options.nodes, 'node')}, {copies} copies of each shard"
             told.say(
-                f"ready: {what}, gateway at 127.0.0.1:{port}, etcd at {cluster.etcd}, logs in"
-                f" {folder / 'logs'}",
+                f"ready: {what}, gateway at 127.0.0.1:{options.port}, etcd at {cluster.etcd},"
+                f" logs in {folder / 'logs'}",
                 timed=True,
             )
         told.look()
         told.starting = False
-        session.run(source_folder(app) if reload else None, folder)
+        session.run(source_folder(options.app) if options.reload else None, folder)
     except ClusterFailed as failed:
         where, data = folder / "logs", folder  # they stay, for whoever looks for the reason
         raise click.ClickException(f"{failed}\n(logs: {where})") from None

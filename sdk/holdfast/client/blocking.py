@@ -34,7 +34,7 @@ from holdfast.client.client import (
     delay_ms,
     retry_pause,
 )
-from holdfast.client.retry_budget import RATIO, Budgets
+from holdfast.client.retry_budget import RATIO, RetryBudgets
 from holdfast.deadlines import checked_timeout
 from holdfast.errors import (
     DeadlineExceeded,
@@ -96,7 +96,7 @@ class BlockingClient:
         self._connections: _Connections | None = None
         self._lock = threading.Lock()
         self._use = random.randrange(len(self._endpoints))
-        self._budgets = Budgets(self._retry_budget)
+        self._budgets = RetryBudgets(self._retry_budget)
         self._budgets_lock = threading.Lock()
 
     def before_fork(self) -> bool:

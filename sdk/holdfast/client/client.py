@@ -24,7 +24,7 @@ import grpc
 from holdfast.app import kind_name
 from holdfast.channels import MESSAGE_BYTES_MAX, check_address, open_client_channel
 from holdfast.client import forks
-from holdfast.client.retry_budget import RATIO, Budgets
+from holdfast.client.retry_budget import RATIO, RetryBudgets
 from holdfast.deadlines import Deadlines, checked_timedelta, checked_timeout
 from holdfast.errors import (
     DeadlineExceeded,
@@ -118,7 +118,7 @@ class Client:
         self._token = token
         self._tracing = ClientTracing(of_application()) if tracing else None
         self._timeout = checked_timeout(timeout)
-        self._budgets = Budgets(retry_budget)
+        self._budgets = RetryBudgets(retry_budget)
         self._ids = RequestIds()
         self._number = 0
         self._pending: dict[int, _Pending] = {}

@@ -17,7 +17,7 @@ _FIRST = 10.0
 _TARGETS_MAX = 1_000
 
 
-class Budget:
+class RetryBudget:
     """Tokens for retries: `ratio` of one for each call, at most 100, and 10 at the beginning (none,
     if `ratio` is 0)."""
 
@@ -39,7 +39,7 @@ class Budget:
         self._tokens -= 1
 
 
-class Budgets:
+class RetryBudgets:
     """The budget of a client, and one for each target: one that is in trouble does not use up what
     the others have."""
 
@@ -47,8 +47,8 @@ class Budgets:
         if not 0 <= ratio <= 1:
             raise ValueError(f"retry_budget is {ratio}; 0 to 1")
         self._ratio = ratio
-        self._all = Budget(ratio)
-        self._targets: OrderedDict[str, Budget] = OrderedDict()
+        self._all = RetryBudget(ratio)
+        self._targets: OrderedDict[str, RetryBudget] = OrderedDict()
         self._calls: Counter[str] = Counter()
         self._calls_of_all = 0
 
@@ -63,7 +63,7 @@ class Budgets:
         calls = self._calls[target]
         budget = self._targets.get(target)
         if budget is None:
-            budget = self._targets[target] = Budget(self._ratio)
+            budget = self._targets[target] = RetryBudget(self._ratio)
             if len(self._targets) > _TARGETS_MAX:
                 self._calls.pop(self._targets.popitem(last=False)[0], None)
         if not calls or not budget.has(calls) or not self._all.has(self._calls_of_all):

@@ -7,7 +7,9 @@ import random
 import shutil
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import uvloop
@@ -33,6 +35,21 @@ _START_S, _CHECK_S = (
 )
 _CALL_TIMEOUT_S = 30.0
 _THINK_S = 0.08
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What `holdfast verify` is told, as its options are named."""
+
+    duration: float
+    faults: str
+    seed: int | None
+    nodes: int
+    replication: int | None
+    clients: int
+    target: str | None
+    picture: Path
+    as_json: bool
 
 
 @click.command(short_help="Break a cluster on purpose and check that it kept its promises.")
@@ -75,17 +92,7 @@ _THINK_S = 0.08
     help="Where the timeline is drawn.",
 )
 @local_option("--json", "as_json", is_flag=True, default=False, help="Print the report as JSON.")
-def verify(
-    duration: float,
-    faults: str,
-    seed: int | None,
-    nodes: int,
-    replication: int | None,
-    clients: int,
-    target: str | None,
-    picture: Path,
-    as_json: bool,
-) -> None:
+def verify(**given: Any) -> None:
     """Run a cluster under load and faults, then check every reply: nothing acknowledged is lost,
     nothing happened twice, nothing happened of which an error said that it certainly had not, and
     there is an order of all calls that explains what each of them answered. Exit status 1 when a
@@ -97,21 +104,27 @@ def verify(
       holdfast verify --duration 600 --faults kill,pause --seed 7
       holdfast verify --target 127.0.0.1:7400 --duration 30
     """
-    wanted = [fault for fault in faults.split(",") if fault]
+    options = VerifyOptions(**given)
+    seed = options.seed
+    wanted = [fault for fault in options.faults.split(",") if fault]
     if unknown := set(wanted) - set(FAULTS):
         raise click.ClickException(
             f"--faults {', '.join(sorted(unknown))}: there are {', '.join(FAULTS)}"
         )
-    if target is not None:
+    if options.target is not None:
         wanted = []
     seed = random.randrange(1_000_000) if seed is None else seed
     folder = Path(tempfile.mkdtemp(prefix="holdfast-verify-"))
-    run = _Run(duration, wanted, seed, clients, as_json)
-    victims = Victims(folder, nodes, replication or min(nodes, 3)) if target is None else None
-    if not as_json:
-        click.echo(_announced(wanted, duration, target))
+    run = _Run(options.duration, wanted, seed, options.clients, options.as_json)
+    victims = (
+        Victims(folder, options.nodes, options.replication or min(options.nodes, 3))
+        if options.target is None
+        else None
+    )
+    if not options.as_json:
+        click.echo(_announced(wanted, options.duration, options.target))
     try:
-        uvloop.run(run.go(victims, target))
+        uvloop.run(run.go(victims, options.target))
     except Exception as error:
         run.failed = told_as_refusal(error, (ClusterFailed, HoldfastError)).message
     verdict = (
@@ -121,12 +134,16 @@ def verify(
         if run.failed
         else KEPT
     )
-    where = f"{nodes} nodes, {replication or min(nodes, 3)} copies" if target is None else target
+    where = (
+        f"{options.nodes} nodes, {options.replication or min(options.nodes, 3)} copies"
+        if options.target is None
+        else options.target
+    )
     facts = f"{time.strftime('%Y-%m-%d %H:%M')}, holdfast {version()}, {where}"
-    picture.write_text(
+    options.picture.write_text(
         draw(run.made, run.bands, run.seconds, f"holdfast verify, seed {seed}", verdict, facts)
     )
-    run.report(picture)
+    run.report(options.picture)
     if run.findings.broken or run.failed:
         kept = folder / "logs"
         click.echo(f"logs: {kept}", err=True)

@@ -103,7 +103,9 @@ def _plans_joining_ones_in_sync(view: View, members_min: int, *given: Any) -> li
 
 
 def _plans_without_generations(view: View, members_min: int, *given: Any) -> list[Transition]:
-    return [msgspec_replace(transition, born=0) for transition in plan(view, members_min, *given)]
+    return [
+        msgspec_replace(transition, void_before=0) for transition in plan(view, members_min, *given)
+    ]
 
 
 def msgspec_replace(transition: Transition, **changes: Any) -> Transition:

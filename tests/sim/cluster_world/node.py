@@ -10,7 +10,7 @@ from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.membership.guarded import GuardedEtcd
 from holdfast_cluster.membership.lineage import Memory
 from holdfast_cluster.membership.member import Refused, agree_on_settings
-from holdfast_cluster.membership.view_watcher import ViewFeed
+from holdfast_cluster.membership.view_watcher import ViewWatcher
 from holdfast_cluster.placement.model import Keys
 from holdfast_cluster.routing.dispatch import Dispatcher, DispatchLimits
 from holdfast_node.log.shards import Shards
@@ -168,7 +168,7 @@ class Gateway:
         keys = Keys(CLUSTER)
         etcd = GuardedEtcd(ENDPOINTS, keys)
         settings = await agree_on_settings(etcd, keys, None, {})
-        feed = ViewFeed(etcd, keys, Memory(settings.id), f"gateway {self.machine.name}")
+        feed = ViewWatcher(etcd, keys, Memory(settings.id), f"gateway {self.machine.name}")
         self.dispatcher = Dispatcher(feed, DispatchLimits())
         await feed.run()
 

@@ -112,7 +112,7 @@ class Release(msgspec.Struct, frozen=True, gc=False):
 
 
 class Abdicate(msgspec.Struct, frozen=True, gc=False):
-    """Give the shard to another in-sync replica, though it is not heard: this owner is `cornered`,
+    """Give the shard to another in-sync replica, though it is not heard: this owner is `isolated`,
     and the other is a member."""
 
     to: str

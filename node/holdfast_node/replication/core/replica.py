@@ -363,7 +363,7 @@ class Replica:
             case Release(to, incarnation):
                 self._release(to, incarnation, now)
             case Abdicate(to, incarnation):
-                if self.cornered(now):
+                if self.isolated(now):
                     self._give_to(to, incarnation)
             case Concede(to, incarnation):
                 if self._swapping is None and (to == self.concedes_to or self.unheard(now)):
@@ -672,12 +672,14 @@ class Replica:
         if assignment.epoch < self.epoch:
             return  # a message has told of a later one
         mine = self._is_mine(assignment)
-        if assignment.born > self.last.epoch and assignment.keeper != self.me:
+        if assignment.void_before > self.last.epoch and assignment.keeper != self.me:
             # Others' copies are void. The owner begins so far behind them that no old log can pass
             # for a part of the new one.
             void = self.last != (0, 0)
             if assignment.owner == self.me:
-                self._drop(Position(assignment.born, assignment.born * SEQS_PER_BIRTH))
+                self._drop(
+                    Position(assignment.void_before, assignment.void_before * SEQS_PER_BIRTH)
+                )
             elif void:
                 self._drop(Position(0, 0))
         if mine and not (self.owning and assignment.epoch == self.epoch):
@@ -820,7 +822,7 @@ class Replica:
         committed. Tells when both have some that the other has not.
         """
         assert self.assignment is not None
-        if theirs.last.epoch < self.assignment.born and name != self.assignment.keeper:
+        if theirs.last.epoch < self.assignment.void_before and name != self.assignment.keeper:
             return True  # an operator has given up on it; it has not heard so yet
         same = parting(self.chain, self.last_seq, theirs.chain, theirs.last.seq)
         if not turns_between(theirs.chain, same, theirs.high):
@@ -1173,7 +1175,7 @@ class Replica:
         ):
             self._give_to(to, incarnation)
 
-    def cornered(self, now: float) -> bool:
+    def isolated(self, now: float) -> bool:
         """Whether this owner hears too few replicas to go on writing, and could waive promises,
         since it has served."""
         if (
