@@ -196,7 +196,7 @@ def _bench(
     cluster = LocalCluster(folder)
     try:
         echo_port = free_port()
-        echo = subprocess.Popen([sys.executable, "-m", "holdfast.bench", str(echo_port)])
+        echo = subprocess.Popen([sys.executable, "-m", "holdfast.cli.bench", str(echo_port)])
         cluster.processes["echo"] = echo
         if gateway is None:
             gateway = f"127.0.0.1:{free_port()}"
