@@ -11,7 +11,6 @@ from typing import Any, Literal, Protocol, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
-from cronsim import CronSim, CronSimError
 
 from holdfast import codec
 
@@ -105,6 +104,8 @@ def check_every(every: timedelta | str) -> int | str:
                 " days"
             )
         return round(every.total_seconds() * 1000)
+    from cronsim import CronSim, CronSimError  # which only servers need
+
     try:
         next(CronSim(every, datetime(2000, 1, 1, tzinfo=UTC)))
     except CronSimError as error:
@@ -120,6 +121,8 @@ def next_after(every: int | str, timezone: str, scheduled_ms: int, after_ms: int
     if isinstance(every, int):
         missed = max(0, after_ms - scheduled_ms) // every
         return scheduled_ms + every * (missed + 1)
+    from cronsim import CronSim
+
     start = datetime.fromtimestamp(max(scheduled_ms, after_ms) / 1000, ZoneInfo(timezone))
     try:
         return round(next(CronSim(every, start)).timestamp() * 1000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import resource
 import time
@@ -12,7 +13,6 @@ from importlib import metadata
 from typing import Any, TypeVar
 
 import click
-import psutil
 
 from holdfast.v1 import admin_pb2
 
@@ -21,16 +21,22 @@ T = TypeVar("T")
 FILES_WANTED = 65_536
 
 _started = time.monotonic()
-_process = psutil.Process()
+
+
+@functools.cache
+def _process() -> Any:
+    import psutil  # which only servers need
+
+    return psutil.Process()
 
 
 def process_stats() -> admin_pb2.ProcessStats:
     """This process: id, CPU seconds used, resident memory, uptime."""
-    times = _process.cpu_times()
+    times = _process().cpu_times()
     return admin_pb2.ProcessStats(
         pid=os.getpid(),
         cpu_s=times.user + times.system,
-        rss_bytes=_process.memory_info().rss,
+        rss_bytes=_process().memory_info().rss,
         uptime_s=time.monotonic() - _started,
     )
 
@@ -63,7 +69,7 @@ def use_batch_scheduling() -> None:
 
 def rss_bytes() -> int:
     """Resident memory of this process."""
-    return int(_process.memory_info().rss)
+    return int(_process().memory_info().rss)
 
 
 def whys(error: BaseException) -> Iterator[BaseException]:
@@ -93,6 +99,8 @@ def told_as_refusal(
 def who_listens(port: int) -> str:
     """Who listens at a port, as " by process 4711 (holdfast gateway)", as far as that can be told;
     else nothing."""
+    import psutil
+
     try:
         for connection in psutil.net_connections("tcp"):
             if (

@@ -17,10 +17,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
-from cryptography import x509
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 from holdfast.files import state_of
 
@@ -197,6 +199,8 @@ class Certificates:
                     )
 
     def _load(self) -> None:
+        from cryptography import x509  # which only servers need
+
         try:
             cert, key, ca = self._cert.read_bytes(), self._key.read_bytes(), self._ca.read_bytes()
             client_ca = None if self._client_ca is None else self._client_ca.read_bytes()
@@ -248,6 +252,8 @@ def names_of_transport(transport: asyncio.BaseTransport) -> list[str]:
 
 
 def _dns_names(certificate: x509.Certificate) -> list[str]:
+    from cryptography import x509
+
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:

@@ -1,46 +1,82 @@
-"""The `holdfast` command line. Commands of the node and the gateway are found as entry points: the
-SDK imports neither."""
+"""The `holdfast` command line. A command's module is imported when the command is asked for.
+
+Commands of the node, the gateway and the cluster are found as entry points: the SDK imports none of
+them. What runs servers needs packages that a client does not have (`pip install
+"holdfast[server]"`): without them such a command says so.
+"""
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 
 import click
 
-from holdfast.cli.bench import bench
-from holdfast.cli.calls import call, drain, reset_shard, status, where
-from holdfast.cli.dead_letters import alarms, deadletters, pause, resume
-from holdfast.cli.dev import dev
-from holdfast.cli.objects import explain, objects, top
-from holdfast.client.tokens import token
-from holdfast.verify.command import verify
+_COMMANDS = {
+    "dev": "holdfast.cli.dev:dev",
+    "call": "holdfast.cli.calls:call",
+    "where": "holdfast.cli.calls:where",
+    "status": "holdfast.cli.calls:status",
+    "explain": "holdfast.cli.objects:explain",
+    "top": "holdfast.cli.objects:top",
+    "objects": "holdfast.cli.objects:objects",
+    "drain": "holdfast.cli.calls:drain",
+    "reset-shard": "holdfast.cli.calls:reset_shard",
+    "deadletters": "holdfast.cli.dead_letters:deadletters",
+    "alarms": "holdfast.cli.dead_letters:alarms",
+    "pause": "holdfast.cli.dead_letters:pause",
+    "resume": "holdfast.cli.dead_letters:resume",
+    "bench": "holdfast.cli.bench:bench",
+    "verify": "holdfast.verify.command:verify",
+    "token": "holdfast.client.tokens:token",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Imports a command when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*_COMMANDS, *(entry.name for entry in _entries())})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        try:
+            if place := _COMMANDS.get(cmd_name):
+                module, _, name = place.partition(":")
+                command: click.Command = getattr(import_module(module), name)
+                return command
+            for entry in _entries():
+                if entry.name == cmd_name:
+                    loaded: click.Command = entry.load()
+                    return loaded
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0].startswith("holdfast"):
+                raise
+            return _lacking(cmd_name, error.name)
+        return None
+
+
+def _entries() -> list[EntryPoint]:
+    return list(entry_points(group="holdfast.commands"))
+
+
+def _lacking(name: str, module: str) -> click.Command:
+    """Stands in for a command whose packages are not installed."""
+
+    def tell(**_: object) -> None:
+        raise click.ClickException(
+            f"`holdfast {name}` needs {module}, which is not installed:"
+            ' pip install "holdfast[server]"'
+        )
+
+    return click.Command(
+        name,
+        callback=tell,
+        short_help='Not installed: pip install "holdfast[server]".',
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="holdfast")
 def main() -> None:
     """Holdfast: durable objects on your own machines."""
-
-
-_COMMANDS = (
-    dev,
-    call,
-    where,
-    status,
-    explain,
-    top,
-    objects,
-    drain,
-    reset_shard,
-    deadletters,
-    alarms,
-    pause,
-    resume,
-    bench,
-    verify,
-    token,
-)
-for _command in _COMMANDS:
-    main.add_command(_command)
-for _entry in entry_points(group="holdfast.commands"):
-    main.add_command(_entry.load(), _entry.name)

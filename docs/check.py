@@ -1,0 +1,122 @@
+"""Checks the prose of the documents: one sentence a line, and at most 30 words in a sentence.
+
+`python docs/check.py` says what is wrong; `--write` puts each sentence on a line of its own.
+Tables, code and headings are left alone.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+WORDS_MAX = 30
+_END = re.compile(r"(?<=[.!?])[)\"”*]*\s+(?=[A-Z`*\[\"“(0-9])")
+_NO_END = ("e.g.", "i.e.", "etc.", "vs.", "al.", "No.", "cf.")
+_ITEM = re.compile(r"(\s*)([-*] |\d+\. )(.*)")
+
+
+def documents() -> list[Path]:
+    """All that people read."""
+    top = [path for path in ROOT.glob("*.md") if path.name != "CHANGELOG.md"]
+    return sorted([*top, *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/*.md")])
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a paragraph."""
+    found: list[str] = []
+    for part in _split(text):
+        if found and found[-1].endswith(_NO_END):
+            found[-1] += f" {part}"
+        else:
+            found.append(part)
+    return found
+
+
+def _split(text: str) -> list[str]:
+    parts, begin, in_code = [], 0, False
+    for at, letter in enumerate(text):
+        if letter == "`":
+            in_code = not in_code
+        elif letter == " " and not in_code and _END.match(text, _before(text, at)):
+            parts.append(text[begin:at].strip())
+            begin = at + 1
+    parts.append(text[begin:].strip())
+    return [part for part in parts if part]
+
+
+def _before(text: str, at: int) -> int:
+    """Where the quotes and brackets begin that stand between the end of a sentence and a space."""
+    while at > 0 and text[at - 1] in ")\"”*":
+        at -= 1
+    return at
+
+
+def paragraphs(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
+    """Runs of lines, with the number of their first: a paragraph, an item of a list, or one line
+    that is left alone."""
+    at, fenced = 0, False
+    while at < len(lines):
+        line = lines[at]
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        if not _is_prose(line) or fenced:
+            yield at, [line]
+            at += 1
+            continue
+        begin = at
+        at += 1
+        while at < len(lines) and _is_prose(lines[at]) and not _ITEM.match(lines[at]):
+            at += 1
+        yield begin, lines[begin:at]
+
+
+def _is_prose(line: str) -> bool:
+    bare = line.strip()
+    indented = line.startswith("    ") and not _ITEM.match(line)
+    return bool(bare) and not indented and not bare.startswith(("#", "|", "```", "<", "![", ">"))
+
+
+def reflowed(lines: list[str]) -> list[str]:
+    """The same text, each sentence on a line of its own."""
+    out: list[str] = []
+    for _, run in paragraphs(lines):
+        if len(run) == 1 and (not _is_prose(run[0]) or run[0].lstrip().startswith("```")):
+            out += run
+            continue
+        item = _ITEM.match(run[0])
+        first = f"{item[1]}{item[2]}" if item else ""
+        text = " ".join(line.strip() for line in run)
+        text = text[len(item[2]) :].strip() if item else text
+        for number, sentence in enumerate(sentences(text)):
+            out.append((first if number == 0 else " " * len(first)) + sentence)
+    return out
+
+
+def main() -> int:
+    wrong = 0
+    for path in documents():
+        lines = path.read_text().split("\n")
+        want = reflowed(lines)
+        if "--write" in sys.argv[1:]:
+            path.write_text("\n".join(want))
+        elif want != lines:
+            wrong += 1
+            at = next(i for i, line in enumerate([*lines, ""]) if [*want, ""][i : i + 1] != [line])
+            print(f"{path.relative_to(ROOT)}:{at + 1}: more than one sentence on a line, or less")
+        for begin, run in paragraphs(want):
+            if len(run) == 1 and not _is_prose(run[0]):
+                continue
+            for offset, line in enumerate(run):
+                words = len(line.replace("—", " ").split())
+                if words > WORDS_MAX:
+                    wrong += 1
+                    where = f"{path.relative_to(ROOT)}:{begin + offset + 1}"
+                    print(f"{where}: a sentence of {words} words: {line.strip()[:160]}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
