@@ -49,7 +49,7 @@ def _split(text: str) -> list[str]:
 
 def _before(text: str, at: int) -> int:
     """Where the quotes and brackets begin that stand between the end of a sentence and a space."""
-    while at > 0 and text[at - 1] in ")\"”*":
+    while at > 0 and text[at - 1] in ')"”*':
         at -= 1
     return at
 

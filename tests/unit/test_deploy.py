@@ -35,6 +35,12 @@ needs_kubectl = pytest.mark.skipif(
 
 
 @cache
+def command_named(name: str) -> click.Command:
+    found = main.get_command(click.Context(main), name)
+    assert found is not None
+    return found
+
+
 def rendered(folder: str) -> list[dict[str, Any]]:
     done = subprocess.run(
         ["kubectl", "kustomize", str(KUBERNETES / folder)], capture_output=True, text=True
@@ -67,7 +73,7 @@ def pods(overlay: str) -> dict[str, dict[str, Any]]:
 
 def options(command: str) -> dict[str, click.Option]:
     """The options of a command, by flag."""
-    found = main.commands[command]
+    found = command_named(command)
     return {
         flag: one
         for one in found.params
@@ -157,7 +163,7 @@ def test_every_flag_and_variable_is_an_option_and_its_value_is_taken(
         (by_variable[n], v) for n, v in variables.items()
     ]:
         if value and not value.startswith("$(") and not value.startswith("/etc/holdfast/"):
-            one.type_cast_value(click.Context(main.commands[command]), value)
+            one.type_cast_value(click.Context(command_named(command)), value)
         assert f"--{one.name}" not in given or one.envvar not in variables, (
             f"{one.name} is said twice"
         )
@@ -382,7 +388,7 @@ def test_the_components_fit_on_production(tmp_path: Path) -> None:
     kubernetes_validate.validate(policy, "1.32", strict=True)
     assert policy["spec"]["egress"][0]["ports"] == [{"port": port}]
     options("node")["--trace"].type_cast_value(
-        click.Context(main.commands["node"]), config["HOLDFAST_TRACE"]
+        click.Context(command_named("node")), config["HOLDFAST_TRACE"]
     )
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-import uvloop
-from holdfast import logs
 from holdfast.channels import AddressInUse
-from holdfast.options import certificates, common_options, explicit_settings, option
-from holdfast.processes import raise_file_limit, told_as_refusal, use_batch_scheduling
+from holdfast.options import common_options, option
+from holdfast.processes import told_as_refusal
 from holdfast.tracing import TracingMissing
-from holdfast_cluster.membership.etcd import etcd_tls
 from holdfast_cluster.membership.member import Refused
+from holdfast_cluster.process.run import ProcessOptions, run_until_signalled
 from holdfast_cluster.routing.dispatch import DispatchLimits
 
 from holdfast_gateway.admission.access import AccessError
@@ -25,8 +23,8 @@ from holdfast_gateway.process.config import GatewayConfig
 from holdfast_gateway.process.server import GatewayServer
 
 
-@dataclass(frozen=True)
-class GatewayOptions:
+@dataclass(frozen=True, kw_only=True)
+class GatewayOptions(ProcessOptions):
     """What `holdfast gateway` is told, as its options are named."""
 
     listen: str
@@ -37,25 +35,6 @@ class GatewayOptions:
     client_ca: Path | None
     access: Path | None
     drain_timeout: float
-    etcd_endpoints: str
-    etcd_ca: Path | None
-    etcd_cert: Path | None
-    etcd_key: Path | None
-    tls_cert: Path | None
-    tls_key: Path | None
-    tls_ca: Path | None
-    tls_name: str | None
-    insecure: bool
-    health_port: int | None
-    cluster: str
-    shards: int | None
-    replication: int | None
-    min_in_sync: int | None
-    points: int | None
-    metrics_port: int | None
-    trace: float
-    log_level: str
-    log_format: str
 
 
 @click.command(short_help="Run a gateway: clients connect to it.")
@@ -101,29 +80,17 @@ def gateway(**given: Any) -> None:
     options = GatewayOptions(**given)
     try:
         config = GatewayConfig(
-            etcd_endpoints=tuple(options.etcd_endpoints.split(",")),
-            etcd_tls=etcd_tls(options.etcd_ca, options.etcd_cert, options.etcd_key),
+            etcd_endpoints=options.endpoints,
+            etcd_tls=options.etcd_tls(),
             insecure=options.insecure,
             health_port=options.health_port,
             cluster=options.cluster,
             listen=options.listen,
-            settings=explicit_settings(
-                shards=options.shards,
-                replication=options.replication,
-                min_in_sync=options.min_in_sync,
-                points=options.points,
-            ),
+            settings=options.settings(),
             reflection=options.reflection,
             metrics_port=options.metrics_port,
             trace=options.trace,
-            certificates=certificates(
-                options.cluster,
-                options.tls_cert,
-                options.tls_key,
-                options.tls_ca,
-                options.tls_name,
-                options.client_ca,
-            ),
+            certificates=options.certificates(options.client_ca),
             access=options.access,
             drain_timeout_s=options.drain_timeout,
             sessions_max=options.sessions_max,
@@ -131,20 +98,14 @@ def gateway(**given: Any) -> None:
         )
     except ValueError as error:
         raise click.ClickException(str(error)) from None
-    raise_file_limit()
-    use_batch_scheduling()
-    logs.configure("gateway", options.log_level, options.log_format)
+    options.configure("gateway")
     try:
-        uvloop.run(_run(config))
+        run_until_signalled(partial(_serve, config))
     except Exception as error:
         raise told_as_refusal(
             error, (Refused, AddressInUse, AccessError, ValueError, TracingMissing)
         ) from None
 
 
-async def _run(config: GatewayConfig) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+async def _serve(config: GatewayConfig, stop: asyncio.Event) -> None:
     await GatewayServer(config).run(stop)

@@ -296,9 +296,6 @@ class TurnRunner(Protocol):
     def ended(self, turn: Turn, value: Any, error: BaseException | None) -> None:
         """The turn's handler has ended, with a value or an exception."""
 
-    def answer(self, turn: Turn) -> None:
-        """The entry is settled that the turn's answer waits for."""
-
 
 class _Void:
     """The runner of turns that were abandoned: what they still do comes to nothing."""
@@ -310,9 +307,6 @@ class _Void:
     def ended(self, turn: Turn, value: Any, error: BaseException | None) -> None:
         pass
 
-    def answer(self, turn: Turn) -> None:
-        pass
-
 
 VOID = _Void()
 
@@ -321,8 +315,7 @@ class Turn(Stepped):
     """One request on its way through an object. `deadline` is on the loop's clock.
 
     `port` gets the reply to call `number`; `also` lists who sent the same request again and gets it
-    too. `runner` is told when the handler has ended, and when the entry is settled that the turn's
-    answer waits for.
+    too. `runner` is told when the handler has ended.
     """
 
     __slots__ = (
@@ -400,10 +393,6 @@ class Turn(Stepped):
 
     def stepped(self, value: Any, error: BaseException | None) -> None:
         self.runner.ended(self, value, error)
-
-    def settled(self, entry: Entry) -> None:
-        """The entry that the answer waited for is committed, or abandoned."""
-        self.runner.answer(self)
 
     def abandon(self) -> None:
         """Whatever its handler still does is void."""

@@ -396,10 +396,6 @@ class Engine:
         if activation.mailbox and not self._starting:
             self._next(activation)
 
-    def answer(self, turn: Turn) -> None:
-        """The entry is settled that the turn's answer waits for. Implements `TurnRunner`."""
-        self.requests.answer(turn)
-
     def _next(self, activation: Activation) -> None:
         """Start the turns that wait for an object, until one of them has to wait itself."""
         mailbox = activation.mailbox

@@ -10,10 +10,8 @@ from __future__ import annotations
 from holdfast.errors import Unavailable, error_to_proto
 
 from holdfast_node.log.shards import Entry
-from holdfast_node.objects.activation import COMMITTING, Turn
+from holdfast_node.objects.activation import Turn
 from holdfast_node.objects.requests import Requests
-
-_NEVER = float("inf")
 
 
 def answer_when_committed(requests: Requests, turn: Turn, entry: Entry | None) -> None:
@@ -33,11 +31,4 @@ def answer_when_committed(requests: Requests, turn: Turn, entry: Entry | None) -
         held.request_id = turn.request_id
         requests.finish(turn, b"", error_to_proto(held))
     else:
-        wait_for(gate, turn)
-
-
-def wait_for(entry: Entry, turn: Turn) -> None:
-    """Have a turn's answer wait for an entry."""
-    turn.state = COMMITTING
-    turn.deadline = _NEVER
-    entry.waiters.append(turn)
+        requests.finish_with(gate, turn)

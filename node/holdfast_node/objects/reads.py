@@ -16,7 +16,7 @@ from holdfast_node.objects.activation import RUNNING, Turn
 from holdfast_node.objects.cancellation import Cancellation
 from holdfast_node.objects.context import ReadContext, make_instance
 from holdfast_node.objects.environment import Environment
-from holdfast_node.objects.gate import answer_when_committed, wait_for
+from holdfast_node.objects.gate import answer_when_committed
 from holdfast_node.objects.notifier import delay_of
 from holdfast_node.objects.outcome import Outcomes
 from holdfast_node.objects.requests import Requests, moved
@@ -75,9 +75,6 @@ class Reads:
         activation.account()
         answer_when_committed(self._requests, turn, None)
 
-    def answer(self, turn: Turn) -> None:
-        self._requests.answer(turn)
-
     def store(self, turn: Turn, handler: Sending) -> None:
         """Store a call: it is a notification, sent by a client."""
         entry = None
@@ -96,7 +93,7 @@ class Reads:
             self._requests.finish(turn, b"", turn.error)
         else:
             self._requests.turns[turn.request_id] = turn
-            wait_for(entry, turn)
+            self._requests.finish_with(entry, turn)
 
 
 def runs_beside(handler: Handler, call: pb.Call, shard: Shard) -> Handler | Sending:

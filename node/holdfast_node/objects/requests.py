@@ -14,11 +14,27 @@ from holdfast.errors import (
 )
 from holdfast.v1 import objects_pb2 as pb
 
+from holdfast_node.log.shards import Entry
 from holdfast_node.objects.activation import COMMITTING, DONE, ReplyPort, Turn
 
+_NEVER = float("inf")
 _JOINED_MAX = 64
 """Attempts that may wait for one turn beside the first: an honest caller has one or two, for each
 gateway that it has tried."""
+
+
+class _Answer:
+    """A turn whose answer waits for an entry. Implements `holdfast_node.log.shards.Waiter`."""
+
+    __slots__ = ("_requests", "_turn")
+
+    def __init__(self, requests: Requests, turn: Turn) -> None:
+        self._requests = requests
+        self._turn = turn
+
+    def settled(self, entry: Entry) -> None:
+        turn = self._turn
+        self._requests.finish(turn, turn.result, turn.error)
 
 
 class Requests:
@@ -33,9 +49,11 @@ class Requests:
     def __len__(self) -> int:
         return len(self.turns)
 
-    def answer(self, turn: Turn) -> None:
-        """What the turn's answer waited for is committed, or abandoned with its shard."""
-        self.finish(turn, turn.result, turn.error)
+    def finish_with(self, entry: Entry, turn: Turn) -> None:
+        """Answer a turn when an entry is committed, or abandoned with its shard."""
+        turn.state = COMMITTING
+        turn.deadline = _NEVER
+        entry.waiters.append(_Answer(self, turn))
 
     def finish(self, turn: Turn, result: bytes, error: pb.Error | None) -> None:
         """Answer a turn, to all who wait for it."""

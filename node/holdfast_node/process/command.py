@@ -9,19 +9,18 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-import uvloop
-from holdfast import logs
 from holdfast.channels import AddressInUse
 from holdfast.loading import AppError, load_app
-from holdfast.options import certificates, common_options, explicit_settings, option
-from holdfast.processes import raise_file_limit, told_as_refusal, use_batch_scheduling, whys
+from holdfast.options import common_options, option
+from holdfast.processes import told_as_refusal, whys
 from holdfast.tracing import TracingMissing
-from holdfast_cluster.membership.etcd import etcd_tls
 from holdfast_cluster.membership.member import Refused
+from holdfast_cluster.process.run import ProcessOptions, run_until_signalled
 
 from holdfast_node.effects.outbox import OutboxLimits
 from holdfast_node.log.commit import EXIT_STORE_FAILED
@@ -41,8 +40,8 @@ _RESTART_BACKOFF_S = (1.0, 30.0)
 _SWITCH_INTERVAL_S = 0.0005
 
 
-@dataclass(frozen=True)
-class NodeOptions:
+@dataclass(frozen=True, kw_only=True)
+class NodeOptions(ProcessOptions):
     """What `holdfast node` is told, as its options are named."""
 
     app: str
@@ -70,25 +69,6 @@ class NodeOptions:
     replies_window: float
     drain_timeout: float
     disk_reserve: int
-    etcd_endpoints: str
-    etcd_ca: Path | None
-    etcd_cert: Path | None
-    etcd_key: Path | None
-    tls_cert: Path | None
-    tls_key: Path | None
-    tls_ca: Path | None
-    tls_name: str | None
-    insecure: bool
-    health_port: int | None
-    cluster: str
-    shards: int | None
-    replication: int | None
-    min_in_sync: int | None
-    points: int | None
-    metrics_port: int | None
-    trace: float
-    log_level: str
-    log_format: str
 
 
 @click.command(short_help="Run a node: it owns shards and runs your objects.")
@@ -205,8 +185,8 @@ def node(**given: Any) -> None:
         config = NodeConfig(
             app=options.app,
             data=options.data,
-            etcd_endpoints=tuple(options.etcd_endpoints.split(",")),
-            etcd_tls=etcd_tls(options.etcd_ca, options.etcd_cert, options.etcd_key),
+            etcd_endpoints=options.endpoints,
+            etcd_tls=options.etcd_tls(),
             insecure=options.insecure,
             health_port=options.health_port,
             cluster=options.cluster,
@@ -217,18 +197,11 @@ def node(**given: Any) -> None:
             stream_advertise=options.stream_advertise,
             metrics_port=options.metrics_port,
             trace=options.trace,
-            certificates=certificates(
-                options.cluster, options.tls_cert, options.tls_key, options.tls_ca, options.tls_name
-            ),
+            certificates=options.certificates(),
             host=options.host,
             zone=options.zone,
             weight=options.weight,
-            settings=explicit_settings(
-                shards=options.shards,
-                replication=options.replication,
-                min_in_sync=options.min_in_sync,
-                points=options.points,
-            ),
+            settings=options.settings(),
             members_min=options.members_min,
             lease_ttl_s=options.lease_ttl,
             replies_window_s=options.replies_window,
@@ -248,9 +221,7 @@ def node(**given: Any) -> None:
         )
     except ValueError as error:
         raise click.ClickException(str(error)) from None
-    raise_file_limit()
-    use_batch_scheduling()
-    logs.configure(options.name or "node", options.log_level, options.log_format)
+    options.configure(options.name or "node")
     try:
         _until_it_ends(config)
     except (*REFUSALS, ExceptionGroup) as error:
@@ -261,7 +232,7 @@ def _until_it_ends(config: NodeConfig) -> None:
     """Run the node. What is nobody's mistake to mend ends the process with a status for which it is
     started again."""
     try:
-        uvloop.run(_run(config))
+        run_until_signalled(partial(_serve, config))
     except Exception as error:
         of = list(whys(error))
         if any(is_no_space(why) for why in of):
@@ -276,12 +247,8 @@ def _until_it_ends(config: NodeConfig) -> None:
         raise
 
 
-async def _run(config: NodeConfig) -> None:
+async def _serve(config: NodeConfig, stop: asyncio.Event) -> None:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     await NodeServer(config, load_app(config.app)).run(stop)
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable
 from typing import Protocol
 
@@ -23,7 +22,8 @@ import msgspec
 from holdfast.frames import FrameWriter
 from holdfast.tls import Certificates
 from holdfast_cluster.placement.model import Member, View
-from holdfast_cluster.streams.tcp import Stream, StreamRefused, open_stream
+from holdfast_cluster.streams.reconnect import ReconnectingStream
+from holdfast_cluster.streams.tcp import Stream
 
 from holdfast_node.replication.core.events import Message, Replicate, WireMessage
 
@@ -33,9 +33,7 @@ REPLICATE = "replicate"
 """The service of nodes that takes these streams; see holdfast_cluster.streams.tcp."""
 
 _BACKLOG_BYTES_MAX = 64 << 20
-_BACKOFF_S = (0.05, 1.0)
 _OVERHEAD_BYTES = 40
-_EXPLAINED = 200
 
 _Numbered = tuple[int, WireMessage]
 pack: Callable[[list[_Numbered]], bytes] = msgspec.msgpack.Encoder().encode
@@ -60,8 +58,11 @@ def new_writer() -> FrameWriter[_Numbered]:
     return FrameWriter(pack, _size)
 
 
-class Link:
-    """The stream to one member; it connects again by itself until it is retired or closed."""
+class Link(ReconnectingStream[_Numbered]):
+    """The replication stream to one member."""
+
+    service = REPLICATE
+    called = "replication"
 
     def __init__(
         self,
@@ -70,84 +71,24 @@ class Link:
         broke: Callable[[str], None],
         certificates: Certificates | None,
     ) -> None:
-        self._certificates = certificates
-        self._me = me
         self._broke = broke
-        self.member = member
-        self._writer = new_writer()
-        self.up = False
-        self._retired = False
-        self._superseded = False
-        self._task = asyncio.create_task(self._run(), name=f"replication to {member.id}")
+        super().__init__(member, certificates, me)
 
     def send(self, shard: int, message: WireMessage) -> None:
-        """Send a message, or lose it: while the stream is down, or when far too much waits
-        for it."""
-        if self.up and self._writer.backlog < _BACKLOG_BYTES_MAX:
-            self._writer.push((shard, message), size_of(message))
+        """Send a message, or lose it: while the stream is down, or when far too much waits for
+        it."""
+        if self.up and self.writer.backlog < _BACKLOG_BYTES_MAX:
+            self.writer.push((shard, message), size_of(message))
 
-    def retire(self) -> None:
-        """The member is gone from the view: what is connected goes on, a broken stream is not
-        opened again."""
-        self._retired = True
-        if not self.up:
-            self._task.cancel()
+    @property
+    def retired(self) -> bool:
+        return self._retired
 
-    def supersede(self) -> None:
-        """The member is another incarnation now, with a link of its own."""
-        self._superseded = self._retired = True
-        self._task.cancel()
+    def new_writer(self) -> FrameWriter[_Numbered]:
+        return new_writer()
 
-    async def close(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _run(self) -> None:
-        backoff, longest = _BACKOFF_S
-        member = self.member
-        while not self._retired:
-            stream: Stream | None = None
-            sending: asyncio.Task[None] | None = None
-            why = "it was closed by this side"
-            try:
-                target = f"{member.id}:{member.incarnation}"
-                stream = await open_stream(
-                    member.streams,
-                    REPLICATE,
-                    target,
-                    lambda frame: None,
-                    self._me(),
-                    self._certificates,
-                )
-                self._writer = new_writer()
-                sending = stream.send_from(self._writer)
-                self.up = True
-                backoff = _BACKOFF_S[0]
-                why = await stream.wait()
-            except (OSError, StreamRefused, ValueError) as error:
-                why = str(error)
-            except Exception as error:
-                # nobody waits for this task: it has to go on
-                log.exception("a bug in the link to %s", member.id)
-                why = str(error)
-            finally:
-                if self.up:
-                    log.info(
-                        "replication to %s at %s is down: %s",
-                        member.id,
-                        member.streams,
-                        why[:_EXPLAINED],
-                    )
-                    self.up = False
-                    if not self._superseded:
-                        self._broke(member.id)
-                if stream is not None:
-                    stream.abort("the link is closed")
-                if sending is not None:
-                    sending.cancel()
-                    await asyncio.gather(sending, return_exceptions=True)
-            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
-            backoff = min(backoff * 2, longest)
+    def went_down(self) -> None:
+        self._broke(self.member.id)
 
 
 class Receiver(Protocol):
@@ -188,7 +129,7 @@ class Links:
             ):
                 self._links.pop(name).supersede()
         for name, member in view.members.items():
-            if name != self._node and (name not in self._links or self._links[name]._retired):
+            if name != self._node and (name not in self._links or self._links[name].retired):
                 self._links[name] = Link(self._me, member, self._to.broke, self._certificates)
 
     def send(self, to: str, shard: int, message: WireMessage) -> None:
