@@ -30,10 +30,10 @@ def nested(*errors: Exception) -> ExceptionGroup[Exception]:
 def test_what_nobody_has_to_mend_ends_with_a_status_for_which_the_node_is_started_again(
     monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
 ) -> None:
-    async def run(config: Any) -> None:
+    async def serve(config: Any, stop: Any) -> None:
         raise error
 
-    monkeypatch.setattr(command, "_run", run)
+    monkeypatch.setattr(command, "_serve", serve)
     with pytest.raises(SystemExit) as ended:
         command._until_it_ends(None)  # type: ignore[arg-type]
     assert ended.value.code == status != 1
@@ -45,10 +45,10 @@ def test_what_nobody_has_to_mend_ends_with_a_status_for_which_the_node_is_starte
 def test_what_somebody_has_to_mend_is_told_as_it_is(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    async def run(config: Any) -> None:
+    async def serve(config: Any, stop: Any) -> None:
         raise error
 
-    monkeypatch.setattr(command, "_run", run)
+    monkeypatch.setattr(command, "_serve", serve)
     with pytest.raises(type(error)) as told:
         command._until_it_ends(None)  # type: ignore[arg-type]
     assert told.value is error
