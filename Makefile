@@ -37,6 +37,8 @@ check: .venv/dev proto-fresh
 	$(BIN)/buf lint
 	$(BIN)/python deploy/grafana/build.py --check
 	$(BIN)/python deploy/prometheus/build.py --check
+	$(BIN)/python docs/check.py
+	$(BIN)/python docs/way_back.py --check
 	$(BIN)/pytest tests/unit tests/property examples
 
 test: .venv/dev tools

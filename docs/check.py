@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 WORDS_MAX = 30
 _END = re.compile(r"(?<=[.!?])[)\"”*]*\s+(?=[A-Z`*\[\"“(0-9])")
-_NO_END = ("e.g.", "i.e.", "etc.", "vs.", "al.", "No.", "cf.")
+_NO_END = ("e.g.", "i.e.", " etc.", " vs.", "et al.", " No.", " cf.")
 _ITEM = re.compile(r"(\s*)([-*] |\d+\. )(.*)")
 
 

@@ -16,7 +16,7 @@ from .cluster_world.bugs import BUGS, CAUGHT_BY, UNIT_TEST_OF
 from .cluster_world.checks import Broken
 from .cluster_world.world import live
 
-SEEDS = int(os.environ.get("SEEDS", "300"))
+SEEDS = int(os.environ.get("SEEDS", "200"))
 PARTS = 4
 BUG_SEEDS_MAX = 400
 ROOT = Path(__file__).parents[2]

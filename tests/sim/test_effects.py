@@ -15,7 +15,7 @@ from .effect_bugs import BUGS, DISPATCHER_BUGS
 from .effects import live
 from .verdicts import Broken
 
-SEEDS = int(os.environ.get("SEEDS", "200"))
+SEEDS = int(os.environ.get("SEEDS", "150"))
 PARTS = 4
 BUG_SEEDS_MAX = 2_000
 

@@ -14,7 +14,7 @@ from .world import World
 
 UNDER_FIRE_S = 20.0
 HEALED_S = 25.0
-SEEDS = int(os.environ.get("SEEDS", "1000"))
+SEEDS = int(os.environ.get("SEEDS", "600"))
 PARTS = 10
 BUG_SEEDS_MAX = 2_000
 
