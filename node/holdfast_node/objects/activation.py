@@ -11,7 +11,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Iterator
-from contextvars import Context
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
@@ -297,18 +296,8 @@ class TurnRunner(Protocol):
         """The turn's handler has ended, with a value or an exception."""
 
 
-class _Void:
-    """The runner of turns that were abandoned: what they still do comes to nothing."""
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        return asyncio.get_running_loop()
-
-    def ended(self, turn: Turn, value: Any, error: BaseException | None) -> None:
-        pass
-
-
-VOID = _Void()
+def _void(turn: Turn, value: Any, error: BaseException | None) -> None:
+    """The end of a turn that was abandoned comes to nothing."""
 
 
 class Turn(Stepped):
@@ -338,7 +327,6 @@ class Turn(Stepped):
         "read_rows",
         "request_id",
         "result",
-        "runner",
         "span",
         "state",
         "stopped",
@@ -359,7 +347,8 @@ class Turn(Stepped):
         self._coroutine = self._context = self._fut_waiter = None
         self._must_cancel = False
         self._cancel_requests = 0
-        self.runner = runner
+        self.ended = runner.ended
+        self.enter = None
         self.activation = activation
         self.call = call
         self.handler = handler
@@ -387,16 +376,15 @@ class Turn(Stepped):
         self.read_rows: ReadRows | None = None
         """What a read sees that runs beside its object's turns; None for a turn."""
 
-    def entered(self, context: Context) -> None:
-        if self.span is not None:
-            context.run(self.span.enter)
-
-    def stepped(self, value: Any, error: BaseException | None) -> None:
-        self.runner.ended(self, value, error)
-
     def abandon(self) -> None:
         """Whatever its handler still does is void."""
-        self.runner = VOID
+        self.ended = _void
+
+    def trace(self, span: TurnSpan | None) -> None:
+        """Have the turn's own spans be children of this one."""
+        self.span = span
+        if span is not None:
+            self.enter = span.enter
 
     def get_name(self) -> str:
         return f"turn {self.activation.name}.{self.handler.name}"

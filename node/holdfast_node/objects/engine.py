@@ -204,8 +204,8 @@ class Engine:
         deadline = now + min(timeout, self.limits.queue_timeout_max_s)
         turn = Turn(self, activation, call, handler, port, deadline)
         if self._tracing is not None:
-            turn.span = TurnSpan.of(
-                self._tracing, call, shard, turn.arrived, alarm=type(handler) is Firing
+            turn.trace(
+                TurnSpan.of(self._tracing, call, shard, turn.arrived, alarm=type(handler) is Firing)
             )
         if activation.turn is None and not activation.mailbox:
             self._in_flight[request_id] = turn
@@ -238,8 +238,8 @@ class Engine:
         )
         turn = Turn(self.reads, activation, call, handler, port, deadline)
         if self._tracing is not None:
-            turn.span = TurnSpan.of(
-                self._tracing, call, activation.shard, turn.arrived, alarm=False
+            turn.trace(
+                TurnSpan.of(self._tracing, call, activation.shard, turn.arrived, alarm=False)
             )
         if isinstance(handler, Sending):
             self.reads.store(turn, handler)

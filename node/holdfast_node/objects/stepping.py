@@ -33,9 +33,11 @@ else:
     _current_tasks: dict[Any, Any] = vars(asyncio.tasks)["_current_tasks"]
 
 
+Ended = Callable[[Any, Any, BaseException | None], None]
+
+
 class Stepped:
-    """What runs one coroutine. A class that extends it says what happens when the coroutine has
-    ended (`stepped`)."""
+    """What runs one coroutine, and is told of its end."""
 
     stepping: ClassVar[Stepped | None] = None
     """That whose coroutine's code runs at this moment; the watchdog reads it from its thread."""
@@ -47,23 +49,22 @@ class Stepped:
         "_coroutine",
         "_fut_waiter",  # asyncio.Task's own name for it: libraries look there
         "_must_cancel",
+        "ended",
+        "enter",
         "loop",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, ended: Ended) -> None:
         self.loop = loop
+        self.ended: Ended = ended
+        """Called once, with this, and the value or the exception that the coroutine ended with."""
+        self.enter: Callable[[], None] | None = None
+        """Called in the coroutine's context before its first step."""
         self._coroutine: Coroutine[Any, Any, Any] | None = None
         self._context: Context | None = None
         self._fut_waiter: asyncio.Future[Any] | None = None
         self._must_cancel = False
         self._cancel_requests = 0
-
-    def entered(self, context: Context) -> None:
-        """The coroutine is about to be stepped first, in this context."""
-
-    def stepped(self, value: Any, error: BaseException | None) -> None:
-        """The coroutine has ended with a value or an exception. Called once."""
-        raise NotImplementedError
 
     def get_name(self) -> str:
         """What it is called in logs and in asyncio's debugger."""
@@ -72,7 +73,8 @@ class Stepped:
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Take the first step of the handler; it may well be the last."""
         self._context = copy_context()
-        self.entered(self._context)
+        if self.enter is not None:
+            self._context.run(self.enter)
         self._coroutine = coroutine
         self._step(None)
 
@@ -105,7 +107,7 @@ class Stepped:
         finally:
             Stepped.stepping = None
             _swap_current_task(loop, outer)
-        self.stepped(value, error)
+        self.ended(self, value, error)
 
     def _wait_for(self, awaited: Any) -> None:
         if awaited is None:  # asyncio.sleep(0)
