@@ -4,7 +4,7 @@ BIN := .venv/bin
 PROTOS := $(wildcard proto/holdfast/v1/*.proto)
 CLUSTER_PROTOS := $(wildcard proto/holdfast_cluster/*/*.proto)
 
-.PHONY: help run demo test test-slow check tools container-tools bench sim model proto proto-fresh clean
+.PHONY: help run demo test test-slow check tools container-tools bench sim model proto proto-fresh clean docs
 help:
 	@echo "make run    start the property example on a local cluster; it stays up until Ctrl-C"
 	@echo "make demo   the same, but ends by itself"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench  calls per second on this machine; BENCH='--json --seconds 5' passes options on"
 	@echo "make sim    simulated clusters under faults; SEEDS=100000 for more, a seed again with: .venv/bin/python -m tests.sim [cluster|effects] SEED"
 	@echo "make model  all orders of events in small worlds of replicas; WORLDS=1100000"
+	@echo "make docs   the documents as a site, in build/site; a link that leads nowhere fails"
 	@echo "make proto  regenerate the code from proto/"
 
 .venv/dev: pyproject.toml constraints.txt
@@ -49,6 +50,13 @@ test: .venv/dev tools
 
 test-slow: .venv/dev tools container-tools
 	$(BIN)/pytest tests/cluster -m slow -n 2 --dist loadfile --no-loadscope-reorder --durations 10
+
+.venv/docs: .venv/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 tools:
 	@# A real Prometheus for the tests that ask for one; where it cannot be installed they say that they are skipped.

@@ -76,7 +76,8 @@ def paragraphs(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
 def _is_prose(line: str) -> bool:
     bare = line.strip()
     indented = line.startswith("    ") and not _ITEM.match(line)
-    return bool(bare) and not indented and not bare.startswith(("#", "|", "```", "<", "![", ">"))
+    left_alone = ("#", "|", "```", "<", "![", ">", ":::")
+    return bool(bare) and not indented and not bare.startswith(left_alone)
 
 
 def reflowed(lines: list[str]) -> list[str]:
