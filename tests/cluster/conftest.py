@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,14 @@ class Processes(LocalCluster):
         return done.returncode, json.loads(done.stdout)
 
     def stats(self, node: str = "n1") -> Any:
-        """What a node counts, as Status shows it."""
-        _, status = self.ask("status")
-        return next(n["stats"] for n in status["nodes"] if n["id"].startswith(f"{node}-"))
+        """What a node counts, as Status shows it. A node that is busy may not answer at once."""
+        for _ in range(20):
+            _, status = self.ask("status")
+            found = next(n["stats"] for n in status["nodes"] if n["id"].startswith(f"{node}-"))
+            if int(found["process"]["pid"]):
+                return found
+            time.sleep(0.5)
+        raise AssertionError(f"{node} does not tell its counts: {status}")
 
     def stop(self) -> None:
         for process in self.processes.values():

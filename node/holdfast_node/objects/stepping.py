@@ -17,7 +17,7 @@ import asyncio.tasks
 import sys
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
-from typing import Any, ClassVar
+from typing import Any
 
 _swap_current_task: Callable[[Any, Any], Any]
 if sys.version_info >= (3, 12):
@@ -36,11 +36,24 @@ else:
 Ended = Callable[[Any, Any, BaseException | None], None]
 
 
+class _Stepping:
+    """`now`: that whose coroutine's code runs now. The watchdog reads it from its thread.
+
+    It is no attribute of a class: when one is set, CPython forgets what it knows of the class, and
+    looks each of its methods up anew.
+    """
+
+    __slots__ = ("now",)
+
+    def __init__(self) -> None:
+        self.now: Stepped | None = None
+
+
+STEPPING = _Stepping()
+
+
 class Stepped:
     """What runs one coroutine, and is told of its end."""
-
-    stepping: ClassVar[Stepped | None] = None
-    """That whose coroutine's code runs at this moment; the watchdog reads it from its thread."""
 
     __slots__ = (
         "__weakref__",
@@ -88,7 +101,7 @@ class Stepped:
                 thrown = asyncio.CancelledError()
         self._fut_waiter = None
         outer = _swap_current_task(loop, self)
-        Stepped.stepping = self
+        STEPPING.now = self
         try:
             awaited = (
                 context.run(coroutine.send, None)
@@ -105,7 +118,7 @@ class Stepped:
             self._wait_for(awaited)
             return
         finally:
-            Stepped.stepping = None
+            STEPPING.now = None
             _swap_current_task(loop, outer)
         self.ended(self, value, error)
 

@@ -20,6 +20,7 @@ import traceback
 from holdfast_cluster.clocks.boottime import boottime
 
 from holdfast_node.objects.activation import Turn
+from holdfast_node.objects.stepping import STEPPING
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class Watchdog:
         while not self._stop.wait(self._limit_s / 5):
             # from this thread: a loop that a handler blocks is no process that was stopped
             self._liveness.tick()
-            turn = Turn.stepping
+            turn = STEPPING.now
             assert turn is None or isinstance(turn, Turn)
             if turn is None or turn is not seen:
                 seen, since, reported = turn, time.monotonic(), False
