@@ -24,6 +24,8 @@ from holdfast_cluster.placement.model import Assignment
 from holdfast_node import replication as r
 from holdfast_node.log.changes import encode_changes, is_term
 from holdfast_node.replication.core.chain import until
+from holdfast_node.replication.core.log import ReplicaLog
+from holdfast_node.replication.core.promises import Promises
 
 STEPS_S = (0.5, 1.1, 3.2)
 """A heartbeat; more than half of what makes a replica silent; beyond a promise."""
@@ -98,14 +100,24 @@ class Node:
 
 
 SETTINGS = r.ReplicationSettings(lone_patience_s=_NEVER_S, log_keep_max=3)
-_LISTS = ("entries", "chain", "_own", "_held")
+_LISTS = ("_own", "_held")
 _DICTS = ("reports",)
 
 
+def _copy_of(thing: Any, slots: tuple[str, ...]) -> Any:
+    new = object.__new__(type(thing))
+    for name in slots:
+        setattr(new, name, getattr(thing, name))
+    return new
+
+
 def _copy_replica(replica: r.Replica) -> r.Replica:
-    new = object.__new__(type(replica))
-    for name in r.Replica.__slots__:  # type: ignore[attr-defined]
-        setattr(new, name, getattr(replica, name))
+    new: r.Replica = _copy_of(replica, r.Replica.__slots__)  # type: ignore[attr-defined]
+    new.log = _copy_of(replica.log, ReplicaLog.__slots__)  # type: ignore[attr-defined]
+    new.log.entries = replica.log.entries.copy()
+    new.log.chain = replica.log.chain.copy()
+    new.promises = _copy_of(replica.promises, Promises.__slots__)  # type: ignore[attr-defined]
+    new.promises._received = replica.promises._received.copy()
     for name in _LISTS:
         setattr(new, name, getattr(replica, name).copy())
     new.reports = replica.reports.copy()
@@ -457,7 +469,7 @@ class World:
                 node.state = (*node.state, entry.data)
                 if replica.owning and entry.epoch == replica.epoch and replica.serving(self.now):
                     self.acknowledged |= {entry.data}
-        node.staged = (*node.staged, (effect, tuple(until(replica.chain, effect.trim))))
+        node.staged = (*node.staged, (effect, tuple(until(replica.log.chain, effect.trim))))
 
     def _send(self, sender: str, to: str, message: Any) -> None:
         if to not in self.nodes or not self._there(to):
@@ -469,9 +481,8 @@ class World:
     def _send_snapshot(self, node: Node, to: str, epoch: int) -> None:
         replica = node.replica
         assert replica is not None
-        at = replica._at(replica.applied)
-        position = replica.base if at is None else r.Position(at.epoch, at.seq)
-        chain = tuple(until(replica.chain, position.seq))
+        position = replica.log.position_at(replica.log.applied)
+        chain = tuple(until(replica.log.chain, position.seq))
         snapshot = r.Snapshot(
             epoch, position, msgspec.msgpack.encode(node.state), self.now, chain=chain
         )
@@ -507,7 +518,7 @@ class World:
             replica = node.replica
             if replica is None:
                 continue
-            for entry in replica.entries:
+            for entry in replica.log.entries:
                 known = contents.get((entry.epoch, entry.seq))
                 if known is None:
                     if contents is self.contents:
@@ -554,24 +565,32 @@ class World:
             )
         for other in self.nodes.values():
             copy_ = other.replica
-            if copy_ is None or copy_ is replica or copy_.epoch > replica.epoch or not copy_.high:
+            if (
+                copy_ is None
+                or copy_ is replica
+                or copy_.epoch > replica.epoch
+                or not copy_.log.high
+            ):
                 continue
-            entry = copy_._at(copy_.high)
-            mine = replica._at(copy_.high)
+            entry = copy_.log.at(copy_.log.high)
+            mine = replica.log.at(copy_.log.high)
             if entry is not None and mine is not None and entry != mine and not is_term(entry.data):
                 raise Broken(
                     f"2: {other.name} knows {entry[:2]} to be committed, and {node.name} serves"
                     " with another"
                 )
-            if copy_.high > replica.last_seq and copy_.turn.seq > replica.last_seq:
+            if (
+                copy_.log.high > replica.log.last_seq
+                and copy_.log.last_turn.seq > replica.log.last_seq
+            ):
                 raise Broken(
                     f"2: {other.name} knows more to be committed than {node.name} has, who serves"
                 )
 
     def _holds(self, replica: r.Replica, seq: int) -> bool:
-        if replica.last_seq < seq:
+        if replica.log.last_seq < seq:
             return False
-        entry = replica._at(seq)
+        entry = replica.log.at(seq)
         return entry is None or (entry.epoch, entry.data) == self.committed[seq]
 
     # -- telling worlds apart
@@ -605,13 +624,13 @@ class World:
                 a.released, tuple(sorted(of[n] for n in a.forked)), a.version,
             )  # fmt: skip
 
-        def peer(p: Any) -> Any:
+        def peer(p: Any, promised_until: float) -> Any:
             times = (
                 ago(p.met_at),
                 ago(p.heard_at),
                 ago(p.matched_at),
                 ago(p.sent_at),
-                max(ago(p.promised_until), 0.0),
+                max(ago(promised_until), 0.0),
             )
             return p.next, p.matched, p.lost, p.holds, times
 
@@ -619,10 +638,11 @@ class World:
             if x is None:
                 return None
             return (
-                x.epoch, x.base, tuple(x.entries), x.applied, x.committed, x.matched, tuple(x.chain), x.high, x.unbroken, x.electing,
+                x.epoch, x.log.base, tuple(x.log.entries), x.log.applied, x.committed, x.matched, tuple(x.log.chain), x.log.high,
+                x.unbroken, x.electing,
                 tuple(sorted((of[n], told(m)) for n, m in x.reports.items())), ago(x.elected_at), of.get(x.concedes_to), x.alone,
-                tuple(sorted(of[n] for n in x.forked)), max(0.0, ago(x.promised_until)), x.revision, x.owning, x.releasing,
-                tuple(sorted((of[n], peer(p)) for n, p in x.peers.items())), x.first_seq, max(0.0, ago(x.wait_until)), x.persisted,
+                tuple(sorted(of[n] for n in x.forked)), max(0.0, ago(x.promises.given_until)), x.revision, x.owning, x.releasing,
+                tuple(sorted((of[n], peer(p, x.promises.until(n))) for n, p in x.peers.items())), x.first_seq, max(0.0, ago(x.wait_until)), x.persisted,
                 tuple(sorted(of[n] for n in x._counted)), x._high_kept, tuple((n - x._number, s) for n, s in x._own),
                 tuple((h.number - x._number, of[h.to], told(h.message)) for h in x._held),
                 None if x._swapping is None else (assignment(x._swapping.swap.to), ago(min(x._swapping.retry_at, 1e12))),

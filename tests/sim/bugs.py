@@ -10,6 +10,7 @@ from holdfast_cluster.placement.model import Assignment, Member, View
 from holdfast_cluster.placement.plan import Transition, plan
 from holdfast_node import replication as r
 from holdfast_node.log.changes import is_term
+from holdfast_node.replication.core.log import ReplicaLog
 
 from .world import SHARD, STRIKES, Node
 
@@ -26,7 +27,7 @@ class CountsItsOwnDiskTooEarly(r.Replica):
 
     def _log(self, data: bytes) -> None:
         super()._log(data)
-        self.persisted = self.last.seq
+        self.persisted = self.log.last_seq
 
 
 class CommitsWithoutOneInSyncMember(r.Replica):
@@ -37,18 +38,21 @@ class CommitsWithoutOneInSyncMember(r.Replica):
 class DoesNotCutItsTail(r.Replica):
     """Takes what the owner sends for appended, and keeps what it had."""
 
-    def cut(self, seq: int) -> None:
-        pass
+    class log_class(ReplicaLog):
+        __slots__ = ()
+
+        def cut(self, seq: int) -> None:
+            pass
+
+        def matches(self, previous: r.Position, nonce: int) -> bool:
+            return previous.seq <= self.last_seq
 
     def _replicate(self, sender: str, message: r.Replicate, now: float) -> None:
         known = tuple(
-            mine if (mine := self._at(entry.seq)) is not None else entry
+            mine if (mine := self.log.at(entry.seq)) is not None else entry
             for entry in message.entries
         )
         super()._replicate(sender, msgspec.structs.replace(message, entries=known), now)
-
-    def matches(self, previous: r.Position, nonce: int) -> bool:
-        return previous.seq <= self.last.seq
 
 
 class ServesBeforeItsFirstEntry(r.Replica):
@@ -129,7 +133,7 @@ class ForgetsItsPromisesInARestart(r.Replica):
     @classmethod
     def start(cls, *given: Any) -> r.Replica:
         replica = super().start(*given)
-        replica.promised_until = 0.0
+        replica.promises.given_until = 0.0
         return replica
 
 
@@ -143,13 +147,17 @@ class IsElectedUnasked(r.Replica):
 class IgnoresItsHighWater(r.Replica):
     """Follows the owner, whatever it knows to be committed."""
 
-    def _replicate(self, sender: str, message: r.Replicate, now: float) -> None:
-        self.high = 0
-        super()._replicate(sender, message, now)
+    class log_class(ReplicaLog):
+        __slots__ = ()
 
-    def cut(self, seq: int) -> None:
-        self.applied = self.committed = min(self.applied, seq - 1)
-        super().cut(seq)
+        def cut(self, seq: int) -> None:
+            self.applied = min(self.applied, seq - 1)
+            super().cut(seq)
+
+    def _replicate(self, sender: str, message: r.Replicate, now: float) -> None:
+        self.log.high = 0
+        super()._replicate(sender, message, now)
+        self.committed = min(self.committed, self.log.applied)
 
 
 class NeverConcedes(r.Replica):
@@ -174,7 +182,7 @@ class SendsASnapshotWithoutItsPosition(Node):
         right = super().snapshot(epoch)
         later = [
             entry.data
-            for entry in self.replica.entries
+            for entry in self.replica.log.entries
             if entry.seq > right.position.seq and not is_term(entry.data)
         ]
         return msgspec.structs.replace(

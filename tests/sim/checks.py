@@ -141,7 +141,7 @@ class Checks:
             copies.append(
                 {
                     *node.state,
-                    *(entry.data for entry in node.replica.entries if not is_term(entry.data)),
+                    *(entry.data for entry in node.replica.log.entries if not is_term(entry.data)),
                 }
             )
         if not any(one - other and other - one for one in copies for other in copies):

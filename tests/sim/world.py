@@ -565,7 +565,7 @@ class Node:
         )
         self.world.tell(
             f"{self.name}: starts, incarnation {self.disk.incarnation}, epoch {self.disk.epoch},"
-            f" log to {self.replica.last}"
+            f" log to {self.replica.log.last}"
         )
         self._every(0.1, self._tick, self.life)
         self._every(LEASE_S / 3, self._renew, self.life)
@@ -748,7 +748,7 @@ class Node:
                 case r.Apply(entries, trim):
                     self.state += [entry.data for entry in entries if not is_term(entry.data)]
                     self.world.checks.applied(self.name, entries)
-                    chain = until(self.replica.chain, trim)
+                    chain = until(self.replica.log.chain, trim)
                     self._stage(lambda disk, e=entries, t=trim, c=chain: _apply(disk, e, t, c))
                 case r.KeepHigh(high):
                     self._stage(lambda disk, h=high: _keep_high(disk, h))
@@ -792,11 +792,10 @@ class Node:
 
     def snapshot(self, epoch: int) -> r.Snapshot:
         """The state with the position that it is at: both read at once."""
-        seq = self.replica.applied
-        at = self.replica._at(seq)
-        position = r.Position(at.epoch, at.seq) if at is not None else self.replica.base
+        seq = self.replica.log.applied
+        position = self.replica.log.position_at(seq)
         assert position.seq == seq
-        chain = tuple(until(self.replica.chain, seq))
+        chain = tuple(until(self.replica.log.chain, seq))
         return r.Snapshot(
             epoch, position, msgspec.msgpack.encode(self.state), self.clock, chain=chain
         )
@@ -877,10 +876,10 @@ class Node:
     def _reply(self) -> None:
         if not self.operations or not self.replica.serving(self.clock):
             return
-        ready = [entry for entry in self.operations if entry[0] <= self.replica.applied]
+        ready = [entry for entry in self.operations if entry[0] <= self.replica.log.applied]
         if ready:
             self.operations = [
-                entry for entry in self.operations if entry[0] > self.replica.applied
+                entry for entry in self.operations if entry[0] > self.replica.log.applied
             ]
             for _, operation, data in ready:
                 self.world.checks.replied(operation, self.state if data is None else data)

@@ -245,14 +245,14 @@ def test_whoever_comes_to_own_a_shard_has_all_of_it(trio: Trio) -> None:
 def test_a_log_that_is_shortened_leaves_all_that_it_held_in_the_state(trio: Trio) -> None:
     trio.put("a", *(b"%d" % n for n in range(1, 10)))
     b = trio.nodes["b"]
-    base = next(iter(b.replicas.copies())).replica.base.seq
+    base = next(iter(b.replicas.copies())).replica.log.base.seq
     assert base > 1, "nine entries are more than a log of six keeps"
     assert b.rows("state"), "what the log holds no longer has to be in the state"
     b.stop()
     b.start()
     stored = next(iter(b.replicas.copies())).replica
-    assert stored.base.seq == base
-    assert stored.applied >= base
+    assert stored.log.base.seq == base
+    assert stored.log.applied >= base
     trio.assign("b", 2, joined=("b",))
     assert b.rows("state") == {KEY: b"9"}
     assert b.rows("replies") == replies(*(b"%d" % n for n in range(1, 10)))

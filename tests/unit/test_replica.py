@@ -60,7 +60,7 @@ def answer(replica: r.Replica, now: float, *names: str) -> list[Any]:
     out = []
     for name in names or ("b", "c"):
         out += replica.handle(
-            r.Received(name, r.Acknowledge(replica.epoch, replica.last.seq, now)), now
+            r.Received(name, r.Acknowledge(replica.epoch, replica.log.last.seq, now)), now
         )
     return out
 
@@ -76,21 +76,21 @@ def test_an_entry_is_committed_when_every_replica_and_its_own_disk_have_it() -> 
 
 def test_what_was_persisted_under_an_earlier_epoch_says_nothing_of_the_same_places_now() -> None:
     replica = owner()
-    first = replica.last.seq
+    first = replica.log.last.seq
     for _ in range(3):  # nobody acknowledges these
         persist_all(replica, replica.handle(r.Append(X), 101.0), 101.0)
     assert replica.persisted == first + 3
     replica.handle(r.Assigned(Assignment(2, "b", 1, ("a", "b", "c"), released=True), 2), 101.1)
-    [term] = [each for each in replica.chain if each.first == first]
+    [term] = [each for each in replica.log.chain if each.first == first]
     theirs = r.Replicate(
         2, r.Position(1, first), (r.LogEntry(2, first + 1, term_data(5)),), first, 101.2, term.nonce
     )
     persist_all(replica, replica.handle(r.Received("b", theirs), 101.2), 101.2)
-    assert replica.last == (2, first + 1), "what nobody acknowledged is cut"
+    assert replica.log.last == (2, first + 1), "what nobody acknowledged is cut"
     out = replica.handle(
         r.Assigned(Assignment(3, "a", 1, ("a", "b", "c"), released=True), 3), 101.3
     )
-    assert (replica.first_seq, replica.last) == (first + 2, (3, first + 2))
+    assert (replica.first_seq, replica.log.last) == (first + 2, (3, first + 2))
     assert not effects(answer(replica, 101.4), r.Apply), "its own disk has not got it"
     assert effects(persist_all(replica, out, 101.5), r.Apply)
 
@@ -143,11 +143,11 @@ def test_what_a_replica_said_before_it_was_met_again_does_not_count() -> None:
     replica = owner()
     replica.handle(r.Assigned(Assignment(1, "a", 1, ("a", "b")), 2), 102.0)
     replica.handle(r.Assigned(Assignment(1, "a", 1, ("a", "b"), joining=("c",)), 3), 103.0)
-    late = r.Received("c", r.Acknowledge(1, replica.last.seq, 101.0))
+    late = r.Received("c", r.Acknowledge(1, replica.log.last.seq, 101.0))
     replica.handle(late, 103.1)
     assert replica.peers["c"].matched == 0
     answer(replica, 103.2, "c")
-    assert replica.peers["c"].matched == replica.last.seq
+    assert replica.peers["c"].matched == replica.log.last.seq
 
 
 def test_a_copy_is_dropped_only_with_the_word_of_an_owner_that_does_not_know_it() -> None:
@@ -173,7 +173,7 @@ def test_a_copy_is_dropped_only_with_the_word_of_an_owner_that_does_not_know_it(
     [wiped] = effects(
         replica.handle(r.Received("a", r.Drop(1, again.message.number)), 14.1), r.Persist
     )
-    assert (wiped.wipe, replica.last, replica.epoch) == ((0, 0), (0, 0), 1)
+    assert (wiped.wipe, replica.log.last, replica.epoch) == ((0, 0), (0, 0), 1)
 
 
 def test_a_shard_that_was_given_up_begins_where_no_old_log_reaches() -> None:
@@ -184,7 +184,7 @@ def test_a_shard_that_was_given_up_begins_where_no_old_log_reaches() -> None:
         old.handle(r.Received("a", r.Replicate(1, r.Position(0, 0), entries, 3, 1.0)), 10.0),
         10.0,
     )
-    assert old.applied == 3
+    assert old.log.applied == 3
     fresh = r.Replica.start("d", 1, SETTINGS, Stored(), 0.0)
     out = fresh.handle(r.Assigned(Assignment(2, "d", 1, ("d",), void_before=2), 9), 20.0)
     assert next(effect.wipe for effect in effects(out, r.Persist)) == (2, 2 << 40)
@@ -206,15 +206,15 @@ def test_a_snapshot_on_its_way_keeps_the_log_that_has_to_follow_it() -> None:
     for _ in range(SETTINGS.log_keep_max + 50):
         persist_all(replica, replica.handle(r.Append(X), 102.0), 102.0)
         answer(replica, 102.0)
-    assert replica.base.seq == 1  # where the snapshot was taken
+    assert replica.log.base.seq == 1  # where the snapshot was taken
     replica.handle(r.SnapshotEnded("d", True), 103.0)
     persist_all(replica, replica.handle(r.Append(X), 103.0), 103.0)
     answer(replica, 103.0)
-    assert replica.base.seq == 1  # it was delivered, but what came since was not
+    assert replica.log.base.seq == 1  # it was delivered, but what came since was not
     answer(replica, 103.0, "d")
     persist_all(replica, replica.handle(r.Append(X), 103.0), 103.0)
     answer(replica, 103.0)
-    assert replica.applied - replica.base.seq <= SETTINGS.log_keep_max
+    assert replica.log.applied - replica.log.base.seq <= SETTINGS.log_keep_max
 
 
 def test_a_node_that_is_assigned_before_it_knows_that_it_is_a_member_takes_the_shard_then() -> None:
@@ -312,7 +312,7 @@ def test_a_swap_whose_result_is_unknown_is_tried_again_and_counts_until_then() -
 
 def test_an_owner_tells_which_copies_hold_up_what_enough_others_have() -> None:
     replica = owner()
-    base = replica.last.seq
+    base = replica.log.last.seq
     out = replica.handle(r.Append(X), 101.0)
     assert replica.held_up(()) == [], "nobody but the owner could have it"
     answer(replica, 101.0, "b", "c")
@@ -416,7 +416,7 @@ def test_a_restarted_owner_begins_only_when_enough_others_have_reported() -> Non
     assert replica.electing
     replica.handle(r.Received("b", reported_by(copy_of("b", (1, 11, 3)), 2, 102.1)), 102.1)
     assert not replica.electing, "one other has, and two seconds have passed"
-    assert replica.chain[-1] == r.Term(2, 22, 5)
+    assert replica.log.chain[-1] == r.Term(2, 22, 5)
     assert not replica.alone
 
 
@@ -491,7 +491,7 @@ def test_what_is_known_to_be_committed_is_not_cut_and_the_owner_stops() -> None:
     out += persist_all(replica, out, 100.0)
     [sent] = effects(out, r.Send)
     assert isinstance(sent.message, r.Conflict)
-    assert (sent.message.high, replica.last) == (4, (1, 4))
+    assert (sent.message.high, replica.log.last) == (4, (1, 4))
     stale = copy_of("a", (1, 11, 1))
     elect(stale, 2, in_sync=("a",), joining=("b",))
     persist_all(stale, stale.handle(r.Append(X), 99.0), 99.0)
@@ -522,7 +522,7 @@ def test_a_copy_with_first_entries_only_gives_way_to_the_owner() -> None:
     persist_all(owns, owns.handle(r.Append(X), 99.0), 99.0)
     # what it knows to be committed behind entry 2 is an empty entry
     other = copy_of("b", (1, 11, 1), (2, 22, 0), high=3)
-    message = r.Replicate(3, r.Position(1, 2), tuple(owns.entries[2:]), 4, 100.0, 11)
+    message = r.Replicate(3, r.Position(1, 2), tuple(owns.log.entries[2:]), 4, 100.0, 11)
     out = other.handle(r.Received("a", message), 100.0)
     [sent] = effects(out + persist_all(other, out, 100.0), r.Send)
     assert isinstance(sent.message, r.Conflict)
@@ -532,7 +532,7 @@ def test_a_copy_with_first_entries_only_gives_way_to_the_owner() -> None:
     out = other.handle(r.Received("a", said.message), 100.2)
     assert effects(out, r.KeepHigh) == [r.KeepHigh(2)]
     other.handle(r.Received("a", message), 100.3)
-    assert other.entries == owns.entries
+    assert other.log.entries == owns.log.entries
     refuses = copy_of("b", (1, 11, 3), high=4)
     assert not refuses.handle(r.Received("a", r.Yield(1, 2)), 100.2), (
         "there are entries of turns behind it"
@@ -570,8 +570,8 @@ def test_an_entry_of_the_same_epoch_and_seq_from_another_history_is_another_entr
     assert isinstance(sent.message, r.Mismatch)
     first = r.Replicate(2, r.Position(1, 2), (r.LogEntry(2, 3, term_data(22)),), 0, 100.1, 11)
     replica.handle(r.Received("a", first), 100.1)
-    assert replica.chain == [r.Term(1, 11, 1), r.Term(2, 22, 3)]
-    assert replica.last == (2, 3)
+    assert replica.log.chain == [r.Term(1, 11, 1), r.Term(2, 22, 3)]
+    assert replica.log.last == (2, 3)
 
 
 def test_a_copy_that_has_lost_what_it_acknowledged_is_removed_and_one_that_is_late_is_not() -> None:
@@ -619,6 +619,6 @@ def test_an_operator_keeps_one_of_several_copies_and_the_others_are_void() -> No
     kept, void = copy_of("a", (1, 11, 3), high=4), copy_of("b", (1, 11, 1), (2, 22, 3), high=6)
     chosen = {"in_sync": ("a",), "void_before": 3, "keeper": "a"}
     elect(kept, 3, **chosen)
-    assert (kept.electing, kept.last, kept.chain[-1]) == (False, (3, 5), r.Term(3, 33, 5))
+    assert (kept.electing, kept.log.last, kept.log.chain[-1]) == (False, (3, 5), r.Term(3, 33, 5))
     out = elect(void, 3, **chosen)
     assert [effect.wipe for effect in effects(out, r.Persist) if effect.wipe] == [(0, 0)]

@@ -202,7 +202,7 @@ class Inspection:
         for name, peer in sorted(replica.peers.items()):
             response.copies.add(
                 node=name,
-                behind=max(0, replica.last.seq - peer.matched),
+                behind=max(0, replica.log.last_seq - peer.matched),
                 heard_s=max(0.0, now - peer.heard_at),
             )
 

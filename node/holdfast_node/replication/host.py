@@ -365,16 +365,15 @@ class Replicas:
         for a snapshot to `to`."""
         self._flusher.write()
         replica = self._copies[number].replica
-        entry = replica._at(replica.applied)
-        position = replica.base if entry is None else Position(entry.epoch, entry.seq)
-        assert position.seq == replica.applied
+        position = replica.log.position_at(replica.log.applied)
+        assert position.seq == replica.log.applied
         self._now = boottime()
         self._do(self._copies[number], SnapshotStarted(to))
         self._end()
         return (
             position,
-            self._disk.times(number, replica.entries),
-            tuple(until(replica.chain, position.seq)),
+            self._disk.times(number, replica.log.entries),
+            tuple(until(replica.log.chain, position.seq)),
         )
 
     @_ends_the_node
@@ -389,9 +388,9 @@ class Replicas:
         """Somebody sent a shard; its files are there."""
         self._now = boottime()
         copy = self._copy(number)
-        before = copy.replica.base, copy.replica.applied
+        before = copy.replica.log.base, copy.replica.log.applied
         self._do(copy, Received(sender, snapshot))
-        if (copy.replica.base, copy.replica.applied) == before:
+        if (copy.replica.log.base, copy.replica.log.applied) == before:
             self._disk.discard(snapshot.state)
         self._end()
 
@@ -501,10 +500,14 @@ class Replicas:
                 else:
                     self._unseen |= copy.replica.owning  # an earlier owner's
                     self._disk.apply(batch, copy.number, logged)
-        if self._disk.base(copy.number) != copy.replica.base:
+        if self._disk.base(copy.number) != copy.replica.log.base:
             self._catch_up(copy)
             self._disk.shorten(
-                self._flusher.batch, copy.number, copy.replica.base, entries[-1], copy.replica.chain
+                self._flusher.batch,
+                copy.number,
+                copy.replica.log.base,
+                entries[-1],
+                copy.replica.log.chain,
             )
 
     def _catch_up(self, copy: Copy) -> None:
@@ -567,7 +570,7 @@ class Replicas:
                 except Exception:
                     self._flusher.die(f"shard {copy.number}: its log could not be applied")
                 self._flusher.write()  # what is applied has to be there to be read
-                times = self._disk.times(copy.number, copy.replica.entries)
+                times = self._disk.times(copy.number, copy.replica.log.entries)
                 epoch = copy.replica.epoch
                 copy.shard = Shard(copy.number, epoch, self, times.shard_ms, times.cluster_time)
                 self._shards.take(copy.shard)

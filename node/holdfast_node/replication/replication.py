@@ -149,11 +149,13 @@ class Replication:
         copies = list(self.replicas.copies())
         owned = [copy.replica for copy in copies if copy.shard is not None]
         return {
-            "copies": sum(copy.replica.last != (0, 0) for copy in copies),
-            "entries_uncommitted": sum(replica.last.seq - replica.committed for replica in owned),
+            "copies": sum(copy.replica.log.last != (0, 0) for copy in copies),
+            "entries_uncommitted": sum(
+                replica.log.last_seq - replica.committed for replica in owned
+            ),
             "replica_lag": max(
                 (
-                    replica.last.seq - peer.matched
+                    replica.log.last_seq - peer.matched
                     for replica in owned
                     for peer in replica.peers.values()
                 ),

@@ -50,7 +50,7 @@ def _serves_before_its_first_entry(self: Replica, now: float) -> float:
 def _serves_by_the_last_promise(self: Replica, now: float) -> float:
     if not _serves_until(self, now):
         return 0.0
-    return max((self.peers[name].promised_until for name in self._counted), default=float("inf"))
+    return max((self.promises.until(name) for name in self._counted), default=float("inf"))
 
 
 def _begins_with_what_was_persisted_before(self: Replica, *given: Any) -> None:
@@ -132,7 +132,7 @@ def _sends_no_replies(
 def _tells_a_later_position(self: Replicas, number: int, to: str) -> Any:
     _, times, _ = _snapshot_started(self, number, to)
     replica = self._copies[number].replica
-    return replica.last, times, tuple(replica.chain)
+    return replica.log.last, times, tuple(replica.log.chain)
 
 
 def _gives_an_unknown_swap_up(

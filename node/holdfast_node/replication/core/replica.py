@@ -51,20 +51,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import msgspec
 from holdfast_cluster.placement.model import Assignment
 
-from holdfast_node.log.changes import is_term, nonce_of, term_data
-from holdfast_node.replication.core.chain import (
-    TERMS_MAX,
-    Term,
-    parting,
-    term_at,
-    turns_between,
-    until,
-)
+from holdfast_node.log.changes import term_data
+from holdfast_node.replication.core.chain import Term, turns_between
 from holdfast_node.replication.core.events import (
     Abdicate,
     Acknowledge,
@@ -105,8 +98,9 @@ from holdfast_node.replication.core.events import (
     Tick,
     Yield,
 )
+from holdfast_node.replication.core.log import ReplicaLog
+from holdfast_node.replication.core.promises import Promises
 
-_FOR_EVER = float("inf")
 _NOT_YET = 1 << 62
 
 SEQS_PER_BIRTH = 1 << 40
@@ -144,7 +138,6 @@ class Peer:
     matched: int = 0
     matched_at: float = float("-inf")
     lost: bool = False
-    promised_until: float = 0.0
     sent_at: float = float("-inf")
     holds: int | None = None
 
@@ -168,21 +161,18 @@ class _Held:
 class Replica:
     """One node's replica of one shard. Fields are to read; only `handle` changes them."""
 
+    log_class: ClassVar[type[ReplicaLog]] = ReplicaLog
+
     me: str
     incarnation: int
     settings: ReplicationSettings
     epoch: int = 0
     """The highest epoch heard of; nothing lower is followed."""
-    base: Position = field(default_factory=lambda: Position(0, 0))
-    entries: list[LogEntry] = field(default_factory=list)
-    applied: int = 0
+    log: ReplicaLog = field(default_factory=ReplicaLog)
+    promises: Promises = field(default_factory=Promises)
     committed: int = 0
     matched: int = 0
     """As a replica: how far the log equals that of this epoch's owner."""
-    chain: list[Term] = field(default_factory=list)
-    """The terms of the log, with those that it does not hold any more."""
-    high: int = 0
-    """The high-water: everything up to here is known to be committed."""
     unbroken: bool = False
     """Whether this life of the process has held everything that was committed, and has not dropped
     it since."""
@@ -197,7 +187,6 @@ class Replica:
     forked: frozenset[str] = frozenset()
     """As an owner: nodes whose copies hold committed entries of turns in place of which this one
     holds others."""
-    promised_until: float = 0.0
     assignment: Assignment | None = None
     revision: int = 0
     owning: bool = False
@@ -211,7 +200,6 @@ class Replica:
     """Messages taken from owners: tells whether anything was said since the owner was asked whether
     the copy may go."""
     _counted: frozenset[str] = frozenset()
-    _log_bytes: int = 0
     _asked: tuple[float, int, int] = (float("-inf"), -1, 0)
     _questions: int = 0
     _high_kept: int = 0
@@ -232,32 +220,14 @@ class Replica:
         promised."""
         self = cls(me, incarnation, settings)
         self.epoch = disk.epoch
-        self.base = disk.base
-        self.entries = list(disk.entries)
-        self._log_bytes = sum(len(entry.data) for entry in self.entries)
-        self.applied = self.committed = disk.applied
-        self.chain = list(disk.chain)
-        for entry in self.entries:
-            self._note_term(entry)
-        self.high = self._high_kept = max(disk.applied, min(disk.high, self.last_seq))
-        self.persisted = self.last_seq
-        self.promised_until = now + settings.promise_s
+        self.log = cls.log_class.of(disk.base, disk.entries, disk.chain, disk.applied, disk.high)
+        self.committed = disk.applied
+        self._high_kept = self.log.high
+        self.persisted = self.log.last_seq
+        self.promises.give(now, settings)
         return self
 
     # -- what others ask
-
-    @property
-    def last(self) -> Position:
-        """The position of the newest entry."""
-        if not self.entries:
-            return self.base
-        epoch, seq, _ = self.entries[-1]
-        return Position(epoch, seq)
-
-    @property
-    def last_seq(self) -> int:
-        """Its seq."""
-        return self.base.seq + len(self.entries)
 
     def serving(self, now: float) -> bool:
         """Whether this node may answer for the shard at this moment: asked when a turn starts and
@@ -276,14 +246,7 @@ class Replica:
             return 0.0
         if self.concedes_to or self.is_forked:
             return 0.0
-        until = _FOR_EVER
-        for name in self._counted:
-            peer = self.peers.get(name)
-            if peer is None:
-                return 0.0
-            if peer.promised_until < until:
-                until = peer.promised_until
-        return until
+        return self.promises.all_until(self._counted)
 
     def read_only(self) -> str | None:
         """Why turns may not write at the moment; None when they may."""
@@ -318,7 +281,7 @@ class Replica:
             and name not in self._counted
             and peer.matched < self.committed
         ]
-        if self.persisted == self.committed == self.last_seq:
+        if self.persisted == self.committed == self.log.last_seq:
             return behind
         reached = [
             (self.me, self.persisted),
@@ -383,7 +346,7 @@ class Replica:
                     peer.heard_at = min(peer.heard_at, now - patience)
             case SnapshotStarted(to):
                 if (peer := self.peers.get(to)) is not None:
-                    peer.holds = self.applied
+                    peer.holds = self.log.applied
             case SnapshotEnded(to, delivered):
                 if not delivered and (peer := self.peers.get(to)) is not None:
                     peer.holds = None
@@ -403,16 +366,16 @@ class Replica:
         if peer is None:
             return
         matched = message.matched
-        self._promised(peer, message.sent_at, now)
+        self._promised(sender, peer, message.sent_at, now)
         if matched >= peer.next:
             peer.next = matched + 1
         if matched > peer.matched:
             peer.matched = matched
             peer.matched_at = now
             if peer.holds is not None:
-                peer.holds = None if matched >= self.applied else max(peer.holds, matched)
+                peer.holds = None if matched >= self.log.applied else max(peer.holds, matched)
             self._advance()
-        if peer.next <= self.last_seq and not self.electing:
+        if peer.next <= self.log.last_seq and not self.electing:
             self._stream(sender, peer, now)
 
     def _received_rarely(self, sender: str, message: Message, now: float) -> None:
@@ -422,30 +385,30 @@ class Replica:
                     self._install(sender, message, now)
             case Mismatch(epoch, last, sent_at):
                 if (peer := self._answered(sender, epoch, sent_at)) is not None:
-                    self._promised(peer, sent_at, now)
+                    self._promised(sender, peer, sent_at, now)
                     self._mismatched(sender, peer, last, sent_at, now)
             case Canvass(epoch, sent_at):
                 if self._heard(sender, epoch):
                     report = Report(
                         epoch,
-                        self.last,
-                        self.turn,
-                        self.high,
-                        tuple(self.chain),
+                        self.log.last,
+                        self.log.last_turn,
+                        self.log.high,
+                        tuple(self.log.chain),
                         self.unbroken,
                         sent_at,
                     )
                     self._hold(sender, report, now)
             case Report(epoch, sent_at=sent_at):
                 if (peer := self._answered(sender, epoch, sent_at)) is not None:
-                    self._promised(peer, sent_at, now)
+                    self._promised(sender, peer, sent_at, now)
                     if self.electing:
                         self.reports[sender] = message
                         self._weigh(now)
                         self._try_first_entry(now)
             case Conflict(epoch, sent_at=sent_at):
                 if (peer := self._answered(sender, epoch, sent_at)) is not None:
-                    self._promised(peer, sent_at, now)
+                    self._promised(sender, peer, sent_at, now)
                     self._conflicts(sender, message, now)
             case Yield(epoch, seq):
                 if self._heard(sender, epoch):
@@ -503,6 +466,7 @@ class Replica:
     def _own_no_more(self) -> None:
         self.owning = self.electing = False
         self.peers = {}
+        self.promises.forget_all()
         self.reports = {}
         self._swapping = None
         self.concedes_to = ""
@@ -512,13 +476,14 @@ class Replica:
     # -- as a replica
 
     def _replicate(self, sender: str, message: Replicate, now: float) -> None:
-        if not self.matches(message.previous, message.nonce):
-            if message.previous.seq <= self.high:
+        log = self.log
+        if not log.matches(message.previous, message.nonce):
+            if message.previous.seq <= self.log.high:
                 self._object(sender, message.epoch, message.sent_at, now)
             else:
-                last = min(self.last_seq, message.previous.seq - 1)
+                last = min(self.log.last_seq, message.previous.seq - 1)
                 self._hold(
-                    sender, Mismatch(message.epoch, max(last, self.high), message.sent_at), now
+                    sender, Mismatch(message.epoch, max(last, self.log.high), message.sent_at), now
                 )
             return
         new = []
@@ -526,17 +491,15 @@ class Replica:
         entries = message.entries
         for entry in entries:
             seq = entry.seq
-            if seq <= self.last_seq:
-                if self._has(entry):
+            if seq <= self.log.last_seq:
+                if log.has(entry):
                     continue
-                if seq <= self.high:
+                if seq <= self.log.high:
                     self._object(sender, message.epoch, message.sent_at, now)
                     return
                 cut = seq
-                self.cut(seq)
-            self.entries.append(entry)
-            self._log_bytes += len(entry.data)
-            self._note_term(entry)
+                log.cut(seq)
+            log.append(entry)
             new.append(entry)
         reached = entries[-1].seq if entries else message.previous.seq
         if reached > self.matched:
@@ -548,67 +511,38 @@ class Replica:
         self._hold(sender, Acknowledge(message.epoch, self.matched, message.sent_at), now)
         self._apply(min(message.commit, self.matched))
 
-    def matches(self, previous: Position, nonce: int) -> bool:
-        """Whether the log has this entry, which belongs to the term with this nonce."""
-        seq = previous.seq
-        if seq > self.last_seq:
-            return False
-        term = term_at(self.chain, seq)
-        if term is None:  # before the first term that is known
-            return seq < self.base.seq or seq == 0 or previous.epoch == self.base.epoch
-        return term.epoch == previous.epoch and term.nonce == nonce
-
-    def _has(self, entry: LogEntry) -> bool:
-        """Whether the log, which has the entry before this one, has this one as well."""
-        term = term_at(self.chain, entry.seq)
-        if term is None:
-            return entry.seq <= self.base.seq
-        if is_term(entry.data):
-            return term == Term(entry.epoch, nonce_of(entry.data), entry.seq)
-        return term.epoch == entry.epoch and term.first != entry.seq
-
-    def cut(self, seq: int) -> None:
-        """Forget the log from `seq` on: it is not what the owner has. Never anything that is known
-        to be committed."""
-        assert seq > self.high, f"{self.me}: cutting at {seq}, high-water {self.high}"
-        at = seq - self.base.seq - 1
-        self._log_bytes -= sum(len(entry.data) for entry in self.entries[at:])
-        del self.entries[at:]
-        self.chain = until(self.chain, seq - 1)
-
     def _object(self, owner: str, epoch: int, sent_at: float, now: float) -> None:
         """What the owner sent would undo what is known to be committed here: change nothing, and
         say so."""
-        self._hold(owner, Conflict(epoch, self.last, self.high, tuple(self.chain), sent_at), now)
+        log = self.log
+        self._hold(owner, Conflict(epoch, log.last, log.high, tuple(log.chain), sent_at), now)
 
     def _yielded(self, seq: int) -> None:
         """The owner's log parts from this one at `seq`, and behind that this one holds only first
         entries: they may go."""
-        if self.owning or seq >= self.high or turns_between(self.chain, seq, self.high):
+        log = self.log
+        if self.owning or seq >= log.high or turns_between(log.chain, seq, log.high):
             return
-        if self.base.seq > seq:
+        if log.base.seq > seq:
             self._drop(Position(0, 0))
             return
-        self.high = seq
+        log.high = seq
+        log.applied = min(log.applied, seq)
         self.committed = min(self.committed, seq)
-        self.applied = min(self.applied, seq)
         self.matched = min(self.matched, seq)
-        self.cut(seq + 1)
+        log.cut(seq + 1)
         self._persist(seq + 1)
         self._keep_high()
 
     def _install(self, sender: str, message: Snapshot, now: float) -> None:
         position = message.position
-        same = parting(self.chain, self.last_seq, message.chain, position.seq)
-        if same < min(self.high, position.seq):
+        same = self.log.parting(message.chain, position.seq)
+        if same < min(self.log.high, position.seq):
             self._object(sender, message.epoch, message.sent_at, now)
             return
         if same < position.seq:
-            self.base = position
-            self.entries = []
-            self._log_bytes = 0
-            self.applied = self.committed = self.high = self._high_kept = position.seq
-            self.chain = list(message.chain)
+            self.log.replace(position, list(message.chain))
+            self.committed = self._high_kept = position.seq
             self.unbroken = False
             self._persist(install=message)
         self.matched = max(self.matched, position.seq)
@@ -616,11 +550,8 @@ class Replica:
 
     def _drop(self, base: Position) -> None:
         """Forget the copy, but not the epoch: what was refused stays refused."""
-        self.base = base
-        self.entries = []
-        self._log_bytes = 0
-        self.applied = self.committed = self.high = self._high_kept = base.seq
-        self.chain = []
+        self.log.replace(base, [])
+        self.committed = self._high_kept = base.seq
         self.unbroken = False
         self.matched = 0
         self._persist(wipe=base)
@@ -646,7 +577,7 @@ class Replica:
                     self._out.append(Send(last.to, last.message))
                 last = held
         if last is not None:
-            self.promised_until = max(self.promised_until, now + self.settings.promise_s)
+            self.promises.give(now, self.settings)
             self._out.append(Send(last.to, last.message))
         self._held = still
 
@@ -672,10 +603,10 @@ class Replica:
         if assignment.epoch < self.epoch:
             return  # a message has told of a later one
         mine = self._is_mine(assignment)
-        if assignment.void_before > self.last.epoch and assignment.keeper != self.me:
+        if assignment.void_before > self.log.last.epoch and assignment.keeper != self.me:
             # Others' copies are void. The owner begins so far behind them that no old log can pass
             # for a part of the new one.
-            void = self.last != (0, 0)
+            void = self.log.last != (0, 0)
             if assignment.owner == self.me:
                 self._drop(
                     Position(assignment.void_before, assignment.void_before * SEQS_PER_BIRTH)
@@ -692,13 +623,13 @@ class Replica:
                 # it did not come about: serve again when all that was appended is committed
                 if self.releasing:
                     self.releasing = False
-                    self.first_seq = self.last_seq
+                    self.first_seq = self.log.last_seq
             self._counted = frozenset(self.counted())
             self._know_peers(now)
             for name, peer in self.peers.items():
                 # it joins again: what it said before says nothing
                 if peer.lost and name not in self._counted:
-                    self.peers[name] = Peer(next=self.last_seq + 1, met_at=now, heard_at=now)
+                    self._meet(name, now)
             self._advance()
 
     def _is_mine(self, assignment: Assignment) -> bool:
@@ -741,7 +672,7 @@ class Replica:
             self.alone = (
                 not self.unbroken and not self.reports and set(self.assignment.in_sync) != {self.me}
             )
-            self.first_seq = self.last_seq + 1
+            self.first_seq = self.log.last_seq + 1
             self._log(term_data(self.assignment.nonce))
             for name, peer in self.peers.items():
                 peer.next = self.first_seq
@@ -784,7 +715,7 @@ class Replica:
     def _weigh(self, now: float) -> None:
         """What the reports say that are fresh: whether to concede, and to whom."""
         self.concedes_to = ""
-        most = self.turn
+        most = self.log.last_turn
         differing = False
         for name, report in list(self.reports.items()):
             if (
@@ -805,7 +736,7 @@ class Replica:
     def _conflicts(self, name: str, theirs: Conflict, now: float) -> None:
         """A replica will not follow: somebody has to give way."""
         peer = self.peers[name]
-        same = parting(self.chain, self.last_seq, theirs.chain, theirs.last.seq)
+        same = self.log.parting(theirs.chain, theirs.last.seq)
         if theirs.high <= same:
             # it could not tell, but the chains do
             if not self.electing and peer.next != theirs.high + 1:
@@ -824,10 +755,10 @@ class Replica:
         assert self.assignment is not None
         if theirs.last.epoch < self.assignment.void_before and name != self.assignment.keeper:
             return True  # an operator has given up on it; it has not heard so yet
-        same = parting(self.chain, self.last_seq, theirs.chain, theirs.last.seq)
+        same = self.log.parting(theirs.chain, theirs.last.seq)
         if not turns_between(theirs.chain, same, theirs.high):
             return True
-        if turns_between(self.chain, same, self.last_seq):
+        if turns_between(self.log.chain, same, self.log.last_seq):
             self.forked |= {name}
         return False
 
@@ -868,32 +799,37 @@ class Replica:
     def may_serve_from(self, assignment: Assignment) -> float:
         """A new owner waits out what it has promised, unless the owner before it gave the shard up
         itself."""
-        return 0.0 if assignment.released else self.promised_until
+        return 0.0 if assignment.released else self.promises.given_until
 
     def _know_peers(self, now: float) -> None:
         assert self.assignment is not None
         wanted = {*self.assignment.in_sync, *self.assignment.joining} - {self.me}
         for name in sorted(wanted - set(self.peers)):
-            peer = self.peers[name] = Peer(next=self.last_seq + 1, met_at=now, heard_at=now)
-            self._speak(name, peer, now)
+            self._speak(name, self._meet(name, now), now)
         for name in set(self.peers) - wanted - self._counted:
             del self.peers[name]
+            self.promises.forget(name)
+
+    def _meet(self, name: str, now: float) -> Peer:
+        """Know nothing of a replica: what it said before says nothing."""
+        peer = Peer(next=self.log.last_seq + 1, met_at=now, heard_at=now)
+        self.peers[name] = peer
+        self.promises.forget(name)
+        return peer
 
     def _append(self, data: bytes, now: float) -> None:
         if not self.owning or self.releasing or self.electing:
             self._out.append(NotAppended("this node does not own the shard"))
             return
         self._log(data)
-        self._out.append(Appended(self.last_seq))
+        self._out.append(Appended(self.log.last_seq))
         made: Replicate | None = None
         for name, peer in self.peers.items():
             made = self._stream(name, peer, now, made)
 
     def _log(self, data: bytes) -> None:
-        entry = LogEntry(self.epoch, self.last_seq + 1, data)
-        self.entries.append(entry)
-        self._note_term(entry)
-        self._log_bytes += len(data)
+        entry = LogEntry(self.epoch, self.log.last_seq + 1, data)
+        self.log.append(entry)
         self._persist(entries=(entry,))
         self._own.append((self._number, entry.seq))
 
@@ -930,46 +866,31 @@ class Replica:
     def _apply(self, upto: int) -> None:
         if upto > self.committed:
             self.committed = upto
-        if upto > self.high:
-            self.high = upto
-        if upto <= self.applied:
+        log = self.log
+        if upto > log.high:
+            log.high = upto
+        if upto <= log.applied:
             return
-        first = self.applied - self.base.seq
-        entries = tuple(self.entries[first : upto - self.base.seq])
-        self.applied = upto
-        self._out.append(Apply(entries, self._trim()))
+        base = log.base.seq
+        entries = tuple(log.entries[log.applied - base : upto - base])
+        log.applied = upto
+        if log.is_long(self.settings):
+            self._shorten()
+        self._out.append(Apply(entries, log.base.seq))
 
-    def _trim(self) -> int:
-        """Shorten the log when it is long; what is behind this seq stays."""
-        settings = self.settings
-        if (
-            self.applied - self.base.seq <= settings.log_keep_max
-            and self._log_bytes <= settings.log_keep_bytes
-        ):
-            return self.base.seq
-        until = self.applied
+    def _shorten(self) -> None:
+        """Shorten the log, but keep what follows the snapshots that are on their way."""
+        keep_after = self.log.applied
         for peer in self.peers.values():
             if peer.holds is not None:
-                if self._log_bytes > settings.log_hold_bytes:
+                if self.log.bytes > self.settings.log_hold_bytes:
                     peer.holds = None
                 else:
-                    until = min(until, peer.holds)
-        gone = 0
-        while self.base.seq + gone < until and (
-            self.applied - self.base.seq - gone > settings.log_keep_max // 2
-            or self._log_bytes > settings.log_keep_bytes // 2
-        ):
-            self._log_bytes -= len(self.entries[gone].data)
-            gone += 1
-        if gone:
-            self.base = Position(*self.entries[gone - 1][:2])
-            del self.entries[:gone]
-        return self.base.seq
+                    keep_after = min(keep_after, peer.holds)
+        self.log.shorten(keep_after, self.settings)
 
-    def _promised(self, peer: Peer, sent_at: float, now: float) -> None:
-        until = sent_at + self.settings.promise_owner_s
-        if until > peer.promised_until:
-            peer.promised_until = until
+    def _promised(self, name: str, peer: Peer, sent_at: float, now: float) -> None:
+        self.promises.receive(name, sent_at, self.settings)
         peer.heard_at = now
 
     def _speak(self, name: str, peer: Peer, now: float) -> None:
@@ -988,42 +909,31 @@ class Replica:
     ) -> Replicate | None:
         """Send a replica what it lacks, or a heartbeat: the same that another one was just sent
         (`made`) if it is as far."""
-        if peer.next <= self.base.seq:
+        log = self.log
+        if peer.next <= log.base.seq:
             self._out.append(SendSnapshot(name, self.epoch))
-            peer.next = self.base.seq + 1
+            peer.next = log.base.seq + 1
             peer.sent_at = now
             return made
         if made is None or made.previous.seq + 1 != peer.next:
-            at = peer.next - self.base.seq - 1
-            entries = self._batch(at)
-            if at:
-                epoch, seq, _ = self.entries[at - 1]
-                previous = Position(epoch, seq)
-            else:
-                previous = self.base
+            after = peer.next - 1
             made = Replicate(
-                self.epoch, previous, entries, self.committed, now, self._nonce_at(previous.seq)
+                self.epoch,
+                log.position_at(after),
+                log.batch(after, self.settings),
+                self.committed,
+                now,
+                log.nonce_at(after),
             )
         self._out.append(Send(name, made))
         peer.next += len(made.entries)
         peer.sent_at = now
         return made
 
-    def _batch(self, at: int) -> tuple[LogEntry, ...]:
-        """The entries from this index on that one message may carry."""
-        entries = self.entries[at : at + self.settings.batch_entries_max]
-        if len(entries) > 1 and self._log_bytes > self.settings.batch_bytes_max:
-            size = 0
-            for i, entry in enumerate(entries):
-                size += len(entry.data)
-                if i and size > self.settings.batch_bytes_max:
-                    return tuple(entries[:i])
-        return tuple(entries)
-
     def _tick(self, slow: frozenset[str], now: float) -> None:
         if self._held:
             self._let_go(now)
-        if self.high == self._high_kept or self._number != self._high_number:
+        if self.log.high == self._high_kept or self._number != self._high_number:
             self._high_since, self._high_number = now, self._number
         elif now - self._high_since >= self.settings.high_patience_s:
             self._keep_high()
@@ -1076,9 +986,7 @@ class Replica:
         }
         joining = set(self.assignment.joining) - {self.me}
         ready = {
-            name
-            for name in joining
-            if self.caught_up(self.peers[name], now) and not self.peers[name].lost
+            name for name in joining if self.caught_up(name, now) and not self.peers[name].lost
         }
         silent = in_sync & unheard
         if len((in_sync | ready) - unheard) < enough:
@@ -1126,18 +1034,18 @@ class Replica:
             or self.me in (*assignment.in_sync, *assignment.joining)
         ):
             return
-        if self.last != (0, 0) and now - self._asked[0] >= self.settings.swap_retry_s:
+        if self.log.last != (0, 0) and now - self._asked[0] >= self.settings.swap_retry_s:
             self._questions += 1
             self._asked = now, self.heard, self.incarnation << 20 | self._questions & 0xFFFFF
             self._out.append(Send(assignment.owner, MayDrop(self.epoch, self._asked[2])))
 
-    def caught_up(self, peer: Peer, now: float) -> bool:
+    def caught_up(self, name: str, now: float) -> bool:
         """Whether a joining replica holds all that is committed, and has promised: from the swap on
         it is counted."""
         return (
             self.committed >= self.first_seq
-            and peer.matched >= self.committed
-            and peer.promised_until > now
+            and self.peers[name].matched >= self.committed
+            and self.promises.until(name) > now
         )
 
     def _swap(self, to: Assignment) -> None:
@@ -1211,35 +1119,11 @@ class Replica:
                 )
             )
 
-    # -- log and disk
-
-    @property
-    def turn(self) -> Position:
-        """The position of the newest entry of a turn: of one that is not the first of a term."""
-        last = self.last_seq
-        for term in reversed(self.chain):
-            if last > term.first:
-                return Position(term.epoch, last)
-            last = min(last, term.first - 1)
-        return Position(0, 0) if self.chain else self.base
-
-    def _note_term(self, entry: LogEntry) -> None:
-        if is_term(entry.data):
-            self.chain.append(Term(entry.epoch, nonce_of(entry.data), entry.seq))
-            del self.chain[:-TERMS_MAX]
-
-    def _nonce_at(self, seq: int) -> int:
-        """The nonce of the term that an entry belongs to; 0 before the first that is known."""
-        term = term_at(self.chain, seq)
-        return 0 if term is None else term.nonce
+    # -- disk
 
     def _keep_high(self) -> None:
-        self._high_kept = self.high
-        self._out.append(KeepHigh(self.high))
-
-    def _at(self, seq: int) -> LogEntry | None:
-        index = seq - self.base.seq - 1
-        return self.entries[index] if 0 <= index < len(self.entries) else None
+        self._high_kept = self.log.high
+        self._out.append(KeepHigh(self.log.high))
 
     def _persist(
         self,
@@ -1250,5 +1134,7 @@ class Replica:
     ) -> None:
         self._number += 1
         if entries:
-            self._high_kept = self.high
-        self._out.append(Persist(self._number, self.epoch, cut, entries, install, wipe, self.high))
+            self._high_kept = self.log.high
+        self._out.append(
+            Persist(self._number, self.epoch, cut, entries, install, wipe, self.log.high)
+        )
