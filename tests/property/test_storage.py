@@ -5,9 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from holdfast.storage import Limits, MemoryReader, Rows, Storage
+from holdfast.storage import Storage
+from holdfast_node.effects.rows import Rows, StorageLimits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory_store import MemoryReader, WallExpiry
 
 KEYS = st.sampled_from(["a", "ab", "abc", "b", "ä", "z\0", "zz"])
 STEPS = st.one_of(
@@ -34,7 +36,7 @@ class Entry:
 @given(TURNS, st.sampled_from([0, 400, 1 << 20]))
 def test_storage_is_a_dict_with_transactions(turns: list[Any], cache_bytes: int) -> None:
     reader = MemoryReader()
-    rows_of = Rows(reader, Limits(cache_bytes=cache_bytes))
+    rows_of = Rows(reader, StorageLimits(cache_bytes=cache_bytes), WallExpiry())
     storage = Storage(rows_of, None)  # type: ignore[arg-type]
     model: dict[str, int] = {}
     waiting: list[tuple[Entry, bool, Any]] = []
@@ -84,7 +86,7 @@ def test_storage_is_a_dict_with_transactions(turns: list[Any], cache_bytes: int)
                 reader.apply(cleared, writes)
                 entry.applied = True
             waiting.clear()
-        assert rows_of.cached_bytes <= cache_bytes
+        assert rows_of.layers.cached_bytes <= cache_bytes
 
 
 BLOCK = st.deferred(
@@ -107,7 +109,7 @@ BLOCK = st.deferred(
 def test_blocks_that_fail_leave_everything_as_it_was_before_them(steps: list[Any]) -> None:
     reader = MemoryReader()
     reader.apply(False, [(b"a", b"\x07"), (b"b", b"\x07")])
-    rows = Rows(reader, Limits())
+    rows = Rows(reader, StorageLimits(), WallExpiry())
     storage = Storage(rows, None)  # type: ignore[arg-type]
     rows.begin()
     model: dict[str, int] = {"a": 7, "b": 7}

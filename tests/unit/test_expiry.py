@@ -13,20 +13,15 @@ import holdfast
 import pytest
 from engine_bench import Bench
 from holdfast import Alarm, App, DurableObject
-from holdfast.storage import (
-    Limits,
-    MemoryReader,
-    Rows,
-    Storage,
-    WallExpiry,
-    read_expiry,
-    read_value,
-)
+from holdfast.storage import Storage
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_node.effects.expiry import rounded_up
+from holdfast_node.effects.rows import Rows, StorageLimits
 from holdfast_node.store import keys
+from holdfast_node.store.values import read_expiry, read_value
 from hypothesis import given
 from hypothesis import strategies as st
+from memory_store import MemoryReader, WallExpiry
 
 app = App()
 
@@ -405,7 +400,7 @@ def test_the_time_of_the_index_is_late_by_a_part_of_the_ttl_at_most(expiry: int,
 def test_a_stored_value_with_an_expiry_reads_back_without_it() -> None:
     now = [1_000]
     reader = MemoryReader()
-    rows = Rows(reader, Limits(), WallExpiry(lambda: now[0]))
+    rows = Rows(reader, StorageLimits(), WallExpiry(lambda: now[0]))
     storage = Storage(rows, None)  # type: ignore[arg-type]
     rows.begin()
     storage.put_many({"a": [1], "b": None}, ttl=timedelta(seconds=1))

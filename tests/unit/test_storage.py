@@ -7,14 +7,16 @@ from typing import Any
 
 import holdfast
 import pytest
-from holdfast.storage import Limits, MemoryReader, Rows, Storage
+from holdfast.storage import Storage
+from holdfast_node.effects.rows import Rows, StorageLimits
+from memory_store import MemoryReader, WallExpiry
 
-LIMITS = Limits(turn_bytes=10_000, value_bytes=5_000)
+LIMITS = StorageLimits(turn_bytes=10_000, value_bytes=5_000)
 
 
 @pytest.fixture
 def rows() -> Rows:
-    rows = Rows(MemoryReader(), LIMITS)
+    rows = Rows(MemoryReader(), LIMITS, WallExpiry())
     rows.begin()
     return rows
 
@@ -203,7 +205,7 @@ async def test_clearing_is_undone_around_what_others_wrote_and_not_when_they_cle
 
 async def put_outside(storage: Storage, key: str, value: Any) -> None:
     """As a task that was begun before any block would."""
-    from holdfast.storage import _IN_BLOCK
+    from holdfast_node.effects.transactions import _IN_BLOCK
 
     _IN_BLOCK.set(None)
     storage.put(key, value)
@@ -315,7 +317,7 @@ def test_many_rows_of_which_a_later_one_makes_room_for_an_earlier_one_are_one_wr
 async def test_a_block_of_another_object_has_no_part_in_what_this_one_writes() -> None:
     """A call from inside a block carries its context along, to a turn of an object on the same
     node."""
-    first, second = (Rows(MemoryReader(), LIMITS) for _ in range(2))
+    first, second = (Rows(MemoryReader(), LIMITS, WallExpiry()) for _ in range(2))
     caller, called = Storage(first, None), Storage(second, None)  # type: ignore[arg-type]
 
     async def turn_of_the_other() -> None:

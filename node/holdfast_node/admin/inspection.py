@@ -17,7 +17,6 @@ from typing import Any
 
 from holdfast.errors import HoldfastError, WrongOwner, error_from_proto
 from holdfast.ids import effect_id
-from holdfast.storage import read_expiry, read_value
 from holdfast.v1 import admin_pb2
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clocks.boottime import boottime
@@ -32,6 +31,7 @@ from holdfast_node.replication.core.replica import Replica
 from holdfast_node.services.host import ObjectHost
 from holdfast_node.store import keys
 from holdfast_node.store.rocks import Store
+from holdfast_node.store.values import read_expiry, read_value
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ class Inspection:
         idle_s = asyncio.get_running_loop().time() - activation.last_used
         # it has just asked to leave memory
         response.idle_s = max(0.0, idle_s) if idle_s < _IDLE_MAX_S else 0.0
-        response.cache_bytes = activation.storage.cached_bytes
+        response.cache_bytes = activation.storage.layers.cached_bytes
         response.waiting = len(activation.mailbox or ())
         response.reads = len(activation.reads or ())
         response.committing = activation.uncommitted is not None

@@ -22,12 +22,12 @@ from holdfast.alarms import (
 from holdfast.app import Kind
 from holdfast.errors import TooLarge
 from holdfast.ids import effect_id
-from holdfast.storage import Rows
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.placement.model import ALARM_LIMITS
 
 from holdfast_node.effects.due_index import DueIndex
 from holdfast_node.effects.records import AlarmRecord, carried, decode_alarm, encode
+from holdfast_node.effects.rows import Rows
 from holdfast_node.log.shards import Entry, Shard
 from holdfast_node.store import keys
 

@@ -14,12 +14,13 @@ more: not each turn that writes pays for it.
 from __future__ import annotations
 
 from holdfast.app import Kind
-from holdfast.storage import Writes, read_expiry
 from holdfast_cluster.placement.model import EXPIRY
 
 from holdfast_node.effects.due_index import DueIndex
+from holdfast_node.effects.rows import Writes
 from holdfast_node.log.shards import Entry
 from holdfast_node.store import keys
+from holdfast_node.store.values import read_expiry
 
 _MARGIN = 16  # the part of a ttl by which times are rounded
 _GRANULE_MIN_MS = 1 << 10

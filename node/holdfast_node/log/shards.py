@@ -150,7 +150,7 @@ class Shard:
     `timed_bucket` and `day_bucket` are where replies are kept that come now.
 
     `clock` tells the cluster's time, and `stamp` is that of the newest entry. Implements
-    `holdfast.storage.Expiring`.
+    `holdfast_node.effects.rows.Expiring`.
     """
 
     __slots__ = (

@@ -18,11 +18,11 @@ from holdfast.app import Kind
 from holdfast.errors import HoldfastError
 from holdfast.object import DurableObject
 from holdfast.signature import Handler, Sending
-from holdfast.storage import ReadRows, Rows
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.placement.ring import object_hash
 
 from holdfast_node.effects.alarms import ObjectAlarms
+from holdfast_node.effects.rows import ReadRows, Rows
 from holdfast_node.log.shards import Entry, Shard
 from holdfast_node.objects.environment import Environment
 from holdfast_node.objects.handlers import Firing, InternalHandler
@@ -43,7 +43,7 @@ QUEUED, RUNNING, COMMITTING, DONE = range(4)
 
 
 class RowReader:
-    """The user's rows of one object. Implements `holdfast.storage.Reader`."""
+    """The user's rows of one object. Implements `holdfast_node.effects.row_layers.Reader`."""
 
     __slots__ = ("_store", "prefix")
 
@@ -159,7 +159,7 @@ class Activation:
         the object is at rest."""
         if self.last_entry is entry:
             self.last_entry = None
-            self.storage.settle()
+            self.storage.layers.settle()
             self.account()
 
     def at_rest(self) -> bool:
@@ -170,7 +170,7 @@ class Activation:
             and not self.mailbox
             and not self.reads
             and self.uncommitted is None
-            and self.storage.settled()
+            and self.storage.layers.settled()
         )
 
     def close_read(self, turn: Turn) -> None:
@@ -224,7 +224,9 @@ class Activation:
         marks = self._dedup_marks
         if marks is None:
             marks = self._dedup_marks = {}
-        elif len(marks) >= _MARKS_MAX and self.uncommitted is None and self.storage.settled():
+        elif (
+            len(marks) >= _MARKS_MAX and self.uncommitted is None and self.storage.layers.settled()
+        ):
             marks.clear()  # the store has them
         marks[sender] = sequence
         key = keys.mark_key(self.shard.number, self.kind.name, self.key, sender)
@@ -252,7 +254,7 @@ class Activation:
 
     def account(self) -> None:
         """Take note of what its cache has grown or shrunk by."""
-        grown = self.storage.cached_bytes - self.cached_bytes
+        grown = self.storage.layers.cached_bytes - self.cached_bytes
         if grown and not self.forgotten:
             self.cached_bytes += grown
             self._environment.cache.bytes += grown

@@ -147,7 +147,7 @@ class Cancellation:
         activation = turn.activation
         assert activation.turn is turn
         if not activation.forgotten and (
-            activation.uncommitted is not None or not activation.storage.settled()
+            activation.uncommitted is not None or not activation.storage.layers.settled()
         ):
             # The next activation would read the store, which does not show yet what this one wrote.
             turn.deadline = self._loop.time() + _ABANDON_AGAIN_S

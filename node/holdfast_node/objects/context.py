@@ -9,9 +9,10 @@ from typing import Any
 
 from holdfast.alarms import Alarm, Misfire
 from holdfast.object import DurableObject, Objects
-from holdfast.storage import ReadRows, Rows, Storage, reads_only
+from holdfast.storage import Storage, reads_only
 
 from holdfast_node.effects.alarms import ObjectAlarms, shown
+from holdfast_node.effects.rows import ReadRows, Rows
 from holdfast_node.objects.activation import Activation, Turn
 from holdfast_node.objects.calls import ObjectCalls
 from holdfast_node.objects.environment import Environment, Outgoing

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from holdfast.storage import Limits
 from holdfast.tracing import Tracing
 from holdfast.v1 import objects_pb2 as pb
 
 from holdfast_node.effects.due_index import DueIndex
 from holdfast_node.effects.expiry import ExpiryIndex
+from holdfast_node.effects.rows import StorageLimits
 from holdfast_node.effects.sent import Sent
 from holdfast_node.store.rocks import Store
 
@@ -36,7 +36,7 @@ class Environment:
     `expiry`: what is due when."""
 
     store: Store
-    limits: Limits
+    limits: StorageLimits
     outgoing: Outgoing
     sent: Sent
     alarms: DueIndex

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from holdfast.storage import Limits
-
 from holdfast_node.effects.outbox import OutboxLimits
+from holdfast_node.effects.rows import StorageLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,5 +27,5 @@ class EngineLimits:
     idle_s: float = 300.0
     """An activation that had no call for this long is evicted, unless its kind says otherwise
     (`KindOptions.idle`)."""
-    storage: Limits = field(default_factory=Limits)
+    storage: StorageLimits = field(default_factory=StorageLimits)
     outbox: OutboxLimits = field(default_factory=OutboxLimits)

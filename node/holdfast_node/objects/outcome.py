@@ -155,7 +155,7 @@ class Outcomes:
         if storage.emptied:
             activation.alarms.stage_all_gone(entry)
         for effect in storage.effects:
-            effect.stage(entry)  # type: ignore[attr-defined]
+            effect.stage(entry)
         if expires:
             if storage.some_expire:
                 self._environment.expiry.stage_rows(

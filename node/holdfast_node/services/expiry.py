@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from holdfast.app import App
 from holdfast.ids import effect_id
-from holdfast.storage import read_expiry
 from holdfast.v1 import objects_pb2 as pb
 
 from holdfast_node.effects.expiry import ExpiryIndex
@@ -19,6 +18,7 @@ from holdfast_node.objects.activation import Activation
 from holdfast_node.objects.engine import Engine
 from holdfast_node.objects.handlers import InternalHandler
 from holdfast_node.store import keys
+from holdfast_node.store.values import read_expiry
 
 DELETING_MAX = 64
 """Objects of a node that are deleted at once."""
@@ -89,7 +89,7 @@ class ExpiryService:
         raw = (
             self._store.get("state", own)
             if activation is None
-            else activation.storage.left(row.decode())
+            else activation.storage.layers.get(row.decode())
         )
         expiry = None if raw is None else read_expiry(raw)
         if expiry is None or not shard.expired(expiry):

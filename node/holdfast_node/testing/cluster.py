@@ -24,7 +24,6 @@ from holdfast.deadlines import checked_timedelta, checked_timeout
 from holdfast.errors import DeadlineExceeded, HoldfastError, error_from_proto, error_to_proto
 from holdfast.ids import EFFECT, RequestIds, idempotent_id
 from holdfast.signature import check_notified, decode_result, encode_arguments, return_type
-from holdfast.storage import read_expiry, read_value
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clocks.cluster_time import Time
 from holdfast_cluster.placement.ring import shard_of
@@ -39,6 +38,7 @@ from holdfast_node.objects.responses import ResponseCache
 from holdfast_node.services.host import HostOptions, ObjectHost
 from holdfast_node.store import keys
 from holdfast_node.store.rocks import Store
+from holdfast_node.store.values import read_expiry, read_value
 from holdfast_node.testing.loop import VirtualLoop
 from holdfast_node.testing.memory import MemoryStore
 
