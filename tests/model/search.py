@@ -25,7 +25,7 @@ class Found:
 
 
 def settled(world: World, events: int = 200) -> World:
-    """The world after what has to happen has happened: views, swaps, messages, until nothing is
+    """The world after what has to happen has happened: views, proposals, messages, until nothing is
     under way."""
     for _ in range(events):
         due = next(

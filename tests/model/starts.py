@@ -40,7 +40,7 @@ STARTS = {
     "two copies": _may("ab", writes=1, owners=1, crashes=1, advances=1),
     "two copies, a change of owner": _may("ab", owners=1, advances=1),
     "two copies, a late message": _may("ab", writes=2, owners=1, late=1, advances=1),
-    "two copies, a swap with a lost answer": _may("ab", writes=1, owners=1, lost=1, advances=2),
+    "two copies, a proposal with a lost answer": _may("ab", writes=1, owners=1, lost=1, advances=2),
     "two copies, a stalled disk": _may("ab", writes=1, stalls=2, crashes=1, advances=1),
     "two copies, a disk put back": _may(
         "ab", writes=1, owners=1, crashes=1, rollbacks=1, advances=1
@@ -56,7 +56,7 @@ STARTS = {
         crashes=1,
         advances=2,
     ),
-    "a swap with a lost answer": _may(writes=1, owners=1, lost=1, breaks=1, advances=2),
+    "a proposal with a lost answer": _may(writes=1, owners=1, lost=1, breaks=1, advances=2),
     "a slow copy": _may(writes=1, owners=1, lost=1, slow=1, advances=1),
     "a release": _may(writes=1, releases=1, lost=1, late=1, advances=1),
     "a release with a lost answer": _may(

@@ -48,7 +48,7 @@ NOT_CAUGHT: dict[str, str] = {
     "promises forgotten in a restart": _DEEP,
     "released before it served": _DEEP,
     "served on while releasing": _DEEP,
-    "an unknown swap taken for a yes": (
+    "an unknown proposal taken for a yes": (
         "the copy goes on counting what it counted until its assignment changes once more"
     ),
     "elected without a report": (

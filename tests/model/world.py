@@ -8,7 +8,7 @@ raises Broken when a promise is. What is small about it: a few writes, and of ea
   time), and one link may break.
 - A disk writes at once, unless it is stalled: then it writes when it goes on, or loses what it has
   not written.
-- etcd takes a swap and answers in one step; the answer may be lost, with or without the swap. Views
+- etcd takes a proposal and answers in one step; the answer may be lost, with or without the proposal. Views
   come later, node by node.
 - All clocks are one. Time passes in steps that matter to the core, and every node ticks then.
 """
@@ -122,7 +122,7 @@ def _copy_replica(replica: r.Replica) -> r.Replica:
         setattr(new, name, getattr(replica, name).copy())
     new.reports = replica.reports.copy()
     new.peers = {name: copy.copy(peer) for name, peer in replica.peers.items()}
-    new._swapping = copy.copy(replica._swapping)
+    new._proposal = copy.copy(replica._proposal)
     new._out = []
     return new
 
@@ -160,7 +160,7 @@ class World:
         self.nodes = {name: Node(name, kind) for name in names}
         self.links: dict[tuple[str, str], tuple[Any, ...]] = {}
         self.late: tuple[str, str, Any] | None = None
-        self.requests: tuple[tuple[str, int, r.Swap], ...] = ()
+        self.requests: tuple[tuple[str, int, r.Propose], ...] = ()
         first = Assignment(1, names[0], 1, tuple(names), released=True, version=1, nonce=1)
         self.assignments: tuple[Assignment, ...] = (first,)
         self.acknowledged: frozenset[bytes] = frozenset()
@@ -199,7 +199,7 @@ class World:
                 yield "go on", name
             elif left.stalls:
                 yield "stall", name
-            if replica.concedes_to and replica.swap_is_free and self._there(replica.concedes_to):
+            if replica.concedes_to and replica.may_propose and self._there(replica.concedes_to):
                 yield "concede", name
             if left.crashes:
                 yield "crash", name
@@ -207,7 +207,7 @@ class World:
                     for i, disk in enumerate(node.history):
                         if disk != node.disk:
                             yield "crash", name, i
-            if left.releases and replica.may_release(self.now) and replica.swap_is_free:
+            if left.releases and replica.may_release(self.now) and replica.may_propose:
                 for other in sorted(set(self.assignments[-1].in_sync) - {name}):
                     if self._there(other):
                         yield "release", name, other
@@ -349,21 +349,21 @@ class World:
             self._do(self._take(sender), r.Lost(to))
 
     def _etcd(self, i: int, done: bool, told: bool) -> None:
-        name, life, swap = self.requests[i]
+        name, life, proposal = self.requests[i]
         self.requests = self.requests[:i] + self.requests[i + 1 :]
         if not told:
             self._spend("lost")
         written = None
-        if done and swap.revision == len(self.assignments):
-            written = self._write_assignment(swap.to)
+        if done and proposal.revision == len(self.assignments):
+            written = self._write_assignment(proposal.to)
         node = self.nodes[name]
         if node.replica is None or node.incarnation != life:
             return
-        # A swap that etcd refused counts as unknown, as in production.
+        # A proposal that etcd refused counts as unknown, as in production.
         event = (
-            r.Swapped(None)
+            r.ProposalResult(None)
             if not told or written is None
-            else r.Swapped(True, len(self.assignments), written)
+            else r.ProposalResult(True, len(self.assignments), written)
         )
         node = self._take(name)
         if event.happened:
@@ -429,7 +429,7 @@ class World:
                 self._send(node.name, effect.to, effect.message)
             elif kind is r.SendSnapshot:
                 self._send_snapshot(node, effect.to, effect.epoch)
-            elif kind is r.Swap:
+            elif kind is r.Propose:
                 self.requests = (*self.requests, (node.name, node.incarnation, effect))
         if node.staged and not node.stalled:
             self._flush(node)
@@ -645,7 +645,7 @@ class World:
                 tuple(sorted((of[n], peer(p, x.promises.until(n))) for n, p in x.peers.items())), x.first_seq, max(0.0, ago(x.wait_until)), x.persisted,
                 tuple(sorted(of[n] for n in x._counted)), x._high_kept, tuple((n - x._number, s) for n, s in x._own),
                 tuple((h.number - x._number, of[h.to], told(h.message)) for h in x._held),
-                None if x._swapping is None else (assignment(x._swapping.swap.to), ago(min(x._swapping.retry_at, 1e12))),
+                None if x._proposal is None else (assignment(x._proposal.effect.to), ago(min(x._proposal.retry_at, 1e12))),
                 x._number - x._flushed,
             )  # fmt: skip
 
@@ -672,8 +672,8 @@ class World:
             None if self.late is None else (of[self.late[0]], of[self.late[1]], told(self.late[2]))
         )
         requests = tuple(
-            (of[name], life, swap.revision, assignment(swap.to))
-            for name, life, swap in self.requests
+            (of[name], life, proposal.revision, assignment(proposal.to))
+            for name, life, proposal in self.requests
         )
         return (
             tuple(nodes), tuple(links), late, requests, assignment(self.assignments[-1]), len(self.assignments), self.acknowledged,

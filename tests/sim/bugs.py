@@ -75,8 +75,8 @@ class RemovesBeforeEtcdAgreed(r.Replica):
     """Counts what it has asked for, not what etcd may still believe."""
 
     def counted(self) -> set[str]:
-        if self._swapping is not None:
-            return set(self._swapping.swap.to.in_sync) - {self.me}
+        if self._proposal is not None:
+            return set(self._proposal.effect.to.in_sync) - {self.me}
         return super().counted()
 
 
@@ -114,19 +114,19 @@ class ServesOnWhileItReleases(r.Replica):
             self.releasing = was
 
 
-class TrustsAnUnknownSwap(r.Replica):
+class TrustsAnUnknownProposal(r.Replica):
     """Takes a lost reply for a yes."""
 
-    def _swapped(
+    def _proposal_result(
         self, happened: bool | None, revision: int, written: Assignment | None, now: float
     ) -> None:
-        if happened is None and self._swapping is not None and self.assignment is not None:
+        if happened is None and self._proposal is not None and self.assignment is not None:
             self.assignment = msgspec.structs.replace(
-                self.assignment, in_sync=self._swapping.swap.to.in_sync
+                self.assignment, in_sync=self._proposal.effect.to.in_sync
             )
-            self._swapping = None
+            self._proposal = None
         else:
-            super()._swapped(happened, revision, written, now)
+            super()._proposal_result(happened, revision, written, now)
 
 
 class ForgetsItsPromisesInARestart(r.Replica):
@@ -225,7 +225,7 @@ CAUGHT_BY = {
     "epoch not checked": 21,
     "released before it served": 613,
     "served on while releasing": 192,
-    "an unknown swap taken for a yes": 37,
+    "an unknown proposal taken for a yes": 37,
     "snapshot without its log position": 0,
     "elected without a report": 30,
     "high-water ignored": 429,
@@ -252,7 +252,7 @@ BUGS: dict[str, dict[str, Any]] = {
     "epoch not checked": {"replica": DoesNotCheckEpochs},
     "released before it served": {"replica": ReleasesBeforeItServes},
     "served on while releasing": {"replica": ServesOnWhileItReleases},
-    "an unknown swap taken for a yes": {"replica": TrustsAnUnknownSwap},
+    "an unknown proposal taken for a yes": {"replica": TrustsAnUnknownProposal},
     "elected without a report": {"replica": IsElectedUnasked, "strikes": DISKS_GO_BACK},
     "high-water ignored": {"replica": IgnoresItsHighWater, "strikes": DISKS_GO_BACK},
     "reports not heeded": {"replica": NeverConcedes, "strikes": DISKS_GO_BACK},

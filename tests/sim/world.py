@@ -461,7 +461,7 @@ class Etcd:
         self.members[name] = (found[0], self.world.now + LEASE_S)
         return True
 
-    def swap(self, revision: int, to: Assignment) -> tuple[bool, int, Assignment | None]:
+    def reconfigure(self, revision: int, to: Assignment) -> tuple[bool, int, Assignment | None]:
         if self.assignment_revision != revision:
             return False, 0, None
         to = msgspec.structs.replace(
@@ -683,7 +683,7 @@ class Node:
         for transition in self.world.planner(self.view, len(self.world.nodes), expected):
             self.world.etcd.request(
                 self,
-                lambda t=transition: self.world.etcd.swap(t.revision, t.to),
+                lambda t=transition: self.world.etcd.reconfigure(t.revision, t.to),
                 lambda _: None,  # type: ignore[misc]
             )
 
@@ -756,8 +756,8 @@ class Node:
                     self.world.send(self, to, message)
                 case r.SendSnapshot(to, epoch):
                     self._send_snapshot(to, epoch)
-                case r.Swap(revision, to_assignment):
-                    self._swap(revision, to_assignment)
+                case r.Propose(revision, to_assignment):
+                    self._propose(revision, to_assignment)
             if isinstance(effect, r.Persist) and effect.install is not None:
                 self.state = msgspec.msgpack.decode(effect.install.state)
                 self.world.checks.installed(self.name, effect.install.position, self.state)
@@ -800,11 +800,11 @@ class Node:
             epoch, position, msgspec.msgpack.encode(self.state), self.clock, chain=chain
         )
 
-    def _swap(self, revision: int, to: Assignment) -> None:
+    def _propose(self, revision: int, to: Assignment) -> None:
         def answered(result: Any) -> None:
-            self.do(r.Swapped(*(result if result is not None else (None, 0))))
+            self.do(r.ProposalResult(*(result if result is not None else (None, 0))))
 
-        self.world.etcd.request(self, lambda: self.world.etcd.swap(revision, to), answered)
+        self.world.etcd.request(self, lambda: self.world.etcd.reconfigure(revision, to), answered)
 
     def release(self) -> None:
         assignment = self.replica.assignment

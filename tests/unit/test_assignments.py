@@ -113,7 +113,7 @@ def test_a_replica_hears_of_an_assignment_once_it_is_on_disk(tmp_path: Path) -> 
     assert copy.raw == encode(now)
 
 
-def test_a_swap_that_happened_counts_once_it_is_on_disk(tmp_path: Path) -> None:
+def test_a_proposal_that_happened_counts_once_it_is_on_disk(tmp_path: Path) -> None:
     trio = Trio(
         tmp_path,
         replica_timeout_s=0.0,
@@ -137,7 +137,7 @@ def test_a_swap_that_happened_counts_once_it_is_on_disk(tmp_path: Path) -> None:
     copy = node.replicas.get(SHARD)
     assert copy is not None
     committed = copy.replica.committed
-    node.replicas.swapped(SHARD, Versioned(written, 9, encode(written)), written)
+    node.replicas.proposal_answered(SHARD, Versioned(written, 9, encode(written)), written)
     assert (copy.replica.assignment, copy.replica.committed) == (now, committed), (
         "without b nothing is committed yet"
     )

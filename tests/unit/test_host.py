@@ -23,6 +23,7 @@ from holdfast_node.replication.core.events import (
     Lost,
     Persisted,
     Position,
+    ProposalResult,
     Received,
     Refused,
     Rejoined,
@@ -31,7 +32,6 @@ from holdfast_node.replication.core.events import (
     Snapshot,
     SnapshotEnded,
     SnapshotStarted,
-    Swapped,
     Tick,
 )
 from holdfast_node.replication.core.replica import Replica
@@ -112,7 +112,7 @@ class Node:
     def send(self, to: str, shard: int, message: Any) -> None:
         self.outbox.append((to, shard, message))
 
-    def swap(self, shard: int, old: bytes, to: Assignment) -> None:
+    def propose(self, shard: int, old: bytes, to: Assignment) -> None:
         self.asked.append((shard, old, to))
 
     def send_snapshot(self, shard: int, to: str, epoch: int) -> None:
@@ -204,7 +204,7 @@ class Trio:
 
 @pytest.fixture
 def trio(tmp_path: Path) -> Trio:
-    trio = Trio(tmp_path, log_keep_max=6, heartbeat_s=0.0, swap_retry_s=0.0)
+    trio = Trio(tmp_path, log_keep_max=6, heartbeat_s=0.0, proposal_retry_s=0.0)
     trio.assign("a", 1)
     return trio
 
@@ -373,7 +373,7 @@ ROUNDS: dict[type[Event], Callable[[Trio], object]] = {
     Append: lambda trio: trio.put("a", b"1"),
     Persisted: lambda trio: trio.put("a", b"1"),
     Received: lambda trio: trio.put("a", b"1"),
-    Swapped: lambda trio: trio.nodes["a"].replicas.swapped(
+    ProposalResult: lambda trio: trio.nodes["a"].replicas.proposal_answered(
         SHARD, None, Assignment(1, "a", 1, NAMES)
     ),
     Lost: lambda trio: trio.nodes["a"].replicas.lost("b"),

@@ -228,7 +228,7 @@ async def test_before_anything_is_believed_no_transaction_is_sent() -> None:
     assert rows.value("/x") is None
 
 
-async def test_a_swap_compares_what_a_put_back_etcd_cannot_repeat() -> None:
+async def test_a_proposal_compares_what_a_put_back_etcd_cannot_repeat() -> None:
     rows, etcd = await formed()
     before = rows.snapshot()
     mine = Assignment(1, "a", 1, ("a",), version=1).stamped()
@@ -405,7 +405,9 @@ async def test_what_an_owner_wrote_is_known_before_its_watch_shows_it() -> None:
     async with Follower(rows) as one:
         old = rows.snapshot()
         now = change(rows, 0)
-        one.memory.learn(0, Versioned(now, rows.revision, encode(now), 0))  # the answer to its swap
+        one.memory.learn(
+            0, Versioned(now, rows.revision, encode(now), 0)
+        )  # the answer to its proposal
         change(rows, 1)
         one.etcd.show(KEYS.shard(1))
         await one.settle()
@@ -455,7 +457,7 @@ async def test_what_is_learnt_while_a_listing_is_on_its_way_proves_nothing() -> 
     class Slow(Watched):
         async def watch(self, prefix: str, state: Any) -> AsyncGenerator[Listing | Changes, None]:
             listing = await self.list_prefix(prefix)
-            # once, before its first listing is there, this owner's swap is answered
+            # once, before its first listing is there, this owner's proposal is answered
             if not one.memory.known().lineage:
                 now = change(rows, 0)
                 one.memory.learn(0, Versioned(now, rows.revision, encode(now), 0))

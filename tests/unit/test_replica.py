@@ -110,9 +110,9 @@ def test_a_node_whose_connection_broke_is_removed_soon_and_a_silent_one_later() 
     replica = owner()
     answer(replica, 101.0)
     replica.handle(r.Lost("b"), 101.0)
-    assert not effects(replica.handle(r.Tick(), 101.3), r.Swap)
-    [swap] = effects(replica.handle(r.Tick(), 101.5), r.Swap)
-    assert swap.to.in_sync == ("a", "c")
+    assert not effects(replica.handle(r.Tick(), 101.3), r.Propose)
+    [proposal] = effects(replica.handle(r.Tick(), 101.5), r.Propose)
+    assert proposal.to.in_sync == ("a", "c")
 
 
 def test_an_owner_that_hears_nobody_can_give_its_shard_up_and_serves_no_more() -> None:
@@ -120,10 +120,15 @@ def test_an_owner_that_hears_nobody_can_give_its_shard_up_and_serves_no_more() -
     answer(replica, 101.0)
     assert not replica.isolated(102.9)
     # it does not make itself the only copy at once
-    assert not effects(replica.handle(r.Tick(), 103.1), r.Swap)
+    assert not effects(replica.handle(r.Tick(), 103.1), r.Propose)
     assert replica.isolated(103.1)
-    [swap] = effects(replica.handle(r.Abdicate("c", 7), 103.1), r.Swap)
-    assert (swap.to.owner, swap.to.incarnation, swap.to.epoch, swap.to.released) == (
+    [proposal] = effects(replica.handle(r.Abdicate("c", 7), 103.1), r.Propose)
+    assert (
+        proposal.to.owner,
+        proposal.to.incarnation,
+        proposal.to.epoch,
+        proposal.to.released,
+    ) == (
         "c",
         7,
         2,
@@ -135,8 +140,8 @@ def test_an_owner_that_hears_nobody_can_give_its_shard_up_and_serves_no_more() -
 def test_an_owner_that_is_really_alone_goes_on_alone_after_a_while() -> None:
     replica = owner()
     answer(replica, 101.0)
-    [swap] = effects(replica.handle(r.Tick(), 105.1), r.Swap)
-    assert swap.to.in_sync == ("a",)
+    [proposal] = effects(replica.handle(r.Tick(), 105.1), r.Propose)
+    assert proposal.to.in_sync == ("a",)
 
 
 def test_what_a_replica_said_before_it_was_met_again_does_not_count() -> None:
@@ -231,20 +236,20 @@ C_IS_SLOW = r.Tick(frozenset("c"))
 def test_a_slow_copy_leaves_the_in_sync_set_is_streamed_to_and_comes_back() -> None:
     replica = owner()
     answer(replica, 101.0)
-    [swap] = effects(replica.handle(C_IS_SLOW, 101.0), r.Swap)
-    assert (swap.to.in_sync, swap.to.joining) == (("a", "b"), ("c",))
+    [proposal] = effects(replica.handle(C_IS_SLOW, 101.0), r.Propose)
+    assert (proposal.to.in_sync, proposal.to.joining) == (("a", "b"), ("c",))
     out = replica.handle(r.Append(X), 101.0)
     persist_all(replica, out, 101.0)
     assert not effects(answer(replica, 101.0, "b"), r.Apply), "etcd may not have heard yet"
-    assert effects(replica.handle(r.Swapped(True, 2, swap.to), 101.1), r.Apply)
+    assert effects(replica.handle(r.ProposalResult(True, 2, proposal.to), 101.1), r.Apply)
     assert [effect.to for effect in effects(replica.handle(r.Append(X), 101.2), r.Send)] == [
         "b",
         "c",
     ]
     persist_all(replica, replica.handle(r.Append(X), 101.2), 101.2)
     answer(replica, 101.3)
-    assert not effects(replica.handle(C_IS_SLOW, 101.4), r.Swap)
-    [back] = effects(replica.handle(r.Tick(), 101.5), r.Swap)
+    assert not effects(replica.handle(C_IS_SLOW, 101.4), r.Propose)
+    [back] = effects(replica.handle(r.Tick(), 101.5), r.Propose)
     assert (back.to.in_sync, back.to.joining) == (("a", "b", "c"), ())
 
 
@@ -252,13 +257,13 @@ def test_a_slow_copy_that_has_lost_its_tail_does_not_come_back_with_it() -> None
     replica = owner()
     persist_all(replica, replica.handle(r.Append(X), 101.0), 101.0)
     answer(replica, 101.1)
-    [swap] = effects(replica.handle(C_IS_SLOW, 101.2), r.Swap)
+    [proposal] = effects(replica.handle(C_IS_SLOW, 101.2), r.Propose)
     replica.handle(r.Received("c", r.Mismatch(1, 1, 101.15)), 101.3)
     assert replica.peers["c"].lost
-    replica.handle(r.Swapped(True, 2, swap.to), 101.4)
-    assert not effects(replica.handle(r.Tick(), 101.5), r.Swap), "nobody knows what it has"
+    replica.handle(r.ProposalResult(True, 2, proposal.to), 101.4)
+    assert not effects(replica.handle(r.Tick(), 101.5), r.Propose), "nobody knows what it has"
     answer(replica, 101.6)
-    [back] = effects(replica.handle(r.Tick(), 101.7), r.Swap)
+    [back] = effects(replica.handle(r.Tick(), 101.7), r.Propose)
     assert back.to.in_sync == ("a", "b", "c")
 
 
@@ -268,17 +273,19 @@ def test_a_slow_copy_stays_where_writes_would_end_without_it_and_is_taken_back_w
     replica = owner()
     replica.handle(r.Assigned(Assignment(1, "a", 1, ("a", "c")), 2), 101.0)
     answer(replica, 101.0, "c")
-    assert not effects(replica.handle(C_IS_SLOW, 101.0), r.Swap)
+    assert not effects(replica.handle(C_IS_SLOW, 101.0), r.Propose)
     other = owner()
-    [swap] = effects(other.handle(r.Tick(frozenset("bc")), 100.1), r.Swap)
-    assert (swap.to.in_sync, swap.to.joining) == (("a", "c"), ("b",)), "one of them has to stay"
+    [proposal] = effects(other.handle(r.Tick(frozenset("bc")), 100.1), r.Propose)
+    assert (proposal.to.in_sync, proposal.to.joining) == (("a", "c"), ("b",)), (
+        "one of them has to stay"
+    )
     late = owner()
     late.handle(r.Assigned(Assignment(1, "a", 1, ("a", "b"), joining=("c",)), 2), 101.0)
     answer(late, 101.0)
-    assert not effects(late.handle(C_IS_SLOW, 101.1), r.Swap)
+    assert not effects(late.handle(C_IS_SLOW, 101.1), r.Propose)
     answer(late, 103.5, "c")
-    [swap] = effects(late.handle(C_IS_SLOW, 103.6), r.Swap)
-    assert (swap.to.in_sync, swap.to.joining) == (("a", "c"), ()), "b is silent"
+    [proposal] = effects(late.handle(C_IS_SLOW, 103.6), r.Propose)
+    assert (proposal.to.in_sync, proposal.to.joining) == (("a", "c"), ()), "b is silent"
 
 
 def test_a_slow_copy_stays_until_enough_others_have_taken_something_of_the_term() -> None:
@@ -289,25 +296,25 @@ def test_a_slow_copy_stays_until_enough_others_have_taken_something_of_the_term(
     persist_all(replica, out, 100.0)
     report(replica, 100.0)
     answer(replica, 100.1, "c")
-    assert not effects(replica.handle(C_IS_SLOW, 100.1), r.Swap), (
+    assert not effects(replica.handle(C_IS_SLOW, 100.1), r.Propose), (
         "b may be dead, and then nothing could be committed"
     )
     answer(replica, 100.2, "b")
-    [swap] = effects(replica.handle(C_IS_SLOW, 100.2), r.Swap)
-    assert (swap.to.in_sync, swap.to.joining) == (("a", "b"), ("c",))
+    [proposal] = effects(replica.handle(C_IS_SLOW, 100.2), r.Propose)
+    assert (proposal.to.in_sync, proposal.to.joining) == (("a", "b"), ("c",))
 
 
-def test_a_swap_whose_result_is_unknown_is_tried_again_and_counts_until_then() -> None:
+def test_a_proposal_whose_result_is_unknown_is_tried_again_and_counts_until_then() -> None:
     replica = owner()
     replica.handle(r.Assigned(Assignment(1, "a", 1, ("a", "b"), joining=("c",)), 2), 101.0)
     answer(replica, 101.0)
-    [swap] = effects(replica.handle(r.Tick(), 101.1), r.Swap)
-    assert swap.to.in_sync == ("a", "b", "c")
-    replica.handle(r.Swapped(None), 101.2)
+    [proposal] = effects(replica.handle(r.Tick(), 101.1), r.Propose)
+    assert proposal.to.in_sync == ("a", "b", "c")
+    replica.handle(r.ProposalResult(None), 101.2)
     persist_all(replica, replica.handle(r.Append(X), 101.3), 101.3)
     assert not effects(answer(replica, 101.3, "b"), r.Apply), "etcd may count c by now"
-    [again] = effects(replica.handle(r.Tick(), 101.2 + SETTINGS.swap_retry_s), r.Swap)
-    assert again.to == swap.to
+    [again] = effects(replica.handle(r.Tick(), 101.2 + SETTINGS.proposal_retry_s), r.Propose)
+    assert again.to == proposal.to
 
 
 def test_an_owner_tells_which_copies_hold_up_what_enough_others_have() -> None:
@@ -333,8 +340,8 @@ def test_silent_replicas_and_those_that_leave_are_counted_together() -> None:
     replica.handle(r.Assigned(Assignment(1, "a", 1, ("a", "b", "c"), leaving=("c",)), 2), 101.0)
     answer(replica, 101.0)
     answer(replica, 103.5, "c")
-    [swap] = effects(replica.handle(r.Tick(), 103.6), r.Swap)
-    assert swap.to.in_sync == ("a", "c")  # b is silent; c would be asked to leave too few
+    [proposal] = effects(replica.handle(r.Tick(), 103.6), r.Propose)
+    assert proposal.to.in_sync == ("a", "c")  # b is silent; c would be asked to leave too few
 
 
 def test_a_release_that_did_not_come_about_serves_again_when_everything_appended_is_committed() -> (
@@ -439,7 +446,7 @@ def test_all_reports_are_waited_for_no_longer_and_a_copy_that_has_lost_nothing_w
 def test_an_owner_that_nobody_answers_begins_after_half_a_minute_and_says_so() -> None:
     replica = copy_of("a", (1, 11, 3))
     elect(replica, 2)
-    assert not effects(replica.handle(r.Tick(), 129.0), r.Swap), (
+    assert not effects(replica.handle(r.Tick(), 129.0), r.Propose), (
         "it would be alone with what it may have lost"
     )
     assert replica.electing
@@ -459,19 +466,24 @@ def test_a_restarted_owner_concedes_to_whoever_has_later_entries_of_turns() -> N
     replica.handle(r.Received("c", reported_by(copy_of("c", (1, 11, 2)), 2, 100.1)), 100.1)
     replica.handle(r.Received("b", reported_by(copy_of("b", (1, 11, 3)), 2, 100.1)), 100.1)
     assert (replica.electing, replica.concedes_to) == (True, "b")
-    assert not effects(replica.handle(r.Concede("c", 5), 100.2), r.Swap)
+    assert not effects(replica.handle(r.Concede("c", 5), 100.2), r.Propose)
     silent = copy.deepcopy(replica)
     # b has not been heard for long: what it said does not hold the shard up for ever
     silent.handle(r.Tick(), 103.5)
     assert silent.concedes_to == ""
-    [swap] = effects(replica.handle(r.Concede("b", 5), 100.2), r.Swap)
-    assert (swap.to.owner, swap.to.incarnation, swap.to.epoch, swap.to.released) == (
+    [proposal] = effects(replica.handle(r.Concede("b", 5), 100.2), r.Propose)
+    assert (
+        proposal.to.owner,
+        proposal.to.incarnation,
+        proposal.to.epoch,
+        proposal.to.released,
+    ) == (
         "b",
         5,
         3,
         False,
     )
-    replica.handle(r.Swapped(None), 100.3)
+    replica.handle(r.ProposalResult(None), 100.3)
     for name in ("b", "c"):
         again = msgspec.structs.replace(
             reported_by(copy_of(name, (1, 11, 1)), 2, 100.4), sent_at=100.4
@@ -498,9 +510,9 @@ def test_what_is_known_to_be_committed_is_not_cut_and_the_owner_stops() -> None:
     out = stale.handle(r.Received("b", msgspec.structs.replace(sent.message, sent_at=100.0)), 100.1)
     assert not stale.serving(100.1)
     assert stale.forked == {"b"}
-    [swap] = effects(stale.handle(r.Tick(), 100.2), r.Swap)
-    assert swap.to.forked == ("a", "b")
-    assert swap.to.in_sync == ("a",)
+    [proposal] = effects(stale.handle(r.Tick(), 100.2), r.Propose)
+    assert proposal.to.forked == ("a", "b")
+    assert proposal.to.in_sync == ("a",)
     later = copy_of("a", (1, 11, 1))
     elect(later, 3, in_sync=("a",), forked=("a", "b"))
     assert later.electing, "no later owner serves it either"
@@ -512,8 +524,8 @@ def test_an_owner_with_first_entries_only_gives_way_to_a_copy_with_more() -> Non
     conflict = r.Conflict(2, r.Position(1, 4), 4, (r.Term(1, 11, 1),), 100.0)
     stale.handle(r.Received("b", conflict), 100.1)
     assert (stale.concedes_to, stale.forked, stale.serving(100.1)) == ("b", frozenset(), False)
-    [swap] = effects(stale.handle(r.Concede("b", 5), 100.2), r.Swap)
-    assert (swap.to.owner, swap.to.in_sync) == ("b", ("a", "b"))
+    [proposal] = effects(stale.handle(r.Concede("b", 5), 100.2), r.Propose)
+    assert (proposal.to.owner, proposal.to.in_sync) == ("b", ("a", "b"))
 
 
 def test_a_copy_with_first_entries_only_gives_way_to_the_owner() -> None:
@@ -580,11 +592,11 @@ def test_a_copy_that_has_lost_what_it_acknowledged_is_removed_and_one_that_is_la
     answer(replica, 101.0)
     late = r.Mismatch(1, 1, 101.0)  # sent before it acknowledged two
     replica.handle(r.Received("c", late), 101.1)
-    assert not effects(replica.handle(r.Tick(), 101.2), r.Swap)
+    assert not effects(replica.handle(r.Tick(), 101.2), r.Propose)
     replica.handle(r.Received("c", r.Mismatch(1, 1, 101.3)), 101.4)
     answer(replica, 101.4, "b")
-    [swap] = effects(replica.handle(r.Tick(), 101.5), r.Swap)
-    assert swap.to.in_sync == ("a", "b")
+    [proposal] = effects(replica.handle(r.Tick(), 101.5), r.Propose)
+    assert proposal.to.in_sync == ("a", "b")
 
 
 def test_a_joining_copy_that_has_lost_its_tail_is_sent_it_again() -> None:

@@ -3,9 +3,9 @@ moment, none fails.
 
 For each such shard: no new turn begins (calls are refused as WRONG_OWNER, and gateways hold them),
 running turns end, or are cancelled after `_PATIENCE_S` and run again where the shard goes; then the
-owner itself swaps the assignment to the next epoch, as released, so that the next owner need not
-wait out any promise. From the sending of the swap on the shard is not served here; when it does not
-come about, it is owned anew, once all that was appended is committed.
+owner itself moves the assignment to the next epoch, as released, so that the next owner need not
+wait out any promise. From the proposal on the owner does not serve the shard. When the proposal
+does not come about, the owner serves again once all that was appended is committed.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Handovers:
                 "no copy is heard",
             )
         there = [name for name in names if name in view.members]
-        if there and copy.replica.swap_is_free:
+        if there and copy.replica.may_propose:
             log.warning("shard %d: it is given to %s: %s", copy.number, there[0], why)
             self._replicas.concede(copy.number, view.members[there[0]])
 

@@ -39,6 +39,8 @@ from holdfast_node.replication.core.events import (
     Persist,
     Persisted,
     Position,
+    ProposalResult,
+    Propose,
     Received,
     Rejoined,
     Release,
@@ -48,8 +50,6 @@ from holdfast_node.replication.core.events import (
     Snapshot,
     SnapshotEnded,
     SnapshotStarted,
-    Swap,
-    Swapped,
     Tick,
     WireMessage,
 )
@@ -101,9 +101,9 @@ class Surroundings(Protocol):
     def send(self, to: str, shard: int, message: WireMessage) -> None:
         """Say something to a node."""
 
-    def swap(self, shard: int, old: bytes, to: Assignment) -> None:
+    def propose(self, shard: int, old: bytes, to: Assignment) -> None:
         """Ask etcd to put an assignment in the place of `old`, the very bytes; the answer comes to
-        `Replicas.swapped`."""
+        `Replicas.proposal_answered`."""
 
     def send_snapshot(self, shard: int, to: str, epoch: int) -> None:
         """Send a shard to a node, unless that is under way."""
@@ -216,7 +216,7 @@ class Replicas:
         self._now = boottime()
         for number, versioned in new:
             copy = self._copy(number)
-            if versioned.order > copy.order:  # else a swap of this node's has told sooner
+            if versioned.order > copy.order:  # else a proposal of this node has told sooner
                 copy.order, copy.raw = versioned.order, versioned.raw
                 self._do(copy, Assigned(versioned.assignment, versioned.order))
         self._end()
@@ -248,22 +248,24 @@ class Replicas:
         self._end()
 
     @_ends_the_node
-    def swapped(self, number: int, written: Versioned | None, unknown: Assignment) -> None:
-        """etcd has answered a swap: it happened, and the row of what is `written` is staged. Or
-        nobody knows about `unknown`."""
+    def proposal_answered(
+        self, number: int, written: Versioned | None, proposed: Assignment
+    ) -> None:
+        """Take the answer to a proposal. `written`: etcd has taken it, and its row is staged; None
+        when it is not known whether etcd has."""
         if written is not None:
-            self._flusher.when_durable(lambda: self._swapped(number, written))
+            self._flusher.when_durable(lambda: self._written(number, written))
         else:
             self._now = boottime()
-            self._do(self._copies[number], Swapped(None, 0, unknown))
+            self._do(self._copies[number], ProposalResult(None, 0, proposed))
             self._end()
 
-    def _swapped(self, number: int, written: Versioned) -> None:
+    def _written(self, number: int, written: Versioned) -> None:
         self._now = boottime()
         copy = self._copies[number]
         if written.order > copy.order:
             copy.order, copy.raw = written.order, written.raw
-        self._do(copy, Swapped(True, written.order, written.assignment))
+        self._do(copy, ProposalResult(True, written.order, written.assignment))
         self._end()
 
     @_ends_the_node
@@ -466,10 +468,10 @@ class Replicas:
             case Appended(seq):
                 assert entry is not None
                 entry.seq = seq
-            case Swap(revision, assignment):
+            case Propose(revision, assignment):
                 # One that was planned from an older assignment than the newest is not to happen: no
                 # row has no bytes.
-                self._surroundings.swap(
+                self._surroundings.propose(
                     copy.number, copy.raw if revision == copy.order else b"", assignment
                 )
             case SendSnapshot(to, epoch):

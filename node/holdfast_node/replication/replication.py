@@ -20,8 +20,8 @@ from holdfast_node.replication.core.slowness import LOOK_S
 from holdfast_node.replication.handover import Handovers
 from holdfast_node.replication.host import Replicas
 from holdfast_node.replication.links import Links
+from holdfast_node.replication.reconfigurations import EtcdReconfigurations
 from holdfast_node.replication.snapshots import SnapshotReceiver, SnapshotSender
-from holdfast_node.replication.swaps import EtcdReconfigurations
 from holdfast_node.store.assignments import KeptAssignments
 from holdfast_node.store.disk_space import DiskWatch
 
@@ -59,7 +59,9 @@ class Replication:
         disk = CopyStore(store)
         settings = ReplicationSettings(min_in_sync=cluster.settings.writable_from)
         self.links = Links(identity, self, cluster.certificates)
-        self.swaps = EtcdReconfigurations(cluster.etcd, cluster.keys, self._swapped)
+        self.reconfigurations = EtcdReconfigurations(
+            cluster.etcd, cluster.keys, self._proposal_answered
+        )
         self.replicas = Replicas(node, disk, flusher, shards, settings, self)
         self.sender = SnapshotSender(
             store, self.replicas, self.links, identity, move_rate, cluster.certificates
@@ -72,8 +74,8 @@ class Replication:
     def send(self, to: str, shard: int, message: WireMessage) -> None:
         self.links.send(to, shard, message)
 
-    def swap(self, shard: int, old: bytes, to: Assignment) -> None:
-        self.swaps.ask(shard, old, to)
+    def propose(self, shard: int, old: bytes, to: Assignment) -> None:
+        self.reconfigurations.propose(shard, old, to)
 
     def send_snapshot(self, shard: int, to: str, epoch: int) -> None:
         self.sender.send(shard, to, epoch)
@@ -99,11 +101,11 @@ class Replication:
     def broke(self, node: str) -> None:
         self.replicas.lost(node)
 
-    def _swapped(self, shard: int, written: Versioned | None, to: Assignment) -> None:
-        """A swap was answered: what was written is kept before the shard's replica hears of it."""
+    def _proposal_answered(self, shard: int, written: Versioned | None, to: Assignment) -> None:
+        """Keep what etcd has written before the shard's replica hears of it."""
         if written is not None:
             self._memory.learn(shard, written)
-        self.replicas.swapped(shard, written, to)
+        self.replicas.proposal_answered(shard, written, to)
 
     # -- what the node does
 
@@ -172,7 +174,7 @@ class Replication:
     async def run(self) -> None:
         """Work until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.swaps.run(), name="swaps")
+            group.create_task(self.reconfigurations.run(), name="reconfigurations")
             group.create_task(self.sender.run(), name="snapshots")
             group.create_task(self._tick(), name="replication ticker")
 

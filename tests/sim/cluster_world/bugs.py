@@ -36,7 +36,7 @@ _look = Replicas._look
 _joined = Replicas.joined
 _scan_now = Store.scan_now
 _snapshot_started = Replicas.snapshot_started
-_swapped = Replica._swapped
+_proposal_result = Replica._proposal_result
 
 
 def _serves_before_its_first_entry(self: Replica, now: float) -> float:
@@ -135,15 +135,15 @@ def _tells_a_later_position(self: Replicas, number: int, to: str) -> Any:
     return replica.log.last, times, tuple(replica.log.chain)
 
 
-def _gives_an_unknown_swap_up(
+def _gives_an_unknown_proposal_up(
     self: Replica, happened: bool | None, revision: int, written: Any, now: float
 ) -> None:
-    if happened is None and self._swapping is not None:
-        self._swapping = None
+    if happened is None and self._proposal is not None:
+        self._proposal = None
         self.releasing = False
         self._counted = frozenset(self.counted())
     else:
-        _swapped(self, happened, revision, written, now)
+        _proposal_result(self, happened, revision, written, now)
 
 
 def _takes_any_clock(offsets: list[float]) -> tuple[float, float]:
@@ -216,12 +216,12 @@ UNIT_TEST_OF: dict[str, tuple[Bug, str]] = {
         ),
         "test_disk.py::test_a_tail_is_cut_and_a_log_is_shortened",
     ),
-    "unknown swap given up": (
+    "unknown proposal given up": (
         Bug(
-            [(Replica, "_swapped", _gives_an_unknown_swap_up)],
+            [(Replica, "_proposal_result", _gives_an_unknown_proposal_up)],
             often(("etcd's replies", "etcd late", "drain", "kill")),
         ),
-        "test_replica.py::test_a_swap_whose_result_is_unknown_is_tried_again_and_counts_until_then",
+        "test_replica.py::test_a_proposal_whose_result_is_unknown_is_tried_again_and_counts_until_then",
     ),
     "a fail-over that forgets the generation": (
         Bug([(plan_module, "plan", _plans_without_generations)]),

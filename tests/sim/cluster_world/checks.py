@@ -138,8 +138,8 @@ def in_sync_grows_by_its_owner(
         copy = owner.replicas._copies.get(number)
         if copy is None or not (copy.replica.owning and copy.replica.epoch == before.epoch):
             return  # it is the owner no more; what it has asked for before may happen late
-        swapping = copy.replica._swapping
-        if swapping is None or not added <= set(swapping.swap.to.in_sync):
+        proposal = copy.replica._proposal
+        if proposal is None or not added <= set(proposal.effect.to.in_sync):
             raise Broken(
                 f"in sync by its owner's word: {sorted(added)} came into the in-sync set of shard"
                 f" {number}, not by {before.owner}"

@@ -50,7 +50,7 @@ class ReplicationSettings:
     high_patience_s: float = 1.0
     """After so long without an entry that could carry it, the high-water is kept in a row of its
     own."""
-    swap_retry_s: float = 1.0
+    proposal_retry_s: float = 1.0
     min_in_sync: int = 2
     """Below it the shard is read-only."""
     batch_entries_max: int = 64
@@ -95,8 +95,8 @@ class Received(msgspec.Struct, frozen=True, gc=False):
     message: Message
 
 
-class Swapped(msgspec.Struct, frozen=True, gc=False):
-    """etcd's answer to a `Swap`: it happened (`written`, at `revision`), it did not, or (None)
+class ProposalResult(msgspec.Struct, frozen=True, gc=False):
+    """etcd's answer to a `Propose`: it happened (`written`, at `revision`), it did not, or (None)
     nobody knows."""
 
     happened: bool | None
@@ -166,7 +166,7 @@ Event = (
     | Append
     | Persisted
     | Received
-    | Swapped
+    | ProposalResult
     | Release
     | Abdicate
     | Concede
@@ -372,11 +372,12 @@ class NotAppended(msgspec.Struct, frozen=True, gc=False):
     why: str
 
 
-class Swap(msgspec.Struct, frozen=True, gc=False):
-    """Ask etcd to put `to` in the place of the assignment at `revision`; answer with `Swapped`."""
+class Propose(msgspec.Struct, frozen=True, gc=False):
+    """Ask etcd to put `to` in the place of the assignment at `revision`; answer with
+    `ProposalResult`."""
 
     revision: int
     to: Assignment
 
 
-Effect = Persist | Apply | KeepHigh | Send | SendSnapshot | Appended | NotAppended | Swap
+Effect = Persist | Apply | KeepHigh | Send | SendSnapshot | Appended | NotAppended | Propose

@@ -3,7 +3,7 @@
 
 Terms. The *owner* of an *epoch* appends *entries* to its log and streams them; an entry is
 *committed* when every counted replica has it on disk. The *counted* replicas are those that etcd
-has in `in_sync`, and those that a swap under way would put there: what etcd may believe at any
+has in `in_sync`, and those that a proposal under way would put there: what etcd may believe at any
 moment is what the owner demands, so whoever is in `in_sync` holds everything that was ever
 committed.
 
@@ -39,8 +39,8 @@ Rules (each has a method of its own, and a test that breaks it):
   the owner from when it *sent* what was acknowledged, by the replica from when it answers. An owner
   serves while it holds promises of all counted replicas; a new one waits out its own, unless the
   owner before it released the shard itself. After a start a replica counts as having promised.
-- swaps: one at a time; a lost reply is no answer: until etcd shows a later revision both sets are
-  counted.
+- proposals to etcd: one at a time. A lost reply is no answer: the owner counts both sets until etcd
+  shows a later revision.
 
 Sources: Lin et al., PacificA, MSR-TR-2008-25 (configuration in a separate store, leases of the
 primary at its secondaries); Ongaro and Ousterhout, Raft, ATC 2014, 5.3 (log matching), 5.4.2
@@ -81,6 +81,8 @@ from holdfast_node.replication.core.events import (
     Persist,
     Persisted,
     Position,
+    ProposalResult,
+    Propose,
     Received,
     Refused,
     Rejoined,
@@ -93,8 +95,6 @@ from holdfast_node.replication.core.events import (
     Snapshot,
     SnapshotEnded,
     SnapshotStarted,
-    Swap,
-    Swapped,
     Tick,
     Yield,
 )
@@ -143,8 +143,8 @@ class Peer:
 
 
 @dataclass(slots=True)
-class _Swapping:
-    swap: Swap
+class _Proposal:
+    effect: Propose
     retry_at: float
 
 
@@ -209,7 +209,7 @@ class Replica:
     _flushed: int = 0
     _own: list[tuple[int, int]] = field(default_factory=list)
     _held: list[_Held] = field(default_factory=list)
-    _swapping: _Swapping | None = None
+    _proposal: _Proposal | None = None
     _out: list[Effect] = field(default_factory=list)
 
     @classmethod
@@ -262,8 +262,8 @@ class Replica:
         """The replicas beside this owner whose acknowledgement a commit needs."""
         assert self.assignment is not None
         names = set(self.assignment.in_sync)
-        if self._swapping is not None:
-            names |= set(self._swapping.swap.to.in_sync)
+        if self._proposal is not None:
+            names |= set(self._proposal.effect.to.in_sync)
         return names - {self.me}
 
     def held_up(self, slow: Collection[str]) -> list[tuple[str, int, int]]:
@@ -321,15 +321,15 @@ class Replica:
                 self._tick(slow, now)
             case Assigned(assignment, revision):
                 self._assigned(assignment, revision, now)
-            case Swapped(happened, revision, written):
-                self._swapped(happened, revision, written, now)
+            case ProposalResult(happened, revision, written):
+                self._proposal_result(happened, revision, written, now)
             case Release(to, incarnation):
                 self._release(to, incarnation, now)
             case Abdicate(to, incarnation):
                 if self.isolated(now):
                     self._give_to(to, incarnation)
             case Concede(to, incarnation):
-                if self._swapping is None and (to == self.concedes_to or self.unheard(now)):
+                if self._proposal is None and (to == self.concedes_to or self.unheard(now)):
                     self._concede(to, incarnation)
             case Rejoined(incarnation):
                 self.incarnation = incarnation
@@ -468,7 +468,7 @@ class Replica:
         self.peers = {}
         self.promises.forget_all()
         self.reports = {}
-        self._swapping = None
+        self._proposal = None
         self.concedes_to = ""
         self.forked = frozenset()
         self.alone = False
@@ -618,8 +618,8 @@ class Replica:
         elif assignment.epoch > self.epoch:
             self._raise(assignment.epoch)
         elif self.owning:
-            if self._swapping is not None and revision > self._swapping.swap.revision:
-                self._swapping = None
+            if self._proposal is not None and revision > self._proposal.effect.revision:
+                self._proposal = None
                 # it did not come about: serve again when all that was appended is committed
                 if self.releasing:
                     self.releasing = False
@@ -664,7 +664,7 @@ class Replica:
             self.electing
             and not self.concedes_to
             and not self.is_forked
-            and self._swapping is None
+            and self._proposal is None
             and self.may_begin(now)
         ):
             assert self.assignment is not None
@@ -691,9 +691,9 @@ class Replica:
         return waited >= self.settings.lone_patience_s
 
     @property
-    def swap_is_free(self) -> bool:
-        """Whether no swap is under way."""
-        return self._swapping is None
+    def may_propose(self) -> bool:
+        """Whether no proposal is under way."""
+        return self._proposal is None
 
     def unheard(self, now: float) -> bool:
         """Whether nobody has reported for so long that this node is probably the one that is cut
@@ -702,7 +702,7 @@ class Replica:
         return (
             self.electing
             and not self.reports
-            and self._swapping is None
+            and self._proposal is None
             and now - self.elected_at >= patience
         )
 
@@ -766,7 +766,7 @@ class Replica:
         """Have etcd make the node the owner whose copy has more. It waits out this owner's
         promises."""
         assert self.assignment is not None
-        self._swap(
+        self._propose(
             msgspec.structs.replace(
                 self.assignment,
                 epoch=self.epoch + 1,
@@ -946,14 +946,14 @@ class Replica:
                 if peer.next > peer.matched + 1:
                     peer.next = max(peer.matched + 1, 1)  # no word of what was sent: send it again
                 self._speak(name, peer, now)
-        if self._swapping is not None:
-            if now >= self._swapping.retry_at:
-                self._swapping.retry_at = float("inf")
-                self._out.append(self._swapping.swap)
+        if self._proposal is not None:
+            if now >= self._proposal.retry_at:
+                self._proposal.retry_at = float("inf")
+                self._out.append(self._proposal.effect)
             return
         if self.forked - set(self.assignment.forked):
             names = sorted({*self.assignment.forked, *self.forked, self.me})
-            self._swap(
+            self._propose(
                 msgspec.structs.replace(
                     self.assignment, forked=tuple(names), handover="", leaving=()
                 )
@@ -1016,7 +1016,7 @@ class Replica:
                 sorted(held_back)
             )
             still = tuple(name for name in self.assignment.leaving if name in to)
-            self._swap(
+            self._propose(
                 msgspec.structs.replace(self.assignment, in_sync=to, joining=come, leaving=still)
             )
 
@@ -1034,35 +1034,35 @@ class Replica:
             or self.me in (*assignment.in_sync, *assignment.joining)
         ):
             return
-        if self.log.last != (0, 0) and now - self._asked[0] >= self.settings.swap_retry_s:
+        if self.log.last != (0, 0) and now - self._asked[0] >= self.settings.proposal_retry_s:
             self._questions += 1
             self._asked = now, self.heard, self.incarnation << 20 | self._questions & 0xFFFFF
             self._out.append(Send(assignment.owner, MayDrop(self.epoch, self._asked[2])))
 
     def caught_up(self, name: str, now: float) -> bool:
-        """Whether a joining replica holds all that is committed, and has promised: from the swap on
-        it is counted."""
+        """Whether a joining replica holds all that is committed, and has promised. The owner counts
+        it from the proposal on."""
         return (
             self.committed >= self.first_seq
             and self.peers[name].matched >= self.committed
             and self.promises.until(name) > now
         )
 
-    def _swap(self, to: Assignment) -> None:
-        swap = Swap(self.revision, to)
-        self._swapping = _Swapping(swap, float("inf"))
+    def _propose(self, to: Assignment) -> None:
+        effect = Propose(self.revision, to)
+        self._proposal = _Proposal(effect, float("inf"))
         self._counted = frozenset(self.counted())
-        self._out.append(swap)
+        self._out.append(effect)
 
-    def _swapped(
+    def _proposal_result(
         self, happened: bool | None, revision: int, written: Assignment | None, now: float
     ) -> None:
-        if self._swapping is None:
+        if self._proposal is None:
             return
         if happened:
-            self._assigned(written or self._swapping.swap.to, revision, now)
+            self._assigned(written or self._proposal.effect.to, revision, now)
         elif happened is None:
-            self._swapping.retry_at = now + self.settings.swap_retry_s
+            self._proposal.retry_at = now + self.settings.proposal_retry_s
         # Refused: the assignment has changed, perhaps by an earlier try of ours. The view will show
         # it; until then both count.
 
@@ -1077,7 +1077,7 @@ class Replica:
         alive = peer is not None and now - peer.heard_at < self.settings.replica_timeout_s
         if (
             self.may_release(now)
-            and self._swapping is None
+            and self._proposal is None
             and to in self.assignment.in_sync
             and alive
         ):
@@ -1089,7 +1089,7 @@ class Replica:
         if (
             not self.owning
             or self.releasing
-            or self._swapping is not None
+            or self._proposal is not None
             or self.committed < self.first_seq
             or now < self.wait_until
         ):
@@ -1107,7 +1107,7 @@ class Replica:
         assert self.assignment is not None
         if to in self.assignment.in_sync and to != self.me:
             self.releasing = True
-            self._swap(
+            self._propose(
                 msgspec.structs.replace(
                     self.assignment,
                     epoch=self.epoch + 1,

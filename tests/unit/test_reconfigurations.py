@@ -1,5 +1,5 @@
-"""Swaps of assignments that owners ask etcd for: what they compare, and what becomes of those that
-do not come about."""
+"""Assignments that owners propose to etcd: what they compare, and what becomes of those that do not
+come about."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from holdfast_cluster.placement.model import (
     decode,
     encode,
 )
-from holdfast_node.replication.swaps import EtcdReconfigurations
+from holdfast_node.replication.reconfigurations import EtcdReconfigurations
 
 NOW = Assignment(1, "a", 1, ("a", "b"), version=3, nonce=7)
 TO = Assignment(1, "a", 1, ("a",), version=3, nonce=7)
@@ -30,7 +30,7 @@ class Asking:
         self.rows = Rows()
         self.etcd = FakeEtcd(self.rows)
         self.answers: dict[int, Versioned | None] = {}
-        self.swaps = EtcdReconfigurations(self.etcd, KEYS, self._answered)
+        self.reconfigurations = EtcdReconfigurations(self.etcd, KEYS, self._answered)
 
     def _answered(self, shard: int, written: Versioned | None, to: Assignment) -> None:
         assert to.in_sync == TO.in_sync
@@ -45,8 +45,8 @@ class Asking:
 
     async def ask(self, *shards: int, old: bytes = encode(NOW)) -> None:
         for shard in shards:
-            self.swaps.ask(shard, old, TO)
-        task = asyncio.create_task(self.swaps.run())
+            self.reconfigurations.propose(shard, old, TO)
+        task = asyncio.create_task(self.reconfigurations.run())
         async with asyncio.timeout(5):
             while self.answers.keys() < set(shards):
                 await asyncio.sleep(0.001)
@@ -84,7 +84,7 @@ async def test_one_that_is_out_of_date_does_not_keep_the_others_back(asking: Ask
     assert asking.stored(0).in_sync == NOW.in_sync
 
 
-async def test_an_etcd_that_is_halted_takes_no_swap_and_the_owner_may_ask_again(
+async def test_an_etcd_that_is_halted_takes_no_proposal_and_the_owner_may_ask_again(
     asking: Asking,
 ) -> None:
     raw = asking.rows.value(KEYS.lineage) or b""

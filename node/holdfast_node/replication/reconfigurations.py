@@ -1,5 +1,5 @@
-"""Swaps of assignments that owners ask for, many at a time: when a node dies, all that shared a
-shard with it ask at once."""
+"""Writes the assignments that owners propose into etcd, many at a time: when a node dies, all its
+neighbours propose at once."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from holdfast_cluster.placement.model import Assignment, Keys, Versioned, encode
 
 log = logging.getLogger(__name__)
 
-_Asked = tuple[int, bytes, Assignment]
+_Proposed = tuple[int, bytes, Assignment]
 _RETRY_S = 0.2
 
 
 class EtcdReconfigurations:
-    """Implements `holdfast_node.replication.host.Swaps`.
+    """The proposals of this node's owners, in the order in which they came.
 
     `answer`: shard, what was written (None: nobody knows whether it was), and what was to be
-    written. A swap that etcd refused counts as unknown: etcd may have been put back to an older
+    written. A proposal that etcd refused counts as unknown: etcd may have been put back to an older
     state, and what is there later may be what was to be replaced.
     """
 
@@ -34,13 +34,13 @@ class EtcdReconfigurations:
         self._etcd = etcd
         self._keys = keys
         self._answer = answer
-        self._asked: list[_Asked] = []
+        self._proposed: list[_Proposed] = []
         self._wake = asyncio.Event()
         self.done = 0
 
-    def ask(self, shard: int, old: bytes, to: Assignment) -> None:
+    def propose(self, shard: int, old: bytes, to: Assignment) -> None:
         """Put `to` in the place of `old`."""
-        self._asked.append((shard, old, to.stamped()))
+        self._proposed.append((shard, old, to.stamped()))
         self._wake.set()
 
     async def run(self) -> None:
@@ -48,16 +48,16 @@ class EtcdReconfigurations:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            asked, self._asked = self._asked, []
-            for i in range(0, len(asked), TXN_OPS_MAX):
-                batch = asked[i : i + TXN_OPS_MAX]
+            proposed, self._proposed = self._proposed, []
+            for i in range(0, len(proposed), TXN_OPS_MAX):
+                batch = proposed[i : i + TXN_OPS_MAX]
                 # One of them may be out of date; the others need not wait for it.
-                if not await self._swap(batch) and len(batch) > 1:
+                if not await self._write(batch) and len(batch) > 1:
                     for one in batch:
-                        await self._swap([one])
+                        await self._write([one])
 
-    async def _swap(self, batch: list[_Asked]) -> bool:
-        """Whether it is known what became of them, and said."""
+    async def _write(self, batch: list[_Proposed]) -> bool:
+        """Return whether the fate of the batch is known, and was told."""
         generation = self._etcd.generation
         try:
             revision = await self._etcd.txn(
@@ -65,13 +65,12 @@ class EtcdReconfigurations:
                 [put(self._keys.shard(shard), encode(to)) for shard, _, to in batch],
             )
         except EtcdForeign as error:
-            log.warning("%d assignments cannot be swapped now: %s", len(batch), error)
+            log.warning("%d assignments cannot be written now: %s", len(batch), error)
             self._unknown(batch)
             return True
         except EtcdUnknown as error:
             log.warning(
-                "a swap of %d assignments has perhaps happened (%s); both are counted until etcd"
-                " tells",
+                "%d assignments have perhaps been written (%s); both are counted until etcd tells",
                 len(batch),
                 error,
             )
@@ -79,7 +78,7 @@ class EtcdReconfigurations:
             await asyncio.sleep(_RETRY_S)
             return True
         except EtcdError as error:
-            log.warning("etcd refused to swap %d assignments: %s", len(batch), error)
+            log.warning("etcd refused %d assignments: %s", len(batch), error)
             self._unknown(batch)
             return True
         if revision:
@@ -97,6 +96,6 @@ class EtcdReconfigurations:
             self._unknown(batch)
         return bool(revision) or len(batch) == 1
 
-    def _unknown(self, batch: list[_Asked]) -> None:
+    def _unknown(self, batch: list[_Proposed]) -> None:
         for shard, _, to in batch:
             self._answer(shard, None, to)
