@@ -157,14 +157,17 @@ class ObjectAlarms:
     ) -> None:
         if self._kind.on_alarm is None:
             raise TypeError(
-                f"{self._kind.cls.__name__} has no on_alarm(self, alarm): its alarms would fire in"
-                " vain"
+                f"{self._kind.cls.__name__} has no on_alarm(self, alarm), so its alarms would have"
+                " no effect"
             )
         size = len(name.encode())
         if not 0 < size <= NAME_BYTES_MAX:
-            raise TooLarge(f"an alarm's name of {size} bytes; 1 to {NAME_BYTES_MAX}", definite=True)
+            raise TooLarge(
+                f"an alarm's name of {size} bytes; it must have 1 to {NAME_BYTES_MAX}",
+                definite=True,
+            )
         if misfire not in ("once", "all", "skip"):
-            raise ValueError(f"misfire is {misfire!r}; once, all or skip")
+            raise ValueError(f"misfire is {misfire!r}; it must be once, all or skip")
         raw = codec.encode(payload)
         if len(raw) > PAYLOAD_BYTES_MAX:
             raise TooLarge(
@@ -188,7 +191,7 @@ class ObjectAlarms:
             due = next_after(repeat, timezone, now, now)
         elif not isinstance(when, timedelta | datetime):
             raise TypeError(
-                f"`when` is a datetime with a time zone, or a timedelta, not {when!r:.100}"
+                f"`when` must be a datetime with a time zone, or a timedelta, not {when!r:.100}"
             )
         elif isinstance(when, timedelta):
             due = now + max(0, round(when.total_seconds() * 1000))
@@ -197,7 +200,8 @@ class ObjectAlarms:
         if until is not None:
             if not isinstance(until, timedelta | datetime):
                 raise TypeError(
-                    f"`until` is a datetime with a time zone, or a timedelta, not {until!r:.100}"
+                    "`until` must be a datetime with a time zone, or a timedelta, not"
+                    f" {until!r:.100}"
                 )
             options[_UNTIL] = (
                 now + until // timedelta(milliseconds=1)
@@ -205,7 +209,7 @@ class ObjectAlarms:
                 else _absolute(until)[0]
             )
             if options[_UNTIL] >= _FAR_MS:
-                raise ValueError(f"`until` is before the year 9999, not {until}")
+                raise ValueError(f"`until` must be before the year 9999, not {until}")
             if due is not None and due > options[_UNTIL]:
                 raise ValueError("the alarm would never fire: it is due after `until`")
         if due is None or due >= _FAR_MS:
@@ -317,7 +321,7 @@ def _absolute(when: datetime) -> tuple[int, int]:
     """Return a time as Unix time in ms, and the microseconds beyond. Raises ValueError if `when`
     has no time zone."""
     if when.tzinfo is None:
-        raise ValueError(f"{when!r} has no time zone: datetime.now(UTC) + ... has")
+        raise ValueError(f"{when!r} has no time zone; use datetime.now(UTC) + ..., which has one")
     return divmod(max(timedelta(), when - _EPOCH) // timedelta(microseconds=1), 1000)
 
 

@@ -19,7 +19,7 @@ class DeadLetters:
 
     def __init__(self, store: Store, writes: ShardWrites, letters_max: int) -> None:
         """`letters_max`: the most dead letters of one shard. A shard that has so many makes no
-        more: its owner then goes on trying whatever fails."""
+        more: its owner then tries failed notifications and alarms again for ever."""
         self._store = store
         self._writes = writes
         self._letters_max = letters_max

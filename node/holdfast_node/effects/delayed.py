@@ -19,7 +19,7 @@ from holdfast_node.store.rocks import Store
 
 _SCAN_STEP = 2_000  # after so many rows the event loop does other work
 _MOVE_BYTES = 1 << 20
-_MOVES_PATIENCE = 100  # times 20 ms
+_MOVES_PATIENCE = 100  # looks, 20 ms apart
 
 
 @dataclass(slots=True)
@@ -94,7 +94,7 @@ class DelayedNotifications:
                     return [key for key in found if self._store.get("state", key) is not None]
             await asyncio.sleep(0.02)
         raise Unavailable(
-            "notifications of its shard are about to leave",
+            "delayed notifications of its shard are moving to the outbox",
             definite=True,
             retryable=True,
             retry_after_s=0.5,

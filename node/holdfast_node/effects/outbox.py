@@ -44,8 +44,8 @@ class OutboxLimits:
     shard_delayed_max: int = 100_000
     """Delayed notifications of one shard."""
     letters_max: int = 10_000
-    """Dead letters of one shard. A shard that has so many makes no more: its owner then goes on
-    trying whatever fails."""
+    """Dead letters of one shard. A shard that has so many makes no more: its owner then tries
+    failed notifications and alarms again for ever."""
     on_way_max: int = 2_048
     receiver_on_way_max: int = 128
     backlog_per_s: float = 1_000.0

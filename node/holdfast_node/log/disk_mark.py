@@ -65,9 +65,9 @@ class DiskMark:
             marked, written = decode(row.value, Mark).written, self._store.written
         except Unreadable as error:
             raise Refused(
-                f"how much node {self._node} had on disk, at {self._key} in etcd, cannot be read:"
-                f" {error}. Whether the directory has lost writes is not known. If its disk was not"
-                " put back, delete that key"
+                f"the mark of node {self._node}'s directory, at {self._key} in etcd, cannot be"
+                f" read: {error}. So the node cannot know whether the directory has lost writes. If"
+                " its disk was not put back, delete that key"
             ) from None
         if written < marked:
             raise Refused(

@@ -78,7 +78,7 @@ class Entry:
         self.seq = 0
         self.began = perf_counter()
         self.rows: Rows = []
-        self.deletes = False  # whether `rows` hold anything but puts
+        self.deletes = False  # whether `rows` has deletions
         self.replies: Replies = []
         self.forgotten: Forgotten | None = None
         self.bytes = 0
@@ -302,7 +302,7 @@ class Shards:
             shard.tick(now)
 
     def take(self, shard: Shard) -> None:
-        """Own a shard under a new epoch."""
+        """Begin to own a shard under a new epoch."""
         assert shard.number not in self._owned
         shard.clock = self.clock
         shard.features = self.features

@@ -329,8 +329,8 @@ class Engine:
         activation = turn.activation
         activation.instance = instance = make_instance(TurnContext(activation, self._environment))
         if activation.kind.on_activate is not None:
-            # The calls of `on_activate` have numbers of their own. Whether it runs depends on what
-            # is in memory, and the handler's calls must have the same ids in a retry.
+            # The calls of `on_activate` have numbers of their own. Whether it runs depends on the
+            # objects in memory, and the handler's calls must have the same ids in a retry.
             turn.call_number = ON_ACTIVATE_CALLS
             waits = activation.kind.on_activate(instance)
             if inspect.isawaitable(waits):
@@ -437,7 +437,9 @@ class Engine:
         )
         port = _Told(done)
         if request_id in self._in_flight:
-            port.reply(0, b"", error_to_proto(overloaded("it fires already")), None)
+            port.reply(
+                0, b"", error_to_proto(overloaded("the same turn is under way already")), None
+            )
             return
         try:
             activation = self._activations.use(kind, key) or self._activate(call)

@@ -24,7 +24,7 @@ def answer_when_committed(requests: Requests, turn: Turn, entry: Entry | None) -
         # The write that it saw may wait for long. If the answer waited too, such answers would fill
         # the node.
         held = Unavailable(
-            f"{activation.name} has a write that waits: {activation.shard.read_only}",
+            f"a write of {activation.name} waits to commit: {activation.shard.read_only}",
             definite=turn.calls_made == 0,
             retryable=True,
             retry_after_s=1.0,

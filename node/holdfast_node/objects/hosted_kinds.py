@@ -1,5 +1,5 @@
-"""The kinds that the owned shards need: those of which they have objects, and those that are asked
-for and that the node lacks.
+"""The kinds that the owned shards need: kinds of which they have objects, and kinds that calls ask
+for and the node lacks.
 
 When an owner lacks a kind that another node has, or may have, it refuses a call with `LacksKind`.
 Gateways hold the call. The owner then asks the controller to hand the shard to a member that has
@@ -56,7 +56,7 @@ _Object = tuple[str, str]
 
 
 class ShardKinds:
-    """The kinds of one node, those of the other nodes, and those that its shards need. It runs on
+    """The kinds of one node and of the other nodes, and the kinds that its shards need. It runs on
     the event loop."""
 
     def __init__(

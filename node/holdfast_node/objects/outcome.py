@@ -83,10 +83,12 @@ class Outcomes:
             turn.error = self._failure(turn, error)
         except Exception as worse:  # of the user's exception, whose text cannot be read
             log.exception(
-                "%s.%s failed, and so did telling why", turn.activation.name, turn.handler.name
+                "%s.%s failed, and its exception cannot be read",
+                turn.activation.name,
+                turn.handler.name,
             )
             told = InternalError(
-                f"{type(error).__name__}, which cannot be told: {type(worse).__name__}",
+                f"{type(error).__name__}, which cannot be read: {type(worse).__name__}",
                 request_id=turn.request_id,
             )
             turn.error = error_to_proto(told)
@@ -273,7 +275,7 @@ def _encode(turn: Turn, value: Any) -> bytes:
         if inspect.iscoroutine(value):
             value.close()
         raise TypeError(
-            f"{turn.handler.name}() returned what cannot be sent: {error}{hint}"
+            f"{turn.handler.name}() returned a value that cannot be sent: {error}{hint}"
         ) from None
 
 

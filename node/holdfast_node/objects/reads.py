@@ -99,7 +99,7 @@ def runs_beside(handler: Handler, call: pb.Call, shard: Shard) -> Handler | Send
     while a node is too old to know such calls."""
     if handler.reads and (call.send or call.notification):
         raise InvalidArgument(
-            f"{call.kind}.{call.method} only reads: there is nothing to tell it",
+            f"{call.kind}.{call.method} only reads, so it cannot be notified",
             path="method",
             definite=True,
         )

@@ -1,11 +1,11 @@
 """The checks whether this process may serve, and which handler blocks its event loop.
 
-A process that was stopped for a while (SIGSTOP, a suspended machine, swapping) wakes up with calls
-in its sockets and an old view of the cluster. So it serves only if it has run within the last
+A process may be stopped for a while (SIGSTOP, a suspended machine, swapping). It wakes up with
+calls in its sockets and an old view of the cluster. So it serves only if it has run within the last
 lease. It checks this when calls come and when replies leave, on a clock that counts suspension. (If
 shards have replicas, this check is off: the replicas' promises are more exact, for each shard.)
-After a pause the process serves nothing until etcd has confirmed its lease, by a renewal that the
-node sent after the pause. If the lease has ended, the node joins again as a new incarnation. An
+After a pause the process serves nothing until etcd has confirmed its lease. The renewal must have
+been sent after the pause. If the lease has ended, the node joins again as a new incarnation. An
 etcd that is away is no pause: a node that keeps running keeps serving.
 """
 

@@ -13,7 +13,8 @@ FORMAT = b"2"
 
 
 class WrongDirectory(Exception):
-    """The directory belongs to another node or cluster; the message names both."""
+    """The directory belongs to another node or cluster, or has an unknown format. The message names
+    both sides."""
 
 
 class DataDirectory:
@@ -50,8 +51,8 @@ class DataDirectory:
         node = raw.decode()
         if name is not None and node.rpartition("-")[0] != name:
             raise WrongDirectory(
-                f"data directory {self._store.path} is node {node}'s, not {name!r}'s: name its own"
-                " or an empty one"
+                f"data directory {self._store.path} is node {node}'s, not {name!r}'s: give that"
+                " node's own directory, or an empty one"
             )
         return node
 
