@@ -133,9 +133,7 @@ class Inspection:
             start: bytes | None = keys.objects_from(shard.number, request.kind, request.prefix)
             of_shard: Counter[str] = Counter()
             while start is not None:
-                find = self._store.cursor(
-                    "state"
-                ).seek  # a new one: a cursor keeps old data in the store
+                find = self._store.cursor("state").seek  # a new one: each keeps old data
                 for _ in range(_STEP):
                     found, start = _object_from(
                         find, start, shard.number, request.kind, request.prefix

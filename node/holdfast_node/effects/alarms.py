@@ -278,7 +278,7 @@ class ObjectAlarms:
         return None if skipped else shown(name, record)
 
     def fail(self, name: str, due_ms: int, attempts_max: int, final: bool) -> AlarmRecord | None:
-        """Set an alarm whose firing failed to be fired again later, in a turn of its own.
+        """Set an alarm to fire again later, after a failed firing. Called in a turn of its own.
 
         If the failure is `final`, or after `attempts_max` attempts, give this firing up: set the
         alarm to its next time, and return its record. Return None otherwise.

@@ -360,8 +360,8 @@ class Outbox:
             del self._crowded[target]
 
     def _uncrowd(self) -> None:
-        """Let the crowded notifications go on whose receiver has none on its way: no answer would
-        do it."""
+        """Let crowded notifications go on if their receiver has none on its way. No answer would
+        release them."""
         for target in [target for target in self._crowded if not self._on_way[target]]:
             self._let_in(target, self._limits.receiver_on_way_max)
 

@@ -175,9 +175,7 @@ class Flusher:
 
     def _synced(self, waiting: list[Callable[[], None]]) -> None:
         self._syncing = False
-        self._scheduled = (
-            True  # writes that the callbacks stage go with the flush that begins below
-        )
+        self._scheduled = True  # writes of the callbacks go with the flush that begins below
         try:
             for done in waiting:
                 done()
@@ -240,7 +238,8 @@ class Committer:
         await self._flusher.drain()
 
     def entry(self, shard: Shard) -> Entry:
-        """Return the entry to which a turn of this shard belongs that ends now."""
+        """Return the shard's entry for a turn that ends now. Begin an entry if none gathers, or if
+        it is full."""
         entry = shard.gathering
         if entry is None or entry.bytes > ENTRY_BYTES:
             entry = shard.gathering = Entry(shard)

@@ -22,7 +22,7 @@ _BROKEN_S = 10.0
 
 @dataclass(slots=True)
 class ScanBudget:
-    """How many rows of the indexes a tick may still look at. Then the event loop does other
+    """The number of index rows that a tick may still look at, before the event loop does other
     work."""
 
     left: int
@@ -53,7 +53,7 @@ class Periodic(Protocol):
 
 
 class ShardServices:
-    """Runs the duties of a node: the server calls `tick` about ten times a second."""
+    """Runs the duties of a node. Call `tick` about ten times a second."""
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ _TICK_MAX_S = 1.0
 LATE_S = 300.0
 """How long a first attempt of a request may be on its way: twice as long as a call is held. For so
 long after it took a shard, the owner looks up all requests. An earlier owner may have run a later
-attempt of each of them."""
+attempt of any of them."""
 
 
 class Features:

@@ -4,9 +4,9 @@ active again when there is enough room.
 The disk has a *reserve* (`--disk-reserve`). If less than the reserve is free, the level is low. The
 node then says that it is full: it gets no new copies, and gives its shards to other owners. If less
 than a quarter of the reserve is free, the level is critical. The node then leaves the cluster, when
-the others can do without it, and waits for room. A level improves only after some time, and only
-with more room than it worsened at. That time grows each time that the room is soon gone again, so
-that the level does not flap.
+the others can do without it, and waits for room. A level improves only after some time, and needs
+more free room than the limit at which it worsened. That time grows whenever the room is soon gone
+again, so that the level does not flap.
 
 Beside the reserve a *ballast* file of 64 MiB takes room while the process runs. When the disk is
 critical, the node removes the ballast, so that it can write its last records and leave. The free

@@ -15,9 +15,7 @@ from time import monotonic
 from typing import Any
 
 _REAL_WAIT_S = 0.02
-_CHILD_WATCHER = (
-    "waitpid-"  # threads of asyncio.ThreadedChildWatcher, which wait for child processes
-)
+_CHILD_WATCHER = "waitpid-"  # asyncio.ThreadedChildWatcher's threads, which wait for children
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
