@@ -435,7 +435,7 @@ async def test_an_emptied_etcd_is_adopted_from_what_running_and_started_nodes_ha
             lost.again(name)
         lost.front()
         for name in ("n1", "n2", "n3"):
-            await asyncio.to_thread(lost.said_by, name, "what this node knows can be asked for")
+            await asyncio.to_thread(lost.said_by, name, "answers `holdfast adopt-etcd`")
         assert lost.in_etcd("settings") == ""  # with data nobody forms a cluster
         nodes = [
             option

@@ -825,15 +825,15 @@ def test_a_gateway_with_a_wrong_access_file_does_not_start(
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (("--listen", "0.0.0.0:0"), "say by --advertise where they do"),
-        (("--listen", "[::]:0"), "say by --advertise where they do"),
+        (("--listen", "0.0.0.0:0"), "give its reachable address with --advertise"),
+        (("--listen", "[::]:0"), "give its reachable address with --advertise"),
         (
             ("--listen", "127.0.0.1:0", "--advertise", "0.0.0.0:1"),
-            "say by --advertise where they do",
+            "give its reachable address with --advertise",
         ),
         (
             ("--listen", "127.0.0.1:0", "--stream-advertise", "0.0.0.0:1"),
-            "say by --stream-advertise where they do",
+            "give its reachable address with --stream-advertise",
         ),
     ],
 )

@@ -25,7 +25,7 @@ import pytest
         ),
         ("return what cannot be sent", holdfast.ApplicationError, "object"),
         ("return a huge result", holdfast.TooLarge, "a result of"),
-        ("raise what cannot be told", holdfast.InternalError, "Untellable, which cannot be told"),
+        ("raise what cannot be told", holdfast.InternalError, "Untellable, which cannot be read"),
         ("reject with data that cannot be sent", holdfast.Rejected, "its data was left behind"),
         ("raise with half a character", holdfast.ApplicationError, "bad . name"),
         ("raise a long story", holdfast.ApplicationError, "xxx"),

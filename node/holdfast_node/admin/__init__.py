@@ -1,1 +1,1 @@
-"""What operators see and change of the objects of a node."""
+"""The requests of operators about the objects of a node."""

@@ -1,4 +1,4 @@
-"""What operators see and do: dead letters and alarms of the shards that this node owns."""
+"""The requests of operators about dead letters and alarms of the shards that this node owns."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from holdfast_node.store.rocks import Store
 
 PAGE_MAX = 1_000
 _PAGE_BYTES = 2 << 20
-_LOOK_MAX = 500  # rows between two chances for the loop to do something else
+_LOOK_MAX = 500  # after so many rows the event loop does other work
 
 
 class DeadLetterAdmin:
-    """Lists, replays and drops dead letters, and lists alarms. Rows have their places in the order
-    of (shard, key)."""
+    """Lists, replays and drops dead letters, and lists alarms. Pages are in the order of (shard,
+    key)."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class DeadLetterAdmin:
         self._changing: set[bytes] = set()
 
     def answers(self) -> dict[str, Callable[[Any], Awaitable[Any]]]:
-        """The methods of the Peer service by name."""
+        """Return the methods of the Peer service by name."""
         return {
             "DeadLetters": self.letters,
             "ChangeDeadLetters": self.change,
@@ -56,7 +56,7 @@ class DeadLetterAdmin:
         }
 
     async def letters(self, request: admin_pb2.DeadLettersRequest) -> admin_pb2.DeadLettersResponse:
-        """A page of dead letters behind `request.after`."""
+        """Return a page of dead letters after `request.after`."""
         response = admin_pb2.DeadLettersResponse()
         size = 0
         limit = min(request.limit or PAGE_MAX, PAGE_MAX)
@@ -74,7 +74,7 @@ class DeadLetterAdmin:
         return response
 
     async def alarms(self, request: admin_pb2.AlarmsRequest) -> admin_pb2.AlarmsResponse:
-        """A page of alarms that are to fire, behind `request.after`."""
+        """Return a page of pending alarms after `request.after`."""
         response = admin_pb2.AlarmsResponse()
         size = 0
         limit = min(request.limit or PAGE_MAX, PAGE_MAX)
@@ -116,7 +116,7 @@ class DeadLetterAdmin:
     async def change(
         self, request: admin_pb2.ChangeDeadLettersRequest
     ) -> admin_pb2.ChangeDeadLettersResponse:
-        """Replay or drop dead letters: those that are named, or all that match. Returns when that
+        """Replay or drop dead letters: the named ones, or all that match. Returns when the change
         is committed."""
         response = admin_pb2.ChangeDeadLettersResponse()
         waits = []
@@ -174,7 +174,8 @@ class DeadLetterAdmin:
     def _change(
         self, shard: Shard, row: bytes, letter: DeadLetter, replay: bool
     ) -> asyncio.Future[None]:
-        """Start it; the future is done when it is committed."""
+        """Start to replay or drop a dead letter. The future is done when the change is
+        committed."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         notification = letter.notification
         if replay and letter.alarm is not None:
@@ -230,16 +231,16 @@ class DeadLetterAdmin:
 
     @staticmethod
     def _served(asked: list[Shard]) -> list[int]:
-        """Those of the shards that were asked that are still this node's: what was found in them is
-        so."""
+        """Return those of the `asked` shards that this node still serves: the rows found in them
+        count."""
         now = boottime()
         return [shard.number for shard in asked if shard.until > now]
 
     async def _scan(
         self, shards: list[Shard], index: int, after: bytes
     ) -> AsyncIterator[tuple[bytes, bytes]]:
-        """The rows of an index of shards that are served, by place: the shard's number and the rest
-        of the key."""
+        """Yield the rows of an index after `after`, with their place: the shard's number and the
+        rest of the key."""
         looked = 0
         self._writes.show()
         for shard in sorted(shards, key=lambda shard: shard.number):

@@ -1,7 +1,7 @@
-"""What operators see of the objects of a node, and do to them. Each method answers one request of
-the Peer service.
+"""The requests of operators about objects of a node. Each method answers one request of the Peer
+service.
 
-What is listed, counted and shown is what is committed, of the shards that the node serves now.
+All lists and counts are of committed rows, in the shards that the node serves now.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ TOP_MAX = 100
 TOP = 20
 _PAGE_BYTES = 2 << 20
 _DELETES_AT_ONCE = 16
-_STEP = 500  # objects, or rows, between two chances for the loop to do something else
+_STEP = 500  # after so many objects or rows the event loop does other work
 _NEVER_MS = 1 << 62
 _IDLE_MAX_S = 1e9
-_SIZE_ROWS_MAX = 100_000  # rows that `explain` counts
+_SIZE_ROWS_MAX = 100_000  # the most rows that `explain` counts
 
 
 class Inspection:
-    """`replica` tells what a shard's core knows; None where shards have single copies."""
+    """Answers requests about objects. `replica`: returns a shard's replication core; None if shards
+    have single copies."""
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class Inspection:
         self._stats = stats
 
     def answers(self) -> dict[str, Callable[[Any], Awaitable[Any]]]:
-        """The methods of the Peer service by name."""
+        """Return the methods of the Peer service by name."""
         return {
             "ListObjects": self.list_objects,
             "CountObjects": self.count_objects,
@@ -86,7 +87,7 @@ class Inspection:
     async def list_objects(
         self, request: admin_pb2.ListObjectsRequest
     ) -> admin_pb2.ListObjectsResponse:
-        """A page of a kind's objects, by key."""
+        """Return a page of a kind's objects, by key."""
         limit = min(request.limit or PAGE_MAX, PAGE_MAX)
         self._show()
         find = self._store.cursor("state").seek
@@ -122,7 +123,7 @@ class Inspection:
     async def count_objects(
         self, request: admin_pb2.CountObjectsRequest
     ) -> admin_pb2.CountObjectsResponse:
-        """How many objects there are, by kind. Raises ValueError for a prefix without a kind."""
+        """Return the number of objects by kind. Raises ValueError for a prefix without a kind."""
         if request.prefix and not request.kind:
             raise ValueError("a prefix needs the kind whose keys begin so")
         response = admin_pb2.CountObjectsResponse()
@@ -132,7 +133,7 @@ class Inspection:
             start: bytes | None = keys.objects_from(shard.number, request.kind, request.prefix)
             of_shard: Counter[str] = Counter()
             while start is not None:
-                find = self._store.cursor("state").seek  # anew: a cursor keeps the store as it was
+                find = self._store.cursor("state").seek  # a new one: each keeps old data
                 for _ in range(_STEP):
                     found, start = _object_from(
                         find, start, shard.number, request.kind, request.prefix
@@ -142,7 +143,7 @@ class Inspection:
                     of_shard[found[0]] += 1
                     start = _behind(shard.number, *found)
                 await asyncio.sleep(0)
-            if shard.until > boottime():  # it is still this node's to say
+            if shard.until > boottime():  # this node still serves the shard
                 counts += of_shard
                 response.served.append(shard.number)
         response.objects.update(counts)
@@ -151,7 +152,7 @@ class Inspection:
     async def show_object(
         self, request: admin_pb2.ShowObjectRequest
     ) -> admin_pb2.ShowObjectResponse:
-        """What an object has stored, by key."""
+        """Return a page of an object's stored values, by key."""
         shard = self._shard_of(request.kind, request.key)
         self._show()
         own = keys.row_prefix(shard.number, request.kind, request.key)
@@ -176,7 +177,8 @@ class Inspection:
         return response
 
     async def explain(self, request: admin_pb2.ExplainRequest) -> admin_pb2.ExplainResponse:
-        """What an object is doing. Says what is known also while the shard is not served."""
+        """Return what an object is doing, also while its shard is owned but not served. Raises
+        WrongOwner if this node does not own the shard."""
         number = self._shards.number_of(request.kind, request.key)
         shard = self._shards.get(number)
         if shard is None:
@@ -211,7 +213,7 @@ class Inspection:
     ) -> None:
         response.active = True
         idle_s = asyncio.get_running_loop().time() - activation.last_used
-        # it has just asked to leave memory
+        # A larger idle time means that the object has just asked to leave memory.
         response.idle_s = max(0.0, idle_s) if idle_s < _IDLE_MAX_S else 0.0
         response.cache_bytes = activation.storage.layers.cached_bytes
         response.waiting = len(activation.mailbox or ())
@@ -234,7 +236,7 @@ class Inspection:
             )
 
     def _expiry(self, shard: Shard, kind: str, key: str) -> int:
-        """When an object expires, Unix time in ms; 0: never."""
+        """Return when an object expires, Unix time in ms; 0: never."""
         return int.from_bytes(
             self._store.get("state", keys.expiry_key(shard.number, kind, key)) or b"", "big"
         )
@@ -275,7 +277,7 @@ class Inspection:
             )
 
     async def top(self, request: admin_pb2.TopRequest) -> admin_pb2.NodeTopResponse:
-        """What is busy on this node."""
+        """Return the node's statistics and its busiest objects."""
         engine = self._engine
         node = admin_pb2.NodeTop(
             id=self._node(), stats=self._stats(), shards_owned=len(self._shards.owned())
@@ -302,14 +304,14 @@ class Inspection:
     async def evict_object(
         self, request: admin_pb2.EvictObjectRequest
     ) -> admin_pb2.EvictObjectResponse:
-        """Take an object out of memory."""
+        """Evict an object from memory."""
         self._shard_of(request.kind, request.key)
         return admin_pb2.EvictObjectResponse(
             was_active=await self._engine.eviction.evict_object(request.kind, request.key)
         )
 
     async def abort_turn(self, request: admin_pb2.AbortTurnRequest) -> admin_pb2.AbortTurnResponse:
-        """End the running turn of an object."""
+        """Abort the running turn of an object. The response is empty if no turn ran."""
         self._shard_of(request.kind, request.key)
         turn = self._engine.cancellation.abort(request.kind, request.key)
         if turn is None:
@@ -323,7 +325,7 @@ class Inspection:
     async def delete_these(
         self, request: admin_pb2.DeleteTheseRequest
     ) -> admin_pb2.DeleteTheseResponse:
-        """Delete objects, each in one commit; those that cannot be deleted say why."""
+        """Delete objects, each in one commit. Return why the rest cannot be deleted."""
         response = admin_pb2.DeleteTheseResponse()
         at_once = asyncio.Semaphore(_DELETES_AT_ONCE)
 
@@ -342,7 +344,8 @@ class Inspection:
         return response
 
     async def _delete(self, kind: str, key: str) -> bool:
-        """Delete an object; whether there was anything of it. Raises HoldfastError."""
+        """Delete an object, and return whether it had stored values or alarms. Raises
+        HoldfastError."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         existed = False
 
@@ -370,7 +373,7 @@ class Inspection:
     async def _delete_in_turn(self, activation: Activation) -> bool:
         entry = activation.uncommitted
         if entry is not None:
-            await entry.wait()  # what it has sent is in the outbox from then on
+            await entry.wait()  # then its notifications are in the outbox
         self._show()
         shard, sender = activation.shard, (activation.kind.name, activation.key)
         delayed = await self._sent.delays.of(shard, sender)
@@ -388,7 +391,7 @@ class Inspection:
         return bool(stored or names)
 
     def _shard_of(self, kind: str, key: str) -> Shard:
-        """The shard of an object, which this node serves now. Raises WrongOwner."""
+        """Return the shard of an object. Raises WrongOwner if this node does not serve it now."""
         number = self._shards.number_of(kind, key)
         shard = self._shards.get(number)
         if shard is None or shard.until <= boottime():
@@ -403,10 +406,10 @@ class Inspection:
 def _object_from(
     find: Callable[[bytes], bytes | None], start: bytes, shard: int, kind: str, prefix: str
 ) -> tuple[tuple[str, str] | None, bytes | None]:
-    """The first object from a key in `state` on, if it is one that is looked for, and where to go
-    on when there may be one yet.
+    """Return the first matching object from key `start` of `state` on, or None. Also return where
+    to go on; None if there are no more.
 
-    `find`: the first key from another one on.
+    `find`: returns the first key at or after a given one.
     """
     for _ in range(_STEP):
         raw = find(start)
@@ -415,14 +418,14 @@ def _object_from(
         _, its_kind, key, record = keys.split_object(raw)
         if (kind and its_kind != kind) or not key.startswith(prefix):
             return None, None
-        if record[0] != keys.EXPIRES:  # one that has nothing but that is not there
+        if record[0] != keys.EXPIRES:  # an object with nothing but its expiry does not exist
             return (its_kind, key), None
         start = _behind(shard, its_kind, key)
     return None, start
 
 
 def _behind(shard: int, kind: str, key: str) -> bytes:
-    """Where the object after this one may begin."""
+    """Return where the object after this one may begin."""
     end = keys.after(keys.object_prefix(shard, kind, key))
     assert end is not None
     return end

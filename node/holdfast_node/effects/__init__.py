@@ -1,7 +1,7 @@
-"""What a turn can do beside its object's rows, one file for each thing: notifications, alarms,
-expiry, dead letters.
+"""The effects that a turn can have beside its object's rows, one file for each: notifications,
+alarms, expiry, dead letters.
 
-Each is a `TurnEffect`: it is staged into the turn's entry, and what has to happen at the commit
-waits on that entry. `outbox` is the pure core that decides which notification goes next. `records`
-is what is stored.
+Each is a `TurnEffect`. It is staged into the turn's entry, and waits on that entry if it has work
+to do at the commit. `outbox` is the pure core that decides which notification goes next. `records`
+has the stored records.
 """

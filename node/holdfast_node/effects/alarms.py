@@ -1,4 +1,4 @@
-"""The alarms of one object: what its turns set and delete, and what a firing does."""
+"""The alarms of one object: turns set and delete them, and a firing changes them."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ from holdfast_node.log.shards import Entry, Shard
 from holdfast_node.store import keys
 
 ALARMS_MAX = 1_000
-"""Alarms of one object."""
+"""The most alarms of one object."""
 
 MISFIRE_GRACE_MS = 60_000
-"""An alarm that is later than this was missed."""
+"""An alarm that is later than this counts as missed."""
 
 RETRY_MS = (2_000, 60_000)
-"""How long after its first failure an alarm is fired again, and the longest pause."""
+"""The pause before an alarm is fired again after its first failure, and the longest pause."""
 
-_KEY_BYTES = 40  # about what the keys of its rows take
+_KEY_BYTES = 40  # about the bytes of its rows' keys
 _FAR_MS = 253_370_764_800_000  # the year 9999
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_US, _TIMES, _UNTIL = "us", "times", "until"  # of a record's options
+_US, _TIMES, _UNTIL = "us", "times", "until"  # keys of a record's options
 
 
 class AlarmChange:
-    """What a turn does to one alarm of its object: another record, or none. A `TurnEffect`. `raw`:
-    the record as it is stored."""
+    """A turn's change of one alarm of its object: a new record, or None to delete it. A
+    `TurnEffect`. `raw`: the record as it is stored."""
 
     __slots__ = ("_alarms", "name", "raw", "record")
 
@@ -56,7 +56,7 @@ class AlarmChange:
         self._alarms = alarms
         self.name = name
         self.record = record
-        # what cannot be stored is found out here
+        # A record that cannot be stored fails here, not when the effect is staged.
         self.raw = b"" if record is None else encode(record)
         if record is not None:
             decode_alarm(self.raw)
@@ -70,8 +70,8 @@ class AlarmChange:
 
 
 class ObjectAlarms:
-    """Implements `holdfast.alarms.Alarms`. `rows` holds what turns that ended have left; it is read
-    when it is first asked for."""
+    """The alarms of one object. Implements `holdfast.alarms.Alarms`. `rows` holds the alarms as the
+    ended turns have left them."""
 
     __slots__ = ("_call", "_index", "_key", "_kind", "_prefix", "_shard", "_storage", "rows")
 
@@ -84,8 +84,8 @@ class ObjectAlarms:
         index: DueIndex,
         call: Callable[[], pb.Call],
     ) -> None:
-        """`storage`: that of the object. `index`: when alarms are due. `call`: what the running
-        turn is about."""
+        """`storage`: that of the object. `index`: the index of due alarms. `call`: returns the call
+        of the running turn."""
         self._shard = shard
         self._kind = kind
         self._key = key
@@ -99,7 +99,7 @@ class ObjectAlarms:
         }
 
     def current(self) -> dict[str, AlarmRecord]:
-        """As the running turn sees them. Raises RuntimeError outside of one."""
+        """Return the alarms as the running turn sees them. Raises RuntimeError if no turn runs."""
         storage = self._storage
         if not storage.is_open():
             raise RuntimeError("alarms can be used only while a turn of the object runs")
@@ -113,19 +113,18 @@ class ObjectAlarms:
         return rows
 
     def change(self, name: str, record: AlarmRecord | None) -> None:
-        """Change one in the running turn. What is wrong with the shard's index is found out here:
-        staging cannot fail."""
+        """Change an alarm in the running turn. If the shard's index cannot be read, this raises, so
+        that staging cannot fail."""
         self._index.of(self._shard)
         self._storage.add_effect(AlarmChange(self, name, record))
 
     def stage_all_gone(self, entry: Entry) -> None:
-        """The object has expired: put into an entry that none of its alarms is there."""
+        """Put the deletion of all alarms into an entry: the object has expired."""
         for name in list(self.rows):
             self.stage(entry, AlarmChange(self, name, None))
 
     def stage(self, entry: Entry, change: AlarmChange) -> None:
-        """The turn has ended well: take the change over, and put into the entry what it does to the
-        store."""
+        """Take over the change of a turn that has ended well, and put its rows into the entry."""
         shard = self._shard.number
         rest = keys.ident(self._kind.name, self._key) + change.name.encode()
         rows = entry.rows
@@ -158,14 +157,17 @@ class ObjectAlarms:
     ) -> None:
         if self._kind.on_alarm is None:
             raise TypeError(
-                f"{self._kind.cls.__name__} has no on_alarm(self, alarm): its alarms would fire in"
-                " vain"
+                f"{self._kind.cls.__name__} has no on_alarm(self, alarm), so its alarms would have"
+                " no effect"
             )
         size = len(name.encode())
         if not 0 < size <= NAME_BYTES_MAX:
-            raise TooLarge(f"an alarm's name of {size} bytes; 1 to {NAME_BYTES_MAX}", definite=True)
+            raise TooLarge(
+                f"an alarm's name of {size} bytes; it must have 1 to {NAME_BYTES_MAX}",
+                definite=True,
+            )
         if misfire not in ("once", "all", "skip"):
-            raise ValueError(f"misfire is {misfire!r}; once, all or skip")
+            raise ValueError(f"misfire is {misfire!r}; it must be once, all or skip")
         raw = codec.encode(payload)
         if len(raw) > PAYLOAD_BYTES_MAX:
             raise TooLarge(
@@ -189,7 +191,7 @@ class ObjectAlarms:
             due = next_after(repeat, timezone, now, now)
         elif not isinstance(when, timedelta | datetime):
             raise TypeError(
-                f"`when` is a datetime with a time zone, or a timedelta, not {when!r:.100}"
+                f"`when` must be a datetime with a time zone, or a timedelta, not {when!r:.100}"
             )
         elif isinstance(when, timedelta):
             due = now + max(0, round(when.total_seconds() * 1000))
@@ -198,7 +200,8 @@ class ObjectAlarms:
         if until is not None:
             if not isinstance(until, timedelta | datetime):
                 raise TypeError(
-                    f"`until` is a datetime with a time zone, or a timedelta, not {until!r:.100}"
+                    "`until` must be a datetime with a time zone, or a timedelta, not"
+                    f" {until!r:.100}"
                 )
             options[_UNTIL] = (
                 now + until // timedelta(milliseconds=1)
@@ -206,7 +209,7 @@ class ObjectAlarms:
                 else _absolute(until)[0]
             )
             if options[_UNTIL] >= _FAR_MS:
-                raise ValueError(f"`until` is before the year 9999, not {until}")
+                raise ValueError(f"`until` must be before the year 9999, not {until}")
             if due is not None and due > options[_UNTIL]:
                 raise ValueError("the alarm would never fire: it is due after `until`")
         if due is None or due >= _FAR_MS:
@@ -257,9 +260,10 @@ class ObjectAlarms:
     # -- firing
 
     def begin(self, name: str, due_ms: int) -> Alarm | None:
-        """In a turn that fires: the alarm is done with this turn, or set to its next time. What the
-        handler gets; None: nothing is to be done, because it was changed meanwhile or is to be
-        skipped.
+        """Delete the alarm that the running turn fires, or set it to its next time.
+
+        Return the alarm for the handler. Return None if the alarm was changed meanwhile, or is
+        skipped because it is too late.
         """
         record = self.current().get(name)
         if record is None or record.due_ms != due_ms:
@@ -274,8 +278,11 @@ class ObjectAlarms:
         return None if skipped else shown(name, record)
 
     def fail(self, name: str, due_ms: int, attempts_max: int, final: bool) -> AlarmRecord | None:
-        """In a turn after a firing that failed: fire it again later; or, the alarm returned, give
-        this firing up."""
+        """Set an alarm to fire again later, after a failed firing. Called in a turn of its own.
+
+        If the failure is `final`, or after `attempts_max` attempts, give this firing up: set the
+        alarm to its next time, and return its record. Return None otherwise.
+        """
         record = self.current().get(name)
         if record is None or record.due_ms != due_ms:
             return None
@@ -290,7 +297,8 @@ class ObjectAlarms:
 
 
 def following(record: AlarmRecord, now_ms: int, fired: bool = True) -> AlarmRecord | None:
-    """What is left of an alarm that has `fired`, or was skipped: its next repetition. Pure."""
+    """Return the record of an alarm's next repetition, after it has `fired` or was skipped; None if
+    there is no next one. Pure."""
     if record.every is None:
         return None
     options = dict(record.options or {})
@@ -310,15 +318,15 @@ def following(record: AlarmRecord, now_ms: int, fired: bool = True) -> AlarmReco
 
 
 def _absolute(when: datetime) -> tuple[int, int]:
-    """A time as Unix time in ms, and the microseconds beyond. Raises ValueError for one without a
-    time zone."""
+    """Return a time as Unix time in ms, and the microseconds beyond. Raises ValueError if `when`
+    has no time zone."""
     if when.tzinfo is None:
-        raise ValueError(f"{when!r} has no time zone: datetime.now(UTC) + ... has")
+        raise ValueError(f"{when!r} has no time zone; use datetime.now(UTC) + ..., which has one")
     return divmod(max(timedelta(), when - _EPOCH) // timedelta(microseconds=1), 1000)
 
 
 def shown(name: str, record: AlarmRecord) -> Alarm:
-    """An alarm as users see it."""
+    """Return an alarm as users see it."""
     options = record.options or {}
     scheduled = _EPOCH + timedelta(
         milliseconds=record.scheduled_ms, microseconds=options.get(_US, 0)
@@ -335,7 +343,7 @@ def shown(name: str, record: AlarmRecord) -> Alarm:
 
 
 def firing_id(kind: str, key: str, name: str, record: AlarmRecord) -> bytes:
-    """The request id of a firing, the same in every attempt."""
+    """Return the request id of a firing. It is the same in every attempt."""
     return effect_id(
         b"alarm",
         kind.encode(),

@@ -1,5 +1,5 @@
-"""Dead letters: notifications and alarms that were given up, kept in their sender's shard until an
-operator replays or drops them."""
+"""Dead letters: notifications and alarms that the owner gave up. They stay in their sender's shard
+until an operator replays or drops them."""
 
 from __future__ import annotations
 
@@ -18,43 +18,44 @@ class DeadLetters:
     `ShardService`."""
 
     def __init__(self, store: Store, writes: ShardWrites, letters_max: int) -> None:
-        """`letters_max`: dead letters of one shard. With so many nothing dies: what fails is tried
-        on for ever."""
+        """`letters_max`: the most dead letters of one shard. A shard that has so many makes no
+        more: its owner then tries failed notifications and alarms again for ever."""
         self._store = store
         self._writes = writes
         self._letters_max = letters_max
         self._counts: dict[Shard, int] = {}
         self.given_up = 0
-        """Dead letters that were made here."""
+        """The number of dead letters that this node made."""
 
     @property
     def count(self) -> int:
-        """Those of the shards that this node owns."""
+        """The number of dead letters in the shards that this node owns."""
         return sum(self._counts.values())
 
     def full(self, shard: Shard) -> bool:
-        """Whether a shard has as many as it may have."""
+        """Return whether a shard has as many dead letters as it may have."""
         self.opened(shard)
         return self._counts[shard] >= self._letters_max
 
     def room(self, shard: Shard) -> bool:
-        """Whether a shard that is loaded may get one more now."""
+        """Return whether the shard may get one more dead letter now. False for a shard that is not
+        opened."""
         return self._counts.get(shard, self._letters_max) < self._letters_max and shard.may_write()
 
     def changed(self, shard: Shard, by: int) -> None:
-        """An operator has replayed or dropped some."""
+        """Change a shard's count: an operator has replayed or dropped dead letters."""
         self.opened(shard)
         self._counts[shard] += by
 
     def row(self, shard: Shard, sequence: bytes, letter: DeadLetter) -> tuple[bytes, bytes]:
-        """The row of a new dead letter, which counts from now on."""
+        """Return the row of a new dead letter, and count it from now on."""
         self.opened(shard)
         self._counts[shard] += 1
         self.given_up += 1
         return keys.index_prefix(shard.number, keys.LETTERS) + sequence, encode(letter)
 
     def stage(self, entry: Entry, raw: bytes) -> None:
-        """Put a new dead letter into an entry."""
+        """Put a new dead letter into an entry, and count it."""
         self._counts[entry.shard] += 1
         self.given_up += 1
         key = keys.index_prefix(entry.shard.number, keys.LETTERS) + self._writes.next_sequence(
@@ -81,8 +82,8 @@ class DeadLetters:
 
 @dataclass(frozen=True, slots=True)
 class AddDeadLetter:
-    """A turn gives an alarm of its object up: `raw` is the dead letter as it is stored. A
-    `TurnEffect`."""
+    """A new dead letter of a turn that gives up an alarm of its object. A `TurnEffect`. `raw`: the
+    dead letter as it is stored."""
 
     letters: DeadLetters
     raw: bytes
@@ -97,7 +98,8 @@ class AddDeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class RemoveDeadLetter:
-    """A turn removes the dead letter at a row: what was in it has been done. A `TurnEffect`."""
+    """The removal of a dead letter by a turn that has done its work. A `TurnEffect`. `row`: the key
+    of its row."""
 
     row: bytes
 

@@ -1,5 +1,5 @@
-"""Notifications that are sent with a delay: they wait in an index by time, and go to the outbox
-when they are due."""
+"""Notifications with a delay. They wait in an index by time, and go to the outbox when they are
+due."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from holdfast_node.log.shards import NEVER, Entry, Shard
 from holdfast_node.store import keys
 from holdfast_node.store.rocks import Store
 
-_SCAN_STEP = 2_000  # rows between two chances for the loop to do something else
+_SCAN_STEP = 2_000  # after so many rows the event loop does other work
 _MOVE_BYTES = 1 << 20
-_MOVES_PATIENCE = 100  # times 20 ms
+_MOVES_PATIENCE = 100  # looks, 20 ms apart
 
 
 @dataclass(slots=True)
@@ -29,19 +29,19 @@ class _Delayed:
     due_ms: int = NEVER
     count: int = 0
     changes: int = 0
-    """Grows with each one that is sent, and again when it is committed."""
+    """Grows when a notification is sent, and again when it is committed."""
     senders: tuple[int, set[Target]] = field(default_factory=lambda: (-1, set()))
-    """Who had any, as of that many changes."""
+    """`changes` at the last scan, and the senders that had delayed notifications then."""
 
 
 class DelayedNotifications:
-    """Those of the shards that a node owns. Implements `ShardService`: moves those that are due to
-    the outbox."""
+    """The delayed notifications of the shards that a node owns. Implements `ShardService`: moves
+    due notifications to the outbox."""
 
     def __init__(
         self, store: Store, writes: ShardWrites, notifications: Notifications, shard_max: int
     ) -> None:
-        """`shard_max`: of one shard."""
+        """`shard_max`: the most delayed notifications of one shard."""
         self._store = store
         self._writes = writes
         self._notifications = notifications
@@ -52,21 +52,21 @@ class DelayedNotifications:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of delayed notifications."""
         return sum(known.count for known in self._shards.values())
 
     def next_due_ms(self) -> int:
-        """When the first one is due, Unix time in ms."""
+        """Return when the first notification is due, Unix time in ms."""
         return min((known.due_ms for known in self._shards.values()), default=NEVER)
 
     def room(self, shard: Shard) -> str | None:
-        """Why one more may not be sent; None when it may."""
+        """Return why the shard takes no more delayed notifications; None if it takes one."""
         if self._known(shard).count >= self._shard_max:
             return f"{self._shard_max} delayed notifications wait in shard {shard.number}"
         return None
 
     def stage(self, entry: Entry, row: Notification, raw: bytes, delay_ms: int) -> None:
-        """Put one into the entry of the turn that sends it."""
+        """Put a notification into the entry of the turn that sends it."""
         shard = entry.shard
         due_ms = row.created_ms + delay_ms
         entry.rows.append(
@@ -83,26 +83,26 @@ class DelayedNotifications:
     # -- deletion of what an object has sent
 
     async def of(self, shard: Shard, sender: Target) -> list[bytes]:
-        """The rows of those that an object has sent. Raises Unavailable when the shard's go on
-        moving out for seconds."""
+        """Return the keys of the delayed notifications that an object has sent. Raises Unavailable
+        if notifications of the shard move to the outbox all the time, for two seconds."""
         for _ in range(_MOVES_PATIENCE):
-            # Those that are being moved can be read neither here nor in the outbox, until their
-            # entry is committed.
+            # Until its entry is committed, a notification that moves can be read neither here nor
+            # in the outbox.
             if not self._moves(shard):
                 found = await self._scan(shard, sender)
                 if not self._moves(shard):
                     return [key for key in found if self._store.get("state", key) is not None]
             await asyncio.sleep(0.02)
         raise Unavailable(
-            "notifications of its shard are about to leave",
+            "delayed notifications of its shard are moving to the outbox",
             definite=True,
             retryable=True,
             retry_after_s=0.5,
         )
 
     async def _scan(self, shard: Shard, sender: Target) -> list[bytes]:
-        """The rows; whose others are is remembered until one is sent, so that many objects are
-        deleted by one scan."""
+        """Return the keys of the sender's rows. The senders of all rows are remembered until the
+        next notification is sent, so that one scan serves the deletion of many objects."""
         known = self._known(shard)
         as_of, senders = known.senders
         if not known.count or (as_of == known.changes and sender not in senders):
@@ -128,7 +128,7 @@ class DelayedNotifications:
         return any(key.startswith(prefix) for key in self._moving)
 
     def forget(self, entry: Entry, rows: list[bytes]) -> None:
-        """These rows are deleted with this entry: no tick moves them before."""
+        """Note that these rows are deleted with this entry, so that no tick moves them before."""
         self._shards[entry.shard].count -= len(rows)
         self._forgotten.update(rows)
         self._writes.when_shown(entry, lambda: self._forgotten.difference_update(rows))
@@ -191,13 +191,13 @@ class DelayedNotifications:
 
 @dataclass(slots=True)
 class _Due:
-    """One that was sent: it counts from its commit.
-    Implements `holdfast_node.log.shards.Waiter`."""
+    """A sent notification, which is due only from its commit on. Implements
+    `holdfast_node.log.shards.Waiter`."""
 
     known: _Delayed
     due_ms: int
 
     def settled(self, entry: Entry) -> None:
         if entry.committed:
-            self.known.changes += 1  # what was staged could not be seen before
+            self.known.changes += 1  # a scan could not see the staged row before
             self.known.due_ms = min(self.known.due_ms, self.due_ms)

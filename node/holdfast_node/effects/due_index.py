@@ -1,5 +1,5 @@
-"""When the next thing of an index by time is due in each shard: what is in memory of alarms, and of
-what expires."""
+"""The part of an index by time that is in memory: when its next row is due in each shard. For
+alarms, and for expiry."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from holdfast_node.store.rocks import Store
 
 @dataclass(slots=True)
 class NextDue:
-    """Of one shard. `due_ms`: Unix time in ms of the first row. `cursor`: where a look at the rows
-    that are due goes on.
+    """The next due row of one shard. `due_ms`: the Unix time in ms of the first row. `cursor`: the
+    place where the next look at due rows goes on.
 
-    `not_before` is a time of the loop's clock before which nothing is looked at, and `pause` how
-    long the last such wait was. `left`: whether a look has left something that is due.
+    `not_before`: the time of the loop's clock before which the owner does not look. `pause`: how
+    long the last such wait was, in seconds. `left`: whether a look has left due rows.
     """
 
     due_ms: int = NEVER
@@ -35,8 +35,8 @@ class DueIndex:
         self._shards: dict[Shard, NextDue] = {}
 
     def of(self, shard: Shard) -> NextDue:
-        """What is due next in a shard, which is read when it was not yet. Raises WrongOwner when it
-        is not owned any more."""
+        """Return the next due row of a shard. The first call reads it from the store. Raises
+        WrongOwner if this node does not own the shard any more."""
         coming = self._shards.get(shard)
         if coming is None:
             shard.check_owned()
@@ -51,22 +51,23 @@ class DueIndex:
         return list(self._shards.values())
 
     def closed(self, shard: Shard) -> None:
-        """The shard is not owned any more."""
+        """Forget a shard that this node does not own any more."""
         self._shards.pop(shard, None)
 
     def due_with(self, entry: Entry, due_ms: int) -> None:
-        """A row of the index is due then, once this entry is committed. The shard was looked at
-        before (`of`)."""
+        """Note that this entry adds a row that is due at `due_ms`, for when the entry is committed.
+        Call `of` for the shard first."""
         entry.waiters.append(_Due(self._shards[entry.shard], due_ms))
 
     def next_due_ms(self) -> int:
-        """When the first row of any shard is due, Unix time in ms."""
+        """Return when the first row of all shards is due, Unix time in ms."""
         return min((coming.due_ms for coming in self._shards.values()), default=NEVER)
 
 
 @dataclass(slots=True)
 class _Due:
-    """A row of an index that is on its way. Implements `holdfast_node.log.shards.Waiter`."""
+    """An index row that waits for its entry's commit. Implements
+    `holdfast_node.log.shards.Waiter`."""
 
     coming: NextDue
     due_ms: int

@@ -1,4 +1,4 @@
-"""What a turn does beside its object's rows."""
+"""The effects of a turn beside its object's rows."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from holdfast_node.log.shards import Entry
 
 
 class TurnEffect(Protocol):
-    """One thing that a turn does beside its object's rows: it commits with them, and is undone with
-    them.
+    """One effect of a turn beside its object's rows. It commits with them, and is undone with them.
 
-    Whatever can be refused is refused when the turn adds the effect. An effect that does something
-    at the commit waits on the entry itself (`holdfast_node.log.shards.Waiter`).
+    An effect can be refused only when the turn adds it. An effect with work to do at the commit
+    waits on the entry itself (`holdfast_node.log.shards.Waiter`).
     """
 
     @property
     def size(self) -> int:
-        """Bytes that count as written by the turn."""
+        """The bytes that count as written by the turn."""
 
     def stage(self, entry: Entry) -> None:
-        """The turn has ended well: put the effect into the turn's entry. Cannot fail."""
+        """Put the effect into the entry of its turn, which has ended well. Cannot fail."""

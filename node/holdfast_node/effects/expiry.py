@@ -1,14 +1,13 @@
-"""When what a turn writes expires: values that have a `ttl`, and whole objects of kinds that have
-one.
+"""The expiry of values that are written with a `ttl`, and of whole objects of kinds that have a
+`ttl`.
 
-A value says itself when it expires, and so does an object. An index by time names what may be
-removed. A value that is written anew leaves its row of the index behind: when that is due, the
-expiry service finds a later time in the value, and removes the row alone. So that a value that is
-written again and again does not fill the index, times there are rounded up to about a sixteenth of
-the ttl.
+Each value and each object holds its own time of expiry. An index by time names what may be removed.
+When a value is written anew, its old index row stays. When that row is due, the expiry service
+finds a later time in the value, and removes only the index row. Times in the index are rounded up
+to about a sixteenth of the ttl. So a value that is written often does not fill the index.
 
-The time of a whole object is written anew only when less than its ttl is left, and then a sixteenth
-more: not each turn that writes pays for it.
+The time of a whole object is written anew only when less than its ttl is left. It is then set to
+the ttl and a sixteenth more, so that not each turn has to write it.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from holdfast_node.log.shards import Entry
 from holdfast_node.store import keys
 from holdfast_node.store.values import read_expiry
 
-_MARGIN = 16  # the part of a ttl by which times are rounded
+_MARGIN = 16  # times are rounded by about a sixteenth of the ttl
 _GRANULE_MIN_MS = 1 << 10
 
 
 class ExpiryIndex(DueIndex):
-    """What expires in the shards that a node owns."""
+    """The index of expiry times in the shards that a node owns."""
 
     def stage_rows(self, entry: Entry, ident: bytes, writes: Writes, skip: int) -> None:
-        """A turn has written values of which some expire: put those into the index.
+        """Put those of a turn's values that expire into the index.
 
-        `ident` is of the object, `skip` the length of what the keys of its rows begin with. The
-        shard was looked at before.
+        `ident`: that of the object. `skip`: the length of the prefix of its rows' keys. Call `of`
+        for the shard first.
         """
         now = entry.shard.clock.now_ms()
         for key, raw in writes:
@@ -43,9 +42,10 @@ class ExpiryIndex(DueIndex):
     def stage_object(
         self, entry: Entry, kind: Kind, key: str, expiry_ms: int, deletes: bool
     ) -> int:
-        """A turn has written: its object lives on from now, or not at all (`deletes`). When it
-        expires now, where it did at `expiry_ms`; Unix time in ms, 0: never. The shard was looked at
-        before.
+        """Set the expiry of an object that a turn has written, or has deleted (`deletes`).
+
+        `expiry_ms`: the object's expiry so far. Return the new one. Both are Unix time in ms; 0:
+        never. Call `of` for the shard first.
         """
         shard = entry.shard
         ttl = kind.options.ttl
@@ -56,7 +56,7 @@ class ExpiryIndex(DueIndex):
                 entry.deletes = True
             return 0
         if not shard.clock.started:
-            return expiry_ms  # nobody knows what time it is: the next turn that writes sets it
+            return expiry_ms  # the time is not known: the next turn that writes sets it
         now = shard.clock.now_ms()
         ttl_ms = int(ttl.total_seconds() * 1000)
         if expiry_ms - now >= ttl_ms or EXPIRY not in shard.features.on:
@@ -74,7 +74,7 @@ class ExpiryIndex(DueIndex):
 
 
 def rounded_up(expiry_ms: int, ttl_ms: int) -> int:
-    """A time of the index at which what expires at `expiry_ms`, and was written with this ttl, has
-    expired. Pure."""
+    """Return the rounded index time of a value that expires at `expiry_ms`. `ttl_ms`: the time that
+    it has left to live. Pure."""
     granule = max(_GRANULE_MIN_MS, 1 << max(0, (ttl_ms // _MARGIN).bit_length() - 1))
     return -(-expiry_ms // granule) * granule

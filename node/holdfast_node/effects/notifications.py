@@ -1,5 +1,5 @@
-"""Notifications of objects and clients on their way into the outbox, which
-`services/notifications.py` empties."""
+"""Notifications on their way into the outbox. `services/notifications.py` delivers them from
+there."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from holdfast_node.store.rocks import Store
 
 
 class Notifications:
-    """The outbox of the shards that a node owns, with what the store has of it. Implements
+    """The outbox of the shards that a node owns, in memory and in the store. Implements
     `ShardService`.
 
-    `listeners` are called when there is something new in the outbox.
+    The `listeners` are called when the outbox has new notifications.
     """
 
     def __init__(self, store: Store, writes: ShardWrites, outbox: Outbox) -> None:
@@ -29,7 +29,7 @@ class Notifications:
         self._opened: set[Shard] = set()
 
     def stage(self, entry: Entry, row: Notification, raw: bytes) -> None:
-        """Put one into the entry of the turn that sends it. Its shard was opened."""
+        """Put a notification into the entry of the turn that sends it. The shard must be opened."""
         pending = PendingNotification(entry.shard, self._writes.next_sequence(entry.shard), row)
         entry.rows.append(
             (keys.index_prefix(entry.shard.number, keys.OUTBOX) + pending.sequence, raw)
@@ -38,11 +38,12 @@ class Notifications:
         self.leave_with(entry, [pending])
 
     def leave_with(self, entry: Entry, pending: list[PendingNotification]) -> None:
-        """These leave when this entry, which has their rows, is committed."""
+        """Have these notifications enter the outbox when this entry, which has their rows, is
+        committed."""
         entry.waiters.append(_Leaves(self, pending))
 
     def add(self, pending: list[PendingNotification]) -> None:
-        """These are committed."""
+        """Add committed notifications to the outbox."""
         self.outbox.add(pending)
         for listener in self.listeners:
             listener()
@@ -73,7 +74,7 @@ class Notifications:
 
 
 class _Leaves:
-    """Notifications that leave when their entry is committed. Implements
+    """Notifications that enter the outbox when their entry is committed. Implements
     `holdfast_node.log.shards.Waiter`."""
 
     __slots__ = ("_notifications", "_pending")

@@ -1,8 +1,8 @@
-"""Delivering notifications: which one goes next, what becomes of one that failed. Pure: no I/O, no
-clock.
+"""The outbox decides which notification goes next, and what to do when a delivery fails. Pure: no
+I/O, no clock.
 
-One queue for each pair of sender and receiver, of which only the head is on its way: that keeps the
-order. A head is in one of these places:
+There is one queue for each pair of sender and receiver. Only its head is on its way, which keeps
+the order. A head is in one of these places:
 
 - *fresh*: committed a moment ago, goes at once;
 - *backlog*: found at a take-over, or to be tried again: goes at a bounded rate;
@@ -11,9 +11,9 @@ order. A head is in one of these places:
 - *paused*: an operator has stopped what goes to its receiver;
 - *on its way*, until `answered`.
 
-What is on its way is bounded in all, for each receiver, and to a half for what is tried again, so
-that those that are stuck delay nobody else. (As many receivers as there may be deliveries on their
-way, all stuck at their first one, could: until it times out.)
+The number of notifications on their way is bounded: in all, for each receiver, and to a half for
+repeated attempts. So a stuck receiver does not delay the others. (If as many receivers as the bound
+are stuck at their first notification, they delay the others until their deliveries time out.)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from holdfast_node.effects.records import Notification, sender_name
 
 Target = tuple[str, str]
 
-_LOOK_MAX = 2_000  # notes that one `take` looks at
+_LOOK_MAX = 2_000  # the most notifications that one `take` looks at
 _UNREACHABLE_S = ((0.2, 0.5), (0.5, 1.5))
 
 
@@ -37,25 +37,26 @@ class OutboxLimits:
     """Bounds of one node's outbox."""
 
     object_max: int = 1_000
-    """Notifications of one object that wait to be delivered."""
+    """Notifications of one object in the outbox."""
     node_max: int = 100_000
-    """Of all objects of the node."""
+    """Notifications of all objects of the node."""
     node_bytes_max: int = 256 << 20
     shard_delayed_max: int = 100_000
-    """Delayed ones, of one shard."""
+    """Delayed notifications of one shard."""
     letters_max: int = 10_000
-    """Dead letters of one shard; when there are so many, what fails is tried on for ever."""
+    """Dead letters of one shard. A shard that has so many makes no more: its owner then tries
+    failed notifications and alarms again for ever."""
     on_way_max: int = 2_048
     receiver_on_way_max: int = 128
     backlog_per_s: float = 1_000.0
-    """At which a backlog is delivered, and late alarms fire."""
+    """The rate at which a backlog is delivered, and at which late alarms fire."""
     backoff_s: tuple[float, float] = (0.1, 60.0)
 
 
 @dataclass(slots=True, eq=False)
 class PendingNotification:
-    """A notification in the outbox of `shard`. `sequence`: its place in what that sends; `backlog`:
-    it goes at the bounded rate."""
+    """A notification in the outbox of `shard`. `sequence`: its place among the notifications that
+    the shard sends. `backlog`: it goes at the bounded rate."""
 
     shard: Any
     sequence: bytes
@@ -63,7 +64,7 @@ class PendingNotification:
     backlog: bool = False
     tries: int = 0
     gone: bool = False
-    again: bool = False  # it is on its way as a part of a backlog
+    again: bool = False  # it is on its way, and came from the backlog
     unreached: bool = False
 
     @property
@@ -77,8 +78,8 @@ class PendingNotification:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an attempt failed. `final`: trying again would not help; `counts`: the receiver's handler
-    itself failed."""
+    """The reason why an attempt failed. `final`: another attempt would not help. `counts`: the
+    receiver's handler itself failed."""
 
     code: str
     message: str
@@ -93,22 +94,22 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """It is tried again; the row has changed."""
+    """A failed attempt: the notification is tried again. Its row has changed."""
 
     note: PendingNotification
 
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """It is given up: a dead letter."""
+    """A notification that is given up: it becomes a dead letter."""
 
     note: PendingNotification
     failure: Failure
 
 
 class Bucket:
-    """A token bucket: `per_s` tokens a second, at most a tenth of a second's worth (but one) saved
-    up."""
+    """A token bucket: `per_s` tokens a second. It saves up the tokens of a tenth of a second at
+    most, but at least one token."""
 
     def __init__(self, per_s: float, now: float) -> None:
         self._per_s = per_s
@@ -117,7 +118,7 @@ class Bucket:
         self._at = now
 
     def take(self, now: float) -> bool:
-        """Take a token, if there is one."""
+        """Take a token if there is one, and return whether there was."""
         self._tokens = min(self._most, self._tokens + (now - self._at) * self._per_s)
         self._at = now
         if self._tokens < 1:
@@ -128,17 +129,17 @@ class Bucket:
 
 class Outbox:
     """All notifications of the shards that a node owns. Times are seconds of any clock that does
-    not jump, but for `wall_ms`."""
+    not jump, except `wall_ms`."""
 
     def __init__(
         self, limits: OutboxLimits, uniform: Callable[[float, float], float], now: float
     ) -> None:
-        """`uniform(least, most)`: a number between them, by chance."""
+        """`uniform(least, most)`: returns a random number between them."""
         self._limits = limits
         self._uniform = uniform
         self._queues: dict[tuple[Any, Target, Target], deque[PendingNotification]] = {}
         self._of_sender: Counter[tuple[Any, Target]] = Counter()
-        # by shard, what is counted and not committed yet
+        # By shard: notifications that are counted, and not committed yet.
         self._staged: dict[Any, set[PendingNotification]] = {}
         self._fresh: deque[PendingNotification] = deque()
         self._backlog: deque[PendingNotification] = deque()
@@ -156,8 +157,8 @@ class Outbox:
         self.retries = 0
 
     def room(self, shard: Any, sender: Target, more: int) -> str | None:
-        """Why an object may not send one more, beside `more` that are not in the outbox yet; None
-        when it may."""
+        """Return why an object may not send one more notification; None if it may. `more`: how many
+        it sends that are not in the outbox yet."""
         if self._of_sender[shard, sender] + more >= self._limits.object_max:
             return (
                 f"{self._limits.object_max} notifications of {sender_name(*sender)} wait to be"
@@ -171,12 +172,12 @@ class Outbox:
         return None
 
     def stage(self, note: PendingNotification) -> None:
-        """This one is about to be committed: from now on it counts."""
+        """Count a notification that is about to be committed."""
         self._staged.setdefault(note.shard, set()).add(note)
         self._count_in(note)
 
     def add(self, notes: Iterable[PendingNotification]) -> None:
-        """These are committed; in the order of their sequences."""
+        """Add committed notifications, in the order of their sequences."""
         for note in notes:
             if (staged := self._staged.get(note.shard)) is not None and note in staged:
                 staged.discard(note)
@@ -191,7 +192,8 @@ class Outbox:
                 self._place(note)
 
     def drop(self, shards: Collection[Any]) -> None:
-        """These shards are not owned any more: somebody else delivers what they have."""
+        """Drop the notifications of shards that this node does not own any more: their new owners
+        deliver them."""
         for shard in shards:
             for note in self._staged.pop(shard, ()):
                 self._count_out(note)
@@ -202,7 +204,7 @@ class Outbox:
         self._uncrowd()
 
     def of(self, shard: Any, sender: Target) -> list[PendingNotification]:
-        """What an object's notifications are that wait or are on their way, in no order."""
+        """Return the notifications of an object that wait or are on their way, in no order."""
         if not self._of_sender[shard, sender]:
             return []
         return [
@@ -213,8 +215,8 @@ class Outbox:
         ]
 
     def from_clients(self, shard: Any, target: Target) -> list[PendingNotification]:
-        """What clients have sent to an object of the shard that waits or is on its way, in no
-        order."""
+        """Return the notifications of clients to an object of the shard that wait or are on their
+        way, in no order."""
         return [
             note
             for key, queue in self._queues.items()
@@ -223,7 +225,7 @@ class Outbox:
         ]
 
     def forget(self, shard: Any, sender: Target) -> list[PendingNotification]:
-        """Drop what an object has sent, and that is not delivered; what was dropped. What is on its
+        """Drop an object's notifications that are not delivered, and return them. Those on their
         way may still arrive."""
         gone = []
         for key in [key for key in self._queues if key[0] is shard and key[1] == sender]:
@@ -237,7 +239,8 @@ class Outbox:
     def take(
         self, now: float, ready: Callable[[Target], bool], paused: Callable[[Target], bool]
     ) -> list[PendingNotification]:
-        """Those that go now. `ready`: whether the receiver's node can be reached."""
+        """Return the notifications that go now. `ready(receiver)`: whether the receiver's node can
+        be reached. `paused(receiver)`: whether an operator has paused its notifications."""
         while self._waiting and self._waiting[0][0] <= now:
             note = heappop(self._waiting)[2]
             if not note.gone:
@@ -278,7 +281,8 @@ class Outbox:
         return out
 
     def due(self, now: float) -> float | None:
-        """When `take` may have something; None while only an event can bring it about."""
+        """Return when `take` may next return notifications; None while it returns none before an
+        event."""
         if self.on_way >= self._limits.on_way_max:
             return None
         if self._fresh:
@@ -288,7 +292,8 @@ class Outbox:
         return self._waiting[0][0] if self._waiting else None
 
     def resumed(self, paused: Callable[[Target], bool]) -> None:
-        """What is paused has changed."""
+        """Put the paused notifications of receivers that are not paused any more into the
+        backlog."""
         held, self._paused = self._paused, []
         for note in held:
             if not note.gone:
@@ -304,8 +309,12 @@ class Outbox:
         age_max_ms: int,
         may_die: bool,
     ) -> Delivered | Failed | Dead | None:
-        """What becomes of one that was on its way; None when that is not this node's business any
-        more."""
+        """Decide what to do with a notification that was on its way. `failure`: None if it was
+        delivered.
+
+        Return None if the notification was dropped meanwhile, or if the row of a failed one need
+        not change.
+        """
         target = note.target
         self.on_way -= 1
         self._again_on_way -= note.again
@@ -340,7 +349,7 @@ class Outbox:
         return Failed(note) if failure.counts or first else None
 
     def _let_in(self, target: Target, most: int) -> None:
-        """Let some of those go on that wait because their receiver has so many on their way."""
+        """Let up to `most` crowded notifications of a receiver go on."""
         crowd = self._crowded[target]
         while crowd and most:
             note = crowd.popleft()
@@ -351,13 +360,13 @@ class Outbox:
             del self._crowded[target]
 
     def _uncrowd(self) -> None:
-        """A receiver that has nothing on its way any more has no answer that would let others go
-        on."""
+        """Let crowded notifications go on if their receiver has none on its way. No answer would
+        release them."""
         for target in [target for target in self._crowded if not self._on_way[target]]:
             self._let_in(target, self._limits.receiver_on_way_max)
 
     def oldest_ms(self) -> int | None:
-        """When the oldest one was sent."""
+        """Return when the oldest notification was sent, Unix time in ms; None if there is none."""
         return min((queue[0].row.created_ms for queue in self._queues.values()), default=None)
 
     def _place(self, note: PendingNotification) -> None:
@@ -368,7 +377,7 @@ class Outbox:
         heappush(self._waiting, (until, self._number, note))
 
     def _pop(self, note: PendingNotification) -> None:
-        """The head of its queue is done: the next one may go."""
+        """Remove a notification that is the head of its queue, and let the next one go."""
         key = (note.shard, note.sender, note.target)
         queue = self._queues[key]
         assert queue[0] is note

@@ -1,5 +1,5 @@
-"""What is stored of notifications, alarms and dead letters. msgpack arrays; a later version adds
-fields at the end, with defaults."""
+"""The stored records of notifications, alarms and dead letters. They are msgpack arrays. A later
+version adds fields at the end, with defaults."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from holdfast.v1 import objects_pb2 as pb
 
 
 def sender_name(kind: str, key: str) -> str:
-    """How people are told who sent a notification."""
+    """Return the name of a notification's sender, for people."""
     if kind:
         return f"{kind}/{key}"
     return f"client {key}" if key else "a client"
 
 
 METADATA = "metadata"
-"""The key in `options` under which the metadata lies of the call that sent a notification, or set
-an alarm."""
+"""The key in `options` of the metadata. It comes from the call that sent the notification, or set
+the alarm."""
 
 
 class Notification(msgspec.Struct, array_like=True, gc=False):
-    """One that is to be delivered. Times are Unix time in ms."""
+    """A notification that waits to be delivered. Times are Unix time in ms."""
 
     sender_kind: str
     sender_key: str
@@ -37,38 +37,38 @@ class Notification(msgspec.Struct, array_like=True, gc=False):
     attempts: int = 0
     """Failures of the receiver's handler so far."""
     first_ms: int = 0
-    """The first attempt that was not answered with an OK."""
+    """The time of the first attempt that failed; 0 if none has failed."""
     error: str = ""
-    """Of the last one."""
+    """The error of the last failed attempt."""
     trace: str = ""
-    """The `traceparent` of the turn that sent it, when that was traced."""
+    """The `traceparent` of the turn that sent it, if that turn was traced."""
     options: dict[str, Any] | None = None
-    """`metadata`: that of the call that sent it. Else kept free for what one notification
-    asks for."""
+    """`metadata`: that of the call that sent it. Other keys are kept free for options of one
+    notification."""
 
     @property
     def size(self) -> int:
-        """About what it takes in memory beside its names."""
+        """About how many bytes it takes in memory beside its names."""
         metadata = metadata_of(self.options) or {}
         return len(self.arguments) + sum(len(name) + len(value) for name, value in metadata.items())
 
     @property
     def caller(self) -> str:
-        """Who sent it, as its receiver is told. A client's has no `sender_kind`; its `sender_key`
-        is the client's subject."""
+        """The sender as `caller` of the receiving turn. A client's notification has no
+        `sender_kind`; its `sender_key` is the client's subject."""
         return (
             f"object:{self.sender_kind}/{self.sender_key}" if self.sender_kind else self.sender_key
         )
 
     @property
     def sender(self) -> str:
-        """Who sent it, for people."""
+        """The sender's name, for people."""
         return sender_name(self.sender_kind, self.sender_key)
 
 
 class AlarmRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One alarm of an object. Times are Unix time in ms; `due_ms` is later than `scheduled_ms` once
-    it has failed."""
+    """One alarm of an object. Times are Unix time in ms. `due_ms` is later than `scheduled_ms`
+    after a failed firing."""
 
     due_ms: int
     scheduled_ms: int
@@ -78,16 +78,17 @@ class AlarmRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
     misfire: Misfire = "once"
     attempt: int = 0
     nonce: bytes = b""
-    """Made when it was set: tells it apart from another one for the same time."""
+    """Random bytes, made when the alarm was set. They tell it from another alarm for the same
+    time."""
     options: dict[str, Any] | None = None
-    """`us`: microseconds of the time that it was set for, beyond `scheduled_ms`. `times`: how often
-    it fires yet, this time counted. `until`: the Unix time in ms after which it is not repeated.
-    `metadata`: that of the call that set it. Else kept free."""
+    """`us`: the microseconds of its time beyond `scheduled_ms`. `times`: how often it is still to
+    fire, this time included. `until`: the Unix time in ms after which it is not repeated.
+    `metadata`: that of the call that set it. Other keys are kept free."""
 
 
 class DeadLetter(msgspec.Struct, array_like=True, gc=False):
-    """A dead letter: a notification of `sender`'s that could not be delivered, or an alarm of its
-    own (`method` is `on_alarm`)."""
+    """A dead letter: a notification that could not be delivered, or an alarm whose firing failed.
+    For an alarm the `notification` has the method `on_alarm`."""
 
     notification: Notification
     died_ms: int
@@ -108,12 +109,12 @@ def encode(record: Notification | AlarmRecord | DeadLetter) -> bytes:
 
 
 CARRIED_BYTES_MAX = 16 << 10
-"""Metadata that a notification, or an alarm, takes along."""
+"""The most bytes of metadata that a notification or an alarm takes along."""
 
 
 def carried(call: pb.Call) -> dict[str, Any] | None:
-    """What a notification, or an alarm, takes along from the call that made it: its metadata. As
-    `options` of the record."""
+    """Return the metadata that a notification or an alarm takes along from the call that made it,
+    as `options` of the record. Raises TooLarge above CARRIED_BYTES_MAX."""
     if not call.metadata:
         return None
     metadata = {name: value for name, value in call.metadata.items() if name != TRACEPARENT}
@@ -128,5 +129,5 @@ def carried(call: pb.Call) -> dict[str, Any] | None:
 
 
 def metadata_of(options: dict[str, Any] | None) -> dict[str, str] | None:
-    """The metadata in a record's options."""
+    """Return the metadata in a record's options."""
     return (options or {}).get(METADATA)

@@ -1,5 +1,5 @@
-"""What objects and clients send: the effects by which a notification enters the outbox, or by which
-what was sent is forgotten."""
+"""The effects with which objects and clients send notifications, and with which sent ones are
+forgotten."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from holdfast_node.effects.writes import ShardWrites
 from holdfast_node.log.shards import Entry, Shard
 from holdfast_node.store import keys
 
-_KEY_BYTES = 60  # about what the key of its row takes
+_KEY_BYTES = 60  # about the bytes of its row's key
 
 
 class Sent:
-    """All that the shards of a node have sent and that is not delivered: at once, or with
-    a delay."""
+    """All notifications of a node's shards that are not delivered yet, with or without a delay."""
 
     def __init__(
         self, notifications: Notifications, delays: DelayedNotifications, writes: ShardWrites
@@ -30,8 +29,10 @@ class Sent:
         self._writes = writes
 
     def check_room(self, shard: Shard, sender: Target, more: int, delay_ms: int) -> None:
-        """Raises Overloaded when `sender` may not send once more, after `more` of this turn, and
-        what is wrong with the shard's rows: staging afterwards cannot fail.
+        """Raise Overloaded if `sender` may not send one more notification. `more`: how many this
+        turn sends already.
+
+        Also raises if the shard's rows cannot be read, so that staging afterwards cannot fail.
         """
         self.notifications.opened(shard)
         full = (
@@ -43,15 +44,15 @@ class Sent:
             raise Overloaded(full, definite=True, retryable=True, retry_after_s=1.0)
 
     def stage(self, entry: Entry, row: Notification, raw: bytes, delay_ms: int) -> None:
-        """Put a notification, for which there was room, into an entry."""
+        """Put a notification into an entry. Call `check_room` first."""
         if delay_ms > 0:
             self.delays.stage(entry, row, raw, delay_ms)
         else:
             self.notifications.stage(entry, row, raw)
 
     def forget(self, entry: Entry, sender: Target, delayed: list[bytes]) -> None:
-        """Put into an entry that nothing which `sender` has sent is to be delivered; `delayed` are
-        its delayed ones' rows."""
+        """Put the deletion of all undelivered notifications of `sender` into an entry. `delayed`:
+        the keys of its delayed ones."""
         prefix = keys.index_prefix(entry.shard.number, keys.OUTBOX)
         forgotten = self.notifications.outbox.forget(entry.shard, sender)
         gone = [prefix + pending.sequence for pending in forgotten] + delayed
@@ -63,14 +64,15 @@ class Sent:
 
 
 class SendNotification:
-    """A turn, or a client, sends a notification. A `TurnEffect`. `raw`: the row as it is stored."""
+    """A notification that a turn or a client sends. A `TurnEffect`. `raw`: the row as it is
+    stored."""
 
     __slots__ = ("_sent", "delay_ms", "raw", "row")
 
     def __init__(self, sent: Sent, row: Notification, delay_ms: int) -> None:
         self._sent = sent
         self.row = row
-        self.raw = encode(row)  # what cannot be stored is found out here
+        self.raw = encode(row)  # a row that cannot be stored fails here
         self.delay_ms = delay_ms
 
     @property
@@ -83,10 +85,10 @@ class SendNotification:
 
 @dataclass(frozen=True, slots=True)
 class ForgetSent:
-    """A turn deletes its object: nothing that it has sent, and that is not delivered, is to be
-    delivered. A `TurnEffect`.
+    """The deletion of all undelivered notifications of an object that a turn deletes. A
+    `TurnEffect`.
 
-    `delayed`: the rows of those that are delayed.
+    `delayed`: the keys of the delayed ones.
     """
 
     sent: Sent

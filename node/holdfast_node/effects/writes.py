@@ -1,5 +1,5 @@
-"""What Holdfast itself writes into shards: into the same entries as turns, so that it is committed
-in the same order."""
+"""Holdfast's own writes into shards. They go into the same entries as turns, so that all commit in
+one order."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from holdfast_node.log.shards import Entry, Shard
 from holdfast_node.store import keys
 
 Row = tuple[bytes, bytes | None]
-"""A row to be put, or deleted (None)."""
+"""A row to put, or to delete (None)."""
 
 
 class ShardWrites:
-    """Writes of a node's own. Implements `ShardService`: what a shard could not take is written
-    when it can."""
+    """The node's own writes into its shards. Implements `ShardService`: deferred rows are written
+    when their shard may write again."""
 
     def __init__(self, committer: Committer) -> None:
         self._committer = committer
@@ -26,13 +26,13 @@ class ShardWrites:
         self._number = 0
 
     def next_sequence(self, shard: Shard) -> bytes:
-        """A sequence above all that were given for the shard: epochs grow with each owner, the
-        number within a process."""
+        """Return a sequence above all earlier ones of the shard. Epochs grow with each owner, and
+        the number grows within a process."""
         self._number += 1
         return keys.sequence(shard.epoch, self._number)
 
     def show(self) -> None:
-        """Have the store show all that is committed."""
+        """Make all committed rows visible in the store."""
         self._committer.flush_visible()
 
     def write(self, shard: Shard, rows: list[Row]) -> Entry:
@@ -44,23 +44,23 @@ class ShardWrites:
         return entry
 
     def write_or_defer(self, shard: Shard, rows: list[Row]) -> None:
-        """Put rows into the shard's entry, now or when the shard may write again. An owned shard
-        only."""
+        """Put rows into the shard's entry, now or when the shard may write again. The node must own
+        the shard."""
         if shard.may_write():
             self.write(shard, rows)
         else:
             self._deferred.setdefault(shard, {}).update(rows)
 
     def forget(self, shard: Shard, keys_gone: Iterable[bytes]) -> None:
-        """Rows with these keys are deleted otherwise: what was deferred of them is void."""
+        """Drop the deferred rows with these keys: another write deletes them."""
         deferred = self._deferred.get(shard)
         if deferred:
             for key in keys_gone:
                 deferred.pop(key, None)
 
     def when_shown(self, entry: Entry, done: Callable[[], None]) -> None:
-        """Call `done` soon after the entry is settled; the store shows the entry then, if it is
-        committed."""
+        """Call `done` soon after the entry is settled. If the entry is committed, its rows are then
+        visible in the store."""
 
         def settled() -> None:
             self.show()
@@ -77,14 +77,13 @@ class ShardWrites:
         self._deferred.pop(shard, None)
 
     def tick(self, shard: Shard, now_ms: int, budget: ScanBudget) -> None:
-        for row in self._deferred.pop(
-            shard, {}
-        ).items():  # one by one: an entry that is full is closed
+        # One by one, because `write` begins another entry when one is full.
+        for row in self._deferred.pop(shard, {}).items():
             self.write(shard, [row])
 
 
 class _Soon:
-    """Has a function called soon after an entry is settled. Implements
+    """A function that is called soon after an entry is settled. Implements
     `holdfast_node.log.shards.Waiter`."""
 
     __slots__ = ("_done", "_loop")

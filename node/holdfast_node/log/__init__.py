@@ -1,2 +1,2 @@
-"""The shards that a node owns, and the way of an entry: gathered, appended to its shard's log,
-settled when it is committed."""
+"""The shards that a node owns, and the way of an entry: it is gathered, appended to its shard's
+log, and settled when it is committed."""

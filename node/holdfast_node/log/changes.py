@@ -1,10 +1,9 @@
-"""What a log entry says: its header, and the changes of a shard that it makes. Pure; docs/format.md
-has the layout.
+"""The data of a log entry: its header, and its changes to the shard. Pure; docs/format.md has the
+layout.
 
 The data of an entry is a header, which the owner stamps when the entry closes, and a body. The
 first entry of an owner's term changes nothing: its body is the nonce of the assignment that began
-the term. What an entry changes is absolute (put this, delete that), so applying it again changes
-nothing.
+the term. Changes are absolute (put this, delete that), so an entry may be applied twice.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ _nonce = Struct(">Q")
 
 
 class Header(NamedTuple):
-    """`shard_ms`: the shard's time (see `holdfast_node.log.shards`); `cluster_time`: a hybrid
-    stamp, 48 bits of ms and 16 of a counter.
+    """The header of an entry. `shard_ms`: the shard's time (see `holdfast_node.log.shards`).
+    `cluster_time`: a hybrid stamp of 48 bits of ms and a counter of 16 bits.
 
-    A first entry bears neither (0): its times are those of the entry before it.
+    Both are 0 in the first entry of a term: its times are those of the entry before it.
     """
 
     flags: int
@@ -35,21 +34,22 @@ class Header(NamedTuple):
 
 
 class Until(msgspec.Struct, frozen=True, array_like=True):
-    """In place of a value: the deletion of every key from the row's own up to `end`."""
+    """A deletion in place of a value: of every key from the row's own up to `end`, without
+    `end`."""
 
     end: bytes
 
 
 class Forgotten(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What a shard has forgotten: all buckets below these, by class, and the newest id of those
-    whose ids tell a time."""
+    """The replies that a shard has forgotten: for each class all buckets below a number. `newest`:
+    the newest forgotten id of the class whose ids tell a time."""
 
     timed: int
     day: int
     newest: bytes
 
     def merged(self, other: Forgotten) -> Forgotten:
-        """Both together. What is forgotten never comes back."""
+        """Return both together. A forgotten reply never comes back."""
         return Forgotten(
             max(self.timed, other.timed), max(self.day, other.day), max(self.newest, other.newest)
         )
@@ -61,8 +61,8 @@ decode_forgotten = msgspec.msgpack.Decoder(Forgotten).decode
 
 
 Rows = list[tuple[bytes, bytes | Until | None]]
-"""Changes of state in order: (key, value) puts, (key, None) deletes, (start, Until(end)) deletes
-the range."""
+"""Changes of state in order: (key, value) puts, (key, None) deletes, (start, Until(end)) deletes a
+range."""
 Replies = list[tuple[bytes, bytes]]
 
 
@@ -85,12 +85,12 @@ def encode_changes(
     shard_ms: int = 0,
     cluster_time: int = 0,
 ) -> bytes:
-    """The data of an entry that changes something."""
+    """Return the data of an entry that changes something."""
     return _header.pack(0, shard_ms, cluster_time) + _encode((rows, replies, forgotten))
 
 
 def decode_changes(data: bytes) -> Changes:
-    """What an entry changes; nothing for the first one of a term."""
+    """Return the changes of an entry; the first entry of a term has none."""
     if data[0] & TERM:
         return _NOTHING
     return _decode(memoryview(data)[HEADER_BYTES:])
@@ -100,20 +100,21 @@ _NOTHING = Changes([], [])
 
 
 def term_data(nonce: int) -> bytes:
-    """The data of the first entry of a term that an assignment with this nonce began."""
+    """Return the data of the first entry of a term. `nonce`: that of the assignment that began the
+    term."""
     return _header.pack(TERM, 0, 0) + _nonce.pack(nonce)
 
 
 def is_term(data: bytes) -> bool:
-    """Whether these are the data of the first entry of a term."""
+    """Return whether these are the data of the first entry of a term."""
     return bool(data[0] & TERM)
 
 
 def nonce_of(data: bytes) -> int:
-    """The nonce in the data of the first entry of a term."""
+    """Return the nonce in the data of the first entry of a term."""
     return int(_nonce.unpack_from(data, HEADER_BYTES)[0])
 
 
 def read_header(data: bytes) -> Header:
-    """The header of an entry's data."""
+    """Return the header of an entry's data."""
     return Header(*_header.unpack_from(data))

@@ -1,15 +1,15 @@
-"""The commit pipeline: from turns that ended to entries that are durable.
+"""The commit pipeline: from ended turns to durable entries.
 
-`Flusher` makes what is staged visible (a batch, written on the loop) and then durable (one fsync on
-a thread for all that was written since the last, while the next batch gathers). Everything that a
-node writes goes through it: its own entries, and those of shards that it is a replica of.
+`Flusher` makes staged writes visible, and then durable. It writes a batch on the event loop. Then a
+thread makes one fsync for all writes since the last one, while the next batch gathers. All writes
+of a node go through it: its own entries, and those of shards of which it is a replica.
 
-`Committer` gathers entries: the writes of all turns of a shard that ended since the last flush are
-one. When a flush begins, each entry is appended to its shard's log, which settles it when it is
-committed.
+`Committer` gathers entries. An entry has the writes of all turns of a shard that ended since the
+last flush. When a flush begins, the committer appends each entry to its shard's log. The log
+settles the entry when it is committed.
 
-If a write or an fsync fails nobody can know what is on disk: the process ends (rule 5), and starts
-from what the disk says. When there was no room it ends with a status of its own, and its next start
+If a write or an fsync fails, the process cannot know what is on disk. It ends, and its next start
+reads the disk. If the disk was full, the process ends with a status of its own, and its next start
 waits for room.
 """
 
@@ -35,26 +35,26 @@ log = logging.getLogger(__name__)
 
 EXIT_STORE_FAILED = 70
 ENTRY_BYTES = 8 << 20
-"""An entry that has so much is closed: with its last turn it still is less than a frame to a
-replica may be."""
+"""When an entry has more than this, the next turn begins another entry. With its last turn the
+entry still fits into a frame to a replica."""
 _ROUNDS_MAX = 8
 _PATIENCE_S = 0.005
 
 
 class Flusher:
-    """Stages writes, and calls back when they are on disk. Lives on the loop.
+    """Stages writes, and calls back when they are on disk. It runs on the event loop.
 
-    A flush gathers what has waited for it (`before_flush`), writes the batch, and has it fsynced.
-    It begins soon after it was requested, or when the one under way has ended. Like a frame
-    (holdfast.frames) it first lets the loop go round while more comes to it. What is staged without
-    a request goes with the next flush, or with `write`.
+    A flush calls the gatherers (`before_flush`), writes the batch, and has it fsynced. It begins
+    soon after a request, or when the flush under way has ended. Like a frame (holdfast.frames) it
+    first lets the loop go round while more requests come. Writes that are staged without a request
+    go with the next flush, or with `write`.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self._loop = asyncio.get_running_loop()
-        # A bare thread and queue: an executor's two futures a flush would be a tenth of what a
-        # small flush costs.
+        # A bare thread and queue: with an executor, two futures for each flush would be a tenth of
+        # the cost of a small flush.
         self._to_sync: SimpleQueue[list[Callable[[], None]] | None] = SimpleQueue()
         self.sync_seconds = Histogram()  # observed on that thread only
         self._start()
@@ -75,37 +75,37 @@ class Flusher:
         self._thread.start()
 
     def _hand_over(self, waiting: list[Callable[[], None]]) -> None:
-        """Have an fsync made for these."""
+        """Give the callbacks to the thread, which makes an fsync for them."""
         self._to_sync.put(waiting)
 
     @property
     def batch(self) -> Batch:
-        """Where to stage writes."""
+        """The batch in which to stage writes."""
         if self._batch is None:
             self._batch = self.store.batch()
         return self._batch
 
     @property
     def busy_s(self) -> float:
-        """How long the fsync that is under way has taken so far; 0 when none is."""
+        """How many seconds the fsync under way has taken so far; 0 if there is none."""
         return boottime() - self._sync_began if self._syncing else 0.0
 
     def before_flush(self, gather: Callable[[], None]) -> None:
-        """Call `gather`, once, as the next flush begins; requests a flush."""
+        """Call `gather` once, when the next flush begins. Requests a flush."""
         self._gatherers.append(gather)
         self.request()
 
     def when_visible(self, entries: list[Entry]) -> None:
-        """Call `show` of these when all that is staged by now can be read."""
+        """Call `show` of these entries when all writes staged by now can be read."""
         self._visible += entries
 
     def when_durable(self, done: Callable[[], None]) -> None:
-        """Call `done` when all that is staged by now is on disk; requests a flush."""
+        """Call `done` when all writes staged by now are on disk. Requests a flush."""
         self._waiting.append(done)
         self.request()
 
     def request(self) -> None:
-        """There is something to gather or to make durable."""
+        """Request a flush."""
         self._requests += 1
         if not self._scheduled and not self._syncing:
             self._scheduled = True
@@ -113,7 +113,7 @@ class Flusher:
             self._loop.call_soon(self._soon, 0, _ROUNDS_MAX)
 
     def write(self) -> None:
-        """Make what is staged visible now."""
+        """Make staged writes visible now."""
         batch, self._batch = self._batch, None
         if batch is not None:
             try:
@@ -129,11 +129,11 @@ class Flusher:
                 self.die("a bug in the commit pipeline")
 
     async def drain(self) -> None:
-        """Wait until nothing gathers and no flush is under way."""
+        """Wait until no flush is requested or under way."""
         await self._idle.wait()
 
     async def close(self) -> None:
-        """Flush what is there and stop the thread."""
+        """Flush all that is staged, and stop the thread."""
         await self.drain()
         self._to_sync.put(None)
         self._thread.join()
@@ -163,7 +163,7 @@ class Flusher:
             self._idle.set()
 
     def _sync(self) -> None:
-        """The thread: one fsync for each list of waiters."""
+        """Run the thread: make one fsync for each list of callbacks."""
         while (waiting := self._to_sync.get()) is not None:
             try:
                 began = perf_counter()
@@ -175,7 +175,7 @@ class Flusher:
 
     def _synced(self, waiting: list[Callable[[], None]]) -> None:
         self._syncing = False
-        self._scheduled = True  # what the callbacks stage goes with the flush that begins below
+        self._scheduled = True  # writes of the callbacks go with the flush that begins below
         try:
             for done in waiting:
                 done()
@@ -189,7 +189,7 @@ class Flusher:
 
     @staticmethod
     def die(why: str) -> None:
-        """End the process because of the exception that is being handled: memory and disk may not
+        """End the process because of the exception that is being handled. Memory and disk may not
         agree any more."""
         error = sys.exc_info()[1]
         full = is_no_space(error)
@@ -208,10 +208,9 @@ class Flusher:
 class Committer:
     """Gathers entries, and appends them to the logs of their shards. Implements `Waiter`.
 
-    The next entries gather until those before are settled, or `_PATIENCE_S` have passed. With
-    replicas a flush ends where its last acknowledgement comes, and a frame to every replica for a
-    few calls would cost more than the calls. One replica that is slow delays the others by no more
-    than that.
+    The next entries gather until the earlier ones are settled, or until `_PATIENCE_S` seconds have
+    passed. With replicas this batches more: a frame to every replica for a few calls would cost
+    more than the calls. A slow replica delays the other entries by no more than `_PATIENCE_S`.
     """
 
     def __init__(self, flusher: Flusher) -> None:
@@ -219,7 +218,7 @@ class Committer:
         self._gathering: list[Entry] = []
         self._loop = asyncio.get_running_loop()
         self._outstanding = 0
-        self._patient = False  # an end of the patience is set
+        self._patient = False  # a timer for `_impatient` is set
         self._waits_for_flush = False
         self.entries = 0
         self.entry_bytes = 0
@@ -231,15 +230,16 @@ class Committer:
         return self._flusher.store
 
     def flush_visible(self) -> None:
-        """Have the store show all that is committed: it may be staged still."""
+        """Make all committed rows visible in the store: some may only be staged yet."""
         self._flusher.write()
 
     async def drain(self) -> None:
-        """Wait until nothing gathers and no flush is under way."""
+        """Wait until no flush is requested or under way."""
         await self._flusher.drain()
 
     def entry(self, shard: Shard) -> Entry:
-        """The entry that a turn of this shard that ends now belongs to."""
+        """Return the shard's entry for a turn that ends now. Begin an entry if none gathers, or if
+        it is full."""
         entry = shard.gathering
         if entry is None or entry.bytes > ENTRY_BYTES:
             entry = shard.gathering = Entry(shard)
@@ -255,7 +255,7 @@ class Committer:
             self._flusher.before_flush(self._gather)
 
     def settled(self, entry: Entry) -> None:
-        """An entry that was appended is committed, or abandoned."""
+        """Count an appended entry that is committed or abandoned."""
         if entry.committed:
             self.commit_seconds.observe(perf_counter() - entry.began)
         self._outstanding -= 1

@@ -1,13 +1,12 @@
-"""The mark of a data directory in etcd: how much was written to it, and is on disk, by the newest
-that etcd knows.
+"""The mark of a data directory in etcd: how much the directory had on disk when the node last told
+etcd.
 
-RocksDB numbers everything that is written. The number is read before an fsync and goes to etcd
-after it, so what has this number is on disk. A directory is behind its mark if it was put back, or
-its write-ahead log has lost its end: it is refused. The mark does not show what was lost of the
-last `INTERVAL_S` seconds, nor what was written while etcd was away.
+RocksDB numbers every write. The node reads the newest number before an fsync, and puts it into etcd
+after the fsync. So all writes up to the mark are on disk. If the directory was put back, or its
+write-ahead log has lost its end, the directory is behind its mark, and is refused. The mark does
+not cover the last `INTERVAL_S` seconds, nor writes made while etcd was away.
 
-Marks lie beside the prefix that is watched: a change of one is nobody's business until the node
-starts.
+Marks lie outside the prefix that is watched: only a starting node reads its mark.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ _SAY_EVERY = 20
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """What etcd knows of a directory. `written`: RocksDB's sequence number."""
+    """The mark as it is in etcd. `written`: RocksDB's sequence number."""
 
     written: int
 
 
 class DiskMark:
-    """Follows one node's directory."""
+    """The mark of one node's directory: checked at the start, and put every few seconds."""
 
     def __init__(self, store: Store, flusher: Flusher, etcd: Etcd, keys: Keys, node: str) -> None:
         self._store = store
@@ -48,8 +47,8 @@ class DiskMark:
         self._marked = 0
 
     async def check(self) -> None:
-        """Return when the directory is not behind its mark; waits while etcd is away. Raises
-        Refused."""
+        """Return if the directory is not behind its mark, and raise Refused if it is or the mark
+        cannot be read. Waits while etcd is away."""
         tries = 0
         while True:
             try:
@@ -66,9 +65,9 @@ class DiskMark:
             marked, written = decode(row.value, Mark).written, self._store.written
         except Unreadable as error:
             raise Refused(
-                f"how much node {self._node} had on disk, at {self._key} in etcd, cannot be read:"
-                f" {error}. Whether the directory has lost writes is not known. If its disk was not"
-                " put back, delete that key"
+                f"the mark of node {self._node}'s directory, at {self._key} in etcd, cannot be"
+                f" read: {error}. So the node cannot know whether the directory has lost writes. If"
+                " its disk was not put back, delete that key"
             ) from None
         if written < marked:
             raise Refused(
@@ -80,7 +79,7 @@ class DiskMark:
         self._marked = marked
 
     async def run(self) -> None:
-        """Put the mark every few seconds, while it grows. Ends by cancellation."""
+        """Put the mark into etcd every few seconds, if it has grown. Ends by cancellation."""
         while True:
             await asyncio.sleep(INTERVAL_S)
             written = self._store.written

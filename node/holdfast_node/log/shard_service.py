@@ -1,7 +1,6 @@
-"""What an owner has to do for its shards while nobody calls: deliver, fire alarms, expire, forget.
+"""The duties of an owner for its shards beside calls: deliver, fire alarms, expire, forget.
 
-`ShardServices` runs the duties. A shard whose duties cannot be done does not stop those of the
-others.
+`ShardServices` runs the duties. If the duties of one shard fail, those of the other shards go on.
 """
 
 from __future__ import annotations
@@ -23,37 +22,38 @@ _BROKEN_S = 10.0
 
 @dataclass(slots=True)
 class ScanBudget:
-    """How many rows of the indexes may still be looked at before the loop gets a chance to do
-    something else."""
+    """The number of index rows that a tick may still look at, before the event loop does other
+    work."""
 
     left: int
 
 
 class ShardService(Protocol):
-    """One duty of an owner. Its state is loaded when a shard is opened, and dropped when the shard
+    """One duty of an owner. It loads its state when a shard is opened, and drops it when the shard
     is closed."""
 
     def opened(self, shard: Shard) -> None:
-        """This node owns the shard: read what there is to be done. May be called again. May raise;
-        it is then tried again."""
+        """Load the state of a shard that this node owns. May be called again. May raise; then it is
+        called again later."""
 
     def closed(self, shard: Shard) -> None:
-        """This node owns the shard no more, or has never opened it."""
+        """Drop the state of a shard that this node does not own any more. The shard may never have
+        been opened."""
 
     def tick(self, shard: Shard, now_ms: int, budget: ScanBudget) -> None:
-        """Do what is due for an opened shard that serves, by cluster time `now_ms` (Unix time in
-        ms)."""
+        """Do the work that is due in an opened shard that serves, by cluster time `now_ms` (Unix
+        time in ms)."""
 
 
 class Periodic(Protocol):
-    """A duty that is not done shard by shard."""
+    """A duty for all shards together."""
 
     def tick(self, now_ms: int) -> None:
-        """Do what is due by cluster time `now_ms` (Unix time in ms)."""
+        """Do the work that is due by cluster time `now_ms` (Unix time in ms)."""
 
 
 class ShardServices:
-    """Runs the duties of a node: `tick` about ten times a second."""
+    """Runs the duties of a node. Call `tick` about ten times a second."""
 
     def __init__(
         self,
@@ -62,8 +62,8 @@ class ShardServices:
         services: Sequence[ShardService],
         periodic: Sequence[Periodic] = (),
     ) -> None:
-        """`show`: has the store show all that is committed: an index that is read has to be
-        complete."""
+        """`show`: makes all committed rows visible in the store, so that the indexes are complete
+        when they are read."""
         self._shards = shards
         self._show = show
         self._services = services
@@ -81,10 +81,10 @@ class ShardServices:
                 service.closed(shard)
 
     def tick(self) -> None:
-        """Do what is due, for as many shards as the budget allows; the next tick goes on behind
-        them."""
+        """Do the work that is due, for as many shards as the budget allows. The next tick goes on
+        after them."""
         if not self._shards.clock.started:
-            return  # nobody knows what is due
+            return  # without the cluster's time nothing is known to be due
         now, now_ms = boottime(), self._shards.clock.now_ms()
         self._show()
         budget = ScanBudget(_SCAN_MAX)
@@ -103,7 +103,8 @@ class ShardServices:
                         service.tick(shard, now_ms, budget)
             except Exception:
                 log.exception(
-                    "shard %d: its notifications and alarms cannot be read; tried again in %.0f s",
+                    "shard %d: a duty of its owner failed (notifications, alarms, expiry); the node"
+                    " tries again in %.0f s",
                     shard.number,
                     _BROKEN_S,
                 )

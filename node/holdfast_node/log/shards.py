@@ -1,5 +1,4 @@
-"""The shards that this node owns, as its engine sees them, and the entries that are on their way
-into the shards' logs."""
+"""The shards that this node owns, and the entries on their way into the shards' logs."""
 
 from __future__ import annotations
 
@@ -20,40 +19,42 @@ from holdfast_node.store import keys
 FOR_EVER = float("inf")
 
 NEVER = 1 << 62
-"""A time, in ms, that does not come."""
+"""A time in ms that never comes."""
 
 TIMED_BUCKET_MS = 120_000
-"""Kept replies whose ids tell a time are forgotten by buckets of so much of a shard's time."""
+"""Kept replies whose ids tell a time are forgotten in buckets of so many ms of the shard's time."""
 DAY_BUCKET_MS = 4 * 3_600_000
-"""The same for those that are kept for a day."""
-# a longer pause between two ticks is one of the process, in which nothing was served
+"""The same for replies that are kept for a day."""
+# After a longer pause between two ticks the process itself has paused, and served nothing.
 _TICK_MAX_S = 1.0
 
 LATE_S = 300.0
-"""How long a first attempt of a request may be on its way: twice as long as a call is held. So long
-after a shard was taken all requests are looked up, for an owner before may have run a later attempt
-of any of them."""
+"""How long a first attempt of a request may be on its way: twice as long as a call is held. For so
+long after it took a shard, the owner looks up all requests. An earlier owner may have run a later
+attempt of any of them."""
 
 
 class Features:
-    """What is in use in the cluster, as of the newest view; see `ClusterSettings.features`."""
+    """The features in use in the cluster, by the newest view; see `ClusterSettings.features`."""
 
     def __init__(self) -> None:
         self.on: frozenset[str] = frozenset(FEATURES)
 
 
 class Waiter(Protocol):
-    """What waits for an entry: a turn, an effect, a future. The entry knows nothing else of it."""
+    """A turn, an effect or a future that waits for an entry. The entry knows nothing else of it."""
 
     def settled(self, entry: Entry) -> None:
-        """The entry has come to what was waited for; see `Entry.waiters` and `Entry.followers`."""
+        """Act on the entry, which is settled or shown; see `Entry.waiters` and
+        `Entry.followers`."""
 
 
 class Entry:
-    """One record of a shard's log, while it is on its way: what it changes, and who waits for it.
+    """One record of a shard's log while it is on its way: its changes, and those who wait for it.
 
-    `waiters` are told, in the order in which they came, when the entry is committed or abandoned.
-    `followers` are told when it is committed and the store shows what is in it.
+    The `waiters` are told, in the order in which they came, when the entry is committed or
+    abandoned. The `followers` are told when the entry is committed and its changes are visible in
+    the store.
     """
 
     __slots__ = (
@@ -77,7 +78,7 @@ class Entry:
         self.seq = 0
         self.began = perf_counter()
         self.rows: Rows = []
-        self.deletes = False  # whether `rows` hold anything but puts
+        self.deletes = False  # whether `rows` has deletions
         self.replies: Replies = []
         self.forgotten: Forgotten | None = None
         self.bytes = 0
@@ -88,15 +89,15 @@ class Entry:
         self.abandoned = False
 
     def settle(self) -> None:
-        """Tell those who wait: the entry is committed, or abandoned. Called once by the log that it
-        was appended to."""
+        """Tell those who wait that the entry is committed or abandoned. The log to which the entry
+        was appended calls this once."""
         for waiter in self.waiters:
             waiter.settled(self)
         if self.applied:
             self._tell_followers()
 
     def show(self) -> None:
-        """The store shows what is in the entry."""
+        """Note that the entry's changes are visible in the store."""
         self.applied = True
         if self.committed:
             self._tell_followers()
@@ -128,29 +129,29 @@ class _Future:
 
 
 class ShardLog(Protocol):
-    """Where the entries of shards go: to this node's disk alone, or to replicas as well."""
+    """The log to which entries of shards go: on this node's disk alone, or on replicas as well."""
 
     def append(self, entries: list[Entry]) -> None:
-        """Take entries of owned shards that have this log. Each is settled, in their order, when it
-        is committed or abandoned."""
+        """Take entries of owned shards that have this log. The log settles each of them, in order,
+        when it is committed or abandoned."""
 
 
 class Shard:
-    """One shard under one epoch of ours. It is `owned` until it is not, and never again after.
+    """One shard under one epoch of this node. Once it is not `owned` any more, it never is again.
 
-    `until`: while the clock (`boottime`) is below it, the node may answer for the shard: 0 when it
-    may not at the moment. `closing`: it is about to be handed over, so no turn begins. `read_only`:
-    why turns may not write at the moment. `log`: where its entries go. `look_until`: until this
-    time of `boottime` a later attempt of any request may have been run by an owner before. `turns`:
-    how many began. `kinds`: those that objects were taken into memory of.
+    `until`: the time of `boottime` until which the node may answer for the shard; 0 if it may not
+    now. `closing`: the shard is about to be handed over, so no turn begins. `read_only`: why turns
+    may not write at the moment. `log`: the log of its entries. `look_until`: the time of `boottime`
+    until which the owner looks up all requests (LATE_S). `turns`: how many turns began. `kinds`:
+    the kinds of its objects that were taken into memory.
 
-    `time_ms` is the *shard's time*: how long the shard has been served, by whichever owner. It
-    follows no wall clock, goes from owner to owner with the entries, and never runs back.
-    `taken_ms` is what it was when this owner took the shard, 0 when nobody had it before.
-    `timed_bucket` and `day_bucket` are where replies are kept that come now.
+    `time_ms` is the *shard's time*: how many ms the shard has been served, by all its owners
+    together. It follows no wall clock, goes from owner to owner with the entries, and never runs
+    back. `taken_ms` is the shard's time at which this owner took the shard; 0 if the shard had no
+    owner before. `timed_bucket` and `day_bucket` are the prefixes of the buckets for new replies.
 
-    `clock` tells the cluster's time, and `stamp` is that of the newest entry. Implements
-    `holdfast_node.effects.rows.Expiring`.
+    `clock` tells the cluster's time, and `stamp` is the cluster time of the newest entry.
+    Implements `holdfast_node.effects.rows.Expiring`.
     """
 
     __slots__ = (
@@ -203,31 +204,32 @@ class Shard:
         self._show_time()
 
     def tick(self, now: float) -> None:
-        """Have the shard's time go on while the shard is served; `now` in seconds of `boottime`."""
+        """Advance the shard's time if the shard is served; `now` in seconds of `boottime`."""
         passed, self._ticked = now - (self._ticked or now), now
         if self.until > now:
             self.time_ms += min(passed, _TICK_MAX_S) * 1000
             self._show_time()
 
     def may_write(self) -> bool:
-        """Whether Holdfast itself may write into the shard now."""
+        """Return whether Holdfast itself may write into the shard now."""
         return self.owned and not self.closing and self.read_only is None
 
     def check_owned(self) -> None:
-        """Raises WrongOwner when the shard is not owned any more: the end of a turn that was
-        cancelled, say, brings nothing back."""
+        """Raise WrongOwner if this node does not own the shard any more. So a cancelled turn, for
+        example, cannot load the shard's state again when it ends."""
         if not self.owned:
             raise WrongOwner(
                 f"shard {self.number} is no longer served by this node", retryable=True
             )
 
     def expiry_ms(self, ttl_ms: int) -> int:
-        """When something expires that lives so long from now. Raises Unavailable while a member
-        does not know what expires."""
+        """Return the time at which a value or object with this ttl expires: Unix time in ms. Raises
+        Unavailable while a member is too old to know expiry, or while the cluster's time is not
+        known."""
         self.check_feature(EXPIRY, "values cannot expire")
         if not self.clock.started:
             raise Unavailable(
-                "what time it is in the cluster is not known yet",
+                "the node does not know the cluster's time yet",
                 definite=True,
                 retryable=True,
                 retry_after_s=1.0,
@@ -235,22 +237,22 @@ class Shard:
         return self.clock.now_ms() + ttl_ms
 
     def expired(self, expiry_ms: int) -> bool:
-        """Whether that time has come: by the cluster's time, and as long as that is not known by
-        the newest entry's."""
+        """Return whether `expiry_ms` has come, by the cluster's time and by the newest entry's
+        stamp. While the cluster's time is not known, the stamp alone decides."""
         return expiry_ms <= max(self.clock.now_ms() if self.clock.started else 0, self.stamp >> 16)
 
     def check_feature(self, feature: str, what: str) -> None:
-        """Raises Unavailable, which begins with `what` cannot be done, while a member of the
-        cluster does not know a feature."""
+        """Raise Unavailable while a member of the cluster does not know a feature. `what` begins
+        the message: it says what cannot be done."""
         if feature not in self.features.on:
             message = f"{what} while a node of the cluster is too old to know it"
             raise Unavailable(message, definite=True, retryable=True, retry_after_s=1.0)
 
     def next_stamp(self) -> int:
-        """The cluster time of an entry that is appended now: 48 bits of Unix time in ms and 16 of a
-        counter. It always grows.
+        """Return the cluster time of an entry that is appended now: 48 bits of Unix time in ms, and
+        a counter of 16 bits. It always grows.
 
-        It is the clock of Kulkarni et al., Logical Physical Clocks, OPODIS 2014, of one shard.
+        It is the hybrid clock of one shard (Kulkarni et al., Logical Physical Clocks, OPODIS 2014).
         """
         self.stamp = stamp = max(self.clock.now_ms() << 16, self.stamp + 1)
         return stamp
@@ -263,8 +265,8 @@ class Shard:
 
 
 class Shards:
-    """The owned shards by number. `listeners` are called with those that stop being owned under the
-    epoch they had.
+    """The owned shards by number. `listeners` are called with the shards that this node does not
+    own any more.
 
     `total` is the cluster's number of shards. `clock` tells the cluster's time.
     """
@@ -279,27 +281,28 @@ class Shards:
         """How often a shard was taken under a new epoch."""
 
     def get(self, number: int) -> Shard | None:
-        """The shard if this node owns it; whether it may answer for it now is told by `until`."""
+        """Return the shard if this node owns it. `Shard.until` says whether the node may answer for
+        it now."""
         return self._owned.get(number)
 
     def number_of(self, kind: str, key: str) -> int:
-        """The number of an object's shard."""
+        """Return the number of an object's shard."""
         return shard_of(kind, key, self.total)
 
     def owned(self) -> list[Shard]:
         return list(self._owned.values())
 
     def serving(self, now: float) -> list[Shard]:
-        """Those that may be answered for."""
+        """Return the shards for which this node may answer."""
         return [shard for shard in self._owned.values() if shard.until > now]
 
     def tick(self, now: float) -> None:
-        """Have the time of the shards go on; `now` in seconds of `boottime`."""
+        """Advance the time of the shards; `now` in seconds of `boottime`."""
         for shard in self._owned.values():
             shard.tick(now)
 
     def take(self, shard: Shard) -> None:
-        """Own a shard under a new epoch."""
+        """Begin to own a shard under a new epoch."""
         assert shard.number not in self._owned
         shard.clock = self.clock
         shard.features = self.features
@@ -308,7 +311,7 @@ class Shards:
         self.taken += 1
 
     def drop(self, shards: set[Shard]) -> None:
-        """Own these no longer."""
+        """Give up the ownership of these shards, and tell the listeners."""
         if shards:
             for shard in shards:
                 shard.owned = False

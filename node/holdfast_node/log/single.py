@@ -1,5 +1,5 @@
-"""The log of shards with a single copy: there is none. Their entries are the state itself, and the
-fsync commits them."""
+"""The entries of shards with a single copy. Such shards have no log: the entries go into the state
+at once, and the fsync commits them."""
 
 from __future__ import annotations
 

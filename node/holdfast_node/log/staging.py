@@ -1,4 +1,4 @@
-"""What an entry changes, put into a batch of the store. The owner and the replicas do it alike."""
+"""Putting the changes of an entry into a batch of the store. Owners and replicas do it alike."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def stage_changes(
     replies: Replies,
     forgotten: Forgotten | None,
 ) -> None:
-    """What an entry changes, put into a batch."""
+    """Put the changes of an entry into a batch."""
     stage_rows(batch, rows)
     if replies:
         batch.put_all("replies", replies)
@@ -37,7 +37,7 @@ def stage_changes(
 
 
 def stage_rows(batch: Batch, rows: Iterable[tuple[bytes, bytes | Until | None]]) -> None:
-    """Changes of state, put into a batch."""
+    """Put changes of state into a batch."""
     for key, value in rows:
         if value is None:
             batch.delete("state", key)
@@ -50,11 +50,11 @@ def stage_rows(batch: Batch, rows: Iterable[tuple[bytes, bytes | Until | None]])
 def stage_forgotten(
     store: Store, batch: Batch, shard: int, forgotten: Forgotten, late: bool = False
 ) -> None:
-    """Put into a batch what a shard forgets. `late`: rows that are to go may be staged in this very
-    batch.
+    """Put the deletion of forgotten replies into a batch. `late`: the batch itself may hold rows
+    that are to be deleted.
 
-    Few rows are deleted one by one: RocksDB sorts all ranges that a memtable has had deleted anew
-    for each read after another one.
+    A few rows are deleted one by one. After each new range deletion, RocksDB sorts all range
+    deletions of the memtable again at the next read.
     """
     raw = store.get("replies", keys.forgotten_key(shard))
     before = NOTHING_FORGOTTEN if raw is None else decode_forgotten(raw)

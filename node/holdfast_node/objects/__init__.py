@@ -1,2 +1,2 @@
 """Objects in memory: calls come in, turns run one at a time for each object, and answers leave when
-what they tell of is committed."""
+the writes that they tell of are committed."""

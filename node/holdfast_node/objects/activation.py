@@ -1,7 +1,7 @@
-"""An object in its owner's memory, and the turns that it runs: one at a time, each start to end,
-alone.
+"""An object in its owner's memory, and its turns. An object runs one turn at a time, from start to
+end.
 
-An activation is an object's instance with its storage, its mailbox and its place in the commit
+An activation holds an object's instance, its storage, its mailbox and its place in the commit
 order.
 """
 
@@ -37,13 +37,14 @@ _log = logging.getLogger("holdfast.objects")
 _MARKS_MAX = 256
 
 ON_ACTIVATE_CALLS = 1 << 30
-"""Where the numbers of the calls that `on_activate` makes begin."""
+"""The first number for the calls that `on_activate` makes."""
 
 QUEUED, RUNNING, COMMITTING, DONE = range(4)
 
 
 class RowReader:
-    """The user's rows of one object. Implements `holdfast_node.effects.row_layers.Reader`."""
+    """A reader of the user's rows of one object. Implements
+    `holdfast_node.effects.row_layers.Reader`."""
 
     __slots__ = ("_store", "prefix")
 
@@ -62,7 +63,7 @@ class RowReader:
 
 
 class LastError(NamedTuple):
-    """What went wrong last with an object, since it came into memory."""
+    """The last error of an object since it came into memory. `at_ms`: Unix time in ms."""
 
     code: str
     message: str
@@ -72,11 +73,10 @@ class LastError(NamedTuple):
 
 
 class Activation:
-    """One active object. `turn` is the one that runs; `last_entry` the newest entry that a turn of
-    this epoch wrote to.
+    """One active object. `turn`: the running turn. `last_entry`: the newest entry that its turns
+    wrote to, until the store shows that entry.
 
-    The instance comes and goes (an exception drops it), the activation stays: it is what keeps
-    requests in their order.
+    An exception drops the instance, but not the activation, which keeps the requests in order.
     """
 
     __slots__ = (
@@ -115,7 +115,7 @@ class Activation:
         self._alarms: ObjectAlarms | None = None
         self._dedup_marks: dict[bytes, bytes] | None = None
         self.row_prefix = keys.row_prefix(shard.number, kind.name, key)
-        """What the keys of the user's rows begin with in the store."""
+        """The prefix of the user's rows in the store."""
         self.storage = Rows(
             RowReader(environment.store, self.row_prefix), environment.limits, shard
         )
@@ -123,9 +123,10 @@ class Activation:
         self.turn: Turn | None = None
         self.mailbox: deque[Turn] | None = None
         self.reads: set[Turn] | None = None
-        """The calls that run beside its turns."""
+        """The reads that run beside its turns."""
         self.deactivating = False
-        """Whether its handler has asked to leave memory when the running turn has ended well."""
+        """Whether the handler has asked that the object leaves memory when the running turn has
+        ended well."""
         self.expiry_ms = 0 if kind.options.ttl is None else self._stored_expiry()
         """When the whole object expires, Unix time in ms; 0: never."""
         self.last_entry: Entry | None = None
@@ -138,33 +139,33 @@ class Activation:
 
     @property
     def name(self) -> str:
-        """How errors and chains of calls name the object."""
+        """The object's name in errors and in chains of calls."""
         return f"{self.kind.name}/{self.key}"
 
     @property
     def uncommitted(self) -> Entry | None:
-        """The newest entry of this object while it is on its way: nothing that saw its writes may
-        leave before it."""
+        """The newest entry of this object while it is not committed. A reply that may have seen its
+        writes must not leave before."""
         entry = self.last_entry
         return None if entry is None or entry.committed or entry.abandoned else entry
 
     def wrote_to(self, entry: Entry) -> None:
-        """A turn has written to this entry, the newest of the object."""
+        """Note that a turn has written to this entry, the newest of the object."""
         if self.last_entry is not entry:
             self.last_entry = entry
             entry.followers.append(self)
 
     def settled(self, entry: Entry) -> None:
-        """An entry that turns wrote to is committed, and the store shows it. With the newest one
-        the object is at rest."""
+        """Settle the storage if the entry is the newest of the object. The entry is committed, and
+        visible in the store."""
         if self.last_entry is entry:
             self.last_entry = None
             self.storage.layers.settle()
             self.account()
 
     def at_rest(self) -> bool:
-        """Whether it has no turn, no read, no waiting call and no writes that the store does not
-        show yet."""
+        """Return whether the object has no turn, no read, no waiting call, and no writes that are
+        not visible in the store yet."""
         return (
             self.turn is None
             and not self.mailbox
@@ -174,7 +175,7 @@ class Activation:
         )
 
     def close_read(self, turn: Turn) -> None:
-        """A read that ran beside its turns has ended: nothing can be read in it any more."""
+        """Close the rows of a read that has ended: it can read nothing any more."""
         assert turn.read_rows is not None
         assert self.reads is not None
         turn.read_rows.closed = True
@@ -191,25 +192,25 @@ class Activation:
         return 0 if raw is None else int.from_bytes(raw, "big")
 
     def has_expired(self) -> bool:
-        """Whether the whole object is to be taken for deleted."""
+        """Return whether the whole object has expired, so that it counts as deleted."""
         return bool(self.expiry_ms) and self.shard.expired(self.expiry_ms)
 
     def is_gone(self) -> bool:
-        """The same for reads beside its turns: one that a running turn has found alive is alive
-        until that has ended."""
+        """Return the same for reads. If a running turn has found the object alive, it counts as
+        alive until that turn has ended."""
         return self.has_expired() and (self.turn is None or self.storage.emptied)
 
     def expire(self) -> None:
-        """At the begin of a turn: there is nothing of the object any more. What is there is deleted
-        with what the turn writes."""
+        """Empty an expired object as a turn begins. Its stored rows are deleted with the turn's
+        writes."""
         self.instance = None
         self.storage.empty()
 
-    # -- notifications that it gets
+    # -- notifications that the object receives
 
     def already_received(self, notification: bytes) -> bool:
-        """Whether the object has taken this notification, or a later one of the same sender,
-        before; perhaps not committed yet."""
+        """Return whether the object has already taken this notification, or a later one of the same
+        sender. That turn may not be committed yet."""
         sequence, sender = notification[: keys.SEQUENCE_BYTES], notification[keys.SEQUENCE_BYTES :]
         last = None if self._dedup_marks is None else self._dedup_marks.get(sender)
         if last is None:
@@ -219,7 +220,8 @@ class Activation:
         return last is not None and sequence <= last[: keys.SEQUENCE_BYTES]
 
     def record(self, notification: bytes) -> tuple[bytes, bytes]:
-        """The running turn takes this notification: its dedup mark, the row that says so."""
+        """Record that the running turn takes this notification, and return its dedup mark as a
+        row."""
         sequence, sender = notification[: keys.SEQUENCE_BYTES], notification[keys.SEQUENCE_BYTES :]
         marks = self._dedup_marks
         if marks is None:
@@ -234,7 +236,7 @@ class Activation:
 
     @property
     def alarms(self) -> ObjectAlarms:
-        """Its alarms, which are read when they are first asked for."""
+        """The object's alarms. They are read from the store at the first use."""
         alarms = self._alarms
         if alarms is None:
             alarms = self._alarms = ObjectAlarms(
@@ -243,28 +245,28 @@ class Activation:
         return alarms
 
     def call(self) -> pb.Call:
-        """The call that the running turn is about. Raises RuntimeError when none runs."""
+        """Return the call of the running turn. Raises RuntimeError if no turn runs."""
         return self.running().call
 
     def running(self) -> Turn:
-        """The running turn. Raises RuntimeError when none runs."""
+        """Return the running turn. Raises RuntimeError if no turn runs."""
         if self.turn is None:
             raise RuntimeError("there is a request only while a turn runs")
         return self.turn
 
     def account(self) -> None:
-        """Take note of what its cache has grown or shrunk by."""
+        """Add the change in the size of its cache to the node's total."""
         grown = self.storage.layers.cached_bytes - self.cached_bytes
         if grown and not self.forgotten:
             self.cached_bytes += grown
             self._environment.cache.bytes += grown
 
     def log_for(self, turn: Turn | None) -> logging.LoggerAdapter[logging.Logger]:
-        """A logger whose lines say that they are this turn's."""
+        """Return a logger whose lines name this turn."""
         return logging.LoggerAdapter(_log, self.log_fields(turn))
 
     def log_fields(self, turn: Turn | None) -> dict[str, Any]:
-        """What identifies a turn of the object in a line of the log."""
+        """Return the fields that identify a turn of the object in a log line."""
         fields: dict[str, Any] = {
             "kind": self.kind.name,
             "key": self.key,
@@ -276,37 +278,37 @@ class Activation:
 
 
 class ReplyPort(Protocol):
-    """Where a reply goes: the stream, or the caller, that the call came from. `closed`: nobody is
-    there any more."""
+    """The place where a reply goes: the stream or the caller from which the call came. `closed`:
+    the stream is gone."""
 
     closed: bool
 
     def reply(
         self, number: int, result: bytes, error: pb.Error | None, shard: Shard | None
     ) -> None:
-        """Take the reply to call `number`: a result, or an error. It may leave only while `shard`
-        may be answered for."""
+        """Take the reply to call `number`: a result or an error. The reply may leave only while the
+        node may answer for `shard`."""
 
 
 class TurnRunner(Protocol):
-    """What runs turns."""
+    """The part that runs a turn, and is told of its end."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop: ...
 
     def ended(self, turn: Turn, value: Any, error: BaseException | None) -> None:
-        """The turn's handler has ended, with a value or an exception."""
+        """Act on the end of the turn's handler, with a value or an exception."""
 
 
 def _void(turn: Turn, value: Any, error: BaseException | None) -> None:
-    """The end of a turn that was abandoned comes to nothing."""
+    """Ignore the end of an abandoned turn."""
 
 
 class Turn(Stepped):
-    """One request on its way through an object. `deadline` is on the loop's clock.
+    """One request on its way through an object. `deadline`: a time of the loop's clock.
 
-    `port` gets the reply to call `number`; `also` lists who sent the same request again and gets it
-    too. `runner` is told when the handler has ended.
+    `port` gets the reply to call `number`. `also`: the ports and numbers of repeated attempts,
+    which get the same reply. `runner` is told when the handler has ended.
     """
 
     __slots__ = (
@@ -343,8 +345,8 @@ class Turn(Stepped):
         port: ReplyPort,
         deadline: float,
     ) -> None:
-        # What `Stepped` needs is set here: a call of its constructor would be a tenth of what a
-        # turn costs.
+        # The fields of `Stepped` are set here: a call of its constructor would be a tenth of the
+        # cost of a turn.
         self.loop = runner.loop
         self._coroutine = self._context = self._fut_waiter = None
         self._must_cancel = False
@@ -362,12 +364,12 @@ class Turn(Stepped):
         self.deadline = deadline
         self.state = QUEUED
         self.stopped: HoldfastError | None = None
-        """Why the turn was cancelled: its deadline, an operator, or that its caller waits
-        no more."""
+        """Why the turn was cancelled: by its deadline, by an operator, or because its caller does
+        not wait any more."""
         self.given_up = False
-        """Whether it is rolled back because nobody waits for it any more."""
+        """Whether the turn is rolled back because no caller waits for it any more."""
         self.late: list[tuple[ReplyPort, int]] | None = None
-        """Who sent the same request again since then: it runs again for them."""
+        """The attempts that came after `given_up`: the request runs again for them."""
         self.calls_made = 0
         self.call_number = 0
         self.result = b""
@@ -376,14 +378,14 @@ class Turn(Stepped):
         self.ended_at = 0.0
         self.span: TurnSpan | None = None
         self.read_rows: ReadRows | None = None
-        """What a read sees that runs beside its object's turns; None for a turn."""
+        """The rows that a read sees; None for a turn."""
 
     def abandon(self) -> None:
-        """Whatever its handler still does is void."""
+        """Ignore all that the handler still does."""
         self.ended = _void
 
     def trace(self, span: TurnSpan | None) -> None:
-        """Have the turn's own spans be children of this one."""
+        """Make the turn's own spans children of this span."""
         self.span = span
         if span is not None:
             self.enter = span.enter
@@ -393,10 +395,10 @@ class Turn(Stepped):
 
     @property
     def waited_for_commit(self) -> bool:
-        """While it is answered: whether its reply waited for an entry."""
+        """Whether the reply waited for an entry. To be asked while the turn is answered."""
         return self.state == COMMITTING
 
-    # -- what self.request shows
+    # -- what `self.request` shows
 
     @property
     def id(self) -> bytes:

@@ -1,4 +1,4 @@
-"""The active objects of a node, in the order of their use, and what their caches take together."""
+"""The active objects of a node in the order of their use, and the total size of their caches."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from holdfast_node.objects.environment import CacheSize
 
 
 class Activations:
-    """`cache`: counts the hot caches. An activation that was forgotten counts no more, whatever it
-    still does.
+    """The activations of a node. `cache`: counts the bytes of the hot caches. A forgotten
+    activation does not count any more.
 
-    Those of a kind are kept in the order of their use: kinds differ in how long an idle object
-    stays.
+    The activations of each kind are kept in the order of their use, because each kind has its own
+    idle time.
     """
 
     def __init__(self, cache: CacheSize) -> None:
@@ -28,8 +28,8 @@ class Activations:
         return self._count
 
     def use(self, kind: str, key: str) -> Activation | None:
-        """The object's activation, which is now the most recently used of its kind; None when it is
-        not active."""
+        """Return the object's activation, and make it the most recently used of its kind. Return
+        None if the object is not active."""
         of_kind = self._of_kind.get(kind)
         if of_kind is None:
             return None
@@ -39,7 +39,7 @@ class Activations:
         return activation
 
     def get(self, kind: str, key: str) -> Activation | None:
-        """The object's activation, without using it."""
+        """Return the object's activation without using it; None if the object is not active."""
         of_kind = self._of_kind.get(kind)
         return None if of_kind is None else of_kind.get(key)
 
@@ -51,7 +51,7 @@ class Activations:
         self._count += 1
 
     def forget(self, activation: Activation) -> None:
-        """Take it out, if it is still in."""
+        """Remove an activation, if it is still there."""
         if not activation.forgotten:
             activation.forgotten = True
             del self._of_kind[activation.kind.name][activation.key]
@@ -59,7 +59,8 @@ class Activations:
             self._cache.bytes -= activation.cached_bytes
 
     def retire(self, activation: Activation) -> None:
-        """Take it for the least recently used of its kind: it may leave at once."""
+        """Make an activation the least recently used of its kind, so that it may be evicted at
+        once."""
         if not activation.forgotten:
             activation.last_used = float("-inf")
             self._of_kind[activation.kind.name].move_to_end(activation.key, last=False)
@@ -73,15 +74,17 @@ class Activations:
         ]
 
     def kinds(self) -> dict[str, int]:
-        """How many there are of each kind."""
+        """Return the number of activations of each kind."""
         return {kind: len(of_kind) for kind, of_kind in self._of_kind.items()}
 
     def of_kind(self, kind: str) -> Iterator[Activation]:
-        """Those of a kind, least recently used first. Do not change it meanwhile."""
+        """Iterate over the activations of a kind, least recently used first. Add and remove none
+        meanwhile."""
         return iter(self._of_kind.get(kind, {}).values())
 
     def oldest_first(self) -> Iterator[Activation]:
-        """All, least recently used first. Do not change it meanwhile."""
+        """Iterate over all activations, least recently used first. Add and remove none
+        meanwhile."""
         return merge(*(of_kind.values() for of_kind in self._of_kind.values()), key=_last_used)
 
 

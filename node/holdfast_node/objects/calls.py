@@ -20,22 +20,22 @@ from holdfast_node.objects.environment import Outgoing
 T = TypeVar("T")
 
 CHAIN_MAX = 16
-"""How many turns may wait for each other in a chain of calls."""
+"""The most turns that may wait for each other in a chain of calls."""
 
 
 class Calling(Protocol):
-    """What calls others: an object in its turns, or a read beside them."""
+    """The caller of other objects: an object in its turns, or a read."""
 
     @property
     def turn(self) -> Turn | None:
-        """The turn, or the read, that runs."""
+        """The running turn or read; None if none runs."""
 
     @property
     def activation(self) -> Activation: ...
 
     @property
     def in_chain(self) -> str:
-        """How chains of calls name it."""
+        """The caller's name in chains of calls."""
 
 
 class ObjectCalls:
@@ -48,7 +48,8 @@ class ObjectCalls:
         self._outgoing = outgoing
 
     def get(self, kind: type[T] | str, key: str, *, timeout: float | None = None) -> Any:
-        """A stub of another object; `timeout` in seconds, never past the turn's own deadline."""
+        """Return a stub of another object. `timeout`: in seconds; a call never outlasts the turn's
+        own deadline."""
         return _Stub(self._calling, self._outgoing, kind, key, timeout)
 
 
@@ -93,11 +94,9 @@ class _Stub:
         number = turn.call_number
         turn.call_number += 1
         turn.calls_made += 1
-        # What earlier turns wrote must be committed before anything that may rest on it leaves the
-        # object.
-        if (
-            entry := activation.uncommitted
-        ) is not None:  # entries commit in order: those before it are then as well
+        # The writes of earlier turns must be committed before a call that may depend on them leaves
+        # the object. Entries commit in order, so waiting for the newest one is enough.
+        if (entry := activation.uncommitted) is not None:
             await entry.wait()
         if turn.state != RUNNING:
             raise RuntimeError(
@@ -114,8 +113,8 @@ class _Stub:
             request_id=derived_id(
                 turn.request_id, number, self._name, self._key, method, arguments
             ),
-            # An alarm, a notification or a deletion runs again under its id, which does not tell
-            # whether it ran before.
+            # An alarm, a notification or a deletion runs again under the same id. The id does not
+            # tell whether it ran before, so its calls count as repeated.
             attempt=turn.attempt or int(turn.request_id[0] >= EFFECT),
             timeout_ms=max(1, int(remaining * 1000)),
             metadata=turn.call.metadata,  # with the turn's span, when it has one
@@ -133,7 +132,7 @@ class _Stub:
 
 
 class _Caller:
-    """Waits for one reply. Implements `holdfast_cluster.routing.dispatch.Origin`."""
+    """A caller that waits for one reply. Implements `holdfast_cluster.routing.dispatch.Origin`."""
 
     __slots__ = ("_callee", "future")
 
@@ -155,10 +154,10 @@ class _Caller:
 def derived_id(
     parent: bytes, number: int, kind: str, key: str, method: str, arguments: bytes
 ) -> bytes:
-    """The request id of a turn's call: the same when the turn is run again and calls the same, with
-    the parent's time.
+    """Return the request id of a turn's call. It has the parent's time. It is the same when the
+    turn runs again and makes the same call.
 
-    It is a UUIDv7 in form: 48 bits of time, version and variant bits, 74 bits of BLAKE2b.
+    It has the form of a UUIDv7: 48 bits of time, version and variant bits, 74 bits of BLAKE2b.
     """
     digest = blake2b(parent, digest_size=10)
     for part in (

@@ -1,5 +1,5 @@
-"""Ends turns that shall not go on: at their deadline, when nobody waits for them any more, or
-because an operator says so."""
+"""Cancelling turns: at their deadline, when no caller waits any more, or when an operator aborts
+them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from holdfast_node.objects.requests import Requests, moved
 log = logging.getLogger(__name__)
 
 _ABANDON_AGAIN_S = 0.5
-_ABANDON_S = 5.0  # how long a turn that was cancelled may take to end
+_ABANDON_S = 5.0  # how long a cancelled turn may take to end
 
 
 class Cancellation:
-    """Cancels the turns of a node. One that goes on all the same is abandoned: whatever it still
-    does is void."""
+    """Cancels the turns of a node. A turn that does not end then is abandoned: all that it still
+    does is ignored."""
 
     def __init__(self, requests: Requests, activations: Activations, outcomes: Outcomes) -> None:
         self._requests = requests
@@ -33,14 +33,15 @@ class Cancellation:
         self._loop = asyncio.get_running_loop()
         self._deadlines = Deadlines(requests.turns, self._expire)
         self.watch = self._deadlines.watch
-        """A turn with this deadline, of the loop's clock, has begun to wait or to run."""
+        """Called with the deadline, of the loop's clock, of a turn that begins to wait or to
+        run."""
 
     def close(self) -> None:
         self._deadlines.close()
 
     def _expire(self, turn: Turn) -> None:
-        """A deadline passed: a turn that waits in the mailbox never starts, one that runs is
-        cancelled and rolled back."""
+        """End a turn whose deadline has passed. A turn in the mailbox never starts. A running turn
+        is cancelled and rolled back."""
         if turn.state == QUEUED:
             self._unqueue(turn, _expired(turn))
         elif turn.state == RUNNING and turn.stopped is None:
@@ -51,7 +52,7 @@ class Cancellation:
             self._abandon(turn)
 
     def _stop(self, turn: Turn, why: HoldfastError) -> None:
-        """Cancel a running turn, which is rolled back; one that goes on all the same
+        """Cancel a running turn, which is rolled back. If it does not end within `_ABANDON_S`, it
         is abandoned."""
         turn.stopped = why
         turn.deadline = self._loop.time() + _ABANDON_S
@@ -59,10 +60,10 @@ class Cancellation:
         turn.cancel()
 
     def cancel(self, request_id: bytes, port: ReplyPort, number: int) -> None:
-        """Who made call `number` waits no more. When nobody else waits for the request, its turn
-        does not begin, or is rolled back.
+        """Take call `number` of `port` off a request: its caller does not wait any more. If no
+        other caller waits for the request, its turn does not begin, or is rolled back.
 
-        What is committed already stays. The answer still goes to `port`, which counts it.
+        Committed writes stay. The answer still goes to `port`, which counts it.
         """
         turn = self._requests.turns.get(request_id)
         if turn is None:
@@ -77,7 +78,7 @@ class Cancellation:
         if turn.given_up or (port, number) not in waiters:
             return
         waiters.remove((port, number))
-        # a connection that is gone waits for nothing
+        # A closed connection does not wait any more.
         waiters = [(other, its) for other, its in waiters if not other.closed]
         error = Aborted("its caller waits no more", definite=True)
         error.request_id = request_id
@@ -94,17 +95,16 @@ class Cancellation:
             self._stop(turn, error)
 
     def _tell_given_up(self, turn: Turn, port: ReplyPort, number: int) -> None:
-        """Answer one who waits no more for a turn that goes on for others, or runs again
-        for them."""
+        """Answer a call that was cancelled, while the turn goes on or runs again for others."""
         error = Aborted("its caller waits no more")
         error.request_id = turn.request_id
         port.reply(number, b"", error_to_proto(error), turn.activation.shard)
 
     def abort(self, kind: str, key: str) -> Turn | None:
-        """Roll back the running turn of an object, for an operator, or end a read when no turn
-        runs.
+        """Roll back the running turn of an object, for an operator. If no turn runs, end a read.
 
-        The turn, or None when none runs or it is committed already.
+        Return the turn or read; None if none runs, or if the turn has ended and waits for its
+        commit.
         """
         activation = self._activations.get(kind, key)
         turn = None if activation is None else activation.turn
@@ -120,7 +120,7 @@ class Cancellation:
         return turn
 
     def _unqueue(self, turn: Turn, error: HoldfastError) -> None:
-        """Answer a turn that waits in its mailbox: it never begins."""
+        """Answer a turn that waits in its mailbox, and remove it there: it never begins."""
         turn.state = DONE
         error.request_id = turn.request_id
         self._requests.finish(turn, b"", error_to_proto(error))
@@ -129,27 +129,28 @@ class Cancellation:
             mailbox.remove(turn)
 
     def _abandon_read(self, turn: Turn) -> None:
-        """A read goes on though it was cancelled: it is answered, and sees nothing any more."""
+        """Answer a read that goes on after it was cancelled. It sees nothing any more."""
         assert turn.stopped is not None
         turn.stopped.request_id = turn.request_id
         turn.stopped.definite = turn.calls_made == 0
         self.drop_read(turn, error_to_proto(turn.stopped))
 
     def drop_read(self, turn: Turn, error: pb.Error) -> None:
-        """Answer a read; whatever it still does is void."""
+        """Answer a read, and ignore all that it still does."""
         turn.abandon()
         turn.activation.close_read(turn)
         self._requests.finish(turn, b"", error)
 
     def _abandon(self, turn: Turn) -> None:
-        """A handler goes on though it was cancelled: its object goes on without it, from storage,
-        and what it still does is void."""
+        """Answer a turn that goes on after it was cancelled, and ignore all that it still does. Its
+        object starts anew from storage."""
         activation = turn.activation
         assert activation.turn is turn
         if not activation.forgotten and (
             activation.uncommitted is not None or not activation.storage.layers.settled()
         ):
-            # The next activation would read the store, which does not show yet what this one wrote.
+            # The next activation would read the store, where the writes of this one are not visible
+            # yet.
             turn.deadline = self._loop.time() + _ABANDON_AGAIN_S
             self._deadlines.watch(turn.deadline)
             return
@@ -164,7 +165,7 @@ class Cancellation:
         self._activations.forget(activation)
         activation.storage.rollback()
         for read in list(activation.reads or ()):
-            read.cancel()  # its rows are no longer those of the object: it is made again
+            read.cancel()  # its rows are not the object's any more; it runs again
         self._outcomes.failed += 1
         assert turn.stopped is not None
         turn.stopped.request_id = turn.request_id
@@ -174,7 +175,8 @@ class Cancellation:
             if queued.state == QUEUED:
                 self._requests.turns.pop(queued.request_id, None)
                 queued.state = DONE
-                # Holdfast's own, bound to this activation: whoever wanted it asks again
+                # A turn of Holdfast's own is bound to this activation. The service that wanted it
+                # tries again.
                 if type(queued.handler) is not Handler:
                     queued.port.reply(queued.number, b"", moved(activation.shard.number), None)
                     continue

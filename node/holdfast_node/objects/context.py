@@ -1,5 +1,5 @@
-"""What an instance of a user's class has of its object: `holdfast.object.Context`, in turns and in
-reads beside them."""
+"""The context of an instance of a user's class (`holdfast.object.Context`), in turns and in
+reads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from holdfast_node.objects.notifier import Notifier
 
 
 def make_instance(context: TurnContext | ReadContext) -> DurableObject:
-    """A new instance of the user's class, with its context in place before its `__init__` runs."""
+    """Return a new instance of the user's class. It has its context before its `__init__` runs."""
     cls = context.activation.kind.cls
     instance = cls.__new__(cls)
     instance._context = context
@@ -30,7 +30,7 @@ def make_instance(context: TurnContext | ReadContext) -> DurableObject:
 
 
 class TurnContext:
-    """Implements `holdfast.object.Context` for the turns of an object, and
+    """The context of the turns of an object. Implements `holdfast.object.Context` and
     `holdfast_node.objects.calls.Calling`."""
 
     __slots__ = ("_environment", "activation")
@@ -93,12 +93,12 @@ class TurnContext:
 
 
 class ReadContext:
-    """Implements `holdfast.object.Context` for one read, which `turn` stands for; and
-    `holdfast_node.objects.calls.Calling`.
+    """The context of one read. Implements `holdfast.object.Context` and
+    `holdfast_node.objects.calls.Calling`. `turn` is the read itself.
 
-    A read sees what turns that ended have stored, through the layers of its object's activation, so
-    it needs no copy of them. Its reply waits for the object's newest entry, as that of a turn does:
-    what it tells is committed.
+    A read sees the writes of ended turns through the storage layers of its object's activation, so
+    it needs no copy. Like the reply of a turn, its reply waits for the object's newest entry. So it
+    tells only committed state.
     """
 
     __slots__ = ("_outgoing", "_turn", "activation", "rows")
@@ -113,12 +113,13 @@ class ReadContext:
 
     @property
     def turn(self) -> Turn | None:
-        """The read; None when it has ended."""
+        """The read; None after its end."""
         return None if self.rows.closed else self._turn
 
     @property
     def in_chain(self) -> str:
-        """Calls that come back to the object do not wait for a read."""
+        """The name of the read in chains of calls. It is not the object's name: calls that come
+        back to the object do not wait for a read."""
         return f"(read) {self.activation.name}"
 
     # -- holdfast.object.Context
@@ -161,7 +162,7 @@ class ReadContext:
 
 
 class ReadAlarms:
-    """The alarms of an object as turns that ended have left them. Implements
+    """The alarms of an object as ended turns have left them. Implements
     `holdfast.alarms.Alarms`."""
 
     __slots__ = ("_activation", "_rows")

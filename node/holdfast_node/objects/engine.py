@@ -1,8 +1,8 @@
-"""The engine: takes calls, and runs turns one at a time for each object.
+"""The engine takes calls, and runs turns one at a time for each object.
 
 The path of a call: `deliver` finds the activation, and queues the turn or starts it. `ended` puts
-what the turn wrote into its shard's entry, and has the answer wait for that (`gate`). Nothing on
-this path makes a task, takes a lock or awaits.
+the turn's writes into its shard's entry, and the answer waits for that entry (`gate`). This path
+makes no task, takes no lock and awaits nothing.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ from holdfast_node.objects.spans import TurnSpan
 from holdfast_node.objects.stats import KindStats
 from holdfast_node.objects.top_keys import SAMPLE, TopKeys
 
-_TURNS_IN_A_ROW = 64  # of one object, before the loop gets a chance to do something else
+_TURNS_IN_A_ROW = 64  # of one object; then the event loop does other work
 
 
 class Engine:
-    """All objects of a node. Not thread-safe: it lives on the event loop.
-    Implements `TurnRunner`."""
+    """Runs the objects of a node. Not thread-safe: it runs on the event loop. Implements
+    `TurnRunner`."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Engine:
         self.stats: dict[str, KindStats] = {name: KindStats() for name in app.kinds}
         for name, kind in app.kinds.items():
             for method in kind.handlers:
-                # shown as zero before the first call, so that rates begin there
+                # Metrics show zero before the first call, so that rates begin there.
                 _ = self.stats[name][method]
         self.top_keys = TopKeys(self.loop.time())
 
@@ -113,13 +113,13 @@ class Engine:
         return len(self._in_flight)
 
     def find(self, kind: str, key: str) -> Activation | None:
-        """The activation of an object, if it is in memory."""
+        """Return the activation of an object; None if it is not in memory."""
         return self._activations.get(kind, key)
 
     # -- a call comes
 
     def deliver(self, call: pb.Call, port: ReplyPort) -> None:
-        """Take a call; its reply goes to `port`, now or later."""
+        """Take a call. Its reply goes to `port`, now or later."""
         request_id = call.request_id
         running = self._in_flight.get(request_id)
         if running is not None:
@@ -148,17 +148,17 @@ class Engine:
             if (again or now < shard.look_until) and not handler.reads:
                 if call.notification:
                     if activation.already_received(call.notification):
-                        # as a turn of its own, so that its answer waits for what the first one's
-                        # waits for
+                        # A turn of its own, so that its answer waits for the same entry as the
+                        # first one's.
                         handler = _AGAIN
-                        # the sender, on this very node perhaps, still has the one that came
+                        # A copy, because a sender on this node may still use the original.
                         other = pb.Call()
                         other.CopyFrom(call)
                         other.ClearField("notification")
                         call = other
                 else:
                     if again:
-                        self._committer.flush_visible()  # what is committed may be staged still
+                        self._committer.flush_visible()  # committed rows may be staged still
                     identity = identity_of(activation.digest, handler, call)  # type: ignore[arg-type]
                     kept = responses.find(shard, identity, call, before=not again)
                     if kept is not None:
@@ -195,7 +195,7 @@ class Engine:
         handler: Handler | Sending | Firing | InternalHandler,
         port: ReplyPort,
     ) -> None:
-        """Start a turn, or have it wait for those before it."""
+        """Start a turn, or queue it behind the earlier ones."""
         request_id = call.request_id
         shard = activation.shard
         now = self.loop.time()
@@ -230,7 +230,7 @@ class Engine:
     def _run_beside(
         self, activation: Activation, call: pb.Call, handler: Handler | Sending, port: ReplyPort
     ) -> None:
-        """Run a call that waits for no turn: a read, or one that is stored to be run later."""
+        """Run a call that waits for no turn: a read, or a call that is stored to run later."""
         now = self.loop.time()
         activation.last_used = now
         deadline = now + min(
@@ -256,7 +256,7 @@ class Engine:
             )
         number = self._shards.number_of(call.kind, call.key)
         shard = self._shards.get(number)
-        # a turn that is let end may call others
+        # Turns that may still end can call other objects, so a call with a chain is taken.
         if (
             shard is None
             or shard.until <= boottime()
@@ -280,8 +280,8 @@ class Engine:
         return activation
 
     def _check_chain(self, call: pb.Call, activation: Activation) -> None:
-        """Only an object with a running turn can be in the chain: those that are in it wait for
-        this very call."""
+        """Raise Deadlock if the object is in the call's chain: its running turn waits for this very
+        call."""
         chain = list(call.chain)
         if activation.name in chain:
             cycle = (*chain[chain.index(activation.name) :], activation.name)
@@ -314,26 +314,23 @@ class Engine:
                 coroutine = handler.invoke(
                     activation.instance, turn.call.arguments, turn.call.codec == pb.CODEC_JSON
                 )
-            except (
-                BaseException
-            ) as error:  # what a class of the user's raises when its arguments are made
+            except BaseException as error:  # raised by a user's class while arguments are decoded
                 self.ended(turn, None, error)
             else:
                 turn.run(coroutine)
         else:
             turn.run(_as_coroutine(handler, activation.instance, turn.call))
         self._starting = False
-        if turn.state == RUNNING:  # it waits for something: from now on its deadline matters
+        if turn.state == RUNNING:  # the handler waits, so its deadline matters now
             self.cancellation.watch(turn.deadline)
 
     async def _first(self, turn: Turn) -> Any:
-        """The first turn of an instance: it is made, activated and called, all in
-        one transaction."""
+        """Make, activate and call an instance in its first turn, all in one transaction."""
         activation = turn.activation
         activation.instance = instance = make_instance(TurnContext(activation, self._environment))
         if activation.kind.on_activate is not None:
-            # Its calls are numbered apart: whether it runs at all depends on what is in memory, and
-            # a retry must find its own ids.
+            # The calls of `on_activate` have numbers of their own. Whether it runs depends on the
+            # objects in memory, and the handler's calls must have the same ids in a retry.
             turn.call_number = ON_ACTIVATE_CALLS
             waits = activation.kind.on_activate(instance)
             if inspect.isawaitable(waits):
@@ -344,20 +341,20 @@ class Engine:
                 instance, turn.call.arguments, turn.call.codec == pb.CODEC_JSON
             )
         except UnfitArguments:
-            activation.instance = None  # what on_activate did is rolled back
+            activation.instance = None  # the writes of on_activate are rolled back
             raise
         return await result if turn.handler.is_async else result
 
     def ended(self, turn: Turn, value: Any, error: BaseException | None) -> None:
-        """The handler of a turn has ended. Implements `TurnRunner`."""
+        """Answer a turn whose handler has ended, or roll it back. Implements `TurnRunner`."""
         activation = turn.activation
         storage = activation.storage
         outcomes = self.outcomes
         entry: Entry | None = None
         turn.ended_at = perf_counter()
         if not activation.shard.owned:
-            # The shard went away under it: nothing of it may be kept, and somebody else will run
-            # it.
+            # The shard has left this node during the turn: roll it back. The next owner runs it
+            # again.
             storage.rollback()
             activation.deactivating = False
             activation.turn = None
@@ -374,7 +371,7 @@ class Engine:
         if error is not None:
             storage.rollback()
             activation.deactivating = False
-            # of those the handler, and so the instance, has not seen anything
+            # With unfit arguments the handler did not run, so the instance may stay.
             if not isinstance(error, UnfitArguments):
                 activation.instance = None
             outcomes.set_error(turn, error)
@@ -392,12 +389,12 @@ class Engine:
         answer_when_committed(self.requests, turn, entry)
         if activation.deactivating:
             self.eviction.deactivate(activation)
-        # whoever starts turns in a row goes on by itself
+        # While `_starting`, the loop in `_next` goes on by itself.
         if activation.mailbox and not self._starting:
             self._next(activation)
 
     def _next(self, activation: Activation) -> None:
-        """Start the turns that wait for an object, until one of them has to wait itself."""
+        """Start the turns that wait for an object, until one of them has to wait."""
         mailbox = activation.mailbox
         for _ in range(_TURNS_IN_A_ROW):
             if activation.turn is not None or not mailbox:
@@ -423,11 +420,12 @@ class Engine:
         timeout_s: float = 0.0,
         metadata: dict[str, str] | None = None,
     ) -> None:
-        """Run a turn of Holdfast's own on an object; `done` gets its error, or None, when it is
-        committed.
+        """Run a turn of Holdfast's own on an object. `done` gets the turn's error, or None when it
+        is committed.
 
-        `handler` makes what stands in for its handler; a HoldfastError that it raises is the
-        turn's. `timeout_s`: its deadline, with the time in which it waits; 0: that of any call.
+        `handler` returns the stand-in for a handler; a HoldfastError that it raises is the turn's
+        error. `timeout_s`: the deadline in seconds, with the time in the mailbox; 0: the default
+        deadline.
         """
         call = pb.Call(
             kind=kind,
@@ -439,7 +437,9 @@ class Engine:
         )
         port = _Told(done)
         if request_id in self._in_flight:
-            port.reply(0, b"", error_to_proto(overloaded("it fires already")), None)
+            port.reply(
+                0, b"", error_to_proto(overloaded("the same turn is under way already")), None
+            )
             return
         try:
             activation = self._activations.use(kind, key) or self._activate(call)
@@ -457,8 +457,8 @@ class Engine:
         self._enqueue(activation, call, bound, port)
 
     def _run_on_evict(self, activation: Activation, instance: DurableObject) -> None:
-        """Run the hook of an instance that the activation has lost, if there is one and anything is
-        left of the object."""
+        """Run the `on_evict` hook, if there is one, of an instance that the activation has lost. An
+        expired object runs none."""
         hook = activation.kind.on_evict
         if hook is None or activation.has_expired():
             return
@@ -488,15 +488,15 @@ class Engine:
     # -- time passes, and ends
 
     def tick(self) -> None:
-        """Follow the clock and evict what is idle or too much; call it a few times a second."""
+        """Follow the clock, and evict objects. Call it a few times a second."""
         self._responses.tick()
         self._shards.tick(boottime())
         self.top_keys.tick(self.loop.time())
         self.eviction.tick()
 
     async def drain(self, timeout_s: float) -> None:
-        """Take no new objects, let running turns end (at most `timeout_s`), and flush what they
-        wrote."""
+        """Activate no more objects, let running turns end within `timeout_s` seconds, and flush
+        their writes."""
         self._draining = self.outcomes.draining = True
         until = self.loop.time() + timeout_s
         while self._in_flight and self.loop.time() < until:
@@ -508,12 +508,12 @@ class Engine:
         await self._committer.drain()
 
     async def close(self) -> None:
-        """Stop for good."""
+        """Stop the engine for good."""
         self.cancellation.close()
 
 
 class _Nobody:
-    """The port of turns that nobody asked for."""
+    """The port of turns that no caller has asked for."""
 
     closed = False
 
@@ -524,7 +524,7 @@ class _Nobody:
 
 
 class _Told:
-    """The port of a turn of Holdfast's own: tells a function."""
+    """The port of a turn of Holdfast's own: it calls a function."""
 
     __slots__ = ("_done",)
     closed = False
@@ -539,7 +539,7 @@ class _Told:
 
 
 def _on_evict(self: object) -> None:
-    """Stands in for the handler of an eviction in logs."""
+    """Stand in for the handler in the logs of an eviction."""
 
 
 _EVICT = Handler("on_evict", _on_evict, "DurableObject")

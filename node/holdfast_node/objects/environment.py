@@ -1,4 +1,4 @@
-"""What all objects of a node have in common."""
+"""The environment that all objects of a node share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from holdfast_node.store.rocks import Store
 
 
 class Outgoing(Protocol):
-    """What takes the calls and notifications that leave objects: a dispatcher."""
+    """A dispatcher, which takes the calls and notifications that leave objects."""
 
     def submit(self, call: pb.Call, origin: Any) -> int: ...
     def cancel(self, number: int, heir: Any) -> bool: ...
@@ -25,15 +25,15 @@ class Outgoing(Protocol):
 
 @dataclass(slots=True)
 class CacheSize:
-    """The bytes of the hot caches of all activations that are in memory."""
+    """The bytes of the hot caches of all activations in memory."""
 
     bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """`outgoing`: what takes calls to other objects. `sent`: what objects send. `alarms` and
-    `expiry`: what is due when."""
+    """The parts that all objects of a node use. `outgoing`: takes calls to other objects. `sent`:
+    takes notifications. `alarms` and `expiry`: the indexes by time."""
 
     store: Store
     limits: StorageLimits

@@ -1,5 +1,5 @@
-"""Takes objects out of memory: those that are idle, those that are too many, and those that an
-operator names."""
+"""Eviction of objects from memory: idle ones, the oldest ones when there are too many, and those
+that an operator names."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from holdfast_node.objects.limits import EngineLimits
 from holdfast_node.objects.requests import overloaded
 
 REST_PATIENCE_S = 10.0
-"""How long an operator waits for a busy object; less than gateways wait for a node."""
+"""How long an operator's request waits for a busy object; less than gateways wait for a node."""
 _EVICTED_MAX = 1_000  # at once
 
 
 class Eviction:
-    """Evicts only objects that are at rest: eviction loses nothing."""
+    """Evicts objects that are at rest, so that eviction loses nothing."""
 
     def __init__(
         self,
@@ -31,8 +31,8 @@ class Eviction:
         cache: CacheSize,
         run_on_evict: Callable[[Activation, DurableObject], None],
     ) -> None:
-        """`run_on_evict`: runs the hook of an instance that its activation has lost, if there is
-        one."""
+        """`run_on_evict`: runs the `on_evict` hook, if there is one, of an instance that its
+        activation has lost."""
         self._app = app
         self._limits = limits
         self._activations = activations
@@ -42,7 +42,8 @@ class Eviction:
         self.count = 0
 
     def tick(self) -> None:
-        """Evict what is idle or too much; call it a few times a second."""
+        """Evict idle objects, and the oldest ones if the caches are too large. Call it a few times
+        a second."""
         for _ in range(_EVICTED_MAX):
             if self._cache.bytes <= self._limits.cache_bytes_max or not self.evict_oldest():
                 break
@@ -54,15 +55,15 @@ class Eviction:
             )
 
     def evict_share(self, share: float) -> None:
-        """Evict this share of the activations, least recently used first: the process uses too much
-        memory."""
+        """Evict this share of the activations, least recently used first. Called when the process
+        uses too much memory."""
         for _ in range(min(10_000, int(len(self._activations) * share) + 1)):
             if not self.evict_oldest():
                 break
 
     async def evict_object(self, kind: str, key: str) -> bool:
-        """Take an object out of memory when it is at rest; whether it was there. Raises Overloaded
-        while it is busy."""
+        """Evict an object when it is at rest, and return whether it was in memory. Raises
+        Overloaded if it stays busy for REST_PATIENCE_S."""
         until = self._loop.time() + REST_PATIENCE_S
         activation = self._activations.get(kind, key)
         if activation is None:
@@ -80,7 +81,8 @@ class Eviction:
         return True
 
     def evict_oldest(self) -> bool:
-        """Evict the least recently used activation that is at rest; False when there is none."""
+        """Evict the least recently used activation that is at rest. Return False if there is
+        none."""
         for activation in self._activations.oldest_first():
             if activation.at_rest():
                 self._evict(activation)
@@ -88,15 +90,16 @@ class Eviction:
         return False
 
     def deactivate(self, activation: Activation) -> None:
-        """Its handler has asked to leave memory. Turns that wait already get a new instance."""
+        """Drop the instance of an object whose handler has asked for it. Turns that wait already
+        get a new instance."""
         activation.deactivating = False
         self._activations.retire(activation)
         instance, activation.instance = activation.instance, None
         if instance is not None:
-            self._run_on_evict(activation, instance)  # with which turns that wait may begin
+            self._run_on_evict(activation, instance)  # its end may start waiting turns
 
     def _evict_idle(self, kind: str, unused_since: float) -> None:
-        """Evict those of a kind that had no call since then."""
+        """Evict the objects of a kind that had no call since `unused_since`."""
         idle: list[Activation] = []
         for activation in self._activations.of_kind(kind):
             if activation.last_used > unused_since or len(idle) >= _EVICTED_MAX:
@@ -107,8 +110,8 @@ class Eviction:
             self._evict(activation)
 
     def _evict(self, activation: Activation) -> None:
-        """Take one that is at rest out of memory, or have it run its `on_evict`: then it is evicted
-        when that has ended."""
+        """Evict an activation that is at rest. If it has to wait for its `on_evict`, it is evicted
+        after that has ended."""
         instance, activation.instance = activation.instance, None
         if instance is not None:
             self._run_on_evict(activation, instance)

@@ -1,8 +1,7 @@
-"""The output gate: an answer leaves when what it tells of is committed.
+"""The output gate: an answer leaves when the writes that it tells of are committed.
 
-A reply whose turn wrote leaves with the entry it wrote to. Any other reply of that object, an
-error's too, that comes while the object's newest entry is not committed, leaves with that entry, so
-no reply tells of what may yet be lost.
+If a turn wrote, its reply leaves with the turn's entry. If a turn did not write, or failed, its
+answer waits for the object's newest entry. So no answer tells of writes that may yet be lost.
 """
 
 from __future__ import annotations
@@ -15,15 +14,17 @@ from holdfast_node.objects.requests import Requests
 
 
 def answer_when_committed(requests: Requests, turn: Turn, entry: Entry | None) -> None:
-    """Answer a turn, or a read, when what it wrote (`entry`), or may have seen, is committed."""
+    """Answer a turn or a read when the writes that it made (`entry`) or may have seen are
+    committed."""
     activation = turn.activation
     gate = entry or activation.uncommitted
     if gate is None:
         requests.finish(turn, turn.result, turn.error)
     elif entry is None and activation.shard.read_only is not None:
-        # What it saw may wait for long: it must not wait with it, and fill the node.
+        # The write that it saw may wait for long. If the answer waited too, such answers would fill
+        # the node.
         held = Unavailable(
-            f"{activation.name} has a write that waits: {activation.shard.read_only}",
+            f"a write of {activation.name} waits to commit: {activation.shard.read_only}",
             definite=turn.calls_made == 0,
             retryable=True,
             retry_after_s=1.0,

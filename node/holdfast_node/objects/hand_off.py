@@ -1,4 +1,4 @@
-"""What happens to the turns of a shard that goes to another node."""
+"""The turns of a shard that goes to another node."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from holdfast_node.objects.requests import Requests, moved
 
 
 class ShardTurns:
-    """The turns of each shard of a node. Forgets the objects of shards that are no longer owned."""
+    """Ends the turns of shards that leave this node. Forgets the objects of shards that the node
+    does not own any more."""
 
     def __init__(
         self,
@@ -25,7 +26,7 @@ class ShardTurns:
         shards.listeners.append(self._dropped)
 
     def close(self, shard: Shard) -> None:
-        """Begin no new turns of a shard; those that wait are sent elsewhere."""
+        """Begin no new turns of a shard. Waiting calls are sent to the next owner."""
         shard.closing = True
         for turn in list(self._requests.turns.values()):
             activation = turn.activation
@@ -35,18 +36,18 @@ class ShardTurns:
                 self._requests.finish(turn, b"", moved(shard.number))
 
     def open(self, shard: Shard) -> None:
-        """Begin turns again."""
+        """Begin turns of a shard again."""
         shard.closing = False
 
     def are_over(self, shard: Shard) -> bool:
-        """Whether nothing of a shard runs, or waits to be committed."""
+        """Return whether no turn of a shard runs or waits, and no entry waits to be committed."""
         return shard.gathering is None and not any(
             turn.activation.shard is shard for turn in self._requests.turns.values()
         )
 
     def cancel(self, shard: Shard) -> None:
-        """Cancel what still runs of a closed shard; it is run again by the next owner. Reads, which
-        can do no harm, end at once."""
+        """Cancel the running turns of a closed shard. The next owner runs them again. Reads end at
+        once, because they can do no harm."""
         for turn in list(self._requests.turns.values()):
             if turn.activation.shard is shard and turn.state == RUNNING:
                 if turn.read_rows is not None:
@@ -54,8 +55,8 @@ class ShardTurns:
                 turn.cancel()
 
     def _dropped(self, shards: set[Shard]) -> None:
-        """These shards are no longer served: forget their activations, and let what waits be sent
-        elsewhere."""
+        """Forget the activations of shards that this node does not own any more. Waiting calls are
+        sent to the next owners."""
         for activation in self._activations.of_shards(shards):
             self._activations.forget(activation)
             for turn in activation.mailbox or ():

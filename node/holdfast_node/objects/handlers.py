@@ -1,4 +1,4 @@
-"""What stands in for a handler in turns of Holdfast's own."""
+"""Stand-ins for a handler, in turns of Holdfast's own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from holdfast.signature import Around, invoke_around
 
 
 class InternalHandler:
-    """Stands in for a handler: a turn of Holdfast's own, which needs no instance of the user's
+    """A stand-in for a handler, for a turn of Holdfast's own that needs no instance of the user's
     class."""
 
     __slots__ = ("deletes", "is_async", "name", "what")
@@ -20,8 +20,8 @@ class InternalHandler:
     def __init__(
         self, name: str, what: Callable[[], Any], is_async: bool = False, deletes: bool = False
     ) -> None:
-        """`what` is called in the turn; with `is_async` it gives a coroutine. `deletes`: it leaves
-        nothing of the object."""
+        """`what` is called in the turn; with `is_async` it returns a coroutine. `deletes`: whether
+        it deletes the whole object."""
         self.name = name
         self.what = what
         self.is_async = is_async
@@ -32,14 +32,14 @@ class InternalHandler:
 
 
 class Firing:
-    """Stands in for a handler: `on_alarm` of an object, for one alarm."""
+    """A stand-in for a handler, which calls `on_alarm` of an object for one alarm."""
 
     __slots__ = ("_arounds", "_begin", "is_async", "name", "ran")
     reads = False
 
     def __init__(self, begin: Callable[[], Alarm | None], arounds: tuple[Around, ...] = ()) -> None:
-        """`begin` is called in the turn: what the handler gets, or None when there is nothing to be
-        done."""
+        """`begin` is called in the turn. It returns the alarm for the handler, or None if there is
+        nothing to do."""
         self._begin = begin
         self._arounds = arounds
         self.ran = False

@@ -1,15 +1,16 @@
-"""What the owned shards need of a node's kinds: which of its kinds they have objects of, and which
-that it lacks are asked for.
+"""The kinds that the owned shards need: kinds of which they have objects, and kinds that calls ask
+for and the node lacks.
 
-An owner that lacks a kind refuses a call as `LacksKind` while any node has the kind, or may have
-it; gateways hold the call. The owner then asks that the shard be handed to a member that has the
-kind (`Hosting.asks`). The controller decides to whom.
+When an owner lacks a kind that another node has, or may have, it refuses a call with `LacksKind`.
+Gateways hold the call. The owner then asks the controller to hand the shard to a member that has
+the kind (`Hosting.asks`). The controller chooses the member.
 
-When no such member has all that the shard is used for, somebody has to wait. The owner asks for a
-member only if more objects that wait would be served there than objects that were used would be
-lacking there, both within `MEMORY_S`. So every hand-over raises the number of objects that are
-served, and a shard that several apps want does not go back and forth. A shard that was handed over
-stays for `EVERY_S`, whatever it is asked for.
+If no member has all kinds that the shard needs, some objects have to wait. The owner then compares
+two numbers for a member, both of the last `MEMORY_S` seconds: the waiting objects that the member
+would serve, and the used objects that the member could not serve. It asks for the member only if
+the first number is larger. So every hand-over raises the number of served objects, and a shard that
+several apps want does not go back and forth. A shard that was handed over stays for `EVERY_S`
+seconds at least.
 """
 
 from __future__ import annotations
@@ -36,24 +37,27 @@ log = logging.getLogger(__name__)
 
 INTERVAL_S = 0.25
 EVERY_S = 10.0
-"""How long a shard that was handed over is not asked away, and is taken to need all kinds of its
+"""For so long after a hand-over the new owner does not ask for another member. It also does not
+tell which kinds the shard holds, so the plan assumes that the shard needs all kinds of its
 owner."""
 MEMORY_S = 30.0
-"""How long an object counts as asked for, or as used; as long as a call is held by default."""
+"""How long an object counts as asked for, or as used. It is as long as a call is held by
+default."""
 LOOK_S = 10.0
 OBJECTS_MAX = 1_000
-"""Objects of one shard that are remembered as asked for."""
+"""The most objects of one shard that are remembered as asked for."""
 SHARDS_MAX = 4_096
-"""A node that owns more shards does not tell what they hold: the value in etcd stays below
-200 KB."""
-_COUNT_S = 1.0  # how old the count of used objects may be: it looks at every object in memory
-_STEP = 100  # shards that are looked into between two chances for the loop to do something else
+"""A node that owns more shards does not tell which kinds they hold, so that the value in etcd stays
+below 200 KB."""
+_COUNT_S = 1.0  # the count of used objects may be so old: it looks at every object in memory
+_STEP = 100  # after so many shards the event loop does other work
 
 _Object = tuple[str, str]
 
 
 class ShardKinds:
-    """Of one node: its kinds, those of the others, and what its shards need. Lives on the loop."""
+    """The kinds of one node and of the other nodes, and the kinds that its shards need. It runs on
+    the event loop."""
 
     def __init__(
         self,
@@ -64,8 +68,8 @@ class ShardKinds:
         active: Callable[[set[Shard]], Iterable[Activation]],
         clock: Callable[[], float],
     ) -> None:
-        """`active`: the objects of shards that are in memory. `clock`: the one by which their last
-        use is told."""
+        """`active`: returns the objects of shards that are in memory. `clock`: the clock of their
+        `last_used`."""
         self._mine = frozenset(mine)
         self.known = known
         self._store = store
@@ -81,37 +85,38 @@ class ShardKinds:
         self._used: Counter[tuple[Shard, str]] = Counter()
         self._count_at = 0.0
 
-    # -- what calls, alarms and notifications meet
+    # -- refusals, for calls, alarms and notifications
 
     def refusal(self, shard: Shard, kind: str, key: str, attempt: int) -> HoldfastError:
-        """Why a call for a kind that this node lacks is not run here. NotFound only when no node
-        has the kind, or may have it."""
+        """Return the error of a call for a kind that this node lacks, and note that the kind is
+        asked for. It is NotFound only if no node has the kind or may have it."""
         if self.elsewhere(kind):
             self.ask(shard, kind, key)
             return LacksKind(f"this node lacks kind {kind}", definite=True, retryable=True)
         error = no_kind(kind, self._mine | self.known.names())
-        error.definite = attempt == 0  # an attempt before this one may have met a node that had it
+        error.definite = attempt == 0  # an earlier attempt may have met a node that had the kind
         return error
 
     def elsewhere(self, kind: str) -> bool:
-        """Whether this node lacks the kind, and another one has it or may have it."""
+        """Return whether this node lacks the kind, and another node has it or may have it."""
         return kind not in self._mine and self.known.might_have(kind)
 
     def ask(self, shard: Shard, kind: str, key: str) -> None:
-        """Something is to be done with an object of a kind that this node lacks."""
+        """Note that a call, an alarm or a notification asks for an object of a kind that this node
+        lacks."""
         objects = self._asked.setdefault(shard, {})
         if len(objects) < OBJECTS_MAX or (kind, key) in objects:
             objects[kind, key] = self._clock()
 
     def lacked(self, kinds: Iterable[str]) -> list[str]:
-        """Those of the kinds that this node lacks."""
+        """Return those of the kinds that this node lacks."""
         return [kind for kind in kinds if kind not in self._mine]
 
-    # -- what is told
+    # -- what the node tells the cluster
 
     async def look(self, view: View) -> None:
-        """Now and then, find out which kinds the owned shards have objects of, as far as it matters
-        to anybody."""
+        """Find out, every `LOOK_S` seconds, of which kinds the owned shards have objects. Only
+        kinds that another member lacks matter."""
         now = self._clock()
         owned = self._shards.owned()
         self._since = {shard: self._since.get(shard, now) for shard in owned}
@@ -144,7 +149,7 @@ class ShardKinds:
         return self._store.any("state", prefix, keys.after(prefix))
 
     def hosting(self, view: View, me: Member) -> Hosting:
-        """What is to be told to the cluster."""
+        """Return what this node has to tell the cluster."""
         settled = {
             shard.number
             for shard, since in self._since.items()
@@ -193,7 +198,8 @@ class ShardKinds:
         return out
 
     def _count_used(self, shards: Collection[Shard], oldest: float) -> None:
-        """Count the objects of shards that were used since then, by kind; now and then."""
+        """Count the objects of shards that were used since `oldest`, by kind, at most every
+        `_COUNT_S` seconds."""
         now = self._clock()
         if not shards or now < self._count_at:
             return
@@ -219,7 +225,8 @@ def _was_handed_over(view: View, shard: Shard) -> bool:
 async def tell(
     kinds: ShardKinds, feed: ViewWatcher, etcd: Etcd, keys: Keys, membership: Membership
 ) -> None:
-    """Write what the shards need under the member's lease, when it has changed; until cancelled."""
+    """Write the kinds that the shards need to etcd, under the member's lease, when they have
+    changed. Runs until cancelled."""
     told: tuple[Hosting, int] | None = None
     while True:
         await asyncio.sleep(INTERVAL_S)
@@ -242,9 +249,11 @@ async def tell(
                 f"{shard} ({' '.join(kinds.lacked(names))})"
                 for shard, names in sorted(new.items())[:20]
             )
-            log.warning("this node lacks kinds that %d shards are asked for: %s", len(new), shown)
+            log.warning(
+                "this node lacks kinds for which %d of its shards get calls: %s", len(new), shown
+            )
         try:
             await etcd.txn([], [put(keys.hosting(me.id), encode(hosting), membership.lease_id)])
             told = hosting, membership.lease_id
         except EtcdError as error:
-            log.debug("cannot tell which kinds the shards need: %s", error)
+            log.debug("cannot tell the cluster which kinds the shards need: %s", error)

@@ -22,7 +22,7 @@ _ARGUMENT_BYTES_MAX = DispatchLimits().argument_bytes_max
 
 
 class Notifier:
-    """What `self.notify(kind, key)` returns: every attribute sends one."""
+    """The stub that `self.notify(kind, key)` returns: each of its methods sends a notification."""
 
     __slots__ = ("_activation", "_delay_ms", "_key", "_kind", "_name", "_sent")
 
@@ -85,8 +85,7 @@ class Notifier:
 
 
 def delay_of(call: pb.Call) -> int:
-    """By how many ms a call that is sent is delayed. Raises InvalidArgument for more than
-    may be."""
+    """Return the delay of a call that is stored, in ms. Raises InvalidArgument above DELAY_MAX."""
     if call.delay_ms > DELAY_MAX / timedelta(milliseconds=1):
         raise InvalidArgument(
             f"a call that is sent can be delayed by {DELAY_MAX.days} days at most",
@@ -97,8 +96,8 @@ def delay_of(call: pb.Call) -> int:
 
 
 def sent_by_client(sent: Sent, turn: Turn, handler: Handler) -> SendNotification:
-    """The notification that a client sends. Raises UnfitArguments; its arguments are stored as
-    msgpack, in which they travel."""
+    """Return the notification that a client sends. Its arguments are stored as msgpack. Raises
+    UnfitArguments, and TooLarge for too many bytes of arguments."""
     call = turn.call
     is_json = call.codec == pb.CODEC_JSON
     named = handler.bind(call.arguments, is_json)

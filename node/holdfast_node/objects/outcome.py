@@ -1,4 +1,4 @@
-"""What a turn ends with: its result or its error, and what it writes into its shard's entry."""
+"""The outcome of a turn: its result or its error, and its writes into its shard's entry."""
 
 from __future__ import annotations
 
@@ -39,12 +39,13 @@ from holdfast_node.store import keys
 log = logging.getLogger(__name__)
 
 _ONES_OWN = InvalidArgument | NotFound | TooLarge
-"""Errors that say that the call is wrong: of a call that a handler made they are the handler's."""
+"""Errors that say that the call is wrong. If a handler made the call, they are the handler's own
+fault."""
 
 
 class Outcomes:
-    """Makes the outcomes of turns. `draining`: the node stops, so a turn that is cancelled is run
-    again elsewhere."""
+    """Makes the outcomes of turns. `draining`: the node stops, so a cancelled turn runs again on
+    another node."""
 
     def __init__(
         self,
@@ -59,12 +60,13 @@ class Outcomes:
         self._result_bytes_max = result_bytes_max
         self.draining = False
         self.failed = 0
-        """Turns whose handler failed; those that it rejected do not count."""
+        """The number of turns whose handler failed; turns that it rejected do not count."""
 
-    # -- what it answers
+    # -- the answer
 
     def set_result(self, turn: Turn, value: Any) -> None:
-        """Take what a handler returned for the turn's result. Raises what is wrong with it."""
+        """Make a handler's value the turn's result. Raises the error with which the turn was
+        stopped, TooLarge, or TypeError if the value cannot be encoded."""
         if turn.stopped is not None:
             raise turn.stopped
         turn.result = _encode(turn, value)
@@ -75,16 +77,18 @@ class Outcomes:
             )
 
     def set_error(self, turn: Turn, error: BaseException) -> None:
-        """Make an exception the turn's error."""
+        """Make an exception the turn's error, and log it if the handler failed."""
         turn.result = b""
         try:
             turn.error = self._failure(turn, error)
-        except Exception as worse:  # an exception of the user's that cannot even be told
+        except Exception as worse:  # of the user's exception, whose text cannot be read
             log.exception(
-                "%s.%s failed, and so did telling why", turn.activation.name, turn.handler.name
+                "%s.%s failed, and its exception cannot be read",
+                turn.activation.name,
+                turn.handler.name,
             )
             told = InternalError(
-                f"{type(error).__name__}, which cannot be told: {type(worse).__name__}",
+                f"{type(error).__name__}, which cannot be read: {type(worse).__name__}",
                 request_id=turn.request_id,
             )
             turn.error = error_to_proto(told)
@@ -96,7 +100,7 @@ class Outcomes:
             and isinstance(error, asyncio.CancelledError)
             and (self.draining or activation.shard.closing)
         ):
-            return moved(activation.shard.number)  # it is run again where the shard is served next
+            return moved(activation.shard.number)  # the next owner runs it again
         failed = _told_as(turn, error)
         failed.request_id = turn.request_id
         self.failed += not isinstance(failed, Rejected)
@@ -118,10 +122,11 @@ class Outcomes:
             )
         return error_to_proto(failed, turn.call.codec)
 
-    # -- what it writes
+    # -- the writes
 
     def writes(self, turn: Turn) -> bool:
-        """Whether a turn that ended well has anything to write, its reply included."""
+        """Return whether a turn that ended well has anything to write: rows, effects, its reply or
+        a dedup mark."""
         call = turn.call
         return (
             turn.activation.storage.changed()
@@ -130,8 +135,8 @@ class Outcomes:
         )
 
     def write(self, turn: Turn) -> Entry:
-        """Put all that a turn wrote into its shard's entry. Raises what stands against it; then
-        nothing is in the entry."""
+        """Put all writes of a turn into its shard's entry. If this raises, nothing is in the entry:
+        Unavailable while the shard is read-only, or an error of the expiry index."""
         activation, handler = turn.activation, turn.handler
         shard, storage, prefix = activation.shard, activation.storage, activation.row_prefix
         if shard.read_only is not None:
@@ -141,7 +146,7 @@ class Outcomes:
             storage.some_expire or activation.expiry_ms or activation.kind.options.ttl is not None
         )
         if expires:
-            # raises what is wrong with the index: staging cannot fail
+            # Raises if the index cannot be read, so that staging cannot fail.
             self._environment.expiry.of(shard)
         entry = self._committer.entry(shard)
         if cleared:
@@ -178,8 +183,8 @@ class Outcomes:
         return entry
 
     def keep_refusal(self, turn: Turn, handler: Handler) -> Entry | None:
-        """Keep the final error of a turn whose caller brought an id of its own: the answer stays
-        the same however often it asks."""
+        """Keep the final error of a turn whose caller brought its own id, so that each retry gets
+        the same answer. Return None, and change the error, while the shard is read-only."""
         shard = turn.activation.shard
         assert turn.error is not None
         if shard.read_only is not None:
@@ -193,11 +198,11 @@ class Outcomes:
         return entry
 
     def store_call(self, turn: Turn, handler: Sending) -> Entry:
-        """Put a client's notification into the outbox of its receiver's own shard, with the reply
-        that says so.
+        """Put a client's notification into the outbox of its receiver's shard, and keep the reply
+        with it.
 
-        Raises HoldfastError when it is refused, and what is wrong with its arguments or with what
-        the shard has to send.
+        Raises HoldfastError if the notification is refused, and other errors if its arguments or
+        the shard's rows cannot be read.
         """
         shard = turn.activation.shard
         if shard.read_only is not None:
@@ -232,12 +237,12 @@ class Outcomes:
 
 
 def _told_as(turn: Turn, error: BaseException) -> HoldfastError:
-    """An exception that ended a turn as its callers see it."""
+    """Return the exception that ended a turn as its callers see it."""
     definite = turn.calls_made == 0
     if turn.stopped is not None:
         turn.stopped.definite = definite
         return turn.stopped
-    # the fault of this handler, which called so, not of its caller
+    # This handler made the wrong call, so it is not the fault of its caller.
     if isinstance(error, _ONES_OWN) and error.callee:
         return ApplicationError(
             f"{error.callee}: {error.message}", type=type(error).__name__, definite=definite
@@ -245,7 +250,8 @@ def _told_as(turn: Turn, error: BaseException) -> HoldfastError:
     if isinstance(error, InvalidArgument | Rejected):
         error.definite = definite
         return error
-    # a call's; raised at this turn's caller it would look like our own
+    # The error of a call that the handler made. To the caller of this turn it would look like an
+    # error of this node.
     if isinstance(error, WrongOwner):
         return InternalError(f"WRONG_OWNER: {error.message}", definite=False)
     if isinstance(error, HoldfastError):
@@ -269,7 +275,7 @@ def _encode(turn: Turn, value: Any) -> bytes:
         if inspect.iscoroutine(value):
             value.close()
         raise TypeError(
-            f"{turn.handler.name}() returned what cannot be sent: {error}{hint}"
+            f"{turn.handler.name}() returned a value that cannot be sent: {error}{hint}"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Calls that wait for no turn: reads, and calls that are stored to be run later."""
+"""Calls that wait for no turn: reads, and calls that are stored to run later."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Reads:
         self._environment = environment
 
     def run(self, turn: Turn, handler: Handler) -> None:
-        """Run a read: a fresh instance, over what turns that ended have stored."""
+        """Run a read on a fresh instance. It sees the writes of ended turns."""
         activation = turn.activation
         turn.state = RUNNING
         self._requests.turns[turn.request_id] = turn
@@ -76,7 +76,7 @@ class Reads:
         answer_when_committed(self._requests, turn, None)
 
     def store(self, turn: Turn, handler: Sending) -> None:
-        """Store a call: it is a notification, sent by a client."""
+        """Store a call as a notification that a client sends."""
         entry = None
         turn.state = RUNNING
         try:
@@ -84,9 +84,7 @@ class Reads:
         except HoldfastError as refusal:
             refusal.request_id = turn.request_id
             turn.error = error_to_proto(refusal, turn.call.codec)
-        except (
-            BaseException
-        ) as error:  # of arguments that break when they are read, or of what the shard has to send
+        except BaseException as error:  # from reading the arguments or the shard's outbox
             self._outcomes.set_error(turn, error)
         turn.ended_at = perf_counter()
         if entry is None:
@@ -97,11 +95,11 @@ class Reads:
 
 
 def runs_beside(handler: Handler, call: pb.Call, shard: Shard) -> Handler | Sending:
-    """What a call that waits for no turn runs. Raises InvalidArgument, and Unavailable while a node
-    does not know such calls."""
+    """Return the handler of a call that waits for no turn. Raises InvalidArgument, and Unavailable
+    while a node is too old to know such calls."""
     if handler.reads and (call.send or call.notification):
         raise InvalidArgument(
-            f"{call.kind}.{call.method} only reads: there is nothing to tell it",
+            f"{call.kind}.{call.method} only reads, so it cannot be notified",
             path="method",
             definite=True,
         )

@@ -1,4 +1,4 @@
-"""The calls of a node that were taken and not answered yet, and the way of their answers."""
+"""The calls of a node that were taken and not answered yet, and how they are answered."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from holdfast_node.objects.activation import COMMITTING, DONE, ReplyPort, Turn
 
 _NEVER = float("inf")
 _JOINED_MAX = 64
-"""Attempts that may wait for one turn beside the first: an honest caller has one or two, for each
-gateway that it has tried."""
+"""The most attempts that may wait for one turn beside the first one. An honest caller has one or
+two for each gateway that it tried."""
 
 
 class _Answer:
@@ -38,11 +38,11 @@ class _Answer:
 
 
 class Requests:
-    """The turns that are queued, run, or wait for their commit, by request id: each is answered
-    once, to all who asked."""
+    """The turns that are queued, run, or wait for their commit, by request id. Each gets one
+    answer, which goes to all its callers."""
 
     def __init__(self, deliver: Callable[[pb.Call, ReplyPort], None]) -> None:
-        """`deliver`: takes a call anew."""
+        """`deliver`: takes a call as if it had just come."""
         self._deliver = deliver
         self.turns: dict[bytes, Turn] = {}
 
@@ -50,18 +50,19 @@ class Requests:
         return len(self.turns)
 
     def finish_with(self, entry: Entry, turn: Turn) -> None:
-        """Answer a turn when an entry is committed, or abandoned with its shard."""
+        """Answer a turn when an entry is committed, or is abandoned because its shard left this
+        node."""
         turn.state = COMMITTING
         turn.deadline = _NEVER
         entry.waiters.append(_Answer(self, turn))
 
     def finish(self, turn: Turn, result: bytes, error: pb.Error | None) -> None:
-        """Answer a turn, to all who wait for it."""
+        """Answer a turn to all callers that wait for it."""
         self.turns.pop(turn.request_id, None)
         shard = turn.activation.shard
         if not shard.owned and error is None:
-            # Committed or not, this node may no longer speak for the shard; the next attempt finds
-            # the kept reply.
+            # Committed or not, this node may not speak for the shard any more. If the turn
+            # committed, the next attempt finds the kept reply.
             result, error = b"", moved(shard.number)
         if error is not None:
             not_definite_after(turn.attempt, error)
@@ -80,8 +81,8 @@ class Requests:
             self.deliver_again(turn, turn.late)
 
     def join(self, turn: Turn, call: pb.Call, port: ReplyPort) -> None:
-        """The same request again while its first attempt is under way: one turn, and everybody who
-        asked is answered."""
+        """Join another attempt to the turn that runs the request already, so that both get its
+        answer. Refuse the attempt if another call has used the id, or if too many wait."""
         before = turn.call
         if (call.kind, call.key, call.method, call.codec, call.arguments, call.send) != (
             before.kind,
@@ -106,7 +107,8 @@ class Requests:
             port.reply(call.id, b"", error_to_proto(full), None)
             return
         turn.attempt = max(turn.attempt, call.attempt)
-        # its turn is being rolled back for those who cancelled it: this one gets another
+        # The turn is being rolled back, because its callers have cancelled it. This attempt gets a
+        # turn of its own.
         if turn.given_up:
             turn.late = [*(turn.late or ()), (port, call.id)]
             return
@@ -115,7 +117,7 @@ class Requests:
         turn.also.append((port, call.id))
 
     def deliver_again(self, turn: Turn, waiters: Iterable[tuple[ReplyPort, int]]) -> None:
-        """Take the call of a turn that is over anew, for each of those who wait for it."""
+        """Deliver the call of an ended turn again, once for each waiting attempt."""
         for port, number in waiters:
             again = pb.Call()
             again.CopyFrom(turn.call)
@@ -125,13 +127,13 @@ class Requests:
 
 
 def overloaded(message: str) -> Overloaded:
-    """The error of a call for which there is no room."""
+    """Return the error of a call for which there is no room."""
     return Overloaded(message, definite=True, retryable=True, retry_after_s=0.1)
 
 
 def moved(shard: int) -> pb.Error:
-    """The error of a call whose shard went away under it: it is run again where the shard is
-    served."""
+    """Return the error of a call whose shard has left this node. The call runs again at the shard's
+    next owner."""
     return error_to_proto(
         WrongOwner(f"shard {shard} is no longer served by this node", retryable=True)
     )

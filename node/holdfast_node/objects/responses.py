@@ -1,15 +1,14 @@
-"""The response cache: what makes a request that is sent again take effect once.
+"""The response cache. With it a request that is sent again takes effect only once.
 
-A turn that writes also writes `request id -> identity of the request, reply`, in its own entry. So
-does every turn whose caller brought the id or an idempotency key of its own, whatever the turn
-wrote. A later attempt is answered from there.
+A turn that writes also writes `request id -> identity of the request, reply` into its own entry. If
+the caller brought its own id or idempotency key, a turn without writes does the same. A later
+attempt gets this kept reply.
 
-Forgetting follows no wall clock. A row is kept in a bucket of the *shard's time* (see `shards.py`),
-in which the row came. The owner forgets whole buckets: it logs a `Forgotten`, which every copy
-applies and every snapshot carries. Ids begin with the time at which they were made, so of the
-buckets that are gone one thing is remembered: the newest id among them. A later attempt that is not
-found is refused only if its id is not newer than that: nobody can tell any more whether it has
-happened. Anything newer has not happened.
+Forgetting follows no wall clock. A row is kept in a bucket of the *shard's time* (see `shards.py`)
+at which it came. The owner forgets whole buckets: it logs a `Forgotten`, which every copy applies
+and every snapshot carries. Ids begin with the time at which they were made. So the shard remembers
+only the newest id of the forgotten buckets. A later attempt may not be found. If its id is newer
+than that, the request has not been run. Otherwise the owner cannot know, and refuses it.
 """
 
 from __future__ import annotations
@@ -41,54 +40,54 @@ _NO_BUCKET = 1 << 32
 IDENTITY_BYTES = 16
 LEGACY_CHECKSUM_BYTES = 4
 LEGACY_IDENTITY = bytes(IDENTITY_BYTES - LEGACY_CHECKSUM_BYTES)
-"""What the identity begins with of a reply that format 1 kept: a checksum follows, for nothing
-better was kept."""
+"""The first bytes of the identity of a reply that format 1 kept. A checksum follows, because format
+1 kept nothing better."""
 _RESULT, _ERROR = b"\0", b"\1"
 _row = Struct(f">{IDENTITY_BYTES}s8sQc")
 
 
 class Response(NamedTuple):
-    """A kept reply: the result, or the application's own final error."""
+    """A kept reply: the result, or the final error of the application."""
 
     result: bytes
     error: pb.Error | None
 
 
 class ResponseCache:
-    """The kept replies of a node. `window_s`: how long, of a shard's time, a request may be sent
-    again after it came.
+    """The kept replies of a node. `window_s`: for how many seconds of a shard's time a request may
+    be sent again.
 
-    A request may have been run before, and has to be looked up with `find`, when it is a later
-    attempt, when its id tells no time, when a later attempt of it may have been run by this owner
-    (`may_have_run`), or by one before (`Shard.look_until`).
+    A request that may have been run before has to be looked up with `find`. That holds in four
+    cases: it is a later attempt; its id tells no time; this owner may have run a later attempt of
+    it (`may_have_run`); an earlier owner may have done so (`Shard.look_until`).
     """
 
     def __init__(
         self, store: Store, window_s: float, clock: Callable[[], int] | None = None
     ) -> None:
-        """`clock`: Unix time in ms. It decides only how long a reply is kept whose id tells a time
-        that is far ahead."""
+        """`clock`: Unix time in ms. If an id tells a time that is far ahead of it, the reply is
+        kept for a day."""
         self._store = store
         self._now_ms = clock or WALL.now_ms
         self._window_ms = int(window_s * 1000)
         self.ahead_to = b""
-        self._retried: dict[bytes, float] = {}  # by id, when: the oldest first
+        self._retried: dict[bytes, float] = {}  # time by id, the oldest first
         self._forgot_at = float("-inf")
         self.tick()
 
     def tick(self) -> None:
-        """Follow the clock; call it a few times a second."""
+        """Follow the clock. Call it a few times a second."""
         self.ahead_to = id_prefix(self._now_ms() + _AHEAD_MAX_MS)
 
     def find(
         self, shard: Shard, identity: bytes, call: pb.Call, before: bool = False
     ) -> Response | None:
-        """The kept reply of the request with this identity (see `identity_of`). `before`: only one
-        that an owner before kept lately, which is all that a first attempt has to fear that is
-        late.
+        """Return the kept reply of the request with this identity (see `identity_of`); None if
+        there is none. `before`: look only for replies that an earlier owner kept lately. That is
+        enough for a first attempt that may be late.
 
         Raises DeadlineExceeded for a later attempt whose reply may have been forgotten, and
-        InvalidArgument for an id that another call had.
+        InvalidArgument if another call had the id.
         """
         request_id = call.request_id
         for key in (
@@ -110,8 +109,8 @@ class ResponseCache:
         return None
 
     def _places(self, shard: Shard, request_id: bytes) -> Iterator[bytes]:
-        """Where a reply may lie: in any bucket that is not forgotten, the newest first. What is
-        there counts, however old it is."""
+        """Yield the keys where a reply may lie: in each bucket that is not forgotten, the newest
+        first. A reply that is there counts, however old it is."""
         forgotten = self.forgotten(shard.number)
         if request_id[0] < EFFECT:
             for bucket in range(
@@ -126,11 +125,11 @@ class ResponseCache:
             yield keys.reply_bucket(shard.number, keys.DAY, bucket) + request_id
 
     def _places_before(self, shard: Shard, request_id: bytes) -> Iterator[bytes]:
-        """Where an owner before may have kept the reply of a request of which an attempt is still
-        on its way."""
+        """Yield the keys where an earlier owner may have kept the reply to a request whose first
+        attempt is still on its way."""
         taken_ms = shard.taken_ms
         first_ms = max(0, taken_ms - int(LATE_S * 1000))
-        # which of them hung on that owner's clock
+        # The earlier owner's clock decided which of the two classes it used.
         for kept, width in (
             (keys.TIMED, TIMED_BUCKET_MS),
             (keys.DAY, DAY_BUCKET_MS),
@@ -139,8 +138,8 @@ class ResponseCache:
                 yield keys.reply_bucket(shard.number, kept, bucket) + request_id
 
     def _first(self, shard: Shard, kept: int, forgotten: int) -> int:
-        """The first bucket that holds anything. Entries commit in order, so none before it is
-        filled later."""
+        """Return the first bucket that is not empty. Entries commit in order, so no earlier bucket
+        is filled later."""
         first = shard.first_buckets.get(kept)
         if first is None:
             first = next(
@@ -161,9 +160,10 @@ class ResponseCache:
         result: bytes,
         error: bytes = b"",
     ) -> tuple[bytes, bytes]:
-        """The row that keeps a reply: a result, or the error of an application as protobuf."""
+        """Return the row that keeps a reply: a result, or an application's error as protobuf."""
         if request_id[0] >= EFFECT or request_id >= self.ahead_to:
-            # its id tells no time, or one that would be the newest for long
+            # The id tells no time, or a time so far ahead that it would be the newest forgotten id
+            # for long.
             key = shard.day_bucket + request_id
         else:
             key = shard.timed_bucket + request_id
@@ -172,27 +172,28 @@ class ResponseCache:
         )
 
     def note_retried(self, request_id: bytes) -> None:
-        """This request was run as a retry: should its first attempt arrive later, it must be looked
-        up."""
+        """Note that a request was run as a retry. If its first attempt arrives later, it must be
+        looked up."""
         self._retried.pop(request_id, None)  # it is the newest now
         self._retried[request_id] = boottime()
         if len(self._retried) > _RETRIED_MAX:
             self._forgot_at = self._retried.pop(next(iter(self._retried)))
 
     def may_have_run(self, request_id: bytes, now: float) -> bool:
-        """Whether a later attempt of a request that comes now (seconds of `boottime`) as its first
-        may have been run here."""
+        """Return whether this owner may have run a later attempt of a request whose first attempt
+        comes now. `now`: seconds of `boottime`."""
         return request_id in self._retried or now < self._forgot_at + LATE_S
 
     # -- forgetting
 
     def forgotten(self, shard: int) -> Forgotten:
-        """What a shard has forgotten, as the store shows it."""
+        """Return what a shard has forgotten, from the store."""
         raw = self._store.get("replies", keys.forgotten_key(shard))
         return NOTHING_FORGOTTEN if raw is None else decode_forgotten(raw)
 
     def due(self, shard: Shard) -> Forgotten | None:
-        """What a shard may forget now, when there is anything to forget: the owner logs it."""
+        """Return what a shard may forget now, for the owner to log; None if there is nothing to
+        forget."""
         before = self.forgotten(shard.number)
         timed = max(before.timed, _oldest(shard, TIMED_BUCKET_MS, self._window_ms))
         day = max(before.day, _oldest(shard, DAY_BUCKET_MS, _DAY_MS))
@@ -210,7 +211,7 @@ class ResponseCache:
         return Forgotten(timed, day, newest) if there else None
 
     def _there(self, shard: Shard, kept: int, first: int, stop: bytes) -> Iterator[int]:
-        """The buckets from `first` on that hold anything, up to the key `stop`."""
+        """Yield the buckets from `first` up to the key `stop` that are not empty."""
         while True:
             found = next(
                 self._store.scan("replies", keys.reply_bucket(shard.number, kept, first), stop),
@@ -231,15 +232,15 @@ class ResponseCache:
 
 
 def _oldest(shard: Shard, bucket_ms: int, window_ms: int) -> int:
-    """The oldest bucket that holds anything of the window."""
+    """Return the oldest bucket of the window."""
     return max(0, (int(shard.time_ms) - window_ms) // bucket_ms)
 
 
 def identity_of(object_digest: bytes, handler: Handler | Sending, call: pb.Call) -> bytes:
-    """What tells requests apart that came under one id: 128 bits of BLAKE2b over object, method,
-    codec and arguments.
+    """Return the identity of a request, which differs for different requests under one id: 128 bits
+    of BLAKE2b over object, method, codec and arguments.
 
-    A checksum would not do: whoever chooses the arguments can choose a checksum.
+    A checksum would not be enough: a caller that chooses the arguments can choose the checksum.
     """
     digest = handler.identity[call.codec == pb.CODEC_JSON].copy()
     digest.update(object_digest + call.arguments)
@@ -247,13 +248,13 @@ def identity_of(object_digest: bytes, handler: Handler | Sending, call: pb.Call)
 
 
 def object_digest(kind: str, key: str) -> bytes:
-    """The object's part of a request's identity, 16 bytes."""
+    """Return the object's part of a request's identity: 16 bytes."""
     raw = kind.encode()
     return blake2b(len(raw).to_bytes(4, "big") + raw + key.encode(), digest_size=16).digest()
 
 
 def _legacy_checksum(call: pb.Call) -> bytes:
-    """How format 1 told requests apart that came under one id."""
+    """Return the checksum by which format 1 told requests under one id apart."""
     target = zlib.crc32(f"{call.kind}/{call.key}".encode()) ^ zlib.crc32(call.method.encode())
     return zlib.crc32(call.arguments, target ^ call.codec).to_bytes(LEGACY_CHECKSUM_BYTES, "big")
 

@@ -1,4 +1,4 @@
-"""The spans of turns and commits, while tracing is on."""
+"""The spans of turns and commits, if tracing is on."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 class TurnSpan:
-    """One sampled turn's span, from the call's arrival to its answer; the waits in the mailbox and
-    for the commit are its parts."""
+    """The span of a sampled turn, from the call's arrival to its answer. The waits in the mailbox
+    and for the commit are its parts."""
 
     __slots__ = ("_span", "_tracing")
 
@@ -28,11 +28,10 @@ class TurnSpan:
     def of(
         cls, tracing: Tracing, call: pb.Call, shard: Shard, arrived: float, alarm: bool
     ) -> TurnSpan | None:
-        """The span of a turn that is about to be queued or started; None when its trace is not
+        """Return the span of a turn that is about to be queued or started; None if its trace is not
         sampled.
 
-        `arrived`: when its call came, as `perf_counter` tells it. `alarm`: whether an alarm fires
-        in it.
+        `arrived`: when its call came, by `perf_counter`. `alarm`: whether the turn fires an alarm.
         """
         from opentelemetry.trace import SpanKind
 
@@ -52,7 +51,7 @@ class TurnSpan:
         return cls(tracing, span)
 
     def enter(self) -> None:
-        """The handler's own spans are to be children of this one."""
+        """Make the handler's own spans children of this one."""
         self._tracing.enter(self._span)
 
     def header(self) -> str:
@@ -61,8 +60,9 @@ class TurnSpan:
     def ended(
         self, arrived: float, began: float, waited_since: float, error: pb.Error | None
     ) -> None:
-        """The turn is answered. Times are those of `perf_counter`: `waited_since`, since when it
-        waited for the commit, or 0."""
+        """End the span when the turn is answered. Times are those of `perf_counter`.
+        `waited_since`: the time since which the turn waited for the commit; 0 if it did not
+        wait."""
         now = perf_counter()
         if began is not arrived:
             self._tracing.part(self._span, "queue", arrived, began)

@@ -1,4 +1,4 @@
-"""What the engine counts for each method: how many calls ended how, and how long each part took."""
+"""The engine's counters for each method: the calls by their outcome, and the time of each part."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from holdfast.metrics import LATENCY_BOUNDS, Histogram
 from holdfast.v1 import objects_pb2 as pb
 
 REJECTED = "REJECTED"
-"""How metrics name what is APPLICATION on the wire, and no failure: the handler
-raised `Rejected`."""
+"""The code in metrics for calls whose handler raised `Rejected`. On the wire it is APPLICATION, but
+it is no failure."""
 
 
 class MethodStats:
-    """Seconds: `queue` from arrival to the turn's begin, of calls that had to wait; `turn` from
-    there to its end; `total` from arrival to the reply.
+    """The counters of one method. Times are in seconds. `queue`: from arrival to the turn's begin,
+    for calls that had to wait. `turn`: from the turn's begin to its end. `total`: from arrival to
+    the reply.
 
-    `failed`: how many of those ended with an error, by code, without those that the handler refused
-    (`rejected`). `refused`: calls that came to no turn.
+    `failed`: the calls that ended with an error, by code, without `rejected`. `rejected`: the calls
+    that the handler rejected. `refused`: the calls that came to no turn, by code.
     """
 
     __slots__ = ("failed", "queue", "refused", "rejected", "total", "turn")
@@ -35,9 +36,9 @@ class MethodStats:
     def ended(
         self, arrived: float, began: float, ended: float, now: float, error: pb.Error | None
     ) -> None:
-        """A call is answered. `ended`: when its turn did; 0 when there was none. `began` is
-        `arrived` itself when it did not wait."""
-        # Every call passes here: `Histogram.observe`, written out.
+        """Count an answered call. `ended`: when its turn ended; 0 if it had no turn. `began` is the
+        very object `arrived` if the call did not wait."""
+        # This is `Histogram.observe`, written out for speed: every call passes here.
         histogram = self.total
         seconds = now - arrived
         histogram.counts[bisect_left(LATENCY_BOUNDS, seconds)] += 1
@@ -57,7 +58,7 @@ class MethodStats:
             self.failed[error.code] = self.failed.get(error.code, 0) + 1
 
     def codes(self) -> Counter[str]:
-        """Calls by the name of their code; OK for success, REJECTED for an APPLICATION that is a
+        """Return the number of calls by the name of their code: OK for success, REJECTED for a
         `Rejected`."""
         codes = Counter({code_name(code): count for code, count in self.failed.items()})
         if self.rejected:
@@ -68,8 +69,8 @@ class MethodStats:
 
 
 class KindStats(dict[str, MethodStats]):
-    """By method: those of the class, `on_alarm`, and Holdfast's own; nothing that a caller makes
-    up."""
+    """The counters by method: methods of the class, `on_alarm`, and Holdfast's own. Names that a
+    caller invents are not counted."""
 
     def __missing__(self, method: str) -> MethodStats:
         stats = self[method] = MethodStats()

@@ -1,12 +1,12 @@
-"""Steps the coroutine of a handler, without a task.
+"""Steps of a handler's coroutine, without a task.
 
-Most handlers never wait, since storage is local, and end in the first step: no asyncio.Task is made
-for them, which is most of what a call would cost. One that waits is woken by the future that it
-waits for.
+Storage is local, so most handlers never wait, and end in the first step. No asyncio.Task is made
+for them, because it would be most of the cost of a call. A handler that waits is woken by its
+future.
 
-To the handler what steps it looks like the task it runs in: `asyncio.current_task()` is it, so
-`asyncio.timeout`, `TaskGroup` and cancellation work. This is what asyncio documents for custom task
-implementations ("Extending: task lifetime support"); the stepping follows CPython's
+To the handler a `Stepped` looks like its task: `asyncio.current_task()` returns it, so
+`asyncio.timeout`, `TaskGroup` and cancellation work. asyncio documents this for custom task
+implementations ("Extending: task lifetime support"). The stepping follows CPython's
 asyncio/tasks.py, Task.__step.
 """
 
@@ -37,10 +37,11 @@ Ended = Callable[[Any, Any, BaseException | None], None]
 
 
 class _Stepping:
-    """`now`: that whose coroutine's code runs now. The watchdog reads it from its thread.
+    """Holds the running coroutine: `now` is the `Stepped` whose code runs now. The watchdog reads
+    it from its thread.
 
-    It is no attribute of a class: when one is set, CPython forgets what it knows of the class, and
-    looks each of its methods up anew.
+    `now` is not an attribute of a class. When a class attribute is set, CPython drops its cached
+    method look-ups for the class.
     """
 
     __slots__ = ("now",)
@@ -53,7 +54,7 @@ STEPPING = _Stepping()
 
 
 class Stepped:
-    """What runs one coroutine, and is told of its end."""
+    """Runs one coroutine, and is told of its end. Looks like a task to asyncio."""
 
     __slots__ = (
         "__weakref__",
@@ -70,7 +71,8 @@ class Stepped:
     def __init__(self, loop: asyncio.AbstractEventLoop, ended: Ended) -> None:
         self.loop = loop
         self.ended: Ended = ended
-        """Called once, with this, and the value or the exception that the coroutine ended with."""
+        """Called once with this object, and with the value or the exception with which the
+        coroutine ended."""
         self.enter: Callable[[], None] | None = None
         """Called in the coroutine's context before its first step."""
         self._coroutine: Coroutine[Any, Any, Any] | None = None
@@ -80,11 +82,11 @@ class Stepped:
         self._cancel_requests = 0
 
     def get_name(self) -> str:
-        """What it is called in logs and in asyncio's debugger."""
+        """Return its name in logs and in asyncio's debugger."""
         raise NotImplementedError
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Take the first step of the handler; it may well be the last."""
+        """Take the first step of the handler, which is often the last."""
         self._context = copy_context()
         if self.enter is not None:
             self._context.run(self.enter)
@@ -143,7 +145,7 @@ class Stepped:
         else:
             self._step(None)
 
-    # -- what asyncio expects of a task
+    # -- the methods that asyncio expects of a task
 
     def cancel(self, msg: Any = None) -> bool:
         """Raise CancelledError in the handler where it waits."""

@@ -1,1 +1,1 @@
-"""What a node measures, of itself and of its load."""
+"""A node's measurements of itself and of its load."""

@@ -1,12 +1,12 @@
-"""Whether this process may serve, and who blocks its loop.
+"""The checks whether this process may serve, and which handler blocks its event loop.
 
-A process that was stopped for a while (SIGSTOP, a suspended machine, swapping) wakes up with calls
-in its sockets and an old picture of the cluster. So it serves only while it knows that it ran
-within the last lease: checked when calls come and when replies leave, on a clock that counts
-suspension. (Where shards have replicas, their promises tell more exactly, for each shard, and this
-check is off.) After a pause it serves nothing until etcd has confirmed, by a renewal that was sent
-after it woke, that its lease is still there; if it is not, the node joins again as a new
-incarnation. An etcd that is away is no pause: a node that keeps running keeps serving.
+A process may be stopped for a while (SIGSTOP, a suspended machine, swapping). It wakes up with
+calls in its sockets and an old view of the cluster. So it serves only if it has run within the last
+lease. It checks this when calls come and when replies leave, on a clock that counts suspension. (If
+shards have replicas, this check is off: the replicas' promises are more exact, for each shard.)
+After a pause the process serves nothing until etcd has confirmed its lease. The renewal must have
+been sent after the pause. If the lease has ended, the node joins again as a new incarnation. An
+etcd that is away is no pause: a node that keeps running keeps serving.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 
 class Liveness:
-    """`ok()` tells whether the process has run without a pause of `lease_ttl_s` and is confirmed as
-    a member."""
+    """Tells with `ok()` whether the process has run without a pause of `lease_ttl_s` seconds, and
+    is confirmed as a member."""
 
     def __init__(self, lease_ttl_s: float, enabled: bool = True) -> None:
         self._enabled = enabled
@@ -44,7 +44,7 @@ class Liveness:
         return self._confirmed
 
     def tick(self) -> None:
-        """The process runs; call it several times within a lease."""
+        """Note that the process runs. Call it several times within a lease."""
         if not self._enabled:
             return
         now = boottime()
@@ -53,8 +53,8 @@ class Liveness:
         self._until = now + self._ttl_s
 
     def confirm(self, lease_expires_at: float) -> None:
-        """etcd has renewed the lease until then (seconds of `boottime`, counted from when the
-        renewal was sent)."""
+        """Note that etcd has renewed the lease until `lease_expires_at`: seconds of `boottime`,
+        counted from the time at which the renewal was sent."""
         now = boottime()
         if lease_expires_at > now and not self._confirmed:
             log.warning("the membership is confirmed: serving again")
@@ -73,11 +73,11 @@ class Liveness:
 
 
 class Watchdog:
-    """A thread that reports handlers which block the event loop, by kind and method, with the line
-    they are at.
+    """A thread that reports handlers that block the event loop: by kind and method, with the line
+    that runs.
 
     It also tells `liveness` that the process runs. It reports a turn once, when its code has run
-    for `limit_s` without giving the loop back.
+    for `limit_s` seconds without giving the loop back.
     """
 
     def __init__(self, liveness: Liveness, limit_s: float = 1.0) -> None:
@@ -99,7 +99,7 @@ class Watchdog:
         since = 0.0
         reported = False
         while not self._stop.wait(self._limit_s / 5):
-            # from this thread: a loop that a handler blocks is no process that was stopped
+            # From this thread, because a blocked event loop is not a stopped process.
             self._liveness.tick()
             turn = STEPPING.now
             assert turn is None or isinstance(turn, Turn)

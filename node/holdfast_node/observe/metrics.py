@@ -1,4 +1,4 @@
-"""The metrics of a node, as Prometheus sees them; docs/metrics.md says what each is for."""
+"""The metrics of a node for Prometheus; docs/metrics.md describes each of them."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from holdfast_node.store.disk_space import DiskWatch
 from holdfast_node.store.rocks import Store
 
 _CALLS = (
-    "Calls answered by the node, alarms that fired among them. `code` is REJECTED where a handler"
-    " refused (`Rejected`), which is no failure."
+    "Calls and fired alarms that the node has answered. `code` is REJECTED if the handler raised"
+    " `Rejected`, which is no failure."
 )
 
 
 @dataclass
 class NodeMetrics:
-    """Collects from the parts of a node. Runs on the loop."""
+    """Collects the metrics from the parts of a node. Runs on the event loop."""
 
     objects: ObjectHost
     committer: Committer
@@ -76,7 +76,7 @@ class NodeMetrics:
         )
         yield gauge(
             "holdfast_etcd_session_remaining_seconds",
-            "Until the node's lease ends if it is not renewed; 0 while it has none.",
+            "Time until the node's lease ends if it is not renewed; 0 without a lease.",
             max(0.0, self.membership.lease_expires_at - boottime()) if me is not None else 0.0,
         )
         yield gauge(
@@ -107,10 +107,10 @@ class NodeMetrics:
             ("call", "From a call's arrival at the node to its reply.", "total"),
             (
                 "queue",
-                "What calls waited in their object's mailbox, of those that had to.",
+                "How long calls waited in their object's mailbox, for calls that had to wait.",
                 "queue",
             ),
-            ("turn", "What turns took, from begin to end.", "turn"),
+            ("turn", "How long turns ran, from begin to end.", "turn"),
         ):
             yield histogram(
                 f"holdfast_{name}_seconds",
@@ -129,7 +129,7 @@ class NodeMetrics:
         )
         yield counter(
             "holdfast_evictions",
-            "Objects that left memory for rest or for room.",
+            "Objects evicted from memory.",
             engine.eviction.count,
         )
         alive = self.objects.activations.kinds()
@@ -145,11 +145,11 @@ class NodeMetrics:
             engine.limits.activations_max,
         )
         yield gauge(
-            "holdfast_cache_bytes", "What the objects' caches take.", self.objects.cached_bytes
+            "holdfast_cache_bytes", "Bytes of the objects' caches.", self.objects.cached_bytes
         )
         yield gauge(
             "holdfast_memory_limit_bytes",
-            "Resident memory above which objects leave it; 0: no bound.",
+            "Resident memory above which the node evicts objects; 0: no bound.",
             self.memory_max_bytes,
         )
         yield gauge("holdfast_calls_in_flight", "Calls taken and not answered.", engine.in_flight)
@@ -170,9 +170,15 @@ class NodeMetrics:
             "From the first write of an entry to its commit on every copy that counts.",
             self.committer.commit_seconds,
         )
-        yield counter("holdfast_entry_bytes", "About what they hold.", self.committer.entry_bytes)
+        yield counter(
+            "holdfast_entry_bytes",
+            "About how many bytes the entries hold.",
+            self.committer.entry_bytes,
+        )
         yield histogram(
-            "holdfast_fsync_seconds", "What fsyncs of the store took.", self.flusher.sync_seconds
+            "holdfast_fsync_seconds",
+            "How long fsyncs of the store took.",
+            self.flusher.sync_seconds,
         )
 
     def _shards(self) -> Iterator[Metric]:
@@ -180,7 +186,7 @@ class NodeMetrics:
         yield gauge("holdfast_shards_owned", "Shards that the node owns.", len(owned))
         yield gauge(
             "holdfast_shards_serving",
-            "Owned shards that it may answer for now.",
+            "Owned shards for which the node may answer now.",
             len(self.shards.serving(boottime())),
         )
         yield gauge(
@@ -205,8 +211,8 @@ class NodeMetrics:
         )
         yield gauge(
             "holdfast_shards_forked",
-            "Shards that nobody serves because their copies hold different acknowledged writes, as"
-            " the node sees it.",
+            "Shards that no node serves because their copies hold different acknowledged writes,"
+            " by this node's view.",
             sum(
                 bool(versioned.assignment.forked)
                 for versioned in self.feed.view.assignments.values()
@@ -214,7 +220,7 @@ class NodeMetrics:
         )
         yield gauge(
             "holdfast_in_sync_copies_min",
-            "Copies in sync of the owned shard that has fewest.",
+            "Copies in sync of the owned shard that has the fewest.",
             min(in_sync, default=wanted),
         )
         yield gauge("holdfast_replication_wanted", "Copies that each shard should have.", wanted)
@@ -238,7 +244,7 @@ class NodeMetrics:
         members = self.feed.view.members if self.replication is not None else ()
         yield gauge(
             "holdfast_slow_node",
-            "1 for a node that this one finds slow: writes waited for its copies alone.",
+            "1 for a node that this node finds slow: writes waited only for its copies.",
             [((name,), name in slow) for name in sorted({*members, *slow})],
             ("node",),
         )
@@ -249,7 +255,7 @@ class NodeMetrics:
         )
         yield counter(
             "holdfast_snapshot_sent_bytes",
-            "What was sent for them.",
+            "Bytes of the copies sent to other nodes.",
             stats.get("snapshot_bytes_sent", 0),
         )
         yield counter(
@@ -259,7 +265,7 @@ class NodeMetrics:
         )
         yield gauge(
             "holdfast_snapshots_waiting",
-            "Copies that are being sent, or wait for it.",
+            "Copies that are being sent, or wait to be sent.",
             stats.get("snapshots_waiting", 0),
         )
         yield counter(
@@ -291,12 +297,12 @@ class NodeMetrics:
         )
         yield gauge(
             "holdfast_outbox_oldest_seconds",
-            "How long the oldest of them has waited.",
+            "How long the oldest notification in the outbox has waited.",
             counts["outbox_oldest_ms"] / 1000,
         )
         yield gauge(
             "holdfast_notifications_delayed",
-            "Notifications whose time has not come.",
+            "Delayed notifications whose time has not come.",
             counts["notifications_delayed"],
         )
         yield counter(
@@ -306,7 +312,7 @@ class NodeMetrics:
         )
         yield counter(
             "holdfast_notification_retries",
-            "Attempts to deliver beyond the first.",
+            "Attempts to deliver a notification after the first one.",
             counts["notification_retries"],
         )
         yield gauge(
@@ -326,7 +332,7 @@ class NodeMetrics:
         )
         yield gauge(
             "holdfast_alarms_late",
-            "Those that are due for more than a second.",
+            "Alarms that are due for more than a second.",
             self.objects.alarm_counter.late,
         )
         yield counter(
@@ -345,20 +351,22 @@ class NodeMetrics:
 
     def _store_metrics(self) -> Iterator[Metric]:
         properties = self.store.properties()
-        yield gauge("holdfast_store_size_bytes", "Files of the store.", properties.files_bytes)
+        yield gauge(
+            "holdfast_store_size_bytes", "Bytes of the store's files.", properties.files_bytes
+        )
         yield gauge(
             "holdfast_store_memtable_bytes",
-            "Writes that are not in files yet.",
+            "Bytes of writes that are not in files yet.",
             properties.memtable_bytes,
         )
         yield gauge(
             "holdfast_store_block_cache_bytes",
-            "What the block cache holds.",
+            "Bytes in the block cache.",
             properties.block_cache_bytes,
         )
         yield gauge(
             "holdfast_store_compaction_pending_bytes",
-            "What compaction has to rewrite.",
+            "Bytes that compaction has to rewrite.",
             properties.compaction_pending_bytes,
         )
         yield gauge(
@@ -368,7 +376,7 @@ class NodeMetrics:
         )
         yield gauge(
             "holdfast_store_level0_files",
-            "Files that compaction has not taken up, of the family with most.",
+            "Files at level 0, not compacted yet, in the column family that has the most.",
             properties.level0_files,
         )
         yield gauge(
@@ -378,29 +386,31 @@ class NodeMetrics:
         )
         yield gauge(
             "holdfast_store_write_rate_limit_bytes",
-            "Bytes a second to which it slows writes; 0: it does not.",
+            "Bytes a second to which RocksDB slows writes; 0: no limit.",
             properties.write_rate_limit,
         )
         yield gauge(
             "holdfast_store_keys",
-            "About how many rows there are, kept replies and indexes included.",
+            "About how many rows the store has, kept replies and indexes included.",
             properties.keys,
         )
         yield gauge(
             "holdfast_disk_free_bytes",
-            "Free space where the data directory is.",
+            "Free bytes on the disk of the data directory.",
             properties.disk_free_bytes,
         )
         yield gauge(
-            "holdfast_disk_size_bytes", "Size of that file system.", properties.disk_size_bytes
+            "holdfast_disk_size_bytes",
+            "Size of the data directory's disk.",
+            properties.disk_size_bytes,
         )
         yield gauge(
             "holdfast_disk_reserve_bytes",
-            "With less free the node is full; 0: nobody looks.",
+            "If less than this is free, the node is full; 0: no check.",
             self.watch.reserve,
         )
         yield gauge(
             "holdfast_disk_full",
-            "1 while the node is full: it takes no copies, and gives away what it owns.",
+            "1 while the node is full: it takes no copies, and gives its shards to other owners.",
             self.watch.full is not None,
         )

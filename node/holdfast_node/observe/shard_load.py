@@ -1,5 +1,5 @@
-"""How busy each shard is: counted by its owner, told to the cluster now and then, so that the
-busiest move last."""
+"""The load of each shard. Its owner counts the turns and tells the cluster now and then, so that
+the busiest shards move last."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ log = logging.getLogger(__name__)
 
 INTERVAL_S = 10.0
 SHARDS_MAX = 256
-"""The busiest are told; what is said stays below 10 KB whatever the cluster's number of
-shards is."""
+"""Only so many of the busiest shards are told, so that the value in etcd stays below 10 KB."""
 
 
 class LoadMeter:
-    """Measures turns a second by shard, from one reading to the next."""
+    """A meter of turns a second by shard, from one reading to the next."""
 
     def __init__(self, shards: Shards, clock: Callable[[], float] = boottime) -> None:
         self._shards = shards
@@ -33,7 +32,7 @@ class LoadMeter:
         self._before: dict[Shard, int] = {}
 
     def read(self) -> Heat:
-        """The busiest shards since the last reading, without those that did nothing."""
+        """Return the busiest shards since the last reading, without idle ones."""
         now = self._clock()
         passed, self._at = max(now - self._at, 1e-3), now
         counts = {shard: shard.turns for shard in self._shards.owned()}
@@ -45,7 +44,7 @@ class LoadMeter:
         busiest = sorted(
             ((rate, number) for number, rate in rates.items() if rate > 0), reverse=True
         )[:SHARDS_MAX]
-        # two digits: what hardly changes is not written again
+        # Two digits, so that a small change is not written to etcd.
         return Heat({number: float(f"{rate:.2g}") for rate, number in busiest})
 
 
@@ -56,7 +55,8 @@ async def tell(
     membership: Membership,
     interval_s: float = INTERVAL_S,
 ) -> None:
-    """Write what is measured under the member's lease, when it has changed; until cancelled."""
+    """Write the load to etcd under the member's lease, when it has changed. Runs until
+    cancelled."""
     told: tuple[Heat, int] | None = None
     while True:
         await asyncio.sleep(interval_s)
@@ -68,4 +68,4 @@ async def tell(
             await etcd.txn([], [put(keys.heat(me.id), encode(heat), membership.lease_id)])
             told = heat, membership.lease_id
         except EtcdError as error:
-            log.debug("cannot tell how busy the shards are: %s", error)
+            log.debug("cannot tell the cluster how busy the shards are: %s", error)

@@ -1,1 +1,1 @@
-"""A node as a process: its options, its parts, what it serves, and its end."""
+"""A node as a process: its options, its parts, its services, and its end."""

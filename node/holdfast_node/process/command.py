@@ -1,4 +1,4 @@
-"""`holdfast node`: runs one node, or one for each of several workers."""
+"""The command `holdfast node`, which runs one node, or one for each of several workers."""
 
 from __future__ import annotations
 
@@ -34,15 +34,16 @@ from holdfast_node.store.rocks import StoreError, is_no_space
 log = logging.getLogger(__name__)
 
 REFUSALS = (AppError, StoreError, WrongDirectory, Refused, AddressInUse, ValueError, TracingMissing)
-"""Why a node cannot run: somebody has to mend it, so it is not started again."""
+"""Errors that a person has to fix, so the node is not started again."""
 _RESTART_BACKOFF_S = (1.0, 30.0)
-# the fsync thread gets the GIL back soon; with 5 ms, the default, a busy loop holds replies up
+# With so short an interval the fsync thread gets the GIL back soon. With the default, 5 ms, a busy
+# loop would delay replies.
 _SWITCH_INTERVAL_S = 0.0005
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeOptions(ProcessOptions):
-    """What `holdfast node` is told, as its options are named."""
+    """The options of `holdfast node`, by their names."""
 
     app: str
     data: Path
@@ -77,15 +78,15 @@ class NodeOptions(ProcessOptions):
     "--data",
     required=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="The data directory: this makes the node.",
+    help="The data directory, with the node's id and its data.",
 )
 @option("--name", help="First part of the node's id, fixed at the directory's first start.")
 @option(
     "--listen",
     default="127.0.0.1:7401",
-    help="Address for gRPC: health, snapshots, what operators ask.",
+    help="Address for gRPC: health checks, snapshots, requests of operators.",
 )
-@option("--advertise", help="The address under which others reach it, if that is another one.")
+@option("--advertise", help="The address at which others reach --listen, if it differs.")
 @option(
     "--stream-listen",
     help=(
@@ -96,8 +97,8 @@ class NodeOptions(ProcessOptions):
 @option(
     "--stream-advertise",
     help=(
-        "The address under which others reach that. Default: the host of --advertise, the listening"
-        " port."
+        "The address at which others reach --stream-listen. Default: the host of --advertise and"
+        " the listening port."
     ),
 )
 @option(
@@ -108,50 +109,52 @@ class NodeOptions(ProcessOptions):
 @option(
     "--workers",
     default=1,
-    help="Nodes to run, each in a process with DATA/<i> and the next ports: one for each core.",
+    help="Nodes to run, one for each core. Each is a process with DATA/<i> and the next ports.",
 )
 @option(
     "--members-min",
     type=int,
     help=(
-        "Nodes to wait for before a new cluster's shards are assigned. Default: REPLICATION or"
-        " WORKERS."
+        "Nodes for which the controller waits before it assigns a new cluster's shards. Default:"
+        " REPLICATION, or WORKERS if that is larger."
     ),
 )
 @option("--lease-ttl", default=3, help="Seconds after which a silent node is no longer a member.")
 @option("--turn-timeout", default=30.0, help="Seconds that a turn may run.")
 @option("--idle", default=300.0, help="Seconds without a call after which an object leaves memory.")
-@option("--activations-max", default=200_000, help="Objects in memory at most.")
-@option("--mailbox-max", default=1_000, help="Calls that may wait for one object.")
-@option("--in-flight-max", default=10_000, help="Calls that may be under way on the node.")
+@option("--activations-max", default=200_000, help="The most objects in memory.")
+@option("--mailbox-max", default=1_000, help="The most calls that wait for one object.")
+@option("--in-flight-max", default=10_000, help="The most calls under way on the node.")
 @option(
     "--memory-max-mb",
     default=0,
-    help="Resident memory above which objects leave memory; 0: no bound.",
+    help="MiB of resident memory above which the node evicts objects; 0: no bound.",
 )
 @option(
     "--repair-after",
     default=30.0,
-    help="Seconds after which copies of a node that vanished are made elsewhere.",
+    help="Seconds after which the copies of a vanished node are made on other nodes.",
 )
 @option(
     "--move-rate",
     default=50.0,
-    help="MB/s that the node sends to make copies of shards on other nodes.",
+    help="The most MB/s that the node sends to make copies of shards on other nodes.",
 )
 @option(
     "--backlog-rate",
     default=1000.0,
-    help="Notifications and late alarms a second that the node delivers of what has waited.",
+    help="The most waiting notifications, and late alarms, that the node delivers in a second.",
 )
 @option("--replies-window", default=600.0, help="Seconds for which a request may be sent again.")
 @option(
-    "--drain-timeout", default=10.0, help="Seconds that running turns get when the node is stopped."
+    "--drain-timeout",
+    default=10.0,
+    help="Seconds in which running turns may end when the node stops.",
 )
 @option(
     "--disk-reserve",
     default=512,
-    help="MiB to keep free on the disk of DATA: with less the node is full; 0: do not look.",
+    help="MiB to keep free on the disk of DATA. With less the node is full. 0: no check.",
 )
 @common_options
 def node(**given: Any) -> None:
@@ -229,8 +232,8 @@ def node(**given: Any) -> None:
 
 
 def _until_it_ends(config: NodeConfig) -> None:
-    """Run the node. What is nobody's mistake to mend ends the process with a status for which it is
-    started again."""
+    """Run the node. If it ends by an error that no person has to fix, exit with a status for which
+    it is started again."""
     try:
         run_until_signalled(partial(_serve, config))
     except Exception as error:
@@ -261,8 +264,8 @@ def _supervise(
     name: str | None,
     members_min: int,
 ) -> int:
-    """Run `workers` nodes as processes of their own; start again one that ends by itself; end all
-    on a signal."""
+    """Run `workers` nodes as processes of their own, and return the exit status. Start a worker
+    again if it ends by itself. End all of them on a signal, or if one cannot run."""
     stopping = False
     processes: dict[int, subprocess.Popen[bytes]] = {}
     backoff: dict[int, float] = {}
@@ -310,7 +313,7 @@ def _supervise(
             if process.poll() is None:
                 continue
             del processes[i]
-            # it says itself why it cannot start: so it will say again
+            # The worker has said why it cannot run, and would say so again.
             if process.returncode == 1 and not stopping:
                 code = 1
                 stop()

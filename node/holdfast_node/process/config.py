@@ -1,4 +1,4 @@
-"""What a node is told."""
+"""The configuration of a node."""
 
 from __future__ import annotations
 
@@ -16,66 +16,69 @@ from holdfast_node.objects.limits import EngineLimits
 
 @dataclass(frozen=True)
 class NodeConfig:
-    """One node process. Addresses are host:port, times seconds, sizes bytes."""
+    """The configuration of one node process. Addresses are host:port, times are in seconds, sizes
+    in bytes."""
 
     app: str
     """The app file or module; see holdfast.loading."""
     data: Path
-    """The data directory; it makes the node: its id lives there."""
+    """The data directory. The node's id lives there."""
     etcd_endpoints: tuple[str, ...]
     etcd_tls: EtcdTLS | None = None
     certificates: Certificates | None = None
-    """TLS between the processes of the cluster; None: nothing is encrypted."""
+    """TLS between the processes of the cluster; None: no encryption."""
     insecure: bool = False
-    """Whether it may listen beyond loopback without that."""
+    """Whether the node may listen beyond loopback without TLS."""
     health_port: int | None = None
-    """Serves health checks without TLS at the host of `listen`; 0: any free port; None: there is
-    none."""
+    """The port for health checks without TLS, at the host of `listen`; 0: any free port; None: no
+    such port."""
     cluster: str = "default"
     name: str | None = None
     """The first part of the node's id, fixed at the directory's first start."""
     listen: str = "127.0.0.1:7401"
     advertise: str | None = None
-    """Where others reach this node; the listening address when it is None."""
+    """The address at which other processes reach this node; None: the listening address."""
     stream_listen: str | None = None
-    """Where calls and replication come in; any free port of the host of `listen` when it
-    is None."""
+    """The address for streams of calls and replication; None: any free port at the host of
+    `listen`."""
     stream_advertise: str | None = None
-    """Where others reach that; the host of `advertise` and the listening port when it is None."""
+    """The address at which other processes reach `stream_listen`; None: the host of `advertise` and
+    the listening port."""
     trace: float = 0.0
-    """The share of traces that begin here which is sampled; 0: no spans at all."""
+    """The share of traces beginning in this node that is sampled; 0: no spans at all."""
     metrics_port: int | None = None
-    """Where the page for Prometheus is, at the host of `listen`; 0: any free port; None: there is
-    none."""
+    """The port of the page for Prometheus, at the host of `listen`; 0: any free port; None: no
+    page."""
     host: str = ""
-    """The machine, for keeping copies apart; the system's host name when empty."""
+    """The name of the machine, to keep copies on different machines; empty: the system's host
+    name."""
     zone: str = ""
     weight: int = 1
     settings: dict[str, int] = field(default_factory=dict)
-    """The cluster settings that were given explicitly: they form the cluster, or must agree with
-    it."""
+    """The cluster settings that were given explicitly. They form a new cluster, or must agree with
+    the existing one."""
     members_min: int | None = None
-    """How many nodes the controller waits for before it assigns a new cluster's shards; None: the
-    cluster's `replication`."""
+    """The number of nodes for which the controller waits before it assigns a new cluster's shards;
+    None: the cluster's `replication`."""
     repair_after_s: float = 30.0
-    """How long this node, as the controller, expects a vanished member back before its copies are
-    made elsewhere."""
+    """How long the controller on this node waits for a vanished member, before it has the member's
+    copies made on other nodes."""
     move_rate: float = 50e6
-    """Bytes a second that the node sends at most to make copies of shards elsewhere."""
+    """The most bytes a second that the node sends to make copies of shards on other nodes."""
     lease_ttl_s: int = 3
     replies_window_s: float = 600.0
-    """How long a request can be sent again."""
+    """For how long a request can be sent again, by the shard's time."""
     drain_timeout_s: float = 10.0
     memory_max_bytes: int = 0
-    """Above this resident memory activations are evicted; 0: no such bound."""
+    """Above this resident memory the node evicts activations; 0: no bound."""
     disk_reserve_bytes: int = 512 << 20
-    """With less free on the disk of `data` the node is full; see holdfast_node.store.disk_space. 0:
-    nobody looks ahead."""
+    """If less is free on the disk of `data`, the node is full; see holdfast_node.store.disk_space.
+    0: no check ahead."""
     limits: EngineLimits = field(default_factory=EngineLimits)
     dispatch: DispatchLimits = field(default_factory=DispatchLimits)
 
     def validate(self) -> None:
-        """Raises ValueError naming what is out of its range."""
+        """Raise ValueError for the first option that is out of its range."""
         for address in (self.listen, *([self.stream_listen] if self.stream_listen else [])):
             check_exposed(address, self.certificates is not None, self.insecure)
         for reached, flag in (
@@ -84,7 +87,8 @@ class NodeConfig:
         ):
             if is_wildcard(reached):
                 raise ValueError(
-                    f"others cannot reach this node at {reached}: say by {flag} where they do"
+                    f"other processes cannot reach this node at {reached}:"
+                    f" give its reachable address with {flag}"
                 )
         if self.name is not None and not NODE_ID.fullmatch(self.name):
             raise ValueError(f"node name {self.name!r}: letters, digits and _.-, up to 128")

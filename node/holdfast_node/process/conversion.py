@@ -1,8 +1,8 @@
-"""Converts a data directory of format 1, when the node starts. docs/format.md says what has
-changed.
+"""Conversion of a data directory of format 1, when the node starts. docs/format.md describes the
+changes.
 
-Each step can be cut short and begun again: what is converted is told apart from what is not by its
-form. The directory's format is raised last, on disk.
+Each step can be interrupted and begun again, because converted rows differ in form from old ones.
+The directory's format is raised on disk last.
 """
 
 from __future__ import annotations
@@ -33,15 +33,14 @@ _changes = msgspec.msgpack.Decoder(tuple[Rows, Replies])
 
 
 def convert(store: Store) -> None:
-    """Bring a directory of format 1 to format 2. A shard's time begins at 0, so what was kept is
-    kept for as long again."""
+    """Convert a directory of format 1 to format 2. A shard's time begins at 0, so kept replies and
+    marks are kept for their full time again."""
     replies = _convert_replies(store)
     marks = _convert_marks(store)
     entries = _convert_logs(store)
     store.sync()
     log.warning(
-        "the data directory is of format 2 from now on: %d kept replies, %d marks, %d entries"
-        " converted",
+        "the data directory has format 2 now: %d kept replies, %d marks, %d entries converted",
         replies,
         marks,
         entries,
@@ -63,7 +62,7 @@ def _convert_replies(store: Store) -> int:
 
 
 def _reply(key: bytes, value: bytes) -> tuple[bytes, bytes] | None:
-    """The row of a kept reply; None when it is one of format 2 already."""
+    """Return the new row of a kept reply; None if the row has format 2 already."""
     shard, rest = int.from_bytes(key[:2], "big"), key[2:]
     if len(key) == _OLD_TIMED_BYTES:
         kept, request_id = keys.TIMED, rest
@@ -79,7 +78,8 @@ def _reply(key: bytes, value: bytes) -> tuple[bytes, bytes] | None:
 
 
 def _convert_marks(store: Store) -> int:
-    """The time in a mark is the shard's from now on."""
+    """Set the time in all marks to 0, because it is the shard's time from now on. Return the number
+    of marks."""
     done = 0
     shards = {
         int.from_bytes(key[-2:], "big")

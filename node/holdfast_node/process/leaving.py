@@ -1,4 +1,4 @@
-"""Whether the cluster can do without a node: it is asked when the node stops, and when its disk is
+"""The checks whether the cluster can do without a node: when the node stops, and when its disk is
 full."""
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from holdfast_node.store.disk_space import DiskWatch, Level
 log = logging.getLogger(__name__)
 
 _INTERVAL_S = 0.25
-# before a node leaves: by then it knows of the others whose disks have become full at the same time
+# The disk must be critical for so long before the node leaves. By then the node knows of other
+# nodes whose disks have become full at the same time.
 _CRITICAL_S = 2.0
 
 
 class DiskState:
-    """Tells the cluster whether the disk is full, or slow. `no_room` is set when it is critical and
-    the node is not needed."""
+    """Tells the cluster whether the disk is full or slow. Sets `no_room` when the disk is critical
+    and the cluster can do without the node."""
 
     def __init__(
         self,
@@ -41,7 +42,7 @@ class DiskState:
         self.no_room = asyncio.Event()
 
     async def tell(self) -> None:
-        """Work until cancelled."""
+        """Tell the cluster of each change, until cancelled."""
         calm_at = boottime()
         while True:
             await self._announce(
@@ -58,7 +59,9 @@ class DiskState:
             try:
                 await self._membership.announce(state)
             except EtcdError as error:
-                log.debug("cannot tell that this node is %s: %s; still trying", state, error)
+                log.debug(
+                    "cannot tell the cluster that this node is %s: %s; still trying", state, error
+                )
 
     def _look_for_room(self, critical_s: float) -> None:
         me = self._membership.member
@@ -74,13 +77,14 @@ class DiskState:
 
 
 def is_needed(view: View, node: str) -> bool:
-    """Whether calls would notice that this node is gone: it owns a shard, or writes to one need its
-    copy."""
+    """Return whether callers would notice that this node is gone: it owns a shard, or a shard's
+    writes need its copy."""
     active = {name for name in view.members if view.state_of(name) == "active"}
     writable_from = view.settings.writable_from if view.settings is not None else 1
     for versioned in view.assignments.values():
         now = versioned.assignment
-        # Only those that have room count: others may be about to leave as this one is.
+        # Only members with room count: a member without room may be about to leave, as this node
+        # is.
         others = active.intersection(now.in_sync) - {node}
         if now.owner == node or (
             node in now.in_sync and (now.owner not in active or len(others) < writable_from)
@@ -90,8 +94,8 @@ def is_needed(view: View, node: str) -> bool:
 
 
 def others_could_take_over(view: View, node: str) -> bool:
-    """Whether there is a shard that this node owns, or is in sync for, and that does not
-    need it."""
+    """Return whether this node can still give something up: a shard that another member can own, or
+    a copy that its shard does not need."""
     active = {name for name in view.members if view.state_of(name) == "active"}
     writable_from = view.settings.writable_from if view.settings is not None else 1
     for versioned in view.assignments.values():

@@ -1,5 +1,5 @@
-"""One running node: its parts, made in the order in which they need each other, served, and ended
-in order."""
+"""One running node. It makes its parts in the order in which they need each other, serves, and ends
+them in order."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ _STOP_GRACE_S = 0.5
 
 
 class Node(MembershipListener):
-    """A node of a cluster whose settings are known. `serve` joins, serves until it is to stop, and
-    leaves."""
+    """A node of a cluster whose settings are known. `serve` joins the cluster, serves until the
+    node has to stop, and leaves."""
 
     def __init__(
         self,
@@ -128,7 +128,8 @@ class Node(MembershipListener):
         self._directory = directory
 
     def identity(self) -> str:
-        """This node, as `id:incarnation`; incarnation 0 while it is no member."""
+        """Return this node's name, `id:incarnation`. The incarnation is 0 while the node is no
+        member."""
         return f"{self._id}:{self._member.incarnation if self._member else 0}"
 
     @property
@@ -156,7 +157,7 @@ class Node(MembershipListener):
     # -- parts
 
     def _make_peer(self, directory: DataDirectory, memory: KeptAssignments) -> PeerService:
-        """What other processes ask of this node."""
+        """Make the service for other processes."""
         objects = self.objects
         store = self._flusher.store
         inspection = Inspection(
@@ -251,7 +252,8 @@ class Node(MembershipListener):
     # -- its life
 
     async def serve(self, stop: asyncio.Event) -> bool:
-        """Serve until `stop`, or until the disk has no room: whether it was that."""
+        """Serve until `stop` is set, or until the disk has no room. Return whether the disk was the
+        reason."""
         config, cluster = self._config, self._cluster
         self._server.add_generic_rpc_handlers((self._peer.handlers(),))
         self._watched.serve_health(self._server)
@@ -267,7 +269,7 @@ class Node(MembershipListener):
             raise
         membership = self._make_membership(port, stream_port)
         self._feed.listeners += [self._kinds.follow, self._follow]
-        # leases of members that die together end so far apart at most
+        # The leases of members that die together end within the lease's time.
         self._controller = Controller(
             cluster,
             membership,
@@ -339,13 +341,13 @@ class Node(MembershipListener):
             await _first_of(stop, disk.no_room)
             for task in told:
                 task.cancel()
-            await asyncio.wait(told)  # what they say must not come after what is said now
+            await asyncio.wait(told)  # so that they cannot overwrite what the node tells now
             await self._drain(membership)
             for task in tasks:
                 task.cancel()
 
     async def _tick(self) -> None:
-        """What follows the clock."""
+        """Do the work that follows the clock, until cancelled."""
         memory_max = self._config.memory_max_bytes
         noted = boottime()
         while True:
@@ -358,7 +360,8 @@ class Node(MembershipListener):
                 self.copies.note_times()
 
     async def _drain(self, membership: Membership) -> None:
-        """Say that the node stops, have others take its shards, and let what runs end."""
+        """Tell the cluster that the node stops, have other nodes take its shards, and let running
+        turns end."""
         await self._watched.say(False)
         until = boottime() + self._config.drain_timeout_s
         if self._replication is not None:
@@ -368,15 +371,15 @@ class Node(MembershipListener):
         await self._engine.drain(max(0.5, until - boottime()))
 
     async def _give_up_shards(self, membership: Membership, until: float) -> None:
-        """Have other nodes take over what this one owns, and go on without it, so that its going is
-        not noticed."""
+        """Have other nodes take over this node's shards, and go on without its copies, so that
+        callers do not notice its stop."""
         me = membership.member
         if me is None:
             return
         try:
             await membership.announce("stopping")
         except EtcdError as error:
-            log.warning("cannot tell that this node stops: %s", error)
+            log.warning("cannot tell the cluster that this node stops: %s", error)
             return
         log.info("stopping: handing over %d shards", len(self.shards.owned()))
         while boottime() < until and others_could_take_over(self._feed.view, me.id):
@@ -397,7 +400,7 @@ class Node(MembershipListener):
             await asyncio.to_thread(self._tracing.close)
 
     def stats(self) -> admin_pb2.StatsResponse:
-        """Counters since the start, gauges as of now."""
+        """Return the counters since the start, and the present values of gauges."""
         engine = self._engine
         return admin_pb2.StatsResponse(
             process=process_stats(),
@@ -420,7 +423,7 @@ class Node(MembershipListener):
 
 
 async def _first_of(*events: asyncio.Event) -> None:
-    """Return when one of them is set."""
+    """Return when one of the events is set."""
     tasks = [asyncio.create_task(event.wait()) for event in events]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

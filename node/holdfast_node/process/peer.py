@@ -1,5 +1,5 @@
-"""What a node serves: streams of calls and of replication messages, and by gRPC snapshots,
-statistics and what operators ask."""
+"""The services of a node: streams of calls and of replication messages, and by gRPC snapshots,
+statistics and requests of operators."""
 
 from __future__ import annotations
 
@@ -39,12 +39,13 @@ from holdfast_node.replication.snapshots import SENDER_METADATA, TARGET_METADATA
 log = logging.getLogger(__name__)
 
 ASKED_BY_METADATA = "holdfast-asked-by"
-"""Who wants a change, as the gateway that passes it on knows."""
+"""The metadata key for the caller who asked for a change. The gateway that passes the request on
+fills it in."""
 _SHOWN_CHARS = 300
 _ENVELOPE_BYTES = 50
 _UNREAD_BYTES_MAX = 256 << 20
-"""Replies that wait to be written to one pipe. Beyond it results stay behind: a retry finds them,
-or reads again."""
+"""The most bytes of replies that wait to be written to one pipe. Beyond it large results are
+replaced by an error. A retry finds the kept reply, or reads again."""
 _SMALL_BYTES = 4096
 _Reply = tuple[int, bytes, "pb.Error | None", Shard | None]
 
@@ -60,7 +61,7 @@ _NOT_SERVING = error_to_proto(WrongOwner("this node serves nothing at the moment
 
 
 class PeerService:
-    """Serves streams and `holdfast.peer.v1.Peer`. `accepting` is cleared when the node drains."""
+    """Serves streams and `holdfast.peer.v1.Peer`. `accepting` is False when the node drains."""
 
     def __init__(
         self,
@@ -73,7 +74,8 @@ class PeerService:
         snapshots: SnapshotReceiver | None = None,
         certificates: Certificates | None = None,
     ) -> None:
-        """`answers`: by name of a unary method of the service, what answers it."""
+        """`answers`: the functions that answer the unary methods of the service, by the method's
+        name."""
         self._engine = engine
         self._liveness = liveness
         self._identity = identity
@@ -86,7 +88,7 @@ class PeerService:
         self.accepting = True
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """What to register with the gRPC server."""
+        """Return the handler for the gRPC server."""
         return grpc.method_handlers_generic_handler(
             "holdfast.peer.v1.Peer",
             {
@@ -99,14 +101,14 @@ class PeerService:
         )
 
     def services(self) -> dict[str, Service]:
-        """What to serve as streams."""
+        """Return the services of the stream server by name."""
         return {PIPE: self.pipe, REPLICATE: self.replicate}
 
     def pipe(self, hello: Hello, stream: Stream) -> Callable[[bytes], None]:
-        """One gateway's, or node's, calls; until it goes away."""
+        """Serve the calls of one gateway or node, until its stream ends."""
         self._check_target(hello.target)
         port = _PipePort(self._pack)
-        # how new our routes are
+        # The first frame tells the revision of this node's routes.
         asyncio.get_running_loop().call_soon(stream.answer, self._pack([]))
         sending = stream.send_from(port.writer)
         deliver = self._engine.deliver
@@ -125,7 +127,7 @@ class PeerService:
                 for call in request.calls:
                     try:
                         deliver(call, port)
-                    except Exception:  # a bug, which is none of the other calls'
+                    except Exception:  # a bug in one call must not stop the others
                         log.exception("%s/%s.%s", call.kind, call.key, call.method)
                         port.reply(call.id, b"", _BUG, None)
                 for gone in request.cancel:
@@ -140,17 +142,17 @@ class PeerService:
         return received
 
     def replicate(self, hello: Hello, stream: Stream) -> Callable[[bytes], None]:
-        """One node's replication messages; until it goes away."""
+        """Serve the replication messages of one node, until its stream ends."""
         self._check_target(hello.target)
         sender = hello.sender.rpartition(":")[0]
         if not sender:
-            raise StreamRefused("replication says which node it comes from")
+            raise StreamRefused("a replication stream must name the node that it comes from")
         if self._links is None:
             raise StreamRefused("the cluster keeps single copies")
         return self._links.receiver(sender, stream)
 
     async def snapshot(self, _: object, context: Any) -> bytes:
-        """One shard from its owner."""
+        """Receive a snapshot of one shard from its owner."""
         await self._check_process(context)
         sender = await self._sender(context)
         assert self._snapshots is not None
@@ -158,11 +160,12 @@ class PeerService:
         return b""
 
     async def _check_process(self, context: Any) -> None:
-        """With TLS: only processes of the cluster may ask."""
+        """With TLS, refuse a request that does not come from a process of the cluster."""
         await _check_process(self._certificates, self._few, context)
 
     async def _sender(self, context: Any) -> str:
-        """The node that a stream comes from, when it is meant for this one."""
+        """Return the node that sends a snapshot. Refuse a snapshot that is meant for another
+        node."""
         try:
             self._check_target(dict(context.invocation_metadata()).get(TARGET_METADATA, ""))
         except StreamRefused as error:
@@ -183,7 +186,8 @@ class PeerService:
             raise StreamRefused(f"meant for {target[:200]}, but this is {self._identity()}")
 
     def _pack(self, replies: list[_Reply]) -> bytes:
-        """A frame of replies. Whether this node may still speak is asked here, as they leave."""
+        """Return a frame of replies. As they leave, check that this node may still answer for their
+        shards."""
         response = peer_pb2.PipeResponse(routes_revision=self._revision())
         add = response.replies.add
         if self._liveness.ok():
@@ -191,7 +195,7 @@ class PeerService:
             for number, result, error, shard in replies:
                 if shard is None:
                     add(id=number, error=error)
-                elif shard.until <= now:  # what it says, an error as well, may not be true any more
+                elif shard.until <= now:  # the answer, or error, may not be true any more
                     add(id=number, error=_NOT_SERVING)
                 elif error is None:
                     add(id=number, result=result, epoch=shard.epoch)
@@ -204,8 +208,8 @@ class PeerService:
 
 
 class WaitingRoom:
-    """What a node serves while etcd does not tell of its cluster: the one method that `holdfast
-    adopt-etcd` asks it."""
+    """The service of a node while etcd does not have its cluster. It has only the method that
+    `holdfast adopt-etcd` calls."""
 
     def __init__(
         self, listen: str, report: peer_pb2.KnownResponse, certificates: Certificates | None
@@ -233,7 +237,9 @@ class WaitingRoom:
             None if self._certificates is None else self._certificates.server_credentials(),
         )
         await self._server.start()
-        log.info("what this node knows can be asked for at port %d", port)
+        log.info(
+            "this node waits for its cluster, and answers `holdfast adopt-etcd` at port %d", port
+        )
 
     async def __aexit__(self, *_: object) -> None:
         await self._server.stop(None)
@@ -255,8 +261,8 @@ async def _check_process(
 def _unary(
     name: str, answer: Callable[[Any], Awaitable[Any]], check: Callable[[Any], Awaitable[None]]
 ) -> Any:
-    """A unary method of the service: its errors become gRPC's by the table of errors, ValueError
-    INVALID_ARGUMENT."""
+    """Return a unary method of the service. Its errors become gRPC statuses by the table of errors;
+    ValueError becomes INVALID_ARGUMENT."""
     method = peer_pb2.DESCRIPTOR.services_by_name["Peer"].methods_by_name[name]
     takes, gives = (
         message_factory.GetMessageClass(method.input_type),

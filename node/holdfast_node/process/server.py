@@ -1,5 +1,5 @@
-"""A node process: waits for room on its disk and for its cluster, and then serves, again
-and again."""
+"""A node process. It waits for room on its disk and for its cluster, and then serves. If the disk
+becomes full, it begins again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _WAITING_ROOM_AFTER_S = 2.0
 
 
 class NodeServer:
-    """One node. `run` serves until `stop` is set; every exception of a start-up that cannot work
+    """One node process. `run` serves until `stop` is set. If the node cannot start, the exception
     says why."""
 
     def __init__(self, config: NodeConfig, app: App) -> None:
@@ -42,11 +42,11 @@ class NodeServer:
         self._config = config
         self._app = app
         self.node: Node | None = None
-        """What runs now, once there is a cluster."""
+        """The running node; None before there is a cluster."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Join the cluster and serve. Raises StoreError, WrongDirectory, Refused, AddressInUse when
-        it cannot."""
+        """Join the cluster and serve. Raises StoreError, WrongDirectory, Refused or AddressInUse if
+        the node cannot."""
         watch = DiskWatch(self._config.data, self._config.disk_reserve_bytes)
         try:
             again = True
@@ -61,7 +61,7 @@ class NodeServer:
         if watch.cannot_start is None:
             return
         watched = Watched(self._config.listen.rpartition(":")[0], self._config.health_port, None)
-        await watched.begin()  # to end the process would give no room
+        await watched.begin()  # health checks pass: an end of the process would make no room
         try:
             await watched.listen()
             await unless_stopped(stop, wait_for_room(watch))
@@ -69,8 +69,8 @@ class NodeServer:
             await watched.close()
 
     async def _run_once(self, stop: asyncio.Event, watch: DiskWatch) -> bool:
-        """Serve until `stop`, or until the disk has no room: then True is returned. Raises Stopped
-        before there is a cluster."""
+        """Serve until `stop` is set, and return False, or until the disk has no room, and return
+        True. Raises Stopped if `stop` is set before there is a cluster."""
         config = self._config
         self.node = None
         store = Store(config.data)
@@ -99,7 +99,7 @@ class NodeServer:
         directory: DataDirectory,
         store: Store,
     ) -> ClusterSettings:
-        """The cluster's settings, once etcd tells them."""
+        """Return the cluster's settings, when etcd has them. Raises Stopped."""
         config = self._config
         wanted = msgspec.structs.replace(ClusterSettings(), **config.settings)
         agreed = asyncio.ensure_future(
@@ -119,8 +119,8 @@ class NodeServer:
     def _waiting_room(
         self, directory: DataDirectory, store: Store
     ) -> contextlib.AbstractAsyncContextManager[object]:
-        """What a node with data serves until etcd tells of its cluster. Where there is no data
-        there is nothing to ask for."""
+        """Return the service that a node with data offers until etcd has its cluster. A node
+        without data offers none."""
         if not directory.cluster_id:
             return contextlib.nullcontext()
         memory = KeptAssignments(directory.cluster_id, store, _Unstaged())
@@ -130,7 +130,7 @@ class NodeServer:
 
 
 class _Unstaged:
-    """For a memory that only tells what it knows."""
+    """The staging of a memory that learns nothing."""
 
     @property
     def batch(self) -> Batch:

@@ -1,2 +1,2 @@
-"""What an owner does for its shards without being called, one file for each duty. Each duty is a
+"""The duties of an owner for its shards beside calls, one file for each. Most duties are a
 `ShardService`."""

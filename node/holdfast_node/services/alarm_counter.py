@@ -1,5 +1,5 @@
-"""How many alarms wait, and how many of them are late: counted a few rows at a time, for there may
-be millions."""
+"""The number of waiting alarms, and of late ones. There may be millions, so they are counted a few
+rows at a time."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from holdfast_node.store import keys
 from holdfast_node.store.rocks import Store
 
 ROWS = 2_000
-"""Rows looked at in a step: about two milliseconds."""
+"""The rows of one step, which takes about two milliseconds."""
 PAUSE_MS = 5_000
 LATE_MS = 1_000
 """An alarm that fires within a second of its time is on time."""
 
 
 class AlarmCounter:
-    """`pending` and `late` are of the last complete count; `tick` goes on with the next. A million
-    alarms take some 50 s."""
+    """Counts the alarms of the owned shards. `pending` and `late` are those of the last complete
+    count; `tick` goes on with the next one. A million alarms take some 50 s. Implements
+    `Periodic`."""
 
     def __init__(self, store: Store, shards: Shards) -> None:
         self._store = store
@@ -31,7 +32,7 @@ class AlarmCounter:
         self._next_ms = 0
 
     def tick(self, wall_ms: int) -> None:
-        """Look at the next rows."""
+        """Count the next rows."""
         if self._at is None:
             if wall_ms < self._next_ms:
                 return

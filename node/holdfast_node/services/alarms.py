@@ -1,9 +1,9 @@
-"""Firing alarms: which are due, and what becomes of one that failed. In memory is only when each
-shard's next one is due.
+"""Firing of due alarms, and of alarms whose firing failed. Memory holds only the time of each
+shard's next alarm.
 
-Alarms lie in an index by time; `tick` looks at those that are due and has each fire as a turn of
-its object, in which it is deleted or set to its next time (`effects/alarms.py`). A failure is
-written down by another turn of the same object.
+Alarms lie in an index by time. `tick` looks at the due alarms, and fires each as a turn of its
+object. That turn deletes the alarm, or sets it to its next time (`effects/alarms.py`). If a firing
+failed, another turn of the same object records the failure.
 """
 
 from __future__ import annotations
@@ -46,16 +46,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FIRING_MAX = 256
-"""Alarms of a node that fire at once."""
+"""The most alarms of a node that fire at once."""
 
-_LATE_MS = 5_000  # an alarm that is so late is a part of a backlog
+_LATE_MS = 5_000  # an alarm that is later than this belongs to a backlog
 _AGAIN_S = 1.0
 _SOON_S = 0.05
 _HELD_PAUSE_S = (0.5, 5.0)
 _FOR_EVER = 1 << 30
 
 Fired = Callable[[pb.Error | None, bool], None]
-"""Gets what came of a firing when that is committed, and whether the handler ran at all."""
+"""Called when a firing is committed or has failed: with the error or None, and whether the handler
+ran at all."""
 
 
 class AlarmService:
@@ -72,7 +73,7 @@ class AlarmService:
         pauses: Pauses,
         late_per_s: float,
     ) -> None:
-        """`late_per_s`: how many alarms that are late fire in a second."""
+        """`late_per_s`: the most late alarms that fire in a second."""
         self._app = app
         self._store = index.store
         self._engine = engine
@@ -102,7 +103,7 @@ class AlarmService:
         self._index.closed(shard)
 
     def tick(self, shard: Shard, now_ms: int, budget: ScanBudget) -> None:
-        """Have what is due fire."""
+        """Fire the due alarms of a shard."""
         coming = self._index.of(shard)
         now = self._loop.time()
         if coming.due_ms > now_ms or coming.not_before > now:
@@ -133,14 +134,14 @@ class AlarmService:
                 return
             self._fire_indexed(shard, key, kind, name_of, raw.decode(), due)
         coming.cursor = b""
-        # nothing but what an operator holds back: look less and less often
+        # All due alarms are paused, or of kinds that this node lacks: look less and less often.
         if held and held == looked:
             least, most = _HELD_PAUSE_S
             coming.pause = min(most, coming.pause * 2 or least)
             coming.not_before = now + coming.pause
         elif looked or not whole:
             coming.pause = 0.0
-            coming.not_before = now + _SOON_S  # what fires now is still in the index
+            coming.not_before = now + _SOON_S  # the firing alarms are still in the index
         else:
             following = next(iter(self._store.scan("state", end, keys.after(prefix))), None)
             coming.due_ms = NEVER if following is None else keys.read_due_key(following[0])[0]
@@ -151,7 +152,7 @@ class AlarmService:
         raw = self._store.get("state", keys.alarm_prefix(shard.number, kind, key) + name.encode())
         if raw is None:
             log.error(
-                "shard %d: an alarm %r of %s/%s is indexed and not there",
+                "shard %d: alarm %r of %s/%s is in the index, but the alarm itself is missing",
                 shard.number,
                 name,
                 kind,
@@ -171,7 +172,7 @@ class AlarmService:
             if error is None:
                 self.fired += 1
                 written()
-            elif not ran or error.code == pb.CODE_WRONG_OWNER:  # it was not the handler that failed
+            elif not ran or error.code == pb.CODE_WRONG_OWNER:  # not a failure of the handler
                 self._loop.call_later(_AGAIN_S, release)
             else:
                 self.failed += 1
@@ -184,7 +185,7 @@ class AlarmService:
     def fire(
         self, kind: str, key: str, name: str, due_ms: int, record: AlarmRecord, done: Fired
     ) -> None:
-        """Have an alarm fire, if it is still there and due at that time."""
+        """Fire an alarm, if it is still there and due at `due_ms`."""
         self._fire(
             kind, key, name, record, lambda activation: activation.alarms.begin(name, due_ms), done
         )
@@ -192,8 +193,8 @@ class AlarmService:
     def fire_letter(
         self, kind: str, key: str, name: str, record: AlarmRecord, row: bytes, done: Fired
     ) -> None:
-        """Have the alarm of a dead letter fire once more: the letter (at `row`) is gone if that
-        goes well."""
+        """Fire the alarm of a dead letter once more. If that succeeds, the same commit removes the
+        letter (at `row`)."""
 
         def begin(activation: Activation) -> Alarm:
             activation.storage.add_effect(RemoveDeadLetter(row))
@@ -210,7 +211,8 @@ class AlarmService:
         begin: Callable[[Activation], Alarm | None],
         done: Fired,
     ) -> None:
-        """Have an alarm fire; `begin` says in the turn whether it is still there and due then."""
+        """Run the turn that fires an alarm. `begin` is called in the turn, and returns the alarm,
+        or None if it must not fire."""
         firing: Firing | None = None
         request_id = firing_id(kind, key, name, record)
 
@@ -231,7 +233,8 @@ class AlarmService:
     def _write_down(
         self, kind: str, key: str, name: str, due_ms: int, error: pb.Error, done: Callable[[], None]
     ) -> None:
-        """A firing failed: it fires again later, or is a dead letter."""
+        """Record a failed firing in a turn of the object: the alarm fires again later, or becomes a
+        dead letter."""
 
         def fail(activation: Activation) -> None:
             full = self._letters.full(activation.shard)

@@ -1,4 +1,5 @@
-"""Forgets dedup marks: what a receiver remembers of senders that have told it nothing for long."""
+"""Forgetting dedup marks. A receiver forgets its mark of a sender that has sent it nothing for
+long."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ _SWEEP_MAX = 200
 
 
 class DedupMarkService:
-    """Forgets what was received long ago by the shard's time, a few rows at a time. Implements
+    """Removes marks that are old by the shard's time, a few rows at a time. Implements
     `Periodic`."""
 
     def __init__(self, store: Store, shards: Shards, writes: ShardWrites) -> None:

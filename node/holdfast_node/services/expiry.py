@@ -1,7 +1,7 @@
-"""Removes from disk what has expired. For its readers it is gone when its time has come; see
-`effects/expiry.py`.
+"""Removing expired values and objects from disk. For readers they are gone as soon as their time
+has come; see `effects/expiry.py`.
 
-The whole object is deleted by a turn of its own, which finds it expired as every turn would.
+A whole object is deleted by a turn of its own. That turn finds it expired, as every turn would.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from holdfast_node.store import keys
 from holdfast_node.store.values import read_expiry
 
 DELETING_MAX = 64
-"""Objects of a node that are deleted at once."""
+"""The most objects of a node that are deleted at once."""
 
 _AGAIN_MS = 1_000
 
 
 class ExpiryService:
-    """Removes what has expired in the shards that a node owns. Implements `ShardService`."""
+    """Removes expired values and objects of the shards that a node owns. Implements
+    `ShardService`."""
 
     def __init__(self, app: App, engine: Engine, index: ExpiryIndex, writes: ShardWrites) -> None:
         self._app = app
@@ -37,7 +38,7 @@ class ExpiryService:
         self._writes = writes
         self._deleting: set[tuple[str, str]] = set()
         self.removed = 0
-        """Values and objects that were removed."""
+        """The number of removed values and objects."""
 
     def opened(self, shard: Shard) -> None:
         self._index.of(shard)
@@ -46,7 +47,7 @@ class ExpiryService:
         self._index.closed(shard)
 
     def tick(self, shard: Shard, now_ms: int, budget: ScanBudget) -> None:
-        """Remove what has expired."""
+        """Remove the expired values and objects of a shard."""
         coming = self._index.of(shard)
         if coming.due_ms > now_ms:
             return
@@ -79,10 +80,11 @@ class ExpiryService:
             self._writes.write(shard, rows)
 
     def _remove_row(self, shard: Shard, kind: str, key: str, row: bytes) -> list[bytes]:
-        """What of a value is to be removed, as its row of the index is due.
+        """Return the keys to remove for a value whose index row is due: its own, or none if it has
+        not expired.
 
-        What turns that ended have written may not be in the store yet, so an object in memory is
-        asked. What a running turn writes comes behind this in the shard's log.
+        The writes of ended turns may not be in the store yet, so an object in memory is asked. The
+        writes of a running turn come later in the shard's log.
         """
         activation = self._engine.find(kind, key)
         own = keys.row_prefix(shard.number, kind, key) + row
@@ -98,8 +100,8 @@ class ExpiryService:
         return [own]
 
     def _delete_object(self, shard: Shard, kind: str, key: str) -> list[bytes] | None:
-        """Begin to delete an object; None as long as that is under way, or it cannot be told
-        whether it has expired."""
+        """Begin to delete an object, and return None while the deletion is under way or has to
+        wait. Otherwise return the keys to remove beside the index row."""
         if (kind, key) in self._deleting or len(self._deleting) >= DELETING_MAX:
             return None
         activation = self._engine.find(kind, key)
@@ -112,9 +114,9 @@ class ExpiryService:
         if not expiry or not shard.expired(expiry):
             return []
         if kind not in self._app.kinds:
-            return None  # a node that has the class deletes it
+            return None  # left to a node that has the kind
         if self._app.kinds[kind].options.ttl is None:
-            return [own]  # objects of the kind expire no more
+            return [own]  # the kind has no ttl any more
         self._deleting.add((kind, key))
 
         def done(error: pb.Error | None) -> None:
@@ -123,7 +125,7 @@ class ExpiryService:
 
         def handler(activation: Activation) -> InternalHandler:
             def expire() -> None:
-                if activation.storage.emptied:  # else it has been written anew since
+                if activation.storage.emptied:  # false if it was written anew since
                     activation.storage.delete_all()
 
             return InternalHandler("(expire)", expire, deletes=True)

@@ -1,5 +1,5 @@
-"""The objects of a node with all that they need, put together: the engine, the effects of turns,
-and the duties of an owner."""
+"""The objects of a node and all the parts that they need: the engine, the effects of turns, and the
+duties of an owner."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from holdfast_node.store import keys
 
 @dataclass(frozen=True, slots=True)
 class HostOptions:
-    """How a node's objects are run. `known`: the kinds of the cluster's nodes. `chance`: for the
+    """The options of a node's objects. `known`: the kinds of the cluster's nodes. `chance`: for the
     jitter of pauses."""
 
     limits: EngineLimits = field(default_factory=EngineLimits)
@@ -52,9 +52,9 @@ class HostOptions:
 
 
 class ObjectHost:
-    """All objects of a node. Lives on the loop; call `tick` about ten times a second.
+    """All objects of a node. It runs on the event loop. Call `tick` about ten times a second.
 
-    The parts are made in the order in which they need each other; each is complete when it is made.
+    The parts are made in the order in which they need each other. Each is complete when it is made.
     """
 
     engine_class: ClassVar[type[Engine]] = Engine
@@ -70,7 +70,7 @@ class ObjectHost:
         responses: ResponseCache,
         outgoing: Outgoing,
     ) -> None:
-        """`outgoing`: what takes calls to other objects, and notifications."""
+        """`outgoing`: takes calls to other objects, and notifications."""
         limits = options.limits
         loop = asyncio.get_running_loop()
         store = committer.store
@@ -147,18 +147,18 @@ class ObjectHost:
         self._now_ms = shards.clock.now_ms
 
     def tick(self) -> None:
-        """Time has passed: evict, deliver, fire, expire, forget."""
+        """Do the work that time brings: evict, deliver, fire, expire, forget."""
         self.engine.tick()
         self.services.tick()
 
     @property
     def cached_bytes(self) -> int:
-        """The hot caches of all objects together."""
+        """The bytes of all objects' hot caches together."""
         return self._cache.bytes
 
     def next_due_ms(self) -> int:
-        """When something is due first in what is owned, Unix time in ms: a delayed notification, an
-        alarm, or what expires."""
+        """Return when the first delayed notification, alarm or expiry of the owned shards is due:
+        Unix time in ms."""
         return min(
             self.delays.next_due_ms(),
             self._alarm_index.next_due_ms(),
@@ -166,7 +166,7 @@ class ObjectHost:
         )
 
     def counts(self) -> dict[str, int]:
-        """For `StatsResponse`."""
+        """Return the counts for `StatsResponse`."""
         oldest = self.outbox.oldest_ms()
         return {
             "outbox": self.outbox.depth,

@@ -1,5 +1,5 @@
-"""Delivers notifications: hands those of the outbox to the dispatcher, and writes what became of
-them."""
+"""Delivery of notifications: the service hands those in the outbox to the dispatcher, and writes
+their outcomes."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 
 DELIVERY_TIMEOUT_MS = 30_000
 MARKS_KEPT = timedelta(days=7)
-"""How long, of its shard's time, a receiver remembers what it was told last by a sender that tells
-it nothing more."""
+"""How long, by its shard's time, a receiver keeps its mark of a sender after the sender's last
+notification."""
 assert MARKS_KEPT > 2 * NOTIFY_AGE_MAX
 
 _SAFE_AGE_MS = int((MARKS_KEPT - timedelta(days=1)).total_seconds() * 1000)
@@ -45,15 +45,15 @@ _NOT_COUNTED = frozenset((pb.CODE_UNAVAILABLE, pb.CODE_OVERLOADED, pb.CODE_WRONG
 
 
 class Router(Protocol):
-    """What takes the calls: a dispatcher."""
+    """A dispatcher, which takes the calls."""
 
     def submit(self, call: pb.Call, origin: Any) -> int: ...
     def reachable(self, kind: str, key: str) -> bool: ...
 
 
 class NotificationService:
-    """Delivers what is in the outbox, as soon as it is there. Lives on the loop. Implements
-    `Periodic`."""
+    """Delivers notifications as soon as they are in the outbox. It runs on the event loop.
+    Implements `Periodic`."""
 
     def __init__(
         self,
@@ -99,8 +99,8 @@ class NotificationService:
         for pending in self._outbox.take(now, self._ready, self._pauses.paused):
             row = pending.row
             if row.first_ms and self._now_ms() - row.first_ms > _SAFE_AGE_MS:
-                # It was tried, its receiver was paused for days since, and has perhaps forgotten by
-                # now that it took it.
+                # It was tried before its receiver was paused for days. The receiver may have taken
+                # it, and forgotten its mark since.
                 why = (
                     "it was tried before a pause of days: whether it took effect is not known any"
                     " more"
@@ -138,7 +138,7 @@ class NotificationService:
         return self._router.reachable(*target)
 
     def answered(self, pending: PendingNotification, error: pb.Error | None) -> None:
-        """The receiver, or whatever is on the way to it, has answered."""
+        """Act on an answer, from the receiver or from a process on the way to it."""
         self._settle(pending, None if error is None else _failure(error))
 
     def _settle(self, pending: PendingNotification, failure: Failure | None) -> None:
@@ -146,8 +146,8 @@ class NotificationService:
         responsible = pending.row.sender_kind or pending.row.kind
         kind = self._app.kinds.get(responsible)
         options = kind.options if kind is not None else KindOptions()
-        # How long to try is written in the kind, so a node that lacks it lets nothing die that
-        # another node has the kind for.
+        # The kind says how long to try. So if this node lacks the kind and another node has it,
+        # this node makes no dead letter.
         may_die = self._letters.room(shard) and not (
             kind is None and self._kinds.elsewhere(responsible)
         )
@@ -187,8 +187,7 @@ class NotificationService:
 
 
 class _Answer:
-    """Waits for the answer to one delivery.
-    Implements `holdfast_cluster.routing.dispatch.Origin`."""
+    """Takes the answer to one delivery. Implements `holdfast_cluster.routing.dispatch.Origin`."""
 
     __slots__ = ("_pending", "_service")
 

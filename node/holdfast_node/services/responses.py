@@ -1,4 +1,4 @@
-"""Forgets the kept replies whose time has passed."""
+"""Forgetting kept replies whose time has passed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ INTERVAL_S = 60.0
 
 
 class ResponseService:
-    """Has the owned shards forget the replies whose time has passed, about once a minute.
-    Implements `Periodic`."""
+    """Puts into the owned shards' entries which replies to forget, about once a minute. Implements
+    `Periodic`."""
 
     def __init__(self, responses: ResponseCache, shards: Shards, committer: Committer) -> None:
         self._responses = responses
@@ -27,7 +27,7 @@ class ResponseService:
             self.forget()
 
     def forget(self) -> None:
-        """Have the shards forget now what they may."""
+        """Have the shards forget all replies that they may forget now."""
         self._committer.flush_visible()
         for shard in self._shards.serving(boottime()):
             if shard.may_write() and (due := self._responses.due(shard)) is not None:

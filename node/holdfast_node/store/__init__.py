@@ -1,2 +1,2 @@
-"""Bytes on disk: RocksDB, the keys of its rows, what a data directory says of itself, and how much
-room there is."""
+"""Bytes on disk: RocksDB, the keys of its rows, the facts of a data directory, and the free
+space."""

@@ -1,9 +1,9 @@
-"""Every assignment that this node has seen, on its disk: so that an etcd that was put back is
-recognised after a restart too.
+"""Every assignment that this node has seen, kept on its disk. With them the node recognises an etcd
+that was put back, after a restart too.
 
-One row a shard, whether the node has a copy of it or not, and one with the other facts of the
-cluster, from which etcd can be rebuilt (`holdfast adopt-etcd`). Rows are staged for the next flush.
-Whoever acts on an assignment waits for that flush first.
+There is one row for each shard, whether the node has a copy of the shard or not. One more row has
+the other facts of the cluster. `holdfast adopt-etcd` can rebuild etcd from these rows. Rows are
+staged for the next flush. The node waits for that flush before it acts on an assignment.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ class Staging(Protocol):
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):
-    """What is kept of a shard. `raw`: the assignment as it is in etcd."""
+    """The row of a shard. `raw`: the assignment as it is in etcd."""
 
     generation: int
     raw: bytes
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What is kept of the cluster."""
+    """The facts of the cluster."""
 
     lineage: Lineage | None = None
     revision: int = 0
     settings: ClusterSettings | None = None
     members: Mapping[str, Member] = {}
-    """Every one ever seen, as it was last. One that left after a drain is forgotten: nothing is on
-    it."""
+    """Every member ever seen, in its last state. A member that left after a drain is forgotten: it
+    has no data."""
     drains: Mapping[str, Drain] = {}
     pauses: tuple[tuple[str, str, Pause], ...] = ()
 
 
 class KeptAssignments(Memory):
-    """The memory of a node, which outlives it. It begins with what is on disk."""
+    """A node's memory of assignments, which survives a restart. It begins with the rows on disk."""
 
     def __init__(self, cluster: str, store: Store, staging: Staging) -> None:
         super().__init__(cluster)
@@ -97,7 +97,7 @@ class KeptAssignments(Memory):
             self._staging.batch.put("meta", keys.FACTS, encode(self._facts))
 
     def learn(self, shard: int, versioned: Versioned) -> bool:
-        """Also stages the row: whoever asks for a flush afterwards has it on disk."""
+        """Also stage the row: a flush that is requested afterwards puts it on disk."""
         if not super().learn(shard, versioned):
             return False
         row = self._raws[shard] = Row(versioned.generation, versioned.raw)
@@ -107,7 +107,8 @@ class KeptAssignments(Memory):
     def report(
         self, node: str, incarnation: int, epochs: Mapping[int, int]
     ) -> peer_pb2.KnownResponse:
-        """All of it. `epochs`: by shard, the highest one that this node's copy has heard of."""
+        """Return all that the node knows. `epochs`: by shard, the highest epoch that this node's
+        copy has heard of."""
         facts = self._facts
         response = peer_pb2.KnownResponse(
             node=node,

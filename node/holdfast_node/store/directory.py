@@ -1,4 +1,4 @@
-"""The data directory: whose it is, and how often it was started."""
+"""The data directory: the node and cluster that it belongs to, and the number of its starts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from holdfast_node.store import keys
 from holdfast_node.store.rocks import Store
 
 FORMAT = b"2"
-"""docs/format.md has what lies where. Directories of format 1 are converted at the start."""
+"""docs/format.md describes the format. Directories of format 1 are converted at the start."""
 
 
 class WrongDirectory(Exception):
-    """The directory belongs to another node or cluster; the message names both."""
+    """The directory belongs to another node or cluster, or has an unknown format. The message names
+    both sides."""
 
 
 class DataDirectory:
@@ -21,8 +22,8 @@ class DataDirectory:
     `holdfast_cluster.membership.member.Directory`."""
 
     def __init__(self, store: Store, convert: Callable[[Store], None]) -> None:
-        """`convert`: brings a directory of format 1 to this format. Raises WrongDirectory for a
-        format that is not known."""
+        """`convert`: brings a directory of format 1 to this format. Raises WrongDirectory for an
+        unknown format."""
         self._store = store
         found = store.get("meta", keys.FORMAT)
         if found is None:
@@ -37,10 +38,10 @@ class DataDirectory:
             )
 
     def node_id(self, name: str | None) -> str:
-        """The id of the node that this directory is, made at its first start: `name` and a random
-        part.
+        """Return the id of the node that this directory belongs to. The first start makes the id:
+        `name` and a random part.
 
-        Raises WrongDirectory when the directory was started under another name.
+        Raises WrongDirectory if the directory was started under another name.
         """
         raw = self._store.get("meta", keys.NODE_ID)
         if raw is None:
@@ -50,24 +51,24 @@ class DataDirectory:
         node = raw.decode()
         if name is not None and node.rpartition("-")[0] != name:
             raise WrongDirectory(
-                f"data directory {self._store.path} is node {node}'s, not {name!r}'s: name its own"
-                " or an empty one"
+                f"data directory {self._store.path} is node {node}'s, not {name!r}'s: give that"
+                " node's own directory, or an empty one"
             )
         return node
 
     @property
     def cluster_id(self) -> str:
-        """The cluster that the directory is bound to; empty while it is bound to none."""
+        """The id of the cluster that the directory is bound to; empty if it is not bound."""
         return (self._store.get("meta", keys.CLUSTER_ID) or b"").decode()
 
     @property
     def incarnation(self) -> int:
-        """How often the node was started, or has joined again."""
+        """How often the node has started or joined again."""
         return int(self._store.get("meta", keys.INCARNATION) or b"0")
 
     def claim(self, cluster_id: str) -> None:
-        """Bind the directory to a cluster at its first start. Raises WrongDirectory when it is
-        another one's."""
+        """Bind the directory to a cluster at its first start. Raises WrongDirectory if it is bound
+        to another cluster."""
         raw = self._store.get("meta", keys.CLUSTER_ID)
         if raw is None:
             self._put(keys.CLUSTER_ID, cluster_id.encode())
@@ -79,7 +80,8 @@ class DataDirectory:
             )
 
     def next_incarnation(self) -> int:
-        """Raise the start counter by one, on disk before this returns."""
+        """Raise the start counter by one and return it. The new value is on disk before this
+        returns."""
         incarnation = self.incarnation + 1
         self._put(keys.INCARNATION, str(incarnation).encode())
         return incarnation

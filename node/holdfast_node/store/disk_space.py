@@ -1,15 +1,16 @@
-"""Whether the disk of the data directory has room: a node is `full` before its writes fail, and
-active again when there is enough.
+"""The free space of the data directory's disk. A node becomes `full` before its writes fail, and
+active again when there is enough room.
 
-The disk has a *reserve* (`--disk-reserve`). With less free the node is low: it says that it is
-full, so that it gets no new copies and gives away what it owns. With less than a quarter of the
-reserve free it is critical: it leaves the cluster when others can do without it, and waits for
-room. Each way back needs more room than the way there, and time: more each time that the room was
-gone again soon, so that nothing flaps.
+The disk has a *reserve* (`--disk-reserve`). If less than the reserve is free, the level is low. The
+node then says that it is full: it gets no new copies, and gives its shards to other owners. If less
+than a quarter of the reserve is free, the level is critical. The node then leaves the cluster, when
+the others can do without it, and waits for room. A level improves only after some time, and needs
+more free room than the limit at which it worsened. That time grows whenever the room is soon gone
+again, so that the level does not flap.
 
-Beside the reserve a *ballast* file of 64 MiB takes room while the process runs. It goes when the
-disk is critical, so that a node that leaves can write its last records. What is free is always
-counted as if the ballast were there: its going changes no level.
+Beside the reserve a *ballast* file of 64 MiB takes room while the process runs. When the disk is
+critical, the node removes the ballast, so that it can write its last records and leave. The free
+bytes are always counted as if the ballast were there, so its removal changes no level.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 EXIT_DISK_FULL = 71
-"""The exit status of a process that a full disk has ended. Its next start waits for room."""
+"""The exit status of a process that ended because its disk was full. Its next start waits for
+room."""
 BALLAST_BYTES = 64 << 20
 START_BYTES_MIN = 16 << 20
-"""A start waits for so much room at least, whatever the reserve is: RocksDB writes files when it
-opens."""
+"""A start waits for at least so many free bytes, however small the reserve is: RocksDB writes files
+when it opens."""
 STAY_S = 5.0, 600.0
-"""How long a disk that has become low counts as low at least. Doubled each time that it is again
-within FORGET_S."""
+"""The shortest and the longest time for which a low disk counts as low at least. The time doubles
+whenever the disk is low again within FORGET_S."""
 FORGET_S = 600.0
 _FILES_MIN = 64
 _LOOK_S = 0.5
@@ -40,7 +42,7 @@ _SAY_EVERY_S = 60.0
 
 
 class Level(enum.IntEnum):
-    """How much room there is."""
+    """Levels of free space."""
 
     ENOUGH = 0
     LOW = 1
@@ -48,7 +50,7 @@ class Level(enum.IntEnum):
 
 
 class DiskSpace:
-    """The level by what is free. Pure."""
+    """Decides the level from the free bytes. Pure."""
 
     def __init__(self, reserve: int) -> None:
         self.reserve = reserve
@@ -58,20 +60,20 @@ class DiskSpace:
         self._stays_until = float("-inf")
 
     def can_start(self, free: int, now: float) -> bool:
-        """Whether there is room to open the store."""
+        """Return whether there is room to open the store."""
         return free >= self.start_from and not self.stays(now)
 
     @property
     def start_from(self) -> int:
-        """The bytes that have to be free for a start."""
+        """The bytes that must be free for a start."""
         return max(self.reserve // 2, START_BYTES_MIN)
 
     def stays(self, now: float) -> bool:
-        """Whether the level does not get better yet, whatever is free."""
+        """Return whether the level may not improve yet, however much is free."""
         return now < self._stays_until
 
     def look(self, free: int, now: float) -> Level:
-        """The level with so many bytes free, at `now` in seconds."""
+        """Update and return the level for so many free bytes, at `now` in seconds."""
         critical_from = self.reserve // 2 if self.level is Level.CRITICAL else self.reserve // 4
         enough_from = (
             self.reserve if self.level is Level.ENOUGH else self.reserve + self.reserve // 4
@@ -91,8 +93,8 @@ class DiskSpace:
         return self.level
 
     def failed(self, now: float) -> None:
-        """There was no room for a file, whatever the file system says is free (with a
-        quota, say)."""
+        """Note that there was no room for a file, whatever the file system says is free (a quota,
+        for example)."""
         self._worsen(max(self.level, Level.LOW), now)
 
     def _worsen(self, level: Level, now: float) -> None:
@@ -107,7 +109,7 @@ class DiskSpace:
 
 class DiskWatch:
     """Looks at the disk of a data directory, and keeps the ballast there. With a reserve of 0 only
-    what failed counts."""
+    failed writes count."""
 
     def __init__(
         self, folder: Path, reserve: int, clock: Callable[[], float] = time.monotonic
@@ -130,7 +132,7 @@ class DiskWatch:
 
     @property
     def full(self) -> str | None:
-        """Why the node takes nothing more; None while it does."""
+        """Why the node takes nothing more; None while it takes more."""
         if self.level is Level.ENOUGH:
             return None
         wanted = (
@@ -144,7 +146,7 @@ class DiskWatch:
 
     @property
     def cannot_start(self) -> str | None:
-        """Why there is no room to open the store; None when there is."""
+        """Why there is no room to open the store; None when there is room."""
         if self._space.can_start(self.free, self._clock()):
             return None
         free, wanted = max(self.free, 0) >> 20, self._space.start_from >> 20
@@ -154,7 +156,7 @@ class DiskWatch:
         )
 
     def look(self) -> Level:
-        """See how much is free now."""
+        """Read how much is free now, and return the level."""
         before = self.level
         self.free = self._free()
         level = self._space.look(self.free, self._clock())
@@ -165,18 +167,18 @@ class DiskWatch:
         return level
 
     def failed(self) -> None:
-        """There was no room for a file here."""
+        """Note that there was no room for a file on this disk."""
         before = self.level
         self._space.failed(self._clock())
         if before is not self.level:
             self._say(before)
 
     def has_spare(self) -> bool:
-        """Whether the log could still be written beside files of copies that come."""
+        """Return whether there is room for incoming files of copies beside the log."""
         return self._free() >= START_BYTES_MIN
 
     async def run(self) -> None:
-        """Look until cancelled; make the ballast when there is room for it."""
+        """Look at the disk until cancelled; make the ballast when there is room for it."""
         failed = ""
         try:
             while True:
@@ -186,7 +188,7 @@ class DiskWatch:
                 except OSError as error:
                     if (text := str(error)) != failed:
                         log.error(
-                            "nobody knows how much room the disk of %s has: %s", self._folder, text
+                            "cannot read how much room the disk of %s has: %s", self._folder, text
                         )
                     failed = text
                 await asyncio.sleep(_LOOK_S)
@@ -194,7 +196,7 @@ class DiskWatch:
             self._ballast.unlink(missing_ok=True)
 
     def _free(self) -> int:
-        """The bytes that are free beside the ballast."""
+        """Return the bytes that are free beside the ballast."""
         stat = os.statvfs(self._folder)
         if stat.f_files and stat.f_favail < _FILES_MIN:
             return 0  # no file can be made

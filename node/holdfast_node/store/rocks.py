@@ -1,9 +1,9 @@
-"""The node's RocksDB. The only file that knows rocksdict; what its traps are is in
-docs/decisions/0003-rocksdict.md.
+"""The node's RocksDB. No other file uses rocksdict; docs/decisions/0003-rocksdict.md lists its
+traps.
 
-Reads, writes without sync and iterators run on the event loop (rocksdict holds the GIL in them, so
-a thread gains nothing and costs much); `sync` is the one call that belongs on a thread. What was
-written is readable at once and durable after the next `sync`.
+Reads, iterators and writes without sync run on the event loop: rocksdict holds the GIL in them, so
+a thread gains nothing and costs much. Only `sync` belongs on a thread. A write is readable at once,
+and durable after the next `sync`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rocksdict import (
 log = logging.getLogger(__name__)
 
 FAMILIES = ("state", "replies", "log", "meta")
-_WAL_BYTES_MAX = 128 << 20  # what a start has to replay at most
+_WAL_BYTES_MAX = 128 << 20  # the most that a start has to replay
 _BLOCK_CACHE_BYTES = 64 << 20
 _WRITE_BUFFER_BYTES = 32 << 20
 
@@ -53,8 +53,8 @@ _WHOLE = {
 
 @dataclass(frozen=True)
 class StoreProperties:
-    """Bytes, but for what is named otherwise. `write_rate_limit`: bytes a second to which writes
-    are slowed; 0: they are not."""
+    """Properties of RocksDB and its disk, in bytes unless the name says otherwise.
+    `write_rate_limit`: bytes a second to which writes are slowed; 0 if they are not slowed."""
 
     files_bytes: int
     memtable_bytes: int
@@ -70,8 +70,7 @@ class StoreProperties:
 
 
 class StoreError(Exception):
-    """The store cannot be opened or has failed; the message names the file where RocksDB
-    told it."""
+    """The store cannot be opened or has failed. The message names the file if RocksDB told it."""
 
 
 class DiskFull(StoreError):
@@ -82,7 +81,8 @@ _NO_SPACE = ("No space left on device", "Disk quota exceeded")
 
 
 def is_no_space(error: BaseException | None) -> bool:
-    """Whether an exception of the store, or of the file system, says that the disk is full."""
+    """Return whether an exception of the store, or of the file system, says that the disk is
+    full."""
     return isinstance(error, DiskFull) or (
         error is not None and any(text in str(error) for text in _NO_SPACE)
     )
@@ -114,7 +114,7 @@ class Batch:
 
 
 class Cursor:
-    """Finds the first key at or behind another."""
+    """Finds the first key at or after a given one."""
 
     def __init__(self, rows: Any) -> None:
         self._rows = rows
@@ -126,8 +126,8 @@ class Cursor:
 
 
 class Store:
-    """An open RocksDB. Raises StoreError from `open` when it is in use, corrupted or
-    not readable."""
+    """An open RocksDB. The constructor raises StoreError when the directory is in use, corrupted or
+    not readable, and DiskFull when there is no room."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -143,8 +143,8 @@ class Store:
             options.set_block_based_table_factory(table)
             options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
             options.set_max_total_wal_size(_WAL_BYTES_MAX)
-            # A torn tail is a crash and is cut; anything else that does not check out is rot and
-            # refuses to open.
+            # RocksDB cuts a torn tail, which a crash has left. If anything else in the log is
+            # wrong, RocksDB refuses to open.
             options.set_wal_recovery_mode(DBRecoveryMode.tolerate_corrupted_tail_records())
             options.set_allow_concurrent_memtable_write(False)  # one thread writes
             options.set_max_open_files(1000)
@@ -174,7 +174,7 @@ class Store:
     def scan(
         self, family: str, start: bytes, end: bytes | None, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
-        """The rows of `[start, end)` in order, as they are when the first one is asked for."""
+        """Yield the rows of `[start, end)` in order, as they are when the first one is read."""
         # No bounds in ReadOptions: rocksdict keeps a dangling pointer to them. Comparing here costs
         # next to nothing.
         rows = self._families[family].iter(ReadOptions())
@@ -195,14 +195,14 @@ class Store:
                 rows.next()
 
     def any(self, family: str, start: bytes, end: bytes | None) -> bool:
-        """Whether there is a row in `[start, end)`."""
+        """Return whether there is a row in `[start, end)`."""
         return next(self.scan(family, start, end), None) is not None
 
     def scan_now(
         self, family: str, start: bytes, end: bytes | None
     ) -> Iterator[tuple[bytes, bytes]]:
-        """The rows of `[start, end)` as they are now, not when the first is asked for. Read it
-        soon: it keeps the store as it was."""
+        """Return the rows of `[start, end)` as they are now, not as they are when the first one is
+        read. Read them soon: the iterator keeps old data in the store."""
         rows = self._families[family].iter(ReadOptions())
         rows.seek(start)
 
@@ -214,7 +214,8 @@ class Store:
         return read()
 
     def cursor(self, family: str) -> Cursor:
-        """Finds keys in what is there now. Read it soon: it keeps the store as it was."""
+        """Return a cursor over the keys as they are now. Use it soon: it keeps old data in the
+        store."""
         return Cursor(self._families[family].iter(ReadOptions()))
 
     def batch(self) -> Batch:
@@ -225,17 +226,18 @@ class Store:
         self._db.write(batch.raw, self._unsynced)
 
     def sync(self) -> None:
-        """Make all that was written durable (fsync). May run on another thread, one at a time."""
+        """Make all that was written durable (fsync). May run on another thread; only one call at a
+        time."""
         self._db.flush_wal(True)
         self.syncs += 1
 
     @property
     def written(self) -> int:
-        """How much was ever written: RocksDB's number of the newest write."""
+        """RocksDB's sequence number of the newest write. It grows with each write."""
         return int(self._db.latest_sequence_number())
 
     def approximate_bytes(self) -> int:
-        """About what the live data of objects and their kept replies takes."""
+        """Return about how many bytes the live data of objects and their kept replies take."""
         size = 0
         for name in ("state", "replies"):
             for what in ("rocksdb.estimate-live-data-size", "rocksdb.cur-size-all-mem-tables"):
@@ -243,7 +245,7 @@ class Store:
         return size
 
     def properties(self) -> StoreProperties:
-        """What RocksDB tells of itself, all families together."""
+        """Return RocksDB's properties, for all families together."""
         total = {
             name: sum(int(family.property_value(what) or 0) for family in self._families.values())
             for name, what in _SUMMED.items()
@@ -263,35 +265,36 @@ class Store:
         )
 
     def ingest(self, family: str, files: list[Path]) -> None:
-        """Take the rows of files that `RowFiles` wrote; the files are moved. Durable when this
-        returns."""
+        """Take in files that `RowFiles` wrote. The files are moved into the store, and their rows
+        are durable when this returns."""
         options = IngestExternalFileOptions()
         options.set_move_files(True)
         self._families[family].ingest_external_file([str(file) for file in files], options)
 
     def flush(self, family: str) -> None:
-        """Write a family's memtable to a file, so that an `ingest` finds none in its way. Belongs
-        on a thread."""
+        """Write a family's memtable to a file, so that an `ingest` need not do it. Belongs on a
+        thread."""
         self._families[family].flush()
 
     def close(self) -> None:
-        """Close it; nothing may be under way."""
+        """Close the store. No read, write or sync may be under way."""
         self._gets.clear()
         self._handles.clear()
         self._families.clear()
         try:
             self._db.close()
         except Exception as error:
-            # It could not write out what is in memory only. All that was made durable is in the
-            # log, and a start reads it there.
-            log.warning("the store was closed in a hurry: %s", error)
+            # RocksDB could not write its memtables to files. All durable rows are in its log, and
+            # the next start reads them there.
+            log.warning("the store was closed without writing its memory to files: %s", error)
 
 
 class RowFiles:
-    """Writes rows, which come in key order, to files that `Store.ingest` takes. Each file is
+    """A writer of rows to files that `Store.ingest` takes. Rows come in key order. Each file is
     fsynced when it is full."""
 
-    # of rows in a file: finishing it holds the interpreter while it is written and fsynced
+    # Rows in one file: to finish a file holds the interpreter while the file is written and
+    # fsynced.
     _ROW_BYTES_MAX = 8 << 20
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -314,21 +317,20 @@ class RowFiles:
             self.finish()
 
     def finish(self) -> None:
-        """No more rows come."""
+        """Finish the last file: no more rows come."""
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.finish()
 
     def remove(self) -> None:
-        """Remove what was not ingested. Raises nothing: it is called when something has
-        gone wrong."""
-        self._writer = None  # not finished: that would write more, and may be what went wrong
+        """Remove the files that were not ingested. Raises nothing: it is called after an error."""
+        self._writer = None  # not finished: that would write more, and may be the error itself
         remove_files(self.files)
 
 
 def remove_files(files: Iterable[Path]) -> None:
-    """Remove files that may be there. What cannot be removed the next start tries again; the others
-    go all the same."""
+    """Remove files if they exist. A file that cannot be removed does not stop the others; the next
+    start tries it again."""
     for file in files:
         try:
             file.unlink(missing_ok=True)
@@ -343,7 +345,7 @@ def _explain(path: Path, error: Exception) -> str:
     ):
         return f"data directory {path} is in use by another process"
     if "corrupt" in text.lower():
-        # Of a write-ahead log RocksDB names the file only in its own log.
+        # RocksDB names a corrupted write-ahead log only in its own log file.
         dropped = re.findall(r"(\S+\.log): dropping \d+ bytes; Corruption", _own_log(path))
         if dropped and "/" not in text:
             text += f" in {dropped[-1]}"

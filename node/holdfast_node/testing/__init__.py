@@ -1,5 +1,5 @@
-"""A whole cluster in one process and on virtual time, for tests of applications. Users come to it
-through `holdfast.testing`."""
+"""A whole cluster in one process and on virtual time, for tests of applications. Users import it as
+`holdfast.testing`."""
 
 from holdfast_node.testing.cluster import InProcessCluster
 

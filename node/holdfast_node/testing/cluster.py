@@ -1,9 +1,9 @@
-"""The cluster in one process: the engine of production over a store in memory, on virtual time. Its
+"""The cluster in one process: the production engine over a store in memory, on virtual time. Its
 network can lose replies.
 
-There is one node, with one copy of everything. What users' code can see is that of a cluster:
-turns, commits, retries under one request id, notifications, alarms, eviction, and a crash after
-which all that is not durable is gone.
+There is one node, with one copy of everything. Users' code sees a cluster's behaviour: turns,
+commits, retries under one request id, notifications, alarms, eviction, and a crash that loses all
+writes that are not durable.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ _TICK_S = (0.05, 600.0)
 
 
 class _OwnLoop(Exception):
-    """The cluster is used from a coroutine that runs elsewhere."""
+    """The cluster was used from a coroutine that runs on another loop."""
 
 
 class InProcessCluster:
-    """Implements `holdfast.testing.Cluster`, which says what its methods do."""
+    """The cluster for tests. Implements `holdfast.testing.Cluster`, which documents its methods."""
 
     def __init__(self, app: App, seed: int, now: datetime | None = None) -> None:
         self.seed = seed
@@ -99,7 +99,7 @@ class InProcessCluster:
         self._ticking = self._loop.create_task(self._tick(), name="holdfast tick")
 
     async def _tick(self) -> None:
-        """Do what time brings: soon after anything has happened, and when something is due."""
+        """Tick the objects: soon after each event, and when something is due."""
         least, most = _TICK_S
         while True:
             self._objects.tick()
@@ -111,7 +111,7 @@ class InProcessCluster:
             await asyncio.sleep(least)
 
     def close(self) -> None:
-        """End it. What still runs is cancelled."""
+        """End the cluster, and cancel all that still runs."""
         if self._loop.is_closed():
             return
         self._run(self._end())
@@ -154,8 +154,8 @@ class InProcessCluster:
             self._in_run = False
 
     async def _call(self, call: pb.Call, timeout: float | None) -> bytes:
-        """The result of a call, which is sent again as clients and gateways do. Raises
-        its error."""
+        """Return the result of a call, which is sent again as clients and gateways do. Raises the
+        call's error."""
         if not call.request_id:
             call.request_id = self._ids.next()
         check_size(call.ByteSize(), len(call.arguments), definite=False)
@@ -175,7 +175,7 @@ class InProcessCluster:
         return datetime.fromtimestamp(self._clock.now_ms() / 1000, UTC)
 
     def advance(self, delta: timedelta) -> None:
-        if checked_timedelta("what passes", delta) < timedelta():
+        if checked_timedelta("the time that passes", delta) < timedelta():
             raise ValueError(f"time does not go back: {delta}")
         self._run(asyncio.sleep(delta.total_seconds()))
         self._engine.tick()
@@ -227,7 +227,7 @@ class InProcessCluster:
         if error is not None:
             raise error_from_proto(error)
 
-    # -- what goes wrong
+    # -- faults
 
     def evict(self, kind: type | str, key: str) -> bool:
         return self._run(self._engine.eviction.evict_object(kind_name(kind), key))
@@ -247,7 +247,7 @@ class InProcessCluster:
     def drop_next_reply(self) -> None:
         self._network.drops += 1
 
-    # -- what is there
+    # -- stored data
 
     def stored(self, kind: type | str, key: str) -> dict[str, Any]:
         of = kind_name(kind)
@@ -301,7 +301,7 @@ class InProcessCluster:
 
 
 class AsyncClient:
-    """For code that runs in `InProcessCluster.run`: as `holdfast.Client`."""
+    """A client like `holdfast.Client`, for code that runs in `InProcessCluster.run`."""
 
     def __init__(self, cluster: InProcessCluster) -> None:
         self._cluster = cluster
@@ -317,7 +317,7 @@ class AsyncClient:
         idempotency_key: str | None = None,
         caller: str = "",
     ) -> Any:
-        """A stub. `caller`: who calls, as a gateway would have found out."""
+        """Return a stub. `caller`: the caller's name, as a gateway would have authenticated it."""
         check_key(key)
         name = kind_name(kind)
         check_own_id(name, key, request_id, idempotency_key)
@@ -333,7 +333,7 @@ class AsyncClient:
     def notify(
         self, kind: type | str, key: str, *, delay: timedelta | None = None, **options: Any
     ) -> Any:
-        """A stub whose calls are stored."""
+        """Return a stub whose calls are stored."""
         stub = self.get(kind, key, **options)
         stub._call.send = True
         stub._call.delay_ms = delay_ms(delay)
@@ -369,7 +369,7 @@ class _Stub:
 
 
 class _Sync:
-    """A stub whose calls return when they are answered."""
+    """A stub whose calls block until they are answered."""
 
     def __init__(self, run: Callable[[Coroutine[Any, Any, Any]], Any], stub: Any) -> None:
         self._run = run
@@ -381,7 +381,7 @@ class _Sync:
 
 
 class _Clock:
-    """The cluster's time: that of the loop, from a date on. Stands in for
+    """The cluster's time: the loop's time, counted from a date. A stand-in for
     `holdfast_cluster.clocks.cluster_time.Time`."""
 
     started = True
@@ -395,7 +395,7 @@ class _Clock:
 
 
 class _Flusher(Flusher):
-    """Its fsyncs are moments of virtual time, in place of a thread's."""
+    """A flusher without a thread: its fsyncs take virtual time."""
 
     def _start(self) -> None:
         pass
@@ -410,7 +410,7 @@ class _Flusher(Flusher):
 
 
 class _Reply:
-    """Waits for one reply. Implements `holdfast_cluster.routing.dispatch.Origin`."""
+    """Takes one reply. Implements `holdfast_cluster.routing.dispatch.Origin`."""
 
     def __init__(self, future: asyncio.Future[pb.Reply]) -> None:
         self.future = future
@@ -421,7 +421,7 @@ class _Reply:
 
 
 class _Way:
-    """A call on its way, and the port that its replies come to."""
+    """A call on its way, and the port to which its replies come."""
 
     closed = False
 
@@ -443,8 +443,8 @@ class _Way:
 
 
 class _Network:
-    """Brings calls to the engine and replies back, after times that the seed draws. Implements
-    `holdfast_node.objects.environment.Outgoing`."""
+    """Carries calls to the engine and replies back, after random delays that the seed decides.
+    Implements `holdfast_node.objects.environment.Outgoing`."""
 
     def __init__(self, loop: VirtualLoop, chance: random.Random) -> None:
         self._loop = loop
@@ -453,7 +453,7 @@ class _Network:
         self.engine: Engine | None = None
         self.under_way: dict[int, _Way] = {}
         self.drops = 0
-        """So many replies to clients get lost."""
+        """The number of next replies to clients that get lost."""
         self.happened = asyncio.Event()
 
     def submit(self, call: pb.Call, origin: Any, of_client: bool = False) -> int:
@@ -476,23 +476,24 @@ class _Network:
         return True
 
     def cut(self) -> list[tuple[int, _Way]]:
-        """The node is gone: nothing that is under way is answered."""
+        """Cut all calls under way from the node, which crashes. Return the calls that `resend`
+        sends again."""
         ways = list(self.under_way.items())
         for _, way in ways:
             way.attempts += 1
             if way.call.request_id[0] < EFFECT or not way.call.notification:
                 way.call.attempt += 1
-        # what objects have sent is theirs to send again
+        # Only calls of clients: the objects themselves send theirs again.
         return [(number, way) for number, way in ways if way.of_client]
 
     def resend(self, ways: list[tuple[int, _Way]]) -> None:
-        """The node is back."""
+        """Send calls again to the restarted node."""
         self.under_way = dict(ways)
         for number, way in ways:
             self._send(number, way)
 
     def replied(self, way: _Way, number: int, reply: pb.Reply) -> None:
-        """An answer of the node to attempt `number` of a call."""
+        """Take the node's answer to attempt `number` of a call."""
         self.happened.set()
         if number == way.attempts:
             self._loop.call_later(self._delay(), self._arrived, way, number, reply)
@@ -534,5 +535,6 @@ class _Network:
 
 
 def make(app: App, seed: int | None = None, now: datetime | None = None) -> InProcessCluster:
-    """What `holdfast.testing` finds by the entry point `holdfast.testing`."""
+    """Return a cluster. `holdfast.testing` finds this function by the entry point
+    `holdfast.testing`."""
     return InProcessCluster(app, random.randrange(1 << 32) if seed is None else seed, now)

@@ -1,8 +1,8 @@
-"""An event loop on virtual time: when nothing is to be done it goes to what is due next, without
+"""An event loop on virtual time: when it has nothing to do, it jumps to the next timer without
 waiting.
 
-While a thread works for it, or it waits for a socket or a child process, time passes as it does
-outside: nobody could know how long that will take.
+While a thread works for the loop, or the loop waits for a socket or a child process, real time
+passes: the loop cannot know how long that takes.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from time import monotonic
 from typing import Any
 
 _REAL_WAIT_S = 0.02
-_CHILD_WATCHER = "waitpid-"  # of asyncio.ThreadedChildWatcher, which waits for a child process
+_CHILD_WATCHER = "waitpid-"  # asyncio.ThreadedChildWatcher's threads, which wait for children
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """`time()` begins at 0."""
+    """An event loop whose `time()` is virtual, and begins at 0."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self.threads = 0
         self.working: Callable[[], bool] = lambda: True
-        """Whether anybody may be waiting for a socket; a connection that nobody uses makes nobody
-        wait."""
+        """Returns whether code may be waiting for a socket. An open connection that is not in use
+        does not count."""
         super().__init__(_Selector(self))
         self._clock_resolution = 1e-6  # after 194 days a nanosecond is less than a float's last bit
         self._own_files = len(self._selector.get_map())  # type: ignore[attr-defined]
@@ -35,7 +35,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self.now
 
     def waits_outside(self) -> bool:
-        """Whether something that is not virtual is waited for."""
+        """Return whether the loop waits for a thread, a socket or a child process."""
         if self.threads > 0:
             return True
         if not self.working():

@@ -1,5 +1,5 @@
-"""A store in memory in place of RocksDB, which can lose what was not made durable, as a machine
-does that is switched off."""
+"""A store in memory in place of RocksDB. Like a machine that is switched off, it can lose writes
+that were not made durable."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class MemoryCursor:
 
 
 class MemoryStore:
-    """Has the methods of `holdfast_node.store.rocks.Store` that an engine uses."""
+    """A store with the methods of `holdfast_node.store.rocks.Store` that an engine uses."""
 
     def __init__(self) -> None:
         self.path = Path("memory")
@@ -87,7 +87,7 @@ class MemoryStore:
         self.syncs += 1
 
     def lose_unsynced(self) -> None:
-        """Forget what no `sync` has covered."""
+        """Undo all writes since the last `sync`."""
         undo, self._unsynced = self._unsynced, []
         for family, key, before in reversed(undo):
             self._change(family, key, before)
