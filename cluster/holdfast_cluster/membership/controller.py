@@ -48,8 +48,7 @@ class Expected:
         self._seen: dict[str, tuple[Member, float]] = {}
         self.superseded: frozenset[str] = frozenset()
         """Absent nodes that another node has replaced, with the same name at the same address:
-        their
-        disks were replaced."""
+        their disks were replaced."""
         self.holding = False
         """Whether more than a third has vanished at once, so that it is expected for longer."""
 
@@ -135,7 +134,7 @@ class Controller:
 
     @property
     def is_acting(self) -> bool:
-        """Whether this node is the controller, as far as it knows."""
+        """Whether this node is the controller, by its newest view."""
         me = self._membership.member
         return me is not None and self._feed.view.controller == me.id
 

@@ -26,8 +26,7 @@ class GuardedEtcd(Etcd):
     """A client whose transactions happen only while etcd has the lineage that this process follows.
 
     The view watcher calls `follow` with the lineage that it believes. Before that the client
-    refuses
-    every transaction with EtcdForeign.
+    refuses every transaction with EtcdForeign.
     """
 
     def __init__(

@@ -7,9 +7,9 @@ an etcd does not have any more.
 Rules:
 
 - Revisions prove nothing. Within seconds a restored etcd passes the revisions that were seen
-  before.
-  With `etcdutl snapshot restore --bump-revision` its revision does not go back at all. The version
-  of an assignment grows with every change. Its nonce tells apart two changes of one version.
+  before. With `etcdutl snapshot restore --bump-revision` its revision does not go back at all. The
+  version of an assignment grows with every change. Its nonce tells apart two changes of one
+  version.
 - A process compares a listing with its knowledge from *before* it asked for the listing. An owner
   learns of its own swap before its watch does.
 - An older version is proof, and so is an equal version with another nonce. The witness halts the

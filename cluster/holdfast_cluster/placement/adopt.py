@@ -8,8 +8,8 @@ Rules:
   matter: no process has acted on it.
 - For each shard the newest assignment counts, by (generation, version). The members of its
   `in_sync` have everything that was acknowledged. A swap whose outcome the owner never learned
-  needs
-  no care: until it knows, an owner demands acknowledgements from the old and the new `in_sync`.
+  needs no care: until it knows, an owner demands acknowledgements from the old and the new
+  `in_sync`.
 - Two different assignments of one version come from the two sides of an etcd that went back. A node
   in both `in_sync` sets has everything that either side acknowledged. If no node is in both, the
   operator has to leave out one side.

@@ -118,8 +118,7 @@ class Lineage(msgspec.Struct, frozen=True, omit_defaults=True):
     """Drawn anew with every generation, below 2^53."""
     state: str = ""
     """Empty: processes follow the lineage. `halted`: a process has found that etcd went back, and
-    no
-    process follows the lineage. `adopting`: `holdfast adopt-etcd` is rebuilding etcd."""
+    no process follows the lineage. `adopting`: `holdfast adopt-etcd` is rebuilding etcd."""
     by: str = ""
     """The process that halted the lineage."""
     why: str = ""
@@ -236,8 +235,7 @@ class Assignment(msgspec.Struct, frozen=True):
     operator chooses one copy."""
     keeper: str = ""
     """With `void_before`: the node whose copy is not void, because an operator chose it among
-    copies
-    that differ."""
+    copies that differ."""
     version: int = 0
     """Grows by one with every change of the assignment. After etcd was put back it is lower."""
     nonce: int = 0
@@ -265,8 +263,7 @@ class Versioned(msgspec.Struct, frozen=True):
     back."""
     raw: bytes = b""
     """The row's bytes, which a swap compares. They contain version and nonce, so no other
-    assignment
-    has the same bytes."""
+    assignment has the same bytes."""
     generation: int = 0
     """The generation of the lineage under which it was read."""
 

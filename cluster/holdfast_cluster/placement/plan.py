@@ -14,9 +14,10 @@ For each shard the first rule that applies decides:
   replaced, so its place in the in-sync set does not count. Shards with the fewest copies come
   first.
 - leave: a member that stops, that drains, or whose disk is full or slow, hands over all its shards
-  at once, if an active in-sync member can take over. A member that stops also leaves the in-sync
-  sets, so that no owner waits for it, as long as enough other copies are in sync to write.
-- hosting: when callers ask a shard for a kind that its owner lacks, the controller asks the owner
+  at once. It hands a shard over only to an active in-sync member. A member that stops also leaves
+  the in-sync sets, so that no owner waits for it. It stays in a set that would otherwise be too
+  small to write.
+- hosting: callers ask a shard for a kind that its owner lacks. Then the controller asks the owner
   to hand the shard to an in-sync member that has the kind.
 - move, a few shards at a time: a member that the ring wants, and that has no copy, joins. Then the
   controller asks the owner to hand over to the ring's favourite. Then it asks the members that the

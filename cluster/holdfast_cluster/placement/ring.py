@@ -1,9 +1,8 @@
 """The consistent-hash ring: the nodes that each shard should be on. Pure.
 
 A *point* is a position on a circle of 2^64. Every node has `points * weight` points, every shard
-has
-one. To find a shard's node, walk clockwise from the shard's point. The shard belongs to the first
-node that has room: a node takes at most LOAD_MAX times its fair share. Without this bound the
+has one. To find a shard's node, walk clockwise from the shard's point. The shard belongs to the
+first node that has room: a node takes at most LOAD_MAX times its fair share. Without this bound the
 fullest of 20 nodes has 1.5 times the mean of 256 shards (measured). The price: when a node joins or
 leaves, about one shard in a hundred moves between nodes that stay. A shard's *preference list*
 begins with its node. The others follow in the order of the walk. Nodes on a host (or in a zone)

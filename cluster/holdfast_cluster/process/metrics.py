@@ -39,7 +39,7 @@ def feed_metrics(feed: ViewWatcher) -> Iterator[Metric]:
     )
     yield gauge(
         "holdfast_members",
-        "Members of the cluster, as far as the process knows.",
+        "Members of the cluster, by the view of the process.",
         len(view.members),
     )
 

@@ -579,8 +579,10 @@ def _found_slow(stats: dict[str, admin_pb2.StatsResponse]) -> list[tuple[str, li
 
 
 def what_lacks(view: View, member: Member, kinds: set[str]) -> tuple[str, int]:
-    """Return a text for operators on the kinds that a member lacks, and the number of its shards
-    that wait for another owner because of them."""
+    """Return a text for operators on the kinds that a member lacks, and a number.
+
+    The number counts the member's shards that wait for another owner because of these kinds.
+    """
     lacked = sorted(kinds.difference(member.kinds))
     asks = view.hosting_of(member).asks
     waiting = sum(

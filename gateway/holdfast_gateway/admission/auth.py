@@ -62,8 +62,7 @@ class Caller:
     """An authenticated caller.
 
     Each of its permissions is looked up once. After a change of the access file, or after the end
-    of
-    its token, the caller is identified again, and its permissions are looked up again.
+    of its token, the gateway identifies the caller again, and looks up its permissions again.
     """
 
     def __init__(

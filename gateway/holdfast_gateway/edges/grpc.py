@@ -51,8 +51,7 @@ log = logging.getLogger(__name__)
 
 REASONS = ("draining", "malformed", "unauthenticated", "permission_denied", "limit", "unread")
 """The reasons why the gateway refuses a call or a session, or ends a session. `unread`: the
-session's
-client sends calls, but does not read the replies."""
+session's client sends calls, but does not read the replies."""
 
 SESSIONS_MAX = 10_000
 """How many sessions a gateway may have. A session costs about 13 KiB, and 40 KiB more if it has a
@@ -111,8 +110,7 @@ class ObjectsService:
         """The number of calls and sessions refused, and of sessions ended, by reason."""
         self.draining = False
         """Set when the gateway stops. Then a session ends when its calls have ended, and the
-        gateway
-        accepts no new call."""
+        gateway accepts no new call."""
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Return the handlers to register with the server.
