@@ -227,7 +227,7 @@ async def test_a_client_cannot_take_the_ids_of_the_cluster_s_own_effects(secured
     taken = bytes([EFFECT]) * 16
     async with secured.shown("shop") as client:
         with pytest.raises(
-            ValueError, match="request ids that begin with fe are reserved for the cluster"
+            ValueError, match="request ids that begin with fe are the cluster's own"
         ):
             client.get("Shop", "a", request_id=taken)
     channel = open_channel(secured.gateway, credentials=holdfast.TLS(secured.ca.file).credentials())

@@ -412,8 +412,8 @@ class ObjectsService:
     def _taken(self, request_id: bytes, attempt: int) -> pb.Error:
         self.refused["malformed"] += 1
         message = (
-            f"request ids that begin with {request_id[:1].hex()} are reserved for the cluster: use"
-            " a UUIDv7, or an idempotency key"
+            f"request ids that begin with {request_id[:1].hex()} are the cluster's own: use a"
+            " UUIDv7, or an idempotency key"
         )
         refused = InvalidArgument(message, path="request_id", definite=True, request_id=request_id)
         return not_definite_after(attempt, error_to_proto(refused))
