@@ -1,8 +1,8 @@
 """Builds the two dashboards: `python deploy/grafana/build.py` writes overview.json and
 drilldown.json beside this file.
 
-A dashboard is mostly repetition; here a panel is a line. The JSON is committed, for those who
-import it; `make check` tells when it is stale.
+A dashboard is mostly repetition; here a panel takes a few lines. The JSON files are committed, so
+that users can import them. `make check` fails when they are stale.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WIDTH = 24
 
 
 class Dashboard:
-    """Lays panels out in rows of equal height."""
+    """A dashboard, whose panels lie in rows of equal height."""
 
     def __init__(self, uid: str, title: str, text: str, variables: list[dict[str, Any]]) -> None:
         self._uid, self._title, self._text = uid, title, text
@@ -204,7 +204,7 @@ def overview() -> Dashboard:
     board = Dashboard(
         "holdfast-overview",
         "Holdfast: cluster",
-        "What callers see, and whether the cluster is well.",
+        "The service as callers see it, and the health of the cluster.",
         [],
     )
     board.row("Is it well?")
@@ -219,7 +219,7 @@ def overview() -> Dashboard:
         stat(
             "Shards not served",
             "none",
-            "Calls to their objects wait.",
+            "Calls to the objects of these shards wait.",
             "max(holdfast_shards) - sum(holdfast_shards_serving)",
             bad_from=1,
         ),
@@ -240,28 +240,28 @@ def overview() -> Dashboard:
         stat(
             "Calls held",
             "none",
-            "They wait for shards that are not served.",
+            "Calls that wait for shards that no node serves.",
             "sum(holdfast_dispatch_held)",
             bad_from=1,
         ),
         stat(
             "Dead letters",
             "none",
-            "`holdfast deadletters list`.",
+            "Notifications and alarms that could not be delivered: `holdfast deadletters list`.",
             "sum(holdfast_dead_letters)",
             bad_from=1,
         ),
         stat(
             "Controller",
             "none",
-            "Exactly one node should be it.",
+            "The number of controllers; it should be exactly 1.",
             "sum(holdfast_controller)",
             good_from=1,
         ),
         stat(
             "etcd unheard",
             "s",
-            "The longest that a process has been without etcd.",
+            "The longest time that any process has been without its watch on etcd.",
             "max(holdfast_etcd_watch_broken_seconds)",
             bad_from=10,
         ),
@@ -272,7 +272,7 @@ def overview() -> Dashboard:
         graph(
             "Calls by code",
             "ops",
-            "Exceptions of the application are APPLICATION, what it refuses is REJECTED.",
+            "APPLICATION: the application raised an exception. REJECTED: it refused the call.",
             (per_s("holdfast_gateway_calls_total", "code"), "{{code}}"),
             stack=True,
         ),
@@ -287,8 +287,8 @@ def overview() -> Dashboard:
         graph(
             "Waiting and sent again",
             "none",
-            "Held calls wait for a shard; those sent again met a node that did not own it any more,"
-            " or a broken connection.",
+            "Held calls wait for a shard. A call is sent again after a broken connection, or when"
+            " the node did not serve the shard.",
             ("sum(holdfast_dispatch_held)", "held"),
             (per_s("holdfast_dispatch_sent_again_total"), "sent again /s"),
         ),
@@ -303,15 +303,15 @@ def overview() -> Dashboard:
             ("sum(holdfast_gateway_in_flight)", "in flight"),
         ),
         graph(
-            "Refused at the door",
+            "Refused by gateways",
             "ops",
-            "By limits of subjects, tokens and policy; by reason.",
+            "Calls and sessions refused, and sessions ended, by reason.",
             (per_s("holdfast_gateway_refused_total", "reason"), "{{reason}}"),
         ),
         graph(
             "Routes behind",
             "s",
-            "Gateways that lag behind what nodes work with.",
+            "Processes whose routes are older than those of the nodes, and for how long.",
             ("max by (instance) (holdfast_routes_stale_seconds)", "{{instance}}"),
         ),
     )
@@ -321,8 +321,8 @@ def overview() -> Dashboard:
         graph(
             "p99 by part",
             "s",
-            "Queue: in the object's mailbox. Turn: the handler. Commit: fsyncs and replicas, by"
-            " entry.",
+            "Queue: in the object's mailbox. Turn: the handler. Commit: fsyncs and replicas, for"
+            " each entry.",
             (quantile(0.99, "holdfast_queue_seconds"), "queue"),
             (quantile(0.99, "holdfast_turn_seconds"), "turn"),
             (quantile(0.99, "holdfast_commit_seconds"), "commit"),
@@ -338,7 +338,7 @@ def overview() -> Dashboard:
         graph(
             "Turns by node",
             "ops",
-            "How evenly the work lies.",
+            "Shows how evenly the nodes share the work.",
             (per_s("holdfast_turns_total", "instance"), "{{instance}}"),
             stack=True,
         ),
@@ -363,7 +363,7 @@ def overview() -> Dashboard:
         graph(
             "fsync p99",
             "s",
-            "Every write waits for the slowest disk of its copies.",
+            "Every write waits for the slowest disk among those of its copies.",
             (quantile(0.99, "holdfast_fsync_seconds", "instance"), "{{instance}}"),
         ),
     )
@@ -373,13 +373,13 @@ def overview() -> Dashboard:
         graph(
             "Lag of the furthest replica",
             "none",
-            "Entries that it has not acknowledged.",
+            "Entries that the replica has not acknowledged.",
             ("holdfast_replication_lag_entries", "{{instance}}"),
         ),
         graph(
             "Changes of assignments",
             "ops",
-            "By reason; a fail-over is a node that was lost.",
+            "By reason. A fail-over means that a node was lost.",
             (per_s("holdfast_controller_transitions_total", "why"), "{{why}}"),
             (per_s("holdfast_epoch_changes_total"), "epochs begun"),
             (per_s("holdfast_handovers_total"), "handed over"),
@@ -398,7 +398,7 @@ def overview() -> Dashboard:
         graph(
             "Outbox",
             "none",
-            "Notifications that wait.",
+            "Notifications that wait for delivery.",
             ("sum by (instance) (holdfast_outbox_depth)", "{{instance}}"),
             ("sum(holdfast_notifications_delayed)", "delayed"),
         ),
@@ -453,7 +453,7 @@ def drilldown() -> Dashboard:
         graph(
             "Errors by method and code",
             "ops",
-            "What did not end as OK.",
+            "Calls that did not end as OK.",
             (
                 per_s(
                     "holdfast_calls_total",
@@ -485,8 +485,8 @@ def drilldown() -> Dashboard:
             )
             for name, title, text in (
                 ("call", "Total", "From arrival at the node to the reply."),
-                ("queue", "Queue", "In the object's mailbox: one object gets more than it can do."),
-                ("turn", "Turn", "The handler, what it waits for included."),
+                ("queue", "Queue", "In the object's mailbox. High: an object gets too many calls."),
+                ("turn", "Turn", "The handler, with the time that it waits for other calls."),
             )
         ),
     )
@@ -496,7 +496,7 @@ def drilldown() -> Dashboard:
         graph(
             "CPU",
             "percentunit",
-            "A node's Python is one core.",
+            "A node's Python uses at most one core.",
             (f"rate(process_cpu_seconds_total{node}[{RATE}])", "{{instance}}"),
         ),
         graph(
@@ -532,7 +532,7 @@ def drilldown() -> Dashboard:
         graph(
             "Commit p99",
             "s",
-            "Until writes are on every disk that counts.",
+            "The time until writes are on the disks of all in-sync copies.",
             (quantile(0.99, "holdfast_commit_seconds", "instance", node), "{{instance}}"),
         ),
         graph(
@@ -544,7 +544,7 @@ def drilldown() -> Dashboard:
         graph(
             "etcd session",
             "s",
-            "What is left of the lease.",
+            "The time until the node's lease in etcd ends.",
             (f"holdfast_etcd_session_remaining_seconds{node}", "{{instance}}"),
         ),
         graph(

@@ -1,4 +1,4 @@
-"""Writes the rules as a resource of the Prometheus Operator, which reads no rule files.
+"""Writes the rules as a resource of the Prometheus Operator, which does not read rule files.
 
 `python deploy/prometheus/build.py [--check]`
 """
@@ -13,7 +13,7 @@ import yaml
 
 HERE = Path(__file__).parent
 RESULT = HERE.parent / "kubernetes" / "components" / "monitoring" / "prometheusrule.yaml"
-HEAD = "# Made by deploy/prometheus/build.py of rules.yml and alerts.yml there: change those.\n"
+HEAD = "# Made by deploy/prometheus/build.py from rules.yml and alerts.yml: change those files.\n"
 
 
 def resource() -> dict[str, Any]:
@@ -34,6 +34,6 @@ if __name__ == "__main__":
     text = HEAD + yaml.safe_dump(resource(), sort_keys=False, width=160)
     if "--check" in sys.argv:
         if RESULT.read_text() != text:
-            sys.exit(f"{RESULT} is not what the rules say: run deploy/prometheus/build.py")
+            sys.exit(f"{RESULT} does not match the rules: run deploy/prometheus/build.py")
     else:
         RESULT.write_text(text)

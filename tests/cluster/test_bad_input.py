@@ -265,7 +265,7 @@ async def test_a_data_directory_in_use_of_another_node_cluster_or_time_is_refuse
             "lost", APP, "--data", str(data), "--name", "n1", "--cluster", "elsewhere"
         )
         # a directory with data forms no cluster
-        while "No other one is formed" not in processes.said("lost"):
+        while "forms no new cluster" not in processes.said("lost"):
             await asyncio.sleep(0.1)
         processes.kill("lost")
         processes.start_node("founder", APP, "--cluster", "elsewhere")

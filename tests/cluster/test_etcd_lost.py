@@ -119,12 +119,12 @@ class Lost(Processes):
         """What status says of etcd, once it says that nothing of it is acted on."""
         status = self.until(
             lambda status: any(
-                "nothing of this is acted on" in problem["why"] for problem in status["problems"]
+                "does not act on this etcd" in problem["why"] for problem in status["problems"]
             ),
             20,
         )
         return str(
-            next(p["why"] for p in status["problems"] if "nothing of this is acted on" in p["why"])
+            next(p["why"] for p in status["problems"] if "does not act on this etcd" in p["why"])
         )
 
     def said_by(self, name: str, what: str, timeout_s: float = 20) -> None:
@@ -308,7 +308,7 @@ async def test_an_etcd_that_was_emptied_and_put_back_is_followed_again_without_a
             assert "etcd knows no cluster of this name" in why
             assert '"state":"halted"' in lost.in_etcd("etcd_lineage")
             lost.again("n4")  # a node without a memory forms no other cluster
-            await asyncio.to_thread(lost.said_by, "n4", "No other one is formed")
+            await asyncio.to_thread(lost.said_by, "n4", "forms no new cluster")
             lost.kill("n4")
             assert lost.in_etcd("settings") == ""
             # nobody can remove it now: what its owners and copies are asked waits for etcd
@@ -348,7 +348,7 @@ async def test_an_etcd_restored_from_an_older_snapshot_is_halted_and_adopted(
             assert '"state":"halted"' in halted
             node = ("--node", f"127.0.0.1:{lost.ports['n1']}")  # it tells of the others
             dry = await asyncio.to_thread(lost.adopt, *node, "--dry-run")
-            assert "no report of n3-" in dry.stderr
+            assert "no report from n3-" in dry.stderr
             lost.again("n3")  # by this etcd it is in sync
             lost.start_gateway("second", free_port())
             await asyncio.to_thread(lost.said_by, "n3", "cannot join")
@@ -356,7 +356,7 @@ async def test_an_etcd_restored_from_an_older_snapshot_is_halted_and_adopted(
             dry = await asyncio.to_thread(lost.adopt, *node, "--dry-run")
             assert dry.returncode == 0, dry.stderr
             assert "reports of 3 nodes" in dry.stdout
-            assert "16 of 16 shards are known; 16 are not so in etcd now" in dry.stdout
+            assert "16 of 16 shards are known; etcd now has 16 of them differently" in dry.stdout
             refused = await asyncio.to_thread(lost.adopt, *node, "--confirm", "yes")
             assert refused.returncode == 1
             assert lost.in_etcd("etcd_lineage") == halted

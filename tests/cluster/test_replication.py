@@ -302,6 +302,6 @@ async def test_an_etcd_that_was_emptied_is_not_believed_and_calls_go_on(cluster:
         for name in ("n1", "n2", "n3"):
             said = cluster.said(name)
             assert "it was emptied, or restored from nothing" in said
-            assert "Assignments are not invented" in said
+            assert "It invents no assignments" in said
         _, status = await asyncio.to_thread(cluster.ask, "status")
         assert any("Put etcd's newest data back" in p["why"] for p in status["problems"])

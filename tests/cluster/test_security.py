@@ -582,7 +582,7 @@ async def test_a_node_s_ports_want_a_certificate_of_a_process_of_this_cluster(
             await open_as(pair)
     client = secured.ca.sign("client-of-the-same-ca", "client.example")
     with pytest.raises(
-        StreamRefused, match=r"not one of this cluster's processes: client\.example"
+        StreamRefused, match=r"not belong to a process of this cluster; its names: client\.example"
     ):
         await open_as(client)
 

@@ -95,12 +95,12 @@ def test_a_later_generation_counts_more_than_a_higher_version() -> None:
 
 def test_every_node_ever_known_reports_or_is_left_out_by_name() -> None:
     two = all_of(*[assigned(5, 50)] * 3)[:2]
-    with pytest.raises(NotAdoptable, match=r"no report of c: .* --without NODE"):
+    with pytest.raises(NotAdoptable, match=r"no report from c: .* --without NODE"):
         adopt(two, [], 0)
     assert adopt(two, ["c"], 0).assignments[0].epoch == 4 + EPOCH_LEAP
-    with pytest.raises(NotAdoptable, match="no report of d"):
+    with pytest.raises(NotAdoptable, match="no report from d"):
         adopt([report("a", assigned(5, 50, ("a", "d")), members={})], [], 0)
-    with pytest.raises(NotAdoptable, match="no report of e"):
+    with pytest.raises(NotAdoptable, match="no report from e"):
         adopt(two, ["c"], 0, {"e": 3})
     with pytest.raises(NotAdoptable, match="no node has reported"):
         adopt([], [], 0)
@@ -110,7 +110,7 @@ def test_data_that_is_left_out_is_named() -> None:
     reports = all_of(*[assigned(5, 50, ("c",))] * 3)
     adoption = adopt(reports, ["c"], 0)
     assert adoption.notes == (
-        "shard 0: its data is on c only, which is left out; calls to it wait",
+        "shard 0: all its data is on nodes that are left out (c); calls to it wait",
     )
     assert adoption.incarnations["c"] == 4  # as its member said last
 

@@ -77,17 +77,17 @@ OLDER = "etcd was put back to an older state"
         (view(assigned(6, 1), assigned(9, 2)), "", False),
         (
             view(assigned(4, 40), assigned(2, 20)),
-            f"{OLDER}: shard 0 is at version 4, 5 was seen",
+            f"{OLDER}: shard 0 is at version 4, but was at 5 before",
             True,
         ),
         (
             view(assigned(5, 51), assigned(2, 20)),
-            f"{OLDER}: version 5 of shard 0 is another one than was seen",
+            f"{OLDER}: version 5 of shard 0 is not the one that it had before",
             True,
         ),
         (
             view(assigned(5, 50), None),
-            f"{OLDER}: shard 1 is not assigned, version 2 of that was seen",
+            f"{OLDER}: shard 1 is not assigned, but had an assignment of version 2 before",
             True,
         ),
         (
@@ -95,10 +95,14 @@ OLDER = "etcd was put back to an older state"
             f"{OLDER}: shard 1 is at version 1",
             True,
         ),  # one shard is enough
-        (view(None, None, Lineage(2, 76)), f"{OLDER}: it is at generation 2, 3 was seen", True),
+        (
+            view(None, None, Lineage(2, 76)),
+            f"{OLDER}: it is at generation 2, but was at 3 before",
+            True,
+        ),
         (
             view(assigned(5, 50), assigned(2, 20), Lineage(3, 78)),
-            "etcd tells of another lineage",
+            "etcd has another lineage",
             True,
         ),
         (view(assigned(1, 10), None, Lineage(4, 1)), "", False),  # etcd was rebuilt
@@ -366,7 +370,7 @@ async def test_an_etcd_that_went_back_is_halted_and_followed_again_when_its_good
         rows.restore(old, revision)
         await one.breaks()
         assert state(rows) == HALTED
-        assert "shard 0 is at version 1, 2 was seen" in one.feed.foreign
+        assert "shard 0 is at version 1, but was at 2 before" in one.feed.foreign
         with pytest.raises(EtcdForeign):  # the other one has not noticed anything yet
             await other.etcd.txn([], [put("/x", b"1")])
         async with Follower(rows) as fresh:
@@ -447,7 +451,9 @@ async def test_the_etcd_of_another_cluster_is_left_alone() -> None:
     memory = Memory("another")
     memory.learn(0, assigned(99, 1))
     async with Follower(rows, memory) as lost:
-        assert "describes cluster c, but this process is of cluster another" in lost.feed.foreign
+        assert (
+            "describes cluster c, but this process belongs to cluster another" in lost.feed.foreign
+        )
     assert state(rows) == ""
 
 

@@ -139,7 +139,7 @@ def test_bytes_may_come_one_by_one() -> None:
             framed(msgspec.msgpack.encode(Hello("holdfast-stream/9", "echo", ME))),
             "this is holdfast-stream/1, not holdfast-stream/9",
         ),
-        (framed(b"GET / HTTP/1.1"), "this is holdfast-stream/1; the first frame says who speaks"),
+        (framed(b"GET / HTTP/1.1"), "this is holdfast-stream/1; its first frame has to be a Hello"),
     ],
 )
 def test_who_is_not_meant_is_told_and_closed(first: bytes, why: str) -> None:

@@ -1,4 +1,4 @@
-"""The clock that safety rests on: it counts while the machine sleeps, and never steps."""
+"""The clock that safety relies on: it runs on while the machine sleeps, and never jumps."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import time
 if hasattr(time, "CLOCK_BOOTTIME"):
 
     def boottime() -> float:
-        """Seconds since boot, suspension included."""
+        """Return the seconds since boot, suspension included."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 else:
-    # macOS and others, for development: their monotonic clock may stand still while the machine
-    # sleeps
+    # For development, on macOS and others: their monotonic clock may stop while the machine sleeps.
     boottime = time.monotonic

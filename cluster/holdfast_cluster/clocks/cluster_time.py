@@ -1,19 +1,18 @@
-"""Cluster time: what time it is for alarms, delays and request ids, whatever single wall clocks
-show.
+"""Cluster time: the time for alarms, delays and request ids. No single wall clock can shift it.
 
-Each process keeps the cluster's time by its own `CLOCK_BOOTTIME`, and asks the others now and then
-what their wall clocks show. Each host has one vote, however many processes it runs. While a
-majority of the hosts has been heard and the cluster's time lies outside the two middle ones of
-their clocks, it is slewed towards them, by 5 % at most; otherwise it runs freely. So a clock that
-is wrong changes nothing, and neither does one that jumps. The time of a running process never goes
-back; it jumps forward only when the majority has been ahead for `AGREED_S`.
+Each process keeps the cluster's time by its own `CLOCK_BOOTTIME`. Every few seconds it asks the
+other hosts for their wall clocks. Each host has one vote, however many processes it runs. When a
+majority of the hosts has answered, the process takes the median of their clocks. Of an even number
+of clocks there are two medians (`Clock._middle`). If the cluster's time lies outside the medians,
+the process slews it towards them, by 5 % at most. Otherwise the time runs freely. So one wrong
+clock changes nothing, and neither does one clock that jumps. The time of a running process never
+goes back. It jumps forward only when the majority has been ahead for `AGREED_S`.
 
-A process that starts takes the time of those that run. Until it knows better (`started`) it goes by
-its own wall clock, and nothing that is due happens.
+A process that starts takes the time of the processes that run. Until it has that time (`started`),
+it uses its own wall clock, and no alarm or delay that is due takes effect.
 
-The middle ones of an even number of clocks are two: see `Clock._middle`. A median of a majority
-lies between clocks that are right, as long as a minority is wrong: Lamport and Melliar-Smith,
-Synchronizing clocks in the presence of faults, JACM 1985.
+As long as only a minority of the clocks is wrong, a median of a majority lies between right clocks:
+Lamport and Melliar-Smith, Synchronizing clocks in the presence of faults, JACM 1985.
 """
 
 from __future__ import annotations
@@ -25,26 +24,27 @@ from typing import NamedTuple
 from holdfast_cluster.clocks.boottime import boottime
 
 ASK_S = 5.0
-"""How often the others are asked."""
+"""The interval at which a process asks the other hosts."""
 
 SLEW = 0.05
-"""How much faster or slower than its clock a process's cluster time runs while it is corrected."""
+"""The part by which cluster time runs faster or slower than `boottime` during a correction."""
 HEARD_S = 30.0
-"""So long a host's word counts."""
+"""How long a host's answer counts."""
 FAR_MS = 60_000
-"""A clock that differs by more is worth a line in the log; and cluster time that is behind by more
-may jump."""
+"""When a clock differs by more, a process logs it. When cluster time is behind by more, it may jump
+forward."""
 AGREED_S = 900.0
 """How long a majority has to be ahead before cluster time jumps forward to it."""
 LONELY_S = 10.0
-"""A process that has served for so long and has not heard a majority starts by its own
-wall clock."""
-_NEAR_MS = 5.0  # less is the error of asking
+"""After serving for so long without a majority, a process starts its time by its own wall clock."""
+_NEAR_MS = 5.0  # a smaller difference may come from the delay of the answers
 
 
 class Heard(NamedTuple):
-    """A host's clocks, as offsets to this process's `boottime` in ms. `cluster` is None while its
-    process has not started."""
+    """A host's clocks, as offsets in ms to this process's `boottime`, heard at second `at`.
+
+    `cluster` is None if the cluster time of the host's process has not started.
+    """
 
     wall: float
     cluster: float | None
@@ -52,7 +52,7 @@ class Heard(NamedTuple):
 
 
 class Clock:
-    """The cluster's time of one process. Pure: `now` is always seconds of `boottime`."""
+    """The cluster's time in one process. Pure: `now` is always in seconds of `boottime`."""
 
     def __init__(self, wall_ms: float, now: float) -> None:
         self.started = False
@@ -64,14 +64,14 @@ class Clock:
         self._served_s = 0.0
 
     def now_ms(self, now: float) -> int:
-        """Unix time in ms. It does not go back once the clock has started."""
+        """Return the Unix time in ms. Once the clock has started, the time never goes back."""
         ms = now * 1000 + self._offset
         if self.started:
             self._latest = ms = max(ms, self._latest)
         return int(ms)
 
     def heard(self, host: str, wall_ms: float, cluster_ms: float | None, now: float) -> None:
-        """A process of another host said what its clocks showed at `now`."""
+        """Record the clocks of another host's process, as they were at `now`."""
         self._heard[host] = Heard(
             wall_ms - now * 1000, None if cluster_ms is None else cluster_ms - now * 1000, now
         )
@@ -85,11 +85,11 @@ class Clock:
         serving: bool,
         now: float,
     ) -> None:
-        """Follow the majority; call it whenever others were asked.
+        """Follow the majority. Call it after each round of asking.
 
-        `mine` is this process's host ("" when it has no vote), `hosts` those of all members,
-        `wanted` how many there should be at least, `wall_ms` what the own wall clock shows,
-        `serving` whether anybody relies on this process's time.
+        `mine`: this process's host, "" if it has no vote. `hosts`: the hosts of all members.
+        `wanted`: how many hosts there should be at least. `wall_ms`: this process's wall clock.
+        `serving`: whether this process serves, so that its time is in use.
         """
         passed, self._corrected_at = min(now - self._corrected_at, 2 * ASK_S), now
         votes = {
@@ -97,7 +97,7 @@ class Clock:
             for host, told in self._heard.items()
             if host in hosts and now - told.at <= HEARD_S
         }
-        if mine:  # another process of this host may run
+        if mine:  # another process of this host may have told its cluster time
             votes[mine] = Heard(
                 wall_ms - now * 1000, votes[mine].cluster if mine in votes else None, now
             )
@@ -106,7 +106,7 @@ class Clock:
         if not self.started:
             self._ahead_since = now
             self._served_s += passed if serving else 0.0
-            if not mine:  # a follower takes what there is
+            if not mine:  # a process without a vote takes any running time
                 majority = any(told.cluster is not None for told in votes.values())
             if majority and (not mine or self._is_clear(votes, of)):
                 self._start(votes, mine)
@@ -125,8 +125,11 @@ class Clock:
         self._follow(low, high, passed, now)
 
     def differing(self, now: float) -> dict[str, float]:
-        """The hosts whose wall clocks differ from the cluster's time by more than `FAR_MS`, and by
-        how much (ms)."""
+        """Return the hosts whose wall clocks differ by more than `FAR_MS`, each with its
+        difference.
+
+        The difference, to the cluster's time, is in ms.
+        """
         heard = {
             host: told.wall - self._offset
             for host, told in self._heard.items()
@@ -135,8 +138,10 @@ class Clock:
         return {host: off for host, off in sorted(heard.items()) if abs(off) > FAR_MS}
 
     def _is_clear(self, votes: dict[str, Heard], of: int) -> bool:
-        """Whether the clocks tell what time it is: they agree, or all have been heard, or a process
-        that runs knows."""
+        """Return whether the clocks suffice to start.
+
+        They do when they agree, when all hosts have answered, or when a process's time has started.
+        """
         low, high = self._middle([told.wall for told in votes.values()])
         return (
             high - low <= FAR_MS
@@ -171,7 +176,7 @@ class Clock:
 
     @staticmethod
     def _middle(offsets: list[float]) -> tuple[float, float]:
-        """The lower and the upper median."""
+        """Sort the offsets, and return the lower and the upper median."""
         offsets.sort()
         return offsets[(len(offsets) - 1) // 2], offsets[len(offsets) // 2]
 
@@ -181,29 +186,29 @@ class Clock:
 
 
 class Time:
-    """The cluster's time of this process, by its real clocks."""
+    """The cluster's time in this process, by its real clocks."""
 
     def __init__(self) -> None:
         self.clock = Clock(wall_ms(), boottime())
 
     @property
     def started(self) -> bool:
-        """Whether the time is more than what the own wall clock shows: before, nothing that is due
-        is to happen."""
+        """Whether the time has started: until then it is this process's own wall clock, and no
+        alarm or delay that is due may take effect."""
         return self.clock.started
 
     @property
     def wall_ahead_s(self) -> float:
-        """How far this process's wall clock is ahead of the cluster's time."""
+        """By how many seconds this process's wall clock is ahead of the cluster's time."""
         return (wall_ms() - self.now_ms()) / 1000
 
     def now_ms(self) -> int:
-        """The cluster's time: Unix time in ms."""
+        """Return the cluster's time: Unix time in ms."""
         return self.clock.now_ms(boottime())
 
 
 class WallTime:
-    """The wall clock in place of the cluster's time, for what runs without a cluster."""
+    """The wall clock in place of the cluster's time, for code that runs without a cluster."""
 
     started = True
 
@@ -215,5 +220,5 @@ WALL = WallTime()
 
 
 def wall_ms() -> float:
-    """What the wall clock shows."""
+    """Return the wall clock's time: Unix time in ms."""
     return time.time_ns() / 1e6

@@ -1,4 +1,4 @@
-"""What a process has of its cluster."""
+"""The parts that give a process access to its cluster."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from holdfast_cluster.placement.model import ClusterSettings, Keys
 
 @dataclass(frozen=True, slots=True)
 class ClusterAccess:
-    """One cluster's etcd, its key space and settings, the view that a watch keeps current, and the
-    certificates, if there are any."""
+    """Access to one cluster: its etcd, keys, settings and view, and its certificates if it has any.
+
+    A watch on etcd keeps the view current.
+    """
 
     etcd: GuardedEtcd
     keys: Keys

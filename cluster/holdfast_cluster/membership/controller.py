@@ -1,5 +1,5 @@
-"""The controller's shell: holds the controller key while its node is a member, and applies what
-`plan` says."""
+"""The controller's shell: it holds the controller key while its node is a member, and applies the
+transitions that `plan` returns."""
 
 from __future__ import annotations
 
@@ -27,20 +27,19 @@ log = logging.getLogger(__name__)
 _RETRY_S = 0.2
 _INTERVAL_S = 0.1
 WITNESSES_S = 2.0
-"""How long after a listing no assignment is changed: whoever knows more than an etcd that went back
-lists it, too, and halts it."""
+"""How long after a listing the controller changes no assignment. If etcd went back, a witness (see
+lineage.py) lists it in that time, and halts it."""
 HOLD_MOVES_S = 600.0
-"""How long members are waited for, and no data moves, when more than a third has vanished
-at once."""
+"""How long the controller waits, and moves no data, when more than a third of the members has
+vanished at once."""
 AT_ONCE_S = 10.0
-"""Members that vanish within this time have vanished at once."""
+"""Members vanish at once when they vanish within this time."""
 
 
 class Expected:
-    """Who is waited for.
+    """The members that are expected back.
 
-    `repair_after_s`: how long a member that is not there is expected back. `at_once_s`: see
-    AT_ONCE_S.
+    `repair_after_s`: how long an absent member is expected back. `at_once_s`: see AT_ONCE_S.
     """
 
     def __init__(self, repair_after_s: float, at_once_s: float = AT_ONCE_S) -> None:
@@ -48,19 +47,22 @@ class Expected:
         self._at_once_s = at_once_s
         self._seen: dict[str, tuple[Member, float]] = {}
         self.superseded: frozenset[str] = frozenset()
-        """Absent nodes whose place another one has taken, with their name at their address: their
-        disks were replaced."""
+        """Absent nodes that another node has replaced, with the same name at the same address:
+        their disks were replaced."""
         self.holding = False
-        """Whether more than a third has vanished at once, and is waited for for long."""
+        """Whether more than a third has vanished at once, so that it is expected for longer."""
 
     def look(self, view: View, now: float) -> dict[str, Member]:
-        """The members that were there a moment ago, at `now` in seconds; when more than a third
-        vanished at once, for long."""
+        """Return the members of the view, and the absent ones that are expected back.
+
+        `now` is in seconds. Members that vanished at once with more than a third of the members are
+        expected for HOLD_MOVES_S, others for `repair_after_s`.
+        """
         for name, member in view.members.items():
             self._seen[name] = member, now
         self._forget_superseded(view)
         for name, (member, at) in list(self._seen.items()):
-            # Who stopped in order was not taken away by a network or a mistake.
+            # A member that stopped in order was not taken away by a network or a mistake.
             patience = (
                 self._repair_after_s
                 if member.state == "stopping"
@@ -85,8 +87,7 @@ class Expected:
                 self.superseded |= {name}
 
     def _vanished_at_once(self, view: View) -> set[str]:
-        """The absent members of every moment in which more than a third of those that were there
-        vanished."""
+        """Return the absent members that vanished at once with more than a third of the members."""
         away = sorted(
             (at, name) for name, (_, at) in self._seen.items() if name not in view.members
         )
@@ -99,11 +100,11 @@ class Expected:
 
 
 class Controller:
-    """Runs in every node; at most one acts. Two that act at once harm nothing: every swap names the
-    assignment it was planned from.
+    """The controller, which runs in every node. The one whose node holds the controller key acts.
 
-    `repair_after_s`: how long a member that vanished is expected back, before its copies are made
-    elsewhere.
+    If two act at once, they do no harm: every swap compares the assignment that it was planned
+    from. `repair_after_s`: how long a member that vanished is expected back. After that its copies
+    are made on other nodes.
     """
 
     def __init__(
@@ -123,37 +124,35 @@ class Controller:
         self._cluster_id = cluster.settings.id
         self._members_min = members_min
         self._repair_after_s = repair_after_s
-        # kept by every node, so that whoever becomes the controller knows
+        # Every node keeps it, so that the node that becomes the controller has it already.
         self._expected = Expected(repair_after_s, at_once_s)
         self._done: object = None
         self.transitions: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
         """Swaps of assignments that this node has made, by reason."""
         self.notice = ""
-        """What the controller wants operators to know; empty on every other node, and when all is
-        well."""
+        """The controller's message to operators; empty on other nodes, and when all is well."""
 
     @property
     def is_acting(self) -> bool:
-        """Whether this node is the controller, as far as it knows."""
+        """Whether this node is the controller, by its newest view."""
         me = self._membership.member
         return me is not None and self._feed.view.controller == me.id
 
     async def run(self) -> None:
-        """Stand for election whenever there is no controller, and act while being it. Ends by
-        cancellation."""
+        """Stand for election when there is no controller, and act as the controller, until
+        cancelled."""
         while True:
             seen = self._feed.view
             try:
                 async with asyncio.timeout(_INTERVAL_S):
                     await self._feed.until(lambda view, seen=seen: view is not seen)  # type: ignore[misc]
             except TimeoutError:
-                # what is decided also changes with time, and with being a member: look again now
-                # and then
+                # The plan also depends on the time, and on this node's membership.
                 pass
             view = self._feed.view
             expected = self._expected.look(view, time.monotonic())
             if self._feed.foreign or self._is_new(view):
-                continue  # nothing of what etcd says is acted on
+                continue  # an etcd that is foreign, or may still be halted, is not acted on
             what = view, self._membership.member, frozenset(expected), self._expected.superseded
             if what == self._done:
                 continue
@@ -165,8 +164,10 @@ class Controller:
                 await asyncio.sleep(_RETRY_S)
 
     def _is_new(self, view: View) -> bool:
-        """Whether etcd was listed so lately that a witness may yet halt it. (A single copy has no
-        other that could be chosen.)"""
+        """Return whether etcd was listed so lately that a witness may yet halt it.
+
+        With single copies there is no other copy to choose wrongly, so the answer is False.
+        """
         replicated = view.settings is not None and view.settings.replication > 1
         return (
             replicated
@@ -213,8 +214,7 @@ class Controller:
             )
 
     async def _turn_on_features(self, view: View, expected: dict[str, Member]) -> None:
-        """Write the features that every member has announced into the settings. Nobody turns one
-        off again."""
+        """Write the features that every member has announced into the settings, for ever."""
         assert view.settings is not None
         members = {**expected, **view.members}.values()
         common = (
@@ -240,7 +240,7 @@ class Controller:
             batch = transitions[i : i + TXN_OPS_MAX]
             if await self._swap(view, batch):
                 done += len(batch)
-            else:  # one of them was planned from an old view: the others need not wait for it
+            else:  # one was planned from an old view: swap the others without it
                 done += sum([await self._swap(view, [one]) for one in batch])
         reasons = Counter(transition.why for transition in transitions)
         log.info(
@@ -251,7 +251,10 @@ class Controller:
         )
 
     async def _swap(self, view: View, batch: list[Transition]) -> int:
-        """Do what was planned from `view`, if nothing of it has changed."""
+        """Swap the assignments of a batch in one transaction, if none has changed since `view`.
+
+        Return whether that happened.
+        """
         old = {one.shard: view.assignments.get(one.shard) for one in batch}
         done = await self._etcd.txn(
             [

@@ -1,16 +1,15 @@
-"""A thin etcd client: endpoints, transactions, a lease that is kept alive, a watch that resumes.
+"""A thin etcd client: endpoints, transactions, a lease that is kept alive, a watch.
 
-Why our own: docs/decisions/0002-etcd-client.md. The rules that it follows:
+docs/decisions/0002-etcd-client.md says why Holdfast has its own client. Its rules:
 
-- A read is tried on every endpoint in turn. A transaction is sent once: when its reply is lost it
-  has perhaps happened
-  (`EtcdUnknown`), and only a read tells.
-- A lease's local expiry counts from when the renewal was *sent*, so it never ends later here than
-  in etcd.
-- A watch lists first, then follows from that revision, until it breaks. Whoever follows lists again
-  then: an etcd that was put back may be at any revision, so a watch that resumed at the next one
-  could miss everything that changed. Streams demand a leader, so a member that is cut off from its
-  quorum ends them instead of going silent.
+- The client tries a read on every endpoint in turn. It sends a transaction once. If the reply is
+  lost, the transaction may have happened (`EtcdUnknown`), and only a read tells.
+- A lease's local end counts from the moment when the renewal was *sent*. So the lease never ends
+  later here than in etcd.
+- A watch lists the rows first, then follows from that revision until it breaks. Then its user lists
+  again: an etcd that was put back may be at any revision. So a watch that resumed at the next
+  revision could miss every change. A stream demands a leader: an etcd member that is cut off from
+  its quorum ends the stream, and does not go silent.
 """
 
 from __future__ import annotations
@@ -46,27 +45,27 @@ _OPTIONS: list[tuple[str, int]] = [
 _HAS_LEADER = (("hasleader", "true"),)
 _PAGE_ROWS = 1_000
 TXN_OPS_MAX = 100
-"""etcd takes 128 operations in a transaction by default."""
+"""How many operations a transaction may have here. etcd accepts 128 by default."""
 
 
 class EtcdError(Exception):
-    """etcd refused: the request is wrong, or the server says no."""
+    """etcd refused a request, or a request to etcd failed."""
 
 
 class EtcdUnavailable(EtcdError):
-    """No endpoint answered; a request that changes something certainly did not reach one."""
+    """No endpoint answered. The request was no transaction, so it may be sent again."""
 
 
 class EtcdUnknown(EtcdError):
-    """The reply to a transaction was lost: it has happened or not, and only a read tells."""
+    """The reply to a transaction was lost. Only a read tells whether the transaction happened."""
 
 
 class EtcdTLS:
-    """Files of a TLS connection to etcd; `cert` and `key` where etcd demands a client certificate.
+    """The files of a TLS connection to etcd.
 
-    Changed files are taken over for new connections. Files that are missing or do not fit together
-    are left alone, and said to be wrong: the newest that were right stay in use. Raises ValueError
-    when they are wrong at first.
+    `cert` and `key` are needed where etcd demands a client certificate. New connections use changed
+    files. If changed files are missing or do not fit together, this logs an error, and the last
+    correct ones stay in use. Raise ValueError when the first files are wrong.
     """
 
     def __init__(self, ca: Path, cert: Path | None = None, key: Path | None = None) -> None:
@@ -76,7 +75,7 @@ class EtcdTLS:
         self._load()
 
     def version(self) -> int:
-        """Another number when changed files were taken over."""
+        """Read the files again if they changed, and return the number of readings so far."""
         seen = state_of(self._files)
         if seen != self._seen:
             self._seen = seen
@@ -85,7 +84,7 @@ class EtcdTLS:
             except ValueError as error:
                 log.error("etcd's certificates: %s; the old ones stay in use", error)
             else:
-                log.info("etcd's certificates: taken over")
+                log.info("etcd's certificates: the changed files are in use")
         return self._version
 
     def credentials(self) -> grpc.ChannelCredentials:
@@ -100,19 +99,22 @@ class EtcdTLS:
 
 
 def etcd_tls(ca: Path | None, cert: Path | None, key: Path | None) -> EtcdTLS | None:
-    """What options say; None when they say nothing. Raises ValueError when that is half of it."""
+    """Return the TLS files that the options name; None if they name none.
+
+    Raise ValueError when a file that belongs to the named ones is missing or wrong.
+    """
     if ca is None and cert is None and key is None:
         return None
     if ca is None or (cert is None) != (key is None):
         raise ValueError(
-            "TLS to etcd needs --etcd-ca, and --etcd-cert and --etcd-key both or neither"
+            "TLS to etcd needs --etcd-ca; give --etcd-cert and --etcd-key both, or neither"
         )
     return EtcdTLS(ca, cert, key)
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Every row of a watched prefix as of `revision`; it replaces what was known."""
+    """Every row of a watched prefix as of `revision`. It replaces all earlier rows."""
 
     rows: list[pb.KeyValue]
     revision: int
@@ -120,7 +122,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What changed up to `revision`, in order."""
+    """The changes of a watched prefix up to `revision`, in order."""
 
     events: list[pb.Event]
     revision: int
@@ -128,7 +130,7 @@ class Changes:
 
 @dataclass(slots=True)
 class WatchState:
-    """How a watch is doing: connected, and since when it is not (monotonic seconds)."""
+    """The state of a watch: whether it is connected, and since when not (monotonic seconds)."""
 
     connected: bool = False
     disconnected_since: float = field(default_factory=time.monotonic)
@@ -155,16 +157,17 @@ def delete_prefix(prefix: str) -> pb.RequestOp:
 
 
 def absent(key: str) -> pb.Compare:
-    """Holds while there is no such row."""
+    """Return a comparison that holds while there is no such row."""
     return pb.Compare(
         result=pb.Compare.EQUAL, target=pb.Compare.MOD, key=key.encode(), mod_revision=0
     )
 
 
 def unchanged(key: str, value: bytes | None) -> pb.Compare:
-    """Holds while the row has this value; None: while there is no such row.
+    """Return a comparison that holds while the row has this value; None: while there is no such
+    row.
 
-    Revisions are not compared anywhere: an etcd that was put back counts them a second time.
+    No comparison uses revisions: an etcd that was put back counts them a second time.
     """
     if value is None:
         return absent(key)
@@ -174,8 +177,10 @@ def unchanged(key: str, value: bytes | None) -> pb.Compare:
 
 
 class Etcd:
-    """A client of one etcd cluster. `endpoints` are `host:port`; `timeout_s` bounds each attempt of
-    a request."""
+    """A client of one etcd cluster.
+
+    `endpoints` are `host:port`. `timeout_s` bounds each attempt of a request.
+    """
 
     def __init__(
         self, endpoints: Iterable[str], *, timeout_s: float = 2.0, tls: EtcdTLS | None = None
@@ -190,7 +195,7 @@ class Etcd:
 
     @property
     def endpoint(self) -> str:
-        """The endpoint that is used now."""
+        """The endpoint in use now."""
         return self.endpoints[self._at % len(self.endpoints)]
 
     async def close(self) -> None:
@@ -199,14 +204,14 @@ class Etcd:
         self._channels.clear()
 
     async def get(self, key: str) -> pb.KeyValue | None:
-        """The row of a key. Linearizable. Raises EtcdUnavailable."""
+        """Return the row of a key, None if there is none. Linearizable. Raise EtcdUnavailable."""
         reply = await self._unary(
             "KV/Range", pb.RangeRequest(key=key.encode()), pb.RangeResponse, repeat=True
         )
         return reply.kvs[0] if reply.kvs else None
 
     async def list_prefix(self, prefix: str) -> Listing:
-        """All rows under a prefix, as of one revision. Raises EtcdUnavailable."""
+        """Return all rows under a prefix, as of one revision. Raise EtcdUnavailable."""
         start, end = prefix.encode(), _prefix_end(prefix)
         rows: list[pb.KeyValue] = []
         revision = 0
@@ -220,21 +225,26 @@ class Etcd:
             start = reply.kvs[-1].key + b"\0"
 
     async def txn(self, compare: list[pb.Compare], success: list[pb.RequestOp]) -> int:
-        """Do `success` if every comparison holds: the revision of it, 0 when it was not done.
-        EtcdUnknown when the reply was lost."""
+        """Do `success` if every comparison holds. Return its revision; 0 when it was not done.
+
+        Raise EtcdUnknown when the reply was lost.
+        """
         reply = await self.transact(compare, success, [])
         return int(reply.header.revision) if reply.succeeded else 0
 
     async def transact(
         self, compare: list[pb.Compare], success: list[pb.RequestOp], failure: list[pb.RequestOp]
     ) -> pb.TxnResponse:
-        """A transaction as etcd has them. Raises EtcdUnknown when the reply was lost."""
+        """Run a transaction, and return etcd's response. Raise EtcdUnknown when it was lost."""
         assert len(success) <= TXN_OPS_MAX
         request = pb.TxnRequest(compare=compare, success=success, failure=failure)
         return await self._unary("KV/Txn", request, pb.TxnResponse)  # type: ignore[no-any-return]
 
     async def grant(self, ttl_s: int) -> int:
-        """A new lease; its id. Repeated freely: one that nobody knows expires by itself."""
+        """Create a lease, and return its id.
+
+        Repeating this is safe: a lease whose id was lost expires by itself.
+        """
         reply = await self._unary(
             "Lease/LeaseGrant", pb.LeaseGrantRequest(TTL=ttl_s), pb.LeaseGrantResponse, repeat=True
         )
@@ -250,17 +260,22 @@ class Etcd:
         )
 
     async def alarms(self) -> set[str]:
-        """Why etcd takes no writes: NOSPACE when it has reached its quota, CORRUPT. Raises
-        EtcdError."""
+        """Return the alarms for which etcd takes no writes. Raise EtcdError.
+
+        NOSPACE: etcd has reached its quota. CORRUPT: its data is corrupt.
+        """
         reply = await self._unary(
             "Maintenance/Alarm", pb.AlarmRequest(), pb.AlarmResponse, repeat=True
         )
         return {pb.AlarmType.Name(member.alarm) for member in reply.alarms}
 
     async def renew(self, lease: int, timeout_s: float) -> int:
-        """Renew a lease: the seconds it has now, 0 when it has ended. Raises EtcdUnavailable."""
-        # A short stream for each renewal: its deadline is gRPC's own, and a read never has to be
-        # abandoned.
+        """Renew a lease, and return the seconds that it has now; 0 when it has ended.
+
+        Raise EtcdUnavailable.
+        """
+        # Each renewal has a short stream of its own: gRPC ends it at its deadline, so no read has
+        # to be abandoned.
         call: Any = self._channel().stream_stream(
             "/etcdserverpb.Lease/LeaseKeepAlive",
             request_serializer=pb.LeaseKeepAliveRequest.SerializeToString,
@@ -283,10 +298,10 @@ class Etcd:
     async def watch(
         self, prefix: str, state: WatchState
     ) -> AsyncGenerator[Listing | Changes, None]:
-        """Follow a prefix: a Listing, then Changes, with nothing skipped or repeated between them.
+        """Follow a prefix. Yield a Listing, then Changes; none is skipped, none is repeated.
 
-        Raises EtcdError when etcd does not answer, when the watch breaks, when what is to come was
-        compacted, when etcd went back.
+        Raise EtcdError when etcd does not answer, when the watch breaks, when etcd has compacted
+        the next revision away, or when etcd went back.
         """
         listing = await self.list_prefix(prefix)
         yield listing
@@ -315,10 +330,10 @@ class Etcd:
             await call.write(pb.WatchRequest(create_request=create))
             while (reply := await call.read()) is not grpc.aio.EOF:
                 if reply.header.revision < revision - 1:
-                    # It would wait for a future that is our past.
+                    # The watch would wait for a revision that this process has seen already.
                     raise EtcdError(
-                        f"{self.endpoint}: etcd is at revision {reply.header.revision},"
-                        f" {revision - 1} was seen: it went back"
+                        f"{self.endpoint}: etcd went back: it is at revision"
+                        f" {reply.header.revision}, but was at {revision - 1} before"
                     )
                 if reply.compact_revision:
                     raise EtcdError(f"{self.endpoint}: revision {revision} was compacted away")
@@ -330,8 +345,8 @@ class Etcd:
                     state.connected = True
                     log.info("watching etcd at %s", self.endpoint)
                 if reply.events:
-                    # Every event of a revision comes in one message (no fragments were asked for),
-                    # so this is a safe point.
+                    # All events of a revision come in one message, because the request asks for no
+                    # fragments. So the changes are complete up to this revision.
                     yield Changes(list(reply.events), reply.events[-1].kv.mod_revision)
             raise EtcdUnavailable(f"{self.endpoint}: the watch ended")
         except grpc.aio.AioRpcError as error:
@@ -390,18 +405,21 @@ class Etcd:
                 )
             else:
                 channel = grpc.aio.insecure_channel(self.endpoint, options=_OPTIONS)
-            self._channels[key] = channel  # one of older files stays for what goes on on it
+            # A channel with older certificates stays for the requests under way on it.
+            self._channels[key] = channel
         return channel
 
 
 class Lease:
-    """A lease that is kept alive. `expires_at` is when it has ended at the latest that we may
-    believe, on `clock`."""
+    """A lease that is kept alive.
+
+    `expires_at`, in seconds of `clock`: until then the lease has certainly not ended in etcd.
+    """
 
     def __init__(
         self, etcd: Etcd, ttl_s: int, clock: Callable[[], float], renewed: Callable[[float], None]
     ) -> None:
-        """`renewed` is called with the lease's new end at every renewal."""
+        """Set up the lease. Each renewal calls `renewed` with the lease's new end."""
         self._etcd = etcd
         self._clock = clock
         self._renewed = renewed
@@ -410,14 +428,16 @@ class Lease:
         self.expires_at = 0.0
 
     async def grant(self) -> None:
-        """Get the lease. Raises EtcdUnavailable."""
+        """Create the lease in etcd. Raise EtcdUnavailable."""
         sent = self._clock()
         self.id = await self._etcd.grant(self.ttl_s)
         self.expires_at = sent + self.ttl_s
 
     async def keep(self) -> None:
-        """Renew until etcd says that the lease has ended; then return. An etcd that is away is
-        asked again and again."""
+        """Renew the lease until etcd says that it has ended, then return.
+
+        While etcd is away, try again and again.
+        """
         interval = self.ttl_s / 3
         while True:
             await asyncio.sleep(interval)
@@ -425,7 +445,7 @@ class Lease:
                 return
 
     async def renew(self) -> bool:
-        """Renew once, waiting for etcd as long as it takes; False when the lease has ended."""
+        """Renew once. Wait for etcd without limit. Return False when the lease has ended."""
         while True:
             sent = self._clock()
             try:
@@ -443,6 +463,6 @@ class Lease:
 
 def _prefix_end(prefix: str) -> bytes:
     raw = prefix.encode()
-    assert raw, "an empty prefix would be everything"
+    assert raw, "an empty prefix would match every key"
     assert raw[-1] != 0xFF
     return raw[:-1] + bytes([raw[-1] + 1])

@@ -1,5 +1,6 @@
-"""etcd as the processes of one cluster use it: every transaction also compares the lineage, and
-none can forget to."""
+"""The etcd client of a cluster's processes: it adds a comparison of the lineage to each
+transaction.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +19,14 @@ _WHY_CHARS = 300
 
 
 class EtcdForeign(EtcdError):
-    """etcd does not tell of the lineage that this process follows. Nothing was done."""
+    """etcd does not have the lineage that this process follows. The request had no effect."""
 
 
 class GuardedEtcd(Etcd):
     """A client whose transactions happen only while etcd has the lineage that this process follows.
 
-    Who follows etcd says by `follow` what is believed. Before that, every transaction is refused.
+    The view watcher calls `follow` with the lineage that it believes. Before that the client
+    refuses every transaction with EtcdForeign.
     """
 
     def __init__(
@@ -40,21 +42,20 @@ class GuardedEtcd(Etcd):
         self._followed: bytes | None = None
         self._is_followed = asyncio.Event()
         self.generation = 0
-        """Of the lineage that is followed."""
+        """The generation of the lineage that this process follows."""
 
     def follow(self, lineage: Lineage, raw: bytes) -> None:
-        """Transactions compare this from now on."""
+        """Follow a lineage: transactions compare it from now on. `raw`: its bytes in etcd."""
         self._followed = raw
         self._is_followed.set()
         self.generation = lineage.generation
 
     async def followed(self) -> None:
-        """Return when a lineage is followed for the first time."""
+        """Wait until `follow` has been called once."""
         await self._is_followed.wait()
 
     async def txn(self, compare: list[pb.Compare], success: list[pb.RequestOp]) -> int:
-        """As `Etcd.txn`; raises EtcdForeign when etcd does not have the lineage that
-        is followed."""
+        """Do as `Etcd.txn`. Raise EtcdForeign when etcd does not have the lineage followed here."""
         followed = self._following()
         key = self.keys.lineage
         reply = await self.transact([unchanged(key, followed), *compare], success, [get(key)])
@@ -64,12 +65,13 @@ class GuardedEtcd(Etcd):
         return 0
 
     async def verify(self) -> None:
-        """Raises EtcdForeign unless etcd has the lineage that is followed."""
+        """Raise EtcdForeign unless etcd has the lineage that this process follows."""
         row = await self.get(self.keys.lineage)
         self._check([] if row is None else [row.value])
 
     async def form(self, settings: ClusterSettings) -> bool:
-        """Form the cluster, unless etcd has one, or has been told to have none."""
+        """Form the cluster, unless etcd has settings or a lineage. Return whether this formed
+        it."""
         first = Lineage(nonce=secrets.randbits(53))
         keys = self.keys
         return (
@@ -86,24 +88,28 @@ class GuardedEtcd(Etcd):
         old: bytes | None,
         lineage: Lineage,
     ) -> bytes | None:
-        """Put `lineage` in the place of `old`, whatever is followed: its bytes, or None when that
-        did not come about."""
+        """Replace the lineage `old` by `lineage` and do `success`, whatever lineage is followed
+        here.
+
+        Return the new lineage's bytes; None when a comparison failed.
+        """
         key = self.keys.lineage
         raw = encode(lineage)
         done = await super().txn([unchanged(key, old), *compare], [put(key, raw), *success])
         return raw if done else None
 
     async def halt(self, found: Lineage, old: bytes | None, by: str, why: str) -> bool:
-        """Stop every process from acting on this etcd. `found`: its lineage, or the one that it
-        lost."""
+        """Stop every process from acting on this etcd. Return whether the lineage was halted.
+
+        `found`: etcd's lineage, or the one that etcd has lost. `old`: etcd's present bytes of it.
+        """
         halted = msgspec.structs.replace(found, state=HALTED, by=by, why=why[:_WHY_CHARS])
         return await self.begin([], [], old, halted) is not None
 
     def _following(self) -> bytes:
         if self._followed is None:
             raise EtcdForeign(
-                f"{self.endpoint}: nothing is known of the cluster yet that this process could"
-                " act on"
+                f"{self.endpoint}: this process does not know yet whether it can believe etcd"
             )
         return self._followed
 
@@ -111,5 +117,5 @@ class GuardedEtcd(Etcd):
         if found != [self._following()]:
             what = found[0].decode(errors="replace") if found else "none"
             raise EtcdForeign(
-                f"{self.endpoint}: etcd's lineage is not the one that is followed: {what}"
+                f"{self.endpoint}: etcd's lineage is not the one that this process follows: {what}"
             )

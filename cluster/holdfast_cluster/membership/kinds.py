@@ -1,5 +1,7 @@
-"""Which kinds there are anywhere in the cluster. What one node lacks may be on another, which is
-perhaps away for a moment."""
+"""The kinds that exist anywhere in the cluster.
+
+A kind that one node lacks may be on another node, which may be away for a moment.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,10 @@ from holdfast_cluster.placement.model import Member, View
 
 
 class KnownKinds:
-    """Follows the views. `away_s`: how long a member that left is expected back.
+    """The kinds of the members, and of the nodes that are expected back, by the newest view.
 
-    A node that is absent counts as long as an assignment names it: it has data, so it is expected.
+    `away_s`: how long a member that left is expected back. As long as an assignment names an absent
+    node, the node counts: it has data, so it is expected back.
     """
 
     def __init__(self, away_s: float, clock: Callable[[], float]) -> None:
@@ -22,7 +25,7 @@ class KnownKinds:
         self._named: tuple[View, frozenset[str]] | None = None
 
     def follow(self, view: View) -> None:
-        """The view is another one now."""
+        """Work with a new view from now on."""
         now = self._clock()
         for name, member in self._view.members.items():
             if name not in view.members:
@@ -33,16 +36,15 @@ class KnownKinds:
         self._view = view
 
     def might_have(self, kind: str) -> bool:
-        """Whether a member has the kind, or a node that is expected back has it, or may have it."""
+        """Return whether a member, or a node that is expected back, has the kind or may have it."""
         return any(kinds is None or kind in kinds for kinds in self._all())
 
     def names(self) -> set[str]:
-        """The kinds of the members and of those that are expected back, as far as they
-        are known."""
+        """Return the known kinds of the members and of the nodes that are expected back."""
         return {kind for kinds in self._all() for kind in kinds or ()}
 
     def _all(self) -> Iterator[tuple[str, ...] | None]:
-        """The kinds of each of them; None for one that does not say."""
+        """Yield the kinds of each of these nodes; None for a node that has not told its kinds."""
         view, now = self._view, self._clock()
         for member in view.members.values():
             yield member.kinds if member.tells_kinds else None
@@ -55,7 +57,7 @@ class KnownKinds:
             yield view.kinds.get(name)
 
     def _assigned(self) -> frozenset[str]:
-        """The nodes that the assignments name."""
+        """Return the nodes that the assignments name."""
         if self._named is None or self._named[0] is not self._view:
             assignments = [versioned.assignment for versioned in self._view.assignments.values()]
             names = frozenset(

@@ -1,24 +1,24 @@
-"""Whether etcd still tells of the course of events that a process knows. Pure: a listing and what
-is known in, a verdict out.
+"""The decision whether etcd went back. Pure: a listing and a process's knowledge in, a verdict out.
 
-Terms. A *lineage* is the course of events that an etcd tells of (`model.Lineage`). etcd *went back*
-when it was put back to an older state, or emptied. A *witness* is a process that knows of an
-assignment which such an etcd does not have any more.
+Terms. A *lineage* is one history of etcd's data (`model.Lineage`). etcd *went back* when it was put
+back to an older state, or emptied. A *witness* is a process that knows of an assignment which such
+an etcd does not have any more.
 
 Rules:
 
-- Revisions prove nothing. A restored etcd overtakes what was seen within seconds, and `etcdutl
-  snapshot restore --bump-revision` never goes back. The version of an assignment grows with every
-  change, and its nonce tells apart two changes of the same one.
-- A listing is held against what was known *before* it was asked for: an owner learns of its own
-  swap sooner than its watch does.
-- An older version, or an equal one with another nonce, is proof. The witness halts the lineage,
-  which every transaction compares: so
-  one witness stops every process, those without a memory included.
-- Nobody halts the etcd of another cluster: a process may have been pointed at it by mistake.
-- A later generation supersedes everything: somebody has rebuilt etcd (`adopt.py`).
-- A view that is not believed is *foreign*. Nothing of it is acted on, and what was known before
-  goes on.
+- Revisions prove nothing. Within seconds a restored etcd passes the revisions that were seen
+  before. With `etcdutl snapshot restore --bump-revision` its revision does not go back at all. The
+  version of an assignment grows with every change. Its nonce tells apart two changes of one
+  version.
+- A process compares a listing with its knowledge from *before* it asked for the listing. An owner
+  learns of its own swap before its watch does.
+- An older version is proof, and so is an equal version with another nonce. The witness halts the
+  lineage. Every transaction compares the lineage, so one witness stops every process, also those
+  that have no memory.
+- A process never halts the etcd of another cluster: it may have been pointed at it by mistake.
+- A later generation supersedes all earlier knowledge: an operator has rebuilt etcd (`adopt.py`).
+- An etcd that a process does not believe is *foreign*. The process does not act on it, and goes on
+  with its earlier knowledge.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ADOPTING = "adopting"
 
 
 class Seen(NamedTuple):
-    """An assignment, as far as telling it from others goes."""
+    """The parts of an assignment that tell it from other assignments of its shard."""
 
     generation: int
     version: int
@@ -43,19 +43,22 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a process knows, from etcd and from its disk."""
+    """The knowledge of a process, from etcd and from its disk."""
 
     cluster: str
     """The cluster's id."""
     lineage: Lineage | None = None
-    """The one that is followed; None for a process that has followed none yet."""
+    """The lineage that the process follows; None if it has followed none yet."""
     assignments: Mapping[int, Seen] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`why` a listing is foreign, empty when it is believed; `halt`: it proves that etcd
-    went back."""
+    """The verdict on a listing.
+
+    `why`: why the listing is foreign; empty when it is believed. `halt`: whether it proves that
+    etcd went back, so that the lineage is to be halted.
+    """
 
     why: str = ""
     halt: bool = False
@@ -65,7 +68,7 @@ BELIEVED = Verdict()
 
 
 class Memory:
-    """What this process knows, kept as it learns. `learn` returns whether that was news."""
+    """The knowledge of this process, which grows as the process learns."""
 
     def __init__(self, cluster: str) -> None:
         self._cluster = cluster
@@ -73,17 +76,17 @@ class Memory:
         self._assignments: dict[int, Seen] = {}
 
     def known(self) -> Known:
-        """What is known by now; it does not change any more."""
+        """Return a copy of the present knowledge."""
         return Known(self._cluster, self._lineage, dict(self._assignments))
 
     def follow(self, view: View) -> None:
-        """A view is believed."""
+        """Learn from a view that is believed."""
         self._lineage = view.lineage
         for shard, versioned in view.assignments.items():
             self.learn(shard, versioned)
 
     def learn(self, shard: int, versioned: Versioned) -> bool:
-        """An assignment is in etcd. What is known already, or is older, changes nothing."""
+        """Learn that etcd has an assignment. Return whether it is newer than the known one."""
         seen = self._assignments.get(shard)
         now = versioned.assignment
         if seen is not None and (seen.generation, seen.version) >= (
@@ -96,8 +99,10 @@ class Memory:
 
 
 def judge(known: Known, view: View) -> Verdict:
-    """Whether the view that a listing gives is to be believed. What is `known` was known before the
-    listing was asked for."""
+    """Return whether to believe the view of a listing.
+
+    `known` is the process's knowledge from before it asked for the listing.
+    """
     lineage = view.lineage
     if view.settings is None:
         stopped = lineage is not None and lineage.state
@@ -105,7 +110,7 @@ def judge(known: Known, view: View) -> Verdict:
         return Verdict(why, halt=not stopped and known.lineage is not None)
     if view.settings.id != known.cluster:
         return Verdict(
-            f"etcd describes cluster {view.settings.id}, but this process is of cluster"
+            f"etcd describes cluster {view.settings.id}, but this process belongs to cluster"
             f" {known.cluster}"
         )
     if lineage is None:
@@ -114,7 +119,8 @@ def judge(known: Known, view: View) -> Verdict:
         )
     if lineage.state == ADOPTING:
         return Verdict(
-            "etcd is being rebuilt by `holdfast adopt-etcd`; if that was cut short, run it again"
+            "etcd is being rebuilt by `holdfast adopt-etcd`; if the command was cut short, run it"
+            " again"
         )
     if lineage.state:
         return Verdict(f"etcd's lineage is {lineage.state} by {lineage.by}: {lineage.why}")
@@ -124,19 +130,19 @@ def judge(known: Known, view: View) -> Verdict:
 
 
 def _went_back(known: Known, lineage: Lineage, view: View) -> str | None:
-    """The proof that etcd went back, if there is one."""
+    """Return the proof that etcd went back; None if there is none."""
     newest = max((seen.generation for seen in known.assignments.values()), default=0)
     if known.lineage is not None:
         newest = max(newest, known.lineage.generation)
         if known.lineage.generation == lineage.generation and known.lineage.nonce != lineage.nonce:
             return (
-                "etcd tells of another lineage than the one that was followed, both of generation"
-                f" {lineage.generation}"
+                "etcd has another lineage than the one that this process followed; both are of"
+                f" generation {lineage.generation}"
             )
     if lineage.generation < newest:
         return (
-            f"etcd was put back to an older state: it is at generation {lineage.generation},"
-            f" {newest} was seen"
+            f"etcd was put back to an older state: it is at generation {lineage.generation}, but"
+            f" was at {newest} before"
         )
     for shard, seen in sorted(known.assignments.items()):
         if seen.generation < lineage.generation:
@@ -144,26 +150,28 @@ def _went_back(known: Known, lineage: Lineage, view: View) -> str | None:
         versioned = view.assignments.get(shard)
         if versioned is None:
             return (
-                f"etcd was put back to an older state: shard {shard} is not assigned, version"
-                f" {seen.version} of that was seen"
+                f"etcd was put back to an older state: shard {shard} is not assigned, but had an"
+                f" assignment of version {seen.version} before"
             )
         now = versioned.assignment
         if now.version < seen.version:
             return (
                 f"etcd was put back to an older state: shard {shard} is at version {now.version},"
-                f" {seen.version} was seen"
+                f" but was at {seen.version} before"
             )
         if now.version == seen.version and now.nonce != seen.nonce:
             return (
                 f"etcd was put back to an older state: version {now.version} of shard {shard} is"
-                " another one than was seen"
+                " not the one that it had before"
             )
     return None
 
 
 def is_suspicious(before: View, after: View) -> bool:
-    """Whether a watch shows what an etcd that never goes back does not: only a new listing can tell
-    what it means."""
+    """Return whether a watch shows a change that etcd can only show after it went back.
+
+    Only a new listing can tell whether it did.
+    """
     if after.settings is None or before.settings is None or after.settings.id != before.settings.id:
         return True
     if after.lineage_raw != before.lineage_raw:

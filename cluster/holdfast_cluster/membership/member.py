@@ -1,10 +1,10 @@
-"""Being a member: agreeing on the settings, registering under a lease, joining again when the lease
-was lost.
+"""Membership of a node: agreement on the settings, registration under a lease, joining again.
 
-A node joins with an *incarnation*: the start counter of its data directory, raised (fsync) before
-etcd hears of it. etcd keeps the highest one that joined, so a directory that was restored from a
-copy, or copied to a second machine, is behind and is refused. Every join, also one within a
-process, is a new incarnation: what was assigned to an earlier one is not served.
+A node joins with an *incarnation*: the start counter of its data directory. The node raises the
+counter on disk (fsync) before it tells etcd. etcd keeps the highest incarnation that joined. So a
+directory that was restored from a copy, or copied to a second machine, is behind, and is refused.
+Every join is a new incarnation, also a second join of the same process. A node does not serve
+shards that were assigned to an earlier incarnation.
 """
 
 from __future__ import annotations
@@ -44,23 +44,25 @@ log = logging.getLogger(__name__)
 
 _RETRY_S = 0.5
 _FOLLOW_S = 2.0
-_SAY_EVERY = 20  # tries: what is waited for is logged every 10 s
+_SAY_EVERY = 20  # tries: the reason to wait is logged every 10 s
 
 
 class Refused(Exception):
-    """The cluster does not take this process; the message says why. It must not try again by
-    itself."""
+    """The cluster does not accept this process; the message says why.
+
+    The process must not try again by itself.
+    """
 
 
 class Directory(Protocol):
-    """The data directory, as far as membership is concerned."""
+    """The part of the data directory that membership needs."""
 
     def next_incarnation(self) -> int:
-        """Raise the start counter by one, on disk before this returns."""
+        """Raise the start counter by one, and return it. The counter is on disk by then."""
 
 
 def refuse_unknown_features(settings: ClusterSettings) -> None:
-    """Raises Refused when the cluster uses a feature that this program does not know."""
+    """Raise Refused when the cluster uses a feature that this program does not know."""
     if unknown := settings.unknown_features():
         raise Refused(
             f"the cluster uses {', '.join(unknown)}, which this version does not know: start a"
@@ -75,13 +77,15 @@ async def agree_on_settings(
     wanted: dict[str, int],
     cluster: str = "",
 ) -> ClusterSettings:
-    """The cluster's settings, written to etcd first if `mine` is given and the cluster is not
-    formed yet.
+    """Return the cluster's settings. Form the cluster first if it is not formed and `mine` is
+    given.
 
-    `cluster`: the id of the cluster that this process's data is of. With data there is nothing to
-    form: etcd was emptied then. `wanted`: the settings that this process was told explicitly.
-    Raises Refused, with both values, when they differ from the cluster's, or when the cluster
-    hashes in a way, or uses a feature, that this version does not know. Waits while etcd is away.
+    `cluster`: the id of the cluster that this process's data belongs to. A process with data forms
+    no cluster: if etcd knows none, etcd was emptied. `wanted`: the settings that this process was
+    given explicitly. Wait while etcd is away.
+
+    Raise Refused, with both values, when `wanted` differs from the cluster's settings. Raise
+    Refused, too, when the cluster uses a hash version or a feature that this version does not know.
     """
     for attempt in itertools.count():
         level = logging.WARNING if attempt % _SAY_EVERY == 0 else logging.DEBUG
@@ -89,7 +93,7 @@ async def agree_on_settings(
             row = await etcd.get(keys.settings)
             lineage = await etcd.get(keys.lineage)
             if row is not None:
-                # formed by a version that kept no lineage
+                # The cluster was formed by a version that kept no lineage.
                 if lineage is None and mine is not None and not cluster:
                     first = Lineage(nonce=secrets.randbits(53))
                     await etcd.begin([unchanged(keys.settings, row.value)], [], None, first)
@@ -98,10 +102,10 @@ async def agree_on_settings(
                 log.log(
                     logging.CRITICAL if attempt % _SAY_EVERY == 0 else logging.DEBUG,
                     "etcd knows no cluster at %s, but there was one%s: etcd was emptied, or this"
-                    " process is to use another etcd or --cluster. No other one is formed. Put"
-                    " etcd's data back, or run `holdfast adopt-etcd`; waiting for that",
+                    " process should use another etcd or --cluster. It forms no new cluster, and"
+                    " waits. Put etcd's data back, or run `holdfast adopt-etcd`",
                     keys.prefix,
-                    f", {cluster}, of which this is a node" if cluster else "",
+                    f" (this node belongs to cluster {cluster})" if cluster else "",
                 )
             elif mine is not None:
                 mine.validate()
@@ -136,20 +140,20 @@ async def agree_on_settings(
 
 
 class MembershipListener:
-    """What is told of a membership."""
+    """The receiver of a membership's events."""
 
     def joined(self, member: Member) -> None:
-        """The node is a member, under a new incarnation."""
+        """Learn that the node is a member, under a new incarnation."""
 
     def lost(self) -> None:
-        """The node is no member any more."""
+        """Learn that the node is no member any more."""
 
     def renewed(self, expires_at: float) -> None:
-        """The lease ends then, on the membership's clock."""
+        """Learn when the lease ends, in seconds of the membership's clock."""
 
 
 class Membership:
-    """Keeps one node a member. `member` is what is registered now; None while it is not."""
+    """The membership of one node. `member` is the registered member; None while there is none."""
 
     def __init__(
         self,
@@ -173,27 +177,30 @@ class Membership:
 
     @property
     def address(self) -> str:
-        """Where others reach the member."""
+        """The address at which other processes reach the member."""
         return self._template.address
 
     @property
     def state(self) -> str:
-        """The member's state, as etcd knows it, or as the next join will tell it."""
+        """The member's state in etcd; while it is no member, the state that its next join tells."""
         return (self.member or self._template).state
 
     @property
     def lease_id(self) -> int:
-        """The lease that the member's keys hang on."""
+        """The id of the lease to which the member's keys in etcd are attached."""
         return self._lease.id
 
     @property
     def lease_expires_at(self) -> float:
-        """When that lease has ended at the latest, on this membership's clock."""
+        """The latest end of that lease, in seconds of this membership's clock."""
         return self._lease.expires_at
 
     async def join(self) -> None:
-        """Register under a new incarnation; waits while etcd is away, or foreign. Raises Refused
-        for a directory that is behind."""
+        """Register under a new incarnation. Wait while etcd is away or foreign.
+
+        Raise Refused when the data directory is behind, or when the cluster uses an unknown
+        feature.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FOLLOW_S):
                 await self._etcd.followed()
@@ -210,25 +217,29 @@ class Membership:
                 await asyncio.sleep(_RETRY_S)
 
     async def run(self) -> None:
-        """Keep the lease; when it was lost, say so, and join again. Ends by cancellation or
-        Refused."""
+        """Keep the lease; when it was lost, tell the listener, and join again. Run until cancelled.
+
+        Raise Refused as `join` does.
+        """
         while True:
             await self._lease.keep()
             if await self._waited_for_lineage() and await self._lease.renew():
-                continue  # the data that was put back has the lease
+                continue  # etcd's data was put back, and the lease with it
             self._lose("the lease ended")
             await self.join()
 
     async def _waited_for_lineage(self) -> bool:
-        """Wait until etcd has the lineage that is followed: whether that took any time. Another one
-        says nothing of our lease."""
+        """Wait until etcd has the lineage that this process follows. Return whether it had to wait.
+
+        An etcd of another lineage proves nothing about this node's lease.
+        """
         for attempt in itertools.count():
             try:
                 await self._etcd.verify()
             except EtcdForeign as error:
                 if attempt == 0:
                     log.warning(
-                        "the lease is gone, but etcd is not to be believed (%s): still a member",
+                        "the lease is gone, but etcd cannot be believed (%s): still a member",
                         error,
                     )
             except EtcdError as error:
@@ -239,9 +250,10 @@ class Membership:
         raise AssertionError("unreachable")
 
     async def announce(self, state: str) -> None:
-        """Tell the cluster that this member's state is another one now. Raises EtcdError when it
-        cannot be told."""
-        # also if it has to join again
+        """Write this member's new state to etcd. Raise EtcdError when that fails.
+
+        If the node is no member now, its next join tells the state.
+        """
         self._template = msgspec.structs.replace(self._template, state=state)
         me = self.member
         if me is None:
@@ -252,7 +264,7 @@ class Membership:
             if row is None or decode(row.value, Member).incarnation != me.incarnation:
                 return
         except Unreadable as error:
-            raise EtcdError(f"what is under {key} cannot be read: {error}") from None
+            raise EtcdError(f"the value of {key} cannot be read: {error}") from None
         changed = msgspec.structs.replace(me, state=state)
         if await self._etcd.txn(
             [unchanged(key, row.value)], [put(key, encode(changed), self._lease.id)]
@@ -260,7 +272,7 @@ class Membership:
             self.member = changed
 
     async def leave(self) -> None:
-        """Deregister, as far as etcd is there to hear it."""
+        """End the membership. If etcd does not answer, the lease ends by itself."""
         self.member = None
         if self._lease.id:
             try:
@@ -275,7 +287,7 @@ class Membership:
 
     async def _register(self) -> bool:
         node = self._template.id
-        await self._etcd.verify()  # no start is counted while nobody can join
+        await self._etcd.verify()  # count no start while no node can join
         settings = await self._etcd.get(self._keys.settings)
         counter = await self._etcd.get(self._keys.incarnation(node))
         current = await self._etcd.get(self._keys.member(node))
@@ -284,7 +296,7 @@ class Membership:
             starts = 0 if counter is None else int(counter.value)
         except ValueError as error:
             raise EtcdError(
-                f"etcd has what cannot be read, under {self._keys.settings} or the start counter:"
+                f"the value of {self._keys.settings}, or of the start counter, cannot be read:"
                 f" {error}"
             ) from None
         if settings is None or theirs is None or theirs.id != self._cluster_id:
@@ -295,8 +307,8 @@ class Membership:
             raise Refused(
                 f"the data directory of node {node} is at start {incarnation}, but the cluster has"
                 f" seen start {starts} of it: it was restored from a copy, or is in use elsewhere"
-                " under the same id. Its data may be old, so it is not served. Join with an empty"
-                " directory, as a new node"
+                " under the same id. Its data may be old, so the node does not serve it. Join with"
+                " an empty directory, as a new node"
             )
         await self._lease.grant()
         member = msgspec.structs.replace(self._template, incarnation=incarnation)

@@ -1,7 +1,8 @@
-"""Rebuilding etcd from what nodes know: asks the nodes, and writes what `adopt` makes of that.
+"""The rebuilding of etcd: it asks the nodes for their knowledge, and writes what `adopt` returns.
 
-The lineage's generation grows first, with a state that nobody follows. That state is taken away
-last. A rebuild that was cut short is begun anew, and ends in the same way.
+The first transaction raises the lineage's generation, and gives it a state that no process follows.
+The last transaction removes that state. If a rebuild was cut short, start it again: the result is
+the same.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ _ASK_S = 10.0
 
 @dataclass(slots=True)
 class Found:
-    """What etcd holds now. `incarnations` of nodes; `lineage_raw` is None where there is no
-    lineage."""
+    """The present content of etcd.
+
+    `incarnations` is by node. `lineage_raw` is None if there is no lineage.
+    """
 
     view: View
     lineage_raw: bytes | None
@@ -41,15 +44,18 @@ class Found:
 
 @dataclass(slots=True)
 class Gathered:
-    """What nodes say, by node; and, by address, why others did not."""
+    """The reports, by node, and, by address, the reasons why other nodes did not report."""
 
     reports: dict[str, Report] = field(default_factory=dict)
     silent: dict[str, str] = field(default_factory=dict)
 
 
 async def look(etcd: GuardedEtcd, keys: Keys) -> Found:
-    """What etcd holds. Raises EtcdError, and NotAdoptable when nothing has shown that it
-    is wrong."""
+    """Return the content of etcd. Raise EtcdError.
+
+    Raise NotAdoptable when a value cannot be read, or when no process has found that etcd went
+    back.
+    """
     listing = await etcd.list_prefix(keys.prefix)
     prefix = keys.incarnations.encode()
     try:
@@ -61,18 +67,18 @@ async def look(etcd: GuardedEtcd, keys: Keys) -> Found:
         }
     except ValueError as error:
         raise NotAdoptable(
-            f"etcd has what cannot be read: {error}. Delete that key first"
+            f"a value in etcd cannot be read: {error}. Delete that key first"
         ) from None
     if view.lineage is not None and not view.lineage.state:
         raise NotAdoptable(
             "etcd's lineage is not halted: no process has found that this etcd went back, so there"
-            " is nothing to rebuild. Start the nodes: what they have on their disks tells"
+            " is nothing to rebuild. Start the nodes: they compare etcd with their disks"
         )
     return Found(view, view.lineage_raw or None, incarnations)
 
 
 async def gather(addresses: Iterable[str], certificates: Certificates | None) -> Gathered:
-    """Ask nodes at these addresses, and all that those know of."""
+    """Ask the nodes at these addresses for reports, and then all the nodes that a report names."""
     gathered = Gathered()
     asked: set[str] = set()
     due = set(addresses)
@@ -111,14 +117,16 @@ async def _ask(address: str, certificates: Certificates | None) -> Report | str:
     except grpc.aio.AioRpcError as error:
         return f"{error.code().name}: {error.details()}"
     except (msgspec.MsgspecError, ValueError) as error:
-        return f"what it says cannot be understood: {error}"
+        return f"its answer cannot be understood: {error}"
     finally:
         await channel.close()
 
 
 async def rebuild(etcd: GuardedEtcd, keys: Keys, found: Found, adoption: Adoption) -> None:
-    """Write what is adopted in the place of what was found. Raises EtcdError: whatever became of
-    it, it may be begun anew."""
+    """Write the adoption in place of the content that was found.
+
+    Raise EtcdError. Whatever the outcome was then, the rebuild may be started again.
+    """
     adopting = Lineage(adoption.generation, secrets.randbits(53), ADOPTING)
     void = [
         delete_prefix(prefix)
@@ -128,7 +136,7 @@ async def rebuild(etcd: GuardedEtcd, keys: Keys, found: Found, adoption: Adoptio
         [], [*void, put(keys.settings, encode(adoption.settings))], found.lineage_raw, adopting
     )
     if raw is None:
-        raise EtcdError("etcd has changed meanwhile: look at the status, and begin anew")
+        raise EtcdError("etcd has changed meanwhile: look at the status, and run this again")
     etcd.follow(adopting, raw)
     rows: list[pb.RequestOp] = [
         put(keys.shard(shard), encode(to)) for shard, to in sorted(adoption.assignments.items())
@@ -147,7 +155,7 @@ async def rebuild(etcd: GuardedEtcd, keys: Keys, found: Found, adoption: Adoptio
     for i in range(0, len(rows), TXN_OPS_MAX):
         if not await etcd.txn([], rows[i : i + TXN_OPS_MAX]):
             raise AssertionError(
-                "a transaction that compares the lineage alone tells when that differs"
+                "a transaction that compares only the lineage raises EtcdForeign when it fails"
             )
     if await etcd.begin([], [], raw, msgspec.structs.replace(adopting, state="")) is None:
-        raise EtcdError("etcd has changed meanwhile: begin anew")
+        raise EtcdError("etcd has changed meanwhile: run this again")

@@ -1,4 +1,4 @@
-"""The view of the cluster, kept current by a watch on etcd."""
+"""The view of the cluster, which a watch on etcd keeps current."""
 
 from __future__ import annotations
 
@@ -40,29 +40,31 @@ log = logging.getLogger(__name__)
 S = TypeVar("S", bound=msgspec.Struct)
 
 FOREIGN_S = 7.5
-"""After how long an etcd that is not believed is listed again: 5 s on average, with jitter."""
+"""The longest pause before a foreign etcd is listed again: with jitter, 5.6 s on average."""
 _HALTING_S = 0.2
 _SHARD_CHARS_MAX = 9
 _UNREADABLE = "unreadable"
 _BACKOFF_S = (0.1, 1.0)
 WHAT_TO_DO = (
-    "Assignments are not invented, and nothing of this is acted on: what is known goes on. Put"
-    " etcd's newest data back, or run `holdfast adopt-etcd`"
+    "This process does not act on this etcd. It invents no assignments, and goes on with those that"
+    " it knows. Put etcd's newest data back, or run `holdfast adopt-etcd`"
 )
 
 
 class ViewWatcher:
-    """`view` is the newest picture; listeners are called with each one, in order, and must not
-    block or raise.
+    """The watcher of etcd. `view` is the newest view.
 
-    With etcd away the view stays as it was; `disconnected_s` says for how long. So it does while
-    etcd is foreign (lineage.py): it was emptied or put back to an older state, and `foreign` says
-    so. Then it is listed again and again, until it is believed.
+    The watcher calls the listeners with each view, in order. Listeners must not block or raise.
+    While etcd is away the view stays as it was, and `disconnected_s` says for how long. The view
+    also stays while etcd is foreign (lineage.py), because it was emptied or put back to an older
+    state. Then `foreign` says why, and the watcher lists etcd again and again until it believes it.
     """
 
     def __init__(self, etcd: GuardedEtcd, keys: Keys, memory: Memory, name: str) -> None:
-        """`memory` learns of every view before listeners do. `name`: of this process, for whoever
-        asks who has halted etcd."""
+        """Set up the watcher. `memory` learns of every view before the listeners do.
+
+        `name`: this process's name, which etcd shows if this process halts its lineage.
+        """
         self._etcd = etcd
         self._keys = keys
         self._memory = memory
@@ -72,7 +74,7 @@ class ViewWatcher:
         self.view = View()
         self.foreign = ""
         self.listed_at = float("-inf")
-        """When etcd was listed last and believed, in monotonic seconds."""
+        """When a listing of etcd was last believed, in monotonic seconds."""
         self.listeners: list[Callable[[View], None]] = []
 
     @property
@@ -81,8 +83,10 @@ class ViewWatcher:
         return 0.0 if self._state.connected else time.monotonic() - self._state.disconnected_since
 
     async def run(self) -> None:
-        """Follow etcd until cancelled. Raises Refused when the cluster has come to use what this
-        program does not know."""
+        """Follow etcd until cancelled.
+
+        Raise Refused when the cluster begins to use a feature that this program does not know.
+        """
         backoff_s = _BACKOFF_S[0]
         while True:
             shown = self.view
@@ -90,8 +94,8 @@ class ViewWatcher:
                 pause_s = await self._watch()
             except Unreadable as error:
                 foreign = (
-                    f"etcd has what cannot be read: {error}. Nothing of it is acted on, until that"
-                    " is mended"
+                    f"a value in etcd cannot be read: {error}. This process does not act on this"
+                    " etcd until the value is mended"
                 )
                 if foreign != self.foreign:
                     log.error("%s", foreign)
@@ -108,9 +112,11 @@ class ViewWatcher:
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
 
     async def _watch(self) -> float:
-        """Show views until one is not to be shown: the seconds after which to list again. Raises
-        EtcdError when the watch breaks."""
-        # before anything is listed: what is learnt meanwhile may be newer than the listing
+        """Show views until one must not be shown. Return the seconds to wait before listing again.
+
+        Raise EtcdError when the watch breaks.
+        """
+        # This comes before the listing: knowledge of a later moment may be newer than the listing.
         known = self._memory.known()
         async with contextlib.aclosing(self._etcd.watch(self._keys.prefix, self._state)) as updates:
             async for update in updates:
@@ -121,14 +127,14 @@ class ViewWatcher:
                         return await self._refuse(view, verdict, known)
                     if self.foreign:
                         log.warning(
-                            "etcd is what this process knows again, at revision %d: it is followed",
+                            "etcd agrees with this process again, at revision %d, and is followed",
                             view.revision,
                         )
                         self.foreign = ""
                     self.listed_at = time.monotonic()
                 elif is_suspicious(self.view, view):
                     log.warning(
-                        "etcd shows what does not follow from what it said before; listing again"
+                        "etcd shows a change that contradicts its earlier state; listing again"
                     )
                     return 0.0
                 self._show(view)
@@ -142,7 +148,7 @@ class ViewWatcher:
         self._memory.follow(view)
         for key in view.unreadable.keys() - self.view.unreadable.keys():
             log.error(
-                "etcd's value of %s cannot be read: %s; what was known before stays in force",
+                "etcd's value of %s cannot be read: %s; the value before it stays in force",
                 key,
                 view.unreadable[key],
             )
@@ -153,8 +159,10 @@ class ViewWatcher:
         self._changed = asyncio.Event()
 
     async def _refuse(self, view: View, verdict: Verdict, known: Known) -> float:
-        """Act on nothing of a view, and have nobody act on it if it proves that etcd went back:
-        when to list again."""
+        """Refuse a view. If it proves that etcd went back, halt the lineage, for all processes.
+
+        Return the seconds to wait before listing again.
+        """
         foreign = f"{verdict.why} (revision {view.revision}). {WHAT_TO_DO}"
         if verdict.why not in self.foreign:
             log.critical("%s", foreign)
@@ -164,24 +172,24 @@ class ViewWatcher:
             return FOREIGN_S
         try:
             if await self._etcd.halt(found, view.lineage_raw or None, self._name, verdict.why):
-                log.critical("halted etcd's lineage: no process acts on what this etcd says")
+                log.critical("halted etcd's lineage: no process acts on this etcd")
         except EtcdError as error:
             log.warning("etcd's lineage could not be halted: %s", error)
-        return _HALTING_S  # it is halted now, or is to be halted soon
+        return _HALTING_S  # the lineage is halted now, or this process tries again soon
 
     async def until(self, condition: Callable[[View], bool]) -> View:
-        """The first view, from now on, for which `condition` holds."""
+        """Wait for a view for which `condition` holds, and return it. The present view counts."""
         while not condition(self.view):
             await self._changed.wait()
         return self.view
 
 
 def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
-    """The view after an update. Pure.
+    """Return the view after an update. Pure.
 
-    Of a value that cannot be read, what the view had before stays. Raises Unreadable when it had no
-    assignment, settings or lineage in place of one that cannot be read: as if there were none, the
-    cluster would be another one.
+    If a value cannot be read, the value of the view before stays. Raise Unreadable when there is
+    none and the value is an assignment, the settings or the lineage. Without such a value the view
+    would be of another cluster.
     """
     before = view
     if isinstance(update, Listing):
@@ -269,12 +277,14 @@ def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
 
 
 class _PassedOver(Exception):
-    """A value that cannot be read, in place of which there is an older one, or none is needed."""
+    """A value cannot be read, and the view goes on with an older value, or without one."""
 
 
 def _read_or(key: str, raw: bytes, type: type[S], before: S | None) -> S | None:
-    """A value that a view cannot do without; the one before when it cannot be read. Raises
-    Unreadable without one."""
+    """Return a value that a view needs; if it cannot be read, the value before.
+
+    Raise Unreadable when there is no value before.
+    """
     try:
         return decode(raw, type) if raw else None
     except Unreadable as error:
@@ -285,10 +295,10 @@ def _read_or(key: str, raw: bytes, type: type[S], before: S | None) -> S | None:
 
 @dataclass(slots=True)
 class _Table:
-    """The rows of one prefix. `name` makes what they are kept by of the rest of the key.
+    """The rows of one prefix. `name` turns the rest of an etcd key into the key in `rows`.
 
-    `instead`: what stands in place of a value that cannot be read and had none before, where its
-    being there is what matters.
+    `instead`: the value to use when a row cannot be read and had no value before. It is given for
+    rows whose presence matters more than their value.
     """
 
     prefix: str
@@ -299,7 +309,10 @@ class _Table:
     instead: Any = None
 
     def take(self, key: str, row: pb.KeyValue, there: bool) -> None:
-        """Raises _PassedOver, or Unreadable for an assignment that there was none of before."""
+        """Add or remove a row. Raise _PassedOver when the row cannot be read.
+
+        Raise Unreadable when the row is an assignment and there was none of its shard before.
+        """
         try:
             name = self.name(key[len(self.prefix) :])
         except ValueError as error:
@@ -321,7 +334,7 @@ class _Table:
 
 def _shard(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= _SHARD_CHARS_MAX):
-        raise ValueError(f"{text[:100]!r} is no number of a shard")
+        raise ValueError(f"{text[:100]!r} is not the number of a shard")
     return int(text)
 
 

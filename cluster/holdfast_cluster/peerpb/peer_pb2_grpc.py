@@ -122,7 +122,7 @@ class PeerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeadLetters(self, request, context):
-        """What Admin says, of the shards that this node owns.
+        """The methods of Admin, for the shards that this node owns.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,7 +183,8 @@ class PeerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Known(self, request, context):
-        """What the node knows of the cluster, from memory and disk: for `holdfast adopt-etcd`, also while the node waits for etcd.
+        """Return the node's knowledge of the cluster, from memory and disk, for `holdfast adopt-etcd`.
+        The node answers also while it waits for etcd.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -202,7 +203,7 @@ class PeerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Snapshot(self, request_iterator, context):
-        """One shard, from its owner to a replica that is too far behind for the log.
+        """Send a shard from its owner to a replica that is too far behind for the log.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

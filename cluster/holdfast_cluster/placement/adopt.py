@@ -1,20 +1,21 @@
-"""What etcd is to hold again after it was lost or put back, from what nodes know. Pure: reports in,
-an `Adoption` out.
+"""The new content of etcd after it was lost or put back. Pure: nodes' reports in, an `Adoption`
+out.
 
 Rules:
 
-- Every node ever known has to report, or has to be left out by name: the newest assignment of a
-  shard may be known to one node alone.
-  Nobody has acted on one that no node has seen.
-- For each shard the newest assignment counts, by (generation, version): its `in_sync` has
-  everything that was acknowledged. A swap whose outcome its owner never heard of needs nothing, for
-  an owner demands both sets until it knows.
-- Two of one version were made on both sides of an etcd that went back. Whoever is in both `in_sync`
-  sets has what either side
-  acknowledged; with nobody in both a person has to leave out one side.
-- The epoch is above every one that any node has heard of. A node that was left out may have heard
-  of a higher one, so then it leaps.
-- The lineage's generation grows: what earlier ones said counts no more.
+- Every node ever known has to report, or the operator has to leave it out by name. The newest
+  assignment of a shard may be known to one node alone. An assignment that no node has seen does not
+  matter: no process has acted on it.
+- For each shard the newest assignment counts, by (generation, version). The members of its
+  `in_sync` have everything that was acknowledged. A swap whose outcome the owner never learned
+  needs no care: until it knows, an owner demands acknowledgements from the old and the new
+  `in_sync`.
+- Two different assignments of one version come from the two sides of an etcd that went back. A node
+  in both `in_sync` sets has everything that either side acknowledged. If no node is in both, the
+  operator has to leave out one side.
+- The new epoch is above every epoch that a node has heard of. A node that was left out may have
+  heard of a higher one. So if a node was left out, the new epoch leaps by EPOCH_LEAP.
+- The lineage's generation grows. Data of earlier generations does not count any more.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from holdfast_cluster.placement.model import (
 )
 
 EPOCH_LEAP = 1 << 16
-"""How many changes of an owner nodes that are left out may know of, beyond what the others know."""
+"""How many changes of a shard's owner the left-out nodes may know of that no other node knows."""
 
 
 class NotAdoptable(Exception):
@@ -44,7 +45,7 @@ class NotAdoptable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """What a node knows of a shard. `epoch`: the highest that its copy has heard of."""
+    """A node's knowledge of a shard. `epoch`: the highest epoch that its copy has heard of."""
 
     generation: int
     assignment: Assignment | None
@@ -53,7 +54,7 @@ class Reported:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a node knows of the cluster."""
+    """A node's knowledge of the cluster."""
 
     node: str
     incarnation: int
@@ -68,7 +69,7 @@ class Report:
 
     @classmethod
     def of(cls, said: peer_pb2.KnownResponse) -> Report:
-        """Raises msgspec.ValidationError when a node says what this version does not understand."""
+        """Read a node's answer. Raise Unreadable when this version cannot understand it."""
         members = [decode(raw, Member) for raw in said.members]
         return cls(
             said.node,
@@ -93,7 +94,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """What etcd is to hold. `notes`: what whoever confirms it should know."""
+    """The new content of etcd. `notes`: warnings for the operator who has to confirm it."""
 
     generation: int
     settings: ClusterSettings
@@ -105,7 +106,7 @@ class Adoption:
 
 
 def known_nodes(reports: Iterable[Report]) -> dict[str, int]:
-    """Every node that a report names, with the highest incarnation of it that is known."""
+    """Return every node that a report names, with its highest known incarnation."""
     nodes: dict[str, int] = {}
 
     def know(node: str, incarnation: int = 0) -> None:
@@ -129,8 +130,11 @@ def adopt(
     generation: int,
     others: Mapping[str, int] | None = None,
 ) -> Adoption:
-    """What etcd is to hold. `generation`: of etcd now. `others`: incarnations that etcd has. Raises
-    NotAdoptable."""
+    """Return the new content of etcd. Raise NotAdoptable.
+
+    `without`: the nodes to leave out. `generation`: the generation of etcd's present lineage.
+    `others`: the incarnations of nodes in the present etcd.
+    """
     left_out = set(without)
     reports = [report for report in reports if report.node not in left_out]
     clusters = {report.cluster for report in reports}
@@ -145,9 +149,9 @@ def adopt(
         nodes[node] = max(nodes.get(node, 0), incarnation)
     if silent := sorted(set(nodes) - {report.node for report in reports} - left_out):
         raise NotAdoptable(
-            f"no report of {', '.join(silent)}: one may know of what no other node knows. Start it,"
-            " and name its address with --node; or, if it is gone for good, leave it out with"
-            " --without NODE"
+            f"no report from {', '.join(silent)}: each of them may know an assignment that no other"
+            " node knows. Start it, and give its address with --node. If it is gone for good, leave"
+            " it out with --without NODE"
         )
     newest = max(
         (r for r in reports if r.settings is not None),
@@ -171,8 +175,8 @@ def adopt(
             epoch += EPOCH_LEAP
         if left_out.issuperset(chosen.in_sync):
             notes.append(
-                f"shard {shard}: its data is on {', '.join(chosen.in_sync)} only, which is left"
-                " out; calls to it wait"
+                f"shard {shard}: all its data is on nodes that are left out"
+                f" ({', '.join(chosen.in_sync)}); calls to it wait"
             )
         assignments[shard] = msgspec.structs.replace(
             chosen, epoch=epoch, released=False, handover="", leaving=()
@@ -193,7 +197,10 @@ def adopt(
 def _newest(
     shard: int, reported: list[Reported], nodes: Mapping[str, int], notes: list[str]
 ) -> Assignment | None:
-    """The assignment to go on from; None for a shard that was never assigned."""
+    """Return the newest assignment of a shard; None if the shard was never assigned.
+
+    Add to `notes` if two assignments of the newest version are known. Raise NotAdoptable.
+    """
     candidates = [
         (one.generation, one.assignment) for one in reported if one.assignment is not None
     ]

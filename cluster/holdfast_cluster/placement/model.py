@@ -1,21 +1,23 @@
-"""What etcd holds for a cluster, and the immutable picture of it that every process works from.
+"""The data that etcd holds for a cluster, and the immutable view of it that every process works
+with.
 
-Keys, all below `/holdfast/<cluster>/`, values JSON so that etcdctl shows them:
+All keys are below `/holdfast/<cluster>/`. Values are JSON, so that etcdctl shows them:
 
-    etcd_lineage             Lineage: which course of events this etcd tells of; every transaction compares it
+    etcd_lineage             Lineage: the history that this etcd's data belongs to; every
+    transaction compares it
     settings                 ClusterSettings, written at formation
     members/<node id>        Member, under the node's lease
-    incarnations/<node id>   how often the node's data directory was started, kept for ever
+    incarnations/<node id>   the number of starts of the node's data directory, kept for ever
     shards/<number>          Assignment
-    drains/<node id>         Drain: an operator wants the node to be given up
-    heat/<node id>           Heat: how busy the shards are that the node owns, under its lease
+    drains/<node id>         Drain: an operator wants the node to give up its shards and copies
+    heat/<node id>           Heat: the load of the shards that the node owns, under its lease
     kinds/<node id>          the kinds that the node had when it joined last, kept for ever
-    hosting/<node id>        Hosting: the kinds that the shards need which the node owns, under its lease
+    hosting/<node id>        Hosting: the kinds that the node's own shards need, under its lease
     pauses/<kind>/<key>      Pause: an operator has stopped deliveries and alarms to an object, or, without a key, to a kind
     controller               the node id of the controller, under its lease
 
-Below `/holdfast-marks/<cluster>/`, which nobody watches: `<node id>`, how much was written to a
-node's data directory.
+Below `/holdfast-marks/<cluster>/`, which no process watches: `<node id>`, a mark of how much the
+node has written to its data directory.
 """
 
 from __future__ import annotations
@@ -35,48 +37,52 @@ T = TypeVar("T")
 
 SHARDS_MAX = 65_536
 EPOCHS_MAX = 1 << 48
-"""Epochs stay below it: sequences of notifications keep the 16 bits above for the moves of an
-object (docs/format.md)."""
+"""Epochs stay below this limit: the sequences of notifications use the 16 bits above for the moves
+of an object (docs/format.md)."""
 GENERATIONS_MAX = 1 << 15
 VERSION = 2
-"""What `Member.version` says of this program: the newest format of records and messages that it
-reads and writes."""
+"""The `Member.version` of this program: the newest format of records and messages that it reads and
+writes."""
 _KINDS_SINCE = 2
 EXPIRY = "expiry"
-"""Values and objects that expire."""
+"""The feature of values and objects that expire."""
 SEND = "send"
-"""Calls that are stored, to be run later."""
+"""The feature of calls that are stored, and run later."""
 ALARM_LIMITS = "alarm-limits"
-"""Repeated alarms that end by themselves."""
+"""The feature of repeated alarms that end by themselves."""
 FEATURES: tuple[str, ...] = (ALARM_LIMITS, EXPIRY, SEND)
-"""The features that this program knows. A cluster turns one on when every member has announced it;
-see `ClusterSettings.features`."""
+"""The features that this program knows. The controller turns one on when every member has announced
+it; see `ClusterSettings.features`."""
 CLUSTER_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?")
 NODE_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,126}[A-Za-z0-9])?")
 
 
 class ClusterSettings(msgspec.Struct, frozen=True):
-    """What all processes of a cluster must agree on; fixed when it is formed."""
+    """The settings on which all processes of a cluster must agree.
+
+    They are fixed when the cluster is formed; only `features` grows.
+    """
 
     shards: int = 256
     replication: int = 3
     """Copies of each shard."""
     min_in_sync: int = 0
-    """Copies that have to be in sync for writes; 0: a majority of `replication`."""
+    """How many copies have to be in sync for writes; 0: a majority of `replication`."""
     points: int = 128
     hash_version: int = HASH_VERSION
     id: str = ""
-    """Made at formation: tells this cluster from another one of the same name."""
+    """Drawn at formation. It tells this cluster from another one of the same name."""
     features: tuple[str, ...] = ()
-    """What the cluster uses beyond the first version: written only once every member has announced
-    that it knows it. A process that meets one that it does not know must not take part."""
+    """The features that the cluster uses beyond the first version. The controller adds a feature
+    once every member has announced that it knows it. A process that does not know one of the
+    features must not take part in the cluster."""
 
     def unknown_features(self) -> list[str]:
-        """The features in use that this program does not know."""
+        """Return the features in use that this program does not know."""
         return sorted(set(self.features) - set(FEATURES))
 
     def validate(self) -> None:
-        """Raises ValueError naming the setting that is out of its range."""
+        """Raise ValueError, with the setting's name and range, if a setting is out of its range."""
         for name, low, high in (
             ("shards", 1, SHARDS_MAX),
             ("replication", 1, 7),
@@ -89,11 +95,11 @@ class ClusterSettings(msgspec.Struct, frozen=True):
 
     @property
     def writable_from(self) -> int:
-        """The number of copies in sync from which on a shard takes writes."""
+        """How many copies have to be in sync at least, so that a shard takes writes."""
         return self.min_in_sync or self.replication // 2 + 1
 
     def differences(self, other: ClusterSettings) -> list[str]:
-        """The settings in which two processes disagree, as `name: mine, theirs`."""
+        """Return the settings in which two processes differ, as `name: MINE here, THEIRS there`."""
         names = ("shards", "replication", "min_in_sync", "points", "hash_version")
         return [
             f"{n}: {getattr(self, n)} here, {getattr(other, n)} there"
@@ -103,20 +109,20 @@ class ClusterSettings(msgspec.Struct, frozen=True):
 
 
 class Lineage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Which course of events etcd tells of. An etcd that was put back to an older state tells of an
-    older one: see lineage.py."""
+    """The identity of one history of etcd's data; see lineage.py."""
 
     generation: int = 0
-    """Grows by one each time that etcd is rebuilt (`holdfast adopt-etcd`): whatever an earlier one
-    said counts no more."""
+    """Grows by one each time that etcd is rebuilt (`holdfast adopt-etcd`). Data of an earlier
+    generation does not count any more."""
     nonce: int = 0
     """Drawn anew with every generation, below 2^53."""
     state: str = ""
-    """Empty: followed. `halted`: a process has found that etcd went back, and nobody follows it.
-    `adopting`: it is being rebuilt."""
+    """Empty: processes follow the lineage. `halted`: a process has found that etcd went back, and
+    no process follows the lineage. `adopting`: `holdfast adopt-etcd` is rebuilding etcd."""
     by: str = ""
-    """Who halted it."""
+    """The process that halted the lineage."""
     why: str = ""
+    """Why it halted the lineage."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.generation < GENERATIONS_MAX:
@@ -133,18 +139,18 @@ class Member(msgspec.Struct, frozen=True):
     zone: str = ""
     weight: int = 1
     streams: str = ""
-    """The address for streams (holdfast_cluster.streams.tcp); `address` is that for gRPC."""
+    """The address for streams (holdfast_cluster.streams.tcp); `address` is the one for gRPC."""
     state: str = "active"
-    """`active`; `stopping`: it will be away for a moment, so it wants to own nothing; its copies
-    stay. `full`: its disk is: it wants to own nothing and to get nothing, and its copies stay.
-    `slow`: its disk holds up writes; the same."""
+    """`active`, or one of three states in which the member wants to own no shard, but keeps its
+    copies. `stopping`: it will be away for a moment. `full`: its disk is full, so it wants no new
+    copies. `slow`: its disk holds up writes, so it wants no new copies."""
     version: int = 1
     """The newest format of records and messages that the process reads and writes;
     see `VERSION`."""
     kinds: tuple[str, ...] = ()
     """The kinds of its app, sorted."""
     features: tuple[str, ...] = ()
-    """What it can do beyond the first version; see `ClusterSettings.features`."""
+    """The features that its program knows; see `ClusterSettings.features`."""
 
     @property
     def name(self) -> str:
@@ -152,19 +158,19 @@ class Member(msgspec.Struct, frozen=True):
         return self.id.rpartition("-")[0] or self.id
 
     def missing(self, kinds: Iterable[str]) -> int:
-        """How many of these kinds it lacks; 0 for a member of version 1, which does not say what it
-        has."""
+        """Return how many of these kinds it lacks; 0 for a member of version 1, which tells
+        none."""
         return len(set(kinds).difference(self.kinds)) if self.tells_kinds else 0
 
     @property
     def tells_kinds(self) -> bool:
-        """Whether `kinds` says what it has."""
+        """Whether `kinds` lists the kinds that it has: not for a member of version 1."""
         return self.version >= _KINDS_SINCE
 
 
 class Drain(msgspec.Struct, frozen=True):
-    """A node that is to lose what it owns and every copy; it stays so until the drain
-    is cancelled."""
+    """An operator's request that a node give up every shard and copy, until the drain is
+    cancelled."""
 
     at: float
     """Seconds since 1970."""
@@ -172,8 +178,8 @@ class Drain(msgspec.Struct, frozen=True):
 
 
 class Pause(msgspec.Struct, frozen=True):
-    """Notifications to an object, or a kind, are not delivered, and its alarms do not fire, until
-    it is resumed."""
+    """An operator's request that notifications and alarms of an object, or a kind, wait until it is
+    resumed."""
 
     at: float
     """Seconds since 1970."""
@@ -181,31 +187,33 @@ class Pause(msgspec.Struct, frozen=True):
 
 
 class Heat(msgspec.Struct, frozen=True):
-    """What a node says now and then of the shards that it owns."""
+    """The load of the shards that a node owns, which the node tells now and then."""
 
     turns_per_s: Mapping[int, float]
-    """By shard, the busiest ones; the others are quiet."""
+    """The busiest shards, each with its turns per second. The others are quiet."""
 
 
 class Hosting(msgspec.Struct, frozen=True):
-    """What a node says of the kinds that its shards need, while the members do not all have the
-    same kinds."""
+    """The kinds that a node's shards need. The node tells them while the members' kinds differ."""
 
     incarnation: int
     looked_for: tuple[str, ...] = ()
-    """The kinds that the node has looked for in its shards: those of its own that another member
+    """The kinds that the node has looked for in its shards: its own kinds that another member
     lacks."""
     holds: Mapping[int, tuple[str, ...]] = {}
-    """By shard: which of them the shard has objects of. The node has not looked into a shard that
-    is not here."""
+    """By shard, the kinds of `looked_for` of which the shard has objects. The node has not looked
+    into a shard that is missing here."""
     asks: Mapping[int, tuple[str, ...]] = {}
-    """By shard: kinds of the member that the node wants as the owner in its place. Some the node
-    lacks, and they are asked for there; the others are in use there."""
+    """By shard, the kinds that another owner of the shard has to have. The node lacks some of them,
+    and callers ask for those. The others are in use in the shard."""
 
 
 class Assignment(msgspec.Struct, frozen=True):
-    """What is true for a shard. The owner serves only as the incarnation that was assigned: a
-    restart is a new life."""
+    """The present owner and copies of a shard.
+
+    Only the assigned incarnation of the owner serves the shard: after a restart the node has to be
+    assigned again.
+    """
 
     epoch: int
     owner: str
@@ -213,37 +221,36 @@ class Assignment(msgspec.Struct, frozen=True):
     in_sync: tuple[str, ...]
     joining: tuple[str, ...] = ()
     released: bool = False
-    """The owner of the epoch before gave the shard up itself, after its last reply: its promises
-    need not be waited out."""
+    """Whether the owner of the epoch before released the shard, after its last reply. Then the new
+    owner need not wait until the replicas' promises end."""
     handover: str = ""
-    """The in-sync replica to which the owner is asked to give the shard."""
+    """The in-sync replica to which the controller asks the owner to give the shard."""
     leaving: tuple[str, ...] = ()
-    """In-sync replicas that are not needed any more: the owner is asked to have them removed."""
+    """The in-sync replicas that the controller asks the owner to remove: they are not needed."""
     void_before: int = msgspec.field(default=0, name="born")
-    """Copies that end before this epoch are void: an operator has given up on them (`holdfast
+    """Copies that end before this epoch are void: an operator has given up their data (`holdfast
     reset-shard`)."""
     forked: tuple[str, ...] = ()
-    """Nodes whose copies hold committed entries of turns that differ: nobody serves the shard until
-    an operator chooses one."""
+    """The nodes whose copies hold different committed entries. No node serves the shard until an
+    operator chooses one copy."""
     keeper: str = ""
-    """With `void_before`: the node whose copy is not void, because an operator has chosen it of several
-    that differ."""
+    """With `void_before`: the node whose copy is not void, because an operator chose it among
+    copies that differ."""
     version: int = 0
-    """Grows by one with every change of the assignment, whatever changes. An etcd that was put back
-    shows an older one."""
+    """Grows by one with every change of the assignment. After etcd was put back it is lower."""
     nonce: int = 0
-    """Drawn anew with every change, below 2^53: two changes that were made of the same assignment
-    differ in it."""
+    """Drawn anew with every change, below 2^53. It tells apart two changes that were made from the
+    same assignment."""
     level: int = 0
-    """How often the shard was split; 0 until shards can be."""
+    """How often the shard was split. Always 0: shards cannot be split yet."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.epoch < EPOCHS_MAX:
             raise ValueError(f"epoch {self.epoch} is not between 0 and 2^48")
 
     def stamped(self) -> Assignment:
-        """What is written to etcd in place of the assignment that this one was made from: the next
-        version, under a new nonce."""
+        """Return this assignment with the next version and a new nonce, as it is written to
+        etcd."""
         return msgspec.structs.replace(self, version=self.version + 1, nonce=secrets.randbits(53))
 
 
@@ -252,28 +259,27 @@ class Versioned(msgspec.Struct, frozen=True):
 
     assignment: Assignment
     revision: int
-    """etcd's revision of it. Revisions repeat when etcd is put back: neither a comparison nor an
-    order may rest on them."""
+    """etcd's revision of the row. Do not compare or order by it: revisions repeat when etcd is put
+    back."""
     raw: bytes = b""
-    """The very bytes, which a swap compares: they hold version and nonce, so no other assignment
-    has them."""
+    """The row's bytes, which a swap compares. They contain version and nonce, so no other
+    assignment has the same bytes."""
     generation: int = 0
-    """Of the lineage under which it was read."""
+    """The generation of the lineage under which it was read."""
 
     @property
     def order(self) -> int:
-        """Grows with every change of the shard's assignment, across rebuilt etcds too."""
+        """A number that grows with every change of the assignment, also when etcd is rebuilt."""
         return order_of(self.generation, self.assignment.version)
 
 
 def order_of(generation: int, version: int) -> int:
-    """The order of assignments of one shard, and of views: above 0 for any that exists."""
+    """Return the number that orders the assignments of one shard, and views. It is above 0."""
     return (generation << 48) + version + 1
 
 
 class View(msgspec.Struct, frozen=True, dict=True):
-    """Everything that etcd said about a cluster up to `revision`. Immutable; the next one replaces
-    it."""
+    """All data of a cluster in etcd, as of `revision`. Immutable; a newer view replaces it."""
 
     revision: int = 0
     settings: ClusterSettings | None = None
@@ -288,17 +294,16 @@ class View(msgspec.Struct, frozen=True, dict=True):
     hosting: Mapping[str, Hosting] = {}
     """By node."""
     kinds: Mapping[str, tuple[str, ...]] = {}
-    """By node, also by one that is absent: what it had when it joined last. A node that was always
-    of version 1 is not here."""
+    """By node, absent nodes included: the kinds that it had when it joined last. A node that was
+    always of version 1 is missing."""
     settings_raw: bytes = b""
-    """The very bytes of the settings, for whoever changes them."""
+    """The settings' bytes in etcd, which a change of the settings compares."""
     lineage: Lineage | None = None
     lineage_raw: bytes = b""
     unreadable: Mapping[str, str] = {}
-    """By key of etcd, why its value is passed over: what was there before holds."""
+    """By etcd key, why its value cannot be read. The value before it stays in force."""
     hidden: frozenset[str] = frozenset()
-    """Members whose values cannot be read, and of whom nothing is known from before: they may well
-    be there."""
+    """The members whose values cannot be read and never could be. They may well be present."""
 
     @property
     def features(self) -> frozenset[str]:
@@ -307,17 +312,17 @@ class View(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def order(self) -> int:
-        """Grows from view to view, except when an etcd is put back that says the same at a lower
-        revision."""
+        """A number that grows from view to view. It falls only when an etcd was put back that is at
+        a lower revision with the same data."""
         return order_of(self.lineage.generation if self.lineage is not None else 0, self.revision)
 
     @cached_property
     def ring(self) -> Ring:
-        """The ring of the members that are to have copies."""
+        """The ring of the members, without those that are drained."""
         return self.ring_with({})
 
     def ring_with(self, away: Mapping[str, Member]) -> Ring:
-        """The ring with others beside those that are there."""
+        """Return the ring of the members and of `away`, without the nodes that are drained."""
         assert self.settings is not None
         members = {**self.members, **away}.values()
         nodes = sorted(
@@ -327,30 +332,31 @@ class View(msgspec.Struct, frozen=True, dict=True):
         return _ring(tuple(nodes), self.settings.shards, self.settings.points)
 
     def state_of(self, node: str) -> str:
-        """`active`, `stopping`, `full`, `slow`, `draining` or `absent`."""
+        """Return `active`, `stopping`, `full`, `slow`, `draining` or `absent`."""
         member = self.members.get(node)
         if member is None:
             return "absent"
         return "draining" if node in self.drains else member.state
 
     def heat_of(self, shard: int) -> float:
-        """Turns a second, as its owner said last; 0 for a quiet shard, and for one that nothing is
-        known of."""
+        """Return the shard's turns per second, as its owner told last; 0 if the owner told none."""
         versioned = self.assignments.get(shard)
         heat = self.heat.get(versioned.assignment.owner) if versioned is not None else None
         return heat.turns_per_s.get(shard, 0.0) if heat is not None else 0.0
 
     def hosting_of(self, member: Member) -> Hosting:
-        """What a member has said of its shards' kinds in its present incarnation; nothing, when it
-        has not said anything."""
+        """Return the kinds of a member's shards, as its present incarnation told them.
+
+        An empty Hosting means that it told none.
+        """
         told = self.hosting.get(member.id)
         return (
             told if told is not None and told.incarnation == member.incarnation else _NOTHING_TOLD
         )
 
     def owner_of(self, shard: int) -> Member | None:
-        """The member that may serve the shard now: its owner, present, in the incarnation that was
-        assigned."""
+        """Return the shard's owner, if it is present in the assigned incarnation; otherwise
+        None."""
         versioned = self.assignments.get(shard)
         if versioned is None:
             return None
@@ -380,7 +386,7 @@ class Keys:
             )
         self.prefix = f"/holdfast/{cluster}/"
         self.marks = f"/holdfast-marks/{cluster}/"
-        """Beside the prefix, which every process watches."""
+        """The keys of marks. They are outside `prefix`, which every process watches."""
         self.lineage = self.prefix + "etcd_lineage"
         self.settings = self.prefix + "settings"
         self.controller = self.prefix + "controller"
@@ -430,21 +436,21 @@ def encode_kinds(kinds: tuple[str, ...]) -> bytes:
 
 
 class Unreadable(ValueError):
-    """What etcd, or a disk, holds under a key is not what this program writes there."""
+    """A value in etcd, or on a disk, does not have the form in which this program writes it."""
 
 
 def decode_kinds(raw: bytes) -> tuple[str, ...]:
-    """Raises Unreadable."""
+    """Decode a list of kinds. Raise Unreadable."""
     return _decode(raw, tuple[str, ...])
 
 
 def decode(raw: bytes, type: type[S]) -> S:
-    """Raises Unreadable."""
+    """Decode a value of this type. Raise Unreadable."""
     return _decode(raw, type)
 
 
 def _decode(raw: bytes, type: type[T]) -> T:
     try:
         return msgspec.json.decode(raw, type=type)
-    except Exception as error:  # RecursionError and UnicodeDecodeError are no errors of msgspec's
+    except Exception as error:  # msgspec also raises RecursionError and UnicodeDecodeError
         raise Unreadable(f"{error or repr(error)}") from None

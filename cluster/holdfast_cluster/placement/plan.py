@@ -1,40 +1,42 @@
-"""What the controller does next. Pure: a view in, transitions out, the same for the same.
+"""The controller's decisions. Pure: a view in, transitions out; equal input gives equal output.
 
-Rules, for each shard, the first that applies:
+For each shard the first rule that applies decides:
 
-- formation: assigned once, by the ring, when enough members are there to share the work; every copy
-  is empty, so all are in sync.
-- fail-over: when the owner is absent, or has come back as another incarnation, an in-sync member
-  that is present becomes the owner under the next epoch, the ring's favourite first. Whoever is in
-  sync has everything that was ever committed, so any of them will do. With none present nothing
-  happens (rule 7): the shard waits for its data.
+- formation: when enough members are there to share the work, the controller assigns the shard by
+  the ring. It does so once. Every copy is empty, so all copies are in sync.
+- fail-over: when the owner is absent, or has come back as another incarnation, a present in-sync
+  member becomes the owner under the next epoch. The ring's favourite comes first. Every in-sync
+  member has everything that was ever committed, so each of them can own the shard. If none is
+  present, nothing happens: the shard waits for its data (no shard is ever re-created empty).
 - repair: while there are fewer copies than wanted, the ring's next member becomes a joining
-  replica. A wanted one that is away for a moment is waited for, as long as enough others are in
-  sync to write. One that was superseded is not: its disk was replaced, so its place in the in-sync
-  set counts for nothing. Shards with the fewest copies come first.
-- leave: a member that stops, drains or whose disk is full or slow owns nothing if anybody in sync
-  can take over, at once and for all of its shards. One that stops is taken out of the in-sync sets
-  as well, so that nobody waits for it, as long as enough others are in sync to write.
-- hosting: when a shard is asked for a kind that its owner lacks, the owner is asked to hand it to
-  an in-sync member that has it.
-- move, a few shards at a time: what the ring wants and is not there joins; then the owner is asked
-  to hand over to the ring's favourite; then what the ring does not want is asked to leave. Never
-  fewer copies on the way than before. Quiet shards begin, the busiest come last: by then most of
-  the load that makes a hand-over costly has other places to go.
+  replica. If a wanted member is away for a moment, the controller waits for it, as long as enough
+  other copies are in sync to write. It does not wait for a superseded member: its disk was
+  replaced, so its place in the in-sync set does not count. Shards with the fewest copies come
+  first.
+- leave: a member that stops, that drains, or whose disk is full or slow, hands over all its shards
+  at once. It hands a shard over only to an active in-sync member. A member that stops also leaves
+  the in-sync sets, so that no owner waits for it. It stays in a set that would otherwise be too
+  small to write.
+- hosting: callers ask a shard for a kind that its owner lacks. Then the controller asks the owner
+  to hand the shard to an in-sync member that has the kind.
+- move, a few shards at a time: a member that the ring wants, and that has no copy, joins. Then the
+  controller asks the owner to hand over to the ring's favourite. Then it asks the members that the
+  ring does not want to leave. On the way there are never fewer copies than before. Quiet shards
+  move first and the busiest last: then most of the load that makes a hand-over costly has moved.
 
-A member whose disk is full or slow gets no new copy: the ring's next one gets it. It keeps the
-copies that it has, while the ring wants them. Where a slow one is joining it goes on: owners have
-taken it out of the in-sync set, and will take it back.
+A member whose disk is full or slow gets no new copy: the ring's next member gets it. It keeps its
+present copies while the ring wants them. A slow member that is already joining goes on: owners took
+it out of the in-sync set, and take it back later.
 
 Members that are away for a moment (`expected`, or stopping) keep their place on the ring: a restart
-moves no data. When more than a third is away nothing moves at all, whatever the reason is;
-fail-over and repair go on.
+moves no data. When more than a third of the members is away, nothing moves, whatever the reason.
+Fail-over and repair go on.
 
-Members may have different kinds. Kinds are a preference in choosing owners, and come after data.
-Fail-over takes an in-sync member that has the kinds if there is one, and waits for nobody. A move
-puts no shard on a node that lacks a kind that the present owner has and that the shard has objects
-of: the first member of the ring's whole list that has them all takes the favourite's place. So a
-shard that was handed over because of a kind is not moved back.
+Members may have different kinds. In the choice of an owner, data come first and kinds second.
+Fail-over prefers an in-sync member that has the kinds, and waits for no other. A move needs an
+owner that has all the kinds of the present owner of which the shard has objects. If the favourite
+lacks one, the first member of the ring's whole list that has them all takes the favourite's place.
+So a shard that was handed over because of a kind does not move back.
 """
 
 from __future__ import annotations
@@ -47,16 +49,18 @@ import msgspec
 from holdfast_cluster.placement.model import Assignment, Member, View
 
 REASONS = ("formation", "fail-over", "restart", "repair", "leave", "hosting", "move")
-"""Why an assignment changes: `Transition.why`."""
+"""The reasons why an assignment changes: `Transition.why`."""
 
 MOVES_MAX = 4
-"""Shards that move at a time."""
+"""How many shards may move at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """Swap a shard's assignment for `to` if it is still at `revision` (0: if there is none),
-    because of `why`."""
+    """A swap of a shard's assignment for `to`, because of `why`.
+
+    `revision`: etcd's revision of the assignment that it was planned from; 0 if there was none.
+    """
 
     shard: int
     revision: int
@@ -70,10 +74,11 @@ def plan(
     expected: Mapping[str, Member] | None = None,
     superseded: Set[str] = frozenset(),
 ) -> list[Transition]:
-    """The transitions that are due.
+    """Return the transitions that are due.
 
-    `members_min`: how many active members formation waits for. `expected`: members that were there
-    a moment ago. `superseded`: absent ones whose disks were replaced.
+    `members_min`: the number of active members that formation waits for. `expected`: the members,
+    and the absent ones that are expected back. `superseded`: absent members whose disks were
+    replaced.
     """
     if view.settings is None:
         return []
@@ -81,8 +86,10 @@ def plan(
 
 
 def too_many_away(view: View, expected: Mapping[str, Member]) -> bool:
-    """Whether more than a third of the members is away: then the network is to blame, or somebody's
-    mistake, and no data moves."""
+    """Return whether more than a third of the members is away.
+
+    Then the likely cause is the network or a mistake, so no data moves.
+    """
     away = sum(name not in view.members for name in expected)
     return more_than_a_third(away, len(view.members) + away)
 
@@ -127,7 +134,7 @@ class _Plan:
             now = versioned.assignment
             owner = self.view.members.get(now.owner)
             if now.owner in self.view.hidden:
-                continue  # it may well be there and serve: nothing is known of it but that
+                continue  # the owner may be present and serve: its member row cannot be read
             if owner is None or owner.incarnation > now.incarnation:
                 to, why = self._fail_over(shard, now), "fail-over" if owner is None else "restart"
             else:
@@ -137,7 +144,7 @@ class _Plan:
                         (len(self._holding(now)), Transition(shard, versioned.revision, to, why))
                     )
                     continue
-                if self.copies > 1:  # moving the only copy needs what is not built yet
+                if self.copies > 1:  # moving an only copy is not implemented
                     to, why = self._leave(shard, now), "leave"
                     if to is None and (host := self._host_in_sync(shard, now)):
                         if now.handover != host:
@@ -161,7 +168,7 @@ class _Plan:
         favourites = self.view.ring.preference_list(shard, len(self.view.ring.nodes))
         in_sync = tuple([name for name in favourites if name in self.active][: self.copies])
         owner = self.view.members[in_sync[0]]
-        # Nobody owned it before: there are no promises to wait out.
+        # The shard had no owner before, so there are no promises to wait for.
         return Assignment(
             epoch=1, owner=owner.id, incarnation=owner.incarnation, in_sync=in_sync, released=True
         )
@@ -172,7 +179,7 @@ class _Plan:
         if owner is None:
             return None
         joining = tuple(name for name in now.joining if name in self.view.members)
-        # The absent stay in sync until the new owner, alive, has them removed: should it be dead
+        # Absent members stay in sync until the new owner has them removed. If the new owner is dead
         # too, they have the data.
         return msgspec.structs.replace(
             now,
@@ -186,8 +193,11 @@ class _Plan:
         )
 
     def _best(self, shard: int, names: list[str], kinds: Iterable[str]) -> Member | None:
-        """Who of these present members should own the shard: one that stays, that has these kinds,
-        that has most of all kinds, and of those the ring's favourite."""
+        """Return the member that should own the shard, out of these present ones; None if empty.
+
+        An active member comes first, then one that lacks fewest of `kinds`, then one that lacks
+        fewest of all kinds, then the ring's favourite.
+        """
         favourites = self.ring.preference_list(shard, len(self.ring.nodes))
 
         def rank(name: str) -> tuple[bool, int, int, int]:
@@ -217,7 +227,7 @@ class _Plan:
         return msgspec.structs.replace(now, joining=tuple(joining))
 
     def _holding(self, now: Assignment) -> list[str]:
-        """The in-sync members whose disks have not been replaced."""
+        """Return the in-sync members whose disks have not been replaced."""
         return [name for name in now.in_sync if name not in self.superseded]
 
     def _leave(self, shard: int, now: Assignment) -> Assignment | None:
@@ -238,8 +248,12 @@ class _Plan:
     # -- kinds
 
     def _held(self, shard: int, now: Assignment) -> list[str]:
-        """The kinds of the present owner that the shard has objects of; all that the owner has, as
-        long as it has not looked."""
+        """Return the kinds of the present owner of which the shard has objects.
+
+        A kind that the owner has not looked for counts as there. If all members have the same
+        kinds,
+        the list is empty.
+        """
         owner = self.view.members[now.owner]
         told = self.view.hosting_of(owner)
         if not self.mixed or shard not in told.holds:
@@ -249,8 +263,10 @@ class _Plan:
         ]
 
     def _host(self, shard: int, now: Assignment) -> str:
-        """The active member that should own the shard because it has what the owner asks for, or
-        ""."""
+        """Return the active member that should own the shard for the kinds that the owner asks for.
+
+        Return "" if the owner asks for none, or if no active member has them all.
+        """
         asked = (
             self.view.hosting_of(self.view.members[now.owner]).asks.get(shard, ())
             if self.mixed
@@ -275,13 +291,15 @@ class _Plan:
         )
 
     def _host_in_sync(self, shard: int, now: Assignment) -> str:
-        """The same, if it has the data already: handing over to it moves nothing."""
+        """Return the member of `_host` if it is in sync and not the owner; otherwise ""."""
         host = self._host(shard, now)
         return host if host in now.in_sync and host != now.owner else ""
 
     def _wanted(self, shard: int, now: Assignment) -> list[str]:
-        """Who is to have copies, the one that is to own the shard first: what the ring wants, as
-        far as kinds allow it."""
+        """Return the members that should have copies, the wanted owner first.
+
+        They are the ring's choice, as far as disks and kinds allow it.
+        """
         wanted = self._with_room(shard, now)
         if not self.mixed or not wanted:
             return wanted
@@ -292,7 +310,7 @@ class _Plan:
             fit = [name for name in everybody if name not in self.unfit]
             first = next((name for name in fit if not self.known[name].missing(held)), now.owner)
         others = [name for name in wanted if name != first]
-        # the copy that it shares a host or a zone with is needed least
+        # A copy on the same host as `first`, or in its zone, is needed least.
         if len(others) == self.copies:
             nodes = self.ring.nodes
             mine = nodes[first]
@@ -313,20 +331,23 @@ class _Plan:
     # -- moving
 
     def _turn_to_move(self, shard: int) -> tuple[bool, bool, float]:
-        """Those with a copy too many are under way, and end first; then those whose calls wait for
-        a kind; then the quiet ones."""
+        """Return the sort key of shards that may move.
+
+        Shards with a copy too many come first, because their move is under way. Then come shards
+        whose calls wait for a kind, then the quiet shards.
+        """
         now = self.view.assignments[shard].assignment
         return len(now.in_sync) <= self.copies, not self._host(shard, now), self.view.heat_of(shard)
 
     def _move(self, shard: int, now: Assignment) -> Assignment | None:
         if now.owner not in self.active:
-            return None  # handing over already, or nobody could take it
+            return None  # the owner hands over already, or no member can take over
         if now.handover and now.handover not in now.in_sync:
-            return msgspec.structs.replace(now, handover="")  # it fell out meanwhile
+            return msgspec.structs.replace(now, handover="")  # it left the in-sync set meanwhile
         wanted = self._wanted(shard, now)
         started = _is_moving(now)
         if not wanted or (not started and self.moving >= MOVES_MAX):
-            return None  # everybody drains; or enough is on its way
+            return None  # all members drain, or enough shards move already
         missing = [
             name
             for name in wanted
@@ -339,7 +360,7 @@ class _Plan:
         elif now.joining or any(
             name not in now.in_sync or name not in self.active | self.unfit for name in wanted
         ):
-            return None  # on its way, or not possible now
+            return None  # a copy is being made, or cannot be made now
         else:
             handover = wanted[0] if wanted[0] in self.active and wanted[0] != now.owner else ""
             spare = not handover and len(wanted) >= self.copies
@@ -351,10 +372,10 @@ class _Plan:
         return to
 
     def _with_room(self, shard: int, now: Assignment) -> list[str]:
-        """Who should have a copy, the one that should own the shard first: whom the ring names, but
-        a full or slow one gets no more.
+        """Return the members that should have copies, the wanted owner first, apart from kinds.
 
-        Whoever has the copy in its place keeps it meanwhile.
+        They are the ring's choice, but a member with a full or slow disk gets no new copy. Another
+        member gets it in its place, preferably one that is in sync already.
         """
         favourites = self.ring.preference_list(shard, len(self.ring.nodes))
         wanted = favourites[: self.copies]
@@ -364,7 +385,7 @@ class _Plan:
             others = [name for name in favourites if name in self.active and name not in wanted]
             others.sort(key=lambda name: name not in now.in_sync)
             wanted += others[: self.copies - len(wanted)]
-            # it stays where it is as long as the ring does not get its way
+            # While the ring's choice is not possible, the present owner stays the owner.
             wanted.sort(key=lambda name: name != now.owner)
         return wanted
 

@@ -1,15 +1,15 @@
-"""The consistent-hash ring: which nodes a shard should be on. Pure.
+"""The consistent-hash ring: the nodes that each shard should be on. Pure.
 
-Terms: a *point* is a position on a circle of 2^64; every node has `points * weight` of them, every
-shard one. A shard belongs to the first node that its point meets walking clockwise and that has not
-its fill yet: a node takes at most LOAD_MAX times its fair share. Without that bound 256 shards on
-20 nodes are as uneven as dice (1.5 times the mean, measured). The price is that a join or leave
-moves a few shards, about one in a hundred, between nodes that stay. A shard's *preference list*
-begins with that node; the others follow in the order of the walk, hosts (and zones) already taken
-skipped while others remain.
+A *point* is a position on a circle of 2^64. Every node has `points * weight` points, every shard
+has one. To find a shard's node, walk clockwise from the shard's point. The shard belongs to the
+first node that has room: a node takes at most LOAD_MAX times its fair share. Without this bound the
+fullest of 20 nodes has 1.5 times the mean of 256 shards (measured). The price: when a node joins or
+leaves, about one shard in a hundred moves between nodes that stay. A shard's *preference list*
+begins with its node. The others follow in the order of the walk. Nodes on a host (or in a zone)
+that is in the list already are skipped, as long as others remain.
 
-Every process must compute the same: what goes into a hash is fixed by HASH_VERSION, which etcd
-keeps from formation on. Sources: Karger et al., Consistent Hashing and Random Trees, STOC 1997;
+Every process must compute the same ring. So HASH_VERSION fixes the input of the hashes, and etcd
+keeps it from formation on. Sources: Karger et al., Consistent Hashing and Random Trees, STOC 1997;
 virtual nodes as in Dynamo, SOSP 2007, 6.2; Mirrokni, Thorup, Zadimoghaddam, Consistent Hashing with
 Bounded Loads, SODA 2018.
 """
@@ -26,12 +26,14 @@ from hashlib import blake2b
 
 HASH_VERSION = 1
 LOAD_MAX = 1.25
-"""How far above its fair share of shards a node may be; part of what HASH_VERSION fixes."""
+"""How many times its fair share of shards a node may have. HASH_VERSION fixes this too."""
 
 
 def hash64(*parts: bytes) -> int:
-    """64 bits of BLAKE2b over the parts, each with its length before it so that no two lists run
-    together."""
+    """Return 64 bits of BLAKE2b over the parts.
+
+    Each part has its length before it, so that different lists never give the same bytes.
+    """
     digest = blake2b(digest_size=8)
     for part in parts:
         digest.update(len(part).to_bytes(4, "big"))
@@ -40,14 +42,13 @@ def hash64(*parts: bytes) -> int:
 
 
 def object_hash(kind: str, key: str) -> int:
-    """The 64 bits by which an object is placed in a shard."""
+    """Return the 64-bit hash that places an object in a shard."""
     return hash64(b"object", kind.encode(), key.encode())
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def shard_of(kind: str, key: str, shards: int) -> int:
-    """The shard of an object, 0 to shards - 1. The cache saves a hash on the hot path and is
-    bounded."""
+    """Return the shard of an object, 0 to shards - 1. The cache saves a hash on the hot path."""
     return object_hash(kind, key) % shards
 
 
@@ -80,7 +81,7 @@ class Ring:
 
     @functools.cached_property
     def owners(self) -> list[str]:
-        """The node that each shard should be owned by; empty when there are no nodes."""
+        """The node that should own each shard, by shard; empty when there are no nodes."""
         if not self.nodes:
             return []
         weights = sum(node.weight for node in self.nodes.values())
@@ -96,7 +97,7 @@ class Ring:
         return owners
 
     def walk(self, shard: int) -> Iterator[str]:
-        """All nodes in the order in which the shard's point meets them clockwise."""
+        """Yield all nodes, in the order of a clockwise walk from the shard's point."""
         start = bisect.bisect_left(self._hashes, hash64(b"shard", shard.to_bytes(4, "big")))
         seen = set()
         for i in range(len(self._owners)):
@@ -108,8 +109,10 @@ class Ring:
                     return
 
     def preference_list(self, shard: int, n: int) -> list[str]:
-        """Up to `n` node ids for a shard, best first: no two in one zone, then no two on one host,
-        while others remain."""
+        """Return up to `n` node ids for a shard, best first.
+
+        While others remain, no two nodes are in one zone, and no two on one host.
+        """
         known = self._preferences.get((shard, n))
         if known is None:
             known = self._preferences[shard, n] = self._preference_list(shard, n)

@@ -1,1 +1,1 @@
-"""What nodes and gateways share to start, to be watched, and to stop."""
+"""Start-up, monitoring and shutdown, as nodes and gateways share them."""

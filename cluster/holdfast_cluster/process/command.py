@@ -1,5 +1,4 @@
-"""`holdfast adopt-etcd`: rebuilds an etcd that was emptied, or put back to an older state, from
-what nodes know."""
+"""`holdfast adopt-etcd`: rebuilds etcd from the nodes' knowledge, when etcd's own data is lost."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ _file = click.Path(path_type=Path, dir_okay=False, exists=True)
 
 @dataclass(frozen=True)
 class AdoptOptions:
-    """What `holdfast adopt-etcd` is told, as its options are named."""
+    """The options of `holdfast adopt-etcd`, under the options' names."""
 
     nodes: tuple[str, ...]
     without: tuple[str, ...]
@@ -42,27 +41,33 @@ class AdoptOptions:
 
 @click.command(
     name="adopt-etcd",
-    short_help="Rebuild an etcd that was emptied or put back, from what nodes know.",
+    short_help="Rebuild etcd from the nodes' knowledge, after it was emptied or put back.",
 )
 @local_option(
     "--node",
     "nodes",
     multiple=True,
-    help="Address of a node, host:port, as in its --listen; it tells of the others.",
+    help="Address of a node, host:port, as in its --listen; the node names the other nodes.",
 )
 @local_option(
     "--without",
     multiple=True,
-    help="Id of a node that cannot report and is gone for good. What it alone knew is lost.",
+    help="Id of a node that cannot report and is gone for good. Knowledge it alone had is lost.",
 )
-@local_option("--dry-run", is_flag=True, default=False, help="Say only what would be written.")
-@local_option("--confirm", help='What you would be asked to type: "adopt etcd for cluster ID".')
+@local_option(
+    "--dry-run", is_flag=True, default=False, help="Show the new content of etcd; write nothing."
+)
+@local_option(
+    "--confirm", help='The confirmation, in place of the prompt: "adopt etcd for cluster ID".'
+)
 @option(
     "--etcd-endpoints",
     default="127.0.0.1:2379",
     help="etcd's client addresses, host:port, comma-separated.",
 )
-@option("--etcd-ca", type=_file, help="CA of etcd's certificates; with it etcd is asked with TLS.")
+@option(
+    "--etcd-ca", type=_file, help="CA of etcd's certificates; turns TLS on for connections to etcd."
+)
 @option("--etcd-cert", type=_file, help="Certificate to show to etcd.")
 @option("--etcd-key", type=_file, help="Its key.")
 @option(
@@ -72,14 +77,17 @@ class AdoptOptions:
 )
 @option("--tls-key", type=_file, help="Its key.")
 @option("--tls-ca", type=_file, help="CA of the certificates of the cluster's processes.")
-@option("--tls-name", help="The DNS name that all of those have. Default: CLUSTER.holdfast.")
+@option(
+    "--tls-name",
+    help="The DNS name in every certificate of the cluster's processes. Default: CLUSTER.holdfast.",
+)
 @option("--cluster", default="default", help="The cluster's name.")
 def adopt_etcd(**given: Any) -> None:
-    """Rebuild etcd from what the nodes have on their disks, when its own newest data cannot be put
-    back.
+    """Rebuild etcd from the data on the nodes' disks.
 
-    It asks nodes and etcd itself, no gateway. Every node ever known has to report, running or
-    waiting for etcd. It may be repeated.
+    Use it when etcd's own newest data cannot be put back. The command asks the nodes and etcd; it
+    needs no gateway. Every node that was ever in the cluster has to report: it may be running, or
+    waiting for etcd. You may run the command again at any time.
 
     \b
     Examples:
@@ -119,7 +127,7 @@ async def _adopt(
         found = await look(etcd, keys)
         seeds = {*nodes, *(member.address for member in found.view.members.values())}
         if not seeds:
-            raise NotAdoptable("etcd names no node: name the address of one with --node")
+            raise NotAdoptable("etcd names no node: give a node's address with --node")
         gathered = await gather(seeds, shown)
         for address, why in sorted(gathered.silent.items()):
             click.echo(f"no report from {address}: {why}", err=True)
@@ -134,7 +142,7 @@ async def _adopt(
                 click.prompt, f"To write this, type: {wanted}\n", prompt_suffix="> "
             )
         if confirm != wanted:
-            raise NotAdoptable(f"nothing is written: the confirmation has to be: {wanted}")
+            raise NotAdoptable(f"nothing was written: the confirmation has to be: {wanted}")
         await rebuild(etcd, keys, found, adoption)
         click.echo(
             f"etcd is rebuilt as generation {adoption.generation}: every process follows it within"
@@ -153,8 +161,8 @@ def _tell(found: Found, gathered: Gathered, adoption: Adoption) -> None:
     click.echo(f"cluster {adoption.settings.id}, generation {adoption.generation}")
     click.echo(f"reports of {len(gathered.reports)} nodes: {', '.join(sorted(gathered.reports))}")
     click.echo(
-        f"{len(adoption.assignments)} of {adoption.settings.shards} shards are known; {differ} are"
-        " not so in etcd now"
+        f"{len(adoption.assignments)} of {adoption.settings.shards} shards are known; etcd now"
+        f" has {differ} of them differently or not at all"
     )
     click.echo(f"{len(adoption.drains)} drains, {len(adoption.pauses)} pauses")
     for note in adoption.notes:

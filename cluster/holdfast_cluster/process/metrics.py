@@ -13,7 +13,7 @@ from holdfast_cluster.routing.dispatch import Dispatcher
 
 
 def feed_metrics(feed: ViewWatcher) -> Iterator[Metric]:
-    """What the process knows of the cluster, and how fresh that is."""
+    """Yield metrics of the process's view of the cluster, and of how fresh that view is."""
     view = feed.view
     yield gauge(
         "holdfast_etcd_watch_broken_seconds",
@@ -39,26 +39,30 @@ def feed_metrics(feed: ViewWatcher) -> Iterator[Metric]:
     )
     yield gauge(
         "holdfast_members",
-        "Members of the cluster, as far as the process knows.",
+        "Members of the cluster, by the view of the process.",
         len(view.members),
     )
 
 
 def certificate_metrics(certificates: Certificates | None) -> Iterator[Metric]:
-    """How long the process's certificate lasts."""
+    """Yield how many seconds the process's certificate stays valid."""
     expires = float("inf") if certificates is None else certificates.expires_in_s
     yield gauge(
         "holdfast_certificate_expires_seconds",
-        "Until the process's certificate is valid no longer; without TLS never.",
+        "Seconds until the process's certificate expires; +Inf without TLS.",
         expires,
     )
 
 
 def dispatcher_metrics(dispatcher: Dispatcher) -> Iterator[Metric]:
-    """The calls that the process sends to nodes: a gateway's clients', a node's turns' and
-    notifications."""
+    """Yield metrics of the calls that the process sends to nodes.
+
+    A gateway sends the calls of its clients, a node the calls and notifications of its turns.
+    """
     yield gauge(
-        "holdfast_dispatch_in_flight", "Calls sent on and not answered.", dispatcher.in_flight
+        "holdfast_dispatch_in_flight",
+        "Calls accepted and not answered yet, held ones included.",
+        dispatcher.in_flight,
     )
     yield gauge(
         "holdfast_dispatch_held", "Calls that wait for their shard to be served.", dispatcher.held

@@ -1,4 +1,4 @@
-"""What the commands of nodes and gateways have in common: their options, and how they run."""
+"""The options that the commands of nodes and gateways share, and the loop that runs them."""
 
 from __future__ import annotations
 
@@ -46,17 +46,20 @@ class ProcessOptions:
         return tuple(self.etcd_endpoints.split(","))
 
     def etcd_tls(self) -> EtcdTLS | None:
-        """Raises ValueError for files that do not belong together."""
+        """Return the TLS files for etcd; None if no option names one.
+
+        Raise ValueError when a file is missing or the files do not belong together.
+        """
         return etcd_tls(self.etcd_ca, self.etcd_cert, self.etcd_key)
 
     def certificates(self, client_ca: Path | None = None) -> Certificates | None:
-        """Those of the cluster's processes. Raises ValueError for files that are none."""
+        """Return the certificates of the cluster's processes. Raise ValueError for wrong files."""
         return certificates(
             self.cluster, self.tls_cert, self.tls_key, self.tls_ca, self.tls_name, client_ca
         )
 
     def settings(self) -> dict[str, int]:
-        """The settings of the cluster that were given."""
+        """Return the cluster settings that options gave explicitly."""
         return explicit_settings(
             shards=self.shards,
             replication=self.replication,
@@ -65,14 +68,14 @@ class ProcessOptions:
         )
 
     def configure(self, name: str) -> None:
-        """Set this process up: open files, scheduling, logs that name it."""
+        """Set up this process: the limit of open files, scheduling, and logs that carry `name`."""
         raise_file_limit()
         use_batch_scheduling()
         logs.configure(name, self.log_level, self.log_format)
 
 
 def run_until_signalled(serve: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-    """Run a server; the event that it gets is set by SIGTERM or SIGINT."""
+    """Run a server. SIGTERM and SIGINT set the event that the server gets."""
 
     async def run() -> None:
         stop = asyncio.Event()

@@ -1,5 +1,7 @@
-"""Keeps the cluster's time in a process: asks the others what their clocks show, and follows
-(`clocks/cluster_time.py`)."""
+"""The task that keeps the cluster's time in a process: it asks other processes for their clocks.
+
+`clocks/cluster_time.py` decides what follows from the answers.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +24,18 @@ from holdfast_cluster.routing.nodes import Nodes
 log = logging.getLogger(__name__)
 
 ASK_SOON_S = 0.1
-"""How often the others are asked before the own clock has started."""
-_TIMEOUT_S = 1.0  # an answer that took longer would tell too little
+"""The interval of asking while this process's clock has not started."""
+_TIMEOUT_S = 1.0  # the time in an answer that took longer would be too inexact
 _LAST_MS = 1 << 47  # the year 6429
 
 
 @dataclass(frozen=True, slots=True)
 class Voter:
-    """A node, as far as it has a vote. `wanted`: how many nodes there should be at least. A gateway
-    has no vote."""
+    """This process as a voter on the time. The default, an empty `id`, is a gateway: it has no
+    vote.
+
+    `wanted`: how many nodes there should be at least.
+    """
 
     id: str = ""
     host: str = ""
@@ -39,8 +44,10 @@ class Voter:
 
 
 class TimeKeeper:
-    """Keeps `time` by the others' clocks. `serving`: whether anybody relies on this
-    process's time."""
+    """The keeper of `time`, by the clocks of other processes.
+
+    `serving` returns whether this process serves, so that its time is in use.
+    """
 
     def __init__(
         self,
@@ -59,7 +66,7 @@ class TimeKeeper:
         self._said: dict[str, float] = {}
 
     async def run(self) -> None:
-        """Ask the others what time it is, and follow, until cancelled."""
+        """Ask other processes for the time, and follow it, until cancelled."""
         while True:
             try:
                 await self._ask_all()
@@ -71,7 +78,7 @@ class TimeKeeper:
             )
 
     async def _ask_all(self) -> None:
-        """Ask a process of each host, the next one each time, and follow."""
+        """Ask one process of each host, another one each time, and correct the clock."""
         voter, clock = self._voter, self._time.clock
         members = self._feed.view.members
         by_host: dict[str, list[Member]] = {}
@@ -109,14 +116,17 @@ class TimeKeeper:
                 member, "Clock", peer_pb2.ClockRequest(), peer_pb2.ClockResponse, _TIMEOUT_S
             )
         except grpc.aio.AioRpcError as error:
-            log.debug("%s does not tell what time it is: %s", member.id, error.details())
+            log.debug("%s does not answer with its time: %s", member.id, error.details())
             return
         ended = boottime()
         if ended - began > _TIMEOUT_S:
-            return  # this process stood still meanwhile: nobody knows when that was
+            return  # this process was paused, so the moment of the answer is unknown
         if not (0 <= told.wall_ms < _LAST_MS and 0 <= told.cluster_ms < _LAST_MS):
             log.warning(
-                "%s says that it is %s, %s ms after 1970", member.id, told.wall_ms, told.cluster_ms
+                "%s answers with impossible times (ms since 1970): wall clock %s, cluster time %s",
+                member.id,
+                told.wall_ms,
+                told.cluster_ms,
             )
             return
         half = (ended - began) / 2 * 1000
@@ -131,16 +141,16 @@ class TimeKeeper:
 def hosts_wanted(
     members: Iterable[Member], hosts: Collection[str], address: str, wanted: int
 ) -> int:
-    """How many hosts there should be at least, when there should be so many nodes: fewer by those
-    that share a host. Pure.
+    """Return how many hosts there should be at least, when there should be `wanted` nodes. Pure.
 
-    Nodes are told apart by their addresses. One whose disk was replaced is a new member where the
-    old one was, which may be in the view still: the two are no two nodes that share a host.
+    Nodes that share a host reduce the number. Nodes are told apart by their addresses: a node whose
+    disk was replaced is a new member at the old address. The old member may still be in the view,
+    and the two must not count as two nodes on one host.
     """
     places = {*(member.address for member in members), address} - {""}
     return max(0, wanted - (len(places) - len(hosts)))
 
 
 async def tell_time(time: Time) -> peer_pb2.ClockResponse:
-    """The answer to those who ask."""
+    """Return this process's clocks, for another process that asks."""
     return peer_pb2.ClockResponse(wall_ms=wall_ms(), cluster_ms=time.now_ms(), started=time.started)

@@ -1,5 +1,4 @@
-"""How a process is watched: its health for probes, its page for Prometheus, and how late its event
-loop is."""
+"""Monitoring of a process: health for probes, the Prometheus page, the lag of the event loop."""
 
 from __future__ import annotations
 
@@ -20,11 +19,13 @@ _INTERVAL_S = 0.25
 
 
 class Watched:
-    """Health and metrics of one process. It says that it lives; whether calls should come is told
-    by `ready`."""
+    """Health and metrics of one process.
+
+    Probes learn that the process lives, and whether it is ready for calls.
+    """
 
     def __init__(self, host: str, health_port: int | None, metrics_port: int | None) -> None:
-        """The ports are at `host`; 0: any free one; None: there is none."""
+        """Set the ports, which are at `host`. 0: any free port; None: do not listen."""
         self._host = host
         self._health_port = health_port
         self._metrics_port = metrics_port
@@ -34,18 +35,16 @@ class Watched:
         self.loop_lag = Histogram()
 
     def serve_health(self, server: grpc.aio.Server) -> None:
-        """Serve health at a gRPC server as well."""
+        """Add the health service to a gRPC server."""
         health_pb2_grpc.add_HealthServicer_to_server(self._healthy, server)
 
     async def begin(self) -> None:
-        """Say that the process lives, and that no calls should come yet. Probes can ask from
-        `listen` on."""
+        """Report that the process lives but is not ready. Probes can ask once `listen` has run."""
         await self.say(False)
         await self._healthy.set(LIVE, health_pb2.HealthCheckResponse.SERVING)
 
     async def listen(self, collect: Callable[[], Iterator[Metric]] | None = None) -> None:
-        """Listen for probes, and for Prometheus when there is something to `collect`. Raises
-        AddressInUse."""
+        """Listen for probes, and, if `collect` is given, for Prometheus. Raise AddressInUse."""
         if self._metrics_port is not None and collect is not None:
             self._page = MetricsPage(collect)
             log.info(
@@ -57,7 +56,7 @@ class Watched:
             )
 
     async def say(self, ready: bool) -> None:
-        """Tell probes whether calls should come."""
+        """Tell probes whether the process is ready for calls."""
         status = (
             health_pb2.HealthCheckResponse.SERVING
             if ready
@@ -66,13 +65,13 @@ class Watched:
         await self._healthy.set("", status)
 
     async def follow(self, ready: Callable[[], bool]) -> None:
-        """Tell probes what `ready` says, until cancelled."""
+        """Tell probes four times a second what `ready` returns, until cancelled."""
         while True:
             await self.say(ready())
             await asyncio.sleep(_INTERVAL_S)
 
     async def measure(self) -> None:
-        """Measure how late the event loop is, until cancelled."""
+        """Measure the lag of the event loop, until cancelled."""
         await measure_lag(self.loop_lag)
 
     async def close(self) -> None:
@@ -82,7 +81,7 @@ class Watched:
 
 
 def settle_garbage() -> None:
-    """What start-up made stays: the collector need not walk it again."""
+    """Exempt the objects that start-up made from garbage collection: they stay anyway."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)

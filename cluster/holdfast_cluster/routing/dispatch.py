@@ -1,22 +1,24 @@
-"""Getting calls to the owners of their objects: routing, holding, sending again.
+"""Routing of calls to the owners of their objects: sending, holding, sending again.
 
-Gateways use it for their callers, nodes for the calls that turns make. A call is in exactly one of
-these states:
+A gateway uses it for the calls of its clients, a node for the calls that its turns make.
+A call is in exactly one of these states:
 
-- *sent*: on a pipe to the node that, by the newest view, may serve its shard;
-- *held*: there is no such node or pipe, or the node refused; it waits in its shard's queue, and
-  calls that come later wait behind it. The queue is sent when the view gives the shard another
-  owner or epoch, when the pipe comes up, or after a backoff. A call whose kind the node lacks waits
-  in another queue of its shard, so that no other call waits behind it;
-- *done*: replied, or its deadline passed.
+- *sent*: the call is on a pipe to the node that, by the newest view, may serve its shard.
+- *held*: the call waits in its shard's queue. Either there is no such node, or no pipe to it, or
+  the node refused the call. Later calls to the shard wait behind it. The dispatcher sends the
+  queue when the view gives the shard another owner or epoch, when the pipe comes up, or after a
+  backoff. A call whose kind the node lacks waits in a second queue of its shard, so that no other
+  call waits behind it.
+- *done*: the call was answered, or its deadline passed.
 
-A call is sent again with the same request id, so that its effect happens once. If nobody heard what
-became of the attempt before, it is sent with `attempt + 1`, and from then on no error is definite
-(the rule of `definite` in holdfast.errors); nor is one of a call that came with an `attempt`. What
-is held and in flight is bounded; when full, calls are refused with OVERLOADED.
+The dispatcher sends a call again with the same request id, so that its effect happens once. If
+the outcome of the attempt before is unknown, the dispatcher sends the call with `attempt + 1`.
+From then on no error of the call is definite (the rule of `definite` in holdfast.errors). The same
+holds for a call that came with an `attempt`. The number of held calls and of calls in flight is
+bounded. Beyond a bound the dispatcher refuses calls with OVERLOADED.
 
-A call that is cancelled leaves its queue, or its node is told; it is not sent again, and its
-origin's `heir` gets what is answered.
+A cancelled call leaves its queue. If it was sent already, the dispatcher tells the node. It does
+not send the call again. The `heir` that the origin names gets the answer.
 """
 
 from __future__ import annotations
@@ -56,14 +58,14 @@ log = logging.getLogger(__name__)
 
 KEY_BYTES_MAX = 1024
 _CALL_SMALL = 64 << 10
-_KEY_SHORT = KEY_BYTES_MAX // 4  # so many characters fit whatever they are
+_KEY_SHORT = KEY_BYTES_MAX // 4  # a character takes at most 4 bytes
 _ENVELOPE_BYTES = 100
 _ATTEMPT_MAX = (1 << 32) - 1
 _TIMEOUT_MAX_MS = int(TIMEOUT_MAX_S * 1000)
-# a call that was sent is given this long for the node's own word on its deadline
+# After a call's deadline the dispatcher waits this long for the node's own answer.
 _DEADLINE_SLACK_S = 0.15
 _BACKOFF_S = (0.02, 0.5)
-_LACKING_BACKOFF_S = (0.1, 5.0)  # another owner is a new epoch, which sends these calls at once
+_LACKING_BACKOFF_S = (0.1, 5.0)  # a new owner has a new epoch, which sends these calls at once
 _TICK_S = 0.02
 _STALE_S = 5.0
 
@@ -73,26 +75,29 @@ class DispatchLimits:
     """Bounds of one dispatcher."""
 
     in_flight_max: int = 10_000
-    """Calls accepted and not answered yet, held ones included."""
+    """How many calls may be accepted and not answered yet, held ones included."""
     held_max: int = 10_000
-    """Calls that wait for their shard to be served."""
+    """How many calls may wait for their shard to be served."""
     argument_bytes_max: int = 4 << 20
     bytes_max: int = 512 << 20
-    """All calls accepted and not answered yet, with their arguments."""
+    """The size of all calls accepted and not answered yet, arguments included."""
     timeout_s: float = 30.0
     """The deadline of calls that bring none."""
 
 
 class Origin(Protocol):
-    """Where a call came from."""
+    """The place that a call came from, and that its reply goes to."""
 
     def push(self, reply: pb.Reply, size: int) -> None:
-        """Take the reply (its `id` is the origin's own again), of about `size` bytes."""
+        """Take the reply, of about `size` bytes. Its `id` is the one that the origin gave."""
 
 
 class Pending:
-    """A call on its way. `lacking`: it was refused for its kind. `cancelled`: nobody waits for it
-    any more."""
+    """A call on its way.
+
+    `lacking`: a node refused it because the node lacks its kind. `cancelled`: its caller does not
+    wait for it any more.
+    """
 
     __slots__ = (
         "call",
@@ -126,8 +131,8 @@ class Pending:
         self.submitted = perf_counter()
 
     def outcome_unknown(self) -> None:
-        """Nobody will hear what became of the attempt that is under way."""
-        if self.call.attempt < _ATTEMPT_MAX:  # a caller may have begun at any number
+        """Record that the outcome of the attempt under way will stay unknown."""
+        if self.call.attempt < _ATTEMPT_MAX:  # a caller may have started at any number
             self.call.attempt += 1
 
 
@@ -143,7 +148,7 @@ class _Held:
 
 
 class Dispatcher:
-    """Sends calls by the views of `feed`."""
+    """Routing of calls to nodes, by the views of `feed`."""
 
     def __init__(
         self,
@@ -162,10 +167,10 @@ class Dispatcher:
         self._held: dict[int, _Held] = {}
         self._lacking: dict[int, _Held] = {}  # the calls whose kind the owner lacks
         self._held_count = 0
-        # by request id, calls that run on though their origin has gone
+        # by request id: the calls that go on although their origin has gone
         self._orphans: dict[bytes, int] = {}
         self._bytes = 0
-        # up to here no part of a call needs a closer look
+        # In a call of at most this size no part can pass its limit.
         self._small = min(_CALL_SMALL, limits.argument_bytes_max)
         self._shards = 0
         self._targets: list[Pipe | None] = []  # by shard; None: hold
@@ -173,18 +178,19 @@ class Dispatcher:
         self._pipes: dict[tuple[str, str, int], RemotePipe] = {}
         self._ticking = False
         self.seconds = Histogram()
-        """From `submit` to the answer."""
+        """The time from `submit` to the answer."""
         self._failed: Counter[int] = Counter()
-        self._refused: Counter[int] = Counter()  # at once, by `submit`
+        self._refused: Counter[int] = Counter()  # those that `submit` refused at once
         self.sent_again = 0
         """Attempts beyond the first."""
-        # The newest word of each node, not the highest: etcd may be put back at a lower revision.
+        # The order that each node told last. It is not the highest one: an etcd that was put back
+        # has a lower revision.
         self._heard: dict[Pipe, int] = {}
         self._stale_since: float | None = None
         feed.listeners.append(self._on_view)
 
     def attach(self, node: str, pipe: Pipe) -> None:
-        """Send the calls for a node, which is this very process, by a pipe of its own."""
+        """Send the calls for `node`, which is this process, by `pipe`."""
         self._local = node, pipe
 
     @property
@@ -204,16 +210,16 @@ class Dispatcher:
 
     @property
     def stale_s(self) -> float:
-        """For how long nodes have worked with newer routes than these."""
+        """For how many seconds nodes have worked with newer routes than these."""
         self.ready()
         return 0.0 if self._stale_since is None else self._loop.time() - self._stale_since
 
     def knows(self, feature: str) -> bool:
-        """Whether the feature is in use in the cluster; see `ClusterSettings.features`."""
+        """Return whether the cluster uses the feature; see `ClusterSettings.features`."""
         return feature in self._feed.view.features
 
     def codes(self) -> Counter[int]:
-        """Calls answered, by code; CODE_UNSPECIFIED is success."""
+        """Return the number of calls answered, by code; CODE_UNSPECIFIED is success."""
         codes = Counter(dict.fromkeys(pb.Code.values(), 0))
         codes.update(self._failed)
         codes[pb.CODE_UNSPECIFIED] = self.seconds.count - self._failed.total()
@@ -221,10 +227,11 @@ class Dispatcher:
         return codes
 
     def ready(self) -> bool:
-        """Whether the routes are fresh: loaded, and not known to lag behind what nodes work with.
+        """Return whether the routes are fresh: loaded, and not older than those of the nodes.
 
-        With etcd away for everybody nobody is ahead, and calls go on; a gateway that alone lost
-        etcd hears of newer routes.
+        When all processes have lost etcd, no node has newer routes, and calls go on. When one
+        gateway alone has lost etcd, the nodes tell it of newer routes. Then its routes count as
+        fresh for 5 s more.
         """
         if self._shards == 0:
             return False
@@ -236,12 +243,15 @@ class Dispatcher:
         return self._loop.time() - self._stale_since < _STALE_S
 
     def reachable(self, kind: str, key: str) -> bool:
-        """Whether calls to an object leave at once, as far as is known."""
+        """Return whether calls to an object leave at once, by the routes known here."""
         return bool(self._shards) and self._targets[shard_of(kind, key, self._shards)] is not None
 
     def submit(self, call: pb.Call, origin: Origin) -> int:
-        """Send a call; its reply, or an error, goes to `origin` with the id that the call has now.
-        Returns what `cancel` takes."""
+        """Send a call, and return its number, which `cancel` takes.
+
+        The reply, or an error, goes to `origin`, with the id that the call has now. When the call
+        is refused at once, `origin` has the error before this returns, and the number is 0.
+        """
         key = call.key
         size = call.ByteSize()
         if (
@@ -276,9 +286,9 @@ class Dispatcher:
         return number
 
     def cancel(self, number: int, heir: Origin) -> bool:
-        """Nobody waits any more for what `submit` took under this number: whether it was under way.
+        """Cancel the call with the number that `submit` returned, because its caller is gone.
 
-        Whatever is still answered goes to `heir`, once.
+        Return whether the call was still under way. Its answer then goes to `heir`, once.
         """
         pending = self._pending.get(number)
         if pending is None:
@@ -286,8 +296,8 @@ class Dispatcher:
         pending.origin = heir
         orphan = self._orphans.pop(pending.call.request_id, number)
         if orphan != number:
-            # An attempt of before, whose connection is lost: its caller has sent it again, and
-            # waits for that one no more.
+            # This is an earlier attempt, whose connection was lost. Its caller sent the call again,
+            # and does not wait for the earlier attempt any more.
             self.cancel(orphan, self._pending[orphan].origin)
         if pending.pipe is None:
             self._unhold(pending)
@@ -298,13 +308,16 @@ class Dispatcher:
         return True
 
     def _give_up(self, number: int, pending: Pending) -> None:
-        """A cancelled call is under way no more."""
+        """Answer a cancelled call that no node works on."""
         self._drop(number, pending)
-        self._fail(pending, Aborted("its caller waits no more"))
+        self._fail(pending, Aborted("the caller does not wait for it any more"))
 
     def forget(self, origin: Origin, heir: Origin | None = None) -> int:
-        """The origin has gone: its calls run on, their replies are dropped, or go to `heir`; how
-        many will."""
+        """Give up the calls of an origin that has gone, and return how many replies `heir` gets.
+
+        Calls that were sent go on, and their replies go to `heir`. Without an `heir` their replies
+        are dropped. Held calls are dropped.
+        """
         inherited = 0
         for number, pending in list(self._pending.items()):
             if pending.origin is not origin:
@@ -320,21 +333,24 @@ class Dispatcher:
         return inherited
 
     async def close(self) -> None:
-        """Stop every pipe."""
+        """Close every pipe."""
         self._deadlines.close()
         await asyncio.gather(*(pipe.close() for pipe in self._pipes.values()))
 
-    # -- what pipes tell
+    # -- events of pipes
 
     def on_reply(self, pipe: Pipe, reply: pb.Reply) -> None:
-        """A reply came. A refusal is not the caller's business: the call is held and sent again."""
+        """Pass a reply on to the call's origin.
+
+        The origin does not see WRONG_OWNER: the dispatcher holds such a call and sends it again.
+        """
         pending = self._pending.get(reply.id)
         if pending is None:
             return
         result = reply.result
         if not result:
             if pending.pipe is not pipe:
-                return  # an attempt that was given up; the one under way will tell
+                return  # of an attempt that was given up: another one is under way
             if reply.error.code == pb.CODE_WRONG_OWNER:
                 if not reply.error.definite:  # it ran, or may have run
                     pending.outcome_unknown()
@@ -351,15 +367,15 @@ class Dispatcher:
         pending.origin.push(reply, len(result) + _ENVELOPE_BYTES if result else reply.ByteSize())
 
     def on_revision(self, pipe: Pipe, order: int) -> None:
-        """A node works with the view of this order."""
+        """Record the order of the view that a node works with."""
         self._heard[pipe] = order
 
     def on_pipe_up(self, pipe: Pipe) -> None:
-        """A pipe is connected: send what waits for it."""
+        """Send the calls that wait for a pipe, which is connected now."""
         self._retarget(self._feed.view)
 
     def on_pipe_down(self, pipe: Pipe) -> None:
-        """A pipe broke: what was on it has an unknown outcome and is sent again."""
+        """Hold the calls of a pipe that broke, to send them again: their outcome is unknown."""
         self._heard.pop(pipe, None)
         self._targets = [None if target is pipe else target for target in self._targets]
         for pending in list(self._pending.values()):
@@ -414,7 +430,7 @@ class Dispatcher:
             self._release_lacking(shard, now)
 
     def _pipe_of(self, view: View, shard: int) -> Pipe | None:
-        """The connected pipe to the node that may serve the shard."""
+        """Return the connected pipe to the node that may serve the shard; None if there is none."""
         owner = view.owner_of(shard)
         if owner is None:
             return None
@@ -448,7 +464,7 @@ class Dispatcher:
         held.calls.append(pending)
         self._held_count += 1
         if not lacking:
-            self._targets[shard] = None  # whatever comes now waits behind it
+            self._targets[shard] = None  # later calls wait behind it
         if not self._ticking:
             self._ticking = True
             self._loop.call_later(_TICK_S, self._tick)
@@ -477,13 +493,13 @@ class Dispatcher:
                 self._release(shard, now)
             for shard in [shard for shard, held in self._lacking.items() if held.retry_at <= now]:
                 self._release_lacking(shard, now)
-        finally:  # whatever one call raises, the others are sent with a later tick
+        finally:  # if one call raises, a later tick sends the others
             if self._held or self._lacking:
                 self._ticking = True
                 self._loop.call_later(_TICK_S, self._tick)
 
     def _release(self, shard: int, now: float) -> None:
-        """Send a shard's queue, when there is a pipe for it and its backoff is over."""
+        """Send a shard's queue if there is a pipe for it and its backoff is over."""
         held = self._held[shard]
         if held.calls and held.retry_at > now:
             self._targets[shard] = None
@@ -497,8 +513,10 @@ class Dispatcher:
             self._targets[shard] = pipe
 
     def _release_lacking(self, shard: int, now: float) -> None:
-        """The same for the calls that were refused for their kind: the owner may have it now, or be
-        another one."""
+        """Send a shard's calls whose kind the owner lacked, if their backoff is over.
+
+        The owner may have the kind by now, or another node may own the shard.
+        """
         held = self._lacking[shard]
         if not held.calls:
             del self._lacking[shard]
@@ -506,12 +524,13 @@ class Dispatcher:
             self._send_again(held, self._pipe_of(self._feed.view, shard), now)
 
     def _send_again(self, held: _Held, pipe: Pipe | None, now: float) -> bool:
-        """Send a queue, if there is a pipe for it."""
+        """Send a queue, and return True, if there is a pipe for it."""
         held.backoff_s = min(held.backoff_s * 2, held.backoff_max_s)
         held.retry_at = now + held.backoff_s * random.uniform(0.5, 1.0)
         if pipe is None:
             return False
-        # the queue itself stays until the next round: refused calls find their backoff there
+        # The emptied queue stays until the next round: calls refused again find their backoff
+        # there.
         calls, held.calls = (
             held.calls,
             [],
@@ -574,7 +593,7 @@ class Dispatcher:
             hosts = ", ".join(
                 sorted(m.id for m in view.members.values() if pending.call.kind in m.kinds)
             )
-            where = f"nodes that have it: {hosts}" if hosts else "no node that is there has it"
+            where = f"nodes that have it: {hosts}" if hosts else "no present node has it"
             return (
                 f"shard {shard}: its owner {assignment.owner} lacks kind {pending.call.kind};"
                 f" {where}"
@@ -585,7 +604,7 @@ class Dispatcher:
         )
 
     def _refusal(self, call: pb.Call) -> HoldfastError | None:
-        """Why a call is not taken; None when it is, after all."""
+        """Return the reason to refuse a call; None when `submit` is to accept it."""
         size = len(call.key.encode())
         if not 0 < size <= KEY_BYTES_MAX:
             return InvalidArgument(
@@ -623,7 +642,11 @@ class Dispatcher:
         return None
 
     def _fail(self, pending: Pending, error: HoldfastError) -> None:
-        """`error` says whether it is definite of a call whose attempts are all known."""
+        """Answer a call with an error.
+
+        `error.definite` is for a call all of whose attempts have a known outcome. After an attempt
+        with an unknown outcome the error is never definite.
+        """
         error.request_id = pending.call.request_id
         told = not_definite_after(pending.call.attempt, error_to_proto(error))
         self.seconds.observe(perf_counter() - pending.submitted)

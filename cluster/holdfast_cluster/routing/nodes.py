@@ -1,4 +1,4 @@
-"""Asking nodes what operators ask a gateway."""
+"""Requests to the nodes' Peer services, such as those that operators make through a gateway."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from holdfast_cluster.placement.ring import shard_of
 log = logging.getLogger(__name__)
 
 ASKED_BY_METADATA = "holdfast-asked-by"
-"""Who wants a change, for the node's log; percent-encoded, because gRPC takes printable ASCII
-alone."""
+"""The metadata that names the person who wants a change, for the node's log. The name is
+percent-encoded, because gRPC metadata takes only printable ASCII."""
 _PLAIN = " " + string.punctuation.replace("%", "")
 TIMEOUT_S = 20.0
 _STATS_TIMEOUT_S = 1.0
@@ -57,7 +57,7 @@ class Nodes:
         timeout: float,
         asked_by: str = "",
     ) -> R:
-        """Ask one. Raises AioRpcError."""
+        """Ask one member, and return its answer. `timeout` is in seconds. Raise AioRpcError."""
         call: Any = self._channel(member.address).unary_unary(
             f"/holdfast.peer.v1.Peer/{method}",
             request_serializer=type(request).SerializeToString,
@@ -75,7 +75,10 @@ class Nodes:
         only: str | None = None,
         asked_by: str = "",
     ) -> dict[str, R | None]:
-        """Ask every member, or one; None for those that do not answer."""
+        """Ask every member, or only one, and return the answers by node id.
+
+        The answer is None for a member that does not answer within 20 s.
+        """
 
         async def ask(member: Member) -> R | None:
             try:
@@ -98,8 +101,11 @@ class Nodes:
         answer: type[R],
         asked_by: str = "",
     ) -> R:
-        """Ask the owner of an object; for a while also the next one, when the shard moves. Aborts
-        with what it says."""
+        """Ask the owner of an object, and return its answer.
+
+        While the owner is unavailable, for example because the shard moves, ask again for 5 s, the
+        next owner too. After that, or on any other error, abort `context` with the last error.
+        """
         loop = asyncio.get_running_loop()
         until = loop.time() + _OWNER_PATIENCE_S
         while True:
@@ -118,7 +124,7 @@ class Nodes:
             await asyncio.sleep(_OWNER_RETRY_S)
 
     async def stats(self, view: View) -> dict[str, admin_pb2.StatsResponse]:
-        """What the members count, of those that answer within a second."""
+        """Return the counters of the members that answer within a second, by node id."""
 
         async def ask(member: Member) -> admin_pb2.StatsResponse | None:
             try:
@@ -142,12 +148,12 @@ class Nodes:
         }
 
     def forget_others(self, members: Iterable[Member]) -> None:
-        """Keep channels to these alone."""
+        """Close the channels to all nodes other than these members."""
         for address in set(self._channels) - {member.address for member in members}:
             self._retire(address)
 
     def _retire(self, address: str) -> None:
-        """Use a channel no more; what goes on on it may end."""
+        """Send no new request on a channel; requests under way on it may end."""
         channel = self._channels.pop(address)
         task = asyncio.create_task(channel.close(TIMEOUT_S))
         self._closing.add(task)
@@ -156,7 +162,7 @@ class Nodes:
     def _channel(self, address: str) -> grpc.aio.Channel:
         if self._certificates is not None and self._certificates.version != self._version:
             self._version = self._certificates.version
-            for each in list(self._channels):  # they are connected under a certificate that ends
+            for each in list(self._channels):  # they use a certificate that was replaced
                 self._retire(each)
         channel = self._channels.get(address)
         if channel is None:

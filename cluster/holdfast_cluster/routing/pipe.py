@@ -1,4 +1,4 @@
-"""The stream to one node: calls out in batches, replies back."""
+"""The stream to one node: it carries calls there in batches, and replies back."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ from holdfast_cluster.placement.model import Member
 from holdfast_cluster.streams.reconnect import ReconnectingStream
 
 PIPE = "pipe"
-"""The service of nodes that takes calls; see holdfast_cluster.streams.tcp."""
+"""The name of the nodes' stream service that takes calls; see holdfast_cluster.streams.tcp."""
 
 _CANCEL_BYTES = 40
 _Message = pb.Call | peer_pb2.Cancel
 
 
 class Pipe(Protocol):
-    """A way to a node."""
+    """A way to send calls to one node."""
 
     def send(self, call: pb.Call, size: int) -> None:
-        """Send a call of about `size` bytes; its reply goes to the dispatcher by `call.id`."""
+        """Send a call of about `size` bytes. Its reply goes to the dispatcher, with `call.id`."""
 
     def cancel(self, number: int, request_id: bytes) -> None:
-        """Nobody waits any more for the call with this `id`, which was sent before. A reply may
-        come all the same."""
+        """Tell the node that the caller of a call sent before does not wait for it any more.
+
+        `number` is the call's `id`. A reply to it may still come.
+        """
 
 
 class PipeEnd(Protocol):
-    """Who is told what comes back."""
+    """The receiver of a pipe's events: a dispatcher."""
 
     def on_reply(self, pipe: Pipe, reply: pb.Reply) -> None: ...
     def on_revision(self, pipe: Pipe, order: int) -> None: ...
@@ -50,7 +52,7 @@ class RemotePipe(ReconnectingStream[_Message]):
     ) -> None:
         self._end = end
         self._cancels = 0
-        """Those that wait to be written."""
+        """How many `Cancel` messages wait to be written."""
         super().__init__(member, certificates)
 
     def send(self, call: pb.Call, size: int) -> None:

@@ -1,4 +1,4 @@
-"""A stream to one member that connects again by itself: for calls, and for replication."""
+"""A stream to one member that reconnects by itself. Pipes and replication use it."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ _EXPLAINED = 200
 
 
 class ReconnectingStream(Generic[M]):
-    """Connects to `member` until it is retired or closed, after a pause of 50 ms to 1 s.
+    """A stream to `member`, which reconnects, after a pause of 50 ms to 1 s, until retired or
+    closed.
 
-    `up` only once the member has answered: an address that accepts connections is not yet the
-    member that was meant. What is pushed while the stream is down is lost.
+    `up` is true once the member has answered: another process may accept connections at the
+    member's address. Messages that are pushed while the stream is down are lost.
     """
 
     service: ClassVar[str]
-    """Which service of the member takes the stream."""
+    """The member's service that takes the stream."""
     called: ClassVar[str]
-    """How logs name it."""
+    """The stream's name in logs."""
 
     def __init__(
         self,
@@ -40,7 +41,7 @@ class ReconnectingStream(Generic[M]):
         certificates: Certificates | None,
         me: Callable[[], str] = lambda: "",
     ) -> None:
-        """`me`: who connects, as the member is told."""
+        """Begin to connect. `me` returns the name of this side, `node id:incarnation`, or ""."""
         self.member = member
         self._certificates = certificates
         self._me = me
@@ -50,37 +51,39 @@ class ReconnectingStream(Generic[M]):
         self.up = False
         self._task = asyncio.create_task(self._run(), name=f"{self.called} to {member.id}")
 
-    # -- what a kind of stream says
+    # -- the part that subclasses define
 
     def new_writer(self) -> FrameWriter[M]:
-        """What batches the messages of a connection that begins."""
+        """Return the writer that batches the messages of a new connection."""
         raise NotImplementedError
 
     def received(self, frame: bytes) -> None:
-        """A frame came from the member."""
+        """Handle a frame from the member."""
 
     def came_up(self) -> None:
-        """The member has answered."""
+        """Handle that the member has answered on a new connection."""
 
     def went_down(self) -> None:
-        """The connection broke, and no other incarnation of the member has taken its place."""
+        """Handle that the connection broke. This is not called after `supersede`."""
 
     # -- its end
 
     def retire(self) -> None:
-        """The member is gone from the view. What is connected goes on, a broken connection is not
-        opened again."""
+        """Do not reconnect any more, because the member is gone from the view.
+
+        A present connection goes on until it breaks.
+        """
         self._retired = True
         if not self.up:
             self._task.cancel()
 
     def supersede(self) -> None:
-        """The member is another incarnation now, with a stream of its own."""
+        """End the stream, because the member has a new incarnation, with a stream of its own."""
         self._superseded = self._retired = True
         self._task.cancel()
 
     async def close(self) -> None:
-        """End it at once."""
+        """End the stream at once, and wait until it has ended."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
@@ -93,7 +96,7 @@ class ReconnectingStream(Generic[M]):
             backoff = min(backoff * 2, longest)
 
     async def _connect(self) -> bool:
-        """Connect once, and stay as long as the connection does; whether it came up."""
+        """Connect once, and wait until the connection ends. Return whether it had come up."""
         member = self.member
         stream: Stream | None = None
         sending: asyncio.Task[None] | None = None
@@ -111,7 +114,7 @@ class ReconnectingStream(Generic[M]):
             why = await stream.wait()
         except (OSError, StreamRefused, ValueError) as error:
             why = str(error)
-        except Exception as error:  # nobody waits for this task: it has to go on
+        except Exception as error:  # no other task waits for this one, so it has to go on
             log.exception("a bug in the %s to %s", self.called, member.id)
             why = str(error)
         finally:

@@ -1,15 +1,14 @@
-"""Streams of frames over TCP, for what the processes of a cluster say to each other many thousand
-times a second.
+"""Streams of frames over TCP, for messages that processes exchange many thousand times a second.
 
-A message of grpc.aio costs about 70 us of CPU on each side, whatever is in it; here it is 20
-(docs/decisions/0006). Only pipes and replication use these streams; whatever is rare, and all that
-clients speak, is gRPC.
+A message of grpc.aio costs about 70 us of CPU on each side, whatever its content. Here it costs
+20 us (docs/decisions/0006). Only pipes and replication use these streams. Rare messages between
+processes, and all messages of clients, use gRPC.
 
-On the wire a frame is its length, 4 bytes little-endian, and that many bytes. The first frame of a
-connection is a `Hello` from the side that opened it, the second the other's `_Answer`, both
-msgpack; what comes after belongs to the service that was named. An empty frame says that the sender
-is alive. Fields that a later version adds to the two come last and have defaults, so that
-neighbouring versions understand each other.
+On the wire a frame is a length, 4 bytes little-endian, and that many bytes. The first frame of a
+connection is a `Hello` from the side that opened it. The second is the other side's `_Answer`. Both
+are msgpack. All later frames belong to the service that the `Hello` names. An empty frame says that
+the sender is alive. If a later version adds fields to the two, the new fields come last and have
+defaults, so that neighbouring versions understand each other.
 """
 
 from __future__ import annotations
@@ -33,32 +32,35 @@ log = logging.getLogger(__name__)
 
 PROTOCOL = "holdfast-stream/1"
 FRAME_BYTES_MAX = 64 << 20
-"""The largest frame: one entry of the largest turn that gathered with others. Batches are cut far
-below."""
+"""The largest frame. It has room for one entry with the writes of the largest turn and of others.
+Batches are much smaller."""
 
 _HELLO_BYTES_MAX = 4096
 _GREETING_S = 5.0
-"""How long the two first frames may take."""
+"""How long the first two frames may take."""
 _UNGREETED_MAX = 256
-"""Connections that have not said who they are; for one more the oldest is closed: who means it says
-it at once."""
+"""How many connections may be open without a `Hello`. For one more the server closes the oldest: a
+process of the cluster sends its `Hello` at once."""
 _HANDSHAKES_MAX = 1024
-"""TLS handshakes under way, each of which takes about 50 KB; for one more the oldest is
-given up."""
+"""How many TLS handshakes may be under way. Each takes about 50 KB. For one more the server gives
+up the oldest."""
 _BACKLOG = 1024
 _ACCEPT_AGAIN_S = 0.1
 _ACCEPT_MAX = 128
 _BEAT_S = 1.0
 _SILENCE_S = 5.0
-"""A peer that says nothing for so long is gone, or as good as gone."""
+"""A peer that sends nothing for so long counts as gone."""
 _HEAD = 4
-_FIRST_BUFFER_BYTES = 1024  # a connection that says nothing costs little
+_FIRST_BUFFER_BYTES = 1024  # small, so that a silent connection costs little
 _BUFFER_BYTES = 64 << 10
 
 
 class Hello(msgspec.Struct, array_like=True):
-    """Who opens a stream, to whom, and for which service. `target` and `sender` are `node
-    id:incarnation`; a gateway has none."""
+    """The first frame of a stream: its service, the node that it is for, and the node that opens
+    it.
+
+    `target` and `sender` are `node id:incarnation`. `sender` is empty for a gateway.
+    """
 
     protocol: str
     service: str
@@ -68,11 +70,11 @@ class Hello(msgspec.Struct, array_like=True):
 
 class _Answer(msgspec.Struct, array_like=True):
     refused: str = ""
-    """Why the stream is not served; empty when it is."""
+    """Why the node does not serve the stream; empty if it serves it."""
 
 
 class StreamRefused(Exception):
-    """The other side does not serve the stream; the message is what it said."""
+    """The other side does not serve the stream; the message is its reason."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -81,10 +83,9 @@ _decode_answer = msgspec.msgpack.Decoder(_Answer).decode
 
 
 class Stream(asyncio.BufferedProtocol):
-    """One connection. `received` gets each frame, on the loop; an exception that it raises ends the
-    stream.
+    """One connection. `received` gets each frame, on the loop; if it raises, the stream ends.
 
-    `ended` is resolved with the reason when the connection is over, by whichever side.
+    When either side ends the connection, `ended` is resolved with the reason.
     """
 
     def __init__(self, received: Callable[[bytes], None], frame_bytes_max: int) -> None:
@@ -94,11 +95,12 @@ class Stream(asyncio.BufferedProtocol):
         self.ended: asyncio.Future[str] = self._loop.create_future()
         self.peer = ""
         self.names: list[str] = []
-        """The DNS names of the certificate that the other side has shown."""
+        """The DNS names in the other side's certificate."""
         self._why = ""
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray(_FIRST_BUFFER_BYTES)
-        self._start = 0  # what of the buffer is received and not handed on lies between the two
+        # Between the two lie the bytes that were received and not handed on yet.
+        self._start = 0
         self._end = 0
         self._room: asyncio.Future[None] | None = None
         self._heard_at = self._beat_at = boottime()
@@ -107,11 +109,10 @@ class Stream(asyncio.BufferedProtocol):
         self._busy: asyncio.Task[None] | None = None
 
     async def write(self, frame: bytes) -> None:
-        """Send a frame. Waits while the connection takes no more. Raises ConnectionResetError when
-        it is over.
+        """Send a frame. Wait while the connection takes no more bytes.
 
-        Raises ValueError for a frame that the other side would not take: here the reason is known,
-        there it would be a reset.
+        Raise ConnectionResetError when the connection is over. Raise ValueError for a frame that is
+        too large: the other side would end the connection, without a reason for this side.
         """
         if len(frame) > FRAME_BYTES_MAX:
             raise ValueError(
@@ -127,8 +128,10 @@ class Stream(asyncio.BufferedProtocol):
         self._transport.writelines((len(frame).to_bytes(_HEAD, "little"), frame))
 
     def send_from(self, writer: FrameWriter[Any]) -> asyncio.Task[None]:
-        """A task that sends the writer's frames; when it fails the stream ends. Whoever began it
-        cancels it."""
+        """Start a task that sends the writer's frames, and return it. The caller has to cancel it.
+
+        If the task fails, the stream ends.
+        """
         task = asyncio.create_task(writer.run(self.write), name=f"frames to {self.peer}")
 
         def done(task: asyncio.Task[None]) -> None:
@@ -141,16 +144,16 @@ class Stream(asyncio.BufferedProtocol):
         return task
 
     async def wait(self) -> str:
-        """Wait until the stream is over; why it is."""
+        """Wait until the stream is over, and return the reason."""
         return await asyncio.shield(self.ended)
 
     def answer(self, frame: bytes) -> None:
-        """Send a frame without waiting for room: one of the first two."""
+        """Send one of the first two frames, without waiting for room."""
         assert self._transport is not None
         self._transport.write(len(frame).to_bytes(_HEAD, "little") + frame)
 
     def close(self, why: str) -> None:
-        """End the stream, after what was written has left."""
+        """End the stream, after the frames written before have left."""
         if not self.ended.done():
             self._why = self._why or why
             if self._transport is not None:
@@ -164,7 +167,7 @@ class Stream(asyncio.BufferedProtocol):
                 self._transport.abort()
 
     def pause_reading_while(self, busy: Coroutine[Any, Any, None]) -> None:
-        """Hand on no more frames until this has returned."""
+        """Hand on no more frames until `busy` has returned."""
         if self._busy is None and self._transport is not None and not self.ended.done():
             self._transport.pause_reading()
             self._busy = asyncio.create_task(busy)
@@ -184,12 +187,12 @@ class Stream(asyncio.BufferedProtocol):
     # -- asyncio.BufferedProtocol
 
     made: Callable[[Stream], None] = staticmethod(lambda stream: None)
-    """Called when the connection is there: with TLS after the handshake."""
+    """Called when the connection is made; with TLS, after the handshake."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         if self._why:
-            self._transport.abort()  # given up before it began
+            self._transport.abort()  # the stream ended before it began
             return
         self.names = names_of_transport(transport)
         self.peer = ":".join(
@@ -208,7 +211,7 @@ class Stream(asyncio.BufferedProtocol):
         )
         self.resume_writing()
         self._buffer = bytearray()
-        # what it leads to may lead back here, and would be kept until the collector comes
+        # This breaks a possible reference cycle, which would wait for the garbage collector.
         self.received = _nothing
         if not self.ended.done():
             self.ended.set_result(self._why)
@@ -230,14 +233,14 @@ class Stream(asyncio.BufferedProtocol):
         buffer, start = self._buffer, self._start
         self._end = end = self._end + nbytes
         while end - start >= _HEAD:
-            if self._busy is not None:  # the rest waits here until it is done
+            if self._busy is not None:  # the rest waits here until `_busy` is done
                 self._make_room(start, 0)
                 return
             size = int.from_bytes(buffer[start : start + _HEAD], "little")
             if size > self.frame_bytes_max:
                 self._start = self._end = 0
                 why = f"a frame of {size} bytes; at most {self.frame_bytes_max}"
-                log.warning("a stream from %s is ended: %s", self.peer, why)
+                log.warning("a stream from %s was ended: %s", self.peer, why)
                 self.abort(why)
                 return
             if end - start - _HEAD < size:
@@ -254,7 +257,7 @@ class Stream(asyncio.BufferedProtocol):
                 except Exception:
                     log.exception("a frame from %s", self.peer)
                     self._start = self._end = 0
-                    self.abort("a frame could not be worked on")
+                    self.abort("the handling of a frame failed")
                     return
                 if self._why:
                     self._start = self._end = 0
@@ -269,8 +272,7 @@ class Stream(asyncio.BufferedProtocol):
             self._start = start
 
     def _make_room(self, start: int, size: int) -> None:
-        """Move what is there to the beginning of a buffer that has room for a frame of
-        this size."""
+        """Move the received bytes to the beginning of a buffer with room for a frame of `size`."""
         rest = self._buffer[start : self._end]
         self._buffer = bytearray(max(_BUFFER_BYTES, _HEAD + size, len(rest) + _FIRST_BUFFER_BYTES))
         self._buffer[: len(rest)] = rest
@@ -280,7 +282,7 @@ class Stream(asyncio.BufferedProtocol):
         assert self._transport is not None
         now = boottime()
         if now - self._beat_at > 2 * _BEAT_S:
-            self._heard_at = now  # this process was asleep; what came meanwhile is not read yet
+            self._heard_at = now  # this process was paused, and has not read the bytes since then
         self._beat_at = now
         if now - self._heard_at > _SILENCE_S and self._busy is None:
             self.abort(f"nothing was heard for {_SILENCE_S:.0f} s")
@@ -292,7 +294,7 @@ class Stream(asyncio.BufferedProtocol):
 
 
 def _nothing(frame: bytes) -> None:
-    """Where frames of a connection that is over go."""
+    """Drop a frame of a connection that is over."""
 
 
 async def open_stream(
@@ -303,10 +305,10 @@ async def open_stream(
     sender: str = "",
     certificates: Certificates | None = None,
 ) -> Stream:
-    """Connect to a service of the node `target` (`id:incarnation`), which answers that it is meant.
+    """Connect to a service of the node `target` (`id:incarnation`), and wait for its answer.
 
-    Raises OSError when nobody can be reached there, StreamRefused when whoever is there does not
-    serve it, ValueError for what is no address.
+    Raise OSError when no process answers at the address within 5 s. Raise StreamRefused when the
+    process there does not serve the stream. Raise ValueError when the address is malformed.
     """
     host, port = split_address(address)
     loop = asyncio.get_running_loop()
@@ -314,7 +316,7 @@ async def open_stream(
 
     def answer(frame: bytes) -> None:
         if answered.done():
-            return  # it came too late: the stream was given up
+            return  # the stream was given up before
         try:
             refused = _decode_answer(frame).refused
         except Exception:
@@ -352,20 +354,22 @@ async def open_stream(
 
 
 Service = Callable[[Hello, Stream], Callable[[bytes], None]]
-"""Takes a new stream, and returns what its frames go to. Raises StreamRefused. It may not write
-before it returns."""
+"""Takes a new stream, and returns the function that its frames go to. Raises StreamRefused. It may
+not write to the stream before it returns."""
 
 
 class StreamServer:
-    """Accepts streams for the services that were given by name; with `certificates`, from processes
-    of the cluster only."""
+    """A server that accepts streams for the given services, by name.
+
+    With `certificates` it accepts only processes of the cluster.
+    """
 
     def __init__(
         self, services: dict[str, Service], certificates: Certificates | None = None
     ) -> None:
         self._services = services
         self._certificates = certificates
-        self._handshakes: dict[asyncio.Task[None], None] = {}  # in the order of their coming
+        self._handshakes: dict[asyncio.Task[None], None] = {}  # the oldest first
         self._accepting: asyncio.Task[None] | None = None
         self._ungreeted: dict[Stream, None] = {}
         self._streams: set[Stream] = set()
@@ -373,7 +377,7 @@ class StreamServer:
         self._server: asyncio.Server | None = None
 
     async def listen(self, address: str) -> int:
-        """Listen at `host:port` (port 0: any free one); the port. Raises AddressInUse."""
+        """Listen at `host:port` (port 0: any free one), and return the port. Raise AddressInUse."""
         host, port = split_address(address)
         loop = asyncio.get_running_loop()
         try:
@@ -395,7 +399,7 @@ class StreamServer:
         return int(listener.getsockname()[1])
 
     async def close(self) -> None:
-        """Listen no longer, and end every stream."""
+        """Stop listening, and end every stream."""
         if self._server is not None:
             self._server.close()
         waits = [task for task in (self._accepting, *self._handshakes) if task is not None]
@@ -407,22 +411,24 @@ class StreamServer:
         await asyncio.gather(*waits, *(stream.ended for stream in streams), return_exceptions=True)
 
     async def _accept(self, listener: socket.socket, certificates: Certificates) -> None:
-        """Accept connections with TLS. An asyncio.Server would do it, and tell nobody of those
-        whose handshake goes on and on."""
+        """Accept connections with TLS, until cancelled.
+
+        asyncio.Server is not used, because it does not show the handshakes that never end.
+        """
         loop = asyncio.get_running_loop()
         with listener:
             while True:
                 try:
                     connection, _ = await loop.sock_accept(listener)
                     self._begin_handshake(connection, certificates)
-                    # one for each turn of a busy loop would be slower than they may come
+                    # On a busy loop, one connection for each turn of the loop would be too slow.
                     for _ in range(_ACCEPT_MAX):
                         connection, _ = listener.accept()
                         connection.setblocking(False)
                         self._begin_handshake(connection, certificates)
                 except BlockingIOError:
                     pass  # there are no more
-                except Exception as error:  # there are too many files, say
+                except Exception as error:  # for example, too many files are open
                     log.warning("a stream cannot be accepted: %s", error)
                     await asyncio.sleep(_ACCEPT_AGAIN_S)
 
@@ -444,7 +450,7 @@ class StreamServer:
                 ssl_handshake_timeout=_GREETING_S,
             )
         except OSError:
-            pass  # what was said was no TLS, or not by anybody whom we trust
+            pass  # the other side does not speak TLS, or its certificate is not trusted
 
     def _new(self) -> Stream:
         stream = Stream(lambda frame: None, _HELLO_BYTES_MAX)
@@ -455,10 +461,10 @@ class StreamServer:
         if len(self._ungreeted) >= _UNGREETED_MAX:
             oldest = next(iter(self._ungreeted))
             del self._ungreeted[oldest]
-            oldest.abort("too many connections that have not said who they are")
+            oldest.abort("there are too many connections that have sent no greeting")
         loop = asyncio.get_running_loop()
         too_late = loop.call_later(
-            _GREETING_S, stream.abort, f"it did not say who it is within {_GREETING_S:.0f} s"
+            _GREETING_S, stream.abort, f"it sent no greeting within {_GREETING_S:.0f} s"
         )
         stream.received = lambda frame: self._greet(stream, too_late, frame)
         self._ungreeted[stream] = None
@@ -478,8 +484,8 @@ class StreamServer:
         try:
             if self._certificates is not None and not self._certificates.is_process(stream.names):
                 raise StreamRefused(
-                    "its certificate is not one of this cluster's processes:"
-                    f" {', '.join(stream.names) or 'no name'}"
+                    "its certificate does not belong to a process of this cluster; its names:"
+                    f" {', '.join(stream.names) or 'none'}"
                 )
             hello = _decode_hello(frame)
             if hello.protocol != PROTOCOL:
@@ -490,11 +496,11 @@ class StreamServer:
                 stream.received = service(hello, stream)
                 stream.frame_bytes_max = FRAME_BYTES_MAX
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            refused = f"this is {PROTOCOL}; the first frame says who speaks"
+            refused = f"this is {PROTOCOL}; its first frame has to be a Hello"
         except StreamRefused as error:
             refused = str(error)
         stream.answer(_encode(_Answer(refused)))
         if refused:
             if self._few.allow():
-                log.info("a stream from %s is refused: %s", stream.peer, refused)
+                log.info("a stream from %s was refused: %s", stream.peer, refused)
             stream.close(refused)

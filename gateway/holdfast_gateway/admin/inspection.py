@@ -1,5 +1,4 @@
-"""The part of the admin service that is about objects: looking at them, and changing what is
-stored."""
+"""The part of the Admin service for objects: it shows them, and changes their stored state."""
 
 from __future__ import annotations
 
@@ -30,16 +29,17 @@ _WHOLE_PATIENCE_S = 3.0
 _WHOLE_RETRY_S = 0.1
 _DELETE_PATIENCE_S = 30.0
 _PASSING = frozenset(("WRONG_OWNER", "UNAVAILABLE"))
-"""Why a deletion fails while its shard moves: it is tried again for some seconds."""
+"""The codes of deletions that fail while a shard moves. The gateway tries them again for some
+seconds."""
 asked_by: ContextVar[str] = ContextVar("asked_by", default="")
-"""Who makes the request that is being answered, for logs."""
+"""The operator who makes the present request, for logs."""
 
 R = TypeVar("R")
 _COUNT_NONE = admin_pb2.CountObjectsResponse()
 
 
 class ObjectAdmin:
-    """Asks the nodes and puts their answers together."""
+    """The methods of the Admin service for objects. They ask the nodes and merge the answers."""
 
     _feed: ViewWatcher
     _nodes: Nodes
@@ -47,7 +47,7 @@ class ObjectAdmin:
     async def ListObjects(
         self, request: admin_pb2.ListObjectsRequest, context: Any
     ) -> admin_pb2.ListObjectsResponse:
-        """A page of a kind's objects, by key."""
+        """Return a page of a kind's objects, by key."""
         await self._view(context)
         if not request.kind:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "name a kind")
@@ -58,15 +58,15 @@ class ObjectAdmin:
             "ListObjects", request, admin_pb2.ListObjectsResponse
         )
         told = [answer for answer in answers.values() if answer is not None]
-        # Behind the last key of a page that has more there are others, which come before what other
-        # nodes have further on.
+        # A node whose page is not its last has keys right behind that page. They come before later
+        # keys of other nodes. So the merged page must end where the first such page ends.
         until = min((answer.keys[-1] for answer in told if answer.more), default=None)
         limit = min(request.limit or PAGE_MAX, PAGE_MAX)
         keys: list[str] = []
         more = until is not None
         for key in heapq.merge(*(answer.keys for answer in told)):
             if keys and keys[-1] == key:
-                continue  # its shard went from one node to another meanwhile
+                continue  # the key's shard moved meanwhile, so two nodes returned the key
             if len(keys) >= limit or (until is not None and key > until):
                 more = True
                 break
@@ -81,11 +81,11 @@ class ObjectAdmin:
     async def CountObjects(
         self, request: admin_pb2.CountObjectsRequest, context: Any
     ) -> admin_pb2.CountObjectsResponse:
-        """How many objects there are, by kind."""
+        """Return the number of objects, by kind."""
         await self._view(context)
         if request.prefix and not request.kind:
             await context.abort(
-                grpc.StatusCode.INVALID_ARGUMENT, "a prefix needs the kind whose keys begin so"
+                grpc.StatusCode.INVALID_ARGUMENT, "a prefix needs a kind: name it too"
             )
         answers, unserved = await self._ask_whole(
             "CountObjects", request, admin_pb2.CountObjectsResponse
@@ -99,7 +99,7 @@ class ObjectAdmin:
     async def ShowObject(
         self, request: admin_pb2.ShowObjectRequest, context: Any
     ) -> admin_pb2.ShowObjectResponse:
-        """What an object has stored."""
+        """Return a page of an object's stored rows, from its owner."""
         await self._check_object(request, context)
         return await self._nodes.ask_owner(
             context, request.kind, request.key, "ShowObject", request, admin_pb2.ShowObjectResponse
@@ -108,7 +108,7 @@ class ObjectAdmin:
     async def Explain(
         self, request: admin_pb2.ExplainRequest, context: Any
     ) -> admin_pb2.ExplainResponse:
-        """Everything about one object that is known to somebody."""
+        """Describe one object, by the gateway's view and the owner's answer."""
         view = await self._check_object(request, context)
         assert view.settings is not None
         shard = shard_of(request.kind, request.key, view.settings.shards)
@@ -133,7 +133,7 @@ class ObjectAdmin:
             there = [name for name in now.in_sync if name in view.members]
             response.unserved = (
                 f"its owner {now.owner} is absent; copies are on"
-                f" {', '.join(there) or 'no node that is there'}"
+                f" {', '.join(there) or 'no present node'}"
             )
         elif owner.missing((request.kind,)):
             hosts = ", ".join(
@@ -144,7 +144,7 @@ class ObjectAdmin:
             where = (
                 f"calls wait until a node that has it owns the shard ({hosts})"
                 if hosts
-                else "no node that is there has it"
+                else "no present node has it"
             )
             response.unserved = f"its owner {owner.id} lacks kind {request.kind}; {where}"
         known = {copy.node: copy for copy in response.copies}
@@ -164,7 +164,7 @@ class ObjectAdmin:
         return response
 
     async def Top(self, request: admin_pb2.TopRequest, context: Any) -> admin_pb2.TopResponse:
-        """What is busy, all over the cluster."""
+        """Return the busiest objects and shards of the cluster, and the load of each node."""
         view = await self._view(context)
         limit = min(request.limit or TOP, TOP_MAX)
         answers = await self._nodes.ask_all(
@@ -190,7 +190,7 @@ class ObjectAdmin:
     async def EvictObject(
         self, request: admin_pb2.EvictObjectRequest, context: Any
     ) -> admin_pb2.EvictObjectResponse:
-        """Take an object out of memory."""
+        """Have the owner evict an object from memory."""
         await self._check_object(request, context)
         log.warning(
             "eviction of %s/%s, asked for by %s", request.kind, request.key, self.asked_by(context)
@@ -208,10 +208,10 @@ class ObjectAdmin:
     async def AbortTurn(
         self, request: admin_pb2.AbortTurnRequest, context: Any
     ) -> admin_pb2.AbortTurnResponse:
-        """End the running turn of an object."""
+        """Have the owner abort the running turn of an object."""
         await self._check_object(request, context)
         log.warning(
-            "abortion of what %s/%s runs, asked for by %s",
+            "abort of the running turn of %s/%s, asked for by %s",
             request.kind,
             request.key,
             self.asked_by(context),
@@ -229,7 +229,7 @@ class ObjectAdmin:
     async def DeleteObject(
         self, request: admin_pb2.DeleteObjectRequest, context: Any
     ) -> admin_pb2.DeleteObjectResponse:
-        """Delete all of an object, in one commit."""
+        """Have the owner delete all of an object, in one commit."""
         await self._check_object(request, context)
         log.warning(
             "deletion of %s/%s, asked for by %s", request.kind, request.key, self.asked_by(context)
@@ -259,12 +259,15 @@ class ObjectAdmin:
     async def DeleteObjects(
         self, request: admin_pb2.DeleteObjectsRequest, context: Any
     ) -> AsyncIterator[admin_pb2.DeleteObjectsProgress]:
-        """Delete all objects of a kind whose keys begin with a prefix, and tell how far it is.
-        Those that come meanwhile may stay."""
+        """Delete all objects of a kind whose keys begin with a prefix, and yield the progress.
+
+        Objects that are created meanwhile may stay.
+        """
         await self._view(context)
         if not request.kind or bool(request.prefix) == request.all:
             await context.abort(
-                grpc.StatusCode.INVALID_ARGUMENT, "name a kind, and a prefix of keys, or say `all`"
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "name a kind, and either a prefix of keys or `all`",
             )
         by = self.asked_by(context)
         what = f"{request.kind}/{request.prefix}*"
@@ -273,7 +276,7 @@ class ObjectAdmin:
         progress = admin_pb2.DeleteObjectsProgress()
         after = ""
         silent: set[str] = set()
-        unserved: set[int] = set()  # on some page: the objects there may be behind us
+        unserved: set[int] = set()  # on any page: their objects may come before a later page
         while True:
             page = await self._page(
                 admin_pb2.ListObjectsRequest(
@@ -303,8 +306,10 @@ class ObjectAdmin:
             )
 
     async def _delete_page(self, kind: str, keys: list[str], by: str) -> tuple[int, dict[str, str]]:
-        """Delete these where they are, for a while also where they go to; how many, and why others
-        could not be."""
+        """Delete these objects at their owners, for 30 s also at new owners, when shards move.
+
+        Return how many were deleted, and, by key, why the others were not.
+        """
         loop = asyncio.get_running_loop()
         until = loop.time() + _DELETE_PATIENCE_S
         failed = await self._delete_once(kind, keys, by)
@@ -314,10 +319,11 @@ class ObjectAdmin:
             await asyncio.sleep(_WHOLE_RETRY_S)
             still = await self._delete_once(kind, again, by)
             failed = {key: why for key, why in failed.items() if key not in again} | still
-        return len(keys) - len(failed), failed  # they were there when they were listed
+        return len(keys) - len(failed), failed  # all of them existed when they were listed
 
     async def _delete_once(self, kind: str, keys: list[str], by: str) -> dict[str, str]:
-        """Delete these where they are; why some could not be."""
+        """Delete these objects at their present owners. Return, by key, why some were not
+        deleted."""
         view = self._feed.view
         assert view.settings is not None
         by_owner: dict[str, list[str]] = defaultdict(list)
@@ -353,10 +359,10 @@ class ObjectAdmin:
     async def _ask_whole(
         self, method: str, request: Any, answer: type[R]
     ) -> tuple[dict[str, R | None], list[int]]:
-        """Ask all members until every shard is in one answer, for a while: shards that move are
-        nobody's for a moment, or were in two, one after the other.
+        """Ask all members, for up to 3 s, until each shard that has an owner is in just one answer.
 
-        Also the shards that are missing.
+        A shard that moves may be in no answer for a moment, or in two. Return the answers by node,
+        and the shards that are in none.
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + _WHOLE_PATIENCE_S
@@ -391,12 +397,12 @@ class ObjectAdmin:
         return self._feed.view
 
     def asked_by(self, context: Any) -> str:
-        """Who makes a request, for logs."""
+        """Return the operator who makes a request, for logs."""
         return str(asked_by.get() or context.peer())
 
 
 def shard_status(shard: int, assignment: Any) -> admin_pb2.ShardStatus:
-    """An assignment as it is shown."""
+    """Return an assignment in the form that operators see."""
     return admin_pb2.ShardStatus(
         shard=shard,
         epoch=assignment.epoch,

@@ -1,4 +1,4 @@
-"""The admin service of a gateway: what it knows from its routes, and what nodes tell when asked."""
+"""The Admin service of a gateway: it uses the gateway's view, and the answers of nodes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PAGE_MAX = 1_000
 
 
 class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
-    """Serves `holdfast.v1.Admin`."""
+    """The service `holdfast.v1.Admin`."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         authenticator: Authenticator | None,
         refused: Counter[str],
     ) -> None:
-        """`refused` counts who was not let in, by reason."""
+        """Set up the service. `refused` counts the refused callers, by reason."""
         self._feed = feed
         self._door = authenticator
         self._refused = refused
@@ -59,7 +59,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
     async def Status(
         self, request: admin_pb2.StatusRequest, context: Any
     ) -> admin_pb2.StatusResponse:
-        """The whole cluster, as this gateway sees it."""
+        """Describe the whole cluster, as this gateway sees it."""
         view = await self._view(context)
         assert view.settings is not None
         response = admin_pb2.StatusResponse(
@@ -114,7 +114,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         return response
 
     async def Where(self, request: admin_pb2.WhereRequest, context: Any) -> admin_pb2.WhereResponse:
-        """The shard of an object, its owner, and what the ring says."""
+        """Return an object's shard, its owner, and the ring's preference."""
         view = self._feed.view
         if not 0 < len(request.key.encode()) <= KEY_BYTES_MAX or not request.kind:
             await context.abort(
@@ -137,8 +137,10 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         return response
 
     async def Drain(self, request: admin_pb2.DrainRequest, context: Any) -> admin_pb2.DrainResponse:
-        """Write down that a node is to be given up, or that it is not; or tell only what that would
-        move."""
+        """Begin or cancel a node's drain in etcd, and tell what it moves.
+
+        With `dry_run` only tell what a drain would move.
+        """
         view = await self._view(context)
         assert view.settings is not None
         node = request.node
@@ -148,7 +150,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         if view.settings.replication == 1:
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
-                "the cluster keeps single copies: they cannot be moved, only waited for",
+                "the cluster keeps single copies, which cannot be moved",
             )
         assignments = [versioned.assignment for versioned in view.assignments.values()]
         others = [
@@ -191,8 +193,10 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
     async def ResetShard(
         self, request: admin_pb2.ResetShardRequest, context: Any
     ) -> admin_pb2.ResetShardResponse:
-        """Have a shard begin anew, empty, when nobody who has its data is there; or with one of
-        several copies that differ."""
+        """Have a shard begin anew, empty, if no node that has its data is present.
+
+        With `keep`, have a forked shard go on with the copy of that node.
+        """
         view = await self._view(context)
         assert view.settings is not None
         versioned = view.assignments.get(request.shard)
@@ -224,7 +228,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
             )
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
-                f"nothing is to be chosen between for {keep}: {differing}",
+                f"the copy of {keep} cannot be chosen: {differing}",
             )
         if keep and keep not in view.members:
             await context.abort(
@@ -238,7 +242,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         if not keep and there:
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
-                f"the data is on {', '.join(there)}: nothing is given up",
+                f"the data is on {', '.join(there)}, so it is not given up",
             )
         favourites = (
             [keep]
@@ -286,7 +290,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
     async def DeadLetters(
         self, request: admin_pb2.DeadLettersRequest, context: Any
     ) -> admin_pb2.DeadLettersResponse:
-        """A page of dead letters of all nodes, by shard and age."""
+        """Return a page of the dead letters of all nodes, by shard and age."""
         await self._view(context)
         answers, unserved = await self._ask_whole(
             "DeadLetters", request, admin_pb2.DeadLettersResponse
@@ -301,7 +305,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
     async def Alarms(
         self, request: admin_pb2.AlarmsRequest, context: Any
     ) -> admin_pb2.AlarmsResponse:
-        """A page of alarms of all nodes, by shard and time."""
+        """Return a page of the alarms of all nodes, by shard and time."""
         await self._view(context)
         answers, unserved = await self._ask_whole("Alarms", request, admin_pb2.AlarmsResponse)
         pages = [(answer.alarms, answer.more) for answer in answers.values() if answer is not None]
@@ -317,7 +321,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         if bool(request.ids) == request.all:
             await context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT,
-                "name dead letters by their ids, or say `all` with what they are to match",
+                "give the ids of dead letters, or `all` and the fields that they have to match",
             )
         response = admin_pb2.ChangeDeadLettersResponse()
         log.warning(
@@ -369,8 +373,10 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         return response
 
     async def Pause(self, request: admin_pb2.PauseRequest, context: Any) -> admin_pb2.PauseResponse:
-        """Write down that what goes to a kind or an object waits, or that it goes on. Without a
-        kind: tell what is paused."""
+        """Pause or resume a kind's or an object's notifications and alarms, in etcd.
+
+        Return all pauses. Without a kind, change nothing.
+        """
         view = await self._view(context)
         if not request.kind:
             return admin_pb2.PauseResponse(paused=_paused(view))
@@ -419,7 +425,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         unreadable = [
             admin_pb2.Problem(
                 what=f"etcd's key {key}",
-                why=f"its value cannot be read ({why}): what was known before stays in force",
+                why=f"its value cannot be read ({why}): the value before it stays in force",
             )
             for key, why in sorted(self._feed.view.unreadable.items())
         ]
@@ -441,16 +447,16 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
             return [
                 admin_pb2.Problem(
                     what="etcd",
-                    why=f"it does not tell whether it takes writes: {error}",
+                    why=f"it does not answer whether it takes writes: {error}",
                     minor=True,
                 )
             ]
         if not alarms:
             return []
         why = (
-            f"it takes no writes (alarm {', '.join(sorted(alarms))}); calls go on. Nothing joins,"
-            " fails over or moves, and if a node dies, shards with a copy there take no writes,"
-            " until etcd has space again and `etcdctl alarm disarm` was run"
+            f"it takes no writes (alarm {', '.join(sorted(alarms))}); calls go on. No node joins,"
+            " and no shard fails over or moves. If a node dies, shards with a copy there take no"
+            " writes. Give etcd space again, and run `etcdctl alarm disarm`"
         )
         return [admin_pb2.Problem(what="etcd", why=why)]
 
@@ -477,18 +483,17 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
             if view.state_of(node) == "full":
                 problem(
                     f"node {node}",
-                    "its disk is full: it gets no copies and gives away what it owns; what nobody"
-                    " else can own takes no writes",
+                    "its disk is full: it gets no copies, and hands its shards to other nodes; a"
+                    " shard that no other node can own takes no writes",
                 )
         for node, by in _found_slow(stats):
             if node in by:
                 why = (
-                    "its disk is slow: its shards are handed to other nodes, as far as those have"
-                    " them"
+                    "its disk is slow: it hands its shards to other nodes that have copies of them"
                 )
             else:
                 why = (
-                    f"it is slow: nodes {', '.join(by)} go on without its copies until it keeps up"
+                    f"it is slow: nodes {', '.join(by)} go on without its copies, until it keeps up"
                     " again"
                 )
             problem(f"node {node}", why)
@@ -500,7 +505,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
                 )
                 problem(
                     f"node {node}",
-                    f"its machine's clock is {off}: alarms and requests do not follow it",
+                    f"its machine's clock is {off}: alarms and requests do not use this clock",
                     minor=True,
                 )
         for answer in stats.values():
@@ -516,8 +521,8 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
                 problem(
                     f"shard {shard}",
                     f"copies on nodes {', '.join(versioned.assignment.forked)} hold different"
-                    " acknowledged writes: nobody serves it until you choose one with `holdfast"
-                    f" reset-shard {shard} --keep NODE`",
+                    " acknowledged writes: no node serves it until you choose one copy with"
+                    f" `holdfast reset-shard {shard} --keep NODE`",
                 )
         lost: dict[tuple[str, ...], list[int]] = defaultdict(list)
         few: Counter[int] = Counter()
@@ -531,12 +536,12 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
             if len(nodes) == 1:
                 why = (
                     f"their only copy is on node {nodes[0]}, which is absent; calls to them wait"
-                    " for it"
+                    " for that node"
                 )
             else:
                 why = (
                     f"their copies are on nodes {', '.join(nodes)}, which are all absent; calls to"
-                    " them wait for one of those"
+                    " them wait for one of these nodes"
                 )
             problem(f"{len(shards)} shards", why)
         for copies, count in sorted(few.items()):
@@ -565,7 +570,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
 
 
 def _found_slow(stats: dict[str, admin_pb2.StatsResponse]) -> list[tuple[str, list[str]]]:
-    """The slow nodes, each with those that found it so."""
+    """Return the slow nodes, each with the nodes that found it slow."""
     by: dict[str, list[str]] = defaultdict(list)
     for name, answer in sorted(stats.items()):
         for slow in answer.slow_nodes:
@@ -574,8 +579,10 @@ def _found_slow(stats: dict[str, admin_pb2.StatsResponse]) -> list[tuple[str, li
 
 
 def what_lacks(view: View, member: Member, kinds: set[str]) -> tuple[str, int]:
-    """Which of the cluster's kinds a member lacks, and what becomes of them, for operators; and how
-    many of its shards wait."""
+    """Return a text for operators on the kinds that a member lacks, and a number.
+
+    The number counts the member's shards that wait for another owner because of these kinds.
+    """
     lacked = sorted(kinds.difference(member.kinds))
     asks = view.hosting_of(member).asks
     waiting = sum(
@@ -590,12 +597,14 @@ def what_lacks(view: View, member: Member, kinds: set[str]) -> tuple[str, int]:
 
 
 def _merged(pages: list[tuple[Any, bool]], limit: int) -> tuple[list[Any], bool]:
-    """One page of the pages of several nodes, each in the order of places, and whether there is
-    more behind it."""
-    # Behind the last one of a page that has more there are others, which come before what other
-    # nodes have further on.
+    """Merge the pages of several nodes, each ordered by place, into one page.
+
+    Return the page, and whether there are more rows behind it.
+    """
+    # A node whose page is not its last has rows right behind that page. They come before later rows
+    # of other nodes. So the merged page must end where the first such page ends.
     until = min((rows[-1].place for rows, more in pages if more), default=None)
-    # Once each, also when its shard went from one node to another meanwhile.
+    # If a shard moved meanwhile, two nodes may return the same row: keep one.
     by_place = {
         row.place: row for rows, _ in pages for row in rows if until is None or row.place <= until
     }
@@ -612,7 +621,7 @@ def _paused(view: View) -> list[admin_pb2.Paused]:
 
 
 CHANGES = frozenset({"ResetShard", "ChangeDeadLetters", "EvictObject", "AbortTurn", "DeleteObject"})
-"""Methods that change something, whatever they are asked."""
+"""Methods that change something, whatever the request says."""
 
 
 def _is_change(method: str, request: Any) -> bool:
@@ -627,8 +636,10 @@ def _is_change(method: str, request: Any) -> bool:
 
 
 def guarded(admin: AdminService) -> grpc.GenericRpcHandler:
-    """What to register with the server: the service, each method of which asks who calls before it
-    does anything."""
+    """Return the handlers to register with the server.
+
+    Each method first checks the caller's permission.
+    """
     handlers = {}
     for method in admin_pb2.DESCRIPTOR.services_by_name["Admin"].methods:
         behavior = getattr(admin, method.name)

@@ -1,9 +1,8 @@
-"""Who may call what: the access file, and what follows from it. The file's format is in
-docs/security.md.
+"""The access file: it says who may call what. docs/security.md has its format.
 
-`Access` is one reading of the file: pure but for the JWKS file that it names. `AccessFile` follows
-the file while the gateway runs. Nothing here, or in what it logs, holds a token: files have their
-SHA-256.
+`Access` is one reading of the file. It is pure, except that it reads the JWKS file. `AccessFile`
+follows the file while the gateway runs. Neither the access file nor a log contains a token: the
+file has the tokens' SHA-256.
 """
 
 from __future__ import annotations
@@ -28,9 +27,10 @@ from holdfast.files import state_of
 log = logging.getLogger(__name__)
 
 ANONYMOUS = "anonymous"
-"""The subject of who shows nothing. No pattern matches it: rules that are meant for it name it."""
+"""The subject of a caller that shows no token and no certificate. No pattern matches it: a rule for
+it has to name it."""
 OBJECT_PREFIX = "object:"
-"""What `self.caller` begins with for calls of objects; no subject may."""
+"""The beginning of `self.caller` in calls that objects make. No subject may begin with it."""
 LOOK_S = 2.0
 
 _ALGORITHMS = [
@@ -52,11 +52,11 @@ _FAR = 1 << 53
 
 
 class AccessError(Exception):
-    """The file is not what it should be; the message says where."""
+    """The access file is wrong; the message says where."""
 
 
 class Refused(Exception):
-    """Who calls is not known; the message may be told to anybody."""
+    """The caller is unknown. The message has no secrets, so it may go to the caller."""
 
 
 class _Jwt(msgspec.Struct, forbid_unknown_fields=True):
@@ -84,8 +84,10 @@ class _Admin(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class SubjectLimits(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Bounds of one subject at each gateway; None: no bound. `bytes_per_s` counts calls' arguments
-    and names."""
+    """The limits of one subject at each gateway; None: no limit.
+
+    `bytes_per_s` counts whole calls: arguments, names and metadata.
+    """
 
     calls_per_s: float | None = None
     in_flight: int | None = None
@@ -104,7 +106,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who calls, and until when that is known (Unix seconds)."""
+    """A caller's subject, and the time until which its token is valid (Unix seconds)."""
 
     subject: str
     until: float = _FOR_EVER
@@ -121,10 +123,10 @@ class Access:
 
     @classmethod
     def parse(cls, text: bytes, folder: Path) -> Access:
-        """Read a file's text. Raises AccessError."""
+        """Read a file's text, and the JWKS file that it names in `folder`. Raise AccessError."""
         try:
             file = msgspec.toml.decode(text, type=_File)
-        except Exception as error:  # whatever its library raises: RecursionError is no ValueError
+        except Exception as error:  # msgspec also raises RecursionError, which is no ValueError
             raise AccessError(str(error) or type(error).__name__) from None
         tokens: dict[bytes, str] = {}
         for subject, hashes in file.tokens.items():
@@ -140,28 +142,28 @@ class Access:
                         " (`holdfast token` makes them)"
                     )
                 if tokens.setdefault(digest, subject) != subject:
-                    raise AccessError(f"tokens: {subject} and {tokens[digest]} have the same one")
+                    raise AccessError(f"tokens: {subject} and {tokens[digest]} have the same token")
         for name, limits in file.limits.items():
             for what in ("calls_per_s", "in_flight", "sessions", "bytes_per_s"):
                 if (bound := getattr(limits, what)) is not None and not bound > 0:
-                    raise AccessError(f"limits.{name}.{what} is {bound}; more than 0")
+                    raise AccessError(f"limits.{name}.{what} is {bound}; it has to be above 0")
         if (
             file.jwt is not None
             and file.certificates is not None
             and None in (file.jwt.prefix, file.certificates.prefix)
         ):
             raise AccessError(
-                "jwt and certificates: say the `prefix` of each one's subjects, so that a token's"
-                ' subject is not a certificate\'s; or `prefix = ""` in both, if the same name is'
-                " the same caller"
+                "jwt and certificates: give a `prefix` to each, so that a token's subject differs"
+                " from a certificate's. If the same name means the same caller, write"
+                ' `prefix = ""` in both'
             )
         if file.jwt is not None and file.certificates is not None:
             mine, theirs = file.jwt.prefix or "", file.certificates.prefix or ""
             if (mine or theirs) and (mine.startswith(theirs) or theirs.startswith(mine)):
                 raise AccessError(
                     f"jwt and certificates: one prefix begins with the other ({mine!r},"
-                    f" {theirs!r}), so that names of the one could be names of the other; say two"
-                    ' that differ, or `""` in both'
+                    f" {theirs!r}), so a token's subject could be a certificate's. Give two"
+                    ' different prefixes, or `""` in both'
                 )
         keys = [] if file.jwt is None else _read_jwks(folder / file.jwt.jwks)
         return cls(file, tokens, keys)
@@ -171,13 +173,16 @@ class Access:
         """Whether clients' certificates name subjects."""
         return self._file.certificates is not None
 
-    # -- who it is
+    # -- the caller's identity
 
     def identify(
         self, authorization: str | None, common_name: str, dns_names: Sequence[str], now: float
     ) -> Identity:
-        """Who shows this: the `authorization` metadata if there is one, else the certificate.
-        Raises Refused."""
+        """Return the identity of a caller: by its `authorization` metadata, else by its
+        certificate.
+
+        A caller that shows neither is ANONYMOUS. `now` is in Unix seconds. Raise Refused.
+        """
         if authorization is not None:
             scheme, _, token = authorization.partition(" ")
             if scheme.lower() != "bearer" or not token:
@@ -211,12 +216,12 @@ class Access:
     def _of_jwt(self, token: str, config: _Jwt) -> Identity:
         try:
             header = jwt.get_unverified_header(token)
-        except Exception:  # it is a stranger's
+        except Exception:  # any text may come from outside, and the library may raise anything
             raise Refused("the token is not known") from None
         wanted = header.get("kid")
         keys = [key for key in self._keys if wanted is None or key.key_id == wanted]
         if header.get("alg") not in _ALGORITHMS or not keys:
-            raise Refused("the token is signed by a key, or in a way, that is not accepted")
+            raise Refused("the token's key or algorithm is not accepted")
         for key in keys:
             try:
                 claims: dict[str, Any] = jwt.decode(
@@ -239,7 +244,7 @@ class Access:
                 continue
             except jwt.InvalidTokenError as error:
                 raise Refused(f"the token is not valid: {error}") from None
-            except Exception as error:  # a claim that its library cannot work on: `exp` of 1e400
+            except Exception as error:  # the library cannot handle a claim, such as `exp` of 1e400
                 raise Refused(f"the token is not valid: {type(error).__name__}") from None
             name = claims[config.subject_claim]
             if (
@@ -252,11 +257,13 @@ class Access:
         raise Refused("the token's signature does not verify")
 
     def _is_free(self, subject: str) -> bool:
-        """Whether somebody else than this file's author may name it: it is not reserved, and no
-        token's of the file."""
+        """Return whether a token or certificate may name the subject.
+
+        It may not if the subject is reserved, or if the file gives the subject tokens of its own.
+        """
         try:
             subject.encode()
-        except UnicodeEncodeError:  # half a character: no name that anything could carry
+        except UnicodeEncodeError:  # a lone surrogate, which cannot be encoded
             return False
         return (
             subject != ANONYMOUS
@@ -264,9 +271,10 @@ class Access:
             and subject not in self._file.tokens
         )
 
-    # -- what it may
+    # -- the caller's permissions
 
     def may_call(self, subject: str, kind: str, method: str) -> bool:
+        """Return whether a rule allows the subject to call the method."""
         return any(
             _matches(rule.subjects, subject)
             and _like(rule.kinds, kind)
@@ -275,13 +283,16 @@ class Access:
         )
 
     def may_admin(self, subject: str, change: bool) -> bool:
+        """Return whether a rule allows the subject to look as an operator, or, with `change`, to
+        change anything."""
         return any(
             _matches(rule.subjects, subject) and (rule.may == "change" or not change)
             for rule in self._file.admin
         )
 
     def limits_of(self, subject: str) -> SubjectLimits | None:
-        """The subject's own, else those of the first pattern that matches."""
+        """Return the subject's own limits, else those of the first pattern that matches, else
+        None."""
         limits = self._file.limits
         if subject in limits:
             return limits[subject]
@@ -297,7 +308,7 @@ class Access:
 
 def _check_subject(subject: str) -> None:
     if not subject or subject == ANONYMOUS or subject.startswith(OBJECT_PREFIX):
-        raise AccessError(f"tokens: {subject!r} is no subject's name: it is taken")
+        raise AccessError(f"tokens: {subject!r} may not be a subject's name: it is reserved")
 
 
 def _matches(patterns: Sequence[str], subject: str) -> bool:
@@ -311,7 +322,7 @@ def _like(patterns: Sequence[str], text: str) -> bool:
 
 
 def _fits(text: str, pattern: str) -> bool:
-    """Whether a pattern with * and ? matches; brackets stand for themselves."""
+    """Return whether a pattern with * and ? matches. Brackets have no special meaning."""
     return fnmatchcase(text, pattern.replace("[", "[[]"))
 
 
@@ -319,7 +330,7 @@ def _read_jwks(path: Path) -> list[jwt.PyJWK]:
     try:
         found = json.loads(path.read_bytes())
         if not isinstance(found, dict) or not isinstance(found.get("keys"), list):
-            raise ValueError("it is no JSON object with a list of `keys`")
+            raise ValueError("it is not a JSON object with a list of `keys`")
     except Exception as error:  # RecursionError is no ValueError
         raise AccessError(f"jwt.jwks {path}: {error or type(error).__name__}") from None
     usable = []
@@ -327,26 +338,27 @@ def _read_jwks(path: Path) -> list[jwt.PyJWK]:
         try:
             key = jwt.PyJWK.from_dict(one)
         except Exception as error:
-            # of a kind that this library does not know, or an odd one, which may raise anything
-            log.warning(
-                "access: a key of %s is passed over: %s", path, error or type(error).__name__
-            )
+            # The library does not know the key's type, or the key is malformed.
+            log.warning("access: a key in %s is skipped: %s", path, error or type(error).__name__)
             continue
         if key.algorithm_name in _ALGORITHMS:
             usable.append(key)
     if not usable:
         raise AccessError(
-            f"jwt.jwks {path}: no key of a kind that is accepted ({', '.join(_ALGORITHMS)})"
+            f"jwt.jwks {path}: no key for an accepted algorithm ({', '.join(_ALGORITHMS)})"
         )
     return usable
 
 
 class AccessFile:
-    """Follows an access file, and the JWKS file that it names. `access` is the newest right
-    reading; `version` counts them."""
+    """An access file that is followed, and with it the JWKS file that it names.
+
+    `access` is the newest correct reading; `version` counts the correct readings. `failing`: the
+    file is wrong now.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Raises AccessError."""
+        """Read the file. Raise AccessError."""
         self._path = path
         self.version = 0
         self.failing = False
@@ -358,7 +370,7 @@ class AccessFile:
         seen: object = None
         while (
             before := self._look(access)
-        ) != seen:  # once more when a file has changed meanwhile, and for the JWKS file it names
+        ) != seen:  # read again if a file changed meanwhile, or to look at the named JWKS file too
             seen = before
             try:
                 access = Access.parse(self._path.read_bytes(), self._path.parent)
@@ -377,8 +389,10 @@ class AccessFile:
         return state_of(files)
 
     async def watch(self) -> None:
-        """Take over changes, until cancelled. A file that is wrong is said to be, and the old rules
-        stay."""
+        """Apply changes of the file within 2 s, until cancelled.
+
+        If the file is wrong, log an error, and keep the old rules.
+        """
         tried: object = None
         while True:
             await asyncio.sleep(LOOK_S)
@@ -394,19 +408,18 @@ class AccessFile:
             else:
                 self.failing = False
                 tried = None
-                log.warning("access: %s is in force as it is now", self._path)
+                log.warning("access: the new version of %s is in force", self._path)
 
 
 class RateLimits:
-    """What each subject uses of its limits, at this gateway. `allowed`: whether it may make another
-    call now."""
+    """The use of limits by each subject, at this gateway."""
 
     def __init__(self, clock: Any = time.monotonic) -> None:
         self._clock = clock
         self._uses: dict[str, RateLimit] = {}
 
     def of(self, subject: str, limits: SubjectLimits | None) -> RateLimit | None:
-        """The use of a subject that has limits, of all its sessions together."""
+        """Return a subject's use of its limits, for all its sessions together; None: no limits."""
         if limits is None:
             return None
         use = self._uses.get(subject)
@@ -422,7 +435,7 @@ class RateLimits:
 
 
 class RateLimit:
-    """One subject's. A second's worth of calls and bytes may be saved up."""
+    """One subject's use of its limits. It may save up the calls and bytes of one second."""
 
     __slots__ = ("_at", "_bytes", "_calls", "_clock", "in_flight", "limits", "sessions")
 
@@ -436,8 +449,11 @@ class RateLimit:
         self._bytes = limits.bytes_per_s or 0.0
 
     def take(self, size: int) -> tuple[str, float] | None:
-        """Take a call of so many bytes: None; or which limit it would pass, and in how many seconds
-        it would not."""
+        """Count a call of `size` bytes in, and return None.
+
+        If the call would pass a limit, do not count it. Return the limit's text, and the seconds
+        after which the call would pass no limit.
+        """
         limits = self.limits
         if limits.in_flight is not None and self.in_flight >= limits.in_flight:
             return f"{limits.in_flight} calls of this subject are in flight", 0.1
@@ -453,8 +469,8 @@ class RateLimit:
                     (1 - self._calls) / limits.calls_per_s,
                 )
         if limits.bytes_per_s is not None:
-            # A debt is allowed: a call that is larger than a second's worth passes too, and the
-            # next ones pay for it.
+            # The balance may become negative: a call larger than a second's bytes is allowed, and
+            # the next calls wait for it.
             self._bytes = min(limits.bytes_per_s, self._bytes + passed * limits.bytes_per_s)
             if self._bytes <= 0:
                 return (
@@ -468,5 +484,5 @@ class RateLimit:
         return None
 
     def at_rest(self, now: float) -> bool:
-        """Whether forgetting it gives nothing away."""
+        """Return whether a new RateLimit in its place would allow no more calls."""
         return self.in_flight == self.sessions == 0 and now - self._at > 1 and self._bytes >= 0

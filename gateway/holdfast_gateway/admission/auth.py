@@ -1,5 +1,4 @@
-"""Where callers are asked who they are, once for each session or call, and what they may is kept at
-hand."""
+"""Authentication of callers, once for each session or call, and their cached permissions."""
 
 from __future__ import annotations
 
@@ -28,14 +27,14 @@ _few = RateLimitedLog()
 
 
 class Authenticator:
-    """Lets in whom the access file knows."""
+    """The authentication of callers by the access file."""
 
     def __init__(self, file: AccessFile) -> None:
         self.file = file
         self._uses = RateLimits()
 
     def authenticate(self, context: Any) -> Caller:
-        """Who makes a call or opens a session. Raises Refused."""
+        """Return the caller that makes a call or opens a session. Raise Refused."""
         shown_as = [
             str(value)
             for name, value in context.invocation_metadata() or ()
@@ -60,8 +59,11 @@ class Authenticator:
 
 
 class Caller:
-    """A caller that was let in. What it may is looked up once; after a change of the access file,
-    or of its token's end, anew."""
+    """An authenticated caller.
+
+    Each of its permissions is looked up once. After a change of the access file, or after the end
+    of its token, the gateway identifies the caller again, and looks up its permissions again.
+    """
 
     def __init__(
         self,
@@ -92,7 +94,10 @@ class Caller:
         self._decisions: dict[tuple[str, str], bool] = {}
 
     def look(self, now: float) -> str | None:
-        """Whether it is still who it was: why not, or None. Ask it now and then."""
+        """Check at `now` whether the caller is still the same; return None, or why it is not.
+
+        Call this now and then, so that changes of the access file apply.
+        """
         if self._version != self._file.version or now >= self._until:
             before, subject = self._use, self.subject
             try:
@@ -100,14 +105,15 @@ class Caller:
             except Refused as refused:
                 return str(refused)
             if self.subject != subject:
-                return "what you have shown names another subject by now: connect again"
+                return "your token or certificate names another subject now: connect again"
             if before is not self._use:
                 if before is not None and self._use is None:
                     before.limits = SubjectLimits()
-                self._use = before  # what is under way was counted there, or was not
+                self._use = before  # calls under way were counted there, or not at all
         return None
 
     def may(self, kind: str, method: str) -> bool:
+        """Return whether the caller may call the method."""
         decided = self._decisions.get((kind, method))
         if decided is None:
             if len(self._decisions) >= _DECISIONS_MAX:
@@ -118,15 +124,15 @@ class Caller:
         return decided
 
     def may_admin(self, change: bool) -> bool:
+        """Return whether the caller may look as an operator, or, with `change`, change anything."""
         return self._file.access.may_admin(self.subject, change)
 
     def take(self, call: pb.Call) -> tuple[str, float] | None:
-        """Count a call in: None, or which limit it would pass, and in how many seconds it would
-        not."""
+        """Count a call in, and return None; or return its refusal, as `RateLimit.take` does."""
         return None if self._use is None else self._use.take(call.ByteSize())
 
     def begin_session(self) -> str | None:
-        """Count a session in: None, or which limit it would pass."""
+        """Count a session in, and return None; or return the limit that it would pass."""
         use = self._use
         if use is None:
             return None
@@ -138,13 +144,13 @@ class Caller:
         return None
 
     def end_session(self) -> None:
-        """The session that was counted in is over."""
+        """Count out the session that was counted in, if there is one."""
         if self._session is not None:
             self._session.sessions -= 1
             self._session = None
 
     def done(self, calls: int) -> None:
-        """So many calls are answered, or given up."""
+        """Count out this number of calls, which are answered or given up."""
         if self._use is not None:
             self._use.in_flight -= calls
 
@@ -152,7 +158,10 @@ class Caller:
 async def permit(
     authenticator: Authenticator | None, context: Any, change: bool, refused: Any
 ) -> str:
-    """Let an operator in: its name for logs. Ends the call, and counts it, when it may not."""
+    """Check that the caller may act as an operator, and return its name for logs.
+
+    Otherwise abort the call, and count it in `refused`.
+    """
     if authenticator is None:
         return str(context.peer())
     try:

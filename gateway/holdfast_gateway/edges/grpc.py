@@ -1,5 +1,7 @@
-"""The public service: `Objects.Call` and `Objects.Session`. Arguments and results pass through
-undecoded."""
+"""The public service: `Objects.Call` and `Objects.Session`.
+
+The gateway does not decode arguments and results.
+"""
 
 from __future__ import annotations
 
@@ -48,38 +50,39 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REASONS = ("draining", "malformed", "unauthenticated", "permission_denied", "limit", "unread")
-"""Why a call, or a session, is not let in, or ended: `unread` is a session whose client asks and
-does not read."""
+"""The reasons why the gateway refuses a call or a session, or ends a session. `unread`: the
+session's client sends calls, but does not read the replies."""
 
 SESSIONS_MAX = 10_000
-"""Sessions at a gateway, which cost it about 13 KiB each, and 40 more for a connection of their
-own."""
+"""How many sessions a gateway may have. A session costs about 13 KiB, and 40 KiB more if it has a
+connection of its own."""
 
 BACKLOG_BYTES_MAX = 64 << 20
-"""Replies that wait for a client to read them; a session that passes it is ended."""
+"""How many bytes of replies may wait for a client to read them. The gateway ends a session that
+passes it."""
 _UNREAD = (
     f"more than {BACKLOG_BYTES_MAX >> 20} MiB of replies wait to be read: the session is ended"
 )
 
 IDEMPOTENCY_METADATA = "idempotency-key"
-"""Where callers of `Call` may put their key, in place of the field."""
+"""The metadata in which callers of `Call` may give their key, in place of the field."""
 
 _DESCRIPTION_CHARS_MAX = 200
 DOMAIN = "holdfast.dev"
-"""Of the ErrorInfo of errors; see google.rpc.ErrorInfo."""
+"""The domain in the ErrorInfo of errors; see google.rpc.ErrorInfo."""
 
 _EFFECT = bytes([EFFECT])
 _DRAIN_LOOK_S = 0.02
 _PAYLOAD = frozenset((4, 5))  # `json` and `msgpack` of CallRequest
-_TAKEN_AT_ONCE = 128  # of a frame, before others get their turn
+_TAKEN_AT_ONCE = 128  # calls of a frame, before other tasks get a turn
 _STATUS_MESSAGE_CHARS_MAX = 500
-_STATUS_MESSAGE_BYTES_MAX = 1_500  # percent-encoded, as it travels in one place
-_DETAILS_BYTES_MAX = 4_200  # which travel as base64, a third longer
+_STATUS_MESSAGE_BYTES_MAX = 1_500  # in percent-encoding, as gRPC sends it
+_DETAILS_BYTES_MAX = 4_200  # gRPC sends them as base64, which is a third longer
 _STATUS_DATA_BYTES_MAX = 2_000
 
 
 class ObjectsService:
-    """Serves `holdfast.v1.Objects`."""
+    """The service `holdfast.v1.Objects`."""
 
     def __init__(
         self,
@@ -89,8 +92,11 @@ class ObjectsService:
         time: Time | WallTime = WALL,
         sessions_max: int = SESSIONS_MAX,
     ) -> None:
-        """`authenticator`: who may call what; None: everybody may everything. `time`: the
-        cluster's, which clients make ids by."""
+        """Set up the service.
+
+        `authenticator` checks the callers; None: every caller may do everything. `time`: the
+        cluster's time, which clients put into request ids.
+        """
         self._sessions_max = sessions_max
         self._time = time
         self._tracing = tracing
@@ -99,16 +105,18 @@ class ObjectsService:
         self._ids = RequestIds(lambda: self._time.now_ms())
         self._few = RateLimitedLog()
         self.sessions = 0
-        """Clients' sessions that are open."""
+        """How many sessions of clients are open."""
         self.refused: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
-        """Calls and sessions that were not let in, by reason."""
+        """The number of calls and sessions refused, and of sessions ended, by reason."""
         self.draining = False
-        """Set when the gateway stops: sessions end when their calls have, and no new call
-        is taken."""
+        """Set when the gateway stops. Then a session ends when its calls have ended, and the
+        gateway accepts no new call."""
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """What to register with the server. Sessions take and give bytes: frames are decoded here,
-        once."""
+        """Return the handlers to register with the server.
+
+        Sessions get and send bytes, so that the service decodes frames itself, once.
+        """
         return grpc.method_handlers_generic_handler(
             "holdfast.v1.Objects",
             {
@@ -122,17 +130,20 @@ class ObjectsService:
         )
 
     async def call(self, request: pb.CallRequest | None, context: Any) -> pb.CallResponse:
-        """One call of any gRPC client. Its gRPC deadline is the call's. None: what came is none."""
+        """Serve one call of any gRPC client. Its gRPC deadline is the call's deadline.
+
+        `request` is None if the message could not be read.
+        """
         if request is None:
             self.refused["malformed"] += 1
             await context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT,
-                "not a call, or one with too many names and metadata",
+                "the request cannot be read, or its names and metadata are too large",
             )
             raise AssertionError
         if self.draining:
             self.refused["draining"] += 1
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "this gateway stops")
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "this gateway is stopping")
         if any(name == TIME_METADATA for name, _ in context.invocation_metadata() or ()):
             await context.send_initial_metadata(self._now())
         is_json = request.WhichOneof("arguments") == "json"
@@ -209,11 +220,13 @@ class ObjectsService:
         try:
             reply = await waiting.future
         except asyncio.CancelledError:
-            # else this gateway is what goes away: the caller asks another one, which finds the turn
+            # If the gateway stops, the call is not cancelled: the caller sends it again through
+            # another gateway, and its node joins the two attempts.
             if not self.draining:
                 self._dispatcher.cancel(number, waiting)
             if span is not None and self._tracing is not None:
-                self._tracing.ended(span, error_to_proto(Aborted("its caller waits no more")))
+                gone = Aborted("the caller does not wait for it any more")
+                self._tracing.ended(span, error_to_proto(gone))
             raise
         if span is not None and self._tracing is not None:
             self._tracing.ended(span, None if reply.result else reply.error)
@@ -229,19 +242,23 @@ class ObjectsService:
         return pb.CallResponse(msgpack=reply.result, request_id=request_id, epoch=reply.epoch)
 
     def _now(self) -> tuple[tuple[str, str], ...]:
-        """What time it is, for the ids that a client makes, whose own clock may be wrong."""
+        """Return the metadata with the cluster's time, for the ids that a client makes.
+
+        The client's own clock may be wrong. Empty while the time has not started.
+        """
         return ((TIME_METADATA, str(self._time.now_ms())),) if self._time.started else ()
 
     async def session(self, _: object, context: Any) -> None:
-        """One client's calls, until it goes away, asks for far more than it reads, or the gateway
-        stops."""
+        """Serve one client's calls, until the client goes away, or the gateway stops.
+
+        End the session, too, when the client leaves too many replies unread.
+        """
         if await self._serve(context):
-            # Nothing of the session is kept by now: this waits until the client reads, or goes
-            # away.
+            # The session's memory is free by now. This waits until the client reads, or goes away.
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, _UNREAD)
 
     async def _serve(self, context: Any) -> bool:
-        """Whether the session ends because its client does not read."""
+        """Serve a session. Return whether it ended because its client does not read."""
         caller = None if self._door is None else await self._guest(context, 0)
         full = (
             f"{self.sessions} sessions are open at this gateway"
@@ -259,17 +276,17 @@ class ObjectsService:
         sending.add_done_callback(ends(asyncio.current_task()))
         self.sessions += 1
         try:
-            # tells the client that it is connected
+            # This tells the client that it is connected.
             await context.send_initial_metadata(self._now())
             while (frame := await context.read()) is not grpc.aio.EOF:
                 if self.draining:
-                    break  # what was just read is not begun: the client sends it again, elsewhere
+                    break  # do not begin these calls: the client sends them to another gateway
                 request = _request(frame)
                 if request is None:
                     self.refused["malformed"] += 1
                     await context.abort(
                         grpc.StatusCode.INVALID_ARGUMENT,
-                        f"not a frame of calls, at most {MESSAGES_MAX}",
+                        f"the frame cannot be read, or has more than {MESSAGES_MAX} calls",
                     )
                     raise AssertionError
                 if caller is not None and (gone := caller.look(time.time())) is not None:
@@ -285,17 +302,18 @@ class ObjectsService:
             while self.draining and (session.under_way or writer.backlog):
                 await asyncio.sleep(_DRAIN_LOOK_S)
         except asyncio.CancelledError:
-            # it is unread, the client went away, or the gateway stops: gRPC itself logs a cancelled
-            # handler as an error
+            # The session is unread, the client went away, or the gateway stops. If the handler
+            # raised this, gRPC would log it as an error.
             pass
         finally:
             self.sessions -= 1
-            if session.unread:  # what it has asked for and does not read is not worth making
+            if session.unread:  # do not work on calls whose replies the client does not read
                 self._cancel(session, list(session.numbers))
             inherited = self._dispatcher.forget(session, _Gone(caller))
             if caller is not None:
                 caller.end_session()
-                # What was sent is under way until it is answered, whoever waits for that.
+                # Calls that were sent count as under way until a node answers, though the session
+                # is gone.
                 caller.done(session.under_way - inherited)
             session.end_spans()
             sending.cancel()
@@ -304,7 +322,7 @@ class ObjectsService:
         return session.unread
 
     def _take(self, session: _Session, calls: Sequence[pb.Call]) -> None:
-        """Send calls of a session on, or refuse them."""
+        """Send a session's calls to nodes, or refuse them."""
         caller = session.caller
         submit = self._dispatcher.submit
         session.under_way += len(calls)
@@ -316,7 +334,7 @@ class ObjectsService:
             if refused is not None:
                 session.refuse(pb.Reply(id=call.id, error=refused))
                 continue
-            if call.notification or call.chain:  # nodes alone may say so
+            if call.notification or call.chain:  # only nodes may set these
                 call.ClearField("notification")
                 call.ClearField("chain")
             if caller is None:
@@ -332,7 +350,7 @@ class ObjectsService:
                 session.numbers[client_id] = number
 
     def _cancel(self, session: _Session, ids: Sequence[int]) -> None:
-        """The client waits no more for these calls."""
+        """Cancel calls of a session, by the client's ids."""
         heir = _Gone(session.caller)
         for client_id in ids:
             if (number := session.numbers.pop(client_id, 0)) and self._dispatcher.cancel(
@@ -342,7 +360,7 @@ class ObjectsService:
         session.end_spans(frozenset(ids))
 
     async def _guest(self, context: Any, attempt: int) -> Caller:
-        """Who calls. Ends the call, or the session, when that is not known."""
+        """Return the caller. If it cannot be authenticated, end the call or the session."""
         assert self._door is not None
         try:
             return self._door.authenticate(context)
@@ -359,8 +377,10 @@ class ObjectsService:
             raise AssertionError from None
 
     def _cannot_send(self, call: pb.Call) -> pb.Error | None:
-        """Why a call cannot be stored: an older node would run it at once. None when every node
-        knows how to."""
+        """Return the reason why a call cannot be stored; None if every node can store calls.
+
+        An older node would run the call at once.
+        """
         if self._dispatcher.knows(SEND):
             return None
         message = "calls cannot be sent while a node of the cluster is too old to store them"
@@ -370,10 +390,12 @@ class ObjectsService:
         return not_definite_after(call.attempt, error_to_proto(error))
 
     def _own_id(self, call: pb.Call) -> pb.Error | None:
-        """Make the request id of a call that came with an idempotency key, or with an id that
-        callers may not use: then why not."""
+        """Derive the request id of a call with an idempotency key. Return None, or a refusal.
+
+        A call with a reserved request id is refused, too.
+        """
         if call.request_id or not call.idempotency_key:
-            # one without is refused where all are checked
+            # The dispatcher refuses a call without a request id.
             return self._taken(call.request_id, call.attempt) if call.request_id else None
         try:
             call.request_id = idempotent_id(call.kind, call.key, call.idempotency_key)
@@ -397,7 +419,10 @@ class ObjectsService:
         return not_definite_after(attempt, error_to_proto(refused))
 
     def _refusal(self, caller: Caller, call: pb.Call) -> pb.Error | None:
-        """Why a call is not taken from this caller; None when it is, and is made out to it."""
+        """Check a call's permission and limits. Return a refusal, or None.
+
+        If the call is allowed, set its `caller`.
+        """
         error: HoldfastError
         if not caller.may(call.kind, call.method):
             self.refused["permission_denied"] += 1
@@ -418,14 +443,17 @@ class ObjectsService:
 
 
 def begin_span(tracing: Tracing, call: pb.Call) -> Span | None:
-    """The gateway's span of a call, with which a trace may begin."""
+    """Begin the gateway's span of a call, and return it. A trace may begin with it."""
     from opentelemetry.trace import SpanKind
 
     return tracing.began(call, SpanKind.SERVER, "gateway", root=True)
 
 
 class _Session:
-    """Where the replies of a session go. Implements `holdfast_cluster.routing.dispatch.Origin`."""
+    """A session, which gets the replies to its calls.
+
+    It implements `holdfast_cluster.routing.dispatch.Origin`.
+    """
 
     __slots__ = (
         "_push",
@@ -447,16 +475,16 @@ class _Session:
     ) -> None:
         self.caller = caller
         self._tracing = tracing
-        # by the client's number of the call
+        # by the client's id of the call
         self.spans: dict[int, Span] | None = None if tracing is None else {}
         self.writer: FrameWriter[pb.Reply] = FrameWriter(_pack, pb.Reply.ByteSize)
         self._push = self.writer.push
         self._task = task
         self.under_way = 0
-        # by the client's number of a call that is under way, the dispatcher's
+        # The calls under way: by the client's id of a call, the dispatcher's number.
         self.numbers: dict[int, int] = {}
         self.unread = False
-        """Whether the session is ended because its client does not read."""
+        """Whether the session ends because its client does not read."""
 
     def push(self, reply: pb.Reply, size: int) -> None:
         self.under_way -= 1
@@ -477,35 +505,37 @@ class _Session:
             self.spans[call.id] = span
 
     def end_spans(self, ids: Set[int] | None = None) -> None:
-        """End the spans of the calls whose replies nobody waits for any more: of these, or
-        of all."""
+        """End the spans of calls whose client does not wait any more: those with these ids, or
+        all."""
         if self.spans:
             assert self._tracing is not None
             gone: HoldfastError = Unavailable(
                 "the session ended before the reply came", retryable=True
             )
             if ids is not None:
-                gone = Aborted("its caller waits no more")
+                gone = Aborted("the caller does not wait for it any more")
             for number in list(self.spans) if ids is None else ids & self.spans.keys():
                 self._tracing.ended(self.spans.pop(number), error_to_proto(gone))
 
     def _bound(self) -> None:
         if self.writer.backlog > BACKLOG_BYTES_MAX and self._task is not None:
-            # it calls and does not read: what it asked for may not fill the gateway
+            # The client sends calls but does not read: its replies must not fill the memory.
             self.unread = True
             self._task.cancel()
             self._task = None
 
     def refuse(self, reply: pb.Reply) -> None:
-        """Answer a call that was not sent on."""
+        """Answer a call that was not sent to a node."""
         self.under_way -= 1
         self._push(reply, reply.ByteSize())
         self._bound()
 
 
 def _call_request(message: bytes) -> pb.CallRequest | None:
-    """What gRPC takes for a request. Its own error for one that cannot be read were INTERNAL, with
-    a traceback in the log."""
+    """Decode a request for gRPC; return None if it cannot be read.
+
+    If this raised, gRPC would answer INTERNAL, and log a traceback.
+    """
     if len(message) > ENVELOPE_BYTES_MAX and too_wide(message, 0, len(message), _PAYLOAD):
         return None
     try:
@@ -529,8 +559,10 @@ def _request(frame: bytes) -> pb.SessionRequest | None:
 
 
 class _Gone:
-    """Takes the place of a session that waits no more, and counts out its calls. Implements
-    `holdfast_cluster.routing.dispatch.Origin`."""
+    """The receiver of replies whose session does not wait any more. It counts out the calls.
+
+    It implements `holdfast_cluster.routing.dispatch.Origin`.
+    """
 
     __slots__ = ("_guest",)
 
@@ -543,7 +575,7 @@ class _Gone:
 
 
 class _Waiting:
-    """Waits for one reply. Implements `holdfast_cluster.routing.dispatch.Origin`."""
+    """The receiver of one reply. It implements `holdfast_cluster.routing.dispatch.Origin`."""
 
     __slots__ = ("_guest", "future")
 
@@ -553,15 +585,17 @@ class _Waiting:
 
     def push(self, reply: pb.Reply, size: int) -> None:
         if self._guest is not None:
-            # now, and not when the caller goes away: until then the call is under way
+            # Count it out now, not when the caller goes away: until now the call was under way.
             self._guest.done(1)
         if not self.future.done():
             self.future.set_result(reply)
 
 
 def _attempt(context: Any) -> int:
-    """How many earlier attempts of a call have an unknown outcome. Who brings an id and does not
-    say may well have tried before."""
+    """Return how many earlier attempts of a call have an unknown outcome.
+
+    A caller that brings an id, but does not tell the number, may have tried before: then it is 1.
+    """
     said = next(
         (
             str(value)
@@ -574,12 +608,14 @@ def _attempt(context: Any) -> int:
 
 
 async def _abort(context: Any, error: pb.Error) -> None:
-    """End a unary call with the error's gRPC status, and the error as its detail: cut to what any
-    gRPC client takes (8 KiB)."""
+    """End a unary call with the error's gRPC status, and with the error as its detail.
+
+    Both are cut to a size that every gRPC client accepts (8 KiB).
+    """
     error.message = _cut(error.message)
     if len(error.data) > _STATUS_DATA_BYTES_MAX:
         error.message += (
-            f" (its data, {len(error.data)} bytes, was left behind: call through a Session)"
+            f" (its data of {len(error.data)} bytes is too large for Call: use a Session)"
         )
         error.data = b""
     code = grpc_status(error)
@@ -590,7 +626,7 @@ async def _abort(context: Any, error: pb.Error) -> None:
 
 
 def _cut(message: str) -> str:
-    """What of a message has room in the trailing metadata of a call."""
+    """Return the part of a message for which the trailing metadata of a call has room."""
     if (
         len(message) <= _STATUS_MESSAGE_CHARS_MAX
         and len(quote(message)) <= _STATUS_MESSAGE_BYTES_MAX
@@ -606,7 +642,7 @@ def _cut(message: str) -> str:
 
 
 def _details(error: pb.Error) -> list[AnyMessage]:
-    """The error, and what it says in the forms that clients of any service know (google.rpc)."""
+    """Return the error, and its facts in the standard forms of google.rpc."""
     facts = {
         "definite": str(error.definite).lower(),
         "request_id": error.request_id.hex(),
@@ -647,7 +683,10 @@ _TEXT_OR_WIDE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|(?<![\d.eE+])-?\d{16,}
 
 
 def wide_integers_as_text(json: bytes) -> bytes:
-    """JSON, with quotes around integers that no double holds exactly."""
+    """Return the JSON with quotes around all integers beyond +-(2^53 - 1).
+
+    Doubles do not hold all such integers exactly.
+    """
 
     def quoted(found: re.Match[bytes]) -> bytes:
         token = found[0]

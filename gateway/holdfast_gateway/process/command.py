@@ -25,7 +25,7 @@ from holdfast_gateway.process.server import GatewayServer
 
 @dataclass(frozen=True, kw_only=True)
 class GatewayOptions(ProcessOptions):
-    """What `holdfast gateway` is told, as its options are named."""
+    """The options of `holdfast gateway`, under the options' names."""
 
     listen: str
     reflection: bool
@@ -41,34 +41,41 @@ class GatewayOptions(ProcessOptions):
 @option("--listen", default="127.0.0.1:7400", help="Address for clients.")
 @option("--reflection/--no-reflection", default=False, help="Serve gRPC server reflection.")
 @option(
-    "--in-flight-max", default=10_000, type=click.IntRange(1), help="Calls that may be under way."
+    "--in-flight-max",
+    default=10_000,
+    type=click.IntRange(1),
+    help="How many calls may be under way.",
 )
 @option(
     "--sessions-max",
     default=SESSIONS_MAX,
     type=click.IntRange(1),
-    help="Sessions of clients that may be open.",
+    help="How many sessions of clients may be open.",
 )
 @option(
     "--held-max",
     default=10_000,
     type=click.IntRange(0),
-    help="Calls that may wait for shards that are not served.",
+    help="How many calls may wait for shards that no node serves.",
 )
 @option(
     "--client-ca",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="CA of clients' certificates: each client has to show one.",
+    help="CA of clients' certificates; with it each client has to show a certificate.",
 )
 @option(
     "--access",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help=(
-        "File that says who may call what (docs/security.md); followed when it changes. Default:"
-        " everybody may everything."
+        "File that says who may call what (docs/security.md). The gateway follows its changes."
+        " Default: every caller may do everything."
     ),
 )
-@option("--drain-timeout", default=10.0, help="Seconds that calls get when the gateway is stopped.")
+@option(
+    "--drain-timeout",
+    default=10.0,
+    help="Seconds that calls under way get to end when the gateway stops.",
+)
 @common_options
 def gateway(**given: Any) -> None:
     """Run a gateway. It keeps no state: run as many as you like.

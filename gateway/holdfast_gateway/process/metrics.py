@@ -1,4 +1,4 @@
-"""The metrics of a gateway, as Prometheus sees them; docs/metrics.md says what each is for."""
+"""The metrics of a gateway, as Prometheus sees them; docs/metrics.md lists them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from holdfast_gateway.edges.grpc import ObjectsService
 
 @dataclass
 class GatewayMetrics:
-    """Collects from the parts of a gateway. Runs on the loop."""
+    """The collector of a gateway's metrics. It runs on the event loop."""
 
     objects: ObjectsService
     dispatcher: Dispatcher
@@ -50,7 +50,7 @@ class GatewayMetrics:
         refused = [((reason,), count) for reason, count in sorted(objects.refused.items())]
         yield counter(
             "holdfast_gateway_refused",
-            "Calls and sessions that were not let in, and sessions that ended because nobody read.",
+            "Calls and sessions refused, and sessions ended because their client did not read.",
             refused,
             ("reason",),
         )
@@ -65,7 +65,7 @@ class GatewayMetrics:
         failing = self.access is not None and self.access.failing
         yield gauge(
             "holdfast_gateway_access_file_wrong",
-            "1 while the access file is wrong, and an old reading is in force.",
+            "1 while the access file is wrong; its last correct version is in force.",
             failing,
         )
         yield from certificate_metrics(self.certificates)

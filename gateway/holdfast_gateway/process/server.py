@@ -1,4 +1,4 @@
-"""A gateway process: puts the parts together, starts and stops them in order."""
+"""A gateway process: it puts the parts together, and starts and stops them in order."""
 
 from __future__ import annotations
 
@@ -34,14 +34,17 @@ log = logging.getLogger(__name__)
 
 
 class GatewayServer:
-    """One gateway. It keeps no state: any number of them, anywhere."""
+    """One gateway. It keeps no state, so a cluster can have any number of gateways."""
 
     def __init__(self, config: GatewayConfig) -> None:
         self._config = config
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set. Raises AddressInUse, or Refused when the settings given are
-        not the cluster's."""
+        """Serve until `stop` is set, then finish the calls under way.
+
+        Raise AddressInUse. Raise Refused when the given settings differ from the cluster's. Raise
+        AccessError when the access file is wrong at the start.
+        """
         config = self._config
         config.validate()
         access = None if config.access is None else AccessFile(config.access)
@@ -52,7 +55,7 @@ class GatewayServer:
         credentials = (
             None if certificates is None else certificates.server_credentials(for_clients=True)
         )
-        # before anything waits: a port that is taken is told at once
+        # Bind before waiting for the cluster, so that a port in use is reported at once.
         port = bind(server, config.listen, credentials)
         try:
             settings = await unless_stopped(
@@ -60,7 +63,7 @@ class GatewayServer:
             )
             await self._serve(stop, etcd, keys, settings.id, server, port, access)
         except Stopped:
-            log.info("stopped before the cluster was there")
+            log.info("stopped before the cluster was formed")
         finally:
             await server.stop(None)
             await etcd.close()
@@ -132,7 +135,7 @@ class GatewayServer:
                 try:
                     await unless_stopped(stop, feed.until(lambda view: view.settings is not None))
                 except Stopped:
-                    log.info("stopped before etcd was to be believed")
+                    log.info("stopped before the first view of the cluster came")
                 else:
                     await server.start()
                     log.info("gateway serves at %s:%d", config.listen.rpartition(":")[0], port)
@@ -161,8 +164,10 @@ _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 
 def _reflection_v1(names: tuple[str, ...]) -> grpc.GenericRpcHandler:
-    """Reflection under its final name, for newer tools. grpcio-reflection knows only v1alpha, whose
-    messages are the same."""
+    """Return a handler for reflection under its final name, v1, which newer tools use.
+
+    grpcio-reflection serves only v1alpha, which has the same messages.
+    """
     servicer = reflection.aio.ReflectionServicer(names)
     return grpc.method_handlers_generic_handler(
         _REFLECTION_V1,

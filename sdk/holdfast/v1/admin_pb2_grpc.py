@@ -125,33 +125,36 @@ class AdminServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Status(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Describe the whole cluster, as this gateway sees it.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Where(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Return an object's shard, its owner, and the ring's preference.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Have a node give up what it owns and every copy, until that is cancelled.
+        """Have a node give up every shard and copy, until the drain is cancelled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResetShard(self, request, context):
-        """Give up on a shard whose every copy is gone: it begins anew, empty.
+        """Give up the data of a shard whose every copy is gone: it begins anew, empty. Or choose one of
+        several copies that differ.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeadLetters(self, request, context):
-        """Notifications and alarms that could not be delivered, a page at a time.
+        """List notifications and alarms that could not be delivered, a page at a time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,48 +168,50 @@ class AdminServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Alarms(self, request, context):
-        """Alarms that are to fire, a page at a time.
+        """List pending alarms, a page at a time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Pause(self, request, context):
-        """Stop, or go on with, notifications and alarms to a kind or an object. Calls still pass.
+        """Stop or resume notifications and alarms of a kind or an object. Calls still pass.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListObjects(self, request, context):
-        """Objects that have stored something, whether they are in memory or not, by key, a page at a time.
+        """List the objects that have stored state, by key, a page at a time. Those that are not in memory
+        are included.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CountObjects(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Count the objects that have stored state.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ShowObject(self, request, context):
-        """What an object has stored.
+        """Return an object's stored rows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Explain(self, request, context):
-        """What an object is doing, where, and how its shard is.
+        """Describe an object's activity, its place, and the state of its shard.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Top(self, request, context):
-        """What is busy.
+        """List the busiest nodes, objects and shards.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -227,14 +232,15 @@ class AdminServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteObject(self, request, context):
-        """Delete what an object has stored, its alarms, and its notifications that wait, in one commit.
+        """Delete an object's rows, its alarms and its waiting notifications, in one commit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteObjects(self, request, context):
-        """The same for all objects of a kind whose keys begin with a prefix, one after the other, telling how far it is.
+        """Delete all objects of a kind whose keys begin with a prefix, one after the other. The stream
+        tells the progress.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,16 +50,22 @@ class ObjectsServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Call(self, request, context):
-        """Runs one method of one object and returns its result. Errors carry a google.rpc.Status in the trailing metadata
-        (grpc-status-details-bin). Its details are a holdfast.v1.Error, a google.rpc.ErrorInfo (reason: the code's name without CODE_;
-        domain: holdfast.dev), a BadRequest when an argument is wrong, and a RetryInfo when it is told when to come back.
+        """Run one method of one object, and return its result.
+
+        An error carries a google.rpc.Status in the trailing metadata (grpc-status-details-bin). Its
+        details are:
+
+        holdfast.v1.Error      always
+        google.rpc.ErrorInfo   reason: the code's name without CODE_; domain: holdfast.dev
+        google.rpc.BadRequest  if an argument is wrong
+        google.rpc.RetryInfo   if the error says when to try again
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Session(self, request_iterator, context):
-        """Many calls in flight on one stream. Replies come in the order of their completion, not of the calls.
+        """Run many calls on one stream. Replies come in the order in which the calls end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
