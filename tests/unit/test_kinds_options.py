@@ -162,13 +162,13 @@ async def test_on_evict_runs_for_each_of_many_that_leave_one_after_the_other(ben
     [
         (lambda: App().kind("k", ttl=30), "ttl is a timedelta, not 30"),  # type: ignore[call-overload]
         (lambda: App().kind("k", idle=60.0), "idle is a timedelta"),  # type: ignore[call-overload]
-        (lambda: App().kind("k", notify_attempts=True), "notify_attempts is a number"),
+        (lambda: App().kind("k", notify_attempts=True), "notify_attempts must be a whole number"),
         (lambda: App().kind("k", foo=1), "no option 'foo'; there are notify_attempts"),  # type: ignore[call-overload]
         (
             lambda: holdfast.connect("a:1").notify("K", "k", delay=5),
             "a delay is a timedelta, not 5",
         ),
-        (lambda: check_every(5), "`every` is a timedelta, or a cron expression"),  # type: ignore[arg-type]
+        (lambda: check_every(5), "every must be a timedelta, or a cron expression"),  # type: ignore[arg-type]
     ],
 )
 def test_what_is_of_a_wrong_type_is_told_by_its_name(use: Any, what: str) -> None:

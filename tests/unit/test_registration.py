@@ -191,9 +191,7 @@ def test_the_hooks_are_for_overriding() -> None:
     register(
         on_alarm=hook, on_activate=hook, on_evict=hook, __init__=hook, _private=staticmethod(hook)
     )
-    with pytest.raises(
-        TypeError, match=r"Thing\.on_alarm is called by Holdfast: it has to be a method"
-    ):
+    with pytest.raises(TypeError, match=r"Holdfast calls Thing\.on_alarm, so it must be a method"):
         register(on_alarm=7)
 
 
