@@ -359,7 +359,7 @@ def test_commands_say_soon_that_there_is_no_gateway() -> None:
         assert f"no gateway at 127.0.0.1:{port}: start one with `holdfast dev APP`" in done.stderr
         assert time.monotonic() - began < 10
     assert (
-        "'localhost' is no address: write host:port"
+        "'localhost' is not an address: write host:port"
         in run("status", "--gateway", "localhost").stderr
     )
     assert "the rows are echo/grpc" in run("bench", "--only", "nonsense").stderr
