@@ -129,7 +129,8 @@ async def test_no_gateway_is_unavailable_at_the_deadline_and_names_the_endpoint(
     port = free_port()
     async with holdfast.connect(f"127.0.0.1:{port}", timeout=1.0) as nobody:
         with pytest.raises(
-            holdfast.Unavailable, match=f"no gateway reached before the deadline; 127.0.0.1:{port}"
+            holdfast.Unavailable,
+            match=f"the client reached no gateway before the deadline; 127.0.0.1:{port}",
         ) as gone:
             await nobody.get("Counter", "a").increment()  # type: ignore[attr-defined]
     assert gone.value.definite

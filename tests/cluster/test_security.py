@@ -462,13 +462,13 @@ def test_commands_say_what_is_missing(secured: Secured, tmp_path: Path) -> None:
         assert "Traceback" not in refused.stderr
     key = secured.files / "process-key.pem"
     wrong = run("status", "--gateway", secured.gateway, "--gateway-ca", str(key))
-    assert f"{key} holds no certificate in PEM" in wrong.stderr
+    assert f"{key} has no certificate in PEM" in wrong.stderr
     assert wrong.returncode == 1
     (tmp_path / "rubbish.pem").write_text(
         "-----BEGIN CERTIFICATE-----\nrubbish\n-----END CERTIFICATE-----\n"
     )
     assert (
-        "rubbish.pem holds no certificate"
+        "rubbish.pem has no certificate"
         in run("status", *ca[:3], str(tmp_path / "rubbish.pem")).stderr
     )
 
@@ -766,9 +766,9 @@ async def test_clients_may_have_to_show_certificates(secured: Secured) -> None:
     [
         (
             ("--listen", "0.0.0.0:0"),
-            "0.0.0.0:0 can be reached from other machines, and nothing would be encrypted",
+            "other machines can reach 0.0.0.0:0, and nothing would be encrypted",
         ),
-        (("--listen", "shop.example:0"), "shop.example:0 can be reached from other machines"),
+        (("--listen", "shop.example:0"), "other machines can reach shop.example:0"),
         (("--tls-cert", "process.pem"), "TLS needs all of --tls-cert, --tls-key and --tls-ca"),
         (
             ("--tls-cert", "process.pem", "--tls-key", "other-key.pem", "--tls-ca", "cluster.pem"),
@@ -787,7 +787,7 @@ async def test_clients_may_have_to_show_certificates(secured: Secured) -> None:
         ),
         (
             ("--tls-cert", "named.pem", "--tls-key", "named-key.pem", "--tls-ca", "cluster.pem"),
-            "named.pem is made out to other.holdfast; the cluster's TLS name is default.holdfast",
+            "named.pem is for other.holdfast; it must have the cluster's TLS name default.holdfast",
         ),
         (("--etcd-cert", "process.pem"), "TLS to etcd needs --etcd-ca"),
     ],
