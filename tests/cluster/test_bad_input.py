@@ -364,9 +364,12 @@ def test_commands_say_soon_that_there_is_no_gateway() -> None:
         in run("status", "--gateway", "localhost").stderr
     )
     assert "the rows are echo/grpc" in run("bench", "--only", "nonsense").stderr
-    assert "numbers from 1" in run("bench", "--in-flight", "x").stderr
+    assert "give numbers of at least 1" in run("bench", "--in-flight", "x").stderr
     assert "0 is not in the range" in run("bench", "--shards", "0").stderr
-    assert "has its shards" in run("bench", "--target", f"127.0.0.1:{port}", "--shards", "8").stderr
+    assert (
+        "has a fixed number of shards"
+        in run("bench", "--target", f"127.0.0.1:{port}", "--shards", "8").stderr
+    )
 
 
 @pytest.mark.parametrize("name", ["n2", "gateway2"])

@@ -449,9 +449,12 @@ def test_refusals_are_counted_and_logged_and_no_secret_with_them(secured: Secure
 
 def test_commands_say_what_is_missing(secured: Secured, tmp_path: Path) -> None:
     bare = run("status", "--gateway", secured.gateway)
-    assert "if it speaks TLS, say by --gateway-ca whose certificates to trust" in bare.stderr
+    assert "if it speaks TLS, name the CA of its certificate with --gateway-ca" in bare.stderr
     ca = ("--gateway", secured.gateway, "--gateway-ca", str(secured.ca.file))
-    assert "(say who you are by --token-file, or a certificate)" in run("status", *ca).stderr
+    assert (
+        "(show a token with --token-file, or a certificate with --client-cert)"
+        in run("status", *ca).stderr
+    )
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "binary").write_bytes(bytes(range(256)))
     (tmp_path / "two").write_text("one\ntwo\n")
@@ -916,7 +919,7 @@ async def test_an_operator_of_any_name_may_change_what_its_rights_allow(secured:
     done = await asyncio.to_thread(
         secured.command, "jürgen 中", "objects", "evict", "Shop", "evicted"
     )
-    assert (done.returncode, done.stdout.strip()) == (0, "it has left memory"), done.stderr
+    assert (done.returncode, done.stdout.strip()) == (0, "the object left memory"), done.stderr
     logged = "".join(secured.said(node) for node in ("n1", "n2", "n3"))
     assert any(
         "asked for by jürgen 中 at" in json.loads(line)["message"] for line in logged.splitlines()

@@ -452,7 +452,8 @@ def test_a_renewed_certificate_without_the_cluster_s_name_is_not_taken(tmp_path:
     before = certificates._cert_pem
     authority.sign("process", "somebody.else")
     with pytest.raises(
-        CertificateError, match=r"is for somebody\.else; it must have the cluster's TLS name c\.holdfast"
+        CertificateError,
+        match=r"is for somebody\.else; it must have the cluster's TLS name c\.holdfast",
     ):
         certificates._load()
     assert (certificates.version, certificates._cert_pem, certificates.names) == (
