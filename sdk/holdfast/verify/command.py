@@ -58,7 +58,10 @@ class VerifyOptions:
 @local_option(
     "--duration",
     default=60.0,
-    help=("Seconds of faults. A round has each fault once; a round that has begun is finished."),
+    help=(
+        "Seconds in which rounds of faults begin. A round has each fault once, and is always"
+        " finished."
+    ),
 )
 @local_option(
     "--faults",
