@@ -31,6 +31,7 @@ class Alarm(msgspec.Struct, frozen=True, kw_only=True):
     """An alarm, as `on_alarm`, `get_alarm` and `list_alarms` give it."""
 
     name: str
+    """The name given to `set_alarm`."""
     scheduled: datetime
     """The time for which the alarm was set, UTC. It stays the same when the alarm fires late."""
     attempt: int = 0

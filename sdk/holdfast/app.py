@@ -232,8 +232,8 @@ def kind_name(kind: type | str) -> str:
 
 
 def _check_names(cls: type[DurableObject]) -> None:
-    """Raise TypeError for a public name of the class that could not be called, and for a name that
-    would hide one of the base class.
+    """Raise TypeError if a public name of the class cannot be called, or would hide a name of
+    `DurableObject`.
     """
     for owner in cls.__mro__:
         if owner in DurableObject.__mro__:

@@ -40,7 +40,8 @@ _COMMON: list[tuple[str, int]] = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.keepalive_permit_without_calls", 1),
 ]
-# the last option: a new channel makes a new connection, and does not join one that is in backoff
+# With `use_local_subchannel_pool` a new channel makes a connection of its own. Otherwise it would
+# join one that another channel has, even if that one is in backoff.
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
     *_COMMON,
     ("grpc.initial_reconnect_backoff_ms", 100),

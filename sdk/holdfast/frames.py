@@ -56,11 +56,11 @@ _VARINT_BYTES_MAX = 10
 
 
 def too_many(frame: bytes) -> bool:
-    """Return whether a frame has more fields on its outermost level than calls and cancels may be,
-    has a call with a huge envelope, or cannot be read.
+    """Return whether a receiver must refuse a frame.
 
-    The frame is not decoded. If it is small and has few bytes that such fields begin with, it is
-    not looked through.
+    It must if the frame has more fields on its outermost level than there may be calls and cancels,
+    if a call has a huge envelope, or if the frame cannot be read. The frame is not decoded. If it
+    is small and has few bytes that such fields begin with, it is not looked through.
     """
     count = frame.count
     if len(frame) <= _ENVELOPE_BYTES and sum([count(tag) for tag in _TAGS]) <= _FIELDS_MAX:

@@ -149,12 +149,13 @@ class DurableObject:
 
         Do not await the call: it returns nothing. The notification leaves only if this turn
         commits. Then it arrives at the receiver once. Notifications from this object to one
-        receiver arrive in the order of sending; a delayed one takes its place when its time has
-        come.
+        receiver arrive in the order of sending. With a `delay`, at most 366 days, a notification
+        takes its place when its time has come.
 
         If the receiver fails, the owner tries the notification again, and makes it a dead letter at
-        last (see `KindOptions`). Raises Overloaded if too many notifications of this object wait
-        for delivery. Raises TooLarge if the arguments are over their limit.
+        last (`notify_attempts` and `notify_age` of this object's kind). Raises Overloaded if too
+        many notifications of this object wait for delivery. Raises TooLarge if the arguments are
+        over their limit.
         """
         return self._context.notify(kind, key, delay)
 

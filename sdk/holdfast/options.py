@@ -94,32 +94,33 @@ def common_options(command: Any) -> Any:
                 "--shards",
                 type=int,
                 help=(
-                    "Number of shards. Default: the cluster's, or 256 for a new cluster. It"
-                    " cannot be changed later."
+                    "Number of shards, fixed when the cluster is formed: another value is refused"
+                    " later. Default: the cluster's, or 256 for a new cluster."
                 ),
             ),
             option(
                 "--replication",
                 type=int,
                 help=(
-                    "Copies of each shard, 1 to 7. Default: the cluster's, or 3 for a new"
-                    " cluster. It cannot be changed later."
+                    "Copies of each shard, 1 to 7, fixed when the cluster is formed: another value"
+                    " is refused later. Default: the cluster's, or 3 for a new cluster."
                 ),
             ),
             option(
                 "--min-in-sync",
                 type=int,
                 help=(
-                    "Copies of a shard that must be in sync for writes; 0: a majority. Default:"
-                    " the cluster's, or 0 for a new cluster. It cannot be changed later."
+                    "Copies of a shard that must be in sync for writes; 0: a majority. It is fixed"
+                    " when the cluster is formed: another value is refused later. Default: the"
+                    " cluster's, or 0 for a new cluster."
                 ),
             ),
             option(
                 "--points",
                 type=int,
                 help=(
-                    "Ring points per unit of weight. Default: the cluster's, or 128 for a new"
-                    " cluster. It cannot be changed later."
+                    "Ring points per unit of weight, fixed when the cluster is formed: another"
+                    " value is refused later. Default: the cluster's, or 128 for a new cluster."
                 ),
             ),
             option(

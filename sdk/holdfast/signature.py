@@ -34,7 +34,7 @@ _WIDE_MAX = 1_000
 
 
 def reads(handler: F) -> F:
-    """Mark a handler as one that only reads: `@holdfast.reads`.
+    """Mark a handler that only reads: `@holdfast.reads`.
 
     A read does not wait for the object's turns, and turns do not wait for it. It runs on a fresh
     instance: this has no attributes that turns have set, and `on_activate` has not run. The read
@@ -56,6 +56,7 @@ class Invocation:
     request.
     """
     method: str
+    """The name of the handler."""
     arguments: dict[str, Any]
     """The arguments by name, as the handler gets them. Arguments that the caller left out are
     missing, even if they have a default.

@@ -43,6 +43,7 @@ class Cluster(Protocol):
     """
 
     seed: int
+    """The seed from which the times on the network are drawn."""
     client: Any
     """An asyncio client with `get` and `notify`, for coroutines that `run` runs: `await
     cluster.client.get(Cart, "c").add("tea")`.

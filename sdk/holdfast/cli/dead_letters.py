@@ -269,7 +269,9 @@ def pause(kind: str, key: str, gateway: str, as_json: bool) -> None:
 @_json
 def resume(kind: str, key: str, gateway: str, as_json: bool) -> None:
     """Resume the notifications and alarms that `holdfast pause` stopped for the same KIND or KIND
-    KEY. Those that waited go at a bounded rate.
+    KEY.
+
+    Notifications and alarms that waited go at a bounded rate.
 
     \b
     Example:

@@ -210,7 +210,7 @@ def dev(**given: Any) -> None:
         raise click.ClickException(f"{failed}\n(logs: {where})") from None
     finally:
         told.look()
-        told.starting = True  # all processes end at once, and warn of each other
+        told.starting = True  # all processes end at once, and warn that others are gone
         cluster.stop()
         told.look()
         if data is None:

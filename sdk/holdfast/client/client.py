@@ -235,15 +235,15 @@ class Client:
         These options hold for all calls of the stub:
 
         - `timeout`: the deadline in seconds, at most 300; None: the client's.
-        - `metadata`: text that the handler finds in `self.request.metadata`.
+        - `metadata`: texts that the handler finds in `self.request.metadata`.
         - `request_id`: 16 bytes, a UUIDv7 (`new_request_id`). It names one effect, so make only one
           call with the stub.
         - `idempotency_key`: your own name for one effect on this object, 1 to 255 bytes. For 24
-          hours every call with this key gets the reply to the first call, from whatever caller it
-          comes. A different call under the same key fails with InvalidArgument.
+          hours every call with this key gets the reply to the first call, also if another caller
+          makes it. A different call under the same key fails with InvalidArgument.
 
-        A call sends when you await it. It raises the errors of `holdfast.errors`. Raises TypeError
-        or ValueError for a wrong key, request id or idempotency key.
+        The client sends a call when you await it. The call raises the errors of `holdfast.errors`.
+        `get` raises TypeError or ValueError for a wrong key, request id or idempotency key.
         """
         check_key(key)
         check_own_id(kind_name(kind), key, request_id, idempotency_key)
@@ -483,7 +483,7 @@ class Client:
                 if error.code() == grpc.StatusCode.UNAUTHENTICATED:
                     self._refused(error.details() or "")
             except Exception as error:  # any error is answered by a new connection
-                log.exception("session with %s", endpoint)
+                log.exception("the session with gateway %s failed", endpoint)
                 self._last_error = f"{endpoint}: {error!r}"
             finally:
                 self._writer = None

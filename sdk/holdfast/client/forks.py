@@ -86,7 +86,7 @@ class _Forks:
             self.changed.notify_all()
 
     def untold(self) -> None:
-        """Catch up with a fork of which Python was not told."""
+        """Catch up with a fork that Python did not notice."""
         self.pid = os.getpid()
         self.found_busy = bool(self.inside)
         self.after_in_child()

@@ -60,7 +60,7 @@ def install() -> None:
         return
     store = importlib.import_module(
         "holdfast_node.store.rocks"
-    ).Store  # the SDK rests on no node; this runs inside one
+    ).Store  # the SDK must not import the node's package, but this code runs inside a node
     clock_s, fsync_s = _Amount(Path(folder, CLOCK_S)), _Amount(Path(folder, FSYNC_S))
     wall, wall_ns, sync = time.time, time.time_ns, store.sync
 
@@ -70,9 +70,11 @@ def install() -> None:
             time.sleep(extra)
 
     def off_s() -> float:
-        """Only Holdfast is told the wrong time: gRPC compares what Python says with the machine's
-        clock, and both have to be one."""
-        caller = sys._getframe(2)  # if C asks, whatever has called C
+        """Return the error of the clock for Holdfast's own modules, and 0 for all others.
+
+        gRPC compares Python's time with the machine's clock, and both must agree.
+        """
+        caller = sys._getframe(2)  # if C code asks for the time, this is the Python code above it
         asks = not _CLOCKS.isdisjoint(caller.f_code.co_names) and caller.f_globals.get(
             "__name__", ""
         ).startswith("holdfast")

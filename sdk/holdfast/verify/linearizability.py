@@ -1,5 +1,5 @@
-"""Decides whether a history of calls to one object could have happened in some order, one call
-after the other, each between its begin and its end.
+"""Decides whether a history of calls to one object is linearizable: whether one order of the calls,
+each between its begin and its end, explains all results.
 
 The algorithm is that of Wing and Gong (JPDC 1993), with the memory of Lowe (CCPE 2017). It is a
 depth-first search for an order. It never looks twice at the same set of calls with the same state.
@@ -34,8 +34,8 @@ end has no result.
 
 
 def register(state: int, what: tuple[Any, ...], result: Any) -> tuple[bool, int]:
-    """The model of one number: ("read",), ("write", value), ("swap", expected, value). The result
-    `...` always fits.
+    """Model one number: ("read",), ("write", value), ("swap", expected, value). The result `...`
+    always fits.
     """
     if what[0] == "read":
         return result is ... or result == state, state
