@@ -152,10 +152,12 @@ class DurableObject:
         receiver arrive in the order of sending. With a `delay`, at most 366 days, a notification
         takes its place when its time has come.
 
-        If the receiver fails, the owner tries the notification again, and makes it a dead letter at
-        last (`notify_attempts` and `notify_age` of this object's kind). Raises Overloaded if too
-        many notifications of this object wait for delivery. Raises TooLarge if the arguments are
-        over their limit.
+        If the receiver fails, the owner tries the notification again. After `notify_attempts`
+        failures or `notify_age`, options of this object's kind, the notification becomes a dead
+        letter. `Rejected` makes it a dead letter at once.
+
+        Raises Overloaded if too many notifications of this object wait for delivery. Raises
+        TooLarge if the arguments are over their limit.
         """
         return self._context.notify(kind, key, delay)
 

@@ -1,9 +1,9 @@
 """TLS: the certificates of clients and of processes. Their files may change while they are in use.
 
 Every process of a cluster has one certificate, as a server and as a client. Between processes both
-sides show their certificate (mutual TLS). It is signed by the cluster's CA and has the cluster's
-*TLS name*: a DNS name among its alternative names that all processes of the cluster share. No other
-certificate may have that name.
+sides show their certificate (mutual TLS). The cluster's CA signs these certificates. Each has the
+cluster's *TLS name*: a DNS name among its alternative names that all processes of the cluster
+share. No other certificate may have that name.
 
 Addresses play no part in this check, so pods may come and go under any address. A client's
 certificate does not have the TLS name, even if the same CA signed it. So a client cannot connect to

@@ -289,9 +289,10 @@ class Client:
 
         The awaitable is done when the cluster has stored the call, on as many nodes as a write.
         From then on the call is a notification. It arrives once, after all that the same caller has
-        sent to this object before. If the handler fails, the cluster tries it again, as long as the
-        receiver's kind says. At last the call becomes a dead letter. The result of the handler is
-        dropped.
+        sent to this object before. The result of the handler is dropped.
+
+        If the handler fails, the cluster tries the call again. After `notify_attempts` failures or
+        `notify_age`, options of the receiver's kind, the call becomes a dead letter.
 
         `delay`: the cluster delivers the call no earlier than after this time, at most 366 days.
         The other options are those of `get`.
@@ -771,7 +772,8 @@ def connect(
       cluster continue them (docs/tracing.md).
 
     Raises ValueError if an address or an option is wrong. Raises OSError or ValueError if the files
-    of `tls` cannot be used.
+    of `tls` cannot be used. Raises TracingMissing if `tracing` is set and OpenTelemetry is not
+    installed.
     """
     return Client(
         *endpoints,
