@@ -1,4 +1,4 @@
-// Calls Holdfast from Go, while the property example runs: go run . localhost:7400
+// Calls Holdfast from Go: go run . localhost:7400. The property example must run meanwhile (`make run`).
 package main
 
 import (
@@ -16,7 +16,7 @@ import (
 	holdfast "holdfast.dev/example/gen/holdfast/v1"
 )
 
-// Call calls a method of an object with named arguments, and decodes its result into result, unless that is nil.
+// Call calls a method of an object with named arguments. It decodes the result into result, unless result is nil.
 func Call(ctx context.Context, objects holdfast.ObjectsClient, kind, key, method string, arguments, result any) error {
 	raw, err := json.Marshal(arguments)
 	if err != nil {

@@ -1,4 +1,4 @@
-// Calls Holdfast from Node.js with grpc-js: `node client.js localhost:7400`, while the property example runs (`make run`).
+// Calls Holdfast from Node.js with grpc-js: `node client.js localhost:7400`. The property example must run meanwhile (`make run`).
 "use strict";
 
 const path = require("node:path");
@@ -15,7 +15,7 @@ class Client {
     this.objects = new Objects(gateway, credentials);
   }
 
-  /** Call a method of an object with named arguments; its result. `options`: fields of CallRequest, such as idempotencyKey. */
+  /** Call a method of an object with named arguments, and return its result. `options`: fields of CallRequest, such as idempotencyKey. */
   call(kind, key, method, args = {}, options = {}) {
     const request = { kind, key, method, json: JSON.stringify(args), wideIntegersAsText: true, ...options };
     const deadline = Date.now() + (options.timeoutMs ?? 30_000) + 300;
@@ -36,16 +36,16 @@ async function main() {
     const property = await client.call("Property", "from-node", "snapshot");
     console.log(`Property/from-node costs ${property.price}`);
 
-    // The same key is the same effect, however often it is sent.
+    // The key names one effect: a call that is sent twice with it takes effect once.
     const once = { idempotencyKey: "node-example-1" };
     for (let i = 0; i < 2; i++) {
       await client.call("Property", "from-node", "update", { change: { type: "PRICE_UPDATE", value: 360_000 } }, once);
     }
 
-    // Accepted when it is stored; it runs later, once.
+    // The reply comes when the cluster has stored the call. The call runs later, once.
     await client.call("Property", "from-node", "update", { change: { type: "PRICE_UPDATE", value: 370_000 } }, { send: true });
 
-    // What goes wrong is a gRPC status; the object's own refusal is FAILED_PRECONDITION.
+    // Errors are a gRPC status. If the object refuses, the status is FAILED_PRECONDITION.
     try {
       await client.call("Property", "from-node", "update", { change: { type: "PRICE_UPDATE", value: -1 } });
     } catch (error) {

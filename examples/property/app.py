@@ -1,5 +1,6 @@
-"""Real estate: properties that are edited, portfolios that add them up, people's sessions, and
-viewings that are due."""
+"""Real estate: properties that are edited, portfolios that sum their properties, sessions of
+visitors, and viewings at a time.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +24,16 @@ STATUSES = ("draft", "listed", "under offer", "sold")
 
 
 class Change(msgspec.Struct):
-    """One edit of a property: a price in whole euros, one of STATUSES, or a text, by its type."""
+    """One edit of a property. By its type, `value` is a price in whole euros, one of STATUSES, or a
+    text.
+    """
 
     type: ChangeType
     value: int | str
 
 
 class Revision(msgspec.Struct):
-    """A change as it is kept in the history."""
+    """A change as the history keeps it."""
 
     number: int
     change: Change
@@ -47,11 +50,16 @@ class Snapshot(msgspec.Struct):
 
 @app.kind(notify_attempts=4)
 class Property(DurableObject):
-    """One property; its key is its number. It notifies its portfolio, and the properties that it is
-    compared with, of new prices."""
+    """One property; its key is its number.
+
+    It notifies its portfolio of new prices, and the properties that it is compared with.
+    """
 
     async def update(self, change: Change, portfolio: str = "") -> Snapshot:
-        """Apply one change. A bad one is Rejected and changes nothing."""
+        """Apply one change, and return the new state. A bad change is Rejected and changes nothing.
+
+        `portfolio`: the portfolio to notify.
+        """
         now = self.storage.get("snapshot", Snapshot, default=Snapshot())
         match change:
             case Change(ChangeType.PRICE_UPDATE, int(price)) if price > 0:
@@ -78,28 +86,33 @@ class Property(DurableObject):
         return now
 
     async def relate(self, others: list[str]) -> None:
-        """Tell these properties of every new price from now on; at most 50."""
+        """Notify these properties of every new price from now on; at most 50."""
         if len(others) > 50 or self.key in others:
             raise Rejected(
-                "a property has up to 50 others that it is compared with", related=len(others)
+                "a property is compared with up to 50 others, and not with itself",
+                related=len(others),
             )
         self.storage.put("related", others)
 
     async def notify_related_change(self, other: str, price: int) -> None:
-        """Another property has a new price. A draft cannot be compared: that fails, is tried again,
-        and ends as a dead letter."""
+        """Take note of the new price of another property.
+
+        A draft cannot be compared, so it fails. Holdfast tries the notification again, and makes it
+        a dead letter at last.
+        """
         if (await self.snapshot()).status == "draft":
-            raise RuntimeError(f"{self.key} is a draft: there is nothing to compare {other} with")
+            raise RuntimeError(f"{self.key} is a draft: {other} cannot be compared with it")
         self.storage.put(f"compared/{other}", price)
 
     async def compared(self) -> dict[str, int]:
-        """The prices of the properties that told this one."""
+        """Return the prices of the properties that notified this one."""
         rows = self.storage.list("compared/", type=int)
         return {key.removeprefix("compared/"): price for key, price in rows.items()}
 
     async def import_feed(self, lines: list[dict[str, Any]]) -> int:
-        """Apply a broker's feed, all of it or nothing: a line that cannot be read fails the turn
-        and undoes the lines before it."""
+        """Apply a broker's feed, all of it or nothing. A line that cannot be read fails the turn,
+        which undoes the lines before it.
+        """
         for line in lines:
             await self.update(Change(ChangeType[line["type"]], line["value"]))
         return len(lines)
@@ -108,9 +121,11 @@ class Property(DurableObject):
         return self.storage.get("snapshot", Snapshot, default=Snapshot())
 
     async def history(self, after: int = 0, limit: int = 20) -> list[Revision]:
-        """The changes after revision `after`, oldest first, a page at a time."""
+        """Return the changes after revision `after`, the oldest first, at most `limit` at a
+        time.
+        """
         if not 0 < limit <= 100:
-            raise Rejected("limit is 1 to 100", limit=limit)
+            raise Rejected("limit must be 1 to 100", limit=limit)
         start = f"history/{after + 1:09d}"
         return list(self.storage.list("history/", start=start, limit=limit, type=Revision).values())
 
@@ -128,7 +143,7 @@ class Portfolio(DurableObject):
     """The sum of its properties, kept current as they change."""
 
     async def add(self, property: str) -> Metrics:
-        """Take up a property with the price that it has now: asks it, and waits for its answer."""
+        """Add a property with its current price: call the property, and wait for its answer."""
         now = await self.objects.get(Property, property).snapshot()
         return await self.property_changed(property, now.price)
 
@@ -143,14 +158,17 @@ class Portfolio(DurableObject):
 
     @reads
     async def metrics(self) -> Metrics:
-        """A read beside turns: it does not wait for one that adds a property up."""
+        """Return the sums. This is a read beside turns: it does not wait for a turn that adds a
+        property.
+        """
         return self.storage.get("metrics", Metrics, default=Metrics())
 
 
 @app.kind(ttl=timedelta(days=30))
 class PropertySession(DurableObject):
-    """One person's session. Its state is loaded once, when it is activated; who is not seen for a
-    month is forgotten."""
+    """One person's session. Its state is loaded once, when it is activated. A session that is not
+    written for a month is deleted.
+    """
 
     async def on_activate(self) -> None:
         self._state: dict[str, Any] = self.storage.get("state", dict[str, Any], default={})
@@ -174,7 +192,7 @@ class PropertySession(DurableObject):
         return state
 
     async def viewing_is_near(self, property: str, at: datetime) -> None:
-        """A viewing reminds this person."""
+        """Store a reminder of a viewing."""
         reminders = [
             *self.storage.get("reminders", list, default=[]),
             {"property": property, "at": at},
@@ -187,14 +205,15 @@ class PropertySession(DurableObject):
 
 @app.kind
 class Viewing(DurableObject):
-    """An appointment to view a property. It reminds the visitor in time, and is over when nobody
-    has said that it took place."""
+    """An appointment to view a property. It reminds the visitor in time. It is over if it has not
+    taken place by an hour after its time.
+    """
 
     async def arrange(
         self, property: str, session: str, at: datetime, remind_s: float = 3600
     ) -> None:
         if at <= datetime.now(UTC):
-            raise Rejected("a viewing is in the future", at=at.isoformat())
+            raise Rejected("a viewing must be in the future", at=at.isoformat())
         self.storage.put_many(
             {"property": property, "session": session, "at": at, "status": "arranged"}
         )

@@ -1,11 +1,11 @@
 """Write coalescing: updates that are in flight together reach the disk together.
 
-Every update is durable before its reply, but an fsync carries all the turns that ended since the
-one before. Nobody waits for a timer: while one fsync runs, the next batch gathers.
+Every update is durable before its reply. An fsync carries all the turns that ended since the fsync
+before. No turn waits for a timer: while one fsync runs, the next batch gathers.
 """
 
 # pyright: basic
-# gRPC's generated stubs, which count fsyncs here, have no types.
+# gRPC's generated stubs, which this file uses to count fsyncs, have no types.
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from examples.property.app import Change, ChangeType, Property
 
 
 async def coalesce(gateway: str, properties: int, each: int) -> tuple[int, int]:
-    """Update many properties many times at once: how many updates that were, and how many fsyncs of
-    all nodes they took."""
+    """Update many properties many times at once. Return the number of updates, and how many fsyncs
+    of all nodes they took.
+    """
     before = await fsyncs(gateway)
     async with holdfast.connect(gateway) as client:
         await asyncio.gather(
@@ -36,7 +37,7 @@ async def coalesce(gateway: str, properties: int, each: int) -> tuple[int, int]:
 
 
 async def fsyncs(gateway: str) -> int:
-    """The fsyncs of all nodes since they started."""
+    """Return the fsyncs of all nodes since they started."""
     async with open_channel(gateway) as channel:
         status: admin_pb2.StatusResponse = await admin_pb2_grpc.AdminStub(channel).Status(
             admin_pb2.StatusRequest()

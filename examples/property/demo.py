@@ -1,5 +1,6 @@
-"""Starts the property example on a local cluster, calls it, and prints what happened: `python -m
-examples.property.demo`."""
+"""Starts the property example on a local cluster, calls it, and prints the results: `python -m
+examples.property.demo`.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ async def show(gateway: str) -> None:
             )
             print(f"  Property/{key} revision {now.revision}: {now.price:,} euros")
         metrics = await client.get(Portfolio, "north").metrics()
-        while metrics.value != 750_000:  # it is told by notifications: soon
+        while metrics.value != 750_000:  # notifications arrive a moment later
             await asyncio.sleep(0.01)
             metrics = await client.get(Portfolio, "north").metrics()
         print(f"  Portfolio/north: {metrics.properties} properties, {metrics.value:,} euros")
@@ -44,7 +45,7 @@ async def show(gateway: str) -> None:
                 f"  Property/p-1 history {revision.number}: {revision.change.type.value}"
                 f" {revision.change.value}"
             )
-        print("\nA feed with a broken third line fails half-way; nothing of it stays:")
+        print("\nA feed with a broken third line fails half-way, and changes nothing:")
         feed: list[dict[str, Any]] = [
             {"type": "PRICE_UPDATE", "value": 1},
             {"type": "PRICE_UPDATE", "value": 2},
@@ -53,7 +54,7 @@ async def show(gateway: str) -> None:
         try:
             await client.get(Property, "p-1").import_feed(feed)
         except holdfast.ApplicationError as error:
-            print(f"  {error}, which the node's log has too")
+            print(f"  {error} (the node's log has it too)")
         print(
             f"  Property/p-1 costs {(await client.get(Property, 'p-1').snapshot()).price:,} euros"
             " as before"
@@ -72,7 +73,7 @@ async def show(gateway: str) -> None:
         try:
             await session.create("ada")
         except holdfast.Rejected:
-            pass  # a cluster with data from before
+            pass  # the cluster has the session from an earlier run
         print(f"  PropertySession/s-1: {await session.update('p-1')}")
 
 
@@ -99,7 +100,7 @@ def main() -> int:
         str(port),
     ]
     for number in (signal.SIGTERM, signal.SIGHUP):
-        # however it is ended, the cluster is ended with it
+        # these signals end the cluster too, as Ctrl-C does
         signal.signal(number, signal.default_int_handler)
     print("Starting etcd, three nodes and a gateway ...", flush=True)
     cluster = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -111,7 +112,7 @@ def main() -> int:
         print(ready)
         gateway = f"127.0.0.1:{port}"
         asyncio.run(show(gateway))
-        print("\nWhere they live:")
+        print("\nWhere the objects live:")
         for kind, key in (
             ("Property", "p-1"),
             ("Property", "p-2"),

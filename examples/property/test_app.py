@@ -1,5 +1,6 @@
-"""Tests of the example as a project of its own would have them: in this process, on virtual time,
-without waiting."""
+"""Tests of the example, as a project of its own would have them. They run in this process, on
+virtual time, without waiting.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Celery: a blocking client at module level, which each forked worker connects for itself.
+"""Celery: a blocking client at module level. Each forked worker connects it for itself.
 
 celery --app examples.web.celery_app worker --pool prefork --concurrency 2
 """
@@ -28,5 +28,5 @@ client = holdfast.connect_blocking(os.environ["HOLDFAST_GATEWAY"])
 
 @tasks.task(bind=True, autoretry_for=(holdfast.Unavailable,), retry_backoff=True)
 def increment(self: Any, key: str) -> int:
-    # Celery may run a task twice. Its id names the effect, so that counts once.
+    # Celery may run a task twice. The task's id names the effect, so the increment happens once.
     return client.get(Counter, key, idempotency_key=self.request.id).increment()

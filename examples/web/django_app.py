@@ -1,5 +1,5 @@
-"""Django, or any WSGI framework: one blocking client, made when the module is imported, and
-inherited by forked workers.
+"""Django, or any WSGI framework: one blocking client, made when the module is imported. Forked
+workers inherit it.
 
 gunicorn --workers 2 --threads 4 --preload examples.web.django_app:application
 """
@@ -17,7 +17,7 @@ from django.urls import path
 
 from examples.web.counter import Counter
 
-# Connects when it is first used, in the process that uses it.
+# The client connects when it is first used, in the process that uses it.
 client = holdfast.connect_blocking(os.environ["HOLDFAST_GATEWAY"], timeout=10)
 
 

@@ -1,5 +1,5 @@
-"""FastAPI, or any ASGI framework with a lifespan: one asyncio client for each worker process,
-opened on the worker's own loop.
+"""FastAPI, or any ASGI framework with a lifespan: one asyncio client for each worker process. The
+client is opened on the worker's own event loop.
 
 uvicorn --factory examples.web.fastapi_app:make_app --workers 2
 """
@@ -29,7 +29,7 @@ def make_app() -> FastAPI:
     @app.post("/counters/{key}")
     async def increment(key: str, request: Request) -> dict[str, Any]:
         client: holdfast.Client = request.state.holdfast
-        # A browser that sends its request again sends the same key: it counts once.
+        # If a browser sends its request again, it sends the same key, and the request counts once.
         once = request.headers.get("idempotency-key")
         try:
             n = await client.get(Counter, key, idempotency_key=once).increment()

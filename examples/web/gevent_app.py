@@ -1,5 +1,5 @@
-"""gevent: have gRPC use its loop before anything of gRPC is used. One blocking client for all
-greenlets.
+"""gevent: make gRPC use gevent's loop before anything uses gRPC. All greenlets share one blocking
+client.
 
 python -m examples.web.gevent_app
 """

@@ -1,5 +1,5 @@
-"""Cells of a notebook. IPython runs a loop, so an asyncio client is opened without `async with`,
-and stays open from cell to cell.
+"""Cells of a notebook. IPython runs an event loop, so an asyncio client is opened without `async
+with`. It stays open from cell to cell.
 
 python -m examples.web.notebook runs them as Jupyter does
 """

@@ -32,7 +32,7 @@ from holdfast.signature import Invocation, reads
 from holdfast.tls import TLS
 
 if TYPE_CHECKING:
-    from holdfast import stubs as stubs  # where holdfast.mypy_plugin finds it
+    from holdfast import stubs as stubs  # holdfast.mypy_plugin looks it up here
 
 __version__ = _processes.version()
 

@@ -1,7 +1,7 @@
-"""Alarms as users see them, and when a repeated one is due next. Pure.
+"""Alarms as users see them, and the next time of a repeated alarm. Pure.
 
-Times are Unix time in ms. A repetition is counted from when the alarm was due, not from when it
-fired, so it does not drift.
+Times are Unix time in ms. The next repetition is counted from the time at which the alarm was due.
+The time at which it fired does not matter, so a repeated alarm does not drift.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from holdfast import codec
 T = TypeVar("T")
 
 DEFAULT = "default"
-"""The name of an alarm that is given none."""
+"""The name of an alarm that is set without a name."""
 
 NAME_BYTES_MAX = 256
 PAYLOAD_BYTES_MAX = 64 << 10
@@ -28,26 +28,30 @@ Misfire = Literal["once", "all", "skip"]
 
 
 class Alarm(msgspec.Struct, frozen=True, kw_only=True):
-    """What `on_alarm` gets, and what `get_alarm` and `list_alarms` show."""
+    """An alarm, as `on_alarm`, `get_alarm` and `list_alarms` give it."""
 
     name: str
+    """The name given to `set_alarm`."""
     scheduled: datetime
-    """When it was to fire, whatever became of that; UTC."""
+    """The time for which the alarm was set, UTC. It stays the same when the alarm fires late."""
     attempt: int = 0
-    """How often the handler has failed at this firing."""
+    """The number of times the handler has failed at this firing."""
     times: int | None = None
-    """How often it fires yet, this firing counted; None when that is not limited."""
+    """The number of firings that are left, this one included. None: no limit."""
     until: datetime | None = None
-    """The latest time for which it may be repeated; UTC."""
+    """The latest time at which a repetition may be due, UTC. None: no limit."""
     raw: bytes = b"\xc0"
 
     @property
     def payload(self) -> Any:
-        """What was given to `set_alarm`, in plain types."""
+        """Return the payload given to `set_alarm`, in plain types."""
         return codec.decode(self.raw)
 
     def payload_as(self, type: type[T]) -> T:
-        """What was given to `set_alarm`, as this type."""
+        """Return the payload given to `set_alarm`, as this type.
+
+        Raises msgspec.ValidationError if the payload does not fit the type.
+        """
         return codec.decode(self.raw, type)  # type: ignore[no-any-return]
 
 
@@ -71,53 +75,62 @@ class Alarms(Protocol):
 
 
 def check_timezone(timezone: str) -> None:
-    """Raises ValueError for a name that no time zone has."""
+    """Raise ValueError if there is no time zone with this name."""
     try:
         if not isinstance(timezone, str):
             raise ValueError(timezone)
         ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise ValueError(
-            f"no time zone {timezone!r}; it is named by a text such as 'Europe/Berlin'"
+            f"there is no time zone {timezone!r}: give a name such as 'Europe/Berlin'"
         ) from None
 
 
 def check_times(times: int) -> int:
-    """How often an alarm fires. Raises TypeError or ValueError for what is no such number."""
+    """Return the number of firings unchanged. Raise TypeError or ValueError if it is not a whole
+    number from 1 to 2^31 - 1.
+    """
     if not isinstance(times, int) or isinstance(times, bool):
-        raise TypeError(f"times is a number, not {times!r}")
+        raise TypeError(f"times must be a whole number, not {times!r}")
     if not 1 <= times < 1 << 31:
-        raise ValueError(f"times is at least 1 and below 2^31, not {times}")
+        raise ValueError(f"times must be at least 1 and below 2^31, not {times}")
     return times
 
 
 def check_every(every: timedelta | str) -> int | str:
-    """A repetition as it is stored: ms, or a cron expression. Raises ValueError for one that makes
-    no sense."""
+    """Return a repetition in its stored form: ms, or a cron expression.
+
+    Raises TypeError for any other type. Raises ValueError for an interval that is too short or too
+    long, and for a cron expression that is wrong or has no next time.
+    """
     if not isinstance(every, timedelta | str):
-        raise TypeError(f"`every` is a timedelta, or a cron expression as text, not {every!r:.100}")
+        raise TypeError(
+            f"every must be a timedelta, or a cron expression as text, not {every!r:.100}"
+        )
     if isinstance(every, timedelta):
         if not EVERY_MIN <= every <= EVERY_MAX:
-            how = "often" if every < EVERY_MIN else "rare"
+            how = "short" if every < EVERY_MIN else "long"
             raise ValueError(
-                f"every {every} is too {how}: at least {EVERY_MIN}, and at most {EVERY_MAX.days}"
-                " days"
+                f"every={every} is too {how}: give at least {EVERY_MIN} and at most"
+                f" {EVERY_MAX.days} days"
             )
         return round(every.total_seconds() * 1000)
-    from cronsim import CronSim, CronSimError  # which only servers need
+    from cronsim import CronSim, CronSimError  # clients may lack this package
 
     try:
         next(CronSim(every, datetime(2000, 1, 1, tzinfo=UTC)))
     except CronSimError as error:
-        raise ValueError(f"not a cron expression: {every!r}: {error}") from None
+        raise ValueError(f"{every!r} is not a cron expression: {error}") from None
     except StopIteration:
-        raise ValueError(f"{every!r} never comes") from None
+        raise ValueError(f"the cron expression {every!r} has no next time") from None
     return every
 
 
 def next_after(every: int | str, timezone: str, scheduled_ms: int, after_ms: int) -> int | None:
-    """The first repetition of an alarm that was due at `scheduled_ms` which comes after `after_ms`;
-    None when there is none."""
+    """Return the first repetition that comes after `after_ms`, or None if there is none.
+
+    `scheduled_ms`: the time at which the alarm was due.
+    """
     if isinstance(every, int):
         missed = max(0, after_ms - scheduled_ms) // every
         return scheduled_ms + every * (missed + 1)

@@ -1,4 +1,4 @@
-"""Registering kinds."""
+"""The registration of kinds."""
 
 from __future__ import annotations
 
@@ -29,48 +29,56 @@ A = TypeVar("A", bound=Around)
 
 @dataclass(frozen=True, slots=True)
 class KindOptions:
-    """What may be set for a kind: how long what its objects send is tried, before it is a dead
-    letter, and how long they stay."""
+    """The options of a kind.
+
+    They say how long Holdfast tries the notifications and alarms of its objects before these become
+    dead letters. They also say how long its objects stay on disk and in memory.
+    """
 
     notify_attempts: int = 20
-    """Failures of a receiver's handler."""
+    """How often the receiver's handler may fail before a notification becomes a dead letter."""
     notify_age: timedelta = timedelta(days=1)
-    """Since the first attempt; at most 3 days."""
+    """How long a notification is tried, counted from the first attempt; at most 3 days."""
     alarm_attempts: int = 10
-    """Failures of `on_alarm` at one firing."""
+    """How often `on_alarm` may fail at one firing before the alarm becomes a dead letter."""
     ttl: timedelta | None = None
-    """An object that has stored nothing for so long, or up to a sixteenth longer, is deleted with
-    its alarms. None: never."""
+    """An object that has stored nothing for this long is deleted with its alarms. The deletion may
+    come up to a sixteenth of this time later. At least one second. None: never.
+    """
     idle: timedelta | None = None
-    """An object that had no call for so long leaves memory. None: as the node says."""
+    """An object that had no call for this long leaves memory. None: the node's setting."""
 
     def __post_init__(self) -> None:
         for name in ("notify_attempts", "alarm_attempts"):
             if not isinstance(value := getattr(self, name), int) or isinstance(value, bool):
-                raise TypeError(f"{name} is a number, not {value!r:.100}")
+                raise TypeError(f"{name} must be a whole number, not {value!r:.100}")
         for name in ("notify_age", "ttl", "idle"):
             if (value := getattr(self, name)) is not None:
                 checked_timedelta(name, value)
         if self.ttl is not None and not TTL_MIN <= self.ttl <= TTL_MAX:
             raise ValueError(
-                f"a kind's ttl is at least {TTL_MIN} and at most {TTL_MAX}, not {self.ttl}"
+                f"a kind's ttl must be at least {TTL_MIN} and at most {TTL_MAX}, not {self.ttl}"
             )
         if self.idle is not None and self.idle <= timedelta():
-            raise ValueError(f"idle is more than nothing, not {self.idle}")
+            raise ValueError(f"idle must be more than 0, not {self.idle}")
         if self.notify_attempts < 1 or self.alarm_attempts < 1:
-            raise ValueError("notify_attempts and alarm_attempts are at least 1")
+            raise ValueError("notify_attempts and alarm_attempts must be at least 1")
         if not timedelta() < self.notify_age <= NOTIFY_AGE_MAX:
-            raise ValueError(f"notify_age is more than nothing and at most {NOTIFY_AGE_MAX}")
+            raise ValueError(f"notify_age must be more than 0 and at most {NOTIFY_AGE_MAX}")
 
 
 NOTIFY_AGE_MAX = timedelta(days=3)
-"""Receivers remember longer than that what they were told, so nothing older may be told again."""
+"""Receivers remember notifications for longer than this. So a notification that is sent again still
+happens once.
+"""
 TTL_MIN = timedelta(seconds=1)
 
 
 class Kind:
-    """A registered class: its `name`, `cls`, `options`, and `handlers` by method name. `arounds`:
-    what is called around those."""
+    """A registered class: its `name`, `cls`, `options`, and its `handlers` by method name.
+
+    `arounds` are the functions that are called around the handlers.
+    """
 
     def __init__(
         self, name: str, cls: type[DurableObject], options: KindOptions | None = None
@@ -90,13 +98,15 @@ class Kind:
         self.on_alarm = _overridden(cls, "on_alarm")
 
     def surround(self, arounds: tuple[Around, ...]) -> None:
-        """Have these functions called around each handler, and around `on_alarm`."""
+        """Call these functions around each handler, and around `on_alarm`."""
         self.arounds = arounds
         for handler in self.handlers.values():
             handler.surround(arounds)
 
     def handler(self, method: str) -> Handler:
-        """The handler of a method. Raises NotFound, which names the nearest ones."""
+        """Return the handler of a method. Raise NotFound, with the nearest names, if there is
+        none.
+        """
         found = self.handlers.get(method)
         if found is None:
             raise NotFound(
@@ -107,24 +117,26 @@ class Kind:
 
 
 class App:
-    """The kinds that a node serves. An app file has one at module level."""
+    """The kinds that a node serves. An app file has one App at module level."""
 
     def __init__(self) -> None:
         self.kinds: dict[str, Kind] = {}
         self._arounds: tuple[Around, ...] = ()
 
     def around(self, function: A) -> A:
-        """Set a function around all handlers of the app, `on_alarm` too: `@app.around`, on an
-        `async def` of one argument.
+        """Register a function that runs around all handlers of the app, and around `on_alarm`.
 
-        It gets the `Invocation`, in the turn, and returns the result, as a rule that of `await
-        invocation.proceed()`. What it raises fails the turn. Of several, the one that was
-        registered first is the outermost. Raises TypeError for anything else.
+        Use it as `@app.around`, on an `async def` with one argument. The function runs in the turn
+        and gets the `Invocation`. It calls `await invocation.proceed()` to go on, and returns the
+        result of the call. An exception from the function fails the turn.
+
+        If there are several such functions, the one that was registered first is the outermost.
+        Raises TypeError for anything but an `async def` with one argument.
         """
         plain: Any = function
         if not inspect.iscoroutinefunction(plain) or len(inspect.signature(plain).parameters) != 1:
             raise TypeError(
-                "@app.around is for an `async def` of one argument, the invocation, not"
+                "@app.around needs an `async def` with one argument, the invocation, not"
                 f" {function!r}"
             )
         self._arounds = (*self._arounds, function)
@@ -150,9 +162,15 @@ class App:
         """Register a class: `@app.kind` under its own name, `@app.kind("counter")` under another.
 
         `options` are the fields of `KindOptions`: `@app.kind(notify_attempts=5,
-        ttl=timedelta(days=30))`. Raises TypeError or ValueError for what cannot be served: a class
-        that is no DurableObject, a name that is taken or malformed (letters, digits and `_.-`, a
-        letter first, up to 128), a handler with hints that are not data.
+        ttl=timedelta(days=30))`.
+
+        A name has 1 to 128 characters: letters, digits and `_.-`, a letter first. Raises TypeError
+        or ValueError if the class cannot be served:
+
+        - the class is no DurableObject
+        - the name is malformed, or another class has it
+        - a handler has type hints whose values cannot be sent
+        - an option is unknown or out of range
         """
         if isinstance(arg, type):
             return self._register(arg.__name__, arg, KindOptions())
@@ -173,7 +191,7 @@ class App:
             raise TypeError(f"{cls!r} is not a DurableObject")
         if not _KIND_NAME.fullmatch(name):
             raise ValueError(
-                f"kind name {name!r}: letters, digits and _.-, a letter first, up to 128"
+                f"kind name {name!r}: use 1 to 128 letters, digits and _.-, a letter first"
             )
         if name in self.kinds:
             raise ValueError(
@@ -186,7 +204,9 @@ class App:
         return cls
 
     def get(self, name: str) -> Kind:
-        """The kind of a name. Raises NotFound, which names the nearest ones."""
+        """Return the kind with this name. Raise NotFound, with the nearest names, if there is
+        none.
+        """
         found = self.kinds.get(name)
         if found is None:
             raise no_kind(name, self.kinds)
@@ -194,14 +214,15 @@ class App:
 
 
 def no_kind(name: str, known: Iterable[str]) -> NotFound:
-    """The error for a kind that is not among those that are known."""
+    """Return the error for a kind that is not among the known kinds."""
     return NotFound(f"no kind {name!r}{_nearest(name, known)}", definite=True)
 
 
 @functools.lru_cache(maxsize=4096)
 def kind_name(kind: type | str) -> str:
-    """The name of a kind given as its class or as text. Raises TypeError for a class that no App
-    has registered."""
+    """Return the name of a kind that is given as its class or as text. Raise TypeError for a class
+    that is not registered with an App.
+    """
     if isinstance(kind, str):
         return kind
     name = kind.__dict__.get("__holdfast_kind__")
@@ -211,8 +232,9 @@ def kind_name(kind: type | str) -> str:
 
 
 def _check_names(cls: type[DurableObject]) -> None:
-    """Raises TypeError for what a class defines and what could not be called, or would hide what
-    the base class has."""
+    """Raise TypeError if a public name of the class cannot be called, or would hide a name of
+    `DurableObject`.
+    """
     for owner in cls.__mro__:
         if owner in DurableObject.__mro__:
             continue
@@ -222,12 +244,12 @@ def _check_names(cls: type[DurableObject]) -> None:
                 raise TypeError(f"{where} would hide DurableObject.{name}: give it another name")
             if name in _HOOKS and not inspect.isfunction(value):
                 raise TypeError(
-                    f"{where} is called by Holdfast: it has to be a method, `def {name}(self, ...)`"
+                    f"Holdfast calls {where}, so it must be a method: `def {name}(self, ...)`"
                 )
             if not name.startswith("_") and isinstance(value, staticmethod | classmethod):
                 raise TypeError(
-                    f"{where} is a {type(value).__name__}, which has no object to run on: make it a"
-                    f" method of the object, or a helper: a function of the module, or `_{name}`"
+                    f"{where} is a {type(value).__name__}, which has no object to run on: make it"
+                    f" a method with `self`, or a helper (a function of the module, or `_{name}`)"
                 )
 
 

@@ -1,4 +1,4 @@
-"""What `holdfast bench` calls."""
+"""The app that `holdfast bench` calls."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ app = App()
 
 @app.kind("holdfast.bench")
 class BenchCounter(DurableObject):
-    """A counter."""
+    """A durable counter."""
 
     async def increment(self, by: int = 1) -> int:
-        """Add `by` durably."""
+        """Add `by` durably, and return the count."""
         n = self.storage.get("n", int, default=0) + by
         self.storage.put("n", n)
         return n
 
     async def value(self) -> int:
-        """The count."""
+        """Return the count."""
         return self.storage.get("n", int, default=0)
 
     async def notify_many(self, receivers: list[str]) -> None:
-        """Notify each of these once."""
+        """Notify each of these receivers once."""
         for receiver in receivers:
             self.notify(BenchCounter, receiver).notified()
 

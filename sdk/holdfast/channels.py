@@ -1,14 +1,16 @@
 """gRPC channel and server options, the same in every process.
 
-Servers take 128 streams of a connection at a time: without a limit, one that opens and resets
-streams as fast as it can takes 2 GiB of a process in 3 s. They take no compressed messages: gRPC
-inflates one before it looks at its size, 1 MB to 1 GiB. With decompression merely off a client
-would hear that its call is malformed; the set of algorithms tells it UNIMPLEMENTED and why.
+Servers accept 128 streams of a connection at a time. Without this limit, a connection that opens
+and resets streams as fast as it can takes 2 GiB of a process in 3 s.
 
-Keepalive alone does not notice a peer that is frozen: since gRPC's 60 s ping_timeout default
-overrides the keepalive timeout, `http2.ping_timeout_ms` has to be set as well. Servers must allow
-pings that often, and must not share a port silently with another process (SO_REUSEPORT is gRPC's
-default).
+Servers accept no compressed messages, because gRPC inflates a message before it looks at its size:
+1 MB becomes 1 GiB. If only decompression were off, a client would hear that its call is malformed.
+With the set of allowed algorithms, the client gets UNIMPLEMENTED and the reason.
+
+Keepalive alone does not notice a frozen peer: gRPC's default ping_timeout of 60 s overrides the
+keepalive timeout. So `http2.ping_timeout_ms` is set as well. Servers must allow pings as frequent
+as these. They must not share a port silently with another process, as gRPC's default SO_REUSEPORT
+would let them.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ from holdfast.processes import who_listens
 from holdfast.tls import TLS, Certificates
 
 STREAMS_MAX = 128
-"""Calls and sessions under way on one connection, which clients queue beyond it."""
+"""The most calls and sessions under way on one connection. Clients queue those beyond it."""
 
 MESSAGE_BYTES_MAX = 8 << 20
 """The largest message on any stream: one call of the largest size, with its envelope. Batches are
-cut far below."""
+much smaller.
+"""
 
 _COMMON: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -37,7 +40,8 @@ _COMMON: list[tuple[str, int]] = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.keepalive_permit_without_calls", 1),
 ]
-# a new channel is a new connection, not one that is in backoff elsewhere
+# With `use_local_subchannel_pool` a new channel makes a connection of its own. Otherwise it would
+# join one that another channel has, even if that one is in backoff.
 CHANNEL_OPTIONS: list[tuple[str, int]] = [
     *_COMMON,
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -65,10 +69,10 @@ def open_channel(
     options: Sequence[tuple[str, int | str]] = (),
     credentials: grpc.ChannelCredentials | None = None,
 ) -> grpc.aio.Channel:
-    """A channel to `host:port`, with TLS when there are credentials; `options` in place of ours.
-    Whoever opens it closes it.
+    """Open a channel to `host:port`, with TLS if there are credentials. `options` override the
+    defaults.
 
-    Raises ValueError for what is no address.
+    The caller closes the channel. Raises ValueError if the address is malformed.
     """
     address = canonical(address)
     merged = [*dict([*CHANNEL_OPTIONS, *options]).items()]
@@ -78,7 +82,7 @@ def open_channel(
 
 
 def open_client_channel(address: str, tls: TLS | None) -> grpc.aio.Channel:
-    """A client's channel to a gateway."""
+    """Open a client's channel to a gateway."""
     return (
         open_channel(address)
         if tls is None
@@ -89,7 +93,7 @@ def open_client_channel(address: str, tls: TLS | None) -> grpc.aio.Channel:
 def open_process_channel(
     address: str, certificates: Certificates | None, options: Sequence[tuple[str, int | str]] = ()
 ) -> grpc.aio.Channel:
-    """A channel from one process of a cluster to another."""
+    """Open a channel from one process of a cluster to another."""
     if certificates is None:
         return open_channel(address, options)
     return open_channel(
@@ -98,7 +102,7 @@ def open_process_channel(
 
 
 def open_blocking_channel(gateway: str, tls: TLS | None) -> grpc.Channel:
-    """A channel from a client without an event loop to a gateway."""
+    """Open a channel to a gateway from a client without an event loop."""
     if tls is None:
         return grpc.insecure_channel(gateway, options=CHANNEL_OPTIONS)
     return grpc.secure_channel(
@@ -107,14 +111,14 @@ def open_blocking_channel(gateway: str, tls: TLS | None) -> grpc.Channel:
 
 
 class AddressInUse(Exception):
-    """Another process listens at this address, or it is none."""
+    """Another process listens at this address, or the address is malformed."""
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Host and port of `host:port`. An IPv6 host is written in brackets; Kubernetes'
-    `$(POD_IP):7401`, without, is taken as well.
+    """Return host and port of `host:port`. Raise ValueError if the address is malformed.
 
-    Raises ValueError.
+    An IPv6 host is written in brackets. Kubernetes' `$(POD_IP):7401`, without brackets, is accepted
+    as well.
     """
     host, _, port = address.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
@@ -126,24 +130,25 @@ def split_address(address: str) -> tuple[str, int]:
         or not set("[]/").isdisjoint(host)
         or (":" in host and not _ip(host))
     ):
-        raise ValueError(f"{address!r} is no address: write host:port")
+        raise ValueError(f"{address!r} is not an address: write host:port")
     return host, int(port)
 
 
 def check_address(address: str) -> None:
-    """Raises ValueError unless the address is `host:port`."""
+    """Raise ValueError unless the address is `host:port`."""
     split_address(address)
 
 
 def canonical(address: str) -> str:
-    """The address, with an IPv6 host in brackets. Raises ValueError."""
+    """Return the address, with an IPv6 host in brackets. Raise ValueError if it is malformed."""
     host, port = split_address(address)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_wildcard(address: str) -> bool:
-    """Whether this is every address of the machine: a process can listen there, and nobody can
-    reach it there."""
+    """Return whether this address means every address of the machine. A process can listen there,
+    but others cannot reach it there.
+    """
     ip = _ip(address.rpartition(":")[0].strip("[]"))
     return ip is not None and ip.is_unspecified
 
@@ -158,7 +163,7 @@ def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 def bind(
     server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None
 ) -> int:
-    """Listen at `host:port` (port 0: any free one); the port. Raises AddressInUse."""
+    """Listen at `host:port` (port 0: any free one), and return the port. Raise AddressInUse."""
     try:
         address = canonical(address)
     except ValueError as error:

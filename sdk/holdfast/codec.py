@@ -2,13 +2,14 @@
 
 Types: None, bool, int (64 bit), float, str, bytes, list, tuple, set, dict, dataclasses, msgspec
 Structs, TypedDicts, NamedTuples, attrs classes, pydantic models, datetime, date, time, timedelta,
-UUID, Decimal, Enum, Literal, and unions of these as msgspec knows them. Bounds in `Annotated` are
-checked: msgspec's own `Meta`, and those of annotated-types and of pydantic's `Field`. Without a
-type hint a value comes back in its plainest form: a tuple as a list, a UUID, Decimal, Enum as its
-text or value, a dataclass as a dict.
+UUID, Decimal, Enum, Literal, and unions of these as msgspec knows them.
 
-Pydantic is no dependency: what has its methods is a model. It travels as what `model_dump` makes of
-it; `model_validate` reads it.
+Bounds in `Annotated` are checked: msgspec's own `Meta`, and the bounds of annotated-types and of
+pydantic's `Field`. Without a type hint a value comes back in its plainest form: a tuple as a list;
+a UUID, Decimal or Enum as its text or value; a dataclass as a dict.
+
+Pydantic is no dependency: a class that has `model_dump` and `model_validate` counts as a model. A
+model travels as its `model_dump`, and `model_validate` reads it.
 """
 
 from __future__ import annotations
@@ -33,29 +34,30 @@ _encode_plain = msgspec.msgpack.Encoder().encode
 
 
 def _dump(value: Any) -> Any:
-    """What stands in msgpack in place of a value that msgspec does not know."""
+    """Return the msgpack form of a value of a type that msgspec does not know."""
     if not _is_model(type(value)):
         raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
     try:
         return msgspec.Raw(_encode_plain(value.model_dump(by_alias=True, round_trip=True)))
     except TypeError:
-        # a field of a type that msgspec does not know, as URLs and paths are: pydantic's own form
-        # of it
+        # msgspec does not know the type of a field, such as a URL or a path: take pydantic's form
         return value.model_dump(mode="json", by_alias=True, round_trip=True)
 
 
 def _dump_json(value: Any) -> Any:
-    """The same in JSON: all as pydantic writes it there."""
+    """Return the JSON form of such a value, as pydantic writes it."""
     if not _is_model(type(value)):
         raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
     return value.model_dump(mode="json", by_alias=True, round_trip=True)
 
 
 def _build(cls: type[Any], plain: Any) -> Any:
-    """A value of a type that msgspec does not know, of what it was encoded as. msgspec adds the
-    path to a ValueError."""
+    """Make a value of a type that msgspec does not know from its encoded form.
+
+    msgspec adds the path to a ValueError.
+    """
     if _is_model(cls):
-        # what is no type of msgpack's comes as text, however strict the model is
+        # types that msgpack lacks come as text, so a strict model must accept text here too
         return cls.model_validate(plain, strict=False)
     raise TypeError(f"values of type {cls.__name__} cannot be decoded")
 
@@ -65,12 +67,12 @@ encode_json: Callable[[Any], bytes] = msgspec.json.Encoder(enc_hook=_dump_json).
 
 
 def decoder(type: Any) -> msgspec.msgpack.Decoder[Any]:
-    """A decoder of msgpack for a type. Raises TypeError for a type that cannot be sent."""
+    """Return a msgpack decoder for a type. Raise TypeError for a type that cannot be sent."""
     return msgspec.msgpack.Decoder(with_bounds(type), dec_hook=_build)
 
 
 def json_decoder(type: Any) -> msgspec.json.Decoder[Any]:
-    """The same for JSON."""
+    """Return a JSON decoder for a type. Raise TypeError for a type that cannot be sent."""
     return msgspec.json.Decoder(with_bounds(type), dec_hook=_build)
 
 
@@ -78,10 +80,10 @@ _decoders: dict[Any, Callable[[bytes], Any]] = {Any: msgspec.msgpack.Decoder().d
 
 
 def decode(data: bytes, type: Any = Any) -> Any:
-    """The value of a msgpack payload as `type`. Raises msgspec.ValidationError when it is of
-    another type.
+    """Return the value of a msgpack payload as `type`.
 
-    Decoders are kept for each type; types come from code, not from data, so there are few.
+    Raises msgspec.ValidationError if the payload does not fit the type. Decoders are kept for each
+    type. They are few, because types come from code, not from data.
     """
     known = _decoders.get(type)
     if known is None:
@@ -90,8 +92,9 @@ def decode(data: bytes, type: Any = Any) -> Any:
 
 
 def check(type: Any) -> None:
-    """Raises TypeError, which names the class, for a type whose values cannot be sent, however deep
-    it sits."""
+    """Raise TypeError, which names the class, if values of the type cannot be sent. Nested types
+    are checked too.
+    """
     _check(msgspec.inspect.type_info(with_bounds(type)), set())
 
 
@@ -128,19 +131,18 @@ def _check_models_in(hint: Any, seen: set[int]) -> None:
 
 
 def _check_model(model: Any, seen: set[int]) -> None:
-    """Nothing that was stored of a model can be read if a field is read in another way than it is
-    written, however deep it sits."""
+    """Raise TypeError if a field of a model, or of a nested model, is read in another way than it
+    is written. Stored values of such a model could not be read again.
+    """
     if id(model) in seen:
         return
     seen.add(id(model))
     for name, field in model.model_fields.items():
         where = f"{model.__name__}.{name}"
         if field.exclude and field.is_required():
-            raise TypeError(f"{where} is left out when it is written, and needed when it is read")
+            raise TypeError(f"{where} is excluded when it is written, but required when it is read")
         if "Secret" in repr(field.annotation):
-            raise TypeError(
-                f"{where}: a secret of pydantic's is masked when it is written: use str"
-            )
+            raise TypeError(f"{where}: pydantic masks a secret when it is written: use str")
         _check_models_in(field.annotation, seen)
         read, written = (
             field.validation_alias or field.alias or name,
@@ -155,24 +157,26 @@ def _check_model(model: Any, seen: set[int]) -> None:
 def _check_fields(cls: Any) -> None:
     if hasattr(cls, "__pydantic_validator__"):
         raise TypeError(
-            f"{cls.__name__} is a dataclass of pydantic's, which would not be validated: use"
-            " BaseModel, or a dataclass"
+            f"{cls.__name__} is a pydantic dataclass, which would not be validated: use BaseModel"
+            " or a plain dataclass"
         )
     _check_bounds(cls)
 
 
 def _check_bounds(cls: Any) -> None:
-    """Bounds of annotated-types and pydantic are checked in hints of arguments, and by pydantic in
-    models: in no other classes."""
+    """Raise TypeError if a class that is no model has bounds of annotated-types or pydantic.
+
+    Such bounds are checked only in hints of arguments, and by pydantic in models.
+    """
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
-    except Exception:  # of a class that msgspec reads in another way
+    except Exception:  # msgspec reads such a class in another way
         return
     for name, hint in hints.items():
         if with_bounds(hint) != hint and _has_bounds(hint):
             raise TypeError(
                 f"the bounds of {cls.__name__}.{name} would not be checked: use msgspec.Meta in a"
-                " class that is no model"
+                " class that is no pydantic model"
             )
 
 
@@ -185,8 +189,9 @@ def _has_bounds(hint: Any) -> bool:
 
 
 def with_bounds(hint: Any) -> Any:
-    """The hint, with the bounds of annotated-types and pydantic as msgspec's own: it knows no
-    others."""
+    """Return the hint with the bounds of annotated-types and pydantic as msgspec's own, the only
+    ones that msgspec knows.
+    """
     if isinstance(hint, typing.NewType):
         return with_bounds(hint.__supertype__)
     origin = typing.get_origin(hint)
@@ -231,6 +236,6 @@ def _bounds_of(note: Any) -> dict[str, Any]:
     } - set(_BOUNDS)
     if parts is None and (more or not found) and type(note).__name__ not in _HARMLESS:
         raise TypeError(
-            f"{note!r:.100} would not be checked: of notes in Annotated {', '.join(_BOUNDS)} are"
+            f"{note!r:.100} would not be checked: in Annotated, use only {', '.join(_BOUNDS)}"
         )
     return found

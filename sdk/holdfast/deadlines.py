@@ -1,4 +1,4 @@
-"""Deadlines of many calls with one timer: nothing is scheduled for a call that ends in time."""
+"""Deadlines of many calls with one timer. A call that ends in time schedules nothing."""
 
 from __future__ import annotations
 
@@ -9,29 +9,31 @@ from datetime import timedelta
 from typing import Any, Generic, Protocol, TypeVar
 
 TIMEOUT_MAX_S = 300.0
-"""The longest deadline of a call; what asks for more gets this. Requests are remembered for twice
-as long."""
+"""The longest deadline of a call, in seconds. A longer deadline becomes this one. Requests are
+remembered for twice as long.
+"""
 
 
 def checked_timeout(timeout: object) -> float:
-    """A time-out in seconds, as calls have it. Raises TypeError or ValueError for what is none."""
+    """Return a timeout in seconds as calls have it, at most `TIMEOUT_MAX_S`. Raise TypeError if it
+    is no number, ValueError if it is not above 0.
+    """
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
-        raise TypeError(f"a timeout is a number of seconds, not {timeout!r:.100}")
+        raise TypeError(f"a timeout must be a number of seconds, not {timeout!r:.100}")
     if not timeout > 0:  # NaN is not
-        raise ValueError(f"a timeout is more than 0 seconds, not {timeout}")
+        raise ValueError(f"a timeout must be more than 0 seconds, not {timeout}")
     return float(min(timeout, TIMEOUT_MAX_S))
 
 
 def checked_timedelta(what: str, value: object) -> timedelta:
-    """A time that is given as a timedelta. Raises TypeError, which names `what` it is for, for
-    anything else."""
+    """Return the value if it is a timedelta. Raise TypeError, which names `what`, if not."""
     if not isinstance(value, timedelta):
-        raise TypeError(f"{what} is a timedelta, not {value!r:.100}")
+        raise TypeError(f"{what} must be a timedelta, not {value!r:.100}")
     return value
 
 
 class HasDeadline(Protocol):
-    """`deadline`: when it ends, in seconds of the event loop's clock."""
+    """An entry with a `deadline`, in seconds of the event loop's clock."""
 
     deadline: float
 
@@ -48,8 +50,8 @@ class Deadlines(Generic[P]):
     """Calls `expire` on every entry of `pending` whose deadline has passed, at most 10 ms late on a
     free loop.
 
-    The timer aims at the earliest deadline that the last sweep saw; a sweep costs one pass over
-    `pending`, and with deadlines of seconds there is hardly more than one sweep in that time,
+    The timer aims at the earliest deadline that the last sweep saw. A sweep is one pass over
+    `pending`. If deadlines are seconds away, there is hardly more than one sweep in that time,
     however many calls come and go.
     """
 
@@ -61,7 +63,7 @@ class Deadlines(Generic[P]):
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self, deadline: float) -> None:
-        """An entry with this deadline was added."""
+        """Take note of a new entry with this deadline."""
         if deadline < self._next:
             self._schedule(deadline)
 
@@ -83,8 +85,8 @@ class Deadlines(Generic[P]):
         for entry in [entry for entry in self._pending.values() if entry.deadline <= now]:
             try:
                 self._expire(entry)
-            except Exception:  # of one entry: the others' deadlines pass all the same
-                log.exception("a deadline passed, and that could not be told")
+            except Exception:  # the failure of one entry must not keep the others from expiring
+                log.exception("a call could not be ended at its deadline")
                 entry.deadline = now + _AGAIN_S
         earliest = min((entry.deadline for entry in self._pending.values()), default=None)
         if earliest is not None and earliest < self._next:

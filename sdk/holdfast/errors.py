@@ -1,32 +1,31 @@
-"""The errors of Holdfast: one class for each code, and the one table that maps codes to gRPC
-status.
+"""The errors of Holdfast: one class for each code. One table maps the codes to gRPC status.
 
-Every error answers two questions that a caller has to ask. `definite`: did the request certainly
-have no effect? `retryable`: can the same request succeed later? A call whose outcome is unknown
-(`definite` is false) may be repeated with the same request id: the effect still happens once.
+Every error answers two questions of a caller. `definite`: did the request certainly have no effect?
+`retryable`: can the same request succeed later? If `definite` is false, the outcome of the call is
+unknown. Then the caller may repeat the call with the same request id: the effect still happens
+once.
 
-The rule of `definite`. An error is definite only if no attempt of the request, at any hop, has had
-or can ever have an effect. An error of one attempt says nothing of the others. So every call
-carries `attempt`, the number of its attempts whose outcome is unknown:
+The rule of `definite`: an error is definite only if no attempt of the request, at any hop, has had
+an effect or can ever have one. The error of one attempt says nothing about the other attempts. So
+every call carries `attempt`, the number of its attempts whose outcome is unknown:
 
-1. Whoever sends a call again has counted the attempt before, unless that was answered by a definite
-   error. An attempt is counted when
-   its sender gives it up: its connection broke, its shard moved, or its answer was not definite.
-2. Whoever makes an error for a call calls it definite only if `attempt` is 0, and if this very
-   delivery has no effect: it was refused
-   before it ran, or was rolled back before it had called another object.
-3. Whoever passes an error on calls it definite only if it is, and if `attempt` is 0 by its own
-   count.
-4. A call whose caller brought a request id or an idempotency key begins at 1: only the caller knows
-   of attempts before. So do the
-   calls of turns whose own attempt is not 0, and of turns that notifications and alarms cause.
+1. A sender that sends a call again counts the attempt before, unless the answer to that attempt was
+   a definite error. The sender counts an attempt when it gives the attempt up: the connection
+   broke, the shard moved, or the answer was not definite.
+2. A process that makes an error for a call sets `definite` only if `attempt` is 0 and this delivery
+   has no effect. That is so if the call was refused before it ran, or was rolled back before it had
+   called another object.
+3. A process that passes an error on keeps `definite` only if `attempt` is 0 by its own count.
+4. A call with a request id or an idempotency key of the caller's own begins at 1, because only the
+   caller knows of earlier attempts. Calls of a turn whose own attempt is not 0 begin at 1 too, and
+   so do calls of turns that notifications and alarms cause.
 
-A call may be sent again and again with attempt 0: nothing is left of those before. In doubt an
-attempt counts. `not_definite_after` applies the rule to an error.
+A call may be sent many times with attempt 0, if all earlier attempts ended with definite errors. In
+doubt, an attempt counts. `not_definite_after` applies the rule to an error.
 
-On the wire an error is a `holdfast.v1.Error`. `error_from_proto` and `error_to_proto` are each
-other's inverse, except that a class of the user's own arrives as `ApplicationError` with its name
-in `type`.
+On the wire an error is a `holdfast.v1.Error`. `error_from_proto` is the inverse of
+`error_to_proto`, with one exception: an error class of the user's own arrives as
+`ApplicationError`, with its name in `type`.
 """
 
 from __future__ import annotations
@@ -40,8 +39,9 @@ from holdfast.v1 import objects_pb2 as pb
 
 
 def code_name(code: int) -> str:
-    """The name of a code on the wire as errors show it; `OK` for none. One that this version does
-    not know is its number."""
+    """Return the name of a wire code as errors show it: `OK` for no error, and the number for a
+    code that this version does not know.
+    """
     if code == pb.CODE_UNSPECIFIED:
         return "OK"
     known = pb.Code.DESCRIPTOR.values_by_number.get(code)
@@ -49,12 +49,18 @@ def code_name(code: int) -> str:
 
 
 class HoldfastError(Exception):
-    """Base of every error that Holdfast raises at a caller."""
+    """The base class of all errors that calls of Holdfast raise.
+
+    Attributes: `message`; `definite`, whether the request certainly had no effect; `retryable`,
+    whether the same request can succeed later; `retry_after_s`, the pause in seconds that the
+    cluster asks for; `request_id`, which also finds the request in logs.
+    """
 
     code: ClassVar[str] = "INTERNAL"
     callee: str = ""
-    """Which call it came back from, as `Kind/key.method()`; empty for one that comes from
-    no call."""
+    """The call that returned this error, as `Kind/key.method()`. Empty if the error is not from a
+    call.
+    """
 
     def __init__(
         self,
@@ -73,8 +79,9 @@ class HoldfastError(Exception):
         self.request_id = request_id
 
     def __str__(self) -> str:
-        """The message, and, of an error that came back from a call: from which one, and the id to
-        search logs for."""
+        """Return the message. An error that a call returned adds the call, and the request id to
+        search logs for.
+        """
         if not self.callee:
             return self.message
         text = (
@@ -89,8 +96,9 @@ class HoldfastError(Exception):
 
 
 def as_text(message: object) -> str:
-    """What an error says: of an exception, or anything else that is no text, what it says of
-    itself."""
+    """Return the text of an error's message. For an exception, or any other value that is no text,
+    this is its `str()`, or else its class name.
+    """
     if isinstance(message, str):
         return message
     try:
@@ -100,14 +108,15 @@ def as_text(message: object) -> str:
 
 
 class NotFound(HoldfastError):
-    """No such kind or method; the message names the nearest ones."""
+    """There is no such kind or method. The message names the nearest ones."""
 
     code = "NOT_FOUND"
 
 
 class InvalidArgument(HoldfastError):
-    """An argument is missing, unexpected or of the wrong type; `path` names the field, as in
-    `$.change.price`."""
+    """An argument is missing, unexpected or of the wrong type. `path` names the field, as in
+    `$.change.price`.
+    """
 
     code = "INVALID_ARGUMENT"
 
@@ -117,12 +126,14 @@ class InvalidArgument(HoldfastError):
 
 
 class UnfitArguments(InvalidArgument):
-    """The arguments do not fit the handler, which did not run."""
+    """The arguments do not fit the handler. The handler did not run."""
 
 
 class ApplicationError(HoldfastError):
-    """The handler raised: `type` is the exception's class name, `data` what it carried. Its turn
-    was rolled back."""
+    """The handler raised an exception, and its turn was rolled back.
+
+    `type` is the name of the exception's class, `data` is the data that it carried.
+    """
 
     code = "APPLICATION"
 
@@ -138,11 +149,11 @@ class ApplicationError(HoldfastError):
 
 
 class Rejected(ApplicationError):
-    """Raise this in a handler to refuse a request on the application's grounds: `raise
-    Rejected("too late", limit=3)`.
+    """Refuses a request on the application's grounds. Raise it in a handler: `raise Rejected("too
+    late", limit=3)`.
 
-    The turn is rolled back, the caller gets a `Rejected` with the same message and data, and nobody
-    tries it again.
+    The turn is rolled back. The caller gets a `Rejected` with the same message and data. Holdfast
+    does not try the request again.
     """
 
     def __init__(self, message: object, /, **data: Any) -> None:
@@ -150,46 +161,55 @@ class Rejected(ApplicationError):
 
 
 class WrongOwner(HoldfastError):
-    """The shard is not served by the node that was asked. Gateways hold and resend; callers do not
-    see it."""
+    """The node that was asked does not serve the shard. Gateways hold the call and send it again,
+    so callers do not see this error.
+    """
 
     code = "WRONG_OWNER"
 
 
 class LacksKind(WrongOwner):
-    """The node that was asked serves the shard but lacks the kind, which another node has or may
-    have."""
+    """The node that was asked serves the shard, but does not have the kind. Another node has it, or
+    may have it.
+    """
 
 
 class Unavailable(HoldfastError):
-    """The object cannot be served now: its node is away, or nothing could be reached before the
-    deadline."""
+    """The object cannot be served now: its node is away, or the client reached no gateway before
+    the deadline.
+    """
 
     code = "UNAVAILABLE"
 
 
 class Overloaded(HoldfastError):
-    """A named limit is reached (mailbox, calls in flight, held calls): come back after
-    `retry_after_s`."""
+    """A named limit is reached, such as mailbox, calls in flight or held calls. Call again after
+    `retry_after_s` seconds.
+    """
 
     code = "OVERLOADED"
 
 
 class DeadlineExceeded(HoldfastError):
-    """The deadline passed. When it is `definite`, the turn was rolled back or never started."""
+    """The deadline passed. If the error is `definite`, the turn was rolled back or never
+    started.
+    """
 
     code = "DEADLINE_EXCEEDED"
 
 
 class Aborted(HoldfastError):
     """The turn was ended and rolled back: an operator aborted it (`holdfast objects abort`), or its
-    caller had cancelled the call."""
+    caller cancelled the call.
+    """
 
     code = "ABORTED"
 
 
 class Deadlock(HoldfastError):
-    """The call would wait for itself; `cycle` names the objects, the one that was called last."""
+    """The call would wait for itself. `cycle` names the objects of the cycle, with the object that
+    was called as the last one.
+    """
 
     code = "DEADLOCK"
 
@@ -199,38 +219,43 @@ class Deadlock(HoldfastError):
 
 
 class TooLarge(HoldfastError):
-    """An argument, a result, a value, a turn's writes or a chain of calls is over its limit."""
+    """An argument, a result, a value, the writes of a turn or a chain of calls is over its
+    limit.
+    """
 
     code = "TOO_LARGE"
 
 
 class Unauthenticated(HoldfastError):
-    """The gateway does not know who calls: no token, or one that is unknown or has expired; or no
-    certificate."""
+    """The gateway does not know the caller: there is no token, the token is unknown or has expired,
+    or there is no certificate.
+    """
 
     code = "UNAUTHENTICATED"
 
 
 class PermissionDenied(HoldfastError):
-    """The gateway's policy does not let this subject make the call."""
+    """The gateway's policy does not allow this subject to make the call."""
 
     code = "PERMISSION_DENIED"
 
 
 class InternalError(HoldfastError):
-    """A fault of Holdfast's own; the request id finds it in the log."""
+    """A fault of Holdfast itself. The request id finds it in the log."""
 
     code = "INTERNAL"
 
 
 MESSAGE_CHARS_MAX = 10_000
-"""What is kept of an error's message on the wire."""
+"""Longer messages of errors are cut to this many characters on the wire."""
 
 PATH_CHARS_MAX = 300
-"""What is kept of the path of an INVALID_ARGUMENT, and of the name of an exception's class."""
+"""A longer path of an InvalidArgument, or a longer name of an exception's class, is cut to this
+many characters.
+"""
 
 DATA_BYTES_MAX = 1 << 20
-"""Larger data of an ApplicationError stays behind; the message says so."""
+"""Larger data of an ApplicationError is left out, and the message says so."""
 
 # code name -> (number on the wire, gRPC status of Objects.Call, class)
 CODES: dict[str, tuple[pb.Code, grpc.StatusCode, type[HoldfastError]]] = {
@@ -264,21 +289,24 @@ _BY_NUMBER = {number: name for name, (number, _, _) in CODES.items()}
 
 
 def grpc_status(error: pb.Error) -> grpc.StatusCode:
-    """The gRPC status of `Objects.Call` for an error. A handler that refuses is
-    FAILED_PRECONDITION, one that crashed UNKNOWN."""
+    """Return the gRPC status of `Objects.Call` for an error.
+
+    A handler that refuses gives FAILED_PRECONDITION. A handler that crashes gives UNKNOWN.
+    """
     if error.code == pb.CODE_APPLICATION and not is_refusal(error):
         return grpc.StatusCode.UNKNOWN
     return CODES[_BY_NUMBER.get(error.code, "INTERNAL")][1]
 
 
 def is_refusal(error: pb.Error) -> bool:
-    """Whether a handler refused on its own grounds. One of an earlier version says so by its type
-    alone."""
+    """Return whether a handler refused on its own grounds. Errors of earlier versions say so only
+    by their type.
+    """
     return error.rejected or error.type == Rejected.__name__
 
 
 def error_to_proto(error: HoldfastError, codec: pb.Codec = pb.CODEC_MSGPACK) -> pb.Error:
-    """The wire form of an error. `codec` encodes the data of an `ApplicationError`."""
+    """Return the wire form of an error. `codec` encodes the data of an `ApplicationError`."""
     number = CODES[error.code][0] if error.code in CODES else pb.CODE_INTERNAL
     out = pb.Error(
         code=number,
@@ -296,7 +324,7 @@ def error_to_proto(error: HoldfastError, codec: pb.Codec = pb.CODEC_MSGPACK) -> 
                 module = msgspec.json if codec == pb.CODEC_JSON else msgspec.msgpack
                 try:
                     data = module.encode(error.data)
-                except Exception as unfit:  # whatever users put there, the error itself must arrive
+                except Exception as unfit:  # users may put anything there; the error must arrive
                     out.message = _cut(f"{error.message} (its data was left behind: {unfit})")
                 else:
                     if len(data) <= DATA_BYTES_MAX:
@@ -315,23 +343,25 @@ def error_to_proto(error: HoldfastError, codec: pb.Codec = pb.CODEC_MSGPACK) -> 
 
 
 def not_definite_after(attempt: int, error: pb.Error) -> pb.Error:
-    """The error, not definite if an earlier attempt of its call has an unknown outcome (the rule of
-    `definite`, above)."""
+    """Clear `definite` in an error if an earlier attempt of its call has an unknown outcome, and
+    return the error. See the rule of `definite` above.
+    """
     if attempt and error.definite:
         error.definite = False
     return error
 
 
 def error_from_proto(message: pb.Error, codec: pb.Codec = pb.CODEC_MSGPACK) -> HoldfastError:
-    """The exception for a wire error; a code that this version does not know becomes
-    `InternalError`."""
+    """Return the exception for a wire error. A code that this version does not know becomes
+    `InternalError`.
+    """
     name = _BY_NUMBER.get(message.code, "INTERNAL")
     error: HoldfastError
     if name == "APPLICATION":
         module = msgspec.json if codec == pb.CODEC_JSON else msgspec.msgpack
         try:
             data = module.decode(message.data) if message.data else {}
-        except Exception:  # a later version's, or nobody's
+        except Exception:  # data of a later version, or data that is no msgpack or JSON
             data = {}
         if not isinstance(data, dict) or not all(isinstance(name, str) for name in data):
             data = {}

@@ -1,4 +1,4 @@
-"""Files that are followed while a process runs: certificates, access rules."""
+"""Files that a process follows while it runs: certificates, access rules."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 
 def state_of(files: Iterable[Path | None]) -> tuple[object, ...]:
-    """Something that is another thing when one of the files was written or replaced, has come or
-    gone."""
+    """Return a value that changes when one of the files is written, replaced, created or
+    removed.
+    """
     states: list[object] = []
     for file in files:
         try:

@@ -1,13 +1,12 @@
-"""Batching: everything that waits for a stream leaves in one message, and nothing waits for a
-timer.
+"""Batching: all messages that wait for a stream leave in one frame. No message waits for a timer.
 
-While a write is under way the next batch gathers; under load batches grow by themselves, and a lone
+While one frame is written the next one gathers. Under load frames grow by themselves, and a lone
 call leaves at once.
 
-Where several streams flow into one, a frame that leaves for each that comes would make frames ever
-smaller: three nodes that answer a few calls each would cost a gateway three times the frames of
-one. So a small batch lets the event loop go round while it grows by that: what has arrived already
-joins it.
+Where several streams flow into one, a frame for each frame that comes would make frames ever
+smaller. With three nodes that answer a few calls each, a gateway would send three times as many
+frames as with one node. So the writer of a small batch lets the event loop go round as long as the
+batch grows by that: messages that have arrived already join it.
 """
 
 from __future__ import annotations
@@ -19,30 +18,33 @@ from typing import Any, Generic, TypeVar
 M = TypeVar("M")
 
 FRAME_BYTES_MAX = 1 << 20
-"""Batches are cut here: a larger message would hold the event loop of its receiver too long."""
+"""A frame is cut at this size: a larger one would hold the event loop of its receiver too long."""
 
 _FRAME_MESSAGES_MAX = 128
-"""Also cut here: the peer works on the first frame while the next is packed, so client, gateway and
-node are busy at once."""
+"""A frame is also cut at this number of messages: the peer works on the first frame while the next
+one is packed. So client, gateway and node are busy at once.
+"""
 
 _HALVE_FROM = 48
 
 _ROUNDS_MAX = 8
-"""How often the loop goes round, at most, for a batch below `_HALVE_FROM` that grows."""
+"""How often the loop goes round at most for a growing batch below `_HALVE_FROM`."""
 
 BACKLOG_BYTES_MAX = 16 << 20
-"""Above it `FrameWriter.drained` waits: the side that produces reads no more until its peer has
-read."""
+"""Above this backlog `FrameWriter.drained` waits: the producing side reads no more until its peer
+has read.
+"""
 
 
 ENVELOPE_BYTES_MAX = 256 << 10
-"""A call without its arguments: names, metadata, chain."""
+"""The most bytes of a call without its arguments: names, metadata, chain."""
 
 MESSAGES_MAX = 1024
-"""What a receiver takes in one frame. Empty messages have 2 bytes: no limit in bytes is low enough
-for them."""
+"""The most messages that a receiver accepts in one frame. An empty message has only 2 bytes, so a
+limit in bytes would not be low enough.
+"""
 
-# of fields 1 and 2, as messages or packed; the other two are long forms of the same
+# Tags of fields 1 and 2, as messages or packed. The last two are long forms of the same tags.
 _TAGS = (
     b"\x0a",
     b"\x12",
@@ -54,11 +56,11 @@ _VARINT_BYTES_MAX = 10
 
 
 def too_many(frame: bytes) -> bool:
-    """Whether a frame has more fields on its outermost level than calls and cancels may be, or one
-    of them has a huge envelope.
+    """Return whether a receiver must refuse a frame.
 
-    Also whether it cannot be read. Nothing is decoded: what is small, or has few bytes that such
-    fields begin with, is not looked at.
+    It must if the frame has more fields on its outermost level than there may be calls and cancels,
+    if a call has a huge envelope, or if the frame cannot be read. The frame is not decoded. If it
+    is small and has few bytes that such fields begin with, it is not looked through.
     """
     count = frame.count
     if len(frame) <= _ENVELOPE_BYTES and sum([count(tag) for tag in _TAGS]) <= _FIELDS_MAX:
@@ -78,10 +80,10 @@ def too_many(frame: bytes) -> bool:
 
 
 def too_wide(message: bytes, at: int, end: int, payload: frozenset[int]) -> bool:
-    """Whether a call is of more fields, or of more bytes beside its payload, than any call may be,
-    or cannot be read.
+    """Return whether a call has more fields, or more bytes beside its payload, than a call may
+    have, or cannot be read.
 
-    A call of 8 MiB of metadata is half a second of decoding. `payload`: the fields that may be
+    A call with 8 MiB of metadata takes half a second to decode. `payload`: the fields that may be
     large.
     """
     beside = 0
@@ -96,7 +98,7 @@ def too_wide(message: bytes, at: int, end: int, payload: frozenset[int]) -> bool
             at += length
         elif kind == _VARINT:
             _, at = _varint(message, at)
-        else:  # the fields of a call have none of the others
+        else:  # no field of a call has another wire type
             return True
         if tag >> 3 not in payload:
             beside += at - begin
@@ -107,12 +109,14 @@ def too_wide(message: bytes, at: int, end: int, payload: frozenset[int]) -> bool
 
 _VARINT, _LENGTH_DELIMITED = 0, 2
 _CALL_PAYLOAD = frozenset((5,))  # `arguments` of Call
-_ENVELOPE_BYTES = 2 * ENVELOPE_BYTES_MAX  # nodes add to what gateways have let in
-_CALL_FIELDS_MAX = 1 << 16  # more than the smallest metadata in an envelope
+_ENVELOPE_BYTES = 2 * ENVELOPE_BYTES_MAX  # nodes add to the envelopes that gateways accepted
+_CALL_FIELDS_MAX = 1 << 16  # more fields than an envelope of the smallest metadata can have
 
 
 def _varint(frame: bytes, at: int) -> tuple[int, int]:
-    """A varint, and where it ends: behind the frame when it does not."""
+    """Return a varint and the position after it. If the varint does not end, the position is behind
+    the frame.
+    """
     value = 0
     for i, byte in enumerate(frame[at : at + _VARINT_BYTES_MAX]):
         value |= (byte & 0x7F) << 7 * i
@@ -122,8 +126,9 @@ def _varint(frame: bytes, at: int) -> tuple[int, int]:
 
 
 def ends(reader: Any) -> Callable[[asyncio.Task[None]], None]:
-    """A done-callback for the task that writes a stream: when it fails, `reader`, a task or a call,
-    is cancelled too."""
+    """Return a done-callback for the task that writes a stream. If that task fails, the callback
+    cancels `reader`, a task or a call.
+    """
 
     def ended(writer: asyncio.Task[None]) -> None:
         if not writer.cancelled() and writer.exception() is not None:
@@ -133,12 +138,14 @@ def ends(reader: Any) -> Callable[[asyncio.Task[None]], None]:
 
 
 class FrameWriter(Generic[M]):
-    """The sending side of one stream. `pack` makes a frame of messages, `size` estimates a
-    message's bytes.
+    """The sending side of one stream.
 
-    `in_flight` tells how many messages wait for an answer. When nearly all of them are about to
-    leave in one frame, sender and receiver would work in turns, each idle while the other is busy;
-    such a queue leaves in halves, and both are busy from then on.
+    `pack` makes a frame of messages. `size` estimates the bytes of a message. `in_flight` returns
+    how many messages wait for an answer.
+
+    If nearly all of these messages are about to leave in one frame, sender and receiver would work
+    in turns: each idle while the other is busy. So the writer sends such a queue in two halves, and
+    both sides are busy from then on.
     """
 
     def __init__(
@@ -157,12 +164,11 @@ class FrameWriter(Generic[M]):
 
     @property
     def backlog(self) -> int:
-        """Bytes that wait to be written."""
+        """The bytes that wait to be written."""
         return self._backlog_bytes
 
     def push(self, message: M, size: int) -> None:
-        """Queue a message of about `size` bytes, the same that `size(message)` tells; it leaves
-        with the next frame."""
+        """Queue a message; it leaves with the next frame. `size` must equal `size(message)`."""
         self._queue.append(message)
         self._backlog_bytes += size
         wake, self._wake = self._wake, None
@@ -170,15 +176,16 @@ class FrameWriter(Generic[M]):
             wake.set_result(None)
 
     async def drained(self) -> None:
-        """Return at once, or, while more than BACKLOG_BYTES_MAX wait to be sent, when they have
-        gone."""
+        """Wait until at most BACKLOG_BYTES_MAX bytes wait to be sent. Return at once if that is so
+        already.
+        """
         while self._backlog_bytes > BACKLOG_BYTES_MAX:
             if self._room is None:
                 self._room = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._room)
 
     async def run(self, write: Callable[[bytes], Awaitable[None]]) -> None:
-        """Write frames until cancelled; what `write` raises ends it."""
+        """Write frames until cancelled. An exception from `write` ends the loop."""
         loop = asyncio.get_running_loop()
         while True:
             if not self._queue:
@@ -207,11 +214,11 @@ class FrameWriter(Generic[M]):
                 self._room = None
 
     def _cut(self, queue: list[M]) -> list[tuple[list[M], int]]:
-        """The frames of a queue, and the bytes of each."""
+        """Return the frames of a queue, with the bytes of each."""
         messages_max = _FRAME_MESSAGES_MAX
         if self._in_flight is not None and len(queue) * 4 > self._in_flight() * 3:
             messages_max = min(messages_max, (len(queue) + 1) // 2)
-        if self._backlog_bytes <= FRAME_BYTES_MAX:  # however they are cut, no frame is too large
+        if self._backlog_bytes <= FRAME_BYTES_MAX:  # no cut can make a frame too large
             self._backlog_bytes = 0
             return [(queue[i : i + messages_max], 0) for i in range(0, len(queue), messages_max)]
         frames: list[tuple[list[M], int]] = []

@@ -1,8 +1,8 @@
-"""gRPC's own log, which goes past ours in no form that a reader of JSON lines takes: off in the
-processes of the `holdfast` command.
+"""Turns off gRPC's own log in the processes of the `holdfast` command. Its lines are not JSON, so a
+reader of our log could not read them.
 
-gRPC looks at its environment when it is loaded, so this is imported before. Whoever wants the log
-says GRPC_VERBOSITY=info.
+gRPC reads its environment when it is loaded, so this module is imported before gRPC. To get the
+log, set GRPC_VERBOSITY=info.
 """
 
 from __future__ import annotations

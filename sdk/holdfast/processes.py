@@ -1,4 +1,4 @@
-"""What every process tells about itself."""
+"""Facts about this process, and helpers that all processes use."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ _started = time.monotonic()
 
 @functools.cache
 def _process() -> Any:
-    import psutil  # which only servers need
+    import psutil  # clients may lack this package
 
     return psutil.Process()
 
 
 def process_stats() -> admin_pb2.ProcessStats:
-    """This process: id, CPU seconds used, resident memory, uptime."""
+    """Return this process's id, CPU seconds used, resident memory in bytes, and uptime in
+    seconds.
+    """
     times = _process().cpu_times()
     return admin_pb2.ProcessStats(
         pid=os.getpid(),
@@ -42,12 +44,12 @@ def process_stats() -> admin_pb2.ProcessStats:
 
 
 def version() -> str:
-    """The version of Holdfast that is installed."""
+    """Return the version of Holdfast that is installed."""
     return metadata.version("holdfast")
 
 
 def raise_file_limit() -> None:
-    """Have as many connections open as the system lets this process have."""
+    """Raise the limit of open files as far as the system allows, up to 65,536."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FILES_WANTED if hard == resource.RLIM_INFINITY else min(hard, FILES_WANTED)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -55,12 +57,13 @@ def raise_file_limit() -> None:
 
 
 def use_batch_scheduling() -> None:
-    """Have this process, and the threads that it begins from now on, interrupt nobody who runs when
-    something arrives for it.
+    """Use batch scheduling for this process, and for the threads that it starts from now on. Then a
+    process that wakes up does not interrupt another running process.
 
-    Where processes share cores, each would otherwise push the other off for every frame that it
-    sends, and find its caches cold when it is back; so frames gather a little, and more is done in
-    one go (docs/performance.md). With a core for each it changes nothing.
+    If processes share cores, each would otherwise push another off its core for every frame that
+    arrives, and that one would find its caches cold afterwards. With batch scheduling frames gather
+    a little, and more is done at once (docs/performance.md). With a core for each process it
+    changes nothing.
     """
     if hasattr(os, "SCHED_BATCH"):
         with contextlib.suppress(OSError):  # a sandbox may forbid it
@@ -68,12 +71,12 @@ def use_batch_scheduling() -> None:
 
 
 def rss_bytes() -> int:
-    """Resident memory of this process."""
+    """Return the resident memory of this process in bytes."""
     return int(_process().memory_info().rss)
 
 
 def whys(error: BaseException) -> Iterator[BaseException]:
-    """An exception, or what is in a group of them, however deep."""
+    """Yield an exception, or all exceptions in a group, however deep."""
     if isinstance(error, BaseExceptionGroup):
         for each in error.exceptions:
             yield from whys(each)
@@ -84,11 +87,11 @@ def whys(error: BaseException) -> Iterator[BaseException]:
 def told_as_refusal(
     error: BaseException, refusals: tuple[type[BaseException], ...]
 ) -> click.ClickException:
-    """What a command raises for an exception, or a group of them, which all are its user's to mend.
-    Raises any other again.
+    """Return the exception that a command raises for an error, or a group of errors, that its user
+    can mend. Raise any other error again.
 
-    Commands do not use `except*`: CPython 3.11 up to 3.11.3 wraps what is raised in it, and click
-    does not know that.
+    Commands do not use `except*`: CPython 3.11.0 to 3.11.3 wraps an exception raised in it, and
+    click does not know the wrapper.
     """
     all_whys = list(whys(error))
     if not all(isinstance(why, refusals) for why in all_whys):
@@ -97,8 +100,9 @@ def told_as_refusal(
 
 
 def who_listens(port: int) -> str:
-    """Who listens at a port, as " by process 4711 (holdfast gateway)", as far as that can be told;
-    else nothing."""
+    """Return the process that listens at a port, as " by process 4711 (holdfast gateway)". Return
+    an empty text if it cannot be found.
+    """
     import psutil
 
     try:
@@ -120,11 +124,13 @@ def _port_of(connection: Any) -> int:
 
 
 class Stopped(Exception):
-    """The process was told to stop before what it waited for had come."""
+    """The process was told to stop while it waited."""
 
 
 async def unless_stopped(stop: asyncio.Event, waiting: Coroutine[Any, Any, T]) -> T:
-    """The result of `waiting`. Raises Stopped, and cancels it, when `stop` is set first."""
+    """Return the result of `waiting`. If `stop` is set first, cancel `waiting` and raise
+    Stopped.
+    """
     task = asyncio.ensure_future(waiting)
     stopping = asyncio.ensure_future(stop.wait())
     try:

@@ -1,8 +1,8 @@
 """Fixtures for pytest, which finds them by itself where Holdfast is installed.
 
-The app is that of the fixture `holdfast_app`, which a project overrides, or that of `holdfast_app`
-in pytest's configuration: a file or a module, as for `holdfast node`. The report of a test that
-failed names its seed; `--holdfast-seed` repeats it.
+The app is the value of the fixture `holdfast_app`, which a project may override. Else it is the
+setting `holdfast_app` in pytest's configuration: a file or a module, as for `holdfast node`. The
+report of a failed test names its seed; `--holdfast-seed` repeats the test with that seed.
 """
 
 from __future__ import annotations
@@ -20,38 +20,39 @@ _SEED = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Declare what can be configured."""
+    """Declare the settings and options."""
     parser.addini(
         "holdfast_app",
-        "The app of Holdfast's fixtures: a file or a module, with :name behind it where it has"
-        " several.",
+        "The app of Holdfast's fixtures: a file or a module, with :name behind it if it has"
+        " several Apps.",
     )
     parser.getgroup("holdfast").addoption(
         "--holdfast-seed",
         type=int,
         default=None,
-        help="Seed of the clusters of the fixture holdfast_cluster. Default: another each time.",
+        help="Seed for the fixture holdfast_cluster. Default: a new seed for each test.",
     )
 
 
 @pytest.fixture(scope="session")
 def holdfast_app(pytestconfig: pytest.Config) -> App:
-    """The app of the other fixtures."""
+    """Return the app of the other fixtures."""
     from holdfast.loading import load_app
 
     target = pytestconfig.getini("holdfast_app")
     if not target:
         pytest.fail(
-            "which app? Define a fixture `holdfast_app` that returns it, or set `holdfast_app` in"
-            " pytest's configuration"
+            "no app is set: define a fixture `holdfast_app` that returns it, or set `holdfast_app`"
+            " in pytest's configuration"
         )
     return load_app(target)
 
 
 @pytest.fixture
 def holdfast_cluster(request: pytest.FixtureRequest, holdfast_app: App) -> Iterator[Cluster]:
-    """A cluster in the test's process, on virtual time; see `holdfast.testing.Cluster`. Each test
-    has its own."""
+    """Give each test its own cluster in the test's process, on virtual time; see
+    `holdfast.testing.Cluster`.
+    """
     from holdfast.testing import virtual_cluster
 
     with virtual_cluster(holdfast_app, seed=request.config.getoption("holdfast_seed")) as cluster:
@@ -61,15 +62,16 @@ def holdfast_cluster(request: pytest.FixtureRequest, holdfast_app: App) -> Itera
 
 @pytest.fixture(scope="session")
 def holdfast_processes(pytestconfig: pytest.Config) -> Iterator[str]:
-    """The address of a gateway of a cluster of real processes, one for all tests. Its app is that
-    of the configuration."""
+    """Give the address of a gateway of one cluster of real processes for all tests. Its app is set
+    by `holdfast_app` in pytest's configuration.
+    """
     from holdfast.testing import local_cluster
 
     target = pytestconfig.getini("holdfast_app")
     if not target:
         pytest.fail(
-            "which app? Set `holdfast_app` in pytest's configuration: processes of their own have"
-            " to find it"
+            "no app is set: set `holdfast_app` in pytest's configuration, where the cluster's"
+            " processes find it"
         )
     with local_cluster(target) as gateway:
         yield gateway

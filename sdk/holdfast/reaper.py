@@ -1,10 +1,10 @@
-"""Ends the processes of a local cluster when whoever started them has ended without doing so:
-killed with -9, say.
+"""Ends the processes of a local cluster if their starter has ended without ending them, for example
+by kill -9.
 
-It is a script of its own, without imports of Holdfast, so that it starts in no time. It reads
-process ids from standard input, one a line. At the end of the input it ends those that are still
-there: first by SIGTERM, after a while by SIGKILL. The other end of the pipe is held by the process
-that started it, and closed by the system when that ends.
+This is a script of its own, without imports of Holdfast, so that it starts fast. It reads process
+ids from standard input, one a line. At the end of the input it ends the processes that are left:
+first by SIGTERM, after 10 seconds by SIGKILL. The starter holds the other end of the pipe, and the
+system closes it when the starter ends.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ PATIENCE_S = 10.0
 
 
 def main() -> None:
-    """Wait for the end of the input."""
+    """Read process ids until the end of the input, then end these processes."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    # by process id, a descriptor that stays with the process, whoever gets the id after it
+    # process id -> descriptor; it names the same process even if the system uses the id again
     left: dict[int, int] = {}
     for line in sys.stdin:
         pid = int(line)
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def _send(left: dict[int, int], number: int) -> None:
-    """Send a signal to each, and forget those that have ended."""
+    """Send a signal to each process, and forget those that have ended."""
     for pid, descriptor in list(left.items()):
         try:
             signal.pidfd_send_signal(descriptor, number)

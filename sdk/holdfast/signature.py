@@ -1,8 +1,8 @@
 """Handlers: which methods of a class are handlers, and how their arguments are decoded and checked.
 
-Arguments arrive as an array (positional), a map (named), or a map whose entry "*" holds the
-positional ones of a mixed call. They are decoded straight into the types of the handler's hints, so
-a wrong one never reaches the handler; the defaults stay Python's own.
+Arguments arrive in one of three forms: an array (positional), a map (named), or a map whose entry
+"*" holds the positional arguments of a mixed call. They are decoded straight into the types of the
+handler's hints, so a wrong argument never reaches the handler. Python itself fills in the defaults.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ _INTEGER = re.compile(r"-?[1-9][0-9]+")
 _WANTED_INTEGER = re.compile(r"Expected `int(?: \| null)?`, got `str` - at `\$(.*)`")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
 _WIDE_MAX = 1_000
-"""Integers of one call that may come as text."""
+"""How many integers of one call may come as text."""
 
 
 def reads(handler: F) -> F:
-    """Mark a handler as one that only reads: `@holdfast.reads`. It does not wait for the object's
-    turns, and they do not wait for it.
+    """Mark a handler that only reads: `@holdfast.reads`.
 
-    It runs on a fresh instance, which has none of the attributes that turns have set and for which
-    `on_activate` has not run, over what turns that ended have stored: it does not see what a
-    running turn has written so far. Its reply leaves once all that it saw is committed. A read that
-    waits (`await`) may see what turns store meanwhile. It cannot write: that raises RuntimeError.
+    A read does not wait for the object's turns, and turns do not wait for it. It runs on a fresh
+    instance: this has no attributes that turns have set, and `on_activate` has not run. The read
+    sees all that ended turns have stored. It does not see the writes of a running turn.
+
+    The reply leaves when everything that the read saw is committed. If a read awaits something, it
+    may see what turns store meanwhile. A write in a read raises RuntimeError.
     """
     setattr(handler, READS, True)
     return handler
@@ -48,18 +49,24 @@ def reads(handler: F) -> F:
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
-    """A call of a handler, for functions that are set around handlers with `@app.around`."""
+    """A call of a handler, as functions registered with `@app.around` get it."""
 
     object: Any
-    """The instance whose handler is called; `object.request` and `object.caller` say for whom."""
+    """The instance whose handler is called. `object.request` and `object.caller` describe the
+    request.
+    """
     method: str
+    """The name of the handler."""
     arguments: dict[str, Any]
-    """By name, as the handler gets them. The defaults of those that the caller left out are not in
-    it."""
+    """The arguments by name, as the handler gets them. Arguments that the caller left out are
+    missing, even if they have a default.
+    """
     _proceed: Callable[[], Any]
 
     async def proceed(self) -> Any:
-        """Call what is next, at last the handler itself; its result."""
+        """Call the next function, or the handler itself if there is no other, and return its
+        result.
+        """
         result = self._proceed()
         return await result if inspect.isawaitable(result) else result
 
@@ -74,8 +81,9 @@ def invoke_around(
     arguments: dict[str, Any],
     handler: Callable[[], Any],
 ) -> Any:
-    """Call a handler with these functions around it, the first one outermost: an awaitable of its
-    result."""
+    """Call a handler with these functions around it, the first one outermost. Return an awaitable
+    of its result.
+    """
     proceed = handler
     for around in reversed(arounds):
         proceed = functools.partial(around, Invocation(instance, method, arguments, proceed))
@@ -83,7 +91,7 @@ def invoke_around(
 
 
 class Sending:
-    """Stands in for a handler whose call is stored, to be run later."""
+    """Stands in for a handler when a call is stored, to be run later."""
 
     reads = False
     is_async = False
@@ -97,18 +105,20 @@ class Sending:
         )
 
     def invoke(self, instance: Any, payload: bytes, is_json: bool = False) -> Any:
-        """It is not run here."""
+        """Fail: a stored call does not run here."""
         raise AssertionError(self.name)
 
 
 class Handler:
     """One public method of a kind.
 
-    Attributes: `name`; `identity`, the beginning of what identifies a request to it, for msgpack
-    and for JSON; `function`, unbound; `is_async`; `returns`, the result's type hint (Any without
-    one); `reads`, whether it runs beside the object's turns; `sending`, which stands in for it when
-    a call is stored. Raises TypeError at registration for what cannot be called over the wire
-    (*args, **kwargs, hints that are not data).
+    Attributes: `name`; `identity`, the first part of a request's identity, for msgpack and for
+    JSON; `function`, unbound; `is_async`; `returns`, the result's type hint (Any without one);
+    `reads`, whether it runs beside the object's turns; `sending`, which stands in for it when a
+    call is stored.
+
+    Raises TypeError at registration if the method cannot be called over the wire (*args, **kwargs,
+    hints whose values cannot be sent).
     """
 
     __slots__ = (
@@ -141,7 +151,7 @@ class Handler:
         self._arounds: tuple[Around, ...] = ()
         self.is_async = inspect.iscoroutinefunction(function)
         if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-            raise TypeError(f"{where} is a generator; a handler returns one value")
+            raise TypeError(f"{where} is a generator: a handler must return one value")
         try:
             hints = typing.get_type_hints(function, include_extras=True)
         except NameError as error:
@@ -152,7 +162,7 @@ class Handler:
             inspect.Parameter.KEYWORD_ONLY,
             inspect.Parameter.VAR_KEYWORD,
         ):
-            raise TypeError(f"{where} takes no `self`: a handler is a method")
+            raise TypeError(f"{where} has no `self`: a handler must be a method")
         parameters = (
             everything[1:]
             if everything[0].kind is not inspect.Parameter.VAR_POSITIONAL
@@ -161,8 +171,8 @@ class Handler:
         for parameter in parameters:
             if parameter.kind is parameter.POSITIONAL_ONLY:
                 raise TypeError(
-                    f"{where}: {parameter.name} may be given by position only: leave the `/` out,"
-                    " callers may name arguments"
+                    f"{where}: {parameter.name} is positional-only: remove the `/`, because callers"
+                    " may name arguments"
                 )
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise TypeError(
@@ -186,7 +196,7 @@ class Handler:
             p.default is p.empty and p.kind is p.KEYWORD_ONLY for p in parameters
         )
         try:
-            # For a call with n positional arguments: the decoder of a tuple of exactly their types.
+            # For a call with n positional arguments: a decoder for a tuple of their types.
             for hint in (*types, self.returns):
                 codec.check(hint)
             self._by_count: dict[int, Any] = {}
@@ -210,26 +220,26 @@ class Handler:
             self._named = codec.decoder(named)
             self._named_json = codec.json_decoder(named)
             codec.decoder(self.returns)
-        except Exception as error:  # what msgspec, or a class of the user's, raises of a hint
+        except Exception as error:  # msgspec, or a class of the user's, may raise anything
             raise TypeError(f"{where}: a type hint cannot be sent over the wire: {error}") from None
 
     def surround(self, arounds: tuple[Around, ...]) -> None:
-        """Have these functions called around it, the first one outermost."""
+        """Call these functions around the handler, the first one outermost."""
         self._arounds = arounds
         self.is_async = True
 
     def invoke(self, instance: Any, payload: bytes, is_json: bool = False) -> Any:
-        """Decode the payload and call the handler: its result, or its coroutine when `is_async`.
+        """Decode the payload and call the handler. Return its result, or its coroutine if
+        `is_async`.
 
-        Raises UnfitArguments, before anything of the handler ran, when the payload does not fit.
+        Raises UnfitArguments, before any code of the handler ran, if the payload does not fit.
         """
         if self._arounds:
             named = self.bind(payload, is_json)
             handler = functools.partial(self.function, instance, **named)
             return invoke_around(self._arounds, instance, self.name, named, handler)
         if not is_json and payload:
-            # A msgpack fixarray says its length in its first byte: the hot path, decoded without a
-            # detour.
+            # The hot path: the first byte of a msgpack fixarray is its length.
             decoder = self._by_count.get(payload[0] - 0x90)
             if decoder is not None:
                 try:
@@ -240,16 +250,17 @@ class Handler:
         return self.function(instance, **self.bind(payload, is_json))
 
     def bind(self, payload: bytes, is_json: bool) -> dict[str, Any]:
-        """The arguments by name. Raises UnfitArguments when the payload does not fit.
+        """Return the arguments by name. Raise UnfitArguments if the payload does not fit.
 
-        What the named decoder does not take at once is taken apart, to be mended or explained.
+        If the decoder for named arguments refuses the payload, the payload is decoded in plain
+        types: to convert its form, or to explain the error.
         """
         if payload in _EMPTY_PAYLOADS:
             payload = b"{}" if is_json else b"\x80"
         decoder: Any = self._named_json if is_json else self._named
         try:
             decoded = decoder.decode(payload)
-        except Exception:  # RecursionError and UnicodeDecodeError are no errors of msgspec's
+        except Exception:  # also RecursionError and UnicodeDecodeError
             raw = self._by_name(payload, is_json)
             encode: Any = codec.encode_json if is_json else codec.encode
             for _ in range(_WIDE_MAX):
@@ -260,10 +271,10 @@ class Handler:
                     if not (is_json and _mend_wide(raw, str(error))):
                         raise self._invalid(error) from None
             else:
-                raise self._error(f"has more than {_WIDE_MAX} integers that came as text", "$")
+                raise self._error(f"was called with more than {_WIDE_MAX} integers as text", "$")
         if is_json:
             try:
-                codec.encode(decoded)  # JSON knows numbers that nothing here can store or return
+                codec.encode(decoded)  # JSON has numbers that msgpack cannot store
             except OverflowError:
                 raise self._error("was called with an integer of more than 64 bits", "$") from None
         values = msgspec.structs.astuple(decoded)
@@ -274,15 +285,14 @@ class Handler:
     def _by_name(self, payload: bytes, is_json: bool) -> dict[str, Any]:
         try:
             raw = msgspec.json.decode(payload) if is_json else codec.decode(payload)
-        except (
-            Exception
-        ) as error:  # RecursionError and UnicodeDecodeError are no errors of msgspec's
+        except Exception as error:  # also RecursionError and UnicodeDecodeError
             raise self._error(f"cannot read its arguments: {error}", "$") from None
         if isinstance(raw, list):
             raw = {_POSITIONAL: raw}
         if not isinstance(raw, dict) or not all(isinstance(name, str) for name in raw):
             raise self._error(
-                f"arguments are an array (positional) or a map (named), not {type(raw).__name__}",
+                "was called with wrong arguments: they must be an array (positional) or a map"
+                f" (named), not {type(raw).__name__}",
                 "$",
             )
         positional = raw.pop(_POSITIONAL, [])
@@ -305,11 +315,14 @@ class Handler:
     def _error(self, what: str, path: str) -> UnfitArguments:
         parameters = list(self.signature.parameters.values())[1:]
         usage = f"{self.name}{self.signature.replace(parameters=parameters)}"
-        return UnfitArguments(f"{self.name}() {what}; it is {usage}", path=path, definite=True)
+        return UnfitArguments(
+            f"{self.name}() {what}; its signature is {usage}", path=path, definite=True
+        )
 
     def _invalid(self, error: Exception) -> UnfitArguments:
-        """msgspec says "Expected `int`, got `str` - at `$[0].x`"; callers know the argument by its
-        name."""
+        """Return the error for a message of msgspec such as "Expected `int`, got `str` - at
+        `$[0].x`". It names the argument, as callers know it.
+        """
         text, _, path = str(error).partition(" - at `")
         path = path.rstrip("`") or "$"
         if match := re.match(r"\$\[(\d+)\](.*)", path):
@@ -318,10 +331,10 @@ class Handler:
 
 
 def _mend_wide(raw: Any, error: str) -> bool:
-    """Make a number of a text that came from JSON where msgspec's error says that an integer was
-    expected; whether that was one.
+    """Replace a text by its integer where msgspec's error says that JSON arguments lack one. Return
+    whether the text was such an integer.
 
-    JavaScript can write integers beyond 2^53 as text only. No other text becomes a number.
+    JavaScript can write integers beyond 2^53 only as text. No other text becomes a number.
     """
     found = _WANTED_INTEGER.fullmatch(error)
     if found is None:
@@ -332,7 +345,7 @@ def _mend_wide(raw: Any, error: str) -> bool:
             raw = raw[step]
         text = raw[last]
     except (LookupError, TypeError):
-        return False  # within a dict, of which msgspec does not say where
+        return False  # the integer is in a dict, and msgspec does not name its key
     if not (
         isinstance(text, str)
         and len(text) <= 20
@@ -345,7 +358,7 @@ def _mend_wide(raw: Any, error: str) -> bool:
 
 
 def encode_arguments(positional: tuple[Any, ...], named: dict[str, Any]) -> bytes:
-    """The msgpack payload of a call's arguments; the inverse of what `Handler.invoke` reads."""
+    """Return the msgpack payload of a call's arguments. `Handler.invoke` reads it."""
     if not named:
         return codec.encode(positional)
     if positional:
@@ -354,34 +367,36 @@ def encode_arguments(positional: tuple[Any, ...], named: dict[str, Any]) -> byte
 
 
 def decode_result(data: bytes, returns: Any, what: str, method: str) -> Any:
-    """A call's result as its handler's return hint says. Raises InternalError when the handler
-    returned something else."""
+    """Return a call's result as its handler's return hint says. Raise InternalError if the handler
+    returned something else.
+    """
     try:
         return codec.decode(data, returns)
     except msgspec.ValidationError as error:
         raise InternalError(
-            f"{what}.{method}() was answered, but with what its hint does not allow: {error}"
+            f"{what}.{method}() ran, but its result does not fit its return hint: {error}"
         ) from None
 
 
 def check_notified(kind: type | str, method: str) -> None:
-    """Raises AttributeError when the class has no such handler, TypeError when that only reads:
-    there is nothing to tell it."""
+    """Raise AttributeError if the class has no such handler. Raise TypeError if the handler only
+    reads: a notification to it has no effect.
+    """
     return_type(kind, method)
     if not isinstance(kind, str) and getattr(getattr(kind, method), READS, False):
         raise TypeError(
-            f"{kind.__name__}.{method} only reads (@holdfast.reads): it has no use for a"
-            " notification"
+            f"{kind.__name__}.{method} only reads (@holdfast.reads), so a notification to it would"
+            " have no effect"
         )
 
 
 @functools.lru_cache(maxsize=4096)
 def return_type(kind: type | str, method: str) -> Any:
-    """The return type hint of a method of a kind's class; Any where there is none, or only a name
-    is known.
+    """Return the return type hint of a kind's method; Any if there is no hint or only the kind's
+    name is known.
 
-    Raises AttributeError when the class has no such handler: a typing error is better told before
-    it travels.
+    Raises AttributeError if the class has no such handler, so that a typing error is found before
+    the call is sent.
     """
     if isinstance(kind, str):
         return Any

@@ -1,9 +1,10 @@
-"""For tests of applications.
+"""Clusters for tests of applications.
 
 `virtual_cluster` is a whole cluster in the test's own process, on virtual time: it starts in
-milliseconds, and a day passes in an instant. `local_cluster` is one of real processes. With pytest
-both are fixtures, which are there without an import (`holdfast.pytest_plugin`): `holdfast_cluster`
-and `holdfast_processes`.
+milliseconds, and a day passes in an instant. `local_cluster` is a cluster of real processes.
+
+For pytest both are fixtures, `holdfast_cluster` and `holdfast_processes`. pytest finds them without
+an import (`holdfast.pytest_plugin`).
 
     def test_a_cart_is_forgotten(holdfast_cluster):
         cart = holdfast_cluster.get(Cart, "c-1")
@@ -33,26 +34,30 @@ T = TypeVar("T")
 
 
 class Cluster(Protocol):
-    """A cluster in the test's own process. Its time stands still between calls, and jumps to what
-    is due next within one.
+    """A cluster of one node in the test's own process. Its time stands still between calls; within
+    a call it jumps to the next event that is due.
 
-    There is one node. The engine is that of production; what is simulated is the disk, the network
-    and the time. Times on the network are drawn from `seed`: with the same seed a test runs in the
-    same way. `datetime.now()` in handlers is not virtual; `now()` is.
+    The engine is that of production. Disk, network and time are simulated. The times on the network
+    are drawn from `seed`: with the same seed a test runs in the same way. `now()` is virtual;
+    `datetime.now()` in handlers is not.
     """
 
     seed: int
+    """The seed from which the times on the network are drawn."""
     client: Any
-    """`get` and `notify` for coroutines that `run` runs: `await cluster.client.get(Cart,
-    "c").add("tea")`."""
+    """An asyncio client with `get` and `notify`, for coroutines that `run` runs: `await
+    cluster.client.get(Cart, "c").add("tea")`.
+    """
 
     @overload
     def get(self, kind: type[T], key: str, **options: Any) -> Any: ...
     @overload
     def get(self, kind: str, key: str, **options: Any) -> Any: ...
     def get(self, kind: Any, key: str, **options: Any) -> Any:
-        """A stub whose calls return results: `cluster.get(Cart, "c-1").add("tea")`. Options are
-        those of `BlockingClient.get`, and `caller`, as whom a gateway would have known who calls.
+        """Return a stub whose calls return results: `cluster.get(Cart, "c-1").add("tea")`.
+
+        The options are those of `BlockingClient.get`, and `caller`: the subject that makes the
+        calls, as a gateway would give it.
         """
 
     @overload
@@ -60,62 +65,70 @@ class Cluster(Protocol):
     @overload
     def notify(self, kind: str, key: str, **options: Any) -> Any: ...
     def notify(self, kind: Any, key: str, **options: Any) -> Any:
-        """A stub whose calls are stored, to be run later: see `BlockingClient.notify`."""
+        """Return a stub whose calls are stored, to be run later; see `BlockingClient.notify`."""
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the cluster's loop and time; its result. For calls that are to be
-        under way together."""
+        """Run a coroutine on the cluster's loop and time, and return its result. Use it for calls
+        that must be under way together.
+        """
 
     def now(self) -> datetime:
-        """The cluster's time, UTC. It begins with the real one, or with what the cluster was made
-        with."""
+        """Return the cluster's time, UTC. It begins with the real time, or with the `now` given to
+        `virtual_cluster`.
+        """
 
     def advance(self, delta: timedelta) -> None:
-        """Let time pass: alarms fire, delayed notifications leave, what has a ttl expires, idle
-        objects leave memory."""
+        """Let time pass: alarms fire, delayed notifications leave, values and objects with a ttl
+        expire, idle objects leave memory.
+        """
 
     def settle(self) -> None:
-        """Let everything happen that is due by now: calls, notifications and their
-        retries, alarms."""
+        """Let everything happen that is due now: calls, notifications and their retries, alarms."""
 
     def fire_alarm(self, kind: type | str, key: str, name: str = "default") -> None:
-        """Have an alarm fire now. Raises LookupError when the object has none of that name, and
-        what its handler raises."""
+        """Fire an alarm now. Raise LookupError if the object has no alarm of that name. An
+        exception of its handler is raised too.
+        """
 
     def evict(self, kind: type | str, key: str) -> bool:
-        """Take an object out of memory; whether it was there."""
+        """Take an object out of memory. Return whether it was there."""
 
     def crash_owner(self, kind: type | str = "", key: str = "") -> None:
-        """Have the node that owns an object crash, and start again: what is not durable is gone,
+        """Crash the node that owns an object, and start it again. All that is not durable is lost,
         and so are all instances.
 
         Calls that were under way are sent again, as clients do.
         """
 
     def drop_next_reply(self) -> None:
-        """Have the reply to the next call get lost after it has taken effect. The call is sent
-        again with its request id."""
+        """Lose the reply to the next call after the call has taken effect. The call is sent again
+        with its request id.
+        """
 
     def stored(self, kind: type | str, key: str) -> dict[str, Any]:
-        """What an object has stored, in plain types."""
+        """Return all that an object has stored, in plain types."""
 
     def alarms(self, kind: type | str, key: str) -> list[Alarm]:
-        """The alarms of an object, the next one first."""
+        """Return the alarms of an object, the next one first."""
 
     def dead_letters(self) -> list[dict[str, Any]]:
-        """What could not be delivered: `from`, `to`, `method`, `alarm`, `arguments`, `attempts` and
-        `error` of each."""
+        """Return the dead letters. Each has `from`, `to`, `method`, `alarm`, `arguments`,
+        `attempts` and `error`.
+        """
 
     def close(self) -> None:
-        """End it."""
+        """End the cluster."""
 
 
 @contextmanager
 def virtual_cluster(
     app: App, *, seed: int | None = None, now: datetime | None = None
 ) -> Iterator[Cluster]:
-    """Run `app` on a cluster in this process, on virtual time. `seed`: by default drawn anew.
-    `now`: its time at first."""
+    """Run `app` on a cluster in this process, on virtual time.
+
+    `seed`: the seed of the times on the network; None: a new one. `now`: the cluster's time at the
+    start; None: the real time.
+    """
     (entry,) = entry_points(group="holdfast.testing", name="cluster")
     cluster: Cluster = entry.load()(app, seed, now)
     try:
@@ -126,12 +139,12 @@ def virtual_cluster(
 
 @contextmanager
 def local_cluster(app: str, *, nodes: int = 1, data: Path | None = None) -> Iterator[str]:
-    """Run `app` (a file or a module) on a cluster of `nodes` processes; the gateway's address, once
-    calls reach them.
+    """Run `app` (a file or a module) on a cluster of `nodes` node processes. Give the gateway's
+    address when calls reach the nodes.
 
-    It takes about two seconds; one is enough for all tests of a session. `data`: where the
-    processes' data and logs stay (below `logs/`); without it they are removed at the end. Raises
-    ClusterFailed with the end of the log when a process does not start.
+    The start takes about two seconds; one cluster is enough for all tests of a session. `data`: the
+    folder in which data and logs (in `logs/`) stay. Without it they are removed at the end. Raises
+    ClusterFailed, with the end of the log, if a process does not start.
     """
     folder = data or Path(tempfile.mkdtemp(prefix="holdfast-test-"))
     cluster = LocalCluster(folder)

@@ -1,10 +1,13 @@
-"""TLS: the certificates of clients, and of processes, whose files may change while they run.
+"""TLS: the certificates of clients and of processes. Their files may change while they are in use.
 
-Every process of a cluster has one certificate, for what it serves and for what it connects to.
-Between processes both sides show one (mutual TLS), signed by the cluster's CA and made out to the
-cluster's *TLS name*: a DNS name among the certificate's alternative names that all processes share
-and nobody else has. Addresses play no part in that, so pods may come and go under any. A client's
-certificate, even one of the same CA, does not have that name, and so does not open a node's ports.
+Every process of a cluster has one certificate, as a server and as a client. Between processes both
+sides show their certificate (mutual TLS). The cluster's CA signs these certificates. Each has the
+cluster's *TLS name*: a DNS name among its alternative names that all processes of the cluster
+share. No other certificate may have that name.
+
+Addresses play no part in this check, so pods may come and go under any address. A client's
+certificate does not have the TLS name, even if the same CA signed it. So a client cannot connect to
+the ports of a node.
 """
 
 from __future__ import annotations
@@ -29,19 +32,20 @@ from holdfast.files import state_of
 log = logging.getLogger(__name__)
 
 LOOK_S = 2.0
-"""How often the files are looked at."""
+"""How often the files are looked at, in seconds."""
 EXPIRES_SOON_S = 7 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
 class TLS:
-    """What a client needs for TLS: `ca` to trust (None: the system's), `cert` and `key` where the
-    gateway asks for a certificate.
+    """The TLS settings of a client.
 
-    `server_name`: the name that the gateway's certificate has to have, when it is not the address
-    that is connected to.
+    `ca`: the CA to trust; None: the system's. `cert` and `key`: the client's own certificate, if
+    the gateway asks for one. `server_name`: the name in the gateway's certificate, if it is not the
+    address to which the client connects.
 
-    The files are read for each new connection: renewed ones are used from the next on.
+    All files are PEM. The client reads them for each new connection, so it uses renewed files from
+    its next connection on.
     """
 
     ca: str | Path | None = None
@@ -50,38 +54,41 @@ class TLS:
     server_name: str | None = None
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """For a channel. Reads the files; raises OSError when one cannot be read, ValueError for
-        what is no PEM, or half a pair."""
+        """Return the credentials for a channel, read from the files.
+
+        Raises OSError if a file cannot be read. Raises ValueError if a file is not PEM, or if a
+        certificate or its key is missing.
+        """
         if (self.cert is None) != (self.key is None):
             raise ValueError("a certificate needs its key, and a key its certificate")
         ca, cert, key = (
             None if file is None else Path(file) for file in (self.ca, self.cert, self.key)
         )
         pems = [None if file is None else file.read_bytes() for file in (ca, key, cert)]
-        # gRPC tells nobody what is wrong with files
+        # load the files here: gRPC does not say what is wrong with them
         trial = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if ca is not None:
             try:
                 trial.load_verify_locations(ca)
             except ssl.SSLError as error:
-                raise ValueError(f"{ca} holds no certificate in PEM: {error}") from None
+                raise ValueError(f"{ca} has no certificate in PEM: {error}") from None
         if cert is not None:
             try:
                 trial.load_cert_chain(cert, key)
             except ssl.SSLError as error:
                 raise ValueError(
-                    f"{cert} and {key} are no certificate and its key in PEM: {error}"
+                    f"{cert} and {key} are not a certificate and its key in PEM: {error}"
                 ) from None
         return grpc.ssl_channel_credentials(*pems)
 
     def state(self) -> tuple[object, ...]:
-        """Something that is another thing when one of the files has changed."""
+        """Return a value that changes when one of the files changes."""
         return state_of(
             None if file is None else Path(file) for file in (self.ca, self.cert, self.key)
         )
 
     def options(self) -> list[tuple[str, str]]:
-        """For the same channel."""
+        """Return the options for the same channel."""
         return (
             []
             if self.server_name is None
@@ -90,30 +97,35 @@ class TLS:
 
 
 Token = str | Callable[[], str]
-"""A bearer token, or what gives the one to show now: called for each connection (each call of a
-blocking client), on the loop or the calling thread, so it should be quick."""
+"""A bearer token, or a function that returns the token to show now.
+
+An asyncio client calls the function for each connection, on its loop. A blocking client calls it
+for each call, on the calling thread. So the function should be quick.
+"""
 
 
 def authorization(token: Token | None) -> tuple[tuple[str, str], ...] | None:
-    """The metadata that show a token."""
+    """Return the metadata that show a token. Raise ValueError if the token is empty or not
+    printable ASCII.
+    """
     if token is None:
         return None
     shown = (
         token() if callable(token) else token
-    ).strip()  # what is read from a file ends with its line
+    ).strip()  # a token from a file ends with a newline
     if not shown or not shown.isascii() or not shown.isprintable():
-        raise ValueError("a token is printable ASCII text, and not empty")
+        raise ValueError("a token must be printable ASCII text, and not empty")
     return (("authorization", f"Bearer {shown}"),)
 
 
 class CertificateError(Exception):
-    """Files that are no certificate, key or CA, or do not belong together; the message
-    names them."""
+    """Files are not a certificate, key or CA, or do not belong together. The message names them."""
 
 
 class Certificates:
     """A process's certificate, key and cluster CA, and for a gateway the CA of its clients. `watch`
-    follows changes of the files."""
+    follows changes of the files.
+    """
 
     def __init__(
         self, cert: Path, key: Path, ca: Path, name: str, client_ca: Path | None = None
@@ -122,32 +134,36 @@ class Certificates:
         self.name = name
         self._cert, self._key, self._ca, self._client_ca = cert, key, ca, client_ca
         self.version = 0
-        """Grows with each change that was taken over."""
+        """Grows with each change of the files that was taken over."""
         self.server_context: ssl.SSLContext
-        """For streams that others open; demands a certificate of the cluster's CA. Another one
-        after each change, as the next is."""
+        """For streams that other processes open. It demands a certificate of the cluster's CA. A
+        change of the files makes a new context.
+        """
         self.client_context: ssl.SSLContext
-        """For streams to others."""
+        """For streams to other processes. A change of the files makes a new context."""
         self._files = (cert, key, ca, client_ca)
         self._seen = state_of(self._files)
         self._load()
 
     @property
     def expires_in_s(self) -> float:
-        """Seconds until the certificate is valid no longer."""
+        """The seconds until the certificate expires."""
         return self._not_after - time.time()
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
-        """For a gRPC channel to another process, with `channel_options`. Of the files as they were
-        last."""
+        """Return the credentials for a gRPC channel to another process, from the files as last
+        loaded. Use them with `channel_options`.
+        """
         return grpc.ssl_channel_credentials(self._ca_pem, self._key_pem, self._cert_pem)
 
     def channel_options(self) -> list[tuple[str, str]]:
         return [("grpc.ssl_target_name_override", self.name)]
 
     def server_credentials(self, for_clients: bool = False) -> grpc.ServerCredentials:
-        """For a gRPC server, always of the newest files. It demands a certificate of the cluster's
-        CA; `for_clients`: one of the clients' CA if there is such a CA, else none.
+        """Return the credentials for a gRPC server. They always use the newest files.
+
+        The server demands a certificate of the cluster's CA. With `for_clients` it demands a
+        certificate of the clients' CA, or none if there is no such CA.
         """
 
         given = self.version
@@ -157,9 +173,9 @@ class Certificates:
             return grpc.ssl_server_certificate_configuration([(self._key_pem, self._cert_pem)], ca)
 
         def changed() -> grpc.ServerCertificateConfiguration | None:
-            # Asked at every handshake. None, for no change, is not only cheaper: gRPC replaces what
-            # handshakes under way on its other threads use, without a lock, and a process that was
-            # given something new each time died of it now and then.
+            # gRPC calls this at every handshake. None means no change, and must be used: for
+            # anything else gRPC replaces, without a lock, the data of handshakes on its other
+            # threads. Processes that returned new data each time crashed now and then.
             nonlocal given
             if given == self.version:
                 return None
@@ -170,8 +186,9 @@ class Certificates:
         return grpc.dynamic_ssl_server_credentials(current(), changed, demanded)  # type: ignore[arg-type]
 
     async def watch(self) -> None:
-        """Take over changed files, until cancelled. Files that do not fit together are left alone,
-        and said to be wrong."""
+        """Take over changed files, until cancelled. If files do not fit together, log an error and
+        keep the old ones.
+        """
         complained: object = None
         soon = False
         while True:
@@ -187,19 +204,20 @@ class Certificates:
                 else:
                     self._seen = seen
                     log.info(
-                        "certificates: taken over, valid for %.1f days", self.expires_in_s / 86_400
+                        "certificates: taken over, valid for %.1f days",
+                        self.expires_in_s / 86_400,
                     )
             if (self.expires_in_s < EXPIRES_SOON_S) != soon:
                 soon = not soon
                 if soon:
                     log.warning(
-                        "certificates: %s is valid for %.1f days only",
+                        "certificates: %s expires in %.1f days",
                         self._cert,
                         self.expires_in_s / 86_400,
                     )
 
     def _load(self) -> None:
-        from cryptography import x509  # which only servers need
+        from cryptography import x509  # clients may lack this package
 
         try:
             cert, key, ca = self._cert.read_bytes(), self._key.read_bytes(), self._ca.read_bytes()
@@ -212,7 +230,7 @@ class Certificates:
             if self.name not in names:
                 shown = ", ".join(names) or "no name"
                 raise CertificateError(
-                    f"{self._cert} is made out to {shown}; the cluster's TLS name is {self.name}"
+                    f"{self._cert} is for {shown}; it must have the cluster's TLS name {self.name}"
                 )
             contexts = (
                 ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
@@ -231,22 +249,25 @@ class Certificates:
         self.names = names
         self.version += 1
 
-    # -- who the other side is
+    # -- the other side's certificate
 
     def is_process(self, names: Iterable[str]) -> bool:
-        """Whether a certificate of these names is one of this cluster's processes."""
+        """Return whether a certificate with these names belongs to one of this cluster's
+        processes.
+        """
         return self.name in names
 
 
 def names_of(context: Any) -> list[str]:
-    """The DNS names of the certificate that a gRPC caller has shown: no other kind of
-    name counts."""
+    """Return the DNS names in the certificate that a gRPC caller has shown. Other kinds of names do
+    not count.
+    """
     names: Iterable[bytes] = context.auth_context().get("peer_dns", ())
     return [name.decode(errors="replace") for name in names]
 
 
 def names_of_transport(transport: asyncio.BaseTransport) -> list[str]:
-    """The DNS names of the certificate that the other side of a connection has shown."""
+    """Return the DNS names in the certificate that the other side of a connection has shown."""
     certificate: Mapping[str, Any] = transport.get_extra_info("peercert") or {}
     return [name for kind, name in certificate.get("subjectAltName", ()) if kind == "DNS"]
 
@@ -262,12 +283,13 @@ def _dns_names(certificate: x509.Certificate) -> list[str]:
 
 
 class Exposed(ValueError):
-    """A process would be reachable from other machines, with nothing encrypted and nobody asked who
-    they are."""
+    """Other machines could reach a process that neither encrypts nor authenticates."""
 
 
 def check_exposed(address: str, encrypted: bool, insecure: bool) -> None:
-    """Raises Exposed for an address beyond loopback, unless that is encrypted, or meant."""
+    """Raise Exposed if the address is not loopback, unless the connection is encrypted or
+    `insecure` is set.
+    """
     host = address.rpartition(":")[0].strip("[]")
     if encrypted or insecure or host == "localhost":
         return
@@ -277,6 +299,6 @@ def check_exposed(address: str, encrypted: bool, insecure: bool) -> None:
         loopback = False
     if not loopback:
         raise Exposed(
-            f"{address} can be reached from other machines, and nothing would be encrypted: give"
-            " --tls-cert, --tls-key and --tls-ca, or say --insecure"
+            f"other machines can reach {address}, and nothing would be encrypted: give --tls-cert,"
+            " --tls-key and --tls-ca, or --insecure"
         )

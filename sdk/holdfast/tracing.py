@@ -1,11 +1,14 @@
-"""OpenTelemetry spans: client, gateway, turn, commit, notification. Off by default, and then
-nothing of this is imported.
+"""OpenTelemetry spans: client, gateway, turn, commit, notification. Tracing is off by default, and
+then nothing of OpenTelemetry is imported.
 
-The trace's context is W3C's `traceparent`, in a call's metadata: every process that passes a call
-on puts its own span there. A root is sampled where a trace begins (a client's, the gateway's when
-the caller brings none, an alarm's); whoever comes after follows. Needs the extra `otel` (`pip
-install holdfast[otel]`). Spans go to an OTLP collector by HTTP; OpenTelemetry's own variables say
-where (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_HEADERS).
+The trace's context is W3C's `traceparent`, in a call's metadata. Every process that passes a call
+on puts its own span there. The process in which a trace begins decides whether the trace is
+sampled; all later processes follow. A trace begins in a client, in the gateway if the caller brings
+no trace, or with an alarm.
+
+Tracing needs the extra `otel` (`pip install holdfast[otel]`). Spans go to an OTLP collector by
+HTTP. OpenTelemetry's own variables name the collector (OTEL_EXPORTER_OTLP_ENDPOINT,
+OTEL_EXPORTER_OTLP_HEADERS).
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ class TracingMissing(Exception):
 
 
 class Tracing:
-    """Makes spans. One for a process."""
+    """Makes spans. A process has one."""
 
     def __init__(self, provider: TracerProvider) -> None:
         from opentelemetry import context, trace
@@ -45,11 +48,11 @@ class Tracing:
     def began(
         self, call: pb.Call, kind: SpanKind, what: str, at: float | None = None, root: bool = False
     ) -> Span | None:
-        """A span for a call, which continues the trace that the call brings; its context replaces
-        that in the call's metadata.
+        """Return a span for a call. The span continues the trace in the call's metadata, and its
+        context replaces that trace's context there.
 
-        None when the trace is not sampled, or the call brings none and may not begin one (`root`).
-        `at`: seconds of perf_counter.
+        `at`: the begin, in seconds of perf_counter. `root`: a new trace may begin here. Returns
+        None if the trace is not sampled, or if the call brings no trace and `root` is false.
         """
         header = call.metadata.get(TRACEPARENT)
         if not header and not root:
@@ -73,49 +76,55 @@ class Tracing:
         )
         if not span.is_recording():
             if not header:
-                # that it is not sampled, so that nobody after begins one
+                # tell later processes that it is not sampled, so that they begin no trace
                 call.metadata[TRACEPARENT] = self.header(span)
             return None
         call.metadata[TRACEPARENT] = self.header(span)
         return span
 
     def header(self, span: Span) -> str:
-        """The `traceparent` that makes others children of a span."""
+        """Return the `traceparent` that makes later spans children of this span."""
         context = span.get_span_context()
         return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
 
     def part(self, parent: Span, name: str, began: float, ended: float) -> None:
-        """A part of a span, between two times of perf_counter."""
+        """Add a part of a span, between two times of perf_counter in seconds."""
         part = self._tracer.start_span(
             name, self._trace.set_span_in_context(parent), start_time=self.ns(began)
         )
         part.end(self.ns(ended))
 
     def ended(self, span: Span, error: pb.Error | None, at: float | None = None) -> None:
-        """The call of a span is answered."""
+        """End the span of a call that is answered, at the perf_counter time `at`, in seconds."""
         if error is not None:
             span.set_attribute("holdfast.code", code_name(error.code))
             span.set_status(self._trace.StatusCode.ERROR, error.message[:500])
         span.end(self.ns(at))
 
     def enter(self, span: Span) -> None:
-        """Make a span the current one of the context that this is called in: for the spans that a
-        handler makes itself."""
+        """Make a span the current one of the calling context, for the spans that a handler makes
+        itself.
+        """
         self._context.attach(self._trace.set_span_in_context(span))
 
     def ns(self, at: float | None) -> int | None:
         return None if at is None else self._wall_ns + int(at * 1e9)
 
     def close(self) -> None:
-        """Send what has not been sent yet. It may take seconds: not for an event loop's thread."""
+        """Send the spans that have not been sent yet. This may take seconds: do not call it on an
+        event loop's thread.
+        """
         shutdown = getattr(self._provider, "shutdown", None)
         if shutdown is not None:
             shutdown()
 
 
 def start(service: str, instance: str, ratio: float) -> Tracing:
-    """Trace this process as `service`, sampling this share of the traces that begin here. Raises
-    TracingMissing."""
+    """Trace this process as `service`. `ratio`: the share of the traces that begin here to sample,
+    0 to 1.
+
+    Raises TracingMissing.
+    """
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
@@ -133,8 +142,8 @@ def start(service: str, instance: str, ratio: float) -> Tracing:
 
 
 def of_application() -> Tracing:
-    """For a client in a program that has set OpenTelemetry up itself: its provider, and its current
-    spans as parents.
+    """Return the tracing of a client in a program that has set up OpenTelemetry itself. It uses the
+    program's provider, with the program's current spans as parents.
 
     Raises TracingMissing.
     """
@@ -154,8 +163,9 @@ class ClientTracing:
         self._tracing = tracing
 
     def began(self, kind: str, key: str, method: str, metadata: Any) -> Span:
-        """A span for a call, which its `metadata` carry on; a child of the current span of the
-        program's."""
+        """Return a span for a call, a child of the program's current span, and put it into the
+        call's `metadata`.
+        """
         tracing = self._tracing
         attributes: Mapping[str, str] = {
             "rpc.system": "holdfast",
@@ -170,7 +180,7 @@ class ClientTracing:
         return span
 
     def ended(self, span: Span, error: BaseException | None) -> None:
-        """It is answered, or given up."""
+        """End the span of a call that is answered, or that the caller gave up."""
         if error is not None:
             span.set_attribute("holdfast.code", getattr(error, "code", type(error).__name__))
             span.set_status(self._tracing._trace.StatusCode.ERROR, str(error)[:500])

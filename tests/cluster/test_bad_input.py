@@ -129,7 +129,8 @@ async def test_no_gateway_is_unavailable_at_the_deadline_and_names_the_endpoint(
     port = free_port()
     async with holdfast.connect(f"127.0.0.1:{port}", timeout=1.0) as nobody:
         with pytest.raises(
-            holdfast.Unavailable, match=f"no gateway reached before the deadline; 127.0.0.1:{port}"
+            holdfast.Unavailable,
+            match=f"the client reached no gateway before the deadline; 127.0.0.1:{port}",
         ) as gone:
             await nobody.get("Counter", "a").increment()  # type: ignore[attr-defined]
     assert gone.value.definite
@@ -359,13 +360,16 @@ def test_commands_say_soon_that_there_is_no_gateway() -> None:
         assert f"no gateway at 127.0.0.1:{port}: start one with `holdfast dev APP`" in done.stderr
         assert time.monotonic() - began < 10
     assert (
-        "'localhost' is no address: write host:port"
+        "'localhost' is not an address: write host:port"
         in run("status", "--gateway", "localhost").stderr
     )
     assert "the rows are echo/grpc" in run("bench", "--only", "nonsense").stderr
-    assert "numbers from 1" in run("bench", "--in-flight", "x").stderr
+    assert "give numbers of at least 1" in run("bench", "--in-flight", "x").stderr
     assert "0 is not in the range" in run("bench", "--shards", "0").stderr
-    assert "has its shards" in run("bench", "--target", f"127.0.0.1:{port}", "--shards", "8").stderr
+    assert (
+        "has a fixed number of shards"
+        in run("bench", "--target", f"127.0.0.1:{port}", "--shards", "8").stderr
+    )
 
 
 @pytest.mark.parametrize("name", ["n2", "gateway2"])

@@ -147,7 +147,7 @@ async def test_an_integer_of_more_than_64_bits_is_refused_in_json_too(shared: An
 async def test_a_result_that_its_hint_does_not_allow_is_told_as_that(client: Any) -> None:
     with pytest.raises(
         holdfast.InternalError,
-        match=r"lies\(\) was answered, but with what its hint does not allow",
+        match=r"lies\(\) ran, but its result does not fit its return hint",
     ):
         await client.get(Counter, "liar").lies()
 
@@ -158,7 +158,7 @@ def test_what_is_no_key_or_address_is_told_before_it_travels(shared: Any) -> Non
         pytest.raises(TypeError, match="an object's key is text, not int: 5"),
     ):
         client.get(Counter, 5)
-    with pytest.raises(ValueError, match="'localhost' is no address: write host:port"):
+    with pytest.raises(ValueError, match="'localhost' is not an address: write host:port"):
         holdfast.connect_blocking("localhost")
 
 

@@ -130,7 +130,7 @@ async def test_what_is_rejected_is_a_dead_letter_at_once_and_can_be_dropped(
     assert await dead() == []
     code, _, err = command(shared, "deadletters", "drop", "--of", "Sender/rejected")
     assert code == 1
-    assert "say --all" in err
+    assert "or --all" in err
 
 
 async def test_a_turn_that_would_overflow_the_outbox_is_refused_and_sends_nothing(

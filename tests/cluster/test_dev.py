@@ -115,7 +115,7 @@ def test_dev_refuses_a_port_that_another_cluster_has_and_a_folder_that_had_more_
         timeout=60,
     )
     assert done.returncode == 1
-    assert "has 2 nodes, and what they own is with them: use --nodes 2" in done.stderr
+    assert "has the data of 2 nodes: use --nodes 2" in done.stderr
 
 
 def ask(*arguments: str) -> tuple[int, Any]:
@@ -205,7 +205,7 @@ def test_dev_shows_what_happens_and_takes_new_code_and_keeps_the_old_when_that_i
             app.write_text(SHOP + "\ndef broken(\n")
             said(
                 process,
-                "queue.py changed, and cannot be loaded: the nodes go on with what they have",
+                "queue.py changed and cannot be loaded: the nodes keep the code that they have",
             )
             assert "SyntaxError" in "".join(said_until(process, "SyntaxError"))
             assert cart.add("tea") == 3000

@@ -127,7 +127,7 @@ async def test_history_comes_in_pages(example: holdfast.Client) -> None:
         pages.append([revision.change.value for revision in page])
         after = page[-1].number
     assert pages == [list(range(1, 21)), list(range(21, 41)), list(range(41, 46))]
-    with pytest.raises(holdfast.Rejected, match="limit is 1 to 100"):
+    with pytest.raises(holdfast.Rejected, match="limit must be 1 to 100"):
         await house.history(limit=101)
 
 

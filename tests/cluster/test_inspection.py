@@ -65,7 +65,7 @@ def test_who_asks_for_a_kind_that_nobody_knows_is_told(
     monkeypatch.setenv("HOLDFAST_LIMIT", "nonsense")
     assert (
         run("objects", "delete", "Shop", "never", "--yes", *at).stdout
-        == "there was nothing of it\n"
+        == "the object had stored nothing\n"
     )
     assert run("objects", "list", "Shop", "there-is-none", *at).returncode == 0
     asked = run("objects", "delete", "Shop", "never", *at)  # and nobody is there to answer
@@ -215,9 +215,9 @@ async def test_bulk_deletion_tells_what_it_would_do_does_it_and_says_who_asked(
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (("objects", "delete", "Shop"), "name one object"),
-        (("objects", "delete", "Shop", "a", "--prefix", "b"), "name one object"),
-        (("objects", "delete", "Shop", "a", "--dry-run"), "--dry-run is for"),
+        (("objects", "delete", "Shop"), "give the KEY of one object"),
+        (("objects", "delete", "Shop", "a", "--prefix", "b"), "give the KEY of one object"),
+        (("objects", "delete", "Shop", "a", "--dry-run"), "--dry-run needs --prefix or --all"),
         (("objects", "list", ""), "name a kind"),
         (("objects", "show", "Shop", "k" * 2000), "a key of 1 to"),
         (("explain", "Shop", ""), "a key of 1 to"),
@@ -348,5 +348,5 @@ async def test_what_is_on_a_node_that_is_away_is_said_to_be_missing(processes: A
         some = run(
             "objects", "delete", "Shop", "--prefix", "s", "--yes", "--gateway", processes.gateway
         )
-        assert "what is in" in some.stderr
-        assert "nobody serves them" in some.stderr
+        assert "the objects of" in some.stderr
+        assert "no node serves these shards" in some.stderr

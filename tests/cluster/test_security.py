@@ -449,9 +449,12 @@ def test_refusals_are_counted_and_logged_and_no_secret_with_them(secured: Secure
 
 def test_commands_say_what_is_missing(secured: Secured, tmp_path: Path) -> None:
     bare = run("status", "--gateway", secured.gateway)
-    assert "if it speaks TLS, say by --gateway-ca whose certificates to trust" in bare.stderr
+    assert "if it speaks TLS, name the CA of its certificate with --gateway-ca" in bare.stderr
     ca = ("--gateway", secured.gateway, "--gateway-ca", str(secured.ca.file))
-    assert "(say who you are by --token-file, or a certificate)" in run("status", *ca).stderr
+    assert (
+        "(show a token with --token-file, or a certificate with --client-cert)"
+        in run("status", *ca).stderr
+    )
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "binary").write_bytes(bytes(range(256)))
     (tmp_path / "two").write_text("one\ntwo\n")
@@ -462,13 +465,13 @@ def test_commands_say_what_is_missing(secured: Secured, tmp_path: Path) -> None:
         assert "Traceback" not in refused.stderr
     key = secured.files / "process-key.pem"
     wrong = run("status", "--gateway", secured.gateway, "--gateway-ca", str(key))
-    assert f"{key} holds no certificate in PEM" in wrong.stderr
+    assert f"{key} has no certificate in PEM" in wrong.stderr
     assert wrong.returncode == 1
     (tmp_path / "rubbish.pem").write_text(
         "-----BEGIN CERTIFICATE-----\nrubbish\n-----END CERTIFICATE-----\n"
     )
     assert (
-        "rubbish.pem holds no certificate"
+        "rubbish.pem has no certificate"
         in run("status", *ca[:3], str(tmp_path / "rubbish.pem")).stderr
     )
 
@@ -766,9 +769,9 @@ async def test_clients_may_have_to_show_certificates(secured: Secured) -> None:
     [
         (
             ("--listen", "0.0.0.0:0"),
-            "0.0.0.0:0 can be reached from other machines, and nothing would be encrypted",
+            "other machines can reach 0.0.0.0:0, and nothing would be encrypted",
         ),
-        (("--listen", "shop.example:0"), "shop.example:0 can be reached from other machines"),
+        (("--listen", "shop.example:0"), "other machines can reach shop.example:0"),
         (("--tls-cert", "process.pem"), "TLS needs all of --tls-cert, --tls-key and --tls-ca"),
         (
             ("--tls-cert", "process.pem", "--tls-key", "other-key.pem", "--tls-ca", "cluster.pem"),
@@ -787,7 +790,7 @@ async def test_clients_may_have_to_show_certificates(secured: Secured) -> None:
         ),
         (
             ("--tls-cert", "named.pem", "--tls-key", "named-key.pem", "--tls-ca", "cluster.pem"),
-            "named.pem is made out to other.holdfast; the cluster's TLS name is default.holdfast",
+            "named.pem is for other.holdfast; it must have the cluster's TLS name default.holdfast",
         ),
         (("--etcd-cert", "process.pem"), "TLS to etcd needs --etcd-ca"),
     ],
@@ -916,7 +919,7 @@ async def test_an_operator_of_any_name_may_change_what_its_rights_allow(secured:
     done = await asyncio.to_thread(
         secured.command, "jürgen 中", "objects", "evict", "Shop", "evicted"
     )
-    assert (done.returncode, done.stdout.strip()) == (0, "it has left memory"), done.stderr
+    assert (done.returncode, done.stdout.strip()) == (0, "the object left memory"), done.stderr
     logged = "".join(secured.said(node) for node in ("n1", "n2", "n3"))
     assert any(
         "asked for by jürgen 中 at" in json.loads(line)["message"] for line in logged.splitlines()

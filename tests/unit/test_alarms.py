@@ -34,10 +34,10 @@ def test_a_cron_expression_is_in_its_time_zone_over_the_change_of_the_clocks() -
 @pytest.mark.parametrize(
     ("every", "what"),
     [
-        (timedelta(milliseconds=99), "too often"),
-        (timedelta(), "too often"),
-        ("every day", "not a cron expression"),
-        ("99 * * * *", "not a cron expression"),
+        (timedelta(milliseconds=99), "is too short"),
+        (timedelta(), "is too short"),
+        ("every day", "is not a cron expression"),
+        ("99 * * * *", "is not a cron expression"),
     ],
 )
 def test_what_makes_no_sense_is_refused(every: timedelta | str, what: str) -> None:

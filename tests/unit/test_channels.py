@@ -37,7 +37,7 @@ def test_an_address_has_a_host_and_a_port(address: str, host: str, port: int, wr
     ],
 )
 def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(ValueError, match="is no address: write host:port"):
+    with pytest.raises(ValueError, match="is not an address: write host:port"):
         split_address(address)
 
 

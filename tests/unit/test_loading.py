@@ -72,7 +72,10 @@ def test_two_files_of_one_name_are_two_apps(tmp_path: Path) -> None:
 def test_a_package_that_is_called_like_an_installed_one_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "json" / "app.py")
     (tmp_path / "json" / "__init__.py").write_text("")
-    assert "its package is called 'json'" in load("json/app.py", tmp_path).stderr
+    assert (
+        "its package 'json' has the name of an installed package"
+        in load("json/app.py", tmp_path).stderr
+    )
 
 
 def test_it_is_told_whether_an_app_can_be_loaded(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_etcd_is_the_one_that_is_named_then_the_one_on_path_then_the_wheels(
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
-        local.ClusterFailed, match="no etcd found: install one, name it in HOLDFAST_ETCD"
+        local.ClusterFailed, match="no etcd found: install etcd, name its path in HOLDFAST_ETCD"
     ):
         local.find_etcd()
     monkeypatch.undo()

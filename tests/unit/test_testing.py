@@ -295,4 +295,4 @@ def test_the_fixtures_are_there_without_an_import_and_a_failure_names_its_seed(
     assert "1 failed, 1 passed" in said
     assert "seed of the cluster: --holdfast-seed 77" in said
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    assert "which app? Define a fixture `holdfast_app`" in pytest_says()
+    assert "no app is set: define a fixture `holdfast_app`" in pytest_says()

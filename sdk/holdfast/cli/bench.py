@@ -1,4 +1,4 @@
-"""`holdfast bench`: how fast a cluster is on this machine, and which process spends the time."""
+"""`holdfast bench`: how fast a cluster is on this machine, and which process uses the CPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from holdfast.v1 import admin_pb2
 from holdfast.v1 import objects_pb2 as pb
 
 _WARM_UP_S = 0.5
-# for so long after it took a shard a node looks up each request that somebody else may have run
+# for this time after it took a shard, a node looks up requests that another node may have run
 _SETTLE_S = 2.0
 _ECHO = "/holdfast.bench/Echo"
 _WORKLOADS = ("increment", "read")
@@ -53,8 +53,11 @@ _Once = Callable[[str], Awaitable[Any]]
 
 
 class Row(msgspec.Struct):
-    """One line of the result. `cpu_s` and `fsyncs` are of the measured time: seconds of CPU by
-    process, fsyncs of all nodes."""
+    """One line of the result.
+
+    `cpu_s` and `fsyncs` belong to the measured time: the CPU seconds of each process, and the
+    fsyncs of all nodes.
+    """
 
     workload: str
     transport: str
@@ -67,29 +70,35 @@ class Row(msgspec.Struct):
     cpu_s: dict[str, float] = {}
 
 
-@click.command(short_help="Measure calls per second.")
+@click.command(short_help="Measure calls and notifications per second.")
 @local_option(
     "--target",
     help=(
-        "A running cluster's gateway, whose nodes run holdfast.bench_app. Default: a cluster of its"
-        " own."
+        "A running cluster's gateway, host:port; its nodes must run holdfast.bench_app. Default:"
+        " start a cluster."
     ),
 )
 @local_option(
     "--copies",
     default="1,3",
-    help="Copies of each shard: for each a cluster of its own, of as many nodes.",
+    help=(
+        "Copies of each shard, 1 to 3, comma-separated: for each number a cluster with as many"
+        " nodes."
+    ),
 )
 @local_option(
     "--shards",
     type=click.IntRange(1, 65_536),
     default=None,
-    help="Shards of such a cluster. Default: 256.",
+    help="How many shards the started clusters have. Default: 256.",
 )
-@local_option("--objects", default=1000, help="Objects that are called, at random.")
-@local_option("--seconds", default=3.0, help="How long each row is measured.")
+@local_option("--objects", default=1000, help="How many objects are called, in a fixed walk.")
+@local_option("--seconds", default=3.0, help="Seconds for which each row is measured.")
 @local_option(
-    "--in-flight", "in_flight", default="1,64,512", help="Calls under way, one row for each."
+    "--in-flight",
+    "in_flight",
+    default="1,64,512",
+    help="Calls under way at once, comma-separated; one row for each number.",
 )
 @local_option(
     "--only",
@@ -107,9 +116,11 @@ def bench(
     only: str,
     as_json: bool,
 ) -> None:
-    """Measure durable increments and reads, through Session and Call, beside a bare gRPC echo; and
-    notifications delivered, from all objects to all (notify/spread), and from all to one
-    (notify/one).
+    """Measure calls and notifications per second.
+
+    The rows are durable increments and reads, through Session and through Call, and a bare gRPC
+    echo to compare with. Two more rows are notifications delivered: from all objects to all objects
+    (notify/spread), and from all objects to one (notify/one).
 
     \b
     Examples:
@@ -118,16 +129,20 @@ def bench(
     """
     levels = [int(level) if level.isdigit() else 0 for level in in_flight.split(",")]
     if min(levels) < 1:
-        raise click.ClickException(f"--in-flight {in_flight}: numbers from 1, comma-separated")
+        raise click.ClickException(
+            f"--in-flight {in_flight}: give numbers of at least 1, comma-separated"
+        )
     wanted = set(filter(None, only.split(",")))
     if unknown := wanted - set(_ROWS):
         raise click.ClickException(
             f"--only {', '.join(sorted(unknown))}: the rows are {', '.join(_ROWS)}"
         )
     if not copies or not set(copies.split(",")) <= {"1", "2", "3"}:
-        raise click.ClickException(f"--copies {copies}: 1, 2 or 3, comma-separated")
+        raise click.ClickException(f"--copies {copies}: give 1, 2 or 3, comma-separated")
     if target is not None and shards is not None:
-        raise click.ClickException("--shards: a cluster that runs (--target) has its shards")
+        raise click.ClickException(
+            "--shards: a running cluster (--target) has a fixed number of shards"
+        )
     options = () if shards is None else ("--shards", str(shards))
     rows = []
     try:
@@ -190,7 +205,7 @@ def _bench(
     levels: list[int],
     wanted: set[str],
 ) -> list[Row]:
-    """The rows of one cluster: `target`, or a new one with that many copies."""
+    """Return the rows of one cluster: of `target`, or of a new cluster with `copies` copies."""
     gateway = target
     folder = Path(tempfile.mkdtemp(prefix="holdfast-bench-"))
     cluster = LocalCluster(folder)
@@ -313,8 +328,11 @@ async def _notify(
     in_flight: int,
     seconds: float,
 ) -> Row:
-    """Notifications delivered a second: turns that send ten each, as many as keep the outboxes from
-    filling up. No latencies."""
+    """Measure the notifications delivered a second, and return the row; it has no latencies.
+
+    The turns send ten notifications each. They pause while too many notifications wait, so that no
+    outbox fills up.
+    """
     walk = itertools.cycle(range(len(senders)))
     end = time.perf_counter() + _WARM_UP_S + seconds
     waiting = 0
@@ -370,12 +388,12 @@ async def _notify(
 async def _run(
     once: _Once, keys: list[str], in_flight: int, seconds: float
 ) -> tuple[list[float], float]:
-    """Call `once` with keys from `in_flight` workers for `seconds`: the latencies, and the seconds
-    it took."""
+    """Call `once` with keys from `in_flight` workers for `seconds`. Return the latencies and the
+    elapsed time, in seconds.
+    """
     latencies: list[float] = []
     clock = time.perf_counter
-    # A fixed walk through the keys: every run calls the same, and no time goes into drawing
-    # numbers.
+    # A fixed walk through the keys: every run makes the same calls, and draws no random numbers.
     walk = itertools.cycle(keys[i * 379 % len(keys)] for i in range(len(keys)))
     began = clock()
     end = began + seconds
@@ -395,7 +413,7 @@ async def _run(
 
 
 def bare_echo(bare: Any) -> _Once:
-    """The row to compare with: gRPC and nothing else."""
+    """Return the call of the row to compare with: gRPC and nothing else."""
     payload = b"x" * 64
 
     async def once(_: str) -> None:

@@ -1,4 +1,6 @@
-"""`holdfast call`, `where`, `status`, `drain` and `reset-shard`: asking a running cluster."""
+"""`holdfast call`, `where`, `status`, `drain` and `reset-shard`: commands that ask a running
+cluster.
+"""
 
 from __future__ import annotations
 
@@ -36,23 +38,30 @@ def _keep(context: click.Context, parameter: click.Parameter, value: Any) -> Non
 
 
 def _gateway(command: Any) -> Any:
-    """The options of every command that asks a gateway: which one, and what to show to it. The
-    command gets `gateway`."""
+    """Add the options of every command that asks a gateway: the gateway, and what to show to it.
+    The command gets `gateway`.
+    """
     for add in (
         option(
             "--token-file",
             type=_FILE,
             callback=_keep,
             expose_value=False,
-            help="File with the bearer token to show.",
+            help="File with the bearer token to show to the gateway.",
         ),
-        option("--client-key", type=_FILE, callback=_keep, expose_value=False, help="Its key."),
+        option(
+            "--client-key",
+            type=_FILE,
+            callback=_keep,
+            expose_value=False,
+            help="Key of --client-cert, PEM.",
+        ),
         option(
             "--client-cert",
             type=_FILE,
             callback=_keep,
             expose_value=False,
-            help="Certificate to show to the gateway.",
+            help="Certificate to show to the gateway, PEM.",
         ),
         option(
             "--server-name",
@@ -65,7 +74,7 @@ def _gateway(command: Any) -> Any:
             type=_FILE,
             callback=_keep,
             expose_value=False,
-            help="CA of the gateway's certificate: connect with TLS.",
+            help="CA of the gateway's certificate, PEM; connect with TLS.",
         ),
         option("--gateway", default="127.0.0.1:7400", help="A gateway of the cluster, host:port."),
     ):
@@ -74,8 +83,9 @@ def _gateway(command: Any) -> Any:
 
 
 def shown() -> tuple[TLS | None, str | None]:
-    """The TLS and the token that the running command's options name, for `holdfast.connect`. Raises
-    ClickException."""
+    """Return the TLS and the token that the running command's options name, for `holdfast.connect`.
+    Raise ClickException.
+    """
     options: dict[str, Any] = click.get_current_context().meta.get(_SHOWN, {})
     ca, cert, key = (options.get(name) for name in ("gateway_ca", "client_cert", "client_key"))
     file: Path | None = options.get("token_file")
@@ -106,14 +116,15 @@ _REACH_S = 3.0
 @click.argument("key")
 @click.argument("method")
 @click.argument("arguments", default="")
-@local_option("--timeout", default=30.0, help="Seconds to wait.")
+@local_option("--timeout", default=30.0, help="Deadline of the call, in seconds.")
 @_gateway
 @_json
 def call(
     kind: str, key: str, method: str, arguments: str, timeout: float, gateway: str, as_json: bool
 ) -> None:
-    """Call METHOD of the object KIND KEY with ARGUMENTS in JSON: an object of named ones or an
-    array; prints the result as JSON.
+    """Call METHOD of the object KIND KEY, and print the result as JSON.
+
+    ARGUMENTS are JSON: an object with named arguments, or an array.
 
     \b
     Examples:
@@ -190,12 +201,12 @@ def where(kind: str, key: str, gateway: str, as_json: bool) -> None:
     _console().print(table)
 
 
-@click.command(short_help="Show the members, their shards, and what is not healthy.")
+@click.command(short_help="Show the members, their shards, and all problems.")
 @_gateway
 @_json
 def status(gateway: str, as_json: bool) -> None:
-    """Show the members, shards per node, epochs, and what is not healthy and why. Exit status 2
-    when something is not.
+    """Show the members, their shards, copies and epochs, and each problem with its reason. Exit
+    status 2 if there is a problem that is not minor.
 
     \b
     Example:
@@ -271,31 +282,32 @@ def status(gateway: str, as_json: bool) -> None:
         raise SystemExit(2)
 
 
-@click.command(short_help="Have a node give up what it owns and every copy.")
+@click.command(short_help="Move everything from a node to other nodes.")
 @click.argument("node")
 @local_option(
     "--dry-run",
     is_flag=True,
     default=False,
-    help="Change nothing; say what would move, and about how long it would take.",
+    help="Change nothing; say what would move, and about how many seconds it would take.",
 )
-@local_option("--cancel", is_flag=True, default=False, help="The node is to take part again.")
+@local_option("--cancel", is_flag=True, default=False, help="End the drain of the node.")
 @local_option(
     "--wait",
     is_flag=True,
     default=False,
-    help="Return when the node has given up everything that others can take.",
+    help="Wait until the node has given up everything that other nodes can take.",
 )
 @_gateway
 @_json
 def drain(node: str, dry_run: bool, cancel: bool, wait: bool, gateway: str, as_json: bool) -> None:
-    """Move what NODE owns, and every copy on it, to other nodes; calls go on. When it has nothing
-    left its process can be stopped.
+    """Move all shards that NODE owns, and all its copies, to other nodes. Calls go on. When the
+    node has nothing left, you can stop its process.
 
-    A node that is only to be restarted needs no drain: SIGTERM hands its shards over and leaves the
-    copies where they are.
+    To restart a node you need no drain: on SIGTERM the node hands its shards over, and its copies
+    stay.
 
-     Example:
+    \b
+    Examples:
       holdfast drain n2-3f9a1c --dry-run
       holdfast drain n2-3f9a1c --wait
     """
@@ -324,35 +336,40 @@ def drain(node: str, dry_run: bool, cancel: bool, wait: bool, gateway: str, as_j
         )
         if answer.copies_that_stay:
             click.echo(
-                f"{answer.copies_that_stay} copies stay: there are too few other nodes to take them"
+                f"{answer.copies_that_stay} copies stay: too few other nodes are there to take them"
             )
 
 
-@click.command(name="reset-shard", short_help="Give up on data whose every copy is gone.")
+@click.command(name="reset-shard", short_help="Give up the data of a shard that has no copy left.")
 @click.argument("shard", type=int)
 @click.option(
     "--keep",
     metavar="NODE",
     default="",
-    help="Of a shard whose copies differ: go on with this node's copy; others are void.",
+    help="If the copies of the shard differ: go on with this node's copy; the others are void.",
 )
 @click.option(
-    "--confirm", help='What you would be asked to type, as in "give up the data of shard SHARD".'
+    "--confirm",
+    help=(
+        'The confirmation, instead of a prompt: "give up the data of shard SHARD", or with --keep'
+        ' "keep the copy of NODE of shard SHARD".'
+    ),
 )
 @_gateway
 @_json
 def reset_shard(shard: int, keep: str, confirm: str | None, gateway: str, as_json: bool) -> None:
-    """Have SHARD begin anew, EMPTY, when every node that has its data is gone for good. What it
-    held is lost.
+    """Begin SHARD anew, EMPTY, if every node that has its data is gone for good. All data of the
+    shard is lost.
 
-    It is refused while a node that is in sync is there. Should one come back later, its copy is
-    thrown away.
+    The cluster refuses this while one of the shard's in-sync nodes is there. If such a node comes
+    back later, its copy is thrown away.
 
-    With --keep SHARD goes on with the copy of one node. It is for a shard whose copies hold
-    different acknowledged writes, as `holdfast status` says: what only the other copies hold is
-    lost.
+    With --keep, SHARD goes on with the copy of one node. Use it if the copies of a shard hold
+    different acknowledged writes; `holdfast status` says so. Writes that only the other copies hold
+    are lost.
 
-     Example:
+    \b
+    Examples:
       holdfast reset-shard 17
       holdfast reset-shard 17 --keep node-1-3f9a2c
     """
@@ -363,7 +380,7 @@ def reset_shard(shard: int, keep: str, confirm: str | None, gateway: str, as_jso
     )
     if confirm is None:
         what = (
-            f"What only other nodes hold of shard {shard} will be lost"
+            f"Writes of shard {shard} that only other nodes hold will be lost"
             if keep
             else f"All objects of shard {shard} will be empty"
         )
@@ -378,7 +395,7 @@ def reset_shard(shard: int, keep: str, confirm: str | None, gateway: str, as_jso
 
 
 async def _reach(gateway: str, tls: TLS | None) -> None:
-    """Find out soon whether there is a gateway at all."""
+    """Raise ClickException soon if there is no gateway."""
     try:
         channel = open_client_channel(gateway, tls)
     except ValueError as error:
@@ -388,11 +405,11 @@ async def _reach(gateway: str, tls: TLS | None) -> None:
     except TimeoutError:
         hint = "start one with `holdfast dev APP`, or name another with --gateway"
         if tls is None:
-            hint += "; if it speaks TLS, say by --gateway-ca whose certificates to trust"
+            hint += "; if it speaks TLS, name the CA of its certificate with --gateway-ca"
         else:
             hint += (
-                "; or its certificate is not one of --gateway-ca for this address, or it asks for"
-                " one of yours"
+                "; or --gateway-ca has not signed its certificate for this address, or it asks for"
+                " a client certificate"
             )
         raise click.ClickException(f"no gateway at {gateway}: {hint}") from None
     finally:
@@ -400,7 +417,9 @@ async def _reach(gateway: str, tls: TLS | None) -> None:
 
 
 def _console() -> Console:
-    """Wide when nobody's terminal limits it: what is piped is not cut."""
+    """Return a console. It is wide if the output is no terminal, so that piped lines are not
+    cut.
+    """
     console = Console()
     if not console.is_terminal:
         console.width = 200
@@ -408,7 +427,9 @@ def _console() -> Console:
 
 
 def _plain(message: Any) -> Any:
-    """A message as JSON has it: numbers are numbers, those of 64 bits too, and bytes are base64."""
+    """Return a message as JSON has it: all numbers as numbers, also those of 64 bits, and bytes as
+    base64.
+    """
     shown = MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
@@ -416,8 +437,9 @@ def _plain(message: Any) -> Any:
 
 
 def _with_numbers(shown: Any, of: Any) -> Any:
-    """What protobuf's own JSON shows of a message of this type, with its 64-bit numbers as numbers
-    in place of text."""
+    """Replace the text by which protobuf's JSON shows 64-bit numbers by numbers, in a message of
+    this type.
+    """
     for field in of.fields:
         if field.name not in shown:
             continue
@@ -448,20 +470,20 @@ def _say_missing(silent: Iterable[str], unserved: Iterable[int]) -> None:
     shards = len(list(unserved))
     if shards:
         click.echo(
-            f"what is in {shards} shards is missing: nobody serves them at the moment (holdfast"
+            f"the objects of {shards} shards are missing: no node serves these shards now (holdfast"
             " status)",
             err=True,
         )
     for node in silent:
-        click.echo(f"node {node} did not answer: what it owns is missing", err=True)
+        click.echo(f"node {node} did not answer: the objects that it owns are missing", err=True)
 
 
 def _say_unknown(gateway: str, kind: str) -> None:
-    """When nothing was found: whether that is because nobody knows the kind."""
+    """Tell the user if the kind is unknown to all nodes, after nothing was found."""
     try:
         status = _ask(gateway, "Status", admin_pb2.StatusRequest(), admin_pb2.StatusResponse)
     except click.ClickException:
-        return  # the answer itself is there
+        return  # this is only a hint; the answer itself was printed
     kinds = sorted({name for node in status.nodes for name in node.stats.kinds})
     if kinds and kind not in kinds:
         click.echo(f"no node has a kind {kind!r}; there are {', '.join(kinds)}", err=True)
@@ -497,12 +519,12 @@ def _refused(gateway: str, error: grpc.aio.AioRpcError, token: str | None) -> cl
         grpc.StatusCode.PERMISSION_DENIED,
         grpc.StatusCode.UNAUTHENTICATED,
     ):
-        hint = " (say who you are by --token-file, or a certificate)"
+        hint = " (show a token with --token-file, or a certificate with --client-cert)"
     return click.ClickException(f"gateway {gateway}: {error.code().name}: {error.details()}{hint}")
 
 
 def _ask_stream(gateway: str, method: str, request: Any, reply_type: Any) -> Iterator[Any]:
-    """What a gateway answers bit by bit, for as long as it takes."""
+    """Yield the replies of a gateway to one request, as they come."""
     replies: Queue[Any] = Queue()
     tls, token = shown()
 

@@ -1,5 +1,6 @@
-"""`holdfast deadletters`, `alarms`, `pause` and `resume`: what objects send by themselves, and what
-operators do about it."""
+"""`holdfast deadletters`, `alarms`, `pause` and `resume`: look at notifications and alarms, and
+change them.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +19,24 @@ from holdfast.v1 import admin_pb2
 
 _CHANGE_TIMEOUT_S = 30.0
 _receiver = local_option(
-    "--to", default="", metavar="KIND[/KEY]", help="Only those for this kind, or object."
+    "--to", default="", metavar="KIND[/KEY]", help="Only those to this kind or object."
 )
 _sender = local_option(
-    "--of", "sender", default="", metavar="KIND[/KEY]", help="Only those of this kind, or object."
+    "--of",
+    "sender",
+    default="",
+    metavar="KIND[/KEY]",
+    help="Only those that this kind or object sent.",
 )
 
 
-@click.group(short_help="List, show, replay and drop what could not be delivered.")
+@click.group(short_help="List, show, replay and drop dead letters.")
 def deadletters() -> None:
-    """Notifications and alarms that failed for too long, or were rejected. Their sender keeps them
-    until you replay or drop them."""
+    """List, show, replay and drop dead letters.
+
+    A dead letter is a notification or an alarm that failed for too long, or that its receiver
+    rejected. The cluster keeps it until you replay or drop it.
+    """
 
 
 @deadletters.command(name="list", short_help="List dead letters.")
@@ -38,12 +46,12 @@ def deadletters() -> None:
     "--limit",
     default=100,
     type=click.IntRange(1, 1000),
-    help="At most so many; the oldest of each shard first.",
+    help="List at most this many, 1 to 1,000.",
 )
 @_gateway
 @_json
 def list_letters(to: str, sender: str, limit: int, gateway: str, as_json: bool) -> None:
-    """List dead letters with the error that each ended with.
+    """List dead letters, each with its last error, the oldest of each shard first.
 
     \b
     Examples:
@@ -81,7 +89,7 @@ def list_letters(to: str, sender: str, limit: int, gateway: str, as_json: bool) 
     else:
         click.echo("no dead letters")
     if answer.more:
-        click.echo("there are more: narrow it down with --to and --of, or raise --limit")
+        click.echo("there are more: narrow the list with --to and --of, or raise --limit")
     _say_missing(answer.silent, answer.unserved)
 
 
@@ -90,7 +98,12 @@ def list_letters(to: str, sender: str, limit: int, gateway: str, as_json: bool) 
 @_gateway
 @_json
 def show(letter_id: str, gateway: str, as_json: bool) -> None:
-    """Show the dead letter ID, its payload included, as JSON."""
+    """Show the dead letter ID with its payload, as JSON.
+
+    \b
+    Example:
+      holdfast deadletters show 0000008000000g000000000004001
+    """
     try:
         place = letter_place(letter_id)
     except ValueError as error:
@@ -113,7 +126,7 @@ def _changing(name: str, replay: bool, help_text: str, short: str) -> click.Comm
         "all_",
         is_flag=True,
         default=False,
-        help="All of them, or all that match --to and --of.",
+        help="Take all dead letters, or all that match --to and --of.",
     )
     @_receiver
     @_sender
@@ -124,7 +137,7 @@ def _changing(name: str, replay: bool, help_text: str, short: str) -> click.Comm
     ) -> None:
         if bool(ids) == all_ or (not all_ and (to or sender)):
             raise click.ClickException(
-                "name dead letters by their ids, or say --all (with --to and --of, if you like)"
+                "give the ids of dead letters, or --all (with --to and --of to narrow it)"
             )
         request = admin_pb2.ChangeDeadLettersRequest(
             ids=ids, all=all_, replay=replay, **_filters(to, sender)
@@ -151,9 +164,10 @@ def _changing(name: str, replay: bool, help_text: str, short: str) -> click.Comm
 _changing(
     "replay",
     True,
-    "Send dead letters again, as new notifications behind what waits already; alarms fire once"
-    " more. One whose outcome was not known (an error like UNAVAILABLE) may have taken effect"
-    " before.\n\n\b\nExample:\n  holdfast deadletters replay 17-3-42",
+    "Send dead letters again, as new notifications behind those that wait already. Alarms fire once"
+    " more.\n\nIf the outcome of a dead letter is unknown (an error like UNAVAILABLE), it may have"
+    " taken effect before.\n\n\b\nExamples:\n  holdfast deadletters replay"
+    " 0000008000000g000000000004001\n  holdfast deadletters replay --all --to Portfolio/north",
     "Send dead letters again.",
 )
 _changing(
@@ -161,18 +175,24 @@ _changing(
     False,
     "Delete dead letters for good.\n\n\b\nExample:\n  holdfast deadletters drop --all --to"
     " Portfolio",
-    "Delete them.",
+    "Delete dead letters for good.",
 )
 
 
-@click.command(short_help="List the alarms that are to fire.")
+@click.command(short_help="List pending alarms.")
 @click.argument("kind", default="")
 @click.argument("prefix", default="")
-@local_option("--limit", default=100, type=click.IntRange(1, 1000), help="At most so many.")
+@local_option(
+    "--limit",
+    default=100,
+    type=click.IntRange(1, 1000),
+    help="List at most this many, 1 to 1,000.",
+)
 @_gateway
 @_json
 def alarms(kind: str, prefix: str, limit: int, gateway: str, as_json: bool) -> None:
-    """List the alarms of objects, of those of KIND, or of those whose key begins with PREFIX.
+    """List the pending alarms of all objects, of the objects of KIND, or of those whose key begins
+    with PREFIX.
 
     \b
     Example:
@@ -218,20 +238,21 @@ def alarms(kind: str, prefix: str, limit: int, gateway: str, as_json: bool) -> N
     else:
         click.echo("no alarms")
     if answer.more:
-        click.echo("there are more: narrow it down, or raise --limit")
+        click.echo("there are more: narrow the list with KIND and PREFIX, or raise --limit")
     _say_missing(answer.silent, answer.unserved)
 
 
-@click.command(short_help="Stop deliveries and alarms to a kind or an object.")
+@click.command(short_help="Pause notifications and alarms of a kind or an object.")
 @click.argument("kind", default="")
 @click.argument("key", default="")
 @_gateway
 @_json
 def pause(kind: str, key: str, gateway: str, as_json: bool) -> None:
-    """Have notifications to KIND, or to the object KIND KEY, wait, and its alarms not fire, until
-    it is resumed. Calls still pass.
+    """Pause notifications to KIND, or to the object KIND KEY, and its alarms, until `holdfast
+    resume`. They wait meanwhile; calls still run.
 
-    What is on its way already arrives. Without KIND: show what is paused.
+    Notifications that are on their way already arrive. Without KIND, the command shows what is
+    paused.
 
     \b
     Examples:
@@ -241,14 +262,21 @@ def pause(kind: str, key: str, gateway: str, as_json: bool) -> None:
     _pause(admin_pb2.PauseRequest(kind=kind, key=key), gateway, as_json)
 
 
-@click.command(short_help="Go on with what was paused.")
+@click.command(short_help="Resume paused notifications and alarms.")
 @click.argument("kind")
 @click.argument("key", default="")
 @_gateway
 @_json
 def resume(kind: str, key: str, gateway: str, as_json: bool) -> None:
-    """Go on with what `holdfast pause` stopped for the same KIND or KIND KEY; what has waited goes
-    at a bounded rate."""
+    """Resume the notifications and alarms that `holdfast pause` stopped for the same KIND or KIND
+    KEY.
+
+    Notifications and alarms that waited go at a bounded rate.
+
+    \b
+    Example:
+      holdfast resume Portfolio north
+    """
     _pause(admin_pb2.PauseRequest(kind=kind, key=key, resume=True), gateway, as_json)
 
 
@@ -309,7 +337,7 @@ def _shown(letter: admin_pb2.DeadLetter) -> dict[str, Any]:
 
 
 def _payload(raw: bytes) -> Any:
-    """In plain types; as text, when JSON has nothing like it."""
+    """Return a payload in plain types, or as text if JSON cannot carry it."""
     payload = codec.decode(raw) if raw else None
     try:
         codec.encode_json(payload)

@@ -1,5 +1,6 @@
-"""`holdfast dev`: a whole cluster on this machine, for development: what its processes say, and the
-newest code, reloaded."""
+"""`holdfast dev`: a whole cluster on this machine, for development. It shows what the processes
+log, and reloads changed code.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +34,15 @@ _LOOK_S = 0.1
 _CHANGES_S = 0.5
 _FILES_MAX = 10_000
 LOAD_S = 60.0
-"""How long new code may take to be imported."""
-_UNSEEN_S = 3.0  # how long a restarted node is given when nobody tells whether it is back
+"""How long, in seconds, the import of new code may take."""
+_UNSEEN_S = 3.0  # the wait for a restarted node if the gateway does not say whether it is back
 _COLORS = {"warning": "yellow", "error": "red", "critical": "red"}
 _OWN = ("holdfast", "etcd")
 
 
 @dataclass(frozen=True)
 class DevOptions:
-    """What `holdfast dev` is told, as its options are named."""
+    """The options of `holdfast dev`."""
 
     app: str
     nodes: int
@@ -63,7 +64,7 @@ class DevOptions:
 
 @click.command(short_help="Run a whole cluster on this machine.")
 @click.argument("app")
-@option("--nodes", default=3, type=click.IntRange(1, 20), help="Nodes to run.")
+@option("--nodes", default=3, type=click.IntRange(1, 20), help="How many nodes to run.")
 @option(
     "--replication",
     type=click.IntRange(1, 7),
@@ -73,59 +74,62 @@ class DevOptions:
     "--gateways",
     default=1,
     type=click.IntRange(1, 20),
-    help="Gateways to run, at PORT and the ports after it.",
+    help="How many gateways to run, at --port and the ports after it.",
 )
 @option("--port", default=7400, type=click.IntRange(1, 65_515), help="The first gateway's port.")
 @option(
     "--metrics-port",
     type=click.IntRange(1, 65_515),
     help=(
-        "Pages for Prometheus: the gateways' at this port and those after it, then the nodes'."
-        " Default: none."
+        "First port of the metrics pages for Prometheus. The gateways take this port and the next"
+        " ones, then the nodes. Default: no pages."
     ),
 )
 @option(
     "--data",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where data stays. Default: a temporary folder.",
+    help="Folder that keeps data and logs. Default: a temporary folder.",
 )
 @option(
     "--reload/--no-reload",
     default=True,
-    help="Restart the nodes, one after the other, when a Python file of the app changes.",
+    help="Restart the nodes, one after the other, if a Python file of the app changes.",
 )
 @option(
     "--verbose",
     is_flag=True,
     default=False,
-    help="Show all that Holdfast and etcd log, not only what is wrong.",
+    help="Show all that Holdfast and etcd log, not only problems.",
 )
 @option(
     "--access",
     type=_FILE,
-    help="File that says who may call what, for the gateways; see docs/security.md.",
+    help="Access file for the gateways: callers and their rights. See docs/security.md.",
 )
 @option(
     "--token-file",
     type=_FILE,
-    help="File with a token that may ask for the cluster's status, where --access asks for one.",
+    help="File with a token that may ask for the cluster's status; needed if --access demands one.",
 )
 @option("--tls-cert", type=_FILE, help="Certificate of all processes, PEM. See docs/security.md.")
-@option("--tls-key", type=_FILE, help="Its key.")
+@option("--tls-key", type=_FILE, help="Key of --tls-cert, PEM.")
 @option(
     "--tls-ca",
     type=_FILE,
-    help="CA of the certificates of the cluster's processes, and of this command's connections.",
+    help="CA of the certificates of all processes, PEM; this command connects with it too.",
 )
-@option("--tls-name", help="The DNS name that those have. Default: default.holdfast.")
-@option("--client-ca", type=_FILE, help="CA of clients' certificates, for the gateways.")
+@option(
+    "--tls-name",
+    help="DNS name that the certificates of all processes have. Default: default.holdfast.",
+)
+@option("--client-ca", type=_FILE, help="CA of clients' certificates, for the gateways, PEM.")
 def dev(**given: Any) -> None:
-    """Run etcd, nodes and gateways for APP on loopback until Ctrl-C, which ends every process that
-    was started.
+    """Run etcd, nodes and gateways for APP on loopback, until Ctrl-C ends all of them.
 
-    What handlers log and print, and what fails, is shown as it happens, and kept in files. When a
-    Python file in the app's folder is saved, the nodes are restarted one after the other. They keep
-    their state. Code that cannot be loaded is shown, and not taken.
+    APP is a file or a module. All that handlers log and print, and all errors, are shown as they
+    come, and kept in files. When a Python file in the app's folder is saved, the nodes restart one
+    after the other. They keep their state. If the new code cannot be loaded, the error is shown,
+    and the nodes keep the code that they have.
 
     \b
     Examples:
@@ -140,10 +144,8 @@ def dev(**given: Any) -> None:
         raise click.ClickException(str(error)) from None
     folder = data or Path(tempfile.mkdtemp(prefix="holdfast-dev-"))
     if data is not None and (known := _nodes_of(data)) and known != options.nodes:
-        raise click.ClickException(
-            f"{data} has {known} nodes, and what they own is with them: use --nodes {known}"
-        )
-    # what is wrong with them is told now
+        raise click.ClickException(f"{data} has the data of {known} nodes: use --nodes {known}")
+    # raise now if a certificate is wrong
     certificates(
         "default",
         options.tls_cert,
@@ -204,11 +206,11 @@ def dev(**given: Any) -> None:
         told.starting = False
         session.run(source_folder(options.app) if options.reload else None, folder)
     except ClusterFailed as failed:
-        where, data = folder / "logs", folder  # they stay, for whoever looks for the reason
+        where, data = folder / "logs", folder  # the logs stay, so that the user finds the reason
         raise click.ClickException(f"{failed}\n(logs: {where})") from None
     finally:
         told.look()
-        told.starting = True  # all end at once, and cannot take leave of each other
+        told.starting = True  # all processes end at once, and warn that others are gone
         cluster.stop()
         told.look()
         if data is None:
@@ -216,8 +218,10 @@ def dev(**given: Any) -> None:
 
 
 class _Session:
-    """A cluster for development, from its start to its end. `gateway`: where to ask how it is;
-    `token`: what to show there."""
+    """A cluster for development, from its start to its end.
+
+    `gateway`: the gateway to ask for the cluster's status; `token`: the token to show to it.
+    """
 
     def __init__(
         self, cluster: LocalCluster, told: Terminal, app: str, gateway: str, token: str | None
@@ -227,16 +231,17 @@ class _Session:
         self._app = app
         self._gateway = gateway
         self._token = token
-        self._broken: set[str] = set()  # nodes that ended by themselves with newer code
+        self._broken: set[str] = set()  # nodes that newer code has ended
         self.stopping = False
 
     def stop(self, *_: object) -> None:
-        """End soon; called by signals."""
+        """Ask the session to end soon. Signals call this."""
         self.stopping = True
 
     def wait_ready(self) -> None:
-        """Return when calls reach a node, or the session is to end. Raises ClusterFailed when a
-        process ends, or after a minute."""
+        """Wait until calls reach a node, or the session must end. Raise ClusterFailed if a process
+        ends, or after a minute.
+        """
         answers = {"etcd": self._cluster.etcd, "the gateway": self._gateway}
         deadline = time.monotonic() + READY_S
         while not self.stopping and not self._cluster.ready(self._gateway):
@@ -244,15 +249,16 @@ class _Session:
                 self._told.say(f"{name} is at {answers.pop(name)}", timed=True)
             self._told.look()
             if time.monotonic() > deadline:
-                raise ClusterFailed(f"not ready after {READY_S:.0f} s")
+                raise ClusterFailed(f"the cluster is not ready after {READY_S:.0f} s")
 
     def run(self, watched: Path | None, data: Path) -> None:
-        """Show what is said, and reload what is changed below `watched`, until the session is to
-        end. Raises ClusterFailed."""
+        """Show what the processes log, and reload changes below `watched`, until the session must
+        end. Raise ClusterFailed.
+        """
         changes = None if watched is None else Changes(watched, data)
         if changes is not None and changes.too_many:
             self._told.say(
-                f"{watched} has more than {_FILES_MAX} Python files: they are not watched"
+                f"{watched} has more than {_FILES_MAX} Python files, so changes are not reloaded"
             )
             changes = None
         look_at = 0.0
@@ -266,8 +272,9 @@ class _Session:
             time.sleep(_LOOK_S)
 
     def _check(self) -> None:
-        """Raises ClusterFailed when a process has ended by itself, but for a node that newer code
-        has ended: that is told once."""
+        """Raise ClusterFailed if a process has ended by itself. A node that newer code has ended
+        does not count: the user was told already.
+        """
         why = self._cluster.ended(self._broken)
         if why is not None:
             raise ClusterFailed(why)
@@ -278,7 +285,8 @@ class _Session:
         )
         if why := self._cannot_be_loaded():
             self._told.say(
-                f"{names} changed, and cannot be loaded: the nodes go on with what they have\n{why}"
+                f"{names} changed and cannot be loaded: the nodes keep the code that they have\n"
+                f"{why}"
             )
             return
         if self.stopping:
@@ -287,7 +295,7 @@ class _Session:
         nodes = [name for name in self._cluster.processes if name[0] == "n"]
         self._told.say(f"{names} changed: restarting {', '.join(nodes)}")
         self._told.starting = True
-        # What has ended is started first: with it, the others can be spared.
+        # Nodes that have ended start first: while they are away, no other node may stop.
         for name in sorted(nodes, key=lambda name: name not in self._broken):
             self._cluster.stop_one(name)
             self._told.look()
@@ -301,8 +309,9 @@ class _Session:
         self._told.starting = False
 
     def _cannot_be_loaded(self) -> str:
-        """Why the code as it is now cannot be loaded; empty when it can, or the session is
-        to end."""
+        """Return why the code as it is now cannot be loaded. Return an empty text if it can, or if
+        the session must end.
+        """
         command = [sys.executable, "-P", "-m", "holdfast.loading", self._app]
         with tempfile.TemporaryFile("w+") as said:
             check = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
@@ -313,15 +322,14 @@ class _Session:
             if check.poll() is None:
                 check.kill()
                 check.wait()
-                return (
-                    "" if self.stopping else f"it has not ended being imported after {LOAD_S:.0f} s"
-                )
+                return "" if self.stopping else f"its import did not end within {LOAD_S:.0f} s"
             said.seek(0)
             return said.read() if check.returncode else ""
 
     def _is_back(self, name: str) -> bool:
-        """Wait until a node that was restarted has its copies again; False when it ends, or the
-        session does."""
+        """Wait until a restarted node has its copies again. Return False if the node or the session
+        ends, or after a minute.
+        """
         process = self._cluster.processes[name]
         deadline = time.monotonic() + READY_S
         unseen = time.monotonic() + _UNSEEN_S
@@ -346,7 +354,9 @@ class _Session:
         return False
 
     def _whole(self) -> bool | None:
-        """Whether every node is there with its copies; None when we may not ask."""
+        """Return whether every node is there with its copies. Return None if the gateway does not
+        allow us to ask.
+        """
         with open_blocking_channel(self._gateway, self._cluster.gateway_tls) as channel:
             ask = channel.unary_unary(
                 "/holdfast.v1.Admin/Status",
@@ -366,14 +376,15 @@ class _Session:
                 )
         nodes = sum(name[0] == "n" for name in self._cluster.processes) - len(self._broken)
         there = sum(node.state == "active" for node in status.nodes)
-        # Nodes may differ in their kinds while they are restarted, and ask shards of each other:
-        # that need not end.
+        # Owners may still change: while nodes restart they may have different kinds, and take
+        # shards from each other.
         return there >= nodes and not status.moves.joining
 
 
 class Changes:
-    """The Python files below a folder, without those in hidden folders, virtual environments and
-    `data`: what becomes of them."""
+    """Changes of the Python files below a folder, without those in hidden folders, virtual
+    environments and `data`.
+    """
 
     def __init__(self, folder: Path, data: Path) -> None:
         self._folder = folder
@@ -383,7 +394,9 @@ class Changes:
         self.too_many = len(self._known) > _FILES_MAX
 
     def settled(self) -> list[Path]:
-        """What has changed since it was asked last; nothing while it is still changing."""
+        """Return the files that have changed since the last time. Return nothing while files are
+        still changing.
+        """
         now = self._files()
         before, self._seen = self._seen, now
         if now != before or now == self._known:
@@ -418,7 +431,7 @@ class Changes:
 
 
 class Terminal:
-    """Shows what the processes of a cluster say, from their logs, as it comes."""
+    """Shows the logs of a cluster's processes, as they come."""
 
     def __init__(
         self, cluster: LocalCluster, verbose: bool, echo: Callable[[str], None] = click.echo
@@ -430,14 +443,16 @@ class Terminal:
         self._read: dict[str, int] = {}
         self._rest: dict[str, bytes] = {}
         self.starting = True
-        """While a cluster starts its processes wait for each other, which is no reason to warn."""
+        """While a cluster starts, its processes wait for each other, so their warnings are not
+        shown.
+        """
 
     def say(self, text: str, timed: bool = False) -> None:
-        """Say something of this command's own; `timed`: with how long it took to come so far."""
+        """Print a text of this command's own. `timed`: add the seconds since the command began."""
         self._echo(f"{text} ({time.monotonic() - self._began:.1f} s)" if timed else text)
 
     def look(self) -> None:
-        """Show what came since the last look."""
+        """Show all lines since the last look."""
         for name in list(self._cluster.processes):
             start = self._read.get(name, self._cluster.log_from(name))
             try:
@@ -454,7 +469,9 @@ class Terminal:
                     self._echo(shown)
 
     def _shown(self, name: str, line: str) -> str | None:
-        """A line of a process's log as people read it; None when it is not to be shown."""
+        """Return a line of a process's log as people read it. Return None if it must not be
+        shown.
+        """
         head = click.style(f"{name:<8}", fg="cyan")
         try:
             record = msgspec.json.decode(line)
@@ -510,7 +527,7 @@ def _listens(address: str) -> bool:
 
 
 def _options(*given: tuple[str, Any]) -> tuple[str, ...]:
-    """Options for another command: those that were given."""
+    """Return those options for another command that were given."""
     return tuple(part for name, value in given if value is not None for part in (name, str(value)))
 
 
@@ -524,5 +541,5 @@ def _page(ports: Iterator[int]) -> tuple[str, ...]:
 
 
 def _nodes_of(data: Path) -> int:
-    """How many nodes a folder was used with; 0 when it is new."""
+    """Return with how many nodes a folder was used; 0 if it is new."""
     return sum(1 for entry in data.glob("n*") if entry.name[1:].isdigit())

@@ -1,8 +1,8 @@
-"""The `holdfast` command line. A command's module is imported when the command is asked for.
+"""The `holdfast` command line. The module of a command is imported when the command is used.
 
-Commands of the node, the gateway and the cluster are found as entry points: the SDK imports none of
-them. What runs servers needs packages that a client does not have (`pip install
-"holdfast[server]"`): without them such a command says so.
+Commands of the node, the gateway and the cluster are entry points, because the SDK imports none of
+these packages. Commands that run servers need packages that a client does not have (`pip install
+"holdfast[server]"`). Without these packages, such a command says so.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _COMMANDS = {
 
 
 class _Commands(click.Group):
-    """Imports a command when it is asked for."""
+    """Imports a command when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*_COMMANDS, *(entry.name for entry in _entries())})
@@ -60,11 +60,11 @@ def _entries() -> list[EntryPoint]:
 
 
 def _lacking(name: str, module: str) -> click.Command:
-    """Stands in for a command whose packages are not installed."""
+    """Return a stand-in for a command whose packages are not installed."""
 
     def tell(**_: object) -> None:
         raise click.ClickException(
-            f"`holdfast {name}` needs {module}, which is not installed:"
+            f"`holdfast {name}` needs the package {module}, which is not installed:"
             ' pip install "holdfast[server]"'
         )
 
@@ -79,4 +79,13 @@ def _lacking(name: str, module: str) -> click.Command:
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="holdfast")
 def main() -> None:
-    """Holdfast: durable objects on your own machines."""
+    """Run and operate Holdfast: durable objects on your own machines.
+
+    `holdfast dev` runs a cluster on this machine. `holdfast node` and `holdfast gateway` run the
+    processes of a real cluster. Most other commands ask a gateway: name it with --gateway or
+    HOLDFAST_GATEWAY.
+
+    \b
+    Example:
+      holdfast dev shop/app.py
+    """

@@ -1,5 +1,4 @@
-"""`holdfast objects`, `explain` and `top`: looking into objects, and changing what they have
-stored."""
+"""`holdfast objects`, `explain` and `top`: look into objects, and change their stored data."""
 
 from __future__ import annotations
 
@@ -33,22 +32,28 @@ _TIMEOUT_S = 30.0
 _COUNT_TIMEOUT_S = 600.0
 
 
-@click.group(short_help="List, count, show, delete and evict objects.")
+@click.group(short_help="List, count, show, delete, evict and abort objects.")
 def objects() -> None:
-    """Objects that have stored something, whether they are in memory or not."""
+    """List, count, show, delete, evict and abort objects.
+
+    These commands find all objects that have stored something, also those that are not in memory.
+    """
 
 
 @objects.command(name="list", short_help="List objects of a kind.")
 @click.argument("kind")
 @click.argument("prefix", default="")
-@local_option("--limit", default=100, type=click.IntRange(1), help="At most so many.")
-@local_option("--after", default="", help="Only keys behind this one: the last of the page before.")
+@local_option("--limit", default=100, type=click.IntRange(1), help="List at most this many.")
+@local_option(
+    "--after", default="", help="List only keys after this one: the last key of the page before."
+)
 @_gateway
 @_json
 def list_objects(
     kind: str, prefix: str, limit: int, after: str, gateway: str, as_json: bool
 ) -> None:
-    """List the objects of KIND, or those whose key begins with PREFIX, by key; one key a line.
+    """List the keys of the objects of KIND, or of those whose key begins with PREFIX: one key a
+    line, in key order.
 
     \b
     Examples:
@@ -89,8 +94,9 @@ def list_objects(
 @_gateway
 @_json
 def count(kind: str, prefix: str, gateway: str, as_json: bool) -> None:
-    """Count objects: of every kind, of KIND, or those of KIND whose key begins with PREFIX. About
-    100,000 a second and node.
+    """Count objects: of every kind, of KIND, or of KIND with a key that begins with PREFIX.
+
+    A node counts about 100,000 objects a second.
 
     \b
     Example:
@@ -120,14 +126,14 @@ def count(kind: str, prefix: str, gateway: str, as_json: bool) -> None:
 @click.argument("kind")
 @click.argument("key")
 @click.argument("prefix", default="")
-@local_option("--limit", default=1000, type=click.IntRange(1), help="At most so many rows.")
+@local_option("--limit", default=1000, type=click.IntRange(1), help="Show at most this many rows.")
 @_gateway
 @_json
 def show(kind: str, key: str, prefix: str, limit: int, gateway: str, as_json: bool) -> None:
-    """Show the stored keys and values of the object KIND KEY, as one JSON object; only keys that
-    begin with PREFIX, if it is given.
+    """Show the stored keys and values of the object KIND KEY as one JSON object. With PREFIX, show
+    only keys that begin with it.
 
-    Bytes are shown as base64, times as text. What a class makes of the values is its own.
+    Values are shown in plain types, as they are stored: bytes as base64, times as text.
 
     \b
     Example:
@@ -159,28 +165,40 @@ def show(kind: str, key: str, prefix: str, limit: int, gateway: str, as_json: bo
 @_gateway
 @_json
 def evict(kind: str, key: str, gateway: str, as_json: bool) -> None:
-    """Take the object KIND KEY out of memory, when it is at rest. Nothing that is stored is lost;
-    its next call brings it back."""
+    """Take the object KIND KEY out of memory when it has no turn to run. Stored data stays; the
+    next call loads the object again.
+
+    \b
+    Example:
+      holdfast objects evict Property p-1
+    """
     request = admin_pb2.EvictObjectRequest(kind=kind, key=key)
     answer = _ask(gateway, "EvictObject", request, admin_pb2.EvictObjectResponse, _TIMEOUT_S + 30)
     if as_json:
         click.echo(codec.encode_json(_plain(answer)).decode())
     else:
-        click.echo("it has left memory" if answer.was_active else "it was not in memory")
+        click.echo(
+            "the object left memory" if answer.was_active else "the object was not in memory"
+        )
     if not answer.was_active:
         _say_unknown(gateway, kind)
 
 
-@objects.command(short_help="End the running turn of an object.")
+@objects.command(short_help="Cancel the running turn of an object.")
 @click.argument("kind")
 @click.argument("key")
 @_gateway
 @_json
 def abort(kind: str, key: str, gateway: str, as_json: bool) -> None:
-    """Cancel the turn that the object KIND KEY runs, and roll it back. Its caller gets ABORTED; the
-    calls that wait come next.
+    """Cancel the running turn of the object KIND KEY, and roll it back. Its caller gets ABORTED,
+    and the calls that wait come next.
 
-    A turn that is an alarm or a notification is tried again later. What is committed already stays.
+    If the turn is an alarm or a notification, the cluster tries it again later. Writes that are
+    committed already stay.
+
+    \b
+    Example:
+      holdfast objects abort Property p-1
     """
     answer = _ask(
         gateway,
@@ -201,15 +219,18 @@ def abort(kind: str, key: str, gateway: str, as_json: bool) -> None:
         _say_unknown(gateway, kind)
 
 
-@objects.command(short_help="Delete an object, or all whose keys begin alike.")
+@objects.command(short_help="Delete an object, or all objects of a kind or a prefix.")
 @click.argument("kind")
 @click.argument("key", default="")
-@local_option("--prefix", default="", help="Delete all objects of KIND whose keys begin so.")
+@local_option("--prefix", default="", help="Delete all objects of KIND whose keys begin with this.")
 @click.option("--all", "all_", is_flag=True, default=False, help="Delete all objects of KIND.")
 @local_option(
-    "--dry-run", is_flag=True, default=False, help="Change nothing; say how many it would be."
+    "--dry-run",
+    is_flag=True,
+    default=False,
+    help="Change nothing; say how many objects would be deleted.",
 )
-@click.option("--yes", is_flag=True, default=False, help="Do not ask.")
+@click.option("--yes", is_flag=True, default=False, help="Delete without a prompt.")
 @_gateway
 @_json
 def delete(
@@ -222,11 +243,11 @@ def delete(
     gateway: str,
     as_json: bool,
 ) -> None:
-    """Delete what the object KIND KEY has stored, its alarms, and its notifications that wait, in
-    one commit. It cannot be undone.
+    """Delete the stored data of the object KIND KEY, its alarms, and its notifications that wait,
+    in one commit. This cannot be undone.
 
-    Requests that were answered stay answered: one that is sent again does not run again. Dead
-    letters stay until they are replayed or dropped. Calls that come later make the object anew.
+    Answered requests stay answered: if one is sent again, it does not run again. Dead letters stay
+    until they are replayed or dropped. Later calls make the object anew.
 
     \b
     Examples:
@@ -235,13 +256,13 @@ def delete(
     """
     if (bool(key) + bool(prefix) + all_) != 1:
         raise click.ClickException(
-            "name one object by its KEY, or several by --prefix, or say --all"
+            "give the KEY of one object, or --prefix for several objects, or --all"
         )
     if key:
         if dry_run:
             raise click.ClickException(
-                "--dry-run is for --prefix and --all; `holdfast objects show` shows what one"
-                " object has"
+                "--dry-run needs --prefix or --all; `holdfast objects show` shows the stored data"
+                " of one object"
             )
         if not yes:
             click.confirm(f"Delete {kind}/{key} for good?", abort=True, err=True)
@@ -255,7 +276,7 @@ def delete(
         if as_json:
             click.echo(codec.encode_json(_plain(one)).decode())
         else:
-            click.echo("deleted" if one.existed else "there was nothing of it")
+            click.echo("deleted" if one.existed else "the object had stored nothing")
         if not one.existed:
             _say_unknown(gateway, kind)
         return
@@ -285,15 +306,17 @@ def delete(
         raise SystemExit(1)
 
 
-@click.command(short_help="Explain one object: where it is and what it is doing.")
+@click.command(short_help="Explain one object: where it is and what it does.")
 @click.argument("kind")
 @click.argument("key")
 @_gateway
 @_json
 def explain(kind: str, key: str, gateway: str, as_json: bool) -> None:
-    """Explain the object KIND KEY: owner, epoch, copies and how far they are behind, whether it is
-    in memory, what runs and what waits, its last error, what it has stored, its alarms and its
-    notifications.
+    """Explain the object KIND KEY: where it is, what it does, and what it has stored.
+
+    The answer has its owner and epoch, its copies and how far they are behind, and whether it is in
+    memory. It has the running turn, the calls that wait, the last error, the stored rows, the
+    alarms and the notifications.
 
     \b
     Example:
@@ -399,21 +422,27 @@ def _time(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")
 
 
-@click.command(short_help="Watch what is busy: nodes, kinds, objects, shards.")
+@click.command(short_help="Show the busiest nodes, kinds, objects and shards.")
 @local_option(
-    "--interval", default=2.0, type=click.FloatRange(0.2, 3600), help="Seconds between two looks."
+    "--interval",
+    default=2.0,
+    type=click.FloatRange(0.2, 3600),
+    help="Seconds between two measurements.",
 )
 @local_option(
-    "--limit", default=10, type=click.IntRange(1, 100), help="Objects and shards to show."
+    "--limit", default=10, type=click.IntRange(1, 100), help="How many objects and shards to show."
 )
-@local_option("--once", is_flag=True, default=False, help="Look once, over one interval, and end.")
+@local_option(
+    "--once", is_flag=True, default=False, help="Measure one interval, print it, and end."
+)
 @_gateway
 @_json
 def top(interval: float, limit: int, once: bool, gateway: str, as_json: bool) -> None:
-    """Show what is busy until Ctrl-C: nodes, kinds, the busiest objects and shards. Rates are of
-    the last interval; those of objects are estimates over about a minute, rather too high than too
-    low for what goes on evenly, and lower than a burst's peak; those of shards are as their owners
-    said within the last ten seconds.
+    """Show the busiest nodes, kinds, objects and shards, until Ctrl-C.
+
+    Rates of nodes and kinds are those of the last interval. Rates of objects are estimates over
+    about a minute: a little too high for a steady load, and lower than the peak of a burst. Rates
+    of shards are at most ten seconds old.
 
     \b
     Examples:
@@ -435,7 +464,7 @@ def top(interval: float, limit: int, once: bool, gateway: str, as_json: bool) ->
                 time.sleep(interval)
                 try:
                     now = _look(gateway, limit)
-                except click.ClickException as error:  # it may be back in a moment
+                except click.ClickException as error:  # the gateway may be back in a moment
                     live.update(Text(error.message, style="red"), refresh=True)
                     continue
                 live.update(_tables(_rates(before, now)), refresh=True)
@@ -451,7 +480,7 @@ def _look(gateway: str, limit: int) -> tuple[float, Any]:
 
 
 def _rates(before: tuple[float, Any], now: tuple[float, Any]) -> dict[str, Any]:
-    """What has happened between two looks, a second."""
+    """Return the rates a second between two looks."""
     seconds = max(now[0] - before[0], 1e-3)
     earlier = {node.id: node for node in before[1].nodes}
     nodes: list[dict[str, Any]] = []
@@ -461,7 +490,7 @@ def _rates(before: tuple[float, Any], now: tuple[float, Any]) -> dict[str, Any]:
             nodes.append({"node": node.id, "answers": False})
             continue
         old = earlier.get(node.id)
-        # it was started meanwhile: its counters began anew
+        # the node was started meanwhile, so its counters began anew
         if old is None or old.stats.process.pid != node.stats.process.pid:
             old = admin_pb2.NodeTop()
         was, is_ = old.stats, node.stats

@@ -1,11 +1,11 @@
 """The blocking twin of the client, for scripts and threads.
 
-It makes unary calls on gRPC's own threads and needs no event loop, so it also works beside one. A
-call that meets a gateway which is away is sent again with the same request id, to the next gateway,
-until its deadline: its effect happens once.
+It makes unary calls on gRPC's own threads and needs no event loop, so it also works beside one. If
+a gateway is away, the client sends the call to the next gateway, with the same request id, until
+the call's deadline. So its effect happens once.
 
-A client connects when it is first used, in the process that uses it. It may be inherited by a fork
-(holdfast.client.forks).
+A client connects when it is first used, in the process that uses it. A forked child may use the
+parent's client (holdfast.client.forks).
 """
 
 from __future__ import annotations
@@ -53,15 +53,17 @@ from holdfast.v1 import objects_pb2 as pb
 T = TypeVar("T")
 
 ATTEMPT_METADATA = "holdfast-attempt"
-"""Where a caller of `Objects.Call` with a request id of its own says how many earlier attempts have
-an unknown outcome; else 1."""
+"""The gRPC metadata of `Objects.Call` with the number of earlier attempts whose outcome is unknown.
+A caller with a request id of its own sends it; without it the number counts as 1.
+"""
 
 _BACKOFF_S = (0.05, 1.0)
 
 
 class BlockingClient:
-    """As `holdfast.Client`, but calls return results instead of awaitables. Safe to use from
-    several threads."""
+    """Works as `holdfast.Client`, but calls return results instead of awaitables. Several threads
+    may use one client.
+    """
 
     def __init__(
         self,
@@ -77,10 +79,10 @@ class BlockingClient:
         for endpoint in endpoints:
             check_address(endpoint)
         if tls is not None:
-            tls.credentials()  # what is wrong with it is told now
+            tls.credentials()  # raise now if it is wrong
         self._tls = tls
         if not callable(token):
-            authorization(token)  # the same
+            authorization(token)  # raise now if it is wrong
         self._token = token
         self._tracing = ClientTracing(of_application()) if tracing else None
         self._endpoints = endpoints
@@ -92,7 +94,7 @@ class BlockingClient:
         forks.register(self)
 
     def _begin(self) -> None:
-        """What each process has of its own."""
+        """Set up everything that each process has for itself."""
         self._connections: _Connections | None = None
         self._lock = threading.Lock()
         self._use = random.randrange(len(self._endpoints))
@@ -100,8 +102,9 @@ class BlockingClient:
         self._budgets_lock = threading.Lock()
 
     def before_fork(self) -> bool:
-        """Close the connections; calls of other threads on them are sent again. See
-        `holdfast.client.forks`."""
+        """Close the connections. Calls of other threads on them are sent again. See
+        `holdfast.client.forks`.
+        """
         with self._lock:
             before, self._connections = self._connections, None
         if before is not None:
@@ -109,13 +112,13 @@ class BlockingClient:
         return True
 
     def after_fork(self) -> None:
-        """Begin anew in a child."""
+        """Begin as a new client in a child."""
         if self._connections is not None:
             forks.abandon(self._connections)
         self._begin()
 
     def _connected(self) -> _Connections:
-        """The connections, opened if there are none."""
+        """Return the connections, and open them first if there are none."""
         with self._lock:
             if self._closed:
                 raise Unavailable("the client was closed")
@@ -125,8 +128,9 @@ class BlockingClient:
             return self._connections
 
     def _connect_again(self) -> None:
-        """When files of certificates have changed: a channel connects with those that it was made
-        with, for ever."""
+        """Connect again if the certificate files have changed: a channel uses the certificates with
+        which it was made for ever.
+        """
         with self._lock:
             before = self._connections
             if self._tls is None or before is None or self._tls.state() == before.files:
@@ -134,8 +138,8 @@ class BlockingClient:
             try:
                 self._connections = _Connections(self._endpoints, self._tls)
             except (OSError, ValueError):
-                return  # they are being written: the next try has them
-        before.close()  # calls of other threads on it are sent again
+                return  # the files are being written: the next try loads them
+        before.close()  # calls of other threads on these connections are sent again
 
     def __enter__(self) -> BlockingClient:
         return self
@@ -144,8 +148,9 @@ class BlockingClient:
         self.close()
 
     def close(self) -> None:
-        """End the connections. Calls of other threads fail; whether they took effect is
-        not known."""
+        """End the connections. Calls of other threads fail; it is unknown whether they took
+        effect.
+        """
         with self._lock:
             self._closed = True
             connections, self._connections = self._connections, None
@@ -184,8 +189,9 @@ class BlockingClient:
         metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
     ) -> Any:
-        """A stub of one object: `client.get(Counter, "a").increment(by=2)` returns the number.
-        Options as in `Client.get`."""
+        """Return a stub of one object: `client.get(Counter, "a").increment(by=2)` returns the
+        result. The options are those of `Client.get`.
+        """
         check_key(key)
         check_own_id(kind_name(kind), key, request_id, idempotency_key)
         return _BlockingStub(self, kind, key, timeout, request_id, metadata, idempotency_key)
@@ -225,8 +231,9 @@ class BlockingClient:
         metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
     ) -> Any:
-        """Tell an object something that is certain to arrive: `client.notify(Order, "o-1").ship()`;
-        see `Client.notify`."""
+        """Notify an object, without waiting for its handler: `client.notify(Order, "o-1").ship()`.
+        See `Client.notify`.
+        """
         check_key(key)
         check_own_id(kind_name(kind), key, request_id, idempotency_key)
         return _BlockingStub(
@@ -255,7 +262,9 @@ class BlockingClient:
         send: bool = False,
         delay_ms: int = 0,
     ) -> bytes:
-        """One call with a msgpack payload; its msgpack result. Raises as `Client.call` does."""
+        """Make one call with a msgpack payload, and return the msgpack result. It raises the errors
+        of `Client.call`.
+        """
         check_own_id(kind, key, request_id, idempotency_key)
         deadline = time.monotonic() + (
             self._timeout if timeout is None else checked_timeout(timeout)
@@ -278,7 +287,7 @@ class BlockingClient:
             request.request_id = self._ids.next()
             request.drawn = True
         check_size(request.ByteSize(), len(arguments), definite=not own)
-        attempt = int(own)  # the caller's own id: this may well be the second time
+        attempt = int(own)  # with an id of the caller's own, the call may have run before
         if self._tracing is None:
             return self._send(request, attempt, deadline)
         span = self._tracing.began(kind, key, method, request.metadata)
@@ -291,8 +300,9 @@ class BlockingClient:
         return result
 
     def _send(self, request: pb.CallRequest, attempt: int, deadline: float) -> bytes:
-        """Send until there is an answer. `attempt` counts the attempts of unknown outcome
-        (docs/errors.md, "Definite errors")."""
+        """Send a call until there is an answer. `attempt`: the number of attempts whose outcome is
+        unknown (docs/errors.md, "Definite errors").
+        """
         kind = request.kind
         backoff, longest = _BACKOFF_S
         retries = 0
@@ -350,7 +360,8 @@ class BlockingClient:
                 time.sleep(pause)
                 continue
             if self._connections is not connections and time.monotonic() < deadline:
-                # closed on this side, for a fork or for new certificates: the gateway is not away
+                # This client closed the connection, for a fork or for new certificates: the gateway
+                # is not away.
                 continue
             pause = backoff * random.uniform(0.5, 1.0)
             if time.monotonic() + pause >= deadline:
@@ -362,12 +373,12 @@ class BlockingClient:
 
 
 class _Connections:
-    """A channel to each gateway, of one process."""
+    """The channels of one process, one to each gateway."""
 
     def __init__(self, endpoints: tuple[str, ...], tls: TLS | None) -> None:
         self.files = None if tls is None else tls.state()
         self.knows_time = False
-        """Whether a gateway was asked what time it is, for the ids of calls."""
+        """Whether a gateway has told the time, for the ids of calls."""
         self._channels = [open_blocking_channel(endpoint, tls) for endpoint in endpoints]
         self.calls = [
             channel.unary_unary(
@@ -384,7 +395,7 @@ class _Connections:
 
 
 class _GatewayAway(HoldfastError):
-    """No word from the cluster: try another gateway."""
+    """The gateway did not answer: try another one."""
 
 
 class _BlockingStub:
@@ -439,8 +450,9 @@ def connect_blocking(
     token: Token | None = None,
     tracing: bool = False,
 ) -> BlockingClient:
-    """A blocking client: `with holdfast.connect_blocking("localhost:7400") as client: ...`. Options
-    as in `connect`."""
+    """Return a blocking client: `with holdfast.connect_blocking("localhost:7400") as client: ...`.
+    The options are those of `connect`.
+    """
     return BlockingClient(
         *endpoints,
         timeout=timeout,
@@ -452,8 +464,9 @@ def connect_blocking(
 
 
 def _error(failed: Any, request: pb.CallRequest, endpoint: str) -> HoldfastError:
-    """What a failed RPC means: the cluster's own error, which it carries as a detail, or that there
-    was none."""
+    """Return the error of a failed RPC: the cluster's own error if the RPC carries one, else an
+    error that says how the RPC failed.
+    """
     for name, value in failed.trailing_metadata() or ():
         if name == "grpc-status-details-bin":
             detail = pb.Error()
@@ -470,5 +483,5 @@ def _error(failed: Any, request: pb.CallRequest, endpoint: str) -> HoldfastError
             request_id=request.request_id,
         )
     return _GatewayAway(
-        f"{what}: no gateway reached before the deadline; {endpoint}: {failed.details()}"
+        f"{what}: the client reached no gateway before the deadline; {endpoint}: {failed.details()}"
     )

@@ -1,11 +1,13 @@
-"""The asynchronous client: typed stubs over one batched stream, which reconnects and sends again by
-itself.
+"""The asynchronous client: typed stubs over one batched stream. The client reconnects by itself,
+and sends calls again by itself.
 
-A call that was under way when a connection broke is sent again on the next one with the same
-request id and `attempt + 1`, so its effect happens once. A call that is refused as OVERLOADED or
-UNAVAILABLE, and could succeed later, is sent again after a pause (full jitter, and what the refusal
-asks for), while the budget lasts and the deadline allows. A caller sees an error only from the
-object, from a limit, or at the deadline.
+If a connection breaks, the client sends the calls under way again on the next connection, with the
+same request id and `attempt + 1`. So their effects happen once. If the cluster refuses a call as
+OVERLOADED or UNAVAILABLE and the call could succeed later, the client sends it again after a pause.
+The pause is the time that the refusal asks for, plus full jitter. This goes on while the retry
+budget lasts and the deadline allows.
+
+So a caller sees an error only from the object, from a limit, or at the deadline.
 """
 
 from __future__ import annotations
@@ -51,17 +53,20 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 30.0
-"""The deadline of a call that brings none."""
+"""The deadline, in seconds, of a call that brings none."""
 
 DEADLINE_SLACK_S = 0.3
-"""How long after a deadline the client still waits for the cluster's own word on it, which says
-more than a time-out."""
+"""How long after a deadline, in seconds, the client still waits for the cluster's answer. That
+answer says more than a timeout of the client.
+"""
 
 CALLS_IN_FLIGHT_MAX = 10_000
-"""Calls of one client that wait for their replies."""
+"""The most calls of one client that may wait for their replies."""
 
 CALL_BYTES_MAX = MESSAGE_BYTES_MAX - 1024
-"""A call with its arguments and metadata; the cluster's own limit for arguments is lower."""
+"""The most bytes of a call with its arguments and metadata. The cluster's own limit for arguments
+is lower.
+"""
 
 _RECONNECT_BACKOFF_S = (0.05, 1.0)
 _RETRY_BACKOFF_S = (0.05, 2.0)
@@ -70,7 +75,9 @@ _RETRIED = (pb.CODE_OVERLOADED, pb.CODE_UNAVAILABLE)
 
 
 class _Pending:
-    """A call that waits for its reply. `sent`: on this connection, and not answered yet."""
+    """A call that waits for its reply. `sent`: it was sent on this connection, and is not answered
+    yet.
+    """
 
     __slots__ = ("deadline", "future", "message", "resting", "retries", "sent")
 
@@ -79,13 +86,14 @@ class _Pending:
         self.future = future
         self.deadline = deadline
         self.sent = False
-        self.resting = False  # it is to be sent again after a pause
+        self.resting = False  # it waits for a pause to end before it is sent again
         self.retries = 0
 
     @property
     def untouched(self) -> bool:
-        """Whether certainly no attempt has had, or can have, an effect (the rule of `definite` in
-        holdfast.errors)."""
+        """Whether certainly no attempt has had an effect, or can have one (the rule of `definite`
+        in holdfast.errors).
+        """
         return not self.sent and not self.message.attempt
 
 
@@ -93,7 +101,8 @@ class Client:
     """A connection to a cluster, through any of its gateways. Use it as `async with connect(...) as
     client`.
 
-    One client is enough for a process: it has up to 10,000 calls in flight on one stream.
+    One client is enough for a process: it can have 10,000 calls in flight on one stream. A client
+    belongs to the event loop on which it was opened.
     """
 
     def __init__(
@@ -111,10 +120,10 @@ class Client:
             check_address(endpoint)
         self._endpoints = list(endpoints)
         if tls is not None:
-            tls.credentials()  # what is wrong with it is told now
+            tls.credentials()  # raise now if it is wrong
         self._tls = tls
         if not callable(token):
-            authorization(token)  # the same
+            authorization(token)  # raise now if it is wrong
         self._token = token
         self._tracing = ClientTracing(of_application()) if tracing else None
         self._timeout = checked_timeout(timeout)
@@ -123,19 +132,20 @@ class Client:
         self._number = 0
         self._pending: dict[int, _Pending] = {}
         self._writer: FrameWriter[pb.Call | int] | None = None
-        self._cancels = 0  # of those that wait to be written
+        self._cancels = 0  # cancels that wait to be written
         self._task: asyncio.Task[None] | None = None
         self._last_error = ""
         self._forked = self._closed = False
         forks.register(self)
 
     def before_fork(self) -> bool:
-        """An open connection cannot be taken from the loop: a child of this moment cannot use gRPC.
-        See `holdfast.client.forks`."""
+        """Return whether the client is not open. An open connection cannot be taken from its loop,
+        so a child forked now could not use gRPC. See `holdfast.client.forks`.
+        """
         return self._task is None
 
     def after_fork(self) -> None:
-        """In a child: neither use nor free what belongs to the parent's loop."""
+        """Leave everything of the parent's loop alone in a child: neither use it nor free it."""
         if self._task is not None:
             forks.abandon((self._task, self._writer, self._pending, self._loop))
             self._task, self._writer, self._pending = None, None, {}
@@ -145,10 +155,10 @@ class Client:
         return await self.open()
 
     async def open(self) -> Client:
-        """Begin to connect, for those who cannot say `async with`: `client = await
-        connect(...).open()`; end it with `close()`.
+        """Begin to connect, if you cannot use `async with`: `client = await connect(...).open()`.
+        End it with `close()`.
 
-        Raises RuntimeError when it is open, or was closed.
+        Raises RuntimeError if the client is open, or was closed.
         """
         self._check_forked()
         if self._task is not None or self._closed:
@@ -163,10 +173,11 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """End the connection. Calls under way fail with Unavailable; whether they took effect is
-        not known."""
+        """End the connection. Calls under way fail with Unavailable; it is unknown whether they
+        took effect.
+        """
         if self._forked:
-            return  # it is the parent's
+            return  # the connection is the parent's
         self._closed = True
         if self._task is not None:
             self._task.cancel()
@@ -216,14 +227,23 @@ class Client:
         metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
     ) -> Any:
-        """A stub of one object: `await client.get(Counter, "a").increment(by=2)`.
+        """Return a stub of one object: `await client.get(Counter, "a").increment(by=2)`.
 
-        With a class the stub is typed as it and results are decoded to the handler's return type;
-        with a name they come in plain types. `timeout` in seconds, `metadata` and `request_id` (16
-        bytes, UUIDv7) hold for the stub's calls; a request id names one effect, so a stub that has
-        one makes one call. `idempotency_key` (1 to 255 bytes) is the caller's own name for one
-        effect on this object: for 24 hours a call with the same key is answered with the first
-        one's reply, whoever makes it, and refused with InvalidArgument if it calls something else.
+        `kind`: if it is a class, the stub is typed as the class, and results are decoded to the
+        handler's return type. If it is a name, results come in plain types.
+
+        These options hold for all calls of the stub:
+
+        - `timeout`: the deadline in seconds, at most 300; None: the client's.
+        - `metadata`: texts that the handler finds in `self.request.metadata`.
+        - `request_id`: 16 bytes, a UUIDv7 (`new_request_id`). It names one effect, so make only one
+          call with the stub.
+        - `idempotency_key`: your own name for one effect on this object, 1 to 255 bytes. For 24
+          hours every call with this key gets the reply to the first call, also if another caller
+          makes it. A different call under the same key fails with InvalidArgument.
+
+        The client sends a call when you await it. The call raises the errors of `holdfast.errors`.
+        `get` raises TypeError or ValueError for a wrong key, request id or idempotency key.
         """
         check_key(key)
         check_own_id(kind_name(kind), key, request_id, idempotency_key)
@@ -264,14 +284,18 @@ class Client:
         metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
     ) -> Any:
-        """Tell an object something that is certain to arrive: `await client.notify(Order,
+        """Notify an object, without waiting for its handler: `await client.notify(Order,
         "o-1").ship()`.
 
         The awaitable is done when the cluster has stored the call, on as many nodes as a write.
-        From then on the cluster delivers it, as it does what objects notify each other of: once,
-        after what the same caller has told the object before, retried while the handler fails (as
-        the receiver's kind says), at last as a dead letter. `delay`: not before then; at most 366
-        days. What the handler returns is dropped. The other options are those of `get`.
+        From then on the call is a notification. It arrives once, after all that the same caller has
+        sent to this object before. The result of the handler is dropped.
+
+        If the handler fails, the cluster tries the call again. After `notify_attempts` failures or
+        `notify_age`, options of the receiver's kind, the call becomes a dead letter.
+
+        `delay`: the cluster delivers the call no earlier than after this time, at most 366 days.
+        The other options are those of `get`.
         """
         check_key(key)
         check_own_id(kind_name(kind), key, request_id, idempotency_key)
@@ -294,10 +318,11 @@ class Client:
         send: bool = False,
         delay_ms: int = 0,
     ) -> bytes:
-        """One call with an encoded payload; its encoded result. Stubs are made of this.
+        """Make one call with an encoded payload, and return the encoded result. Stubs use this
+        function.
 
-        Raises the HoldfastError that the reply carries; Unavailable or DeadlineExceeded when none
-        came in time.
+        Raises the HoldfastError that the reply carries. Raises Unavailable or DeadlineExceeded if
+        no reply came in time.
         """
         check_own_id(kind, key, request_id, idempotency_key)
         pending = self._start(
@@ -333,7 +358,7 @@ class Client:
         send: bool = False,
         delay_ms: int = 0,
     ) -> _Pending:
-        """Send a call."""
+        """Send a call, and return it."""
         if self._task is None:
             self._check_forked()
             raise RuntimeError(
@@ -342,7 +367,7 @@ class Client:
             )
         if len(self._pending) >= CALLS_IN_FLIGHT_MAX:
             raise Overloaded(
-                f"{CALLS_IN_FLIGHT_MAX} calls in flight on this client",
+                f"this client has {CALLS_IN_FLIGHT_MAX} calls in flight already",
                 definite=request_id is None and idempotency_key is None,
                 retryable=True,
                 retry_after_s=0.1,
@@ -359,7 +384,7 @@ class Client:
         )
         if request_id is None and idempotency_key is None:
             message.request_id = self._ids.next()
-        else:  # the caller's own: this may well be the second time, and has to be looked up
+        else:  # an id of the caller's own: the owner must look up whether the call ran before
             message.attempt = 1
             message.keep_reply = True
             message.request_id = request_id or b""
@@ -377,7 +402,7 @@ class Client:
             else self._tracing.began(kind, key, method, message.metadata)
         )
         size = message.ByteSize()
-        # too large a one would end the stream, and every other call on it
+        # a call that is too large would end the stream, and every other call on it
         if size > ENVELOPE_BYTES_MAX:
             check_size(
                 size, len(arguments), definite=request_id is None and idempotency_key is None
@@ -385,8 +410,9 @@ class Client:
         loop = self._loop
         if asyncio.get_running_loop() is not loop:
             raise RuntimeError(
-                "this asyncio client was opened on another event loop: open one on this loop, use a"
-                " blocking client, or asyncio.run_coroutine_threadsafe(..., the loop of the client)"
+                "this asyncio client was opened on another event loop: open a client on this loop,"
+                " use a blocking client, or use asyncio.run_coroutine_threadsafe with the client's"
+                " loop"
             )
         future: asyncio.Future[bytes] = loop.create_future()
         deadline = loop.time() + timeout + DEADLINE_SLACK_S
@@ -403,9 +429,9 @@ class Client:
     def _check_forked(self) -> None:
         if self._forked:
             raise forks.ForkedError(
-                "this asyncio client was open when its process was forked: its connection and its"
-                " loop are the parent's. Open a client in the child, and fork before the parent"
-                " opens one; a blocking client may be inherited"
+                "this asyncio client was open when its process was forked, so it belongs to the"
+                " parent. Fork before the parent opens a client, and open another in the child. A"
+                " child may use the parent's blocking client"
             )
 
     def _traced(self, span: Span, done: asyncio.Future[bytes]) -> None:
@@ -415,8 +441,9 @@ class Client:
         )
 
     def _cancel(self, pending: _Pending) -> None:
-        """The caller waits no more: the cluster is told, and the turn does not begin, or is rolled
-        back."""
+        """Tell the cluster that the caller no longer waits. The turn does not begin, or is rolled
+        back.
+        """
         number = pending.message.id
         if (
             self._pending.pop(number, None) is not None
@@ -427,7 +454,7 @@ class Client:
             self._writer.push(number, _CANCEL_BYTES)
 
     def _pack(self, messages: list[pb.Call | int]) -> bytes:
-        """A frame of calls, and of the numbers of those that were cancelled."""
+        """Return a frame of calls, and of the numbers of cancelled calls."""
         if not self._cancels:
             return pb.SessionRequest(calls=cast("list[pb.Call]", messages)).SerializeToString()
         calls = [message for message in messages if not isinstance(message, int)]
@@ -456,8 +483,8 @@ class Client:
                 self._last_error = f"{endpoint}: {error.details()}"
                 if error.code() == grpc.StatusCode.UNAUTHENTICATED:
                     self._refused(error.details() or "")
-            except Exception as error:  # whatever it was, a new connection is the answer
-                log.exception("session with %s", endpoint)
+            except Exception as error:  # any error is answered by a new connection
+                log.exception("the session with gateway %s failed", endpoint)
                 self._last_error = f"{endpoint}: {error!r}"
             finally:
                 self._writer = None
@@ -471,8 +498,9 @@ class Client:
             backoff = min(backoff * 2, longest)
 
     def _refused(self, why: str) -> None:
-        """The gateway does not know who this is: waiting would not help those who wait. A later
-        token may."""
+        """Fail all calls that wait: the gateway does not know this client, so to wait would not
+        help them. A later token may be valid.
+        """
         for number, pending in list(self._pending.items()):
             del self._pending[number]
             if not pending.future.done():
@@ -482,7 +510,7 @@ class Client:
                 pending.future.set_exception(error)
 
     async def _session(self, call: Any) -> None:
-        # the gateway's word that it is there; what is sent from now on may have arrived
+        # The gateway has answered. From now on, calls that are sent may arrive.
         told = await call.initial_metadata()
         if (now_ms := told_time(told)) is not None:
             self._ids.follow(now_ms)
@@ -496,12 +524,12 @@ class Client:
         self._cancels = 0
         for number, pending in list(self._pending.items()):
             if pending.future.done():
-                del self._pending[number]  # nobody waits for it any more
+                del self._pending[number]  # its caller no longer waits
                 continue
             if pending.resting:
                 continue
             message = pending.message
-            if pending.sent:  # on the connection before
+            if pending.sent:  # on the previous connection
                 message.attempt += 1
             message.timeout_ms = max(
                 1, int((pending.deadline - DEADLINE_SLACK_S - self._loop.time()) * 1000)
@@ -515,7 +543,7 @@ class Client:
                 pending_calls = self._pending
                 for reply in pb.SessionResponse.FromString(frame).replies:
                     done = pending_calls.pop(reply.id, None)
-                    if done is None or done.future.done():  # nobody waits any more
+                    if done is None or done.future.done():  # its caller no longer waits
                         continue
                     result = reply.result
                     if result:
@@ -534,7 +562,9 @@ class Client:
             await asyncio.gather(sending, return_exceptions=True)
 
     def _retry(self, pending: _Pending, error: pb.Error) -> bool:
-        """Send a call again after a pause, if that is worth it; whether it is."""
+        """Send a call again after a pause, if the deadline and the budget allow it. Return whether
+        they do.
+        """
         pause = retry_pause(error.retry_after_ms / 1000, pending.retries)
         if (
             self._loop.time() + pause >= pending.deadline - DEADLINE_SLACK_S
@@ -554,7 +584,7 @@ class Client:
         pending.resting = False
         message = pending.message
         if message.id not in self._pending or pending.future.done() or self._writer is None:
-            return  # without a connection: the next one takes it along
+            return  # if there is no connection, the next one sends it
         message.timeout_ms = max(
             1, int((pending.deadline - DEADLINE_SLACK_S - self._loop.time()) * 1000)
         )
@@ -569,7 +599,7 @@ class Client:
         what = f"{message.kind}/{message.key}.{message.method}()"
         if self._writer is None:
             error: HoldfastError = Unavailable(
-                f"{what}: no gateway reached before the deadline;"
+                f"{what}: the client reached no gateway before the deadline;"
                 f" {self._last_error or 'not connected yet'}",
                 definite=pending.untouched,
                 retryable=True,
@@ -586,7 +616,7 @@ class Client:
 
 
 class Stub:
-    """Stands for one object; every attribute is one of its methods."""
+    """Stands for one object. Each attribute is one of its methods."""
 
     __slots__ = (
         "_client",
@@ -613,7 +643,7 @@ class Stub:
         send: bool = False,
         delay_ms: int = 0,
     ) -> None:
-        """`send`: its calls are stored, to be run `delay_ms` later or as soon as may be."""
+        """`send`: calls are stored, to be run after `delay_ms`, or at once if it is 0."""
         self._client = client
         self._send = send
         self._delay_ms = delay_ms
@@ -657,25 +687,30 @@ class Stub:
 
 
 def callee(call: pb.Call | pb.CallRequest) -> str:
-    """Which call an error came back from."""
+    """Return the name of a call, for its errors."""
     return f"{call.kind}/{call.key}.{call.method}()"
 
 
 def retry_pause(asked_s: float, retries: int) -> float:
-    """How long to wait before a retry, in seconds: what the refusal asks for, and full jitter over
-    a doubling backoff."""
+    """Return the pause before a retry, in seconds: the time that the refusal asks for, plus full
+    jitter over a doubling backoff.
+    """
     least, most = _RETRY_BACKOFF_S
     return asked_s + random.uniform(0, min(most, least * 2 ** min(retries, 10)))
 
 
 def check_size(size: int, payload: int, definite: bool) -> None:
-    """Raises TooLarge for a call of so many bytes, so many of them its arguments, that no gateway
-    takes."""
+    """Raise TooLarge if a call is larger than gateways accept. `size`: its bytes; `payload`: the
+    bytes of its arguments.
+    """
     if size > CALL_BYTES_MAX:
-        raise TooLarge(f"a call of {size} bytes, at most {CALL_BYTES_MAX}", definite=definite)
+        raise TooLarge(
+            f"the call has {size} bytes; at most {CALL_BYTES_MAX} are allowed", definite=definite
+        )
     if size - payload > ENVELOPE_BYTES_MAX:
         raise TooLarge(
-            f"names and metadata of {size - payload} bytes, at most {ENVELOPE_BYTES_MAX}",
+            f"names and metadata of the call have {size - payload} bytes; at most"
+            f" {ENVELOPE_BYTES_MAX} are allowed",
             definite=definite,
         )
 
@@ -683,8 +718,9 @@ def check_size(size: int, payload: int, definite: bool) -> None:
 def check_own_id(
     kind: str, key: str, request_id: bytes | None, idempotency_key: str | None
 ) -> None:
-    """Raises ValueError for ids of the caller's own that are none: both, one of a wrong size, or
-    one of the cluster's own range."""
+    """Raise ValueError for a wrong request id or idempotency key of the caller's own: both given, a
+    wrong size, or the cluster's own range.
+    """
     if idempotency_key is not None:
         if request_id is not None:
             raise ValueError("a call has a request_id or an idempotency_key, not both")
@@ -692,7 +728,7 @@ def check_own_id(
     elif request_id is not None:
         if len(request_id) != REQUEST_ID_BYTES:
             raise ValueError(
-                f"a request id has {REQUEST_ID_BYTES} bytes, this one {len(request_id)}"
+                f"a request id has {REQUEST_ID_BYTES} bytes, this one has {len(request_id)}"
             )
         if request_id[0] >= EFFECT:
             raise ValueError(
@@ -702,16 +738,16 @@ def check_own_id(
 
 
 def delay_ms(delay: timedelta | None) -> int:
-    """A delay in ms. Raises ValueError for one that is negative."""
+    """Return a delay in ms. Raise ValueError if it is negative."""
     if delay is None:
         return 0
     if checked_timedelta("a delay", delay) < timedelta():
-        raise ValueError(f"a delay is not negative: {delay}")
+        raise ValueError(f"a delay must not be negative, but it is {delay}")
     return round(delay.total_seconds() * 1000)
 
 
 def check_key(key: object) -> None:
-    """Raises TypeError for a key that is not text."""
+    """Raise TypeError if the key is not text."""
     if not isinstance(key, str):
         raise TypeError(f"an object's key is text, not {type(key).__name__}: {key!r}")
 
@@ -724,15 +760,20 @@ def connect(
     token: Token | None = None,
     tracing: bool = False,
 ) -> Client:
-    """A client of the cluster behind these gateways (`host:port`); it uses one and goes on to the
-    next when that fails.
+    """Return a client of the cluster behind these gateways (`host:port`). The client uses one
+    gateway, and goes on to the next when that one fails.
 
-    `timeout`: the deadline in seconds of calls that bring none. `retry_budget`: how many calls the
-    client itself may make again, as a share of all, and of those to the same kind; 0: none. `tls`:
-    connect with TLS. `token`: the bearer token to show, or a function that gives it for each
-    connection. Raises OSError or ValueError when the files of `tls` cannot be used. `tracing`: make
-    OpenTelemetry spans of calls, with the program's own provider, and have the cluster go on with
-    them (docs/tracing.md).
+    - `timeout`: the deadline, in seconds, of calls that bring none.
+    - `retry_budget`: how many retries the client may make by itself, as a share of calls, 0 to 1.
+      It holds for all calls together and for the calls to each kind; 0: no retries.
+    - `tls`: connect with TLS.
+    - `token`: the bearer token to show, or a function that returns it for each connection.
+    - `tracing`: make OpenTelemetry spans of calls with the program's own provider, and have the
+      cluster continue them (docs/tracing.md).
+
+    Raises ValueError if an address or an option is wrong. Raises OSError or ValueError if the files
+    of `tls` cannot be used. Raises TracingMissing if `tracing` is set and OpenTelemetry is not
+    installed.
     """
     return Client(
         *endpoints,

@@ -1,19 +1,18 @@
 """Forks of a process that uses gRPC.
 
-gRPC's threads and sockets do not live on in a child: two processes would write into one connection,
-and a lock that another thread held stays locked. gRPC makes itself new in the child, but only if no
-thread is inside it at the moment of the fork. So:
+gRPC's threads and sockets do not survive in a child. Two processes would write into one connection,
+and a lock that another thread held would stay locked. gRPC sets itself up anew in the child, but
+only if no thread is inside it at the moment of the fork. So:
 
 - Before a fork the connections of all blocking clients are closed, and the fork waits until no
   thread is in a call. A child inherits no connection. The parent sends calls that were under way
   again, with the same request id. The next call of either process connects.
 - An open `Client` always has a thread in gRPC. A child of such a process cannot use gRPC at all,
   and `check_usable` says so.
-- gRPC ends itself, in a thread, when its last channel goes. A child of that moment would wait for
-  the thread for ever. One channel,
-  which connects to nothing, is therefore kept.
+- gRPC ends itself, in a thread, when its last channel goes. A child forked at that moment would
+  wait for the thread for ever. So one channel, which connects to nothing, is always kept.
 
-Servers may fork without telling Python (uWSGI without `py-call-osafterfork`). Blocking clients
+Some servers fork without telling Python (uWSGI without `py-call-osafterfork`). So blocking clients
 compare the process id as well.
 """
 
@@ -29,28 +28,30 @@ from weakref import WeakSet
 import grpc
 
 _QUIET_S = 5.0
-"""How long a fork waits for threads to leave gRPC. Their calls are cancelled, so they leave at
-once."""
+"""How long, in seconds, a fork waits for threads to leave gRPC. Their calls are cancelled, so they
+leave at once.
+"""
 _LOOK_S = 0.02
 
 
 class ForkedError(RuntimeError):
-    """A client was inherited by a forked process that cannot use it."""
+    """A forked process inherited a client that it cannot use."""
 
 
 class Connected(Protocol):
-    """A client that this process may inherit to others."""
+    """A client that forked children inherit."""
 
     def before_fork(self) -> bool:
-        """Close the connections; whether gRPC is free of this client's threads then."""
+        """Close the connections. Return whether no thread of this client is in gRPC then."""
 
     def after_fork(self) -> None:
-        """In the child: begin as a new client does."""
+        """Begin as a new client, in the child."""
 
 
 class _Forks:
-    """The state of this process. The lock is reentrant: a signal handler may call while its own
-    thread is in a call."""
+    """The state of this process. Its lock is reentrant, because a signal handler may make a call
+    while its own thread is in one.
+    """
 
     def __init__(self) -> None:
         self.clients: WeakSet[Connected] = WeakSet()
@@ -71,7 +72,7 @@ class _Forks:
             self.forking += 1
             clients = list(self.clients)
         for _ in range(int(_QUIET_S / _LOOK_S)):
-            # again and again: a thread that was about to connect has done so
+            # repeat it: a thread that was about to connect may have done so meanwhile
             free = [client.before_fork() for client in clients]
             with self.changed:
                 if self.changed.wait_for(lambda: not self.inside.keys() - {me}, _LOOK_S):
@@ -85,7 +86,7 @@ class _Forks:
             self.changed.notify_all()
 
     def untold(self) -> None:
-        """Python was not told of the fork that made this process."""
+        """Catch up with a fork that Python did not notice."""
         self.pid = os.getpid()
         self.found_busy = bool(self.inside)
         self.after_in_child()
@@ -100,9 +101,9 @@ class _Forks:
             "n",
         )
         if self.found_busy:
-            self.unusable = "a thread of it was in gRPC, as an open asyncio client's is"
+            self.unusable = "one of its threads was in gRPC; an open asyncio client always has one"
         elif self.grpc_used and switched_off:
-            self.unusable = "GRPC_ENABLE_FORK_SUPPORT switches gRPC's own part in it off"
+            self.unusable = "GRPC_ENABLE_FORK_SUPPORT turns off gRPC's support for forks"
         self.begin()
         for client in list(self.clients):
             client.after_fork()
@@ -119,7 +120,7 @@ os.register_at_fork(
 
 
 def register(client: Connected) -> None:
-    """Tell a client of forks as long as it lives."""
+    """Tell a client of forks for as long as it lives."""
     with _forks.changed:
         _forks.clients.add(client)
 
@@ -128,15 +129,16 @@ def check_usable() -> None:
     """Raise ForkedError in a process that cannot use gRPC."""
     if _forks.unusable:
         raise ForkedError(
-            "this process cannot use gRPC: the process that forked it was using it"
+            "this process cannot use gRPC, because its parent used gRPC when it forked"
             f" ({_forks.unusable}). Fork before the client is opened, or start processes with"
             " multiprocessing's spawn or forkserver"
         )
 
 
 def opened() -> None:
-    """A channel is about to be opened in this process. Raises ForkedError where that
-    cannot work."""
+    """Prepare this process for a channel that is about to be opened. Raise ForkedError if gRPC
+    cannot work in it.
+    """
     global _anchor
     check_usable()
     _forks.grpc_used = True
@@ -147,15 +149,17 @@ def opened() -> None:
 
 
 def abandon(inherited: Any) -> None:
-    """Keep what a child inherited from being closed or freed: both would go through the parent's
-    gRPC."""
+    """Keep objects that a child inherited from being closed or freed: both would use the parent's
+    gRPC.
+    """
     _abandoned.append(inherited)
 
 
 @contextmanager
 def in_grpc() -> Iterator[None]:
-    """Around a call: no fork begins while a thread is in it, and none enters while a fork is under
-    way."""
+    """Enter around a call. No fork begins while a thread is in a call, and no thread enters while a
+    fork is under way.
+    """
     me = threading.get_ident()
     forks = _forks
     if forks.pid != os.getpid():

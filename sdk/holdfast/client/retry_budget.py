@@ -1,8 +1,7 @@
-"""How much of what is sent may be sent again: a budget, so that retries never multiply the load of
-a cluster that is in trouble.
+"""A budget for retries, so that retries never multiply the load of a cluster in trouble.
 
-Each call puts a part of a token into the budget, each retry takes a whole one (gRPC's retry
-throttling, gRFC A6, does the same).
+Each call puts a part of a token into the budget. Each retry takes a whole token. gRPC's retry
+throttling (gRFC A6) works in the same way.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 
 RATIO = 0.1
-"""Retries, as a share of calls."""
+"""The default of retries, as a share of calls."""
 
 _MOST = 100.0
 _FIRST = 10.0
@@ -18,8 +17,9 @@ _TARGETS_MAX = 1_000
 
 
 class RetryBudget:
-    """Tokens for retries: `ratio` of one for each call, at most 100, and 10 at the beginning (none,
-    if `ratio` is 0)."""
+    """Tokens for retries: each call adds `ratio` of a token, up to 100. At the beginning there are
+    10, or none if `ratio` is 0.
+    """
 
     __slots__ = ("_counted", "_ratio", "_tokens")
 
@@ -29,23 +29,24 @@ class RetryBudget:
         self._counted = 0
 
     def has(self, calls: int) -> bool:
-        """Whether a retry is in it, after so many calls."""
+        """Return whether the budget has a retry, after `calls` calls in all."""
         self._tokens = min(_MOST, self._tokens + self._ratio * (calls - self._counted))
         self._counted = calls
         return self._tokens >= 1
 
     def take(self) -> None:
-        """A retry is made."""
+        """Take one retry out of the budget."""
         self._tokens -= 1
 
 
 class RetryBudgets:
-    """The budget of a client, and one for each target: one that is in trouble does not use up what
-    the others have."""
+    """One budget for the whole client, and one for each target. So a target in trouble does not use
+    up the retries of others.
+    """
 
     def __init__(self, ratio: float) -> None:
         if not 0 <= ratio <= 1:
-            raise ValueError(f"retry_budget is {ratio}; 0 to 1")
+            raise ValueError(f"retry_budget must be from 0 to 1, not {ratio}")
         self._ratio = ratio
         self._all = RetryBudget(ratio)
         self._targets: OrderedDict[str, RetryBudget] = OrderedDict()
@@ -53,13 +54,14 @@ class RetryBudgets:
         self._calls_of_all = 0
 
     def called(self, target: str) -> None:
-        """A call was made to a target. On the path of every call: tokens are counted when one is to
-        be taken."""
+        """Count a call to a target. This is on the path of every call, so tokens are counted only
+        when a retry asks for one.
+        """
         self._calls[target] += 1
         self._calls_of_all += 1
 
     def take(self, target: str) -> bool:
-        """Take a retry from both budgets, if both have one."""
+        """Take a retry from both budgets. Return whether both had one."""
         calls = self._calls[target]
         budget = self._targets.get(target)
         if budget is None:

@@ -11,8 +11,11 @@ import click
 @click.command(short_help="Make a bearer token for a subject.")
 @click.argument("subject")
 def token(subject: str) -> None:
-    """Make a new token for SUBJECT. The token goes to standard output: give it to the caller,
-    nobody else. What goes into the gateways' access file, its SHA-256, goes to standard error.
+    """Make a new bearer token for SUBJECT.
+
+    The token goes to standard output. Give it only to the caller that it is for. Standard error
+    gets the lines for the gateways' access file (--access): they hold the token's SHA-256, not the
+    token.
 
     \b
     Example:

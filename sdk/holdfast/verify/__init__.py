@@ -1,2 +1,3 @@
-"""`holdfast verify`: a cluster under faults, and the proof that it kept its promises. See
-command.py."""
+"""`holdfast verify`: a cluster under faults, and the proof that it kept its promises. command.py is
+the command.
+"""

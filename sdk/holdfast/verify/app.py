@@ -20,14 +20,14 @@ class Register(DurableObject):
 
     @reads
     def glance(self) -> int:
-        """The same, beside the turns."""
+        """Return the number beside the turns."""
         return self.storage.get("n", int, default=0)
 
     async def write(self, value: int) -> None:
         self.storage.put("n", value)
 
     async def swap(self, expected: int, value: int) -> bool:
-        """Write `value` if the number is `expected`; whether it was."""
+        """Write `value` if the number is `expected`. Return whether it was."""
         if self.storage.get("n", int, default=0) != expected:
             return False
         self.storage.put("n", value)
@@ -36,7 +36,7 @@ class Register(DurableObject):
 
 @app.kind("holdfast.verify.counter")
 class Counter(DurableObject):
-    """Counts."""
+    """A counter."""
 
     async def increment(self) -> int:
         n = self.storage.get("n", int, default=0) + 1
@@ -52,21 +52,22 @@ class Journal(DurableObject):
     """A list that only grows."""
 
     async def append(self, element: str) -> int:
-        """Append an element; its place."""
+        """Append an element, and return its place."""
         place = self.storage.get("length", int, default=0)
         self.storage.put(f"e{place:08d}", element)
         self.storage.put("length", place + 1)
         return place
 
     async def elements(self, start: int = 0, limit: int = 1000) -> list[str]:
-        """The elements from a place on."""
+        """Return the elements from a place on."""
         return list(self.storage.list("e", start=f"e{start:08d}", limit=limit).values())
 
 
 @app.kind("holdfast.verify.station")
 class Station(DurableObject):
-    """One of a ring of objects that pass tokens on, each hop by a notification. Once it is told to
-    halt, it keeps what comes."""
+    """One of a ring of objects that pass tokens on by notifications. After `halt` it keeps the
+    tokens that arrive.
+    """
 
     async def arrive(self, token: str, hop: int, ring: list[str]) -> None:
         place = self.storage.get("length", int, default=0)
@@ -79,7 +80,7 @@ class Station(DurableObject):
 
     def _pass_on(self, token: str, hop: int, ring: list[str]) -> None:
         then = ring[(ring.index(self.key) + 1) % len(ring)]
-        # Every other hop also waits for its time.
+        # every other hop is delayed
         self.notify(Station, then, delay=timedelta(milliseconds=100) if hop % 2 else None).arrive(
             token, hop + 1, ring
         )
@@ -88,14 +89,14 @@ class Station(DurableObject):
         self.storage.put("halted", True)
 
     async def tokens(self) -> dict[str, int]:
-        """The tokens that it has kept, and at which hop they came."""
+        """Return the tokens that it has kept, with the hop at which each arrived."""
         return {
             key.removeprefix("token/"): hop
             for key, hop in self.storage.list("token/", type=int).items()
         }
 
     async def hops(self, start: int = 0, limit: int = 1000) -> list[tuple[str, int]]:
-        """What has come by, from a place on."""
+        """Return all hops that arrived here, from a place on."""
         return list(
             self.storage.list(
                 "hop/", start=f"hop/{start:08d}", limit=limit, type=tuple[str, int]
@@ -105,18 +106,18 @@ class Station(DurableObject):
 
 @app.kind("holdfast.verify.account")
 class Account(DurableObject):
-    """Money, which may be owed."""
+    """An account; its balance may be negative."""
 
     async def deposit(self, amount: int) -> None:
         self.storage.put("balance", self.storage.get("balance", int, default=0) + amount)
 
     async def transfer(self, to: str, amount: int) -> None:
-        """Give some to another account, by a call."""
+        """Give an amount to another account, by a call."""
         await self.deposit(-amount)
         await self.objects.get(Account, to).deposit(amount)
 
     async def send(self, to: str, amount: int) -> None:
-        """Give some to another account, by a notification."""
+        """Give an amount to another account, by a notification."""
         await self.deposit(-amount)
         self.notify(Account, to).deposit(amount)
 
@@ -126,7 +127,7 @@ class Account(DurableObject):
 
 @app.kind("holdfast.verify.clock")
 class Clock(DurableObject):
-    """Writes down each time at which its alarm was due."""
+    """Records each time at which its alarm was due."""
 
     async def start(self, every_ms: int) -> None:
         if not self.list_alarms() and not self.storage.get("length", int, default=0):
@@ -141,5 +142,5 @@ class Clock(DurableObject):
         self.storage.put("length", place + 1)
 
     async def times(self, start: int = 0, limit: int = 1000) -> list[int]:
-        """When it was due, in Unix time in ms, from a place on."""
+        """Return the times at which the alarm was due, as Unix time in ms, from a place on."""
         return list(self.storage.list("t", start=f"t{start:08d}", limit=limit, type=int).values())

@@ -1,4 +1,6 @@
-"""`holdfast verify`: run a cluster, break it in many ways, and check that no promise was."""
+"""`holdfast verify`: runs a cluster, breaks it in many ways, and checks that it kept its
+promises.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ from holdfast.verify.picture import KEPT, Band, draw
 from holdfast.verify.workload import Findings, Made, Workload
 
 _CALM_S = 3.0
-# about what a cluster takes to start, and its histories to be checked
+# about how long the start of a cluster takes, and the check of its histories
 _START_S, _CHECK_S = (
     4.0,
     5.0,
@@ -39,7 +41,7 @@ _THINK_S = 0.08
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """What `holdfast verify` is told, as its options are named."""
+    """The options of `holdfast verify`."""
 
     duration: float
     faults: str
@@ -56,17 +58,27 @@ class VerifyOptions:
 @local_option(
     "--duration",
     default=60.0,
-    help="Seconds in which rounds of faults begin; a round, each fault once, is finished.",
+    help=(
+        "Seconds in which rounds of faults begin. A round has each fault once, and is always"
+        " finished."
+    ),
 )
 @local_option(
-    "--faults", default=",".join(FAULTS), help="What may go wrong, comma-separated; empty: nothing."
+    "--faults",
+    default=",".join(FAULTS),
+    help="Faults to make, comma-separated; empty: no faults.",
 )
 @local_option(
     "--seed",
     type=int,
-    help="Draws the order of faults, victims and calls. Default: one is drawn and told.",
+    help=(
+        "Seed that decides the order of faults, victims and calls. Default: a new one, which the"
+        " report names."
+    ),
 )
-@local_option("--nodes", default=4, type=click.IntRange(1, 10), help="Nodes of the cluster.")
+@local_option(
+    "--nodes", default=4, type=click.IntRange(1, 10), help="How many nodes the cluster has."
+)
 @local_option(
     "--replication",
     type=click.IntRange(2, 7),
@@ -76,27 +88,34 @@ class VerifyOptions:
     "--clients",
     default=20,
     type=click.IntRange(1, 200),
-    help="Clients that call, each with a pause between its calls.",
+    help="How many clients call, each with a pause between its calls.",
 )
 @local_option(
     "--target",
     help=(
-        "A running cluster's gateway, its nodes with holdfast.verify.app: only call and check, you"
-        " make faults."
+        "A running cluster's gateway, host:port; its nodes must run holdfast.verify.app. Then the"
+        " command only calls and checks, and you make the faults."
     ),
 )
 @local_option(
     "--picture",
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("verify.svg"),
-    help="Where the timeline is drawn.",
+    help="SVG file for the timeline.",
 )
 @local_option("--json", "as_json", is_flag=True, default=False, help="Print the report as JSON.")
 def verify(**given: Any) -> None:
-    """Run a cluster under load and faults, then check every reply: nothing acknowledged is lost,
-    nothing happened twice, nothing happened of which an error said that it certainly had not, and
-    there is an order of all calls that explains what each of them answered. Exit status 1 when a
-    promise was broken, 3 when the cluster did not become whole again.
+    """Run a cluster under load and faults, then check that it kept its promises.
+
+    It checks that
+
+    \b
+    - no acknowledged write is lost
+    - no effect happened twice
+    - no call had an effect if its error said that it certainly had none
+    - one order of all calls explains all their replies
+
+    Exit status 1 if a promise was broken, 3 if the cluster did not become whole again.
 
     \b
     Examples:
@@ -109,7 +128,7 @@ def verify(**given: Any) -> None:
     wanted = [fault for fault in options.faults.split(",") if fault]
     if unknown := set(wanted) - set(FAULTS):
         raise click.ClickException(
-            f"--faults {', '.join(sorted(unknown))}: there are {', '.join(FAULTS)}"
+            f"--faults {', '.join(sorted(unknown))}: unknown; there are {', '.join(FAULTS)}"
         )
     if options.target is not None:
         wanted = []
@@ -156,7 +175,9 @@ def verify(**given: Any) -> None:
 
 
 def _announced(faults: list[str], duration: float, target: str | None) -> str:
-    """How long it will take. Each fault comes at least once, however short the duration."""
+    """Return how long the run will take. Each fault comes at least once, however short the duration
+    is.
+    """
     beside = 2 * _CALM_S + _CHECK_S + (0.0 if target is not None else _START_S)
     once = sum(TYPICAL_S[fault] + _CALM_S for fault in faults)
     text = f"this takes about {max(duration, once) + beside:.0f} s"
@@ -182,7 +203,7 @@ class _Run:
         self.seconds = 0.0
 
     async def go(self, victims: Victims | None, target: str | None) -> None:
-        """The whole run; what is known so far stays when it fails."""
+        """Make the whole run. If it fails, the results so far are kept."""
         try:
             if victims is not None:
                 await victims.start_all()
@@ -245,7 +266,9 @@ class _Run:
             click.echo(what)
 
     def _slowest(self, began: float, ended: float) -> float:
-        """The longest that a call took which was under way in that time."""
+        """Return the longest duration, in seconds, of the calls that were under way in that
+        time.
+        """
         return max(
             (
                 one.ended - one.began
@@ -256,7 +279,7 @@ class _Run:
         )
 
     def report(self, picture: Path) -> None:
-        """Print what came of it."""
+        """Print the results of the run."""
         made, found = self.made, self.findings
         acknowledged = sum(one.ok is True for one in made)
         failed = [one for one in made if one.ok is False]
@@ -327,13 +350,13 @@ class _Run:
         )
         hasty = [sum(one.ok is ok for one in self.hasty) for ok in (True, False, None)]
         console.print(
-            f"{len(self.hasty):,} with short deadlines beside them: {hasty[0]:,} acknowledged,"
+            f"{len(self.hasty):,} more operations with short deadlines: {hasty[0]:,} acknowledged,"
             f" {hasty[1]:,} failed without effect, {hasty[2]:,} with an unknown outcome"
         )
-        console.print(f"{facts['forked_calls']:,} calls of clients that forked were acknowledged")
+        console.print(f"{facts['forked_calls']:,} calls of forked clients were acknowledged")
         console.print(
-            f"lost {len(found.lost)}, doubled {len(found.doubled)}, there although it certainly"
-            f" failed {len(found.definite)}"
+            f"lost {len(found.lost)}, doubled {len(found.doubled)}, with an effect although they"
+            f" certainly failed {len(found.definite)}"
         )
         console.print(f"linearizable: {order} ({found.registers} registers)")
         console.print(

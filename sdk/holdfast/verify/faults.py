@@ -1,5 +1,6 @@
-"""Faults on a local cluster: each strikes, lasts a while, and is mended; then the cluster has to
-become whole again."""
+"""Faults on a local cluster. Each fault strikes, lasts a while, and is mended; then the cluster
+must become whole again.
+"""
 
 from __future__ import annotations
 
@@ -40,14 +41,15 @@ TYPICAL_S = {
     "slow-node": 14.0,
     "clock": 8.0,
 }
-"""About how long each took, until the cluster was whole again, in a run of three nodes on two
-cores."""
+"""About how many seconds each fault took until the cluster was whole again, in a run of three nodes
+on two cores.
+"""
 APP = "holdfast.verify.app"
 
 _WHOLE_S = 90.0
 _EXIT_S = 20.0
 _REFUSED_S = 6
-_REFUSED = "has lost writes that were on disk"  # what a node says that is behind its mark
+_REFUSED = "has lost writes that were on disk"  # the error of a node whose disk is too old
 
 
 class Victims(LocalCluster):
@@ -76,7 +78,7 @@ class Victims(LocalCluster):
         await self.whole()
 
     async def node(self, name: str) -> None:
-        """Start a node, on the data it had."""
+        """Start a node on the data that it had."""
         if name not in self._ports:
             self._ports[name] = free_port(), free_port(), free_port(), free_port()
             outside, within, streams_outside, streams_within = self._ports[name]
@@ -108,15 +110,17 @@ class Victims(LocalCluster):
         )
 
     def faults_of(self, name: str) -> Path:
-        """Where a node looks for the faults inside it; see `holdfast.verify.inside`."""
+        """Return the folder in which a node looks for the faults inside it; see
+        `holdfast.verify.inside`.
+        """
         return self.folder / "faults" / name
 
     def data_of(self, name: str) -> Path:
-        """A node's data directory."""
+        """Return a node's data directory."""
         return self.folder / self._data.get(name, name)
 
     def lose_disk(self, name: str) -> None:
-        """The node's directory is gone; what is started in its place is a new node."""
+        """Delete a node's data directory. A node that starts in its place is a new node."""
         shutil.rmtree(self.data_of(name))
         self._data[name] = f"{name}-{time.monotonic_ns()}"
 
@@ -124,13 +128,13 @@ class Victims(LocalCluster):
         self.processes[name].send_signal(number)
 
     async def end(self, name: str, number: int) -> None:
-        """End a process and wait until it is gone."""
+        """Send a signal to a process, and wait until the process has ended."""
         process = self.processes.pop(name)
         process.send_signal(number)
         await asyncio.to_thread(process.wait, _EXIT_S)
 
     async def status(self) -> Any:
-        """What the gateway says of the cluster; None when it says nothing."""
+        """Return the gateway's status of the cluster; None if the gateway does not answer."""
         channel = open_channel(self.gateway)
         try:
             ask = channel.unary_unary(
@@ -157,7 +161,7 @@ class Victims(LocalCluster):
             await channel.close()
 
     async def until(self, holds: Callable[[Any], bool], what: str) -> None:
-        """Wait until the status is as wanted. Raises ClusterFailed when it does not become so."""
+        """Wait until `holds` is true for the status. Raise ClusterFailed if that takes too long."""
         deadline = time.monotonic() + _WHOLE_S
         status = None
         while time.monotonic() < deadline:
@@ -175,7 +179,7 @@ class Victims(LocalCluster):
         raise ClusterFailed(f"{what} within {_WHOLE_S:.0f} s: {problems}")
 
     async def whole(self) -> None:
-        """Wait until everybody is there and every copy in sync, with nothing on the move."""
+        """Wait until every node is there and every copy is in sync, and no shard is moving."""
 
         def holds(status: Any) -> bool:
             moves = status.moves
@@ -201,7 +205,9 @@ Mend = Callable[[], Awaitable[None]]
 
 
 async def strike(fault: str, victims: Victims, chance: random.Random) -> tuple[str, float, Mend]:
-    """Begin a fault: what it is in words, how many seconds it is to last, and how it is mended."""
+    """Begin a fault. Return its description, how many seconds it lasts, and the function that mends
+    it.
+    """
     name = chance.choice(victims.nodes)
     match fault:
         case "kill":
@@ -334,10 +340,11 @@ async def _stutter(victims: Victims, name: str, stopped_s: float) -> None:
 async def _put_disk_back(
     victims: Victims, name: str, chance: random.Random
 ) -> tuple[str, float, Mend]:
-    """A volume's snapshot of a running node comes back: the node is refused, or its copies give way
-    to the others'."""
+    """Put an older snapshot of a node's disk back. The node is refused, or the other copies replace
+    its copies.
+    """
     snapshot = victims.folder / "snapshot"
-    victims.signal(name, signal.SIGSTOP)  # a snapshot of a volume is of one moment
+    victims.signal(name, signal.SIGSTOP)  # a snapshot of a volume shows one moment
     try:
         await asyncio.to_thread(shutil.copytree, victims.data_of(name), snapshot)
     finally:
@@ -359,14 +366,16 @@ async def _put_disk_back(
         why = victims.ended() or ""
         if _REFUSED not in why:
             raise ClusterFailed(why)
-        victims.lose_disk(name)  # what an operator does with a directory that is refused
+        victims.lose_disk(name)  # as an operator does with a directory that is refused
         await victims.node(name)
 
     return f"the disk of {name} is put back to what it was {age_s:.0f} s before", 1.0, start
 
 
 async def _put_etcd_back(victims: Victims, name: str) -> tuple[str, float, Mend]:
-    """etcd shows an older state, in which an owner is another one; then its own data is back."""
+    """Put an older state of etcd back, in which another node owns some shards. Then put etcd's own
+    data back.
+    """
     data, old, good = (victims.folder / folder for folder in ("etcd", "etcd-old", "etcd-good"))
     await victims.end("etcd", signal.SIGKILL)
     await asyncio.to_thread(shutil.copytree, data, old)

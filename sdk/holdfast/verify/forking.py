@@ -1,9 +1,9 @@
-"""A client of `holdfast verify` that forks: a process with a client that it has used, and children
-that go on with it.
+"""A client of `holdfast verify` that forks. A process uses a client, forks, and its children go on
+with the same client.
 
 `python -m holdfast.verify.forking GATEWAY KEY PREFIX` appends to the journal KEY, before and after
-its children. Each child appends too. Each line that it prints is an element, and whether it was
-acknowledged (`True`), certainly failed (`False`), or nobody knows.
+it forks. Each child appends too. Each line of its output is an element and its outcome: `True`
+(acknowledged), `False` (certainly failed) or `None` (unknown).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ TIMEOUT_S = 30.0
 
 
 def append(client: BlockingClient, key: str, element: str) -> None:
-    """Append an element, and tell what came of it."""
+    """Append an element, and print the outcome."""
     ok: bool | None = True
     try:
         client.get(Journal, key).append(element)
     except HoldfastError as error:
         ok = False if error.definite else None
-    os.write(1, f"{element} {ok}\n".encode())  # in one piece: the children write to the same pipe
+    os.write(1, f"{element} {ok}\n".encode())  # one write: the children share the pipe
 
 
 def main(gateway: str, key: str, prefix: str) -> int:

@@ -1,9 +1,9 @@
-"""Faults inside a node's process, for `holdfast verify` and for tests: a slow disk, and a wall
-clock that is wrong.
+"""Faults inside a node's process, for `holdfast verify` and for tests: a slow disk, and a wrong
+wall clock.
 
-A process that was started with HOLDFAST_FAULTS=FOLDER looks there. While the file `fsync_s` is
-there, each fsync of its store takes so many seconds more. While `clock_s` is there, its wall clock
-is so many seconds ahead (below 0: behind).
+A process started with HOLDFAST_FAULTS=FOLDER looks for faults in that folder. While the file
+`fsync_s` is there, each fsync of its store takes that many seconds more. While `clock_s` is there,
+its wall clock is that many seconds ahead (below 0: behind).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CLOCKS = frozenset({"time", "time_ns"})
 
 
 class _Amount:
-    """The number in a file, 0 while there is none; looked at now and then."""
+    """The number in a file, or 0 if there is no file. It reads the file now and then."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -41,7 +41,7 @@ class _Amount:
 
 
 def set_fault(folder: Path, fault: str, amount: float) -> None:
-    """Begin a fault of the process that looks into `folder`, or end it with 0."""
+    """Begin a fault of the process that looks into `folder`. An amount of 0 ends the fault."""
     file = folder / fault
     if not amount:
         file.unlink(missing_ok=True)
@@ -53,13 +53,14 @@ def set_fault(folder: Path, fault: str, amount: float) -> None:
 
 
 def install() -> None:
-    """Have this process look for its faults, if it was started so. Modules that took `time.time`
-    for their own keep the right one."""
+    """Make this process look for its faults, if it was started with HOLDFAST_FAULTS. A module that
+    imported `time.time` by name keeps the right time.
+    """
     if not (folder := os.environ.get(FOLDER)):
         return
     store = importlib.import_module(
         "holdfast_node.store.rocks"
-    ).Store  # the SDK rests on no node; this runs inside one
+    ).Store  # the SDK must not import the node's package, but this code runs inside a node
     clock_s, fsync_s = _Amount(Path(folder, CLOCK_S)), _Amount(Path(folder, FSYNC_S))
     wall, wall_ns, sync = time.time, time.time_ns, store.sync
 
@@ -69,9 +70,11 @@ def install() -> None:
             time.sleep(extra)
 
     def off_s() -> float:
-        """Only Holdfast is told the wrong time: gRPC compares what Python says with the machine's
-        clock, and both have to be one."""
-        caller = sys._getframe(2)  # if C asks, whatever has called C
+        """Return the error of the clock for Holdfast's own modules, and 0 for all others.
+
+        gRPC compares Python's time with the machine's clock, and both must agree.
+        """
+        caller = sys._getframe(2)  # if C code asks for the time, this is the Python code above it
         asks = not _CLOCKS.isdisjoint(caller.f_code.co_names) and caller.f_globals.get(
             "__name__", ""
         ).startswith("holdfast")

@@ -1,10 +1,10 @@
-"""Whether a history of calls to one object could have happened one after the other, each between
-its call and its reply.
+"""Decides whether a history of calls to one object is linearizable: whether one order of the calls,
+each between its begin and its end, explains all results.
 
-The algorithm is that of Wing and Gong (JPDC 1993) with the memory of Lowe (CCPE 2017): a
-depth-first search for an order, which never looks twice at the same set of calls with the same
-state. An object's calls are checked alone (linearizability is local). The search is exponential in
-the number of calls that overlap: keep to ten clients an object, and a few thousand calls.
+The algorithm is that of Wing and Gong (JPDC 1993), with the memory of Lowe (CCPE 2017). It is a
+depth-first search for an order. It never looks twice at the same set of calls with the same state.
+Each object's calls are checked alone, because linearizability is local. The search is exponential
+in the number of calls that overlap, so use at most ten clients an object and a few thousand calls.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ NEVER = float("inf")
 
 
 class Call(NamedTuple):
-    """One call: when it began and ended (NEVER: nobody knows whether it happened), what was asked
-    and what was answered."""
+    """One call: when it began and ended, the request, and the result. An `end` of NEVER means that
+    it is unknown whether the call took effect.
+    """
 
     begin: float
     end: float
@@ -27,13 +28,15 @@ class Call(NamedTuple):
 
 
 Model = Callable[[Any, tuple[Any, ...], Any], tuple[bool, Any]]
-"""From a state, a request and its result: whether they fit, and the state after. A call without an
-end has no result."""
+"""Return whether a result fits a state and a request, and the state afterwards. A call without an
+end has no result.
+"""
 
 
 def register(state: int, what: tuple[Any, ...], result: Any) -> tuple[bool, int]:
-    """One number: ("read",), ("write", value), ("swap", expected, value). A result of ... fits
-    everything."""
+    """Model one number: ("read",), ("write", value), ("swap", expected, value). The result `...`
+    always fits.
+    """
     if what[0] == "read":
         return result is ... or result == state, state
     if what[0] == "write":
@@ -45,14 +48,15 @@ def register(state: int, what: tuple[Any, ...], result: Any) -> tuple[bool, int]
 def linearizable(
     calls: Sequence[Call], model: Model, initial: Any, budget_s: float = 30.0
 ) -> bool | None:
-    """Whether there is an order; None when `budget_s` seconds were not enough to tell. Calls
-    without an end may be left out of it."""
+    """Return whether such an order exists; None if `budget_s` seconds were not enough to tell. The
+    order may leave out calls without an end.
+    """
     ordered = sorted(call if call.end != NEVER else call._replace(result=...) for call in calls)
     count = len(ordered)
     known = sum(call.end != NEVER for call in ordered)
     deadline = time.monotonic() + budget_s
-    # A state of the search: the first call that has no place yet, which of those after it have one
-    # (as bits), how many of the ended ones have, and the object's state.
+    # A state of the search: the first call that has no place yet; the calls after it that have a
+    # place (as bits); how many ended calls have a place; the object's state.
     stack: list[tuple[int, int, int, Any]] = [(0, 0, 0, initial)]
     seen: set[tuple[int, int, Any]] = set()
     steps = 0

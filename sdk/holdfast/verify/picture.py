@@ -1,4 +1,4 @@
-"""The timeline of a run as SVG: calls a second and p99 over time, faults as bands."""
+"""The timeline of a run as SVG: calls a second and p99 over time, with the faults as bands."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ _COLOURS = {
 
 @dataclass(slots=True)
 class Band:
-    """A fault, from when it began until the cluster was whole again. Seconds of the workload's
-    clock."""
+    """A fault, from its begin until the cluster was whole again. Times are seconds of the
+    workload's clock.
+    """
 
     fault: str
     what: str
@@ -43,12 +44,14 @@ def draw(
     verdict: str = "",
     facts: str = "",
 ) -> str:
-    """An SVG document. `verdict`: what came of the run; `facts`: when and on what it was made."""
+    """Return the timeline as an SVG document. `verdict`: the outcome of the run; `facts`: the time
+    and the cluster of the run.
+    """
     buckets: dict[int, list[float]] = {}
     for one in made:
         if one.ok:
             buckets.setdefault(int(one.ended), []).append((one.ended - one.began) * 1e3)
-    # of the last second only a part was measured: it would look like a fall
+    # leave out the last second: it was measured only in part, and would look like a drop
     total = max(1, int(seconds))
     rates = [len(buckets.get(i, ())) for i in range(total)]
     p99s = [
@@ -99,7 +102,7 @@ def draw(
                     f'<rect x="{x(began):.1f}" y="{y}" width="{max(1.0, x(ended) - x(began)):.1f}"'
                     f' height="{_PANEL}" fill="{colour}" fill-opacity="{opacity}"/>'
                 )
-        # the names of two that follow each other at once stay apart
+        # alternate the height, so that the names of two close bands do not overlap
         label_y = rate_y - 6 - 13 * (number % 2)
         out.append(
             f'<text x="{x(band.began) + 3:.1f}" y="{label_y}" fill="{colour}"'

@@ -1,5 +1,6 @@
-"""A TCP proxy that can stop to pass on what goes one way: to a connection that looks whole, like a
-broken network's."""
+"""A TCP proxy that can stop passing bytes on in one direction. The connection still looks whole, as
+in a broken network.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +10,7 @@ from functools import partial
 
 
 class FaultProxy:
-    """Listens at ports of 127.0.0.1 and connects each to another. `inward` and `outward` say
-    whether bytes pass in that direction."""
+    """Listens at ports of 127.0.0.1 and connects each of them to another port."""
 
     def __init__(self, ports: dict[int, int]) -> None:
         self._ports = ports
@@ -26,11 +26,11 @@ class FaultProxy:
             )
 
     def cut(self, direction: str) -> None:
-        """Pass nothing on in this direction, `inward` (to the target) or `outward`."""
+        """Stop passing bytes on in this direction, `inward` (to the target) or `outward`."""
         self._passes[direction].clear()
 
     def mend(self) -> None:
-        """Pass everything on again, also what was held back."""
+        """Pass everything on again, also the bytes that were held back."""
         for event in self._passes.values():
             event.set()
 
@@ -59,7 +59,7 @@ class FaultProxy:
                 self._pass(there_reader, writer, self._passes["outward"]),
             )
         except (OSError, RuntimeError, asyncio.CancelledError):
-            pass  # uvloop's RuntimeError: the other side was closed between two lines
+            pass  # uvloop raises RuntimeError if the other side was closed meanwhile
         finally:
             self._tasks.discard(task)
             for each in (writer, there_writer):
@@ -74,4 +74,4 @@ class FaultProxy:
             await passes.wait()
             writer.write(data)
             await writer.drain()
-        raise ConnectionResetError  # one side has ended it: so ends the other
+        raise ConnectionResetError  # one side has ended, so the other side must end too

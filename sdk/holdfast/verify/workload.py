@@ -1,4 +1,4 @@
-"""The calls that `holdfast verify` makes, and what can be said about them afterwards."""
+"""The calls that `holdfast verify` makes, and the checks of their results."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _ACCOUNTS = 10
 _CLOCKS = 6
 _EVERY_MS = 400
 _SETTLE_S = 120.0
-_STILL_S = 15.0  # longer than what waits after such a run pauses between two attempts
-# registers are new ones after that: a history that is short is checked quickly
+_STILL_S = 15.0  # longer than the pause between two attempts of a notification after such a run
+# The registers change after this time: a short history is checked quickly.
 _GENERATION_S = 15.0
 _PAGE = 1000
 _HASTY = 3
@@ -47,8 +47,9 @@ _HASTY_TIMEOUTS_S = (0.002, 0.02, 0.2, 1.0)
 
 @dataclass(slots=True)
 class Made:
-    """One call that was made. `ok`: True acknowledged, False certainly without effect, None nobody
-    knows."""
+    """A call that was made. `ok`: True acknowledged, False certainly without effect, None
+    unknown.
+    """
 
     began: float
     ended: float
@@ -58,8 +59,9 @@ class Made:
 
 @dataclass
 class Findings:
-    """What the histories say. Empty lists are what one wants. `definite`: effects of calls whose
-    errors said that there was none."""
+    """The findings about a run; empty lists are good. `definite`: effects of calls whose errors
+    said that they had no effect.
+    """
 
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
@@ -81,8 +83,8 @@ class Findings:
 
 
 class Workload:
-    """`clients` call registers, counters and journals, each with a pause of `think_s` on average
-    between calls.
+    """Calls registers, counters and journals from `clients` clients, each with an average pause of
+    `think_s` seconds between calls.
 
     `run_id` keeps the objects of two runs against one cluster apart. Times are seconds since the
     workload was made.
@@ -101,10 +103,11 @@ class Workload:
         self._values = itertools.count(1)
         self.made: list[Made] = []
         self.hasty: list[Made] = []
-        """Calls with deadlines that are too short in trouble: they are there to be refused, and
-        each refusal is checked."""
+        """Calls with deadlines that are too short during a fault. The cluster refuses many of them,
+        and each refusal is checked.
+        """
         self._registers: dict[str, list[Call]] = defaultdict(list)
-        # values that registers certainly never had
+        # values that registers certainly must never have
         self._refused: dict[str, set[int]] = defaultdict(set)
         self._increments: dict[str, list[tuple[bool | None, int]]] = defaultdict(list)
         self._appends: dict[str, dict[str, bool | None]] = defaultdict(dict)
@@ -112,15 +115,15 @@ class Workload:
         self._accounts = [f"{run_id}-{i}" for i in range(_ACCOUNTS)]
         self._clocks = [f"{run_id}-{i}" for i in range(_CLOCKS)]
         self._transfers = 0
-        self._posts: dict[str, list[str]] = defaultdict(list)  # what was accepted, in that order
+        self._posts: dict[str, list[str]] = defaultdict(list)  # accepted posts, in order
         self.forked = 0
-        """Calls of clients that have forked, or are forked, that were acknowledged."""
+        """How many calls were acknowledged to clients that have forked or are forked."""
 
     def now(self) -> float:
         return time.monotonic() - self._zero
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Call until `stop` is set; calls under way are waited for."""
+        """Make calls until `stop` is set, then wait for the calls under way."""
         for i in range(_TOKENS):
             station = self._client.get(Station, self._stations[i], request_id=new_request_id())
             await _insist(partial(station.arrive, f"token {i}", 0, self._stations))
@@ -139,7 +142,7 @@ class Workload:
             if kind < 0.15:
                 await self._transfer(chance)
             elif kind < 0.5:
-                # Each register has the calls of a few clients only.
+                # Only a few clients call each register.
                 register = (i + chance.randrange(2)) % _REGISTERS
                 generation = int(self.now() / _GENERATION_S)
                 await self._register(f"{self._run}-{generation}-{register}", chance)
@@ -167,7 +170,9 @@ class Workload:
             await asyncio.sleep(chance.expovariate(1 / self._think_s))
 
     async def _fork(self, stop: asyncio.Event) -> None:
-        """Have clients fork that are in use. What a process did not tell, nobody knows."""
+        """Run clients that fork while they are in use. If a process does not report an outcome, the
+        outcome is unknown.
+        """
         for n in itertools.count():
             if stop.is_set():
                 return
@@ -245,7 +250,7 @@ class Workload:
         self._appends[key][element] = ok
 
     async def _post(self, key: str, i: int, chance: random.Random) -> None:
-        """Have the cluster store an append, and make it later: every other one after a delay."""
+        """Make the cluster store an append, to run later: every other one after a delay."""
         delay = timedelta(milliseconds=chance.randrange(3_000)) if chance.random() < 0.5 else None
         element = f"{'delayed' if delay else 'post'} {i}-{next(self._values)}"
         self._appends[key][element] = None
@@ -257,8 +262,9 @@ class Workload:
             self._posts[key].append(element)
 
     async def _transfer(self, chance: random.Random) -> None:
-        """Give money away, and ask again with the same request id until that is answered: half-done
-        it may not stay."""
+        """Give money away. Repeat the call with the same request id until it is acknowledged, so
+        that no transfer stays half-done.
+        """
         # calls in a circle would wait for each other
         giver, taker = sorted(chance.sample(self._accounts, 2))
         stub = self._client.get(Account, giver, request_id=new_request_id())
@@ -285,8 +291,7 @@ class Workload:
         return began, ended, True, result
 
     async def check(self) -> Findings:
-        """Compare what is there now with what was answered. Call it when the cluster is whole
-        again."""
+        """Compare the stored data with the replies. Call it when the cluster is whole again."""
         found = Findings(registers=len(self._registers), transfers=self._transfers)
         await self._check_tokens(found)
         await self._check_accounts(found)
@@ -305,8 +310,8 @@ class Workload:
                 (
                     found.definite if value <= acknowledged + unknown + refused else found.doubled
                 ).append(
-                    f"counter {key} is {value}, but only {acknowledged} and perhaps {unknown} more"
-                    f" were made, {refused} were not"
+                    f"counter {key} is {value}, but only {acknowledged} increments were"
+                    f" acknowledged; {unknown} have an unknown outcome, {refused} certainly failed"
                 )
             twice = [n for n, times in Tally(n for ok, n in increments if ok).items() if times > 1]
             if twice:
@@ -317,7 +322,7 @@ class Workload:
                 there += page
             times = Tally(there)
             found.lost += [
-                f"journal {key} has not {e}, which was acknowledged"
+                f"journal {key} lacks {e}, which was acknowledged"
                 for e, ok in elements.items()
                 if ok and not times[e]
             ]
@@ -328,7 +333,9 @@ class Workload:
                 if elements.get(e) is False
             ]
             found.doubled += [
-                f"journal {key} has {e}, which nobody appended" for e in times if e not in elements
+                f"journal {key} has {e}, which no client appended"
+                for e in times
+                if e not in elements
             ]
         for key, never in self._refused.items():
             seen = {call.result for call in self._registers[key] if call.what[0] == "read"}
@@ -345,12 +352,12 @@ class Workload:
                 )
             elif order is None:
                 found.undecided.append(
-                    f"register {key}: {len(calls)} calls, too many at once to decide"
+                    f"register {key}: of its {len(calls)} calls too many overlap to decide"
                 )
         return found
 
     async def _check_tokens(self, found: Findings) -> None:
-        """Each token has made each of its hops once, and rests at one station."""
+        """Check that each token has made each of its hops once, and rests at one station."""
         stubs = [self._client.get(Station, key) for key in self._stations]
         for stub in stubs:
             await _insist(stub.halt)
@@ -389,7 +396,7 @@ class Workload:
                 )
 
     async def _check_accounts(self, found: Findings) -> None:
-        """What one account gave another has got."""
+        """Check that all money that one account gave has arrived at another."""
 
         async def total() -> int:
             return sum([await self._client.get(Account, key).balance() for key in self._accounts])
@@ -401,8 +408,9 @@ class Workload:
             )
 
     async def _check_posts(self, found: Findings) -> None:
-        """What was accepted arrives, and what one client posted without a delay comes in
-        its order."""
+        """Check that all accepted posts arrive, and that posts of one client without a delay arrive
+        in order.
+        """
         for key, posts in self._posts.items():
             there: list[str] = []
 
@@ -425,7 +433,7 @@ class Workload:
                     last[name] = element
 
     async def _check_alarms(self, found: Findings) -> None:
-        """Each time that an alarm was due is there once."""
+        """Check that each time at which an alarm was due is recorded once."""
         for key in self._clocks:
             stub = self._client.get(Clock, key)
             await _insist(stub.stop)
@@ -447,7 +455,7 @@ class Workload:
 
 
 async def _insist(call: Callable[[], Awaitable[Any]]) -> None:
-    """Call until it is answered."""
+    """Repeat a call until it is acknowledged."""
     deadline = time.monotonic() + _SETTLE_S
     while True:
         try:
@@ -460,8 +468,9 @@ async def _insist(call: Callable[[], Awaitable[Any]]) -> None:
 
 
 async def _settled(ask: Callable[[], Awaitable[T]], wanted: Callable[[T], bool]) -> T:
-    """Ask until the answer is what is wanted, or has not changed for a while: what was sent may
-    still be on its way."""
+    """Repeat a question until the answer is as wanted, or has not changed for a while:
+    notifications may still be on their way.
+    """
     changed = began = time.monotonic()
     before = None
     while True:
