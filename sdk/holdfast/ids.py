@@ -137,16 +137,17 @@ _PLACE_BYTES = 18
 _LETTER_CHARS = 29
 
 
-def letter_id(place: bytes) -> str:
+def dead_letter_id(place: bytes) -> str:
     """Return the text by which operators name a dead letter. The text has no meaning to them: the
     place of dead letters may change.
     """
     return base64.b32hexencode(place).decode().rstrip("=").lower()
 
 
-def letter_place(text: str) -> bytes:
-    """Return the place of a dead letter among all dead letters: the inverse of `letter_id`. Raise
-    ValueError if the text is no such id.
+def dead_letter_place(text: str) -> bytes:
+    """Return the place of a dead letter among all dead letters, from its id.
+
+    Raise ValueError if the text is no such id.
     """
     try:
         if len(text) != _LETTER_CHARS:

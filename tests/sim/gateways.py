@@ -210,9 +210,9 @@ class Gateway:
     def __init__(self, front: Front) -> None:
         self.front = front
         self.up = True
-        self.feed = _Feed()
+        self.watcher = _Feed()
         self.pipes: list[Pipe] = []
-        self.dispatcher = front.dispatcher(self.feed, LIMITS, certificates=self)  # type: ignore[arg-type]
+        self.dispatcher = front.dispatcher(self.watcher, LIMITS, certificates=self)  # type: ignore[arg-type]
         self.service = ObjectsService(self.dispatcher)
         self._seen: tuple[Any, ...] = ()
         self._look()
@@ -241,9 +241,9 @@ class Gateway:
                 if truth.owner is not None
             }
             settings = ClusterSettings(shards=len(world.truths))
-            self.feed.view = View(self.feed.view.revision + 1, settings, members, assignments)
-            for listener in self.feed.listeners:
-                listener(self.feed.view)
+            self.watcher.view = View(self.watcher.view.revision + 1, settings, members, assignments)
+            for listener in self.watcher.listeners:
+                listener(self.watcher.view)
         asyncio.get_running_loop().call_later(
             _VIEW_S * (0.5 + self.front.chance.random()), self._look
         )

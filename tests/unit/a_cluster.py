@@ -9,5 +9,5 @@ from holdfast_cluster.membership.access import ClusterAccess
 from holdfast_cluster.placement.model import ClusterSettings, Keys
 
 
-def a_cluster(etcd: Any, feed: Any, keys: Keys = KEYS) -> ClusterAccess:
-    return ClusterAccess(etcd, keys, ClusterSettings(id="c"), feed)
+def a_cluster(etcd: Any, watcher: Any, keys: Keys = KEYS) -> ClusterAccess:
+    return ClusterAccess(etcd, keys, ClusterSettings(id="c"), watcher)

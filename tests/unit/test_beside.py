@@ -432,7 +432,7 @@ async def test_one_that_fails_is_a_dead_letter_and_those_behind_it_come(bench: B
     async with asyncio.timeout(5):
         while (await delivered(bench, "a")).get("n") != 1:
             pass
-    assert bench.objects.letters.count == 2
+    assert bench.objects.dead_letters.count == 2
     assert "failed" not in await delivered(bench, "a")
 
 

@@ -11,9 +11,9 @@ from holdfast_cluster.placement.model import (
     Assignment,
     ClusterSettings,
     Drain,
-    Heat,
     Member,
     Pause,
+    ShardLoads,
     decode,
     encode,
 )
@@ -23,7 +23,7 @@ from holdfast_node.effects.records import (
     DeadLetter,
     Notification,
     decode_alarm,
-    decode_letter,
+    decode_dead_letter,
     decode_notification,
 )
 from holdfast_node.effects.records import encode as encode_record
@@ -79,7 +79,7 @@ def test_a_hello_with_more_fields_is_read() -> None:
     [
         (NOTE, decode_notification, 7),
         (ALARM, decode_alarm, 3),
-        (DeadLetter(NOTE, 5, "INTERNAL", "why"), decode_letter, 4),
+        (DeadLetter(NOTE, 5, "INTERNAL", "why"), decode_dead_letter, 4),
     ],
 )
 def test_records_with_more_fields_are_read_and_so_are_those_of_earlier_versions(
@@ -98,7 +98,7 @@ def test_records_with_more_fields_are_read_and_so_are_those_of_earlier_versions(
         Assignment(3, "n", 3, ("n", "m"), ("o",), True),
         Drain(1.0, "ops"),
         Pause(1.0, "ops"),
-        Heat({1: 2.0}),
+        ShardLoads({1: 2.0}),
     ],
 )
 def test_what_is_in_etcd_may_have_more_fields(value: Any) -> None:

@@ -57,9 +57,9 @@ class World:
         self.rows.put(KEYS.controller, b"a")
         for one in assigned:
             self.rows.put(KEYS.shard(0), encode(one))
-        self.feed = Feed()
-        self.feed.view = apply(View(), await etcd.list_prefix(KEYS.prefix), KEYS)
-        self.controller = Controller(a_cluster(etcd, self.feed), Joined(), 1, 30.0)  # type: ignore[arg-type]
+        self.watcher = Feed()
+        self.watcher.view = apply(View(), await etcd.list_prefix(KEYS.prefix), KEYS)
+        self.controller = Controller(a_cluster(etcd, self.watcher), Joined(), 1, 30.0)  # type: ignore[arg-type]
 
     async def runs(self, seconds: float) -> Assignment | None:
         """What the shard is after a while."""
@@ -81,7 +81,7 @@ async def test_nothing_is_changed_while_a_witness_may_yet_halt_what_was_listed(
     monkeypatch.setattr(controller_module, "WITNESSES_S", 0.4)
     world = World()
     await world.begin(3, RESTARTED)
-    world.feed.listed_at = controller_module.time.monotonic()
+    world.watcher.listed_at = controller_module.time.monotonic()
     assert await world.runs(0.2) == RESTARTED
     after = await world.runs(0.6)
     assert after is not None
@@ -94,7 +94,7 @@ async def test_where_there_is_nothing_to_lose_nobody_waits(
 ) -> None:
     world = World()
     await world.begin(1 if assigned else 3, *assigned)
-    world.feed.listed_at = controller_module.time.monotonic()
+    world.watcher.listed_at = controller_module.time.monotonic()
     after = await world.runs(0.3)
     assert after is not None
     assert after.incarnation == 2
@@ -103,7 +103,7 @@ async def test_where_there_is_nothing_to_lose_nobody_waits(
 async def test_nothing_of_an_etcd_that_is_not_believed_is_acted_on() -> None:
     world = World()
     await world.begin(3, RESTARTED)
-    world.feed.foreign = "halted"
+    world.watcher.foreign = "halted"
     assert await world.runs(0.3) == RESTARTED
 
 
@@ -112,7 +112,7 @@ async def test_what_was_planned_from_an_assignment_that_is_there_no_more_is_not_
     await world.begin(3, RESTARTED)
     other = Assignment(1, "b", 1, ("b",), version=4, nonce=8)
     world.rows.put(KEYS.shard(0), encode(other))
-    world.rows.rows[KEYS.shard(0).encode()].mod_revision = world.feed.view.assignments[
+    world.rows.rows[KEYS.shard(0).encode()].mod_revision = world.watcher.view.assignments[
         0
     ].revision  # as after a restore
     assert await world.runs(0.3) == other

@@ -14,7 +14,7 @@ import pytest
 from engine_bench import Bench
 from holdfast import App, DurableObject, codec
 from holdfast.errors import WrongOwner
-from holdfast.ids import effect_id, letter_id
+from holdfast.ids import dead_letter_id, effect_id
 from holdfast.v1 import admin_pb2
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_node.admin.dead_letters import DeadLetterAdmin
@@ -89,10 +89,10 @@ async def test_an_alarm_that_is_refused_elsewhere_backs_off_and_dies_like_any_ot
 ) -> None:
     await bench.answered(bench.call("r", "alarm", 0, "busy", "overloaded", kind="Receiver"))
     deadline = asyncio.get_running_loop().time() + 10
-    while not bench.objects.letters.count and asyncio.get_running_loop().time() < deadline:
+    while not bench.objects.dead_letters.count and asyncio.get_running_loop().time() < deadline:
         bench.objects.services.tick()
         await asyncio.sleep(0.02)
-    assert bench.objects.letters.count == 1
+    assert bench.objects.dead_letters.count == 1
     assert bench.objects.alarms.failed == 2
 
 
@@ -252,7 +252,7 @@ async def test_what_a_read_only_shard_owes_does_not_grow_with_the_attempts(bench
     note = PendingNotification(
         bench.shard, objects.writes.next_sequence(bench.shard), a_notification(1000)
     )
-    for service in (objects.letters, objects.notifications):
+    for service in (objects.dead_letters, objects.notifications):
         service.opened(bench.shard)
     objects.outbox.add([note])
     bench.shard.read_only = "too few copies"
@@ -262,7 +262,7 @@ async def test_what_a_read_only_shard_owes_does_not_grow_with_the_attempts(bench
             now += 1.0
         objects.delivery._settle(note, Failure("APPLICATION", "no", counts=True))
     assert len(objects.writes._deferred[bench.shard]) == 1
-    assert objects.letters.count == 0  # nothing dies that could not be written down
+    assert objects.dead_letters.count == 0  # nothing dies that could not be written down
     bench.shard.read_only = None
     objects.services.tick()
     await bench.flusher.drain()
@@ -278,14 +278,16 @@ async def test_a_page_of_dead_letters_ends_before_it_is_too_large_for_a_message(
     batch = bench.store.batch()
     for i in range(300):
         letter = DeadLetter(a_notification(30_000), 1, "APPLICATION", "no")
-        batch.put("state", keys.index_prefix(0, keys.LETTERS) + keys.sequence(1, i), encode(letter))
+        batch.put(
+            "state", keys.index_prefix(0, keys.DEAD_LETTERS) + keys.sequence(1, i), encode(letter)
+        )
     bench.store.write(batch)
     objects = bench.objects
     letters = DeadLetterAdmin(
         bench.store,
         bench.shards,
         objects.writes,
-        objects.letters,
+        objects.dead_letters,
         objects.notifications,
         objects.alarms,
     )
@@ -300,7 +302,7 @@ async def test_a_page_of_dead_letters_ends_before_it_is_too_large_for_a_message(
         if not page.more:
             break
         after = page.letters[-1].place
-    assert found == [letter_id(bytes(2) + keys.sequence(1, i)) for i in range(300)]
+    assert found == [dead_letter_id(bytes(2) + keys.sequence(1, i)) for i in range(300)]
     assert pages > 1
 
 

@@ -82,10 +82,10 @@ def call(number: int = 1, **rest: Any) -> pb.Call:
 
 
 def world(limits: DispatchLimits | None = None) -> tuple[Feed, Pipe, Dispatcher, Origin]:
-    feed, pipe = Feed(), Pipe()
-    dispatcher = Dispatcher(feed, limits or DispatchLimits())  # type: ignore[arg-type]
+    watcher, pipe = Feed(), Pipe()
+    dispatcher = Dispatcher(watcher, limits or DispatchLimits())  # type: ignore[arg-type]
     dispatcher.attach("n", pipe)  # type: ignore[arg-type]
-    return feed, pipe, dispatcher, Origin()
+    return watcher, pipe, dispatcher, Origin()
 
 
 def wrong_owner(number: int) -> pb.Reply:
@@ -99,8 +99,8 @@ async def until(condition: Any) -> None:
 
 
 async def test_a_call_goes_to_the_owner_and_its_reply_comes_back_under_its_own_number() -> None:
-    feed, pipe, dispatcher, origin = world()
-    feed.show(view())
+    watcher, pipe, dispatcher, origin = world()
+    watcher.show(view())
     dispatcher.submit(call(77), origin)
     dispatcher.on_reply(pipe, pb.Reply(id=pipe.sent[0].id, result=b"\x01"))
     assert [(reply.id, reply.result) for reply in origin.replies] == [(77, b"\x01")]
@@ -109,8 +109,8 @@ async def test_a_call_goes_to_the_owner_and_its_reply_comes_back_under_its_own_n
 
 
 async def test_a_refused_call_is_held_and_sent_again_with_the_next_attempt() -> None:
-    feed, pipe, dispatcher, origin = world()
-    feed.show(view())
+    watcher, pipe, dispatcher, origin = world()
+    watcher.show(view())
     dispatcher.submit(call(), origin)
     dispatcher.on_reply(pipe, wrong_owner(pipe.sent[0].id))
     assert (dispatcher.held, len(pipe.sent), origin.replies) == (1, 1, [])
@@ -122,8 +122,8 @@ async def test_a_refused_call_is_held_and_sent_again_with_the_next_attempt() -> 
 
 
 async def test_what_comes_while_a_shard_is_held_waits_behind_and_keeps_its_order() -> None:
-    feed, pipe, dispatcher, origin = world()
-    feed.show(view())
+    watcher, pipe, dispatcher, origin = world()
+    watcher.show(view())
     dispatcher.submit(call(1), origin)
     dispatcher.on_reply(pipe, wrong_owner(pipe.sent[0].id))
     later = [call(number) for number in (2, 3)]
@@ -136,10 +136,10 @@ async def test_what_comes_while_a_shard_is_held_waits_behind_and_keeps_its_order
 
 
 async def test_a_new_epoch_sends_what_is_under_way_again_and_ignores_the_old_refusal() -> None:
-    feed, pipe, dispatcher, origin = world()
-    feed.show(view(1))
+    watcher, pipe, dispatcher, origin = world()
+    watcher.show(view(1))
     dispatcher.submit(call(), origin)
-    feed.show(view(2))
+    watcher.show(view(2))
     await until(lambda: len(pipe.sent) == 2)
     assert pipe.sent[1].attempt == 1
     # whichever attempt is first to tell
@@ -151,8 +151,8 @@ async def test_a_new_epoch_sends_what_is_under_way_again_and_ignores_the_old_ref
 
 
 async def test_a_held_call_fails_at_its_deadline_and_says_why() -> None:
-    feed, _pipe, dispatcher, origin = world()
-    feed.show(view(1, Member("other", "127.0.0.1:2", 1, "h")))
+    watcher, _pipe, dispatcher, origin = world()
+    watcher.show(view(1, Member("other", "127.0.0.1:2", 1, "h")))
     dispatcher.submit(call(timeout_ms=50), origin)
     await until(lambda: origin.replies)
     error = origin.replies[0].error
@@ -163,8 +163,8 @@ async def test_a_held_call_fails_at_its_deadline_and_says_why() -> None:
 
 
 async def test_a_sent_call_without_an_answer_fails_indefinitely_at_its_deadline() -> None:
-    feed, _pipe, dispatcher, origin = world()
-    feed.show(view())
+    watcher, _pipe, dispatcher, origin = world()
+    watcher.show(view())
     dispatcher.submit(call(timeout_ms=50), origin)
     await until(lambda: origin.replies)
     assert (origin.replies[0].error.code, origin.replies[0].error.definite) == (
@@ -175,10 +175,12 @@ async def test_a_sent_call_without_an_answer_fails_indefinitely_at_its_deadline(
 
 
 async def test_limits_refuse_with_when_to_come_back() -> None:
-    feed, _pipe, dispatcher, origin = world(DispatchLimits(in_flight_max=2, argument_bytes_max=10))
+    watcher, _pipe, dispatcher, origin = world(
+        DispatchLimits(in_flight_max=2, argument_bytes_max=10)
+    )
     dispatcher.submit(call(1), origin)
     assert origin.replies[-1].error.code == pb.CODE_UNAVAILABLE  # no routes yet
-    feed.show(view())
+    watcher.show(view())
     for number in (2, 3, 4):
         dispatcher.submit(call(number), origin)
     overloaded = origin.replies[-1]
@@ -193,8 +195,8 @@ async def test_limits_refuse_with_when_to_come_back() -> None:
 
 
 async def test_too_many_held_calls_are_refused() -> None:
-    feed, _pipe, dispatcher, origin = world(DispatchLimits(held_max=3))
-    feed.show(view(1, Member("other", "127.0.0.1:2", 1, "h")))
+    watcher, _pipe, dispatcher, origin = world(DispatchLimits(held_max=3))
+    watcher.show(view(1, Member("other", "127.0.0.1:2", 1, "h")))
     for number in range(1, 6):
         dispatcher.submit(call(number), origin)
     assert [(reply.id, reply.error.code) for reply in origin.replies] == [
@@ -206,8 +208,8 @@ async def test_too_many_held_calls_are_refused() -> None:
 
 
 async def test_an_origin_that_is_gone_gets_nothing_more() -> None:
-    feed, pipe, dispatcher, origin = world()
-    feed.show(view())
+    watcher, pipe, dispatcher, origin = world()
+    watcher.show(view())
     dispatcher.submit(call(1), origin)
     dispatcher.forget(origin)
     dispatcher.on_reply(pipe, pb.Reply(id=pipe.sent[0].id, result=b"\x01"))
@@ -216,8 +218,8 @@ async def test_an_origin_that_is_gone_gets_nothing_more() -> None:
 
 
 async def test_what_a_gone_origin_has_sent_is_answered_to_its_heir() -> None:
-    feed, pipe, dispatcher, origin = world()
-    feed.show(view())
+    watcher, pipe, dispatcher, origin = world()
+    watcher.show(view())
     dispatcher.submit(call(1), origin)
     dispatcher.submit(call(2), origin)
     dispatcher.on_reply(pipe, wrong_owner(pipe.sent[1].id))  # this one is held: it is dropped
@@ -257,15 +259,15 @@ def refused(number: int, error: HoldfastError) -> pb.Reply:
 async def test_a_definite_error_is_passed_on_only_if_no_earlier_attempt_is_unknown(
     error: HoldfastError, before: str
 ) -> None:
-    feed, pipe, dispatcher, origin = world()
-    feed.show(view(1))
+    watcher, pipe, dispatcher, origin = world()
+    watcher.show(view(1))
     dispatcher.submit(call(attempt=int(before == "arrived as a retry")), origin)
     number = pipe.sent[0].id
     match before:
         case "pipe broke":
             dispatcher.on_pipe_down(pipe)
         case "shard moved":
-            feed.show(view(2))
+            watcher.show(view(2))
         case "refused and perhaps run":
             dispatcher.on_reply(pipe, wrong_owner(number))
         case "refused":
@@ -284,15 +286,15 @@ async def test_a_definite_error_is_passed_on_only_if_no_earlier_attempt_is_unkno
 async def test_a_call_that_arrives_with_the_highest_attempt_is_sent_again_and_those_beside_it_too(
     before: str,
 ) -> None:
-    feed, pipe, dispatcher, origin = world()
-    feed.show(view(1))
+    watcher, pipe, dispatcher, origin = world()
+    watcher.show(view(1))
     for number, attempt in ((1, 2**32 - 1), (2, 0)):
         dispatcher.submit(call(number, attempt=attempt), origin)
     match before:
         case "pipe broke":
             dispatcher.on_pipe_down(pipe)
         case "shard moved":
-            feed.show(view(2))
+            watcher.show(view(2))
         case "refused and perhaps run":
             for sent in list(pipe.sent):
                 dispatcher.on_reply(pipe, wrong_owner(sent.id))
@@ -305,18 +307,18 @@ async def test_a_call_that_arrives_with_the_highest_attempt_is_sent_again_and_th
 async def test_no_refusal_of_the_dispatchers_own_is_definite_for_a_call_that_arrives_as_a_retry(
     attempt: int,
 ) -> None:
-    feed, _pipe, dispatcher, origin = world(
+    watcher, _pipe, dispatcher, origin = world(
         DispatchLimits(in_flight_max=3, held_max=1, argument_bytes_max=10)
     )
     dispatcher.submit(call(1, attempt=attempt), origin)  # no routes yet
-    feed.show(view(1, Member("other", "127.0.0.1:2", 1, "h")))
+    watcher.show(view(1, Member("other", "127.0.0.1:2", 1, "h")))
     dispatcher.submit(call(2, attempt=attempt, timeout_ms=50), origin)  # held until its deadline
     dispatcher.submit(call(3, attempt=attempt), origin)  # the queue is full
     dispatcher.submit(call(4, attempt=attempt, arguments=b"x" * 11), origin)
     dispatcher.submit(call(5, attempt=attempt, key="k" * 1025), origin)
     dispatcher.submit(call(6, attempt=attempt, request_id=b"short"), origin)
     await until(lambda: len(origin.replies) == 6)
-    feed.show(view(1))
+    watcher.show(view(1))
     for number in (7, 8, 9, 10):
         dispatcher.submit(call(number, attempt=attempt), origin)  # the last is too much
     assert sorted(reply.id for reply in origin.replies) == [1, 2, 3, 4, 5, 6, 10]
@@ -328,12 +330,12 @@ async def test_no_refusal_of_the_dispatchers_own_is_definite_for_a_call_that_arr
 async def test_a_call_that_overflows_the_queue_or_ends_in_it_tells_whether_it_was_sent(
     sent_before: bool,
 ) -> None:
-    feed, _pipe, dispatcher, origin = world(DispatchLimits(held_max=1))
+    watcher, _pipe, dispatcher, origin = world(DispatchLimits(held_max=1))
     if sent_before:
-        feed.show(view(1))
+        watcher.show(view(1))
     for number in (1, 2):
         dispatcher.submit(call(number, timeout_ms=80), origin)
-    feed.show(view(2, Member("other", "127.0.0.1:2", 1, "h")))
+    watcher.show(view(2, Member("other", "127.0.0.1:2", 1, "h")))
     if not sent_before:
         origin.replies.clear()  # they came before the routes
         for number in (1, 2):
@@ -348,19 +350,19 @@ async def test_a_call_that_overflows_the_queue_or_ends_in_it_tells_whether_it_wa
 
 
 async def test_a_call_that_was_held_and_never_sent_is_a_first_attempt_when_it_is_sent() -> None:
-    feed, pipe, dispatcher, origin = world()
-    feed.show(view(1, Member("other", "127.0.0.1:2", 1, "h")))
+    watcher, pipe, dispatcher, origin = world()
+    watcher.show(view(1, Member("other", "127.0.0.1:2", 1, "h")))
     dispatcher.submit(call(), origin)
-    feed.show(view(2))
+    watcher.show(view(2))
     await until(lambda: pipe.sent)
     assert pipe.sent[0].attempt == 0
     await dispatcher.close()
 
 
 async def test_routes_that_lag_behind_the_nodes_for_long_are_not_ready(monkeypatch: Any) -> None:
-    feed, pipe, dispatcher, _origin = world()
+    watcher, pipe, dispatcher, _origin = world()
     assert not dispatcher.ready()
-    feed.show(view(3))
+    watcher.show(view(3))
     dispatcher.on_revision(pipe, view(3).order)
     assert dispatcher.ready()
     dispatcher.on_revision(pipe, view(9).order)
@@ -368,7 +370,7 @@ async def test_routes_that_lag_behind_the_nodes_for_long_are_not_ready(monkeypat
     assert dispatcher.ready()
     await asyncio.sleep(0.1)
     assert not dispatcher.ready()
-    feed.show(view(9))
+    watcher.show(view(9))
     assert dispatcher.ready()
     await dispatcher.close()
 
@@ -380,8 +382,8 @@ def lacks_kind(number: int) -> pb.Reply:
 
 
 async def test_nothing_waits_behind_a_call_whose_kind_the_owner_lacks() -> None:
-    feed, pipe, dispatcher, origin = world()
-    feed.show(view())
+    watcher, pipe, dispatcher, origin = world()
+    watcher.show(view())
     dispatcher.submit(call(1, kind="Order"), origin)
     dispatcher.on_reply(pipe, lacks_kind(pipe.sent[0].id))
     assert (dispatcher.held, origin.replies) == (1, [])
@@ -397,15 +399,15 @@ async def test_nothing_waits_behind_a_call_whose_kind_the_owner_lacks() -> None:
 async def test_a_call_whose_kind_the_owner_lacks_is_sent_again_after_a_backoff_and_at_once_to_the_next_owner() -> (  # noqa: E501
     None
 ):
-    feed, pipe, dispatcher, origin = world()
-    feed.show(view(1))
+    watcher, pipe, dispatcher, origin = world()
+    watcher.show(view(1))
     dispatcher.submit(call(7, kind="Order"), origin)
     for attempt in range(4):
         await until(lambda attempt=attempt: len(pipe.sent) == attempt + 1)
         assert pipe.sent[-1].attempt == 0  # a refusal for the kind is definite
         dispatcher.on_reply(pipe, lacks_kind(pipe.sent[-1].id))
     assert dispatcher.held == 1  # for 0.4 s or longer by now
-    feed.show(view(2))
+    watcher.show(view(2))
     assert len(pipe.sent) == 5
     dispatcher.on_reply(pipe, pb.Reply(id=pipe.sent[-1].id, result=b"\x01"))
     assert [(reply.id, reply.result) for reply in origin.replies] == [(7, b"\x01")]
@@ -415,12 +417,12 @@ async def test_a_call_whose_kind_the_owner_lacks_is_sent_again_after_a_backoff_a
 
 
 async def test_a_call_whose_kind_nobody_serves_fails_at_its_deadline_and_says_who_has_it() -> None:
-    feed, pipe, dispatcher, origin = world()
+    watcher, pipe, dispatcher, origin = world()
     owner, other = (
         Member("n", "127.0.0.1:1", 1, "h", kinds=("K",)),
         Member("m", "127.0.0.1:2", 1, "h", kinds=("K", "Order")),
     )
-    feed.show(view(1, owner, other))
+    watcher.show(view(1, owner, other))
     dispatcher.submit(call(kind="Order", timeout_ms=400), origin)
 
     async def refuse() -> None:
@@ -446,8 +448,8 @@ async def test_a_call_whose_kind_nobody_serves_fails_at_its_deadline_and_says_wh
 async def test_calls_that_wait_for_a_kind_count_among_those_that_are_held_and_go_with_their_caller() -> (  # noqa: E501
     None
 ):
-    feed, pipe, dispatcher, origin = world(DispatchLimits(held_max=2))
-    feed.show(view())
+    watcher, pipe, dispatcher, origin = world(DispatchLimits(held_max=2))
+    watcher.show(view())
     for number in range(3):
         dispatcher.submit(call(number, kind="Order"), origin)
     for sent in list(pipe.sent):
@@ -464,8 +466,8 @@ def pipe_down(dispatcher: Dispatcher, pipe: Pipe) -> None:
 
 
 async def test_a_cancelled_call_that_is_held_is_forgotten_at_once() -> None:
-    feed, _pipe, dispatcher, origin = world()
-    feed.show(view(1, Member("other", "127.0.0.1:2", 1, "h")))
+    watcher, _pipe, dispatcher, origin = world()
+    watcher.show(view(1, Member("other", "127.0.0.1:2", 1, "h")))
     heir = Origin()
     number = dispatcher.submit(call(7), origin)
     other = dispatcher.submit(call(8), origin)
@@ -489,8 +491,8 @@ async def test_a_cancelled_call_that_is_held_is_forgotten_at_once() -> None:
 
 
 async def test_a_node_is_told_of_a_cancelled_call_whose_answer_is_counted_once() -> None:
-    feed, pipe, dispatcher, origin = world()
-    feed.show(view())
+    watcher, pipe, dispatcher, origin = world()
+    watcher.show(view())
     heir = Origin()
     request = call(7)
     number = dispatcher.submit(request, origin)
@@ -508,8 +510,8 @@ async def test_a_node_is_told_of_a_cancelled_call_whose_answer_is_counted_once()
 
 @pytest.mark.parametrize("what", ["refused", "pipe down", "new epoch"])
 async def test_a_cancelled_call_is_not_sent_again(what: str) -> None:
-    feed, pipe, dispatcher, origin = world()
-    feed.show(view())
+    watcher, pipe, dispatcher, origin = world()
+    watcher.show(view())
     heir = Origin()
     number = dispatcher.submit(call(7), origin)
     dispatcher.cancel(number, heir)
@@ -518,7 +520,7 @@ async def test_a_cancelled_call_is_not_sent_again(what: str) -> None:
     elif what == "pipe down":
         pipe_down(dispatcher, pipe)
     else:
-        feed.show(view(2))
+        watcher.show(view(2))
     assert (dispatcher.in_flight, dispatcher.held, len(pipe.sent), len(heir.replies)) == (
         0,
         0,
@@ -529,8 +531,8 @@ async def test_a_cancelled_call_is_not_sent_again(what: str) -> None:
 
 
 async def test_no_deadline_is_further_than_five_minutes() -> None:
-    feed, pipe, dispatcher, origin = world()
-    feed.show(view())
+    watcher, pipe, dispatcher, origin = world()
+    watcher.show(view())
     number = dispatcher.submit(call(7, timeout_ms=(1 << 32) - 1), origin)
     assert pipe.sent[0].timeout_ms == 300_000
     assert dispatcher._pending[number].deadline <= asyncio.get_running_loop().time() + 300
@@ -538,8 +540,8 @@ async def test_no_deadline_is_further_than_five_minutes() -> None:
 
 
 async def test_a_cancel_takes_the_attempt_along_whose_connection_was_lost() -> None:
-    feed, pipe, dispatcher, origin = world()
-    feed.show(view())
+    watcher, pipe, dispatcher, origin = world()
+    watcher.show(view())
     request = call(7)
     first = dispatcher.submit(request, origin)
     gone, again, heir = Origin(), Origin(), Origin()

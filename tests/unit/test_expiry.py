@@ -257,7 +257,7 @@ async def test_a_read_only_shard_answers_reading_turns_of_expired_objects_and_of
     assert (
         list(
             bench.store.scan(
-                "state", keys.index_prefix(0, keys.ALARMS), keys.index_prefix(0, keys.LETTERS)
+                "state", keys.index_prefix(0, keys.ALARMS), keys.index_prefix(0, keys.DEAD_LETTERS)
             )
         )
         == []

@@ -66,8 +66,8 @@ def member(name: str, *features: str) -> Member:
 
 
 def controller(etcd: Etcd, *knows: str) -> Controller:
-    feed = ViewWatcher(etcd, KEYS, None, "test")  # type: ignore[arg-type]
-    return Controller(a_cluster(etcd, feed), None, 1, 30.0, features=knows)  # type: ignore[arg-type]
+    watcher = ViewWatcher(etcd, KEYS, None, "test")  # type: ignore[arg-type]
+    return Controller(a_cluster(etcd, watcher), None, 1, 30.0, features=knows)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from holdfast_gateway.admin.service import what_lacks
 
 
 class Cluster:
-    """Two shards, of the nodes a and b; `owners` says who serves them. Stands in for feed and
+    """Two shards, of the nodes a and b; `owners` says who serves them. Stands in for watcher and
     nodes."""
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class Cluster:
 
 class Admin(ObjectAdmin):
     def __init__(self, cluster: Any) -> None:
-        self._feed = self._nodes = cluster
+        self._watcher = self._nodes = cluster
 
     def asked_by(self, context: Any) -> str:
         return "ops"

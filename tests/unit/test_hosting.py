@@ -493,7 +493,7 @@ async def test_what_a_kind_has_sent_that_the_owner_lacks_is_given_up_by_nobody_w
 ) -> None:
     elsewhere(bench, member("b", has))
     objects = bench.objects
-    objects.letters.opened(bench.shard)
+    objects.dead_letters.opened(bench.shard)
     note = PendingNotification(
         bench.shard,
         keys.sequence(1, 1),
@@ -504,4 +504,4 @@ async def test_what_a_kind_has_sent_that_the_owner_lacks_is_given_up_by_nobody_w
     objects.delivery.answered(
         note, pb.Error(code=pb.CODE_APPLICATION, type="ValueError", message="no")
     )
-    assert objects.letters.count == letters
+    assert objects.dead_letters.count == letters

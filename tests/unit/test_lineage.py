@@ -13,7 +13,7 @@ import pytest
 from fake_etcd import KEYS, FakeEtcd, Rows
 from holdfast_cluster.etcdpb import etcd_pb2 as pb
 from holdfast_cluster.membership import member as membership_module
-from holdfast_cluster.membership import view_watcher as feed_module
+from holdfast_cluster.membership import view_watcher as watcher_module
 from holdfast_cluster.membership.etcd import Changes, EtcdUnavailable, Listing, put, unchanged
 from holdfast_cluster.membership.guarded import EtcdForeign
 from holdfast_cluster.membership.lineage import (
@@ -311,12 +311,12 @@ class Follower:
     def __init__(self, rows: Rows, memory: Memory | None = None) -> None:
         self.etcd = Watched(rows)
         self.memory = memory or Memory("c")
-        self.feed = ViewWatcher(self.etcd, KEYS, self.memory, "n1")
+        self.watcher = ViewWatcher(self.etcd, KEYS, self.memory, "n1")
         self.views: list[View] = []
-        self.feed.listeners.append(self.views.append)
+        self.watcher.listeners.append(self.views.append)
 
     async def __aenter__(self) -> Follower:
-        self._task = asyncio.create_task(self.feed.run())
+        self._task = asyncio.create_task(self.watcher.run())
         await self.settle()
         return self
 
@@ -332,14 +332,14 @@ class Follower:
         await self.settle()
 
     def versions(self) -> list[int]:
-        return [now.assignment.version for _, now in sorted(self.feed.view.assignments.items())]
+        return [now.assignment.version for _, now in sorted(self.watcher.view.assignments.items())]
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: Any) -> None:
-    monkeypatch.setattr(feed_module, "FOREIGN_S", 0.02)
-    monkeypatch.setattr(feed_module, "_HALTING_S", 0.005)
-    monkeypatch.setattr(feed_module, "_BACKOFF_S", (0.005, 0.01))
+    monkeypatch.setattr(watcher_module, "FOREIGN_S", 0.02)
+    monkeypatch.setattr(watcher_module, "_HALTING_S", 0.005)
+    monkeypatch.setattr(watcher_module, "_BACKOFF_S", (0.005, 0.01))
 
 
 def change(rows: Rows, shard: int) -> Assignment:
@@ -370,17 +370,17 @@ async def test_an_etcd_that_went_back_is_halted_and_followed_again_when_its_good
         rows.restore(old, revision)
         await one.breaks()
         assert state(rows) == HALTED
-        assert "shard 0 is at version 1, but was at 2 before" in one.feed.foreign
+        assert "shard 0 is at version 1, but was at 2 before" in one.watcher.foreign
         with pytest.raises(EtcdForeign):  # the other one has not noticed anything yet
             await other.etcd.txn([], [put("/x", b"1")])
         async with Follower(rows) as fresh:
-            assert "halted by n1" in fresh.feed.foreign
+            assert "halted by n1" in fresh.watcher.foreign
             assert not fresh.views
         seen = len(one.views)
         assert one.versions() == [2, 1]
         rows.restore(good)
         await one.settle()
-        assert one.feed.foreign == ""
+        assert one.watcher.foreign == ""
         assert len(one.views) > seen
         assert await one.etcd.txn([], [put("/x", b"1")])
         change(rows, 1)
@@ -400,7 +400,7 @@ async def test_an_emptied_etcd_is_halted_and_listed_until_its_data_is_back() -> 
         assert one.etcd.listings > listings
         rows.restore(good)
         await one.settle()
-        assert one.feed.foreign == ""
+        assert one.watcher.foreign == ""
         assert state(rows) == ""
 
 
@@ -415,7 +415,7 @@ async def test_what_an_owner_wrote_is_known_before_its_watch_shows_it() -> None:
         change(rows, 1)
         one.etcd.show(KEYS.shard(1))
         await one.settle()
-        assert one.feed.foreign == ""  # its watch is late, which proves nothing
+        assert one.watcher.foreign == ""  # its watch is late, which proves nothing
         rows.restore(old)
         await one.breaks()
         assert state(rows) == HALTED
@@ -452,7 +452,8 @@ async def test_the_etcd_of_another_cluster_is_left_alone() -> None:
     memory.learn(0, assigned(99, 1))
     async with Follower(rows, memory) as lost:
         assert (
-            "describes cluster c, but this process belongs to cluster another" in lost.feed.foreign
+            "describes cluster c, but this process belongs to cluster another"
+            in lost.watcher.foreign
         )
     assert state(rows) == ""
 
@@ -472,9 +473,9 @@ async def test_what_is_learnt_while_a_listing_is_on_its_way_proves_nothing() -> 
 
     one = Follower(rows)
     one.etcd = Slow(rows)
-    one.feed = ViewWatcher(one.etcd, KEYS, one.memory, "n1")
+    one.watcher = ViewWatcher(one.etcd, KEYS, one.memory, "n1")
     async with one:
-        assert one.feed.foreign == ""
+        assert one.watcher.foreign == ""
         assert state(rows) == ""
 
 

@@ -23,7 +23,7 @@ LIMITS = OutboxLimits(
     receiver_on_way_max=2,
     backlog_per_s=10,
     backoff_s=(0.1, 60.0),
-    letters_max=10,
+    dead_letters_max=10,
 )
 OOPS = Failure("APPLICATION", "oops", counts=True)
 AWAY = Failure("UNAVAILABLE", "away", counts=False)

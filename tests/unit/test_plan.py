@@ -8,9 +8,9 @@ from holdfast_cluster.placement.model import (
     Assignment,
     ClusterSettings,
     Drain,
-    Heat,
     Hosting,
     Member,
+    ShardLoads,
     Versioned,
     View,
 )
@@ -287,9 +287,11 @@ def test_quiet_shards_move_first_and_the_busiest_last() -> None:
     )
 
     def first_to_move(turns_per_s: dict[int, float]) -> list[int]:
-        heat = {node.id: Heat(turns_per_s) for node in NODES[:3]}
+        loads = {node.id: ShardLoads(turns_per_s) for node in NODES[:3]}
         return [
-            t.shard for t in plan(msgspec.structs.replace(picture, heat=heat), 1) if t.why == "move"
+            t.shard
+            for t in plan(msgspec.structs.replace(picture, loads=loads), 1)
+            if t.why == "move"
         ]
 
     low = first_to_move({shard: float(shard) for shard in range(64)})
@@ -298,10 +300,10 @@ def test_quiet_shards_move_first_and_the_busiest_last() -> None:
     assert low == sorted(low)
     assert high == sorted(high, reverse=True)
     assert max(low) < min(high)
-    told_by_another = {"e": Heat(dict.fromkeys(low, 1.0))}  # who does not own them
+    told_by_another = {"e": ShardLoads(dict.fromkeys(low, 1.0))}  # who does not own them
     assert [
         t.shard
-        for t in plan(msgspec.structs.replace(picture, heat=told_by_another), 1)
+        for t in plan(msgspec.structs.replace(picture, loads=told_by_another), 1)
         if t.why == "move"
     ] == low
 
@@ -313,8 +315,8 @@ def test_a_busy_shard_that_moves_already_goes_on_moving() -> None:
     now = one.to  # its copy is made by now
     there = msgspec.structs.replace(now, in_sync=(*now.in_sync, *now.joining), joining=())
     assignments = {**picture.assignments, one.shard: Versioned(there, 99)}
-    busy = {now.owner: Heat({one.shard: 1000.0})}
-    after = msgspec.structs.replace(picture, assignments=assignments, heat=busy)
+    busy = {now.owner: ShardLoads({one.shard: 1000.0})}
+    after = msgspec.structs.replace(picture, assignments=assignments, loads=busy)
     assert one.shard in [t.shard for t in plan(after, 1)]
 
 

@@ -21,5 +21,5 @@ class ClusterAccess:
     etcd: GuardedEtcd
     keys: Keys
     settings: ClusterSettings
-    feed: ViewWatcher
+    watcher: ViewWatcher
     certificates: Certificates | None = None

@@ -119,7 +119,7 @@ class Controller:
         self._features = features
         self._etcd = cluster.etcd
         self._keys = cluster.keys
-        self._feed = cluster.feed
+        self._watcher = cluster.watcher
         self._membership = membership
         self._cluster_id = cluster.settings.id
         self._members_min = members_min
@@ -136,22 +136,22 @@ class Controller:
     def is_acting(self) -> bool:
         """Whether this node is the controller, by its newest view."""
         me = self._membership.member
-        return me is not None and self._feed.view.controller == me.id
+        return me is not None and self._watcher.view.controller == me.id
 
     async def run(self) -> None:
         """Stand for election when there is no controller, and act as the controller, until
         cancelled."""
         while True:
-            seen = self._feed.view
+            seen = self._watcher.view
             try:
                 async with asyncio.timeout(_INTERVAL_S):
-                    await self._feed.until(lambda view, seen=seen: view is not seen)  # type: ignore[misc]
+                    await self._watcher.until(lambda view, seen=seen: view is not seen)  # type: ignore[misc]
             except TimeoutError:
                 # The plan also depends on the time, and on this node's membership.
                 pass
-            view = self._feed.view
+            view = self._watcher.view
             expected = self._expected.look(view, time.monotonic())
-            if self._feed.foreign or self._is_new(view):
+            if self._watcher.foreign or self._is_new(view):
                 continue  # an etcd that is foreign, or may still be halted, is not acted on
             what = view, self._membership.member, frozenset(expected), self._expected.superseded
             if what == self._done:
@@ -172,7 +172,7 @@ class Controller:
         return (
             replicated
             and bool(view.assignments)
-            and time.monotonic() - self._feed.listed_at < WITNESSES_S
+            and time.monotonic() - self._watcher.listed_at < WITNESSES_S
         )
 
     async def _act(self, view: View, expected: dict[str, Member]) -> None:

@@ -22,12 +22,12 @@ from holdfast_cluster.placement.model import (
     Assignment,
     ClusterSettings,
     Drain,
-    Heat,
     Hosting,
     Keys,
     Lineage,
     Member,
     Pause,
+    ShardLoads,
     Unreadable,
     Versioned,
     View,
@@ -202,11 +202,11 @@ def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
         rows = ((event.type == pb.Event.PUT, event.kv) for event in update.events)
     settings, settings_raw, controller = view.settings, view.settings_raw, view.controller
     generation = lineage.generation if lineage is not None else 0
-    members, assignments, drains, heat, hosting, kinds, pauses = (
+    members, assignments, drains, loads, hosting, kinds, pauses = (
         dict(view.members),
         dict(view.assignments),
         dict(view.drains),
-        dict(view.heat),
+        dict(view.loads),
         dict(view.hosting),
         dict(view.kinds),
         dict(view.pauses),
@@ -225,7 +225,7 @@ def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
             lambda row: decode(row.value, Drain),
             instead=Drain(0.0, _UNREADABLE),
         ),
-        _Table(keys.heats, heat, before.heat, lambda row: decode(row.value, Heat)),
+        _Table(keys.loads, loads, before.loads, lambda row: decode(row.value, ShardLoads)),
         _Table(keys.hostings, hosting, before.hosting, lambda row: decode(row.value, Hosting)),
         _Table(keys.all_kinds, kinds, before.kinds, lambda row: decode_kinds(row.value)),
         _Table(
@@ -264,7 +264,7 @@ def apply(view: View, update: Listing | Changes, keys: Keys) -> View:
         controller,
         drains,
         pauses,
-        heat,
+        loads,
         hosting,
         kinds,
         settings_raw,

@@ -10,7 +10,7 @@ All keys are below `/holdfast/<cluster>/`. Values are JSON, so that etcdctl show
     incarnations/<node id>   the number of starts of the node's data directory, kept for ever
     shards/<number>          Assignment
     drains/<node id>         Drain: an operator wants the node to give up its shards and copies
-    heat/<node id>           Heat: the load of the shards that the node owns, under its lease
+    heat/<node id>           ShardLoads: the load of the shards that the node owns, under its lease
     kinds/<node id>          the kinds that the node had when it joined last, kept for ever
     hosting/<node id>        Hosting: the kinds that the node's own shards need, under its lease
     pauses/<kind>/<key>      Pause: an operator has stopped deliveries and alarms to an object, or, without a key, to a kind
@@ -186,7 +186,7 @@ class Pause(msgspec.Struct, frozen=True):
     by: str = ""
 
 
-class Heat(msgspec.Struct, frozen=True):
+class ShardLoads(msgspec.Struct, frozen=True):
     """The load of the shards that a node owns, which the node tells now and then."""
 
     turns_per_s: Mapping[int, float]
@@ -289,7 +289,7 @@ class View(msgspec.Struct, frozen=True, dict=True):
     drains: Mapping[str, Drain] = {}
     pauses: Mapping[tuple[str, str], Pause] = {}
     """By kind and key; an empty key is the whole kind."""
-    heat: Mapping[str, Heat] = {}
+    loads: Mapping[str, ShardLoads] = {}
     """By node."""
     hosting: Mapping[str, Hosting] = {}
     """By node."""
@@ -338,11 +338,11 @@ class View(msgspec.Struct, frozen=True, dict=True):
             return "absent"
         return "draining" if node in self.drains else member.state
 
-    def heat_of(self, shard: int) -> float:
+    def load_of(self, shard: int) -> float:
         """Return the shard's turns per second, as its owner told last; 0 if the owner told none."""
         versioned = self.assignments.get(shard)
-        heat = self.heat.get(versioned.assignment.owner) if versioned is not None else None
-        return heat.turns_per_s.get(shard, 0.0) if heat is not None else 0.0
+        loads = self.loads.get(versioned.assignment.owner) if versioned is not None else None
+        return loads.turns_per_s.get(shard, 0.0) if loads is not None else 0.0
 
     def hosting_of(self, member: Member) -> Hosting:
         """Return the kinds of a member's shards, as its present incarnation told them.
@@ -394,7 +394,7 @@ class Keys:
         self.shards = self.prefix + "shards/"
         self.drains = self.prefix + "drains/"
         self.pauses = self.prefix + "pauses/"
-        self.heats = self.prefix + "heat/"
+        self.loads = self.prefix + "heat/"
         self.all_kinds = self.prefix + "kinds/"
         self.hostings = self.prefix + "hosting/"
         self.incarnations = self.prefix + "incarnations/"
@@ -411,8 +411,8 @@ class Keys:
     def drain(self, node: str) -> str:
         return self.drains + node
 
-    def heat(self, node: str) -> str:
-        return self.heats + node
+    def load(self, node: str) -> str:
+        return self.loads + node
 
     def kinds(self, node: str) -> str:
         return self.all_kinds + node

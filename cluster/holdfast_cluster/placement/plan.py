@@ -337,7 +337,7 @@ class _Plan:
         whose calls wait for a kind, then the quiet shards.
         """
         now = self.view.assignments[shard].assignment
-        return len(now.in_sync) <= self.copies, not self._host(shard, now), self.view.heat_of(shard)
+        return len(now.in_sync) <= self.copies, not self._host(shard, now), self.view.load_of(shard)
 
     def _move(self, shard: int, now: Assignment) -> Assignment | None:
         if now.owner not in self.active:

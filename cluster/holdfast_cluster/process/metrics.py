@@ -12,19 +12,19 @@ from holdfast_cluster.membership.view_watcher import ViewWatcher
 from holdfast_cluster.routing.dispatch import Dispatcher
 
 
-def feed_metrics(feed: ViewWatcher) -> Iterator[Metric]:
+def watcher_metrics(watcher: ViewWatcher) -> Iterator[Metric]:
     """Yield metrics of the process's view of the cluster, and of how fresh that view is."""
-    view = feed.view
+    view = watcher.view
     yield gauge(
         "holdfast_etcd_watch_broken_seconds",
         "For how long the watch on etcd has been down; 0 while it is up.",
-        feed.disconnected_s,
+        watcher.disconnected_s,
     )
     yield gauge(
         "holdfast_etcd_strange",
         "1 when etcd is not believed: it was emptied, put back to an older state, halted, or"
         " describes another cluster.",
-        bool(feed.foreign),
+        bool(watcher.foreign),
     )
     yield gauge(
         "holdfast_routes_revision",

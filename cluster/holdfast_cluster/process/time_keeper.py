@@ -53,13 +53,13 @@ class TimeKeeper:
         self,
         time: Time,
         voter: Voter,
-        feed: ViewWatcher,
+        watcher: ViewWatcher,
         nodes: Nodes,
         serving: Callable[[], bool] = lambda: False,
     ) -> None:
         self._time = time
         self._voter = voter
-        self._feed = feed
+        self._watcher = watcher
         self._nodes = nodes
         self._serving = serving
         self._asked = 0
@@ -80,7 +80,7 @@ class TimeKeeper:
     async def _ask_all(self) -> None:
         """Ask one process of each host, another one each time, and correct the clock."""
         voter, clock = self._voter, self._time.clock
-        members = self._feed.view.members
+        members = self._watcher.view.members
         by_host: dict[str, list[Member]] = {}
         for member in members.values():
             if member.id != voter.id:

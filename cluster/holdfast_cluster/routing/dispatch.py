@@ -148,15 +148,15 @@ class _Held:
 
 
 class Dispatcher:
-    """Routing of calls to nodes, by the views of `feed`."""
+    """Routing of calls to nodes, by the views of `watcher`."""
 
     def __init__(
         self,
-        feed: ViewWatcher,
+        watcher: ViewWatcher,
         limits: DispatchLimits,
         certificates: Certificates | None = None,
     ) -> None:
-        self._feed = feed
+        self._watcher = watcher
         self._certificates = certificates
         self._limits = limits
         self._local: tuple[str, Pipe] | None = None
@@ -187,7 +187,7 @@ class Dispatcher:
         # has a lower revision.
         self._heard: dict[Pipe, int] = {}
         self._stale_since: float | None = None
-        feed.listeners.append(self._on_view)
+        watcher.listeners.append(self._on_view)
 
     def attach(self, node: str, pipe: Pipe) -> None:
         """Send the calls for `node`, which is this process, by `pipe`."""
@@ -216,7 +216,7 @@ class Dispatcher:
 
     def knows(self, feature: str) -> bool:
         """Return whether the cluster uses the feature; see `ClusterSettings.features`."""
-        return feature in self._feed.view.features
+        return feature in self._watcher.view.features
 
     def codes(self) -> Counter[int]:
         """Return the number of calls answered, by code; CODE_UNSPECIFIED is success."""
@@ -235,7 +235,7 @@ class Dispatcher:
         """
         if self._shards == 0:
             return False
-        if max(self._heard.values(), default=0) <= self._feed.view.order:
+        if max(self._heard.values(), default=0) <= self._watcher.view.order:
             self._stale_since = None
             return True
         if self._stale_since is None:
@@ -372,7 +372,7 @@ class Dispatcher:
 
     def on_pipe_up(self, pipe: Pipe) -> None:
         """Send the calls that wait for a pipe, which is connected now."""
-        self._retarget(self._feed.view)
+        self._retarget(self._watcher.view)
 
     def on_pipe_down(self, pipe: Pipe) -> None:
         """Hold the calls of a pipe that broke, to send them again: their outcome is unknown."""
@@ -504,7 +504,7 @@ class Dispatcher:
         if held.calls and held.retry_at > now:
             self._targets[shard] = None
             return
-        pipe = self._pipe_of(self._feed.view, shard)
+        pipe = self._pipe_of(self._watcher.view, shard)
         if not held.calls:
             del self._held[shard]
             self._targets[shard] = pipe
@@ -521,7 +521,7 @@ class Dispatcher:
         if not held.calls:
             del self._lacking[shard]
         elif held.retry_at <= now:
-            self._send_again(held, self._pipe_of(self._feed.view, shard), now)
+            self._send_again(held, self._pipe_of(self._watcher.view, shard), now)
 
     def _send_again(self, held: _Held, pipe: Pipe | None, now: float) -> bool:
         """Send a queue, and return True, if there is a pipe for it."""
@@ -570,7 +570,7 @@ class Dispatcher:
             )
 
     def _why_held(self, pending: Pending) -> str:
-        view = self._feed.view
+        view = self._watcher.view
         shard = pending.shard
         versioned = view.assignments.get(shard)
         if versioned is None:

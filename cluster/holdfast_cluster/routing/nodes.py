@@ -35,8 +35,8 @@ R = TypeVar("R")
 class Nodes:
     """The members' Peer services, by the newest view."""
 
-    def __init__(self, feed: ViewWatcher, certificates: Certificates | None = None) -> None:
-        self._feed = feed
+    def __init__(self, watcher: ViewWatcher, certificates: Certificates | None = None) -> None:
+        self._watcher = watcher
         self._certificates = certificates
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._version = 0
@@ -109,7 +109,7 @@ class Nodes:
         loop = asyncio.get_running_loop()
         until = loop.time() + _OWNER_PATIENCE_S
         while True:
-            view = self._feed.view
+            view = self._watcher.view
             assert view.settings is not None
             shard = shard_of(kind, key, view.settings.shards)
             owner = view.owner_of(shard)

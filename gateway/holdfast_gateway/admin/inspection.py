@@ -41,7 +41,7 @@ _COUNT_NONE = admin_pb2.CountObjectsResponse()
 class ObjectAdmin:
     """The methods of the Admin service for objects. They ask the nodes and merge the answers."""
 
-    _feed: ViewWatcher
+    _watcher: ViewWatcher
     _nodes: Nodes
 
     async def ListObjects(
@@ -178,12 +178,12 @@ class ObjectAdmin:
         response.objects.extend(
             sorted(objects, key=lambda one: (-one.turns_per_s, one.kind, one.key))[:limit]
         )
-        for shard in sorted(view.assignments, key=lambda shard: (-view.heat_of(shard), shard))[
+        for shard in sorted(view.assignments, key=lambda shard: (-view.load_of(shard), shard))[
             :limit
         ]:
-            if heat := view.heat_of(shard):
+            if loads := view.load_of(shard):
                 response.shards.add(
-                    shard=shard, turns_per_s=heat, owner=view.assignments[shard].assignment.owner
+                    shard=shard, turns_per_s=loads, owner=view.assignments[shard].assignment.owner
                 )
         return response
 
@@ -324,7 +324,7 @@ class ObjectAdmin:
     async def _delete_once(self, kind: str, keys: list[str], by: str) -> dict[str, str]:
         """Delete these objects at their present owners. Return, by key, why some were not
         deleted."""
-        view = self._feed.view
+        view = self._watcher.view
         assert view.settings is not None
         by_owner: dict[str, list[str]] = defaultdict(list)
         failed: dict[str, str] = {}
@@ -367,7 +367,7 @@ class ObjectAdmin:
         loop = asyncio.get_running_loop()
         until = loop.time() + _WHOLE_PATIENCE_S
         while True:
-            view = self._feed.view
+            view = self._watcher.view
             assert view.settings is not None
             answers = await self._nodes.ask_all(view, method, request, answer)
             heard = [one for one in answers.values() if one is not None]
@@ -390,11 +390,11 @@ class ObjectAdmin:
         return view
 
     async def _view(self, context: Any) -> View:
-        if self._feed.view.settings is None:
+        if self._watcher.view.settings is None:
             await context.abort(
                 grpc.StatusCode.UNAVAILABLE, "the cluster's routes are not loaded yet"
             )
-        return self._feed.view
+        return self._watcher.view
 
     def asked_by(self, context: Any) -> str:
         """Return the operator who makes a request, for logs."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import message_factory
-from holdfast.ids import letter_place
+from holdfast.ids import dead_letter_place
 from holdfast.processes import process_stats
 from holdfast.v1 import admin_pb2, admin_pb2_grpc
 from holdfast_cluster.clocks.cluster_time import FAR_MS
@@ -34,7 +34,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
 
     def __init__(
         self,
-        feed: ViewWatcher,
+        watcher: ViewWatcher,
         dispatcher: Dispatcher,
         etcd: GuardedEtcd,
         keys: Keys,
@@ -44,7 +44,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
         refused: Counter[str],
     ) -> None:
         """Set up the service. `refused` counts the refused callers, by reason."""
-        self._feed = feed
+        self._watcher = watcher
         self._door = authenticator
         self._refused = refused
         self._etcd = etcd
@@ -70,7 +70,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
             controller=view.controller,
             gateway=admin_pb2.GatewayStatus(
                 routes_revision=view.revision,
-                etcd_connected=self._feed.disconnected_s == 0,
+                etcd_connected=self._watcher.disconnected_s == 0,
                 calls_in_flight=self._dispatcher.in_flight,
                 calls_held=self._dispatcher.held,
                 process=process_stats(),
@@ -115,7 +115,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
 
     async def Where(self, request: admin_pb2.WhereRequest, context: Any) -> admin_pb2.WhereResponse:
         """Return an object's shard, its owner, and the ring's preference."""
-        view = self._feed.view
+        view = self._watcher.view
         if not 0 < len(request.key.encode()) <= KEY_BYTES_MAX or not request.kind:
             await context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT,
@@ -343,7 +343,7 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
             by_owner: dict[str, list[str]] = defaultdict(list)
             for text in request.ids:
                 try:
-                    owner = view.owner_of(int.from_bytes(letter_place(text)[:2], "big"))
+                    owner = view.owner_of(int.from_bytes(dead_letter_place(text)[:2], "big"))
                 except ValueError as error:
                     response.refused[text] = str(error)
                     continue
@@ -427,18 +427,18 @@ class AdminService(ObjectAdmin, admin_pb2_grpc.AdminServicer):
                 what=f"etcd's key {key}",
                 why=f"its value cannot be read ({why}): the value before it stays in force",
             )
-            for key, why in sorted(self._feed.view.unreadable.items())
+            for key, why in sorted(self._watcher.view.unreadable.items())
         ]
         return unreadable + await self._etcd_itself()
 
     async def _etcd_itself(self) -> list[admin_pb2.Problem]:
-        if self._feed.foreign:
-            return [admin_pb2.Problem(what="etcd", why=self._feed.foreign)]
-        if self._feed.disconnected_s:
+        if self._watcher.foreign:
+            return [admin_pb2.Problem(what="etcd", why=self._watcher.foreign)]
+        if self._watcher.disconnected_s:
             why = (
-                f"this gateway's watch has been down for {self._feed.disconnected_s:.0f} s; calls"
-                " go on with known routes. If a node dies meanwhile, shards with a copy there take"
-                " no writes until etcd is back"
+                f"this gateway's watch has been down for {self._watcher.disconnected_s:.0f} s;"
+                " calls go on with known routes. If a node dies meanwhile, shards with a copy there"
+                " take no writes until etcd is back"
             )
             return [admin_pb2.Problem(what="etcd", why=why)]
         try:

@@ -10,7 +10,11 @@ from holdfast.metrics import Histogram, counter, gauge, histogram
 from holdfast.processes import version
 from holdfast.tls import Certificates
 from holdfast_cluster.membership.view_watcher import ViewWatcher
-from holdfast_cluster.process.metrics import certificate_metrics, dispatcher_metrics, feed_metrics
+from holdfast_cluster.process.metrics import (
+    certificate_metrics,
+    dispatcher_metrics,
+    watcher_metrics,
+)
 from holdfast_cluster.routing.dispatch import Dispatcher
 from prometheus_client.core import Metric
 
@@ -24,7 +28,7 @@ class GatewayMetrics:
 
     objects: ObjectsService
     dispatcher: Dispatcher
-    feed: ViewWatcher
+    watcher: ViewWatcher
     loop_lag: Histogram
     certificates: Certificates | None
     access: AccessFile | None
@@ -69,5 +73,5 @@ class GatewayMetrics:
             failing,
         )
         yield from certificate_metrics(self.certificates)
-        yield from feed_metrics(self.feed)
+        yield from watcher_metrics(self.watcher)
         yield from dispatcher_metrics(dispatcher)

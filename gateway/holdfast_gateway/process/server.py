@@ -79,11 +79,11 @@ class GatewayServer:
         access: AccessFile | None,
     ) -> None:
         config = self._config
-        feed = ViewWatcher(
+        watcher = ViewWatcher(
             etcd, keys, Memory(cluster), f"a gateway at {socket.gethostname()}:{port}"
         )
         certificates = config.certificates
-        dispatcher = Dispatcher(feed, config.dispatch, certificates=certificates)
+        dispatcher = Dispatcher(watcher, config.dispatch, certificates=certificates)
         authenticator = None if access is None else Authenticator(access)
         tracing = (
             None
@@ -92,9 +92,9 @@ class GatewayServer:
         )
         time = Time()
         objects = ObjectsService(dispatcher, authenticator, tracing, time, config.sessions_max)
-        nodes = Nodes(feed, certificates)
+        nodes = Nodes(watcher, certificates)
         admin = AdminService(
-            feed, dispatcher, etcd, keys, config.cluster, nodes, authenticator, objects.refused
+            watcher, dispatcher, etcd, keys, config.cluster, nodes, authenticator, objects.refused
         )
         server.add_generic_rpc_handlers((objects.handlers(), guarded(admin)))
         watched = Watched(config.listen.rpartition(":")[0], config.health_port, config.metrics_port)
@@ -113,16 +113,16 @@ class GatewayServer:
         settle_garbage()
         try:
             metrics = GatewayMetrics(
-                objects, dispatcher, feed, watched.loop_lag, certificates, access
+                objects, dispatcher, watcher, watched.loop_lag, certificates, access
             )
             await watched.listen(metrics.collect)
             async with asyncio.TaskGroup() as group:
                 readiness = group.create_task(watched.follow(dispatcher.ready), name="readiness")
                 tasks = [
                     readiness,
-                    group.create_task(feed.run(), name="view feed"),
+                    group.create_task(watcher.run(), name="view watcher"),
                     group.create_task(
-                        TimeKeeper(time, Voter(), feed, nodes).run(), name="cluster time"
+                        TimeKeeper(time, Voter(), watcher, nodes).run(), name="cluster time"
                     ),
                     group.create_task(watched.measure(), name="loop lag"),
                     *(
@@ -133,7 +133,9 @@ class GatewayServer:
                     *([] if access is None else [group.create_task(access.watch(), name="access")]),
                 ]
                 try:
-                    await unless_stopped(stop, feed.until(lambda view: view.settings is not None))
+                    await unless_stopped(
+                        stop, watcher.until(lambda view: view.settings is not None)
+                    )
                 except Stopped:
                     log.info("stopped before the first view of the cluster came")
                 else:

@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
-from holdfast.ids import letter_id, letter_place
+from holdfast.ids import dead_letter_id, dead_letter_place
 from holdfast.v1 import admin_pb2, objects_pb2
 from holdfast_cluster.clocks.boottime import boottime
 
 from holdfast_node.effects.dead_letters import DeadLetters
 from holdfast_node.effects.notifications import Notifications
 from holdfast_node.effects.outbox import PendingNotification
-from holdfast_node.effects.records import DeadLetter, decode_alarm, decode_letter, encode
+from holdfast_node.effects.records import DeadLetter, decode_alarm, decode_dead_letter, encode
 from holdfast_node.effects.writes import ShardWrites
 from holdfast_node.log.shards import Shard, Shards
 from holdfast_node.services.alarms import AlarmService
@@ -42,7 +42,7 @@ class DeadLetterAdmin:
         self._store = store
         self._shards = shards
         self._writes = writes
-        self._letters = letters
+        self._dead_letters = letters
         self._notifications = notifications
         self._alarms = alarms
         self._changing: set[bytes] = set()
@@ -61,8 +61,8 @@ class DeadLetterAdmin:
         size = 0
         limit = min(request.limit or PAGE_MAX, PAGE_MAX)
         serving = self._shards.serving(boottime())
-        async for place, value in self._scan(serving, keys.LETTERS, request.after):
-            letter = decode_letter(value)
+        async for place, value in self._scan(serving, keys.DEAD_LETTERS, request.after):
+            letter = decode_dead_letter(value)
             if not _matches(letter, request):
                 continue
             if len(response.letters) >= limit or size > _PAGE_BYTES:
@@ -123,7 +123,7 @@ class DeadLetterAdmin:
         places = []
         for text in request.ids:
             try:
-                places.append(letter_place(text))
+                places.append(dead_letter_place(text))
             except ValueError as error:
                 response.refused[text] = str(error)
         self._writes.show()
@@ -135,32 +135,34 @@ class DeadLetterAdmin:
                 sender_key=request.sender_key,
             )
             serving = self._shards.serving(boottime())
-            found = self._scan(serving, keys.LETTERS, b"")
+            found = self._scan(serving, keys.DEAD_LETTERS, b"")
             places += [
-                place async for place, value in found if _matches(decode_letter(value), filters)
+                place
+                async for place, value in found
+                if _matches(decode_dead_letter(value), filters)
             ]
         for i, place in enumerate(places):
             shard = self._shards.get(int.from_bytes(place[:2], "big"))
             if shard is None or shard.until <= boottime():
-                response.refused[letter_id(place)] = (
+                response.refused[dead_letter_id(place)] = (
                     "its shard is not served by this node at the moment"
                 )
                 continue
             if shard.closing or shard.read_only is not None:
-                response.refused[letter_id(place)] = (
+                response.refused[dead_letter_id(place)] = (
                     shard.read_only or "its shard is about to be handed over"
                 )
                 continue
-            row = keys.index_prefix(shard.number, keys.LETTERS) + place[2:]
+            row = keys.index_prefix(shard.number, keys.DEAD_LETTERS) + place[2:]
             raw = self._store.get("state", row)
             if raw is None:
-                response.refused[letter_id(place)] = "there is no such dead letter"
+                response.refused[dead_letter_id(place)] = "there is no such dead letter"
                 continue
             if row in self._changing:
-                response.refused[letter_id(place)] = "it is being replayed or dropped already"
+                response.refused[dead_letter_id(place)] = "it is being replayed or dropped already"
                 continue
             self._changing.add(row)
-            waits.append((place, self._change(shard, row, decode_letter(raw), request.replay)))
+            waits.append((place, self._change(shard, row, decode_dead_letter(raw), request.replay)))
             if i % 100 == 99:
                 await asyncio.sleep(0)
         for place, wait in waits:
@@ -168,7 +170,7 @@ class DeadLetterAdmin:
                 await wait
                 response.changed += 1
             except Exception as error:
-                response.refused[letter_id(place)] = str(error)
+                response.refused[dead_letter_id(place)] = str(error)
         return response
 
     def _change(
@@ -182,7 +184,7 @@ class DeadLetterAdmin:
 
             def told(error: objects_pb2.Error | None, ran: bool) -> None:
                 if error is None:
-                    self._letters.changed(shard, -1)
+                    self._dead_letters.changed(shard, -1)
                     self._writes.show()
                 self._changing.discard(row)
                 if not done.done():
@@ -193,7 +195,7 @@ class DeadLetterAdmin:
                             RuntimeError(f"it failed again: {error.type} {error.message}")
                         )
 
-            self._alarms.fire_letter(
+            self._alarms.fire_dead_letter(
                 notification.kind, notification.key, letter.alarm_name, letter.alarm, row, told
             )
             return done
@@ -210,7 +212,7 @@ class DeadLetterAdmin:
                 (keys.index_prefix(shard.number, keys.OUTBOX) + replayed.sequence, encode(again))
             )
             pending.append(replayed)
-        self._letters.changed(shard, -1)
+        self._dead_letters.changed(shard, -1)
         self._notifications.opened(shard)
         entry = self._writes.write(shard, rows)
         self._notifications.leave_with(entry, pending)
@@ -272,7 +274,7 @@ def _matches(letter: DeadLetter, request: admin_pb2.DeadLettersRequest) -> bool:
 def _shown(place: bytes, letter: DeadLetter) -> admin_pb2.DeadLetter:
     row = letter.notification
     return admin_pb2.DeadLetter(
-        id=letter_id(place),
+        id=dead_letter_id(place),
         place=place,
         sender_kind=row.sender_kind,
         sender_key=row.sender_key,

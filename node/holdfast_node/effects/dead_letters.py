@@ -17,12 +17,12 @@ class DeadLetters:
     """Counts the dead letters of the shards that a node owns, and makes new ones. Implements
     `ShardService`."""
 
-    def __init__(self, store: Store, writes: ShardWrites, letters_max: int) -> None:
-        """`letters_max`: the most dead letters of one shard. A shard that has so many makes no
+    def __init__(self, store: Store, writes: ShardWrites, dead_letters_max: int) -> None:
+        """`dead_letters_max`: the most dead letters of one shard. A shard that has so many makes no
         more: its owner then tries failed notifications and alarms again for ever."""
         self._store = store
         self._writes = writes
-        self._letters_max = letters_max
+        self._dead_letters_max = dead_letters_max
         self._counts: dict[Shard, int] = {}
         self.given_up = 0
         """The number of dead letters that this node made."""
@@ -35,12 +35,15 @@ class DeadLetters:
     def full(self, shard: Shard) -> bool:
         """Return whether a shard has as many dead letters as it may have."""
         self.opened(shard)
-        return self._counts[shard] >= self._letters_max
+        return self._counts[shard] >= self._dead_letters_max
 
     def room(self, shard: Shard) -> bool:
         """Return whether the shard may get one more dead letter now. False for a shard that is not
         opened."""
-        return self._counts.get(shard, self._letters_max) < self._letters_max and shard.may_write()
+        return (
+            self._counts.get(shard, self._dead_letters_max) < self._dead_letters_max
+            and shard.may_write()
+        )
 
     def changed(self, shard: Shard, by: int) -> None:
         """Change a shard's count: an operator has replayed or dropped dead letters."""
@@ -52,13 +55,13 @@ class DeadLetters:
         self.opened(shard)
         self._counts[shard] += 1
         self.given_up += 1
-        return keys.index_prefix(shard.number, keys.LETTERS) + sequence, encode(letter)
+        return keys.index_prefix(shard.number, keys.DEAD_LETTERS) + sequence, encode(letter)
 
     def stage(self, entry: Entry, raw: bytes) -> None:
         """Put a new dead letter into an entry, and count it."""
         self._counts[entry.shard] += 1
         self.given_up += 1
-        key = keys.index_prefix(entry.shard.number, keys.LETTERS) + self._writes.next_sequence(
+        key = keys.index_prefix(entry.shard.number, keys.DEAD_LETTERS) + self._writes.next_sequence(
             entry.shard
         )
         entry.rows.append((key, raw))
@@ -68,7 +71,7 @@ class DeadLetters:
     def opened(self, shard: Shard) -> None:
         if shard not in self._counts:
             shard.check_owned()
-            prefix = keys.index_prefix(shard.number, keys.LETTERS)
+            prefix = keys.index_prefix(shard.number, keys.DEAD_LETTERS)
             self._counts[shard] = sum(
                 1 for _ in self._store.scan("state", prefix, keys.after(prefix))
             )

@@ -43,7 +43,7 @@ class OutboxLimits:
     node_bytes_max: int = 256 << 20
     shard_delayed_max: int = 100_000
     """Delayed notifications of one shard."""
-    letters_max: int = 10_000
+    dead_letters_max: int = 10_000
     """Dead letters of one shard. A shard that has so many makes no more: its owner then tries
     failed notifications and alarms again for ever."""
     on_way_max: int = 2_048

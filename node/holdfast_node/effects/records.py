@@ -101,7 +101,7 @@ class DeadLetter(msgspec.Struct, array_like=True, gc=False):
 _encode = msgspec.msgpack.Encoder().encode
 decode_notification = msgspec.msgpack.Decoder(Notification).decode
 decode_alarm = msgspec.msgpack.Decoder(AlarmRecord).decode
-decode_letter = msgspec.msgpack.Decoder(DeadLetter).decode
+decode_dead_letter = msgspec.msgpack.Decoder(DeadLetter).decode
 
 
 def encode(record: Notification | AlarmRecord | DeadLetter) -> bytes:

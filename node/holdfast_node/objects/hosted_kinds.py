@@ -223,18 +223,18 @@ def _was_handed_over(view: View, shard: Shard) -> bool:
 
 
 async def tell(
-    kinds: ShardKinds, feed: ViewWatcher, etcd: Etcd, keys: Keys, membership: Membership
+    kinds: ShardKinds, watcher: ViewWatcher, etcd: Etcd, keys: Keys, membership: Membership
 ) -> None:
     """Write the kinds that the shards need to etcd, under the member's lease, when they have
     changed. Runs until cancelled."""
     told: tuple[Hosting, int] | None = None
     while True:
         await asyncio.sleep(INTERVAL_S)
-        await kinds.look(feed.view)
+        await kinds.look(watcher.view)
         me = membership.member
         if me is None:
             continue
-        hosting = kinds.hosting(feed.view, me)
+        hosting = kinds.hosting(watcher.view, me)
         if told == (hosting, membership.lease_id) or (
             told is None and hosting == Hosting(me.incarnation)
         ):

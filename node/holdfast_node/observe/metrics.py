@@ -13,7 +13,11 @@ from holdfast_cluster.clocks.cluster_time import Time
 from holdfast_cluster.membership.controller import Controller
 from holdfast_cluster.membership.member import Membership
 from holdfast_cluster.membership.view_watcher import ViewWatcher
-from holdfast_cluster.process.metrics import certificate_metrics, dispatcher_metrics, feed_metrics
+from holdfast_cluster.process.metrics import (
+    certificate_metrics,
+    dispatcher_metrics,
+    watcher_metrics,
+)
 from holdfast_cluster.routing.dispatch import Dispatcher
 from prometheus_client.core import Metric
 
@@ -45,7 +49,7 @@ class NodeMetrics:
     controller: Controller
     membership: Membership
     dispatcher: Dispatcher
-    feed: ViewWatcher
+    watcher: ViewWatcher
     loop_lag: Histogram
     memory_max_bytes: int
     certificates: Certificates | None
@@ -85,7 +89,7 @@ class NodeMetrics:
             self.time.wall_ahead_s,
         )
         yield from certificate_metrics(self.certificates)
-        yield from feed_metrics(self.feed)
+        yield from watcher_metrics(self.watcher)
         yield from dispatcher_metrics(self.dispatcher)
 
     def _methods(self) -> Iterator[tuple[tuple[str, str], MethodStats]]:
@@ -197,12 +201,12 @@ class NodeMetrics:
         yield counter(
             "holdfast_epoch_changes", "Shards taken under a new epoch.", self.shards.taken
         )
-        settings = self.feed.view.settings
+        settings = self.watcher.view.settings
         wanted = settings.replication if settings is not None else 0
         in_sync = [
             len(versioned.assignment.in_sync)
             for shard in owned
-            if (versioned := self.feed.view.assignments.get(shard.number)) is not None
+            if (versioned := self.watcher.view.assignments.get(shard.number)) is not None
         ]
         yield gauge(
             "holdfast_shards_under_replicated",
@@ -215,7 +219,7 @@ class NodeMetrics:
             " by this node's view.",
             sum(
                 bool(versioned.assignment.forked)
-                for versioned in self.feed.view.assignments.values()
+                for versioned in self.watcher.view.assignments.values()
             ),
         )
         yield gauge(
@@ -241,7 +245,7 @@ class NodeMetrics:
             stats.get("replica_lag", 0),
         )
         slow = self.replication.slow if self.replication is not None else frozenset()
-        members = self.feed.view.members if self.replication is not None else ()
+        members = self.watcher.view.members if self.replication is not None else ()
         yield gauge(
             "holdfast_slow_node",
             "1 for a node that this node finds slow: writes waited only for its copies.",
@@ -323,7 +327,7 @@ class NodeMetrics:
         yield counter(
             "holdfast_deliveries_given_up",
             "Notifications and alarms that this process has given up.",
-            self.objects.letters.given_up,
+            self.objects.dead_letters.given_up,
         )
         yield gauge(
             "holdfast_alarms_pending",

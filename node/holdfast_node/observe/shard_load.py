@@ -11,7 +11,7 @@ from holdfast_cluster.clocks.boottime import boottime
 from holdfast_cluster.membership.etcd import EtcdError, put
 from holdfast_cluster.membership.guarded import GuardedEtcd
 from holdfast_cluster.membership.member import Membership
-from holdfast_cluster.placement.model import Heat, Keys, encode
+from holdfast_cluster.placement.model import Keys, ShardLoads, encode
 
 from holdfast_node.log.shards import Shard, Shards
 
@@ -31,7 +31,7 @@ class LoadMeter:
         self._at = clock()
         self._before: dict[Shard, int] = {}
 
-    def read(self) -> Heat:
+    def read(self) -> ShardLoads:
         """Return the busiest shards since the last reading, without idle ones."""
         now = self._clock()
         passed, self._at = max(now - self._at, 1e-3), now
@@ -45,7 +45,7 @@ class LoadMeter:
             ((rate, number) for number, rate in rates.items() if rate > 0), reverse=True
         )[:SHARDS_MAX]
         # Two digits, so that a small change is not written to etcd.
-        return Heat({number: float(f"{rate:.2g}") for rate, number in busiest})
+        return ShardLoads({number: float(f"{rate:.2g}") for rate, number in busiest})
 
 
 async def tell(
@@ -57,15 +57,15 @@ async def tell(
 ) -> None:
     """Write the load to etcd under the member's lease, when it has changed. Runs until
     cancelled."""
-    told: tuple[Heat, int] | None = None
+    told: tuple[ShardLoads, int] | None = None
     while True:
         await asyncio.sleep(interval_s)
-        heat = meter.read()
+        loads = meter.read()
         me = membership.member
-        if me is None or told == (heat, membership.lease_id):
+        if me is None or told == (loads, membership.lease_id):
             continue
         try:
-            await etcd.txn([], [put(keys.heat(me.id), encode(heat), membership.lease_id)])
-            told = heat, membership.lease_id
+            await etcd.txn([], [put(keys.load(me.id), encode(loads), membership.lease_id)])
+            told = loads, membership.lease_id
         except EtcdError as error:
             log.debug("cannot tell the cluster how busy the shards are: %s", error)

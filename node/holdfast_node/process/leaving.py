@@ -32,12 +32,12 @@ class DiskState:
         self,
         watch: DiskWatch,
         membership: Membership,
-        feed: ViewWatcher,
+        watcher: ViewWatcher,
         copies: Replication | SingleCopies,
     ) -> None:
         self._watch = watch
         self._membership = membership
-        self._feed = feed
+        self._watcher = watcher
         self._copies = copies
         self.no_room = asyncio.Event()
 
@@ -70,7 +70,7 @@ class DiskState:
             not alone
             and critical_s > _CRITICAL_S
             and me is not None
-            and not is_needed(self._feed.view, me.id)
+            and not is_needed(self._watcher.view, me.id)
         ):
             log.error("%s: the node leaves, and comes back when there is room", self._watch.full)
             self.no_room.set()

@@ -77,7 +77,7 @@ class Node(MembershipListener):
         self._config = config
         self._app = app
         self._cluster = cluster
-        self._feed = feed = cluster.feed
+        self._watcher = watcher = cluster.watcher
         self._id = node_id
         self._watch = watch
         self._member: Member | None = None
@@ -90,7 +90,7 @@ class Node(MembershipListener):
         self._watchdog = Watchdog(self._liveness)
         self._time = Time()
         self.shards = Shards(settings.shards, self._time)
-        self._dispatcher = Dispatcher(feed, config.dispatch, certificates)
+        self._dispatcher = Dispatcher(watcher, config.dispatch, certificates)
         self._tracing = (
             None if not config.trace else trace_process("holdfast-node", node_id, config.trace)
         )
@@ -123,7 +123,7 @@ class Node(MembershipListener):
         self._peer = self._make_peer(directory, memory)
         self._server = grpc.aio.server(options=[*dict([*SERVER_OPTIONS, *CHANNEL_OPTIONS]).items()])
         self._streams = StreamServer(self._peer.services(), certificates)
-        self._nodes = Nodes(feed, certificates)
+        self._nodes = Nodes(watcher, certificates)
         self._watched = Watched(self._host, config.health_port, config.metrics_port)
         self._directory = directory
 
@@ -140,7 +140,7 @@ class Node(MembershipListener):
 
     def joined(self, member: Member) -> None:
         self._member = member
-        self.copies.joined(member, self._feed.view)
+        self.copies.joined(member, self._watcher.view)
 
     def lost(self) -> None:
         self._member = None
@@ -167,7 +167,7 @@ class Node(MembershipListener):
             store,
             self.shards,
             objects.writes,
-            objects.letters,
+            objects.dead_letters,
             objects.notifications,
             objects.alarms,
         )
@@ -186,7 +186,7 @@ class Node(MembershipListener):
             objects.engine,
             self._liveness,
             self.identity,
-            lambda: self._feed.view.order,
+            lambda: self._watcher.view.order,
             {
                 "Stats": stats,
                 "Known": known,
@@ -241,7 +241,7 @@ class Node(MembershipListener):
             controller=controller,
             membership=membership,
             dispatcher=self._dispatcher,
-            feed=self._feed,
+            watcher=self._watcher,
             loop_lag=self._watched.loop_lag,
             memory_max_bytes=self._config.memory_max_bytes,
             certificates=self._cluster.certificates,
@@ -268,7 +268,7 @@ class Node(MembershipListener):
             await self._server.stop(None)
             raise
         membership = self._make_membership(port, stream_port)
-        self._feed.listeners += [self._kinds.follow, self._follow]
+        self._watcher.listeners += [self._kinds.follow, self._follow]
         # The leases of members that die together end within the lease's time.
         self._controller = Controller(
             cluster,
@@ -277,7 +277,7 @@ class Node(MembershipListener):
             config.repair_after_s,
             at_once_s=max(AT_ONCE_S, config.lease_ttl_s),
         )
-        disk = DiskState(self._watch, membership, self._feed, self.copies)
+        disk = DiskState(self._watch, membership, self._watcher, self.copies)
         await self._server.start()
         self._watchdog.start()
         settle_garbage()
@@ -296,13 +296,13 @@ class Node(MembershipListener):
         keeper = TimeKeeper(
             self._time,
             voter,
-            self._feed,
+            self._watcher,
             self._nodes,
             lambda: bool(self.shards.serving(boottime())),
         )
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(self._feed.run(), name="view feed"),
+                group.create_task(self._watcher.run(), name="view watcher"),
                 group.create_task(self._tick(), name="ticker"),
                 group.create_task(self._watched.measure(), name="loop lag"),
                 group.create_task(self._controller.run(), name="controller"),
@@ -311,7 +311,7 @@ class Node(MembershipListener):
                 group.create_task(self.copies.run(), name="replication"),
                 group.create_task(
                     hosted_kinds.tell(
-                        self.objects.kinds, self._feed, cluster.etcd, cluster.keys, membership
+                        self.objects.kinds, self._watcher, cluster.etcd, cluster.keys, membership
                     ),
                     name="kinds",
                 ),
@@ -382,7 +382,7 @@ class Node(MembershipListener):
             log.warning("cannot tell the cluster that this node stops: %s", error)
             return
         log.info("stopping: handing over %d shards", len(self.shards.owned()))
-        while boottime() < until and others_could_take_over(self._feed.view, me.id):
+        while boottime() < until and others_could_take_over(self._watcher.view, me.id):
             await asyncio.sleep(0.02)
 
     async def _close(self, membership: Membership) -> None:

@@ -83,8 +83,8 @@ class NodeServer:
             directory.claim(settings.id)
             flusher = Flusher(store)
             memory = KeptAssignments(settings.id, store, flusher)
-            feed = ViewWatcher(etcd, keys, memory, f"node {node_id}")
-            cluster = ClusterAccess(etcd, keys, settings, feed, config.certificates)
+            watcher = ViewWatcher(etcd, keys, memory, f"node {node_id}")
+            cluster = ClusterAccess(etcd, keys, settings, watcher, config.certificates)
             self.node = Node(config, self._app, cluster, directory, memory, flusher, watch)
             return await self.node.serve(stop)
         finally:

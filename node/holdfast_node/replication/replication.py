@@ -55,7 +55,7 @@ class Replication:
         self._node = node
         self._watch = watch
         self._memory = memory
-        self._feed = cluster.feed
+        self._watcher = cluster.watcher
         disk = CopyStore(store)
         settings = ReplicationSettings(min_in_sync=cluster.settings.writable_from)
         self.links = Links(identity, self, cluster.certificates)
@@ -84,7 +84,7 @@ class Replication:
         why = self._watch.full
         if why is None:
             return None
-        view = self._feed.view
+        view = self._watcher.view
         return (
             None
             if any(
@@ -182,7 +182,7 @@ class Replication:
         while True:
             await asyncio.sleep(LOOK_S)
             self.replicas.tick()
-            self.handovers.tick(self._feed.view)
+            self.handovers.tick(self._watcher.view)
 
     async def close(self) -> None:
         await self.links.close()

@@ -78,7 +78,7 @@ class AlarmService:
         self._store = index.store
         self._engine = engine
         self._index = index
-        self._letters = letters
+        self._dead_letters = letters
         self._writes = writes
         self._kinds = kinds
         self._pauses = pauses
@@ -190,7 +190,7 @@ class AlarmService:
             kind, key, name, record, lambda activation: activation.alarms.begin(name, due_ms), done
         )
 
-    def fire_letter(
+    def fire_dead_letter(
         self, kind: str, key: str, name: str, record: AlarmRecord, row: bytes, done: Fired
     ) -> None:
         """Fire the alarm of a dead letter once more. If that succeeds, the same commit removes the
@@ -237,7 +237,7 @@ class AlarmService:
         dead letter."""
 
         def fail(activation: Activation) -> None:
-            full = self._letters.full(activation.shard)
+            full = self._dead_letters.full(activation.shard)
             final = error.code == pb.CODE_APPLICATION and is_refusal(error) and not full
             attempts_max = _FOR_EVER if full else activation.kind.options.alarm_attempts
             record = activation.alarms.fail(name, due_ms, attempts_max, final)
@@ -258,7 +258,7 @@ class AlarmService:
                 raw = encode(
                     DeadLetter(lost, activation.shard.clock.now_ms(), code, told, record, name)
                 )
-                activation.storage.add_effect(AddDeadLetter(self._letters, raw))
+                activation.storage.add_effect(AddDeadLetter(self._dead_letters, raw))
                 log.error(
                     "alarm %r of %s/%s is a dead letter after %d attempts: %s",
                     name,

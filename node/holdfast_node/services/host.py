@@ -86,7 +86,7 @@ class ObjectHost:
         )
         self.pauses = Pauses()
         self.writes = ShardWrites(committer)
-        self.letters = DeadLetters(store, self.writes, limits.outbox.letters_max)
+        self.dead_letters = DeadLetters(store, self.writes, limits.outbox.dead_letters_max)
         self.outbox = Outbox(
             limits.outbox, (options.chance or random.Random()).uniform, loop.time()
         )
@@ -113,7 +113,7 @@ class ObjectHost:
         self.delivery = self.notifications_class(
             app,
             self.notifications,
-            self.letters,
+            self.dead_letters,
             self.writes,
             outgoing,
             self.kinds,
@@ -124,7 +124,7 @@ class ObjectHost:
             app,
             self.engine,
             self._alarm_index,
-            self.letters,
+            self.dead_letters,
             self.writes,
             self.kinds,
             self.pauses,
@@ -136,7 +136,14 @@ class ObjectHost:
         self.services = ShardServices(
             shards,
             committer.flush_visible,
-            [self.letters, self.notifications, self.delays, self.writes, self.alarms, self.expiry],
+            [
+                self.dead_letters,
+                self.notifications,
+                self.delays,
+                self.writes,
+                self.alarms,
+                self.expiry,
+            ],
             [
                 DedupMarkService(store, shards, self.writes),
                 self.responses,
@@ -174,7 +181,7 @@ class ObjectHost:
             "notifications_delivered": self.outbox.delivered,
             "notification_retries": self.outbox.retries,
             "notifications_delayed": self.delays.count,
-            "dead_letters": self.letters.count,
+            "dead_letters": self.dead_letters.count,
             "alarms_fired": self.alarms.fired,
             "alarms_failed": self.alarms.failed,
             "expired": self.expiry.removed,

@@ -70,7 +70,7 @@ class NotificationService:
         self._loop = asyncio.get_running_loop()
         self._app = app
         self._outbox = notifications.outbox
-        self._letters = letters
+        self._dead_letters = letters
         self._writes = writes
         self._router = router
         self._kinds = kinds
@@ -148,7 +148,7 @@ class NotificationService:
         options = kind.options if kind is not None else KindOptions()
         # The kind says how long to try. So if this node lacks the kind and another node has it,
         # this node makes no dead letter.
-        may_die = self._letters.room(shard) and not (
+        may_die = self._dead_letters.room(shard) and not (
             kind is None and self._kinds.elsewhere(responsible)
         )
         age_ms = int(options.notify_age.total_seconds() * 1000)
@@ -172,7 +172,7 @@ class NotificationService:
         letter = DeadLetter(row, self._now_ms(), why.code, why.message)
         own = keys.index_prefix(shard.number, keys.OUTBOX) + pending.sequence
         self._writes.write_or_defer(
-            shard, [(own, None), self._letters.row(shard, pending.sequence, letter)]
+            shard, [(own, None), self._dead_letters.row(shard, pending.sequence, letter)]
         )
         log.error(
             "%s/%s.%s(), a notification of %s, is a dead letter after %d attempts: %s: %s",

@@ -38,7 +38,7 @@ DELAYED = 0x02
 """due u64 ms | sequence: a notification that goes to the outbox when its time has come"""
 ALARMS = 0x03
 """due u64 ms | kind 00 01 | key 00 01 | name: empty; the alarm itself is a record of its object"""
-LETTERS = 0x04
+DEAD_LETTERS = 0x04
 """sequence: a dead letter"""
 MARKS = 0x05
 """receiver's kind 00 01 | key 00 01 | sender: the last sequence that the receiver took from this

@@ -29,7 +29,7 @@ from holdfast_cluster.clocks.cluster_time import Time
 from holdfast_cluster.placement.ring import shard_of
 
 from holdfast_node.effects.alarms import shown
-from holdfast_node.effects.records import decode_alarm, decode_letter
+from holdfast_node.effects.records import decode_alarm, decode_dead_letter
 from holdfast_node.log.commit import Committer, Flusher
 from holdfast_node.log.shards import FOR_EVER, Shard, Shards
 from holdfast_node.log.single import SingleLog
@@ -282,9 +282,9 @@ class InProcessCluster:
         self._flusher.write()
         letters = []
         for number in range(SHARDS):
-            prefix = keys.index_prefix(number, keys.LETTERS)
+            prefix = keys.index_prefix(number, keys.DEAD_LETTERS)
             for _, raw in self._store.scan("state", prefix, keys.after(prefix)):
-                letter = decode_letter(raw)
+                letter = decode_dead_letter(raw)
                 row = letter.notification
                 letters.append(
                     {

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from holdfast import codec
 from holdfast.cli.calls import _ask, _console, _gateway, _json, _plain, _say_missing
-from holdfast.ids import letter_place
+from holdfast.ids import dead_letter_place
 from holdfast.options import local_option
 from holdfast.v1 import admin_pb2
 
@@ -50,7 +50,7 @@ def deadletters() -> None:
 )
 @_gateway
 @_json
-def list_letters(to: str, sender: str, limit: int, gateway: str, as_json: bool) -> None:
+def list_dead_letters(to: str, sender: str, limit: int, gateway: str, as_json: bool) -> None:
     """List dead letters, each with its last error, the oldest of each shard first.
 
     \b
@@ -105,7 +105,7 @@ def show(letter_id: str, gateway: str, as_json: bool) -> None:
       holdfast deadletters show 0000008000000g000000000004001
     """
     try:
-        place = letter_place(letter_id)
+        place = dead_letter_place(letter_id)
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     before = max(0, int.from_bytes(place, "big") - 1).to_bytes(len(place), "big")

@@ -168,9 +168,9 @@ class Gateway:
         keys = Keys(CLUSTER)
         etcd = GuardedEtcd(ENDPOINTS, keys)
         settings = await agree_on_settings(etcd, keys, None, {})
-        feed = ViewWatcher(etcd, keys, Memory(settings.id), f"gateway {self.machine.name}")
-        self.dispatcher = Dispatcher(feed, DispatchLimits())
-        await feed.run()
+        watcher = ViewWatcher(etcd, keys, Memory(settings.id), f"gateway {self.machine.name}")
+        self.dispatcher = Dispatcher(watcher, DispatchLimits())
+        await watcher.run()
 
     def submit(self, call: pb.Call, origin: Any) -> None:
         """Take a call, if the process runs. Nobody hears of one that it does not get."""

@@ -93,7 +93,7 @@ def test_of_a_value_that_cannot_be_read_what_was_there_before_stays(junk: bytes)
     keys = [
         KEYS.member("a"),
         KEYS.shard(7),
-        KEYS.heat("n"),
+        KEYS.load("n"),
         KEYS.drain("n"),
         f"{KEYS.pauses}K/a",
         KEYS.kinds("n"),
