@@ -32,7 +32,6 @@ check: .venv/dev proto-fresh
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mypy examples/property tests/types
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/buf lint

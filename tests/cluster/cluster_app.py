@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -287,7 +287,7 @@ class Sender(DurableObject):
         """Send 15 MB and delete everything, again and again."""
         for i in range(rounds):
             for j in range(9):
-                self.notify(Receiver, f"big-{i}-{j}").take("big", b"x" * 1_700_000)
+                self.notify(Receiver, f"big-{i}-{j}").take("big", b"x" * 1_700_000)  # type: ignore[arg-type]
             self.storage.delete_all()
         self.storage.put("rounds", rounds)
         return rounds
@@ -324,7 +324,7 @@ class Receiver(DurableObject):
         name: str = "default",
         payload: Any = None,
         every_ms: int = 0,
-        misfire: str = "once",
+        misfire: Literal["once", "all", "skip"] = "once",
     ) -> None:
         every = timedelta(milliseconds=every_ms) if every_ms else None
         self.set_alarm(timedelta(milliseconds=ms), name, payload, every=every, misfire=misfire)
@@ -480,7 +480,7 @@ class Plain(DurableObject):
         self.notify("\ud800", "x").take("plain", 1)
 
     def notify_wrong(self) -> None:
-        self.notify(Receiver, "x").no_such_method()
+        self.notify(Receiver, "x").no_such_method()  # type: ignore[attr-defined]
 
 
 @app.kind(ttl=timedelta(seconds=12))

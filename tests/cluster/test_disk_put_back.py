@@ -13,11 +13,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import holdfast
 import pytest
-from conftest import Processes, run
 from holdfast_node.log.disk_mark import INTERVAL_S
+
+from tests.cluster.processes import Processes, run
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +42,7 @@ class Counted:
     """What was acknowledged of every counter. A value that is told twice is an increment that was
     lost."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: holdfast.Client) -> None:
         self._client = client
         self.told: dict[str, list[int]] = {key: [] for key in KEYS}
 

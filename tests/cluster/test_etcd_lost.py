@@ -14,10 +14,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import holdfast
 import pytest
-from conftest import Processes, run
 from holdfast.local import free_port
 from holdfast_cluster.membership.etcd import Etcd, EtcdError, put
+
+from tests.cluster.processes import Processes, run
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +31,7 @@ OPTIONS = ("--shards", "16", "--repair-after", "60")
 class Ledger:
     """Increments counters one after the other, and remembers every value that was acknowledged."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: holdfast.Client) -> None:
         self._client = client
         self.values: dict[str, list[int]] = {key: [] for key in KEYS}
         self.errors: list[str] = []

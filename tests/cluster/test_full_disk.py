@@ -15,14 +15,15 @@ from typing import Any
 import grpc
 import holdfast
 import pytest
-from conftest import Processes
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from holdfast.client.blocking import BlockingClient
 from holdfast.local import free_port
 from holdfast_node.store.rocks import DiskFull, Store, is_no_space
-from load import Load
-from small_disk import SmallDisk
-from test_replication import node, wait_until, whole
+
+from tests.cluster.load import Load
+from tests.cluster.processes import Processes
+from tests.cluster.small_disk import SmallDisk
+from tests.cluster.test_replication import node, wait_until, whole
 
 pytestmark = pytest.mark.slow
 

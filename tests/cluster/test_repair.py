@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Processes
 from holdfast.local import free_port
-from load import Load
-from test_replication import wait_until, whole
+
+from tests.cluster.load import Load
+from tests.cluster.processes import Processes
+from tests.cluster.test_replication import wait_until, whole
 
 pytestmark = pytest.mark.slow
 

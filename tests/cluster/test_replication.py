@@ -14,9 +14,10 @@ from typing import Any
 
 import holdfast
 import pytest
-from conftest import Processes, run
 from holdfast.client.blocking import BlockingClient
 from holdfast.verify.faults import FAULTS
+
+from tests.cluster.processes import Processes, run
 
 
 @pytest.fixture

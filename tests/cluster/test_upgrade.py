@@ -17,12 +17,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import holdfast
 import pytest
-from conftest import Processes
-from test_replication import whole
-from test_restarts import Load
+
+from tests.cluster.processes import Processes
+from tests.cluster.test_replication import whole
+from tests.cluster.test_restarts import Load
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("sdk", "cluster", "node", "gateway")
@@ -156,7 +157,7 @@ async def test_a_rolling_upgrade_and_its_way_back_cost_no_call_and_lose_nothing(
 ) -> None:
     sent = 0
 
-    async def effects(client: Any) -> None:
+    async def effects(client: holdfast.Client) -> None:
         """Leave notifications and an alarm behind that the next version delivers, or the one
         before."""
         nonlocal sent

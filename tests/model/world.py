@@ -94,7 +94,7 @@ class Node:
         self.stalled = False
         self.state: tuple[bytes, ...] = ()
         self.seen = 0
-        self.replica: r.Replica | None = kind.start(name, 1, SETTINGS, self.disk, -100.0)
+        self.replica: r.Replica | None = kind.start(name, 1, SETTINGS, _Stored(self.disk), -100.0)
 
 
 SETTINGS = r.ReplicationSettings(lone_patience_s=_NEVER_S, log_keep_max=3)
@@ -104,7 +104,7 @@ _DICTS = ("reports",)
 
 def _copy_replica(replica: r.Replica) -> r.Replica:
     new = object.__new__(type(replica))
-    for name in r.Replica.__slots__:  # type: ignore[attr-defined]
+    for name in r.Replica.__slots__:
         setattr(new, name, getattr(replica, name))
     for name in _LISTS:
         setattr(new, name, getattr(replica, name).copy())
@@ -400,8 +400,7 @@ class World:
         replica = node.replica
         assert replica is not None
         for effect in replica.handle(event, self.now):
-            kind = type(effect)
-            if kind is r.Persist:
+            if type(effect) is r.Persist:
                 node.staged = (*node.staged, effect)
                 if effect.install is not None:
                     node.state = msgspec.msgpack.decode(
@@ -409,15 +408,15 @@ class World:
                     )
                 elif effect.wipe is not None:
                     node.state = ()
-            elif kind is r.Apply:
+            elif type(effect) is r.Apply:
                 self._apply(node, effect)
-            elif kind is r.KeepHigh:
+            elif type(effect) is r.KeepHigh:
                 node.staged = (*node.staged, effect)
-            elif kind is r.Send:
+            elif type(effect) is r.Send:
                 self._send(node.name, effect.to, effect.message)
-            elif kind is r.SendSnapshot:
+            elif type(effect) is r.SendSnapshot:
                 self._send_snapshot(node, effect.to, effect.epoch)
-            elif kind is r.Swap:
+            elif type(effect) is r.Swap:
                 self.requests = (*self.requests, (node.name, node.incarnation, effect))
         if node.staged and not node.stalled:
             self._flush(node)
@@ -676,9 +675,9 @@ class _Stored:
 
 def _says_nothing_new(message: Any, queue: tuple[Any, ...]) -> bool:
     """A heartbeat or an answer behind one of its kind: a slow link has its senders say it later."""
-    if type(message) not in (r.Replicate, r.Acknowledge, r.Canvass) or getattr(
-        message, "entries", ()
-    ):
+    if type(message) is r.Replicate and message.entries:
+        return False
+    if type(message) not in (r.Replicate, r.Acknowledge, r.Canvass):
         return False
     return type(queue[-1]) is type(message)
 

@@ -87,7 +87,7 @@ def test_storage_is_a_dict_with_transactions(turns: list[Any], cache_bytes: int)
         assert rows_of.cached_bytes <= cache_bytes
 
 
-BLOCK = st.deferred(
+BLOCK: st.SearchStrategy[Any] = st.deferred(
     lambda: st.lists(
         st.one_of(
             st.tuples(st.just("put"), KEYS, st.integers(0, 9)),

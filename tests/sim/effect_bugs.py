@@ -68,7 +68,7 @@ class _DropsWhatItSends(NotificationService):
                     )
             return notes
 
-        self._outbox.take = and_drop  # type: ignore[method-assign]
+        self._outbox.take = and_drop  # type: ignore[method-assign, assignment]
         try:
             super()._pump()
         finally:

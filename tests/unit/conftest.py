@@ -2,7 +2,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from engine_bench import Bench
+
+from tests.unit.engine_bench import Bench
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from typing import Any
 
 import holdfast
 import pytest
-from engine_bench import Bench
 from holdfast import Alarm, App, DurableObject
 from holdfast.storage import (
     Limits,
@@ -27,6 +26,8 @@ from holdfast_node.effects.expiry import rounded_up
 from holdfast_node.store import keys
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.unit.engine_bench import Bench
 
 app = App()
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from fake_etcd import KEYS, FakeEtcd, Rows
 from holdfast_cluster.etcdpb import etcd_pb2 as pb
 from holdfast_cluster.membership.etcd import Etcd, Listing, unchanged
 from holdfast_cluster.membership.etcd import put as put_op
@@ -29,6 +28,8 @@ from holdfast_cluster.membership.view_watcher import apply
 from holdfast_cluster.placement import adopt as adopt_module
 from holdfast_cluster.placement.adopt import Report, Reported, adopt
 from holdfast_cluster.placement.model import Assignment, ClusterSettings, Versioned, View, encode
+
+from tests.unit.fake_etcd import KEYS, FakeEtcd, Rows
 
 NAMES = ("a", "b", "c")
 SHARDS = 3
@@ -351,7 +352,7 @@ async def test_a_broken_rule_is_caught(broken: dict[str, Any]) -> None:
         await run_worlds(**broken)
 
 
-async def test_adopting_the_lowest_version_is_caught(monkeypatch: Any) -> None:
+async def test_adopting_the_lowest_version_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def lowest_version(
         shard: int, reported: list[Reported], nodes: Any, notes: Any
     ) -> Assignment | None:

@@ -98,8 +98,13 @@ class Node:
         self.flusher = Flusher(self.store)
         self.shards = Shards(8)
         self.replicas = Replicas(
-            self.name, CopyStore(self.store), self.flusher, self.shards, self.settings, self
-        )  # type: ignore[arg-type]
+            self.name,
+            CopyStore(self.store),
+            self.flusher,  # type: ignore[arg-type]
+            self.shards,
+            self.settings,
+            self,
+        )
         self.asked: list[tuple[int, bytes, Assignment]] = []
         self.full_because: str | None = None
         self.committed: list[Entry] = []
@@ -367,7 +372,7 @@ def test_a_node_ends_when_what_is_committed_cannot_be_applied(
             trio.assign("b", 2, joined=())
 
 
-ROUNDS: dict[type[Event], Callable[[Trio], object]] = {
+ROUNDS: dict[type[Event] | type[Snapshot], Callable[[Trio], object]] = {
     Rejoined: lambda trio: trio.assign("a", 2),
     Assigned: lambda trio: trio.assign("b", 2, joined=()),
     Append: lambda trio: trio.put("a", b"1"),

@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from engine_bench import Bench
 from holdfast.errors import LacksKind, NotFound, error_from_proto, error_to_proto
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.etcdpb import etcd_pb2
@@ -39,7 +38,9 @@ from holdfast_node.log.shards import Shard, Shards
 from holdfast_node.objects.hosted_kinds import EVERY_S, LOOK_S, MEMORY_S, OBJECTS_MAX, ShardKinds
 from holdfast_node.store import keys
 from holdfast_node.store.rocks import Store
-from no_log import NO_LOG
+
+from tests.unit.engine_bench import Bench
+from tests.unit.no_log import NO_LOG
 
 SETTINGS = ClusterSettings(shards=1, replication=2, id="c")
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import holdfast
 import pytest
-from engine_bench import Bench
 from holdfast import Alarm, App, DurableObject, Invocation, Rejected
 from holdfast.alarms import check_every
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.placement.model import FEATURES
 from holdfast_node.effects.alarms import following
 from holdfast_node.effects.records import AlarmRecord
+
+from tests.unit.engine_bench import Bench
 
 app = App()
 log: list[Any] = []
@@ -165,7 +166,7 @@ async def test_on_evict_runs_for_each_of_many_that_leave_one_after_the_other(ben
         (lambda: App().kind("k", notify_attempts=True), "notify_attempts is a number"),
         (lambda: App().kind("k", foo=1), "no option 'foo'; there are notify_attempts"),  # type: ignore[call-overload]
         (
-            lambda: holdfast.connect("a:1").notify("K", "k", delay=5),
+            lambda: holdfast.connect("a:1").notify("K", "k", delay=5),  # type: ignore[call-overload]
             "a delay is a timedelta, not 5",
         ),
         (lambda: check_every(5), "`every` is a timedelta, or a cron expression"),  # type: ignore[arg-type]

@@ -86,7 +86,7 @@ def replicated(*members: Member, assignments: dict[int, Versioned] | None = None
 def settle(picture: View, rounds: int = 200) -> tuple[View, list[list[str]]]:
     """What comes of a picture when every transition is applied and owners do at once what they are
     asked."""
-    reasons = []
+    reasons: list[list[str]] = []
     revision = picture.revision
     for _ in range(rounds):
         transitions = plan(picture, 1)

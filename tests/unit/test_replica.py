@@ -617,7 +617,7 @@ def test_a_start_counts_as_a_promise_to_whoever_was_the_owner() -> None:
 
 def test_an_operator_keeps_one_of_several_copies_and_the_others_are_void() -> None:
     kept, void = copy_of("a", (1, 11, 3), high=4), copy_of("b", (1, 11, 1), (2, 22, 3), high=6)
-    chosen = {"in_sync": ("a",), "void_before": 3, "keeper": "a"}
+    chosen: dict[str, Any] = {"in_sync": ("a",), "void_before": 3, "keeper": "a"}
     elect(kept, 3, **chosen)
     assert (kept.electing, kept.last, kept.chain[-1]) == (False, (3, 5), r.Term(3, 33, 5))
     out = elect(void, 3, **chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import holdfast
@@ -79,10 +80,11 @@ def test_a_value_that_cannot_be_stored_changes_nothing(
     if value == ["deep"]:
         for _ in range(100_000):
             value = [value]
-    for use in (
+    uses: tuple[Callable[[], object], ...] = (
         lambda: storage.put("a", value),
         lambda: storage.put_many({"a": 1, "b": value, "c": 2}),
-    ):
+    )
+    for use in uses:
         with pytest.raises(TypeError, match="cannot be stored"):
             use()
     assert (storage.list(), rows.changed(), rows.write_bytes) == ({}, False, 0)
@@ -406,7 +408,7 @@ async def test_what_a_block_began_can_change_nothing_once_the_block_has_failed(
     storage.put("c", 1)
     crediting = asyncio.create_task(asyncio.sleep(0))
     with pytest.raises(KeyError), storage.transaction():
-        crediting = asyncio.create_task(credit())  # type: ignore[assignment]
+        crediting = asyncio.create_task(credit())
         await debit()
     storage.put("d", 1)  # whoever caught it goes on
     await crediting

@@ -86,7 +86,8 @@ class Clients:
         reply = await self._ask(key, "read", (), self._ids.next(), attempts)
         if reply is None or not reply.result:
             return None
-        operation.elements = elements = codec.decode(reply.result)
+        elements: list[str] = codec.decode(reply.result)
+        operation.elements = elements
         operation.answered_at = world.loop.now
         operation.length = len(elements)
         return elements

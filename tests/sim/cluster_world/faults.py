@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from holdfast_cluster.placement.model import Assignment, Drain, Keys, encode
@@ -166,9 +167,7 @@ class Faults:
                 }
                 self._world.tell(f"{node.name}: loses power, not synced: {lost}")
                 machine.fail(self._chance)
-                self._later(
-                    self._seconds(2.0), lambda machine=machine: setattr(machine, "up", True)
-                )  # type: ignore[misc]
+                self._later(self._seconds(2.0), partial(setattr, machine, "up", True))
 
     def pause(self) -> None:
         node = self._node()
