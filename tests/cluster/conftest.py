@@ -20,6 +20,16 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
         cluster.stop()
 
 
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Processes]:
+    """One whose shards have three copies. Nothing of it runs yet."""
+    cluster = Processes(tmp_path, replication=3)
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     """One cluster of three nodes and three copies for all tests that leave its processes alone;

@@ -6,9 +6,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,14 +24,10 @@ THREADS = 40
 
 
 @pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[Processes]:
-    cluster = Processes(tmp_path, replication=3)
-    try:
-        cluster.start_all(nodes=3)
-        await asyncio.to_thread(cluster.wait_ready, cluster.gateway)
-        yield cluster
-    finally:
-        cluster.stop()
+async def cluster(cluster: Processes) -> Processes:
+    cluster.start_all(nodes=3)
+    await asyncio.to_thread(cluster.wait_ready, cluster.gateway)
+    return cluster
 
 
 async def all_by_asyncio(endpoints: tuple[str, str], timeout: float) -> list[Any]:
@@ -67,8 +61,8 @@ async def test_no_definite_error_is_told_of_an_effect_when_a_gateway_and_a_node_
     cluster: Processes, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A gateway stops before it can answer, and dies with a node. Its callers try the other
-    gateway, which cannot reach the owners of some objects until after their deadlines: it knows
-    nothing of the attempts before, and may not say that there was no effect.
+    gateway. That one cannot reach the owners of some objects before the deadlines end. It knows
+    nothing of earlier attempts, so it may not say that a call had no effect.
     """
     # every client begins with the gateway that dies
     in_order = SimpleNamespace(randrange=lambda _: 0, uniform=random.uniform)

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import holdfast
@@ -28,14 +27,10 @@ OPTIONS = ("--members-min", "3", "--repair-after", "60", "--shards", str(SHARDS)
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Processes]:
-    cluster = Processes(tmp_path, replication=3)
-    try:
-        cluster.start_all("--repair-after", "60", "--shards", str(SHARDS), nodes=3)
-        cluster.wait_ready(cluster.gateway)
-        yield cluster
-    finally:
-        cluster.stop()
+def cluster(cluster: Processes) -> Processes:
+    cluster.start_all("--repair-after", "60", "--shards", str(SHARDS), nodes=3)
+    cluster.wait_ready(cluster.gateway)
+    return cluster
 
 
 class Counted:

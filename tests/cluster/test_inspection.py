@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
 
 
 @pytest.fixture
-async def client(shop: Processes) -> Any:
+async def client(shop: Processes) -> AsyncIterator[holdfast.Client]:
     async with shop.connect() as connected:
         yield connected
 

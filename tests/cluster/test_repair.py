@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from holdfast.local import free_port
@@ -19,15 +17,6 @@ pytestmark = pytest.mark.slow
 
 REPAIR_AFTER_S = 600
 """Far beyond the test: copies that come back in it were not made because a patience was over."""
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Processes]:
-    processes = Processes(tmp_path, replication=3)
-    try:
-        yield processes
-    finally:
-        processes.stop()
 
 
 @pytest.mark.timeout(240)

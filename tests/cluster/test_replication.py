@@ -8,7 +8,7 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,6 @@ from holdfast.client.blocking import BlockingClient
 from holdfast.verify.faults import FAULTS
 
 from tests.cluster.processes import Processes, run
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Processes]:
-    processes = Processes(tmp_path, replication=3)
-    try:
-        yield processes
-    finally:
-        processes.stop()
 
 
 def wait_until(cluster: Processes, holds: Callable[[Any], bool], timeout_s: float = 60) -> Any:
@@ -73,9 +64,10 @@ BACK_OR_SLOW = "disk-rollback,etcd-rollback,slow-disk,slow-node,clock"
     ids=["dead", "back or slow"],
 )
 def test_every_promise_is_kept_under_every_fault(tmp_path: Path, faults: str) -> None:
-    """kill -9, SIGSTOP for 10 s, a rolling restart, a one-way partition, etcd killed, a drain, a
-    join, a lost disk, and a gateway that dies together with a node, under load. A disk and an etcd
-    that are put back, a slow disk, a node that stutters, a wrong clock.
+    """Faults under load. The first set: kill -9, SIGSTOP for 10 s, a rolling restart, a one-way
+    partition, etcd killed, a drain, a join, a lost disk, a gateway that dies with a node.
+    The second: a disk and an etcd that are put back, a slow disk, a node that stutters, a wrong
+    clock.
     """
     assert {*DEAD.split(","), *BACK_OR_SLOW.split(",")} == set(FAULTS)
     picture = tmp_path / "timeline.svg"

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -175,10 +174,8 @@ kept: list[Board] = []
 
 
 @pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    bench = Bench(tmp_path / "store", app)
-    yield bench
-    await bench.close()
+def bench_app() -> App:
+    return app
 
 
 def call(bench: Bench, key: str, method: str, *arguments: Any, **options: Any) -> int:

@@ -4,9 +4,7 @@ that."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import holdfast
@@ -117,11 +115,14 @@ class Evicting(DurableObject):
 
 
 @pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    bench = Bench(tmp_path / "store", app)
+def bench_app() -> App:
+    return app
+
+
+@pytest.fixture
+async def bench(bench: Bench) -> Bench:
     bench.set_clock()
-    yield bench
-    await bench.close()
+    return bench
 
 
 async def answer(bench: Bench, key: str, method: str, *arguments: Any, kind: str = "Cache") -> Any:

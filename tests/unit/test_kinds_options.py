@@ -4,7 +4,6 @@ functions around handlers."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -91,10 +90,8 @@ class WriteBehind(DurableObject):
 
 
 @pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    bench = Bench(tmp_path / "store", app)
-    yield bench
-    await bench.close()
+def bench_app() -> App:
+    return app
 
 
 async def answer(bench: Bench, kind: str, method: str, *arguments: Any) -> Any:
