@@ -256,7 +256,7 @@ def a_parcel() -> Parcel:
 
 @app.kind(notify_attempts=3, alarm_attempts=2)
 class Sender(DurableObject):
-    """Notifies, and tells nobody of the outcome."""
+    """Notifies, and returns before the outcome is known."""
 
     def send(self, to: str, count: int = 1, method: str = "take", delay_ms: int = 0) -> None:
         delay = timedelta(milliseconds=delay_ms) if delay_ms else None
@@ -451,8 +451,8 @@ _charges: dict[str, int] = {}
 
 @app.kind
 class Till(DurableObject):
-    """Does what nobody can take back, and stores nothing; counts in its process how often that was
-    done."""
+    """Charges money, which cannot be taken back, and stores nothing. Its process counts the
+    charges."""
 
     def charge(self, amount: int) -> int:
         _charges[self.key] = _charges.get(self.key, 0) + 1

@@ -1,5 +1,5 @@
-"""Callers that wait no more: their calls leave their queues, or are rolled back, and nobody's
-object is held up."""
+"""Callers that stop waiting. Their calls leave the queues or are rolled back, and hold up no
+object."""
 
 from __future__ import annotations
 

@@ -454,6 +454,6 @@ async def test_an_emptied_etcd_is_adopted_from_what_running_and_started_nodes_ha
 
 
 def confirmation(dry_run: str) -> str:
-    """What whoever adopts has to type, by what the dry run printed."""
+    """What the operator has to type to adopt, by what the dry run printed."""
     id = dry_run.removeprefix("cluster ").partition(",")[0]
     return f"adopt etcd for cluster {id[:8]}"

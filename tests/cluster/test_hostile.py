@@ -119,8 +119,8 @@ async def unharmed(
 
 
 async def garbage(port: int, rng: random.Random, beginning: bytes = b"") -> None:
-    """One connection that says something nobody understands, and ends, or waits for the other side
-    to end it."""
+    """Open a connection and send bytes that have no meaning. Then close it, or wait until the other
+    side does."""
     try:
         reader, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), 10)
     except (OSError, TimeoutError):
@@ -361,7 +361,7 @@ async def test_one_frame_that_asks_for_very_much_ends_the_session_of_who_does_no
 
 
 async def read_to_the_end(session: Any) -> int:
-    """How many bytes a session still has, until it ends in whatever way."""
+    """How many bytes a session still sends before it ends. An error is an end too."""
     read = 0
     with contextlib.suppress(grpc.aio.AioRpcError):
         while (frame := await asyncio.wait_for(session.read(), 20)) is not grpc.aio.EOF:
@@ -806,7 +806,7 @@ EXPECTED = {
     grpc.StatusCode.UNIMPLEMENTED,
     grpc.StatusCode.ABORTED,
 }
-"""What a caller may be told of its own nonsense. UNKNOWN is an exception that nobody thought of."""
+"""What a caller may be told of its own nonsense. UNKNOWN is an exception that no code handles."""
 
 
 async def ask(

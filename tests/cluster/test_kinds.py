@@ -214,8 +214,8 @@ async def test_a_rolling_upgrade_that_removes_a_kind_serves_it_to_the_last_node(
                 for name in ("n1", "n2"):
                     while await client.get("Old", f"woken by {name}").value() < 1:
                         await asyncio.sleep(0.1)
-            # The only node that has the kind is away for a moment: nobody says that there is no
-            # such kind.
+            # The only node that has the kind is away for a moment. The gateway does not say that
+            # there is no such kind.
             await asyncio.to_thread(apps.kill, "n3")
             waits = asyncio.create_task(client.get("Old", keys[0]).increment())
             await asyncio.sleep(1)
@@ -282,7 +282,7 @@ async def test_two_apps_that_share_no_kind_live_in_one_cluster(apps: Apps) -> No
         }
         assert not moved & ({shard_of("Basket", key, SHARDS) for key in baskets} | of_counters)
 
-        # A node of each app dies: whoever is in sync takes over, and the shards end where their
+        # A node of each app dies. An in-sync copy takes over, and the shards end where their
         # kinds are.
         for name in ("n1", "n3"):
             await asyncio.to_thread(apps.kill, name)

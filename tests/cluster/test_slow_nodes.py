@@ -1,4 +1,4 @@
-"""Nodes that are slow and not dead, on real processes: nobody waits for them for long."""
+"""Nodes that are slow and not dead, on real processes: the others do not wait for them for long."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ async def test_a_turn_that_fails_in_any_way_is_rolled_back_and_the_next_one_is_f
     with pytest.raises(error, match=message) as failed:
         await counter.increment_then(what)
     assert failed.value.request_id
-    # Not definite: a call had left the turn, or perhaps had; or nobody can tell.
+    # An error is not definite when a call had left the turn, or when that cannot be told.
     assert failed.value.definite == (
         what not in ("call itself", "raise WrongOwner", "raise what cannot be told")
     )

@@ -1,7 +1,7 @@
 """Version N and the next one together: a rolling upgrade under load, and back.
 
-The next version is this one, with a field more in every message, in every record and in etcd: what
-docs/operating.md says that a version may add.
+The next version is this one with one more field in every message, every record and every key of
+etcd. docs/operating.md allows a version to add that.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""A small world around the replicas of one shard, of which every order of events can be tried.
+"""A small world around the replicas of one shard. The search tries every order of its events.
 
-It drives the very `Replica` that production runs; `step` gives the world that follows an event, and
-raises Broken when a promise is. What is small about it: a few writes, and of each fault as many as
-`Budget` says. Its reductions, none of which hides an order that matters to the core:
+The world drives the very `Replica` that production runs. `step` gives the world that follows an
+event, and raises Broken when a promise is broken. The world is small: it has a few writes, and as
+many of each fault as `Budget` says. None of these reductions hides an order that matters to the
+core:
 
-- A link is a queue, as a TCP stream is; one message may be late (it is taken out, and comes at any
-  time), and one link may break.
-- A disk writes at once, unless it is stalled: then it writes when it goes on, or loses what it has
-  not written.
-- etcd takes a swap and answers in one step; the answer may be lost, with or without the swap. Views
+- A link is a queue, as a TCP stream is. One message may be late: it is taken out, and comes at any
+  time. One link may break.
+- A disk writes at once, unless it is stalled. A stalled disk writes when it goes on, or loses what
+  it has not written.
+- etcd takes a swap and answers in one step. The answer may be lost, with or without the swap. Views
   come later, node by node.
 - All clocks are one. Time passes in steps that matter to the core, and every node ticks then.
 """
@@ -422,8 +423,8 @@ class World:
             self._flush(node)
 
     def _check_kept(self, owner: Node, entry: r.LogEntry) -> None:
-        """What an owner commits is on the disk of every copy that etcd has in sync: one of them
-        alone may have to stand for it."""
+        """What an owner commits is on the disk of every copy that etcd has in sync. Any one of
+        them may be the only copy that is left."""
         newest = self.assignments[-1]
         replica = owner.replica
         if replica is None or newest.epoch != replica.epoch or self.rolled:

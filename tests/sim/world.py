@@ -160,7 +160,7 @@ class World:
     # -- clients
 
     def clients(self, mean_s: float = 0.02) -> None:
-        """Calls arrive all the time, at whoever may think that it owns the shard."""
+        """Calls arrive all the time, at any node that may think that it owns the shard."""
 
         def one() -> None:
             if self.working:
@@ -410,8 +410,8 @@ class Etcd:
         }
 
     def request(self, node: Node, do: Callable[[], Any], answer: Callable[[Any], None]) -> None:
-        """Run `do` here and `answer` there; None when nobody knows. Requests of a node that crashes
-        meanwhile still happen."""
+        """Run `do` here and `answer` there, with None when the outcome is unknown. Requests of a
+        node that crashes meanwhile still happen."""
         world = self.world
         life = node.life
 

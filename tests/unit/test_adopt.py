@@ -1,4 +1,4 @@
-"""What `holdfast adopt-etcd` makes of what nodes know, and how it is written."""
+"""`holdfast adopt-etcd` makes a new etcd from what nodes know, and writes it."""
 
 from __future__ import annotations
 

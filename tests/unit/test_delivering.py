@@ -235,7 +235,7 @@ async def test_nothing_of_a_shard_comes_back_once_it_is_dropped(bench: Bench) ->
 
 
 class Nowhere:
-    """A router that reaches nobody."""
+    """A router that reaches no node."""
 
     def reachable(self, kind: str, key: str) -> bool:
         return False

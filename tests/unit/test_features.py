@@ -1,4 +1,4 @@
-"""Features of a cluster: in use once every member knows them, and refused by whoever does not."""
+"""Features: a cluster uses one once every member knows it, and then no other process may join."""
 
 from __future__ import annotations
 

@@ -403,8 +403,8 @@ def test_every_event_has_a_round() -> None:
 def test_a_core_that_asserts_ends_the_node_in_every_path(
     trio: Trio, monkeypatch: pytest.MonkeyPatch, event: type
 ) -> None:
-    """Whoever brought the event (a stream, a call of gRPC, a task) would log the exception, and the
-    node would go on."""
+    """A stream, a call of gRPC or a task brings the event. It would log the exception, and the node
+    would go on."""
     handle = Replica.handle
 
     def asserts(self: Replica, what: Event, now: float) -> list[Effect]:

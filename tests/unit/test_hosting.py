@@ -1,4 +1,4 @@
-"""Nodes with different kinds: who has what, what an owner asks for, and what comes of it."""
+"""Nodes with different kinds: which node has which, and what an owner asks for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The outbox: what goes when, what becomes of what failed."""
+"""The outbox: when it sends a notification, and what it does with one that failed."""
 
 from __future__ import annotations
 

@@ -410,7 +410,7 @@ async def test_what_a_block_began_can_change_nothing_once_the_block_has_failed(
     with pytest.raises(KeyError), storage.transaction():
         crediting = asyncio.create_task(credit())
         await debit()
-    storage.put("d", 1)  # whoever caught it goes on
+    storage.put("d", 1)  # the handler that caught the error goes on
     await crediting
     assert storage.list() == {"c": 1, "d": 1}
     assert rows.effects == []

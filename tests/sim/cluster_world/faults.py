@@ -1,12 +1,11 @@
 """What goes wrong in a world. Each fault has a name; a world draws from the names that it is given.
 
 `DEFAULT` are those that production is made to survive by itself. The two of `LATER` may need a
-person, whom no world has:
+person, and no world has one:
 
-- *etcd put back*: everything that moves waits until an operator adopts it, or puts the newest data
-  back.
-- *etcd emptied*: a node that starts meanwhile with an empty directory forms a cluster of its own,
-  and is of that one from then on.
+- *etcd put back*: nothing moves until an operator adopts etcd, or puts the newest data back.
+- *etcd emptied*: a node that starts then with an empty directory forms a cluster of its own. It
+  stays in that cluster.
 """
 
 from __future__ import annotations

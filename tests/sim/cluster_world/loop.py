@@ -2,8 +2,8 @@
 give the same order.
 
 Every callback belongs to the process whose context it was made in. The loop drops the callbacks of
-a process that has ended, and holds those of a process that is stopped, or that is still busy with
-the callback before.
+a process that has ended. It holds those of a process that is stopped, or is still busy with an
+earlier callback.
 """
 
 from __future__ import annotations
