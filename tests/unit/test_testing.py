@@ -108,7 +108,7 @@ def test_time_is_virtual(cluster: Cluster) -> None:
     assert cluster.get(Thing, "a").add(wait=20.0) == 1
     cluster.advance(timedelta(days=30))
     assert timedelta(days=30, seconds=20) <= cluster.now() - now < timedelta(days=30, seconds=40)
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - began < 15  # in real time the wait alone would take 20 s
     with pytest.raises(ValueError, match="does not go back"):
         cluster.advance(timedelta(seconds=-1))
     with virtual_cluster(app, now=datetime(2030, 1, 1, tzinfo=UTC)) as other:
@@ -247,7 +247,7 @@ def test_a_connection_that_nobody_uses_does_not_make_time_real(cluster: Cluster)
     assert cluster.get(Thing, "a").connect_and_keep() == "connected"
     began = time.perf_counter()
     cluster.advance(timedelta(days=10))
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - began < 15
 
 
 def test_a_child_process_is_waited_for(cluster: Cluster) -> None:
