@@ -313,7 +313,7 @@ async def test_an_etcd_that_was_emptied_and_put_back_is_followed_again_without_a
             await asyncio.to_thread(lost.said_by, "n4", "No other one is formed")
             lost.kill("n4")
             assert lost.in_etcd("settings") == ""
-            # nobody can remove it now: what its owners and copies are asked waits for etcd
+            # no node can remove it now: what its owners and copies are asked waits for etcd
             lost.kill("n3")
             await asyncio.sleep(12)
             lost.put_back("good")
@@ -438,7 +438,7 @@ async def test_an_emptied_etcd_is_adopted_from_what_running_and_started_nodes_ha
         lost.front()
         for name in ("n1", "n2", "n3"):
             await asyncio.to_thread(lost.said_by, name, "what this node knows can be asked for")
-        assert lost.in_etcd("settings") == ""  # with data nobody forms a cluster
+        assert lost.in_etcd("settings") == ""  # a node with data forms no cluster
         nodes = [
             option
             for name in ("n1", "n2")

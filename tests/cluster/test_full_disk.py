@@ -196,7 +196,7 @@ def test_when_every_disk_is_full_the_cluster_is_read_only_and_writes_again_when_
 def test_a_write_that_finds_no_room_ends_the_node_whose_start_waits_for_room(
     make: Callable[[int], Cluster], kind: str
 ) -> None:
-    """Nobody looks ahead here: the reserve is 0."""
+    """The node does not look ahead here: the reserve is 0."""
     cluster = make(1)
     disk = cluster.disk("n1", 300, kind)
     cluster.start_all("--disk-reserve", "0", nodes=1, app=APP)

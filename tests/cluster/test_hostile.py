@@ -225,7 +225,7 @@ async def test_mutated_frames_in_pipes_and_in_replication(target: Processes) -> 
     me = member(target)
     to = f"{me['id']}:{me['incarnation']}"
     peer = member(target, "n2")["id"]
-    # of an epoch that nobody has heard of
+    # of an epoch that no node has seen
     acknowledged = [(shard, Acknowledge(1 << 50, 1, 0.0)) for shard in range(20)]
     # of one that is over
     replicated = [(shard, Replicate(0, Position(0, 0), (), 0, 0.0)) for shard in range(20)]

@@ -69,7 +69,7 @@ def test_who_asks_for_a_kind_that_nobody_knows_is_told(
         == "there was nothing of it\n"
     )
     assert run("objects", "list", "Shop", "there-is-none", *at).returncode == 0
-    asked = run("objects", "delete", "Shop", "never", *at)  # and nobody is there to answer
+    asked = run("objects", "delete", "Shop", "never", *at)  # and no person is there to answer
     assert (asked.returncode, asked.stdout) == (1, "")
     assert "for good?" in asked.stderr
 

@@ -91,7 +91,7 @@ def test_every_promise_is_kept_under_every_fault(tmp_path: Path, faults: str) ->
     assert report["definite_errors_with_an_effect"] == report["disordered"] == []
     hasty = report["hasty_calls"]
     assert min(hasty["acknowledged"], hasty["unknown"]) > 0, hasty  # there were such errors
-    # definite ones come of shards that nobody serves for longer than a short deadline
+    # definite ones come of shards that have no owner for longer than a short deadline
     if faults == DEAD:
         assert hasty["failed"] > 0, hasty
     assert report["acknowledged"] > 2_000

@@ -49,7 +49,7 @@ class Checks:
             known = self.history.setdefault(entry.seq, entry)
             if known != entry and self._world.went_back and is_term(known.data):
                 self.history[entry.seq] = (
-                    # a disk that went back may lose a first entry, which tells nobody anything
+                    # a disk that went back may lose a first entry, which holds no data
                     entry
                 )
             elif known != entry:

@@ -336,7 +336,7 @@ def test_entries_that_wait_are_given_up_with_the_shard(trio: Trio) -> None:
     entry.rows = [(KEY, b"1")]
     entry.waiters.append(a)
     a.replicas.append([entry])
-    a.outbox.clear()  # nobody hears of it
+    a.outbox.clear()  # no node hears of it
     trio.assign("b", 2, joined=(), seen_by=("b", "c"))
     assert a.committed == [entry]
     assert (entry.abandoned, entry.committed) == (True, False)

@@ -94,7 +94,7 @@ def test_a_node_that_has_data_is_expected_for_as_long_as_it_is_away() -> None:
     now += 10_000.0
     assert known.might_have("Y")
     assert not known.might_have("Z")
-    known.follow(view(member("a", "X")))  # b was always of version 1: nobody knows what it has
+    known.follow(view(member("a", "X")))  # b was always of version 1: no node knows what it has
     assert known.might_have("Z")
 
 
@@ -231,7 +231,7 @@ async def test_where_no_node_has_all_kinds_the_one_that_more_objects_need_counts
     node.use("X", "4")
     node.now += 1.0  # they are counted once a second
     assert (await node.told(view(A, B))).asks == {}
-    assert (await node.told(view(A, BOTH))).asks == {0: ("X", "Y")}  # nobody loses anything there
+    assert (await node.told(view(A, BOTH))).asks == {0: ("X", "Y")}  # neither kind loses there
 
 
 async def test_a_shard_that_was_handed_over_is_not_asked_away_at_once(node: Node) -> None:

@@ -644,7 +644,7 @@ def test_fail_over_takes_one_that_has_what_the_owner_had_and_waits_for_nobody() 
             second,
         ),
         ({now.owner: "X", first: "XY", second: "Y"}, first),
-        ({now.owner: "X", first: "Y", second: "Z"}, first),  # nobody has it: the data decides
+        ({now.owner: "X", first: "Y", second: "Z"}, first),  # no node has it: the data decides
         (
             {now.owner: "Y", first: "XYZ", second: "XY"},
             first,

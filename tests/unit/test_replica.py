@@ -77,7 +77,7 @@ def test_an_entry_is_committed_when_every_replica_and_its_own_disk_have_it() -> 
 def test_what_was_persisted_under_an_earlier_epoch_says_nothing_of_the_same_places_now() -> None:
     replica = owner()
     first = replica.last.seq
-    for _ in range(3):  # nobody acknowledges these
+    for _ in range(3):  # no replica acknowledges these
         persist_all(replica, replica.handle(r.Append(X), 101.0), 101.0)
     assert replica.persisted == first + 3
     replica.handle(r.Assigned(Assignment(2, "b", 1, ("a", "b", "c"), released=True), 2), 101.1)
