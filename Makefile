@@ -4,13 +4,14 @@ BIN := .venv/bin
 PROTOS := $(wildcard proto/holdfast/v1/*.proto)
 CLUSTER_PROTOS := $(wildcard proto/holdfast_cluster/*/*.proto)
 
-.PHONY: help run demo test test-slow check tools container-tools bench sim model proto proto-fresh clean docs
+.PHONY: help run demo test test-slow check coverage tools container-tools bench sim model proto proto-fresh clean docs
 help:
 	@echo "make run    start the property example on a local cluster; it stays up until Ctrl-C"
 	@echo "make demo   the same, but ends by itself"
 	@echo "make test   the tests with real etcd and real processes, and the simulators; unit tests are in make check"
 	@echo "make test-slow  the long ones: etcd and disks that go back, full disks, other kinds"
 	@echo "make check  format, lint, types, import layers, generated code fresh, unit and property tests"
+	@echo "make coverage  what unit and property tests reach; it fails below the floor in pyproject.toml"
 	@echo "make bench  calls per second on this machine; BENCH='--json --seconds 5' passes options on"
 	@echo "make sim    simulated clusters under faults; SEEDS=100000 for more, a seed again with: .venv/bin/python -m tests.sim [cluster|effects] SEED"
 	@echo "make model  all orders of events in small worlds of replicas; WORLDS=1100000"
@@ -32,7 +33,6 @@ check: .venv/dev proto-fresh
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mypy examples/property tests/types
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/buf lint
@@ -41,6 +41,12 @@ check: .venv/dev proto-fresh
 	$(BIN)/python docs/check.py
 	$(BIN)/python docs/way_back.py --check
 	$(BIN)/pytest tests/unit tests/property examples
+
+coverage: .venv/dev
+	@rm -rf .venv/coverage && mkdir -p .venv/coverage
+	$(BIN)/coverage run -m pytest tests/unit tests/property examples -n 2 --dist loadfile
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 test: .venv/dev tools
 	@# Real processes mostly wait: two files of them run at a time, and the simulators with what they leave.

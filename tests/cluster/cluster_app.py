@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -256,7 +256,7 @@ def a_parcel() -> Parcel:
 
 @app.kind(notify_attempts=3, alarm_attempts=2)
 class Sender(DurableObject):
-    """Notifies, and tells nobody of the outcome."""
+    """Notifies, and returns before the outcome is known."""
 
     def send(self, to: str, count: int = 1, method: str = "take", delay_ms: int = 0) -> None:
         delay = timedelta(milliseconds=delay_ms) if delay_ms else None
@@ -287,7 +287,7 @@ class Sender(DurableObject):
         """Send 15 MB and delete everything, again and again."""
         for i in range(rounds):
             for j in range(9):
-                self.notify(Receiver, f"big-{i}-{j}").take("big", b"x" * 1_700_000)
+                self.notify(Receiver, f"big-{i}-{j}").take("big", b"x" * 1_700_000)  # type: ignore[arg-type]
             self.storage.delete_all()
         self.storage.put("rounds", rounds)
         return rounds
@@ -324,7 +324,7 @@ class Receiver(DurableObject):
         name: str = "default",
         payload: Any = None,
         every_ms: int = 0,
-        misfire: str = "once",
+        misfire: Literal["once", "all", "skip"] = "once",
     ) -> None:
         every = timedelta(milliseconds=every_ms) if every_ms else None
         self.set_alarm(timedelta(milliseconds=ms), name, payload, every=every, misfire=misfire)
@@ -451,8 +451,8 @@ _charges: dict[str, int] = {}
 
 @app.kind
 class Till(DurableObject):
-    """Does what nobody can take back, and stores nothing; counts in its process how often that was
-    done."""
+    """Charges money, which cannot be taken back, and stores nothing. Its process counts the
+    charges."""
 
     def charge(self, amount: int) -> int:
         _charges[self.key] = _charges.get(self.key, 0) + 1
@@ -480,7 +480,7 @@ class Plain(DurableObject):
         self.notify("\ud800", "x").take("plain", 1)
 
     def notify_wrong(self) -> None:
-        self.notify(Receiver, "x").no_such_method()
+        self.notify(Receiver, "x").no_such_method()  # type: ignore[attr-defined]
 
 
 @app.kind(ttl=timedelta(seconds=12))

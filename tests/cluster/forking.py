@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
@@ -67,6 +67,7 @@ def in_children(
 
 def with_grandchild() -> list[int]:
     own = increments(20)
+    deeper: list[int]
     (deeper,) = in_children(1, lambda: increments(20))
     return own + deeper + increments(20)
 
@@ -115,11 +116,11 @@ async def with_open_asyncio_client() -> list[Any]:
                 async with holdfast.connect(GATEWAY) as another:
                     await another.get("Counter", KEY).increment()
 
+            def run(made: Callable[[], Coroutine[Any, Any, None]]) -> str:
+                return told(lambda: asyncio.run(made()))
+
             return [
-                *(
-                    told(lambda made=made: asyncio.run(made()))
-                    for made in (call, enter, close, open_another)
-                ),
+                *(run(made) for made in (call, enter, close, open_another)),
                 told(increments),
             ]
 
@@ -173,7 +174,8 @@ def main() -> list[Any]:
 
             async def once() -> int:
                 async with holdfast.connect(GATEWAY) as one:
-                    return await one.get("Counter", KEY).increment()
+                    count: int = await one.get("Counter", KEY).increment()
+                    return count
 
             asyncio.run(once())
             return in_children(CHILDREN, lambda: [asyncio.run(once())])

@@ -78,7 +78,7 @@ class Load:
             await asyncio.gather(*(increment(f"k{i}") for i in range(self._keys)))
 
     def check(self, gateway: str) -> None:
-        """Every acknowledged increment is there, and nothing that nobody made."""
+        """Every acknowledged increment is there, and none that the load did not make."""
         with BlockingClient(gateway, timeout=40) as client:
             for key, count in self.acknowledged.items():
                 assert count <= client.get("Counter", key).value() <= count + self.unknown[key], key

@@ -55,10 +55,12 @@ class Shop(DurableObject):
         return self.caller
 
     async def who_told(self) -> str:
-        return await self.objects.get("Ledger", self.key).who()
+        who: str = await self.objects.get("Ledger", self.key).who()
+        return who
 
     async def audit(self) -> int:
-        return await self.objects.get("Ledger", self.key).total()
+        total: int = await self.objects.get("Ledger", self.key).total()
+        return total
 
 
 @app.kind("Ledger")

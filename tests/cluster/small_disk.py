@@ -67,6 +67,6 @@ class SmallDisk:
         self._filler.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Unmount it, whoever still looks at it."""
+        """Unmount it, even while a process still uses it."""
         subprocess.run(["umount", "-l", str(self.where)], check=True)
         self._image.unlink(missing_ok=True)

@@ -11,10 +11,11 @@ from typing import Any
 import grpc
 import holdfast
 import pytest
-from conftest import APP, BENCH_APP, run
 from holdfast.local import free_port
 from holdfast.v1 import objects_pb2 as pb
 from holdfast.v1 import objects_pb2_grpc
+
+from tests.cluster.processes import APP, BENCH_APP, Processes, run
 
 # -- calls
 
@@ -30,7 +31,7 @@ from holdfast.v1 import objects_pb2_grpc
     ],
 )
 async def test_an_unknown_kind_or_method_is_told_with_the_nearest_names(
-    client: Any, kind: str, method: str, nearest: str
+    client: holdfast.Client, kind: str, method: str, nearest: str
 ) -> None:
     with pytest.raises(holdfast.NotFound, match=nearest) as unknown:
         await client.call(kind, "a", method)
@@ -56,7 +57,7 @@ async def test_an_unknown_kind_or_method_is_told_with_the_nearest_names(
     ],
 )
 async def test_a_wrong_or_missing_argument_is_told_with_its_path_and_type(
-    client: Any, kind: str, method: str, arguments: Any, path: str, message: str
+    client: holdfast.Client, kind: str, method: str, arguments: Any, path: str, message: str
 ) -> None:
     stub = getattr(client.get(kind, "a"), method)
     with pytest.raises(holdfast.InvalidArgument, match=message) as wrong:
@@ -66,18 +67,20 @@ async def test_a_wrong_or_missing_argument_is_told_with_its_path_and_type(
 
 
 @pytest.mark.parametrize("key", ["", "k" * 1025, "ü" * 513])
-async def test_an_empty_or_over_long_key_is_refused(client: Any, key: str) -> None:
+async def test_an_empty_or_over_long_key_is_refused(client: holdfast.Client, key: str) -> None:
     with pytest.raises(holdfast.InvalidArgument, match="key has 1 to 1024 bytes") as wrong:
         await client.get("Counter", key).increment()
     assert wrong.value.path == "key"
 
 
-async def test_a_key_of_1024_bytes_of_any_text_is_fine(client: Any) -> None:
+async def test_a_key_of_1024_bytes_of_any_text_is_fine(client: holdfast.Client) -> None:
     for key in ("ü" * 512, "\0" * 1024, "k" * 1024):
         assert await client.get("Counter", key).increment() == 1
 
 
-async def test_an_argument_that_is_too_large_is_refused_and_others_are_served(client: Any) -> None:
+async def test_an_argument_that_is_too_large_is_refused_and_others_are_served(
+    client: holdfast.Client,
+) -> None:
     with pytest.raises(
         holdfast.TooLarge, match="arguments of 5242886 bytes, at most 4194304"
     ) as large:
@@ -87,7 +90,9 @@ async def test_an_argument_that_is_too_large_is_refused_and_others_are_served(cl
     assert await client.get("echo", "e").text(text) == text
 
 
-async def test_a_message_beyond_grpcs_own_limit_fails_that_call_alone(client: Any) -> None:
+async def test_a_message_beyond_grpcs_own_limit_fails_that_call_alone(
+    client: holdfast.Client,
+) -> None:
     others = [
         asyncio.create_task(client.get("Counter", f"beside {i}").increment()) for i in range(50)
     ]
@@ -96,7 +101,7 @@ async def test_a_message_beyond_grpcs_own_limit_fails_that_call_alone(client: An
     assert await asyncio.gather(*others) == [1] * 50
 
 
-async def test_a_full_mailbox_refuses_with_when_to_come_back(client: Any) -> None:
+async def test_a_full_mailbox_refuses_with_when_to_come_back(client: holdfast.Client) -> None:
     busy = client.get("Counter", "full")
     running = asyncio.create_task(busy.wait_and_increment(0.5, 5.0))
     await asyncio.sleep(0.1)
@@ -111,11 +116,13 @@ async def test_a_full_mailbox_refuses_with_when_to_come_back(client: Any) -> Non
     assert await busy.value() == 51
 
 
-async def test_payloads_that_are_not_msgpack_or_json_are_refused(client: Any, shared: Any) -> None:
+async def test_payloads_that_are_not_msgpack_or_json_are_refused(
+    client: holdfast.Client, shared: Processes
+) -> None:
     with pytest.raises(holdfast.InvalidArgument, match="cannot read its arguments"):
         await client.call("Counter", "a", "increment", b"\xc1\xff")
     async with grpc.aio.insecure_channel(shared.gateway) as channel:
-        call = objects_pb2_grpc.ObjectsStub(channel).Call  # type: ignore[no-untyped-call]
+        call = objects_pb2_grpc.ObjectsStub(channel).Call
         for request in (
             pb.CallRequest(kind="Counter", key="a", method="increment", json="{"),
             pb.CallRequest(kind="Counter", key="a", method="increment", request_id=b"short"),
@@ -132,13 +139,13 @@ async def test_no_gateway_is_unavailable_at_the_deadline_and_names_the_endpoint(
             holdfast.Unavailable,
             match=f"the client reached no gateway before the deadline; 127.0.0.1:{port}",
         ) as gone:
-            await nobody.get("Counter", "a").increment()  # type: ignore[attr-defined]
+            await nobody.get("Counter", "a").increment()
     assert gone.value.definite
     assert gone.value.retryable
 
 
 async def test_a_shard_whose_node_is_away_is_unavailable_and_never_appears_empty(
-    processes: Any,
+    processes: Processes,
 ) -> None:
     """Rule 7: with the only copy absent, calls wait and fail; the other node does not serve the
     shard as if it were new."""
@@ -223,7 +230,7 @@ def test_a_missing_file_or_module_is_told(tmp_path: Path) -> None:
     assert "no module named 'nothing_like_this'" in run("dev", "nothing_like_this").stderr
 
 
-def test_a_port_in_use_is_told_by_nodes_and_gateways(processes: Any) -> None:
+def test_a_port_in_use_is_told_by_nodes_and_gateways(processes: Processes) -> None:
     processes.start_all()
     processes.wait_ready(processes.gateway)
     done = run("gateway", "--listen", processes.gateway, "--etcd-endpoints", processes.etcd)
@@ -244,7 +251,7 @@ def test_a_port_in_use_is_told_by_nodes_and_gateways(processes: Any) -> None:
 
 
 async def test_a_data_directory_in_use_of_another_node_cluster_or_time_is_refused(
-    processes: Any, tmp_path: Path
+    processes: Processes, tmp_path: Path
 ) -> None:
     processes.start_all()
     async with processes.connect() as client:
@@ -286,7 +293,7 @@ async def test_a_data_directory_in_use_of_another_node_cluster_or_time_is_refuse
         assert await client.get("Counter", "a").value() == 2  # nothing of this has done any harm
 
 
-async def test_a_corrupted_store_is_refused_and_the_file_named(processes: Any) -> None:
+async def test_a_corrupted_store_is_refused_and_the_file_named(processes: Processes) -> None:
     processes.start_all()
     async with processes.connect() as client:
         await asyncio.gather(*(client.get("Counter", f"k{i}").increment() for i in range(2000)))
@@ -304,7 +311,7 @@ async def test_a_corrupted_store_is_refused_and_the_file_named(processes: Any) -
     assert log.name in said
 
 
-def test_a_missing_table_file_is_refused_and_named(processes: Any) -> None:
+def test_a_missing_table_file_is_refused_and_named(processes: Processes) -> None:
     processes.start_all()
     with holdfast.connect_blocking(processes.gateway) as client:
         client.get("Counter", "a").increment()
@@ -321,7 +328,7 @@ def test_a_missing_table_file_is_refused_and_named(processes: Any) -> None:
     assert table.name in said
 
 
-def test_an_etcd_that_cannot_be_reached_is_named_and_tried_again(processes: Any) -> None:
+def test_an_etcd_that_cannot_be_reached_is_named_and_tried_again(processes: Processes) -> None:
     processes.node("n1")
     processes.front()
     deadline = time.monotonic() + 20
@@ -335,7 +342,7 @@ def test_an_etcd_that_cannot_be_reached_is_named_and_tried_again(processes: Any)
         assert client.get("Counter", "a").increment() == 1
 
 
-def test_what_waits_for_etcd_or_a_cluster_ends_on_sigterm(processes: Any) -> None:
+def test_what_waits_for_etcd_or_a_cluster_ends_on_sigterm(processes: Processes) -> None:
     processes.node("n1")
     processes.front()
     for name in ("n1", "gateway"):
@@ -374,7 +381,7 @@ def test_commands_say_soon_that_there_is_no_gateway() -> None:
 
 @pytest.mark.parametrize("name", ["n2", "gateway2"])
 def test_a_second_process_with_other_settings_is_refused_and_told_which(
-    processes: Any, name: str
+    processes: Processes, name: str
 ) -> None:
     processes.start_all(app=BENCH_APP)
     with holdfast.connect_blocking(processes.gateway) as client:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from conftest import run
+from tests.cluster.processes import run
 
 
 def test_every_kind_of_row_is_measured() -> None:

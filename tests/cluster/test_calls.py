@@ -11,7 +11,6 @@ import grpc
 import holdfast
 import msgspec
 import pytest
-from cluster_app import Counter, Echo, Parcel, a_parcel
 from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
@@ -21,20 +20,25 @@ from holdfast.ids import RequestIds, idempotent_id
 from holdfast.v1 import objects_pb2 as pb
 from holdfast.v1 import objects_pb2_grpc
 
+from tests.cluster.cluster_app import Counter, Echo, Parcel, a_parcel
+from tests.cluster.processes import Processes
 
-async def test_arguments_and_results_are_typed_by_their_hints(client: Any) -> None:
+
+async def test_arguments_and_results_are_typed_by_their_hints(client: holdfast.Client) -> None:
     got = await client.get(Echo, "e").parcel(a_parcel())
     assert isinstance(got, Parcel)
     assert got == a_parcel()
     assert await client.get("echo", "e").named(1, second={"x": 2, "y": "1"}) == [1, 2]
 
 
-async def test_a_typing_error_in_a_method_is_told_before_it_travels(client: Any) -> None:
+async def test_a_typing_error_in_a_method_is_told_before_it_travels(
+    client: holdfast.Client,
+) -> None:
     with pytest.raises(AttributeError, match="Counter has no handler 'incremnt'"):
-        client.get(Counter, "a").incremnt()
+        client.get(Counter, "a").incremnt()  # type: ignore[attr-defined]
 
 
-async def test_the_handler_sees_its_request(client: Any) -> None:
+async def test_the_handler_sees_its_request(client: holdfast.Client) -> None:
     request_id = RequestIds().next()
     stub = client.get("Counter", "seen", metadata={"tag": "blue"}, request_id=request_id)
     assert await stub.seen() == {
@@ -45,14 +49,16 @@ async def test_the_handler_sees_its_request(client: Any) -> None:
     }
 
 
-async def test_the_same_request_id_takes_effect_once(client: Any) -> None:
+async def test_the_same_request_id_takes_effect_once(client: holdfast.Client) -> None:
     request_id = RequestIds().next()
     for _ in range(3):  # every one after the first finds the kept reply
         assert await client.get("Counter", "once", request_id=request_id).increment() == 1
     assert await client.get("Counter", "once").value() == 1
 
 
-async def test_a_request_id_that_was_used_for_another_call_is_refused(client: Any) -> None:
+async def test_a_request_id_that_was_used_for_another_call_is_refused(
+    client: holdfast.Client,
+) -> None:
     stub = client.get("Counter", "used", request_id=holdfast.new_request_id())
     assert await stub.increment() == 1
     assert await stub.increment() == 1
@@ -63,7 +69,7 @@ async def test_a_request_id_that_was_used_for_another_call_is_refused(client: An
 
 
 async def test_what_stores_nothing_happens_once_under_an_id_of_the_callers_own(
-    client: Any, shared: Any
+    client: holdfast.Client, shared: Processes
 ) -> None:
     key = "till"
     for own in ({"idempotency_key": "order 7"}, {"request_id": holdfast.new_request_id()}):
@@ -78,7 +84,7 @@ async def test_what_stores_nothing_happens_once_under_an_id_of_the_callers_own(
 
 
 async def test_a_refusal_is_the_answer_to_its_id_for_good_and_an_exception_is_not(
-    client: Any,
+    client: holdfast.Client,
 ) -> None:
     for _ in range(3):
         with pytest.raises(holdfast.Rejected, match="no refunds") as refused:
@@ -91,7 +97,9 @@ async def test_a_refusal_is_the_answer_to_its_id_for_good_and_an_exception_is_no
     assert await client.get("Till", "fails").charges() == 3
 
 
-async def test_the_id_that_an_sdk_draws_keeps_nothing(client: Any, shared: Any) -> None:
+async def test_the_id_that_an_sdk_draws_keeps_nothing(
+    client: holdfast.Client, shared: Processes
+) -> None:
     """A blocking client's call looks to the gateway like one of any language: only the flag tells
     that the id was drawn."""
     with holdfast.connect_blocking(shared.gateway) as blocking:
@@ -105,21 +113,21 @@ async def test_the_id_that_an_sdk_draws_keeps_nothing(client: Any, shared: Any) 
 
 @pytest.mark.parametrize("first", [0xFE, 0xFF])
 async def test_ids_of_the_clusters_own_ranges_come_from_the_cluster_alone(
-    client: Any, shared: Any, first: int
+    client: holdfast.Client, shared: Processes, first: int
 ) -> None:
     reserved = bytes([first]) + idempotent_id("Counter", "reserved", "k")[1:]
     for make in (client, holdfast.connect_blocking(shared.gateway)):
         with pytest.raises(ValueError, match="cluster's own"):
             make.get("Counter", "reserved", request_id=reserved)
     async with grpc.aio.insecure_channel(shared.gateway) as channel:
-        call = objects_pb2_grpc.ObjectsStub(channel).Call  # type: ignore[no-untyped-call]
+        call = objects_pb2_grpc.ObjectsStub(channel).Call
         with pytest.raises(grpc.aio.AioRpcError, match="cluster's own"):
             await call(
                 pb.CallRequest(
                     kind="Counter", key="reserved", method="increment", request_id=reserved
                 )
             )
-        session = objects_pb2_grpc.ObjectsStub(channel).Session()  # type: ignore[no-untyped-call]
+        session = objects_pb2_grpc.ObjectsStub(channel).Session()
         calls = [
             pb.Call(id=1, kind="Counter", key="reserved", method="increment", request_id=reserved)
         ]
@@ -130,9 +138,9 @@ async def test_ids_of_the_clusters_own_ranges_come_from_the_cluster_alone(
     assert await client.get("Counter", "reserved").value() == 0
 
 
-async def test_an_integer_of_more_than_64_bits_is_refused_in_json_too(shared: Any) -> None:
+async def test_an_integer_of_more_than_64_bits_is_refused_in_json_too(shared: Processes) -> None:
     async with grpc.aio.insecure_channel(shared.gateway) as channel:
-        call = objects_pb2_grpc.ObjectsStub(channel).Call  # type: ignore[no-untyped-call]
+        call = objects_pb2_grpc.ObjectsStub(channel).Call
         with pytest.raises(grpc.aio.AioRpcError, match="more than 64 bits"):
             await call(
                 pb.CallRequest(
@@ -144,7 +152,9 @@ async def test_an_integer_of_more_than_64_bits_is_refused_in_json_too(shared: An
             )
 
 
-async def test_a_result_that_its_hint_does_not_allow_is_told_as_that(client: Any) -> None:
+async def test_a_result_that_its_hint_does_not_allow_is_told_as_that(
+    client: holdfast.Client,
+) -> None:
     with pytest.raises(
         holdfast.InternalError,
         match=r"lies\(\) ran, but its result does not fit its return hint",
@@ -152,19 +162,19 @@ async def test_a_result_that_its_hint_does_not_allow_is_told_as_that(client: Any
         await client.get(Counter, "liar").lies()
 
 
-def test_what_is_no_key_or_address_is_told_before_it_travels(shared: Any) -> None:
+def test_what_is_no_key_or_address_is_told_before_it_travels(shared: Processes) -> None:
     with (
         holdfast.connect_blocking(shared.gateway) as client,
         pytest.raises(TypeError, match="an object's key is text, not int: 5"),
     ):
-        client.get(Counter, 5)
+        client.get(Counter, 5)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="'localhost' is not an address: write host:port"):
         holdfast.connect_blocking("localhost")
 
 
-async def test_a_bare_call_without_arguments_is_answered_in_msgpack(shared: Any) -> None:
+async def test_a_bare_call_without_arguments_is_answered_in_msgpack(shared: Processes) -> None:
     async with grpc.aio.insecure_channel(shared.gateway) as channel:
-        call = objects_pb2_grpc.ObjectsStub(channel).Call  # type: ignore[no-untyped-call]
+        call = objects_pb2_grpc.ObjectsStub(channel).Call
         assert (await call(pb.CallRequest(kind="Counter", key="bare", method="value"))).WhichOneof(
             "result"
         ) == "msgpack"
@@ -173,7 +183,7 @@ async def test_a_bare_call_without_arguments_is_answered_in_msgpack(shared: Any)
         ).json == "0"
 
 
-async def test_a_request_id_in_use_by_another_call_is_refused(client: Any) -> None:
+async def test_a_request_id_in_use_by_another_call_is_refused(client: holdfast.Client) -> None:
     request_id = RequestIds().next()
     first = asyncio.create_task(
         client.get("Counter", "busy", request_id=request_id).wait_and_increment(0.5, 5.0)
@@ -184,7 +194,7 @@ async def test_a_request_id_in_use_by_another_call_is_refused(client: Any) -> No
     assert await first == 1
 
 
-async def test_the_blocking_client_is_the_twin_of_the_other(shared: Any) -> None:
+async def test_the_blocking_client_is_the_twin_of_the_other(shared: Processes) -> None:
     def script() -> tuple[int, str]:
         with holdfast.connect_blocking(shared.gateway) as client:
             n = client.get(Counter, "blocking").increment(by=2)
@@ -197,7 +207,9 @@ async def test_the_blocking_client_is_the_twin_of_the_other(shared: Any) -> None
     assert await asyncio.to_thread(script) == (2, "by must not be negative")
 
 
-async def test_a_unary_call_with_the_callers_own_request_id_takes_effect_once(shared: Any) -> None:
+async def test_a_unary_call_with_the_callers_own_request_id_takes_effect_once(
+    shared: Processes,
+) -> None:
     request = pb.CallRequest(
         kind="Counter",
         key="unary once",
@@ -206,13 +218,13 @@ async def test_a_unary_call_with_the_callers_own_request_id_takes_effect_once(sh
         request_id=RequestIds().next(),
     )
     async with grpc.aio.insecure_channel(shared.gateway) as channel:
-        call = objects_pb2_grpc.ObjectsStub(channel).Call  # type: ignore[no-untyped-call]
+        call = objects_pb2_grpc.ObjectsStub(channel).Call
         assert [(await call(request)).json for _ in range(3)] == ["1", "1", "1"]
 
 
-async def test_unary_calls_take_json_and_msgpack(shared: Any) -> None:
+async def test_unary_calls_take_json_and_msgpack(shared: Processes) -> None:
     async with grpc.aio.insecure_channel(shared.gateway) as channel:
-        call = objects_pb2_grpc.ObjectsStub(channel).Call  # type: ignore[no-untyped-call]
+        call = objects_pb2_grpc.ObjectsStub(channel).Call
         reply = await call(
             pb.CallRequest(kind="Counter", key="unary", method="increment", json='{"by": 2}')
         )
@@ -227,9 +239,11 @@ async def test_unary_calls_take_json_and_msgpack(shared: Any) -> None:
         assert msgspec.msgpack.decode(reply.msgpack) == 5
 
 
-async def test_unary_errors_carry_the_whole_error_as_a_detail_of_their_status(shared: Any) -> None:
+async def test_unary_errors_carry_the_whole_error_as_a_detail_of_their_status(
+    shared: Processes,
+) -> None:
     async with grpc.aio.insecure_channel(shared.gateway) as channel:
-        call = objects_pb2_grpc.ObjectsStub(channel).Call  # type: ignore[no-untyped-call]
+        call = objects_pb2_grpc.ObjectsStub(channel).Call
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await call(
                 pb.CallRequest(
@@ -259,7 +273,7 @@ async def test_unary_errors_carry_the_whole_error_as_a_detail_of_their_status(sh
         assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-async def test_errors_too_large_for_a_unary_status_arrive_cut(shared: Any) -> None:
+async def test_errors_too_large_for_a_unary_status_arrive_cut(shared: Processes) -> None:
     def script() -> holdfast.HoldfastError:
         with (
             holdfast.connect_blocking(shared.gateway) as client,
@@ -273,7 +287,9 @@ async def test_errors_too_large_for_a_unary_status_arrive_cut(shared: Any) -> No
     assert error.message.startswith("xxx")
 
 
-async def test_malformed_frames_end_their_own_session_only(client: Any, shared: Any) -> None:
+async def test_malformed_frames_end_their_own_session_only(
+    client: holdfast.Client, shared: Processes
+) -> None:
     other = asyncio.create_task(
         client.get("Counter", "beside garbage").wait_and_increment(0.5, 5.0)
     )
@@ -284,7 +300,9 @@ async def test_malformed_frames_end_their_own_session_only(client: Any, shared: 
     assert await other == 1
 
 
-async def test_large_metadata_is_refused_beyond_its_limit_and_carried_up_to_it(client: Any) -> None:
+async def test_large_metadata_is_refused_beyond_its_limit_and_carried_up_to_it(
+    client: holdfast.Client,
+) -> None:
     large = {"tag": "x" * 200_000}
     stubs = [client.get("Counter", f"metadata {i}", metadata=large) for i in range(30)]
     assert [len((await stub.seen())["tag"]) for stub in stubs] == [200_000] * 30
@@ -292,7 +310,7 @@ async def test_large_metadata_is_refused_beyond_its_limit_and_carried_up_to_it(c
         await client.get("Counter", "metadata", metadata={"tag": "x" * 300_000}).seen()
 
 
-def test_reflection_tells_the_api_to_tools(shared: Any) -> None:
+def test_reflection_tells_the_api_to_tools(shared: Processes) -> None:
     with grpc.insecure_channel(shared.gateway) as channel:
         database = ProtoReflectionDescriptorDatabase(channel)
         assert "holdfast.v1.Objects" in database.get_services()
@@ -300,10 +318,10 @@ def test_reflection_tells_the_api_to_tools(shared: Any) -> None:
         assert [method.name for method in file.service[0].method] == ["Call", "Session"]
 
 
-async def test_health_is_served_by_gateways_and_nodes(shared: Any) -> None:
+async def test_health_is_served_by_gateways_and_nodes(shared: Processes) -> None:
     _, status = shared.ask("status")
     for address in (shared.gateway, status["nodes"][0]["address"]):
         async with grpc.aio.insecure_channel(address) as channel:
-            stub = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
+            stub = health_pb2_grpc.HealthStub(channel)
             answer = await stub.Check(health_pb2.HealthCheckRequest())
             assert answer.status == health_pb2.HealthCheckResponse.SERVING

@@ -1,5 +1,5 @@
-"""Callers that wait no more: their calls leave their queues, or are rolled back, and nobody's
-object is held up."""
+"""Callers that stop waiting. Their calls leave the queues or are rolled back, and hold up no
+object."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 import grpc
 import holdfast
 import pytest
-from conftest import Processes, run
 from holdfast.v1 import objects_pb2 as pb
+
+from tests.cluster.processes import Processes, run
 
 SOON_S = 3.0
 """Far below the 20 s that the turns here would take."""
@@ -28,13 +29,15 @@ def unary(channel: grpc.aio.Channel) -> Any:
     )
 
 
-async def is_free(client: Any, key: str, value: int = 0) -> None:
+async def is_free(client: holdfast.Client, key: str, value: int = 0) -> None:
     """An object answers soon, and has what it is to have."""
     async with asyncio.timeout(SOON_S):
         assert await client.get("Counter", key).value() == value
 
 
-async def test_a_call_that_is_cancelled_is_rolled_back_and_its_object_free(client: Any) -> None:
+async def test_a_call_that_is_cancelled_is_rolled_back_and_its_object_free(
+    client: holdfast.Client,
+) -> None:
     counter = client.get("Counter", "cancel: cancelled")
     running = asyncio.create_task(counter.increment_then("wait for ever"))
     await asyncio.sleep(0.3)
@@ -48,7 +51,7 @@ async def test_a_call_that_is_cancelled_is_rolled_back_and_its_object_free(clien
     await is_free(client, "cancel: cancelled")
 
 
-async def test_what_a_cancelled_turn_waits_for_is_cancelled_too(client: Any) -> None:
+async def test_what_a_cancelled_turn_waits_for_is_cancelled_too(client: holdfast.Client) -> None:
     first = asyncio.create_task(
         client.get("Counter", "cancel: asks").have_wait("cancel: asked", 20.0)
     )
@@ -59,7 +62,7 @@ async def test_what_a_cancelled_turn_waits_for_is_cancelled_too(client: Any) -> 
 
 
 async def test_a_unary_caller_that_goes_away_cancels_its_call(
-    client: Any, shared: Processes
+    client: holdfast.Client, shared: Processes
 ) -> None:
     async with grpc.aio.insecure_channel(shared.gateway) as channel:
         call = unary(channel)(
@@ -101,7 +104,9 @@ with holdfast.connect_blocking(sys.argv[1]) as client:
 """
 
 
-async def test_ctrl_c_in_a_blocking_call_cancels_it(client: Any, shared: Processes) -> None:
+async def test_ctrl_c_in_a_blocking_call_cancels_it(
+    client: holdfast.Client, shared: Processes
+) -> None:
     program = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
@@ -122,7 +127,7 @@ async def test_ctrl_c_in_a_blocking_call_cancels_it(client: Any, shared: Process
     await program.wait()
 
 
-async def test_while_others_wait_for_the_same_request_it_goes_on(client: Any) -> None:
+async def test_while_others_wait_for_the_same_request_it_goes_on(client: holdfast.Client) -> None:
     request_id = holdfast.new_request_id()
     counter = client.get("Counter", "cancel: joined", request_id=request_id)
     first, second = (asyncio.create_task(counter.wait_and_increment(1.5, 100.0)) for _ in range(2))
@@ -131,7 +136,7 @@ async def test_while_others_wait_for_the_same_request_it_goes_on(client: Any) ->
     assert await second == 1
 
 
-async def test_an_operator_aborts_a_turn(client: Any, shared: Processes) -> None:
+async def test_an_operator_aborts_a_turn(client: holdfast.Client, shared: Processes) -> None:
     running = asyncio.create_task(
         client.get("Counter", "cancel: aborted").increment_then("wait for ever")
     )
@@ -154,7 +159,9 @@ async def test_an_operator_aborts_a_turn(client: Any, shared: Processes) -> None
     assert (code, answer["method"]) == (0, "")
 
 
-async def test_errors_of_what_a_handler_called_are_the_handlers_own(client: Any) -> None:
+async def test_errors_of_what_a_handler_called_are_the_handlers_own(
+    client: holdfast.Client,
+) -> None:
     """They would look like the caller's fault, which it cannot mend."""
     for what, type_, says in (
         (
@@ -193,7 +200,7 @@ async def test_calls_that_are_held_go_when_their_callers_do(processes: Processes
     processes.start_all("--lease-ttl", "2")
     processes.wait_ready(processes.gateway)
     async with processes.connect() as client:
-        await client.get("Counter", "a").increment()  # type: ignore[attr-defined]
+        await client.get("Counter", "a").increment()
         processes.kill("n1")
         async with grpc.aio.insecure_channel(processes.gateway) as channel:
             request = pb.CallRequest(
@@ -202,7 +209,7 @@ async def test_calls_that_are_held_go_when_their_callers_do(processes: Processes
             calls = [unary(channel)(request) for _ in range(100)]
             session = [
                 asyncio.create_task(client.get("Counter", f"k{i}").increment()) for i in range(100)
-            ]  # type: ignore[attr-defined]
+            ]
             await asyncio.sleep(1.5)
             assert (await asyncio.to_thread(held, processes)) == 200
             for call in (*calls, *session):
@@ -213,7 +220,7 @@ async def test_calls_that_are_held_go_when_their_callers_do(processes: Processes
             assert (await asyncio.to_thread(held, processes)) == 0
     processes.node("n1", "--lease-ttl", "2")
     async with processes.connect() as client:
-        assert await client.get("Counter", "a").value() == 1  # type: ignore[attr-defined]
+        assert await client.get("Counter", "a").value() == 1
 
 
 def held(processes: Processes) -> int:

@@ -11,10 +11,11 @@ from typing import Any
 
 import holdfast
 import pytest
-from conftest import Processes
 from holdfast import ids
 from holdfast.client.blocking import BlockingClient
 from holdfast.verify import inside
+
+from tests.cluster.processes import Processes
 
 pytestmark = pytest.mark.slow
 
@@ -191,4 +192,4 @@ async def test_what_has_a_ttl_lives_as_long_whatever_the_owners_clock_shows_and_
         ] == [[]] * 24
     processes.node("n1", *options, app=APP)  # its clock is two days behind still
     async with processes.connect() as client:
-        assert [await client.get("Expiring", key).seen() for key in KEYS] == [[]] * 12  # type: ignore[attr-defined]
+        assert [await client.get("Expiring", key).seen() for key in KEYS] == [[]] * 12

@@ -1,10 +1,10 @@
-"""The image, built and run: etcd, three nodes and a gateway as containers, as the manifests run
-them, and what podman plays of those.
+"""The image is built and run: etcd, three nodes and a gateway as containers, as the manifests run
+them. Podman also plays those manifests that it can.
 
-It needs root, and buildah, podman, runc, mmdebstrap and catatonit, which `make container-tools`
-installs on Debian: an engine without a daemon, and a base that is made of Debian's packages.
-Containers share the host's network, for sandboxes allow no other. Everything is kept below a folder
-of its own, and removed.
+The test needs root, buildah, podman, runc, mmdebstrap and catatonit. `make container-tools`
+installs them on Debian. The engine has no daemon, and the base is made of Debian's packages.
+Containers share the host's network, because sandboxes allow no other. The test keeps everything
+below a folder of its own, and removes it.
 """
 
 from __future__ import annotations

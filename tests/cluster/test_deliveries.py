@@ -11,10 +11,11 @@ from typing import Any
 import grpc
 import holdfast
 import pytest
-from cluster_app import Plain, Receiver, Sender
-from conftest import Processes, run
 from holdfast.v1 import objects_pb2 as pb
 from holdfast.v1 import objects_pb2_grpc
+
+from tests.cluster.cluster_app import Plain, Receiver, Sender
+from tests.cluster.processes import Processes, run
 
 
 async def until(what: Any, wanted: Any, timeout_s: float = 15) -> Any:
@@ -38,7 +39,7 @@ def letters(shared: Processes, *arguments: str) -> list[dict[str, Any]]:
     return list(answer["letters"])
 
 
-async def test_notifications_arrive_once_and_in_order(client: Any) -> None:
+async def test_notifications_arrive_once_and_in_order(client: holdfast.Client) -> None:
     for sender in ("a", "b"):
         for _ in range(3):
             await client.get(Sender, sender).send("ordered", 20)
@@ -49,7 +50,7 @@ async def test_notifications_arrive_once_and_in_order(client: Any) -> None:
 
 
 async def test_a_notification_leaves_only_with_its_turn_and_with_its_part_of_it(
-    client: Any,
+    client: holdfast.Client,
 ) -> None:
     with pytest.raises(holdfast.ApplicationError):
         await client.get(Sender, "failing").send_and_fail("partly")
@@ -60,7 +61,7 @@ async def test_a_notification_leaves_only_with_its_turn_and_with_its_part_of_it(
     assert len(await stub.took()) == 2
 
 
-async def test_a_delayed_one_comes_when_its_time_has_come(client: Any) -> None:
+async def test_a_delayed_one_comes_when_its_time_has_come(client: holdfast.Client) -> None:
     sender = client.get(Sender, "delaying")
     began = time.monotonic()
     await sender.send("delayed", 1, "take", 700)
@@ -72,7 +73,7 @@ async def test_a_delayed_one_comes_when_its_time_has_come(client: Any) -> None:
 
 
 async def test_one_that_fails_is_tried_again_delays_nobody_else_and_ends_as_a_dead_letter(
-    client: Any, shared: Processes
+    client: holdfast.Client, shared: Processes
 ) -> None:
     sender = client.get(Sender, "persistent")
     await sender.send("closed", 1, "take_if_open")
@@ -111,7 +112,7 @@ async def test_one_that_fails_is_tried_again_delays_nobody_else_and_ends_as_a_de
 
 
 async def test_what_is_rejected_is_a_dead_letter_at_once_and_can_be_dropped(
-    client: Any, shared: Processes
+    client: holdfast.Client, shared: Processes
 ) -> None:
     await client.get(Sender, "rejected").send("strict", 3, "reject")
 
@@ -134,7 +135,7 @@ async def test_what_is_rejected_is_a_dead_letter_at_once_and_can_be_dropped(
 
 
 async def test_a_turn_that_would_overflow_the_outbox_is_refused_and_sends_nothing(
-    client: Any, shared: Processes
+    client: holdfast.Client, shared: Processes
 ) -> None:
     assert command(shared, "pause", "Receiver", "full")[0] == 0
     try:
@@ -150,7 +151,7 @@ async def test_a_turn_that_would_overflow_the_outbox_is_refused_and_sends_nothin
 
 
 async def test_pause_stops_deliveries_and_alarms_but_no_calls(
-    client: Any, shared: Processes
+    client: holdfast.Client, shared: Processes
 ) -> None:
     code, out, _ = command(shared, "pause", "Receiver", "quiet")
     assert code == 0
@@ -170,7 +171,7 @@ async def test_pause_stops_deliveries_and_alarms_but_no_calls(
     assert sorted(who for who, _ in took) == ["alarm late", "s", "s"]
 
 
-async def test_alarms_fire_on_time_repeat_and_can_be_taken_back(client: Any) -> None:
+async def test_alarms_fire_on_time_repeat_and_can_be_taken_back(client: holdfast.Client) -> None:
     stub = client.get(Receiver, "alarmed")
     with pytest.raises(holdfast.ApplicationError):
         await stub.alarm_and_fail()
@@ -198,7 +199,7 @@ async def test_alarms_fire_on_time_repeat_and_can_be_taken_back(client: Any) -> 
 
 
 async def test_an_alarm_that_fails_fires_again_and_what_it_wrote_is_undone_then_it_is_a_dead_letter(
-    client: Any, shared: Processes
+    client: holdfast.Client, shared: Processes
 ) -> None:
     stub = client.get(Receiver, "failing")
     await stub.alarm(0, "flaky", "fail once")
@@ -224,7 +225,9 @@ async def test_an_alarm_that_fails_fires_again_and_what_it_wrote_is_undone_then_
     assert command(shared, "deadletters", "drop", letter["id"])[0] == 0
 
 
-async def test_alarms_are_listed_by_kind_and_prefix(client: Any, shared: Processes) -> None:
+async def test_alarms_are_listed_by_kind_and_prefix(
+    client: holdfast.Client, shared: Processes
+) -> None:
     for i in range(5):
         await client.get(Receiver, f"listed-{i}").alarm(3_600_000 + i, "much later", {"i": i})
     code, answer = shared.ask("alarms", "Receiver", "listed-")
@@ -238,7 +241,7 @@ async def test_alarms_are_listed_by_kind_and_prefix(client: Any, shared: Process
     assert "listed-3" in command(shared, "alarms", "Receiver", "listed-3")[1]
 
 
-async def test_what_cannot_work_is_told_at_once(client: Any) -> None:
+async def test_what_cannot_work_is_told_at_once(client: holdfast.Client) -> None:
     with pytest.raises(holdfast.ApplicationError, match="has no on_alarm"):
         await client.get(Plain, "p").alarm()
     with pytest.raises(holdfast.ApplicationError, match="Receiver has no handler 'no_such_method'"):
@@ -246,7 +249,7 @@ async def test_what_cannot_work_is_told_at_once(client: Any) -> None:
 
 
 async def test_an_idempotency_key_names_one_effect_whoever_uses_it(
-    client: Any, shared: Processes
+    client: holdfast.Client, shared: Processes
 ) -> None:
     for _ in range(3):
         assert await client.get("Counter", "keyed", idempotency_key="order 17").increment() == 1
@@ -261,7 +264,7 @@ async def test_an_idempotency_key_names_one_effect_whoever_uses_it(
             == 1
         )
     async with grpc.aio.insecure_channel(shared.gateway) as channel:
-        call = objects_pb2_grpc.ObjectsStub(channel).Call  # type: ignore[no-untyped-call]
+        call = objects_pb2_grpc.ObjectsStub(channel).Call
         request = pb.CallRequest(kind="Counter", key="bare", method="increment", json="{}")
         for _ in range(2):
             assert (await call(request, metadata=(("idempotency-key", "x"),))).json == "1"
@@ -306,7 +309,7 @@ async def test_what_is_owed_survives_the_death_of_the_node(processes: Processes)
 
 
 async def test_clients_send_again_what_is_refused_for_now_within_their_budget_and_their_deadline(
-    client: Any, shared: Processes
+    client: holdfast.Client, shared: Processes
 ) -> None:
     assert await client.get("Busy", "a").refuse(3) == 3
     with holdfast.connect_blocking(shared.gateway) as blocking:
@@ -324,7 +327,7 @@ async def test_clients_send_again_what_is_refused_for_now_within_their_budget_an
         assert time.monotonic() - began < 0.5
 
 
-async def test_delete_all_keeps_alarms_unless_it_is_told_not_to(client: Any) -> None:
+async def test_delete_all_keeps_alarms_unless_it_is_told_not_to(client: holdfast.Client) -> None:
     receiver = client.get("Receiver", "clears")
     assert await receiver.clear(False) == ["kept?"]
     assert await receiver.alarms() == ["kept?"]
@@ -332,7 +335,7 @@ async def test_delete_all_keeps_alarms_unless_it_is_told_not_to(client: Any) -> 
     assert await receiver.alarms() == []
 
 
-async def test_an_alarm_shows_the_time_that_was_set(client: Any) -> None:
+async def test_an_alarm_shows_the_time_that_was_set(client: holdfast.Client) -> None:
     receiver = client.get("Receiver", "exact")
     for text in (
         "2040-01-01T00:00:00.123456+00:00",
@@ -344,7 +347,7 @@ async def test_an_alarm_shows_the_time_that_was_set(client: Any) -> None:
 
 
 async def test_a_part_that_fails_undoes_no_alarm_and_no_notification_of_another(
-    client: Any,
+    client: holdfast.Client,
 ) -> None:
     receiver = client.get("Receiver", "halves")
     assert await receiver.half_fails() == [["good"], False]

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.certs import Authority
+from tests.cluster.processes import Processes
 
 APP = Path(__file__).parent / "cluster_app.py"
 
@@ -48,14 +49,14 @@ def said(process: Any, wanted: str) -> list[str]:
 
 
 async def test_dev_starts_serves_ends_everything_and_continues_where_it_was(
-    tmp_path: Path, processes: Any
+    tmp_path: Path, processes: Processes
 ) -> None:
     for expected in (1, 2):
         process = start(processes.gateway_port, tmp_path / "data")
         children = psutil.Process(process.pid).children(recursive=True)
         try:
             async with holdfast.connect(processes.gateway) as client:
-                assert await client.get("Counter", "a").increment() == expected  # type: ignore[attr-defined]
+                assert await client.get("Counter", "a").increment() == expected
         finally:
             process.send_signal(signal.SIGINT)
             assert process.wait(30) == 0
@@ -82,7 +83,7 @@ def test_dev_shows_the_users_own_traceback(tmp_path: Path) -> None:
 
 
 def test_dev_refuses_a_port_that_another_cluster_has_and_a_folder_that_had_more_nodes(
-    tmp_path: Path, processes: Any
+    tmp_path: Path, processes: Processes
 ) -> None:
     process = start(processes.gateway_port, tmp_path / "data")
     try:
@@ -128,7 +129,7 @@ def ask(*arguments: str) -> tuple[int, Any]:
     return done.returncode, json.loads(done.stdout)
 
 
-def test_call_where_and_status_tell_the_same_story(tmp_path: Path, processes: Any) -> None:
+def test_call_where_and_status_tell_the_same_story(tmp_path: Path, processes: Processes) -> None:
     gateway = ("--gateway", processes.gateway)
     process = start(processes.gateway_port, tmp_path / "data")
     try:
@@ -179,7 +180,7 @@ def dev(folder: Path, port: int, *arguments: str) -> Any:
 
 
 def test_dev_shows_what_happens_and_takes_new_code_and_keeps_the_old_when_that_is_broken(
-    tmp_path: Path, processes: Any
+    tmp_path: Path, processes: Processes
 ) -> None:
     """Its file is called like a module of Python's own."""
     app = tmp_path / "queue.py"
@@ -226,7 +227,7 @@ def said_until(process: Any, wanted: str) -> list[str]:
     return lines
 
 
-def test_what_dev_started_ends_when_it_is_killed(tmp_path: Path, processes: Any) -> None:
+def test_what_dev_started_ends_when_it_is_killed(tmp_path: Path, processes: Processes) -> None:
     process = start(processes.gateway_port, tmp_path / "data")
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 5
@@ -253,7 +254,7 @@ def test_what_a_test_started_ends_when_it_is_killed() -> None:
     assert not alive
 
 
-def test_dev_with_certificates_and_an_access_file(tmp_path: Path, processes: Any) -> None:
+def test_dev_with_certificates_and_an_access_file(tmp_path: Path, processes: Processes) -> None:
     ca = Authority(tmp_path, "ca")
     cert, key = ca.sign("node", "default.holdfast")
     (tmp_path / "access.toml").write_text(

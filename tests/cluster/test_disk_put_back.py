@@ -11,13 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import holdfast
 import pytest
-from conftest import Processes, run
 from holdfast_node.log.disk_mark import INTERVAL_S
+
+from tests.cluster.processes import Processes, run
 
 pytestmark = pytest.mark.slow
 
@@ -27,21 +27,17 @@ OPTIONS = ("--members-min", "3", "--repair-after", "60", "--shards", str(SHARDS)
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Processes]:
-    cluster = Processes(tmp_path, replication=3)
-    try:
-        cluster.start_all("--repair-after", "60", "--shards", str(SHARDS), nodes=3)
-        cluster.wait_ready(cluster.gateway)
-        yield cluster
-    finally:
-        cluster.stop()
+def cluster(cluster: Processes) -> Processes:
+    cluster.start_all("--repair-after", "60", "--shards", str(SHARDS), nodes=3)
+    cluster.wait_ready(cluster.gateway)
+    return cluster
 
 
 class Counted:
     """What was acknowledged of every counter. A value that is told twice is an increment that was
     lost."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: holdfast.Client) -> None:
         self._client = client
         self.told: dict[str, list[int]] = {key: [] for key in KEYS}
 

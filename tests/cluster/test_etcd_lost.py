@@ -14,10 +14,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import holdfast
 import pytest
-from conftest import Processes, run
 from holdfast.local import free_port
 from holdfast_cluster.membership.etcd import Etcd, EtcdError, put
+
+from tests.cluster.processes import Processes, run
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +31,7 @@ OPTIONS = ("--shards", "16", "--repair-after", "60")
 class Ledger:
     """Increments counters one after the other, and remembers every value that was acknowledged."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: holdfast.Client) -> None:
         self._client = client
         self.values: dict[str, list[int]] = {key: [] for key in KEYS}
         self.errors: list[str] = []
@@ -311,7 +313,7 @@ async def test_an_etcd_that_was_emptied_and_put_back_is_followed_again_without_a
             await asyncio.to_thread(lost.said_by, "n4", "forms no new cluster")
             lost.kill("n4")
             assert lost.in_etcd("settings") == ""
-            # nobody can remove it now: what its owners and copies are asked waits for etcd
+            # no node can remove it now: what its owners and copies are asked waits for etcd
             lost.kill("n3")
             await asyncio.sleep(12)
             lost.put_back("good")
@@ -436,7 +438,7 @@ async def test_an_emptied_etcd_is_adopted_from_what_running_and_started_nodes_ha
         lost.front()
         for name in ("n1", "n2", "n3"):
             await asyncio.to_thread(lost.said_by, name, "answers `holdfast adopt-etcd`")
-        assert lost.in_etcd("settings") == ""  # with data nobody forms a cluster
+        assert lost.in_etcd("settings") == ""  # a node with data forms no cluster
         nodes = [
             option
             for name in ("n1", "n2")
@@ -452,6 +454,6 @@ async def test_an_emptied_etcd_is_adopted_from_what_running_and_started_nodes_ha
 
 
 def confirmation(dry_run: str) -> str:
-    """What whoever adopts has to type, by what the dry run printed."""
+    """What the operator has to type to adopt, by what the dry run printed."""
     id = dry_run.removeprefix("cluster ").partition(",")[0]
     return f"adopt etcd for cluster {id[:8]}"

@@ -17,8 +17,9 @@ from urllib.request import urlopen
 
 import holdfast
 import pytest
-from conftest import Processes
 from holdfast.local import free_port
+
+from tests.cluster.processes import Processes
 
 FOLDER = Path(__file__).parent
 

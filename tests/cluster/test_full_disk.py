@@ -15,14 +15,15 @@ from typing import Any
 import grpc
 import holdfast
 import pytest
-from conftest import Processes
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from holdfast.client.blocking import BlockingClient
 from holdfast.local import free_port
 from holdfast_node.store.rocks import DiskFull, Store, is_no_space
-from load import Load
-from small_disk import SmallDisk
-from test_replication import node, wait_until, whole
+
+from tests.cluster.load import Load
+from tests.cluster.processes import Processes
+from tests.cluster.small_disk import SmallDisk
+from tests.cluster.test_replication import node, wait_until, whole
 
 pytestmark = pytest.mark.slow
 
@@ -195,7 +196,7 @@ def test_when_every_disk_is_full_the_cluster_is_read_only_and_writes_again_when_
 def test_a_write_that_finds_no_room_ends_the_node_whose_start_waits_for_room(
     make: Callable[[int], Cluster], kind: str
 ) -> None:
-    """Nobody looks ahead here: the reserve is 0."""
+    """The node does not look ahead here: the reserve is 0."""
     cluster = make(1)
     disk = cluster.disk("n1", 300, kind)
     cluster.start_all("--disk-reserve", "0", nodes=1, app=APP)

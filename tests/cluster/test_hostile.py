@@ -19,7 +19,6 @@ import holdfast
 import msgspec
 import psutil
 import pytest
-from conftest import Processes
 from google.protobuf import message_factory
 from holdfast.channels import STREAMS_MAX, open_channel
 from holdfast.frames import MESSAGES_MAX
@@ -33,6 +32,8 @@ from holdfast_cluster.placement.model import Keys
 from holdfast_cluster.streams.tcp import PROTOCOL, Hello, StreamRefused, open_stream
 from holdfast_node.replication.core.events import Acknowledge, Position, Replicate
 from holdfast_node.replication.links import pack
+
+from tests.cluster.processes import Processes, bare_call, bare_stream
 
 APP = str(Path(__file__).parent / "monitoring_app.py")
 MIB = 1 << 20
@@ -118,8 +119,8 @@ async def unharmed(
 
 
 async def garbage(port: int, rng: random.Random, beginning: bytes = b"") -> None:
-    """One connection that says something nobody understands, and ends, or waits for the other side
-    to end it."""
+    """Open a connection and send bytes that have no meaning. Then close it, or wait until the other
+    side does."""
     try:
         reader, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), 10)
     except (OSError, TimeoutError):
@@ -183,7 +184,7 @@ def some_calls(rng: random.Random) -> bytes:
             attempt=rng.randrange(3),
             timeout_ms=rng.choice([0, 1, 1000, 1 << 31]),
             chain=rng.choice([[], ["Shop/fuzz1"], ["x"] * 50]),
-            codec=rng.choice([0, 1, 7]),
+            codec=rng.choice([0, 1, 7]),  # type: ignore[arg-type]
             notification=rng.choice([b"", rng.randbytes(30)]),
             caller=rng.choice(["", "object:Shop/a"]),
         )
@@ -224,7 +225,7 @@ async def test_mutated_frames_in_pipes_and_in_replication(target: Processes) -> 
     me = member(target)
     to = f"{me['id']}:{me['incarnation']}"
     peer = member(target, "n2")["id"]
-    # of an epoch that nobody has heard of
+    # of an epoch that no node has seen
     acknowledged = [(shard, Acknowledge(1 << 50, 1, 0.0)) for shard in range(20)]
     # of one that is over
     replicated = [(shard, Replicate(0, Position(0, 0), (), 0, 0.0)) for shard in range(20)]
@@ -304,7 +305,7 @@ async def test_huge_lengths_take_no_memory(target: Processes) -> None:
         for writer in writers:
             writer.close()
         channel = open_channel(target.gateway, [("grpc.max_send_message_length", 64 * MIB)])
-        call = channel.unary_unary("/holdfast.v1.Objects/Call")
+        call = bare_call(channel, "/holdfast.v1.Objects/Call")
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call(b"\x0a" + b"\xff\xff\xff\x0f" + b"x" * (20 * MIB), timeout=20)
         assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -360,7 +361,7 @@ async def test_one_frame_that_asks_for_very_much_ends_the_session_of_who_does_no
 
 
 async def read_to_the_end(session: Any) -> int:
-    """How many bytes a session still has, until it ends in whatever way."""
+    """How many bytes a session still sends before it ends. An error is an end too."""
     read = 0
     with contextlib.suppress(grpc.aio.AioRpcError):
         while (frame := await asyncio.wait_for(session.read(), 20)) is not grpc.aio.EOF:
@@ -605,7 +606,7 @@ async def test_compressed_messages_are_refused_before_they_are_inflated(target: 
                 address, options=[("grpc.max_send_message_length", -1)]
             ) as channel:
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
-                    await channel.unary_unary(path)(
+                    await bare_call(channel, path)(
                         bytes(512 * MIB), compression=grpc.Compression.Gzip, timeout=60
                     )
                 assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
@@ -682,13 +683,13 @@ async def test_sessions_are_bounded_for_a_connection_and_for_a_gateway(target: P
             open_channel(f"127.0.0.1:{port}") as one,
             open_channel(f"127.0.0.1:{port}") as other,
         ):
-            opened = [one.stream_stream(SESSION)() for _ in range(140)]
+            opened = [bare_stream(one, SESSION)() for _ in range(140)]
             there = await asyncio.gather(
                 *(asyncio.wait_for(call.initial_metadata(), 3) for call in opened),
                 return_exceptions=True,
             )
             assert sum(not isinstance(each, BaseException) for each in there) == STREAMS_MAX
-            more = [other.stream_stream(SESSION)() for _ in range(30)]
+            more = [bare_stream(other, SESSION)() for _ in range(30)]
             codes: Counter[Any] = Counter()
             for call in more:
                 with contextlib.suppress(TimeoutError):
@@ -697,7 +698,7 @@ async def test_sessions_are_bounded_for_a_connection_and_for_a_gateway(target: P
             for call in (*opened, *more):
                 call.cancel()
         async with holdfast.connect(f"127.0.0.1:{port}", timeout=10) as client:
-            assert await client.get("Shop", "after").sold() == 0  # type: ignore[attr-defined]
+            assert await client.get("Shop", "after").sold() == 0
     finally:
         target.kill("small")
 
@@ -805,7 +806,7 @@ EXPECTED = {
     grpc.StatusCode.UNIMPLEMENTED,
     grpc.StatusCode.ABORTED,
 }
-"""What a caller may be told of its own nonsense. UNKNOWN is an exception that nobody thought of."""
+"""What a caller may be told of its own nonsense. UNKNOWN is an exception that no code handles."""
 
 
 async def ask(
@@ -825,7 +826,7 @@ async def ask(
                 ):
                     pass
             else:
-                await channel.unary_unary(path)(
+                await bare_call(channel, path)(
                     request.SerializeToString(), timeout=3, metadata=metadata
                 )
     except grpc.aio.AioRpcError as error:

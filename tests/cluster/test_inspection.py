@@ -8,13 +8,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import holdfast
 import pytest
-from conftest import Processes, run
+
+from tests.cluster.processes import Processes, run
 
 APP = str(Path(__file__).parent / "monitoring_app.py")
 STRANGE = ["ü/ä", "a\0b", "a", "a\0", "zz" * 500, " ", "-x"]
@@ -32,7 +33,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
 
 
 @pytest.fixture
-async def client(shop: Processes) -> Any:
+async def client(shop: Processes) -> AsyncIterator[holdfast.Client]:
     async with shop.connect() as connected:
         yield connected
 
@@ -68,13 +69,13 @@ def test_who_asks_for_a_kind_that_nobody_knows_is_told(
         == "the object had stored nothing\n"
     )
     assert run("objects", "list", "Shop", "there-is-none", *at).returncode == 0
-    asked = run("objects", "delete", "Shop", "never", *at)  # and nobody is there to answer
+    asked = run("objects", "delete", "Shop", "never", *at)  # and no person is there to answer
     assert (asked.returncode, asked.stdout) == (1, "")
     assert "for good?" in asked.stderr
 
 
 async def test_objects_are_listed_by_key_page_by_page_whether_in_memory_or_not(
-    shop: Processes, client: Any
+    shop: Processes, client: holdfast.Client
 ) -> None:
     keys = [f"list-{i:04}" for i in range(700)] + [f"list{key}" for key in STRANGE]
     await asyncio.gather(*(client.get("Shop", key).sell(1) for key in keys))
@@ -99,7 +100,7 @@ async def test_objects_are_listed_by_key_page_by_page_whether_in_memory_or_not(
     assert ask(shop, "objects", "count", "Shop", "nothing")["objects"] == {"Shop": 0}
 
 
-async def test_an_object_s_rows_are_shown(shop: Processes, client: Any) -> None:
+async def test_an_object_s_rows_are_shown(shop: Processes, client: holdfast.Client) -> None:
     await client.get("Shop", "shown").sell(7)
     await client.get("Shop", "shown").put_many(2500)
     shown = run("objects", "show", "Shop", "shown", "--limit", "5000", "--gateway", shop.gateway)
@@ -119,7 +120,7 @@ async def test_an_object_s_rows_are_shown(shop: Processes, client: Any) -> None:
 
 
 async def test_a_deletion_takes_state_alarms_and_what_waits_to_be_delivered(
-    shop: Processes, client: Any
+    shop: Processes, client: holdfast.Client
 ) -> None:
     target = client.get("Shop", "gone")
     ask(shop, "pause", "Ledger", "gone")
@@ -159,7 +160,7 @@ async def until(ask: Any, wanted: Any) -> None:
 
 
 async def test_a_deletion_waits_for_the_turn_that_runs_and_survives_a_fail_over(
-    shop: Processes, client: Any
+    shop: Processes, client: holdfast.Client
 ) -> None:
     target = client.get("Shop", "busy")
     await target.sell(1)
@@ -188,7 +189,7 @@ async def test_a_deletion_waits_for_the_turn_that_runs_and_survives_a_fail_over(
 
 
 async def test_bulk_deletion_tells_what_it_would_do_does_it_and_says_who_asked(
-    shop: Processes, client: Any
+    shop: Processes, client: holdfast.Client
 ) -> None:
     await asyncio.gather(
         *(client.get("Shop", f"bulk-{i}").sell(1) for i in range(450)),
@@ -249,7 +250,7 @@ def test_a_deletion_asks_first(shop: Processes) -> None:
     assert "Delete Shop/a for good?" in refused.stderr
 
 
-async def test_an_object_is_explained(shop: Processes, client: Any) -> None:
+async def test_an_object_is_explained(shop: Processes, client: holdfast.Client) -> None:
     target = client.get("Shop", "explained")
     await target.sell(2)
     with pytest.raises(holdfast.ApplicationError):
@@ -279,7 +280,9 @@ async def test_an_object_is_explained(shop: Processes, client: Any) -> None:
     assert not dormant.get("last_error")
 
 
-async def test_eviction_waits_for_rest_and_loses_nothing(shop: Processes, client: Any) -> None:
+async def test_eviction_waits_for_rest_and_loses_nothing(
+    shop: Processes, client: holdfast.Client
+) -> None:
     target = client.get("Shop", "evicted")
     await target.sell(2)
     slow = asyncio.ensure_future(target.think(0.8))
@@ -293,7 +296,7 @@ async def test_eviction_waits_for_rest_and_loses_nothing(shop: Processes, client
     assert await target.sold() == 2
 
 
-async def test_top_names_what_is_busy(shop: Processes, client: Any) -> None:
+async def test_top_names_what_is_busy(shop: Processes, client: holdfast.Client) -> None:
     async def load() -> None:
         while True:
             await asyncio.gather(
@@ -324,7 +327,7 @@ async def test_top_names_what_is_busy(shop: Processes, client: Any) -> None:
     assert "Shop/hot" in text.stdout
 
 
-async def test_what_is_on_a_node_that_is_away_is_said_to_be_missing(processes: Any) -> None:
+async def test_what_is_on_a_node_that_is_away_is_said_to_be_missing(processes: Processes) -> None:
     processes.start_all(nodes=2, app=APP)
     async with processes.connect() as client:
         await asyncio.gather(*(client.get("Shop", f"s{i}").sell(1) for i in range(12)))

@@ -12,9 +12,10 @@ from typing import Any
 
 import holdfast
 import pytest
-from conftest import Processes
 from holdfast_cluster.placement.ring import shard_of
-from test_restarts import Load
+
+from tests.cluster.processes import Processes
+from tests.cluster.test_restarts import Load
 
 pytestmark = pytest.mark.slow
 
@@ -190,7 +191,7 @@ async def test_a_rolling_upgrade_that_removes_a_kind_serves_it_to_the_last_node(
     keys = [f"o{i}" for i in range(12)]
     expected = 0
 
-    async def goes_on(client: Any) -> None:
+    async def goes_on(client: holdfast.Client) -> None:
         nonlocal expected
         expected += 1
         assert await asyncio.gather(*(client.get("Old", key).increment() for key in keys)) == [
@@ -213,8 +214,8 @@ async def test_a_rolling_upgrade_that_removes_a_kind_serves_it_to_the_last_node(
                 for name in ("n1", "n2"):
                     while await client.get("Old", f"woken by {name}").value() < 1:
                         await asyncio.sleep(0.1)
-            # The only node that has the kind is away for a moment: nobody says that there is no
-            # such kind.
+            # The only node that has the kind is away for a moment. The gateway does not say that
+            # there is no such kind.
             await asyncio.to_thread(apps.kill, "n3")
             waits = asyncio.create_task(client.get("Old", keys[0]).increment())
             await asyncio.sleep(1)
@@ -239,8 +240,11 @@ async def test_two_apps_that_share_no_kind_live_in_one_cluster(apps: Apps) -> No
     counters = [f"k{i}" for i in range(100) if shard_of("Counter", f"k{i}", SHARDS) in of_counters]
     baskets = [f"b{i}" for i in range(100) if shard_of("Basket", f"b{i}", SHARDS) % 2 == 1][:30]
 
-    async def all_of(client: Any, kind: str, keys: list[str]) -> list[int]:
-        return await asyncio.gather(*(client.get(kind, key).increment() for key in keys))
+    async def all_of(client: holdfast.Client, kind: str, keys: list[str]) -> list[int]:
+        counts: list[int] = await asyncio.gather(
+            *(client.get(kind, key).increment() for key in keys)
+        )
+        return counts
 
     async with apps.connect(timeout=60) as client:
         assert await all_of(client, "Counter", counters) == [1] * len(counters)
@@ -278,7 +282,7 @@ async def test_two_apps_that_share_no_kind_live_in_one_cluster(apps: Apps) -> No
         }
         assert not moved & ({shard_of("Basket", key, SHARDS) for key in baskets} | of_counters)
 
-        # A node of each app dies: whoever is in sync takes over, and the shards end where their
+        # A node of each app dies. An in-sync copy takes over, and the shards end where their
         # kinds are.
         for name in ("n1", "n3"):
             await asyncio.to_thread(apps.kill, name)

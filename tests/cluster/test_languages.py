@@ -12,11 +12,12 @@ from pathlib import Path
 
 import grpc
 import pytest
-from conftest import run
 from grpc_reflection.v1alpha import reflection_pb2
 from holdfast import testing
 from holdfast.v1 import objects_pb2 as pb
 from holdfast.v1 import objects_pb2_grpc
+
+from tests.cluster.processes import run
 
 ROOT = Path(__file__).parents[2]
 

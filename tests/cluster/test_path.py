@@ -10,7 +10,8 @@ from typing import Any
 
 import holdfast
 import pytest
-from conftest import Processes, run
+
+from tests.cluster.processes import Processes, run
 
 
 def has_ipv6() -> bool:
@@ -23,7 +24,7 @@ def has_ipv6() -> bool:
 
 
 async def test_1000_concurrent_calls_to_one_object_run_one_after_the_other_in_order(
-    processes: Any,
+    processes: Processes,
 ) -> None:
     processes.start_all()
     async with processes.connect() as client:
@@ -33,7 +34,7 @@ async def test_1000_concurrent_calls_to_one_object_run_one_after_the_other_in_or
 
 @pytest.mark.timeout(600)
 async def test_what_was_acknowledged_survives_kill_9_of_the_node_right_after_the_reply(
-    processes: Any,
+    processes: Processes,
 ) -> None:
     """The fsync happens before the reply: 25 rounds of a reply, a kill -9, and a look at what is
     there."""

@@ -18,10 +18,11 @@ from typing import Any
 
 import holdfast
 import pytest
-from conftest import Processes
 from holdfast.errors import code_name
 from holdfast.local import free_port
 from holdfast.v1 import objects_pb2 as pb
+
+from tests.cluster.processes import Processes
 
 APP = str(Path(__file__).parent / "monitoring_app.py")
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -362,7 +363,7 @@ async def test_what_is_counted_is_what_happened(watched: Any) -> None:
     assert prometheus.value("sum(up)") == NODES + 1
 
 
-async def test_a_page_that_cannot_listen_is_told(processes: Any) -> None:
+async def test_a_page_that_cannot_listen_is_told(processes: Processes) -> None:
     processes.start_etcd()
     taken = processes.etcd.rpartition(":")[2]
     processes.node("n1", "--metrics-port", taken)

@@ -44,7 +44,7 @@ def others() -> dict[tuple[int, ...], str]:
     if given := os.environ.get("HOLDFAST_PYTHONS"):
         candidates = given.split(os.pathsep)
     else:
-        on_path = [found for minor in range(11, 20) if (found := shutil.which(f"python3.{minor}"))]
+        on_path = [path for minor in range(11, 20) if (path := shutil.which(f"python3.{minor}"))]
         candidates = [
             *on_path,
             *map(str, sorted(Path.home().glob(".pyenv/versions/3.*/bin/python3"))),

@@ -5,28 +5,18 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from conftest import Processes
 from holdfast.local import free_port
-from load import Load
-from test_replication import wait_until, whole
+
+from tests.cluster.load import Load
+from tests.cluster.processes import Processes
+from tests.cluster.test_replication import wait_until, whole
 
 pytestmark = pytest.mark.slow
 
 REPAIR_AFTER_S = 600
 """Far beyond the test: copies that come back in it were not made because a patience was over."""
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Processes]:
-    processes = Processes(tmp_path, replication=3)
-    try:
-        yield processes
-    finally:
-        processes.stop()
 
 
 @pytest.mark.timeout(240)

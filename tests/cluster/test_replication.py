@@ -8,24 +8,16 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import holdfast
 import pytest
-from conftest import Processes, run
 from holdfast.client.blocking import BlockingClient
 from holdfast.verify.faults import FAULTS
 
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Processes]:
-    processes = Processes(tmp_path, replication=3)
-    try:
-        yield processes
-    finally:
-        processes.stop()
+from tests.cluster.processes import Processes, run
 
 
 def wait_until(cluster: Processes, holds: Callable[[Any], bool], timeout_s: float = 60) -> Any:
@@ -72,9 +64,10 @@ BACK_OR_SLOW = "disk-rollback,etcd-rollback,slow-disk,slow-node,clock"
     ids=["dead", "back or slow"],
 )
 def test_every_promise_is_kept_under_every_fault(tmp_path: Path, faults: str) -> None:
-    """kill -9, SIGSTOP for 10 s, a rolling restart, a one-way partition, etcd killed, a drain, a
-    join, a lost disk, and a gateway that dies together with a node, under load. A disk and an etcd
-    that are put back, a slow disk, a node that stutters, a wrong clock.
+    """Faults under load. The first set: kill -9, SIGSTOP for 10 s, a rolling restart, a one-way
+    partition, etcd killed, a drain, a join, a lost disk, a gateway that dies with a node.
+    The second: a disk and an etcd that are put back, a slow disk, a node that stutters, a wrong
+    clock.
     """
     assert {*DEAD.split(","), *BACK_OR_SLOW.split(",")} == set(FAULTS)
     picture = tmp_path / "timeline.svg"
@@ -98,7 +91,7 @@ def test_every_promise_is_kept_under_every_fault(tmp_path: Path, faults: str) ->
     assert report["definite_errors_with_an_effect"] == report["disordered"] == []
     hasty = report["hasty_calls"]
     assert min(hasty["acknowledged"], hasty["unknown"]) > 0, hasty  # there were such errors
-    # definite ones come of shards that nobody serves for longer than a short deadline
+    # definite ones come of shards that have no owner for longer than a short deadline
     if faults == DEAD:
         assert hasty["failed"] > 0, hasty
     assert report["acknowledged"] > 2_000

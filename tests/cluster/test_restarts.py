@@ -13,6 +13,8 @@ import psutil
 import pytest
 from holdfast.local import free_port
 
+from tests.cluster.processes import Processes
+
 WORKERS = 32
 KEYS = 16
 
@@ -20,7 +22,7 @@ KEYS = 16
 class Load:
     """Workers that increment counters all the time. Every call must succeed."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: holdfast.Client) -> None:
         self._client = client
         self.acknowledged = dict.fromkeys((f"k{i}" for i in range(KEYS)), 0)
         self.slowest_s = 0.0
@@ -57,7 +59,7 @@ class Load:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill -9", "SIGTERM"])
 @pytest.mark.parametrize("victim", ["n1", "gateway", "etcd"])
 async def test_a_restart_under_load_costs_latency_but_no_call(
-    processes: Any, victim: str, number: int
+    processes: Processes, victim: str, number: int
 ) -> None:
     processes.start_all(nodes=2)
     async with processes.connect(timeout=60) as client:
@@ -76,7 +78,9 @@ async def test_a_restart_under_load_costs_latency_but_no_call(
         assert load.slowest_s < 20
 
 
-async def test_with_etcd_away_calls_go_on_and_membership_comes_back_with_it(processes: Any) -> None:
+async def test_with_etcd_away_calls_go_on_and_membership_comes_back_with_it(
+    processes: Processes,
+) -> None:
     processes.start_all("--lease-ttl", "2", nodes=2)
     async with processes.connect(timeout=60) as client:
         async with Load(client) as load:
@@ -94,7 +98,7 @@ async def test_with_etcd_away_calls_go_on_and_membership_comes_back_with_it(proc
 
 
 async def test_a_node_that_was_paused_past_its_lease_serves_only_after_it_has_joined_again(
-    processes: Any,
+    processes: Processes,
 ) -> None:
     processes.start_all("--lease-ttl", "2")
     async with processes.connect() as client:
@@ -111,7 +115,7 @@ async def test_a_node_that_was_paused_past_its_lease_serves_only_after_it_has_jo
     assert "incarnation 2" in processes.said("n1")
 
 
-async def test_a_client_goes_on_through_another_gateway(processes: Any) -> None:
+async def test_a_client_goes_on_through_another_gateway(processes: Processes) -> None:
     processes.start_all()
     second = free_port()
     processes.start_gateway("gateway2", second)
@@ -126,7 +130,7 @@ async def test_a_client_goes_on_through_another_gateway(processes: Any) -> None:
         await load.check()
 
 
-async def test_the_blocking_client_goes_on_while_the_gateway_restarts(processes: Any) -> None:
+async def test_the_blocking_client_goes_on_while_the_gateway_restarts(processes: Processes) -> None:
     processes.start_all()
 
     def script() -> list[int]:
@@ -144,7 +148,7 @@ async def test_the_blocking_client_goes_on_while_the_gateway_restarts(processes:
     assert await asyncio.to_thread(script) == [1, 2, 3]
 
 
-async def test_a_drain_lets_running_turns_end(processes: Any) -> None:
+async def test_a_drain_lets_running_turns_end(processes: Processes) -> None:
     processes.start_all()
     async with processes.connect() as client:
         assert await client.get("Counter", "a").value() == 0
@@ -158,7 +162,7 @@ async def test_a_drain_lets_running_turns_end(processes: Any) -> None:
 
 
 async def test_a_drain_lets_nested_calls_end_and_runs_again_what_it_had_to_cut(
-    processes: Any,
+    processes: Processes,
 ) -> None:
     processes.start_all("--drain-timeout", "2")
     async with processes.connect() as client:
@@ -175,7 +179,7 @@ async def test_a_drain_lets_nested_calls_end_and_runs_again_what_it_had_to_cut(
         assert await client.get("Counter", "inner").value() == 1
 
 
-async def test_a_gateway_under_load_stops_soon_and_loses_nothing(processes: Any) -> None:
+async def test_a_gateway_under_load_stops_soon_and_loses_nothing(processes: Processes) -> None:
     processes.start_all()
     async with processes.connect(timeout=60) as client:
         async with Load(client) as load:
@@ -188,7 +192,7 @@ async def test_a_gateway_under_load_stops_soon_and_loses_nothing(processes: Any)
 
 
 async def test_a_node_that_dies_before_it_took_its_first_shards_serves_them_when_it_is_back(
-    processes: Any,
+    processes: Processes,
 ) -> None:
     processes.start_etcd()
     processes.node("n1", "--members-min", "2")
@@ -205,7 +209,7 @@ async def test_a_node_that_dies_before_it_took_its_first_shards_serves_them_when
         )
 
 
-async def test_several_workers_are_as_many_nodes_and_end_together(processes: Any) -> None:
+async def test_several_workers_are_as_many_nodes_and_end_together(processes: Processes) -> None:
     processes.start_etcd()
     processes.node("n1", "--workers", "3", "--members-min", "3", "--listen", "127.0.0.1:0")
     processes.front()

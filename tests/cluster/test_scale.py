@@ -7,17 +7,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from conftest import BENCH_APP
 from holdfast_cluster.placement.ring import shard_of
 from holdfast_node.effects.records import AlarmRecord, encode
 from holdfast_node.store import keys
 from holdfast_node.store.rocks import Store
 
+from tests.cluster.processes import BENCH_APP, Processes
+
 IDLE = 100_000
 STORED = 1_000_000
 
 
-async def test_100_000_idle_activations_cost_at_most_3_kib_each(processes: Any) -> None:
+async def test_100_000_idle_activations_cost_at_most_3_kib_each(processes: Processes) -> None:
     processes.start_all(app=BENCH_APP)
     async with processes.connect() as client:
         await asyncio.gather(
@@ -59,7 +60,7 @@ def store_objects(data: Path, shards: int) -> None:
 
 
 async def test_a_node_with_a_million_stored_objects_starts_in_5_s_and_needs_no_memory_for_them(
-    processes: Any,
+    processes: Processes,
 ) -> None:
     processes.start_all(app=BENCH_APP)
     async with processes.connect() as client:
@@ -106,7 +107,7 @@ def store_alarms(data: Path, shards: int, due_ms: int) -> None:
 
 
 async def test_a_million_pending_alarms_need_no_memory_and_delay_none_that_is_due(
-    processes: Any,
+    processes: Processes,
 ) -> None:
     processes.start_all()
     async with processes.connect() as client:
@@ -127,7 +128,7 @@ async def test_a_million_pending_alarms_need_no_memory_and_delay_none_that_is_du
 
 
 async def test_an_object_with_thousands_of_keys_stays_within_its_cache_limit(
-    processes: Any,
+    processes: Processes,
 ) -> None:
     processes.start_all()
     async with processes.connect() as client:
@@ -141,7 +142,7 @@ async def test_an_object_with_thousands_of_keys_stays_within_its_cache_limit(
         assert await diary.rows("", 5) == []
 
 
-async def test_many_updates_in_flight_share_few_fsyncs(processes: Any) -> None:
+async def test_many_updates_in_flight_share_few_fsyncs(processes: Processes) -> None:
     processes.start_all()
     async with processes.connect() as client:
         await client.get("Counter", "a").increment()

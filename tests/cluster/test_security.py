@@ -20,7 +20,6 @@ from typing import Any
 import grpc
 import holdfast
 import pytest
-from conftest import Processes, run
 from cryptography import x509
 from grpc_health.v1 import health_pb2
 from holdfast.channels import open_channel
@@ -32,6 +31,7 @@ from holdfast_cluster.peerpb import peer_pb2
 from holdfast_cluster.streams.tcp import StreamRefused, open_stream
 
 from tests.certs import Authority
+from tests.cluster.processes import Processes, bare_call, run
 
 APP = str(Path(__file__).parent / "monitoring_app.py")
 NAME = "default.holdfast"
@@ -168,7 +168,7 @@ class Secured(Processes):
         answer = self.command("ops", "status", "--json")
         return next(n for n in json.loads(answer.stdout)["nodes"] if n["id"].startswith(node))
 
-    async def ready(self) -> None:
+    async def serves(self) -> None:
         async with self.shown() as client:
             await client.get("Shop", "ready", timeout=60).sold()
 
@@ -178,7 +178,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     cluster = Secured(tmp_path_factory.mktemp("secured"))
     try:
         cluster.start_secured()
-        asyncio.run(cluster.ready())
+        asyncio.run(cluster.serves())
         yield cluster
     finally:
         cluster.stop()
@@ -321,7 +321,7 @@ def test_every_method_of_the_admin_service_asks_who_calls(secured: Secured) -> N
     methods = admin_pb2.DESCRIPTOR.services_by_name["Admin"].methods
     assert len(methods) > 10
     for method in methods:
-        kind = channel.unary_stream if method.server_streaming else channel.unary_unary
+        kind: Any = channel.unary_stream if method.server_streaming else channel.unary_unary
         for metadata, code in (
             ((), grpc.StatusCode.PERMISSION_DENIED),
             ((("authorization", "Bearer nonsense"),), grpc.StatusCode.UNAUTHENTICATED),
@@ -483,7 +483,7 @@ async def test_no_link_works_without_tls(secured: Secured) -> None:
     member = secured.member()
     channel = grpc.aio.insecure_channel(member["address"])
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await channel.unary_unary("/holdfast.peer.v1.Peer/Stats")(b"", timeout=5)
+        await bare_call(channel, "/holdfast.peer.v1.Peer/Stats")(b"", timeout=5)
     assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
     await channel.close()
     with pytest.raises((ConnectionError, TimeoutError)):
@@ -607,7 +607,7 @@ async def test_a_node_s_ports_want_a_certificate_of_a_process_of_this_cluster(
             member["address"], [("grpc.ssl_target_name_override", NAME)], credentials
         )
         for method in peer_pb2.DESCRIPTOR.services_by_name["Peer"].methods:
-            make = channel.stream_unary if method.client_streaming else channel.unary_unary
+            make: Any = channel.stream_unary if method.client_streaming else channel.unary_unary
             sent = [b""] if method.client_streaming else b""
             if code is None:
                 if method.name == "Stats":
@@ -651,7 +651,7 @@ async def test_what_strangers_do_leaves_lines_of_json_only(secured: Secured) -> 
                 host, int(port), ssl=ssl.create_default_context(), server_hostname="x"
             )
     channel = open_channel(secured.gateway, credentials=holdfast.TLS(secured.ca.file).credentials())
-    call = channel.unary_unary("/holdfast.v1.Objects/Call")
+    call = bare_call(channel, "/holdfast.v1.Objects/Call")
     for wait in range(1, 40):  # some of these go away at the very moment in which they are refused
         await asyncio.gather(
             *(call(b"", timeout=wait / 10_000) for _ in range(50)), return_exceptions=True
@@ -848,7 +848,7 @@ def test_a_node_says_where_others_reach_it(
     assert why in refused.stderr
 
 
-def test_insecure_has_to_be_said(processes: Any) -> None:
+def test_insecure_has_to_be_said(processes: Processes) -> None:
     processes.start_etcd()
     port = free_port()
     processes.node("n1", "--listen", "0.0.0.0:0", "--advertise", f"127.0.0.1:{port}", "--insecure")
@@ -858,7 +858,7 @@ def test_insecure_has_to_be_said(processes: Any) -> None:
         time.sleep(0.1)
 
 
-async def test_the_health_port_says_how_it_is_and_nothing_else(processes: Any) -> None:
+async def test_the_health_port_says_how_it_is_and_nothing_else(processes: Processes) -> None:
     processes.start_etcd()
     port, front = free_port(), free_port()
     processes.node("n1", "--health-port", str(port))
@@ -891,7 +891,7 @@ async def test_the_health_port_says_how_it_is_and_nothing_else(processes: Any) -
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{at}")
         for method in ("Peer/Stats", "Admin/Status", "Objects/Call"):
             with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await channel.unary_unary(f"/holdfast.v1.{method}")(b"", timeout=5)
+                await bare_call(channel, f"/holdfast.v1.{method}")(b"", timeout=5)
             assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
         await channel.close()
     processes.kill("etcd", signal.SIGKILL)
@@ -915,7 +915,7 @@ def test_a_token_is_made_for_a_subject() -> None:
 async def test_an_operator_of_any_name_may_change_what_its_rights_allow(secured: Secured) -> None:
     """gRPC's metadata, which tells nodes who asks, takes printable ASCII alone."""
     async with secured.shown() as client:
-        await client.get("Shop", "evicted").sell(1)  # type: ignore[attr-defined]
+        await client.get("Shop", "evicted").sell(1)
     done = await asyncio.to_thread(
         secured.command, "jürgen 中", "objects", "evict", "Shop", "evicted"
     )
@@ -933,7 +933,7 @@ async def test_a_token_that_is_shown_twice_is_refused(secured: Secured) -> None:
     async with grpc.aio.secure_channel(
         secured.gateway, tls.credentials(), options=tls.options()
     ) as channel:
-        call = channel.unary_unary(
+        call: grpc.aio.UnaryUnaryMultiCallable[pb.CallRequest, bytes] = channel.unary_unary(
             "/holdfast.v1.Objects/Call", request_serializer=pb.CallRequest.SerializeToString
         )
         shown = [("authorization", f"Bearer {TOKENS[subject]}") for subject in ("shop", "ops")]
@@ -948,9 +948,9 @@ async def test_a_token_that_is_shown_twice_is_refused(secured: Secured) -> None:
 
 async def test_a_subject_has_no_more_sessions_than_its_limit(secured: Secured) -> None:
     async with secured.shown("one") as first:
-        assert await first.get("Shop", "one").sold() == 0  # type: ignore[attr-defined]
+        assert await first.get("Shop", "one").sold() == 0
         async with secured.shown("one") as second:
             with pytest.raises(holdfast.Unavailable, match="1 sessions of this subject are open"):
-                await second.get("Shop", "one", timeout=1.5).sold()  # type: ignore[attr-defined]
+                await second.get("Shop", "one", timeout=1.5).sold()
     async with secured.shown("one") as third:
-        assert await third.get("Shop", "one").sold() == 0  # type: ignore[attr-defined]
+        assert await third.get("Shop", "one").sold() == 0

@@ -1,4 +1,4 @@
-"""Nodes that are slow and not dead, on real processes: nobody waits for them for long."""
+"""Nodes that are slow and not dead, on real processes: the others do not wait for them for long."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from threading import Event, Thread
 from typing import Any
 
 import pytest
-from conftest import Processes
 from holdfast.client.blocking import BlockingClient
 from holdfast.verify import inside
 from holdfast_cluster.placement.ring import shard_of
-from load import Load
-from test_replication import node, wait_until, whole
+
+from tests.cluster.load import Load
+from tests.cluster.processes import Processes
+from tests.cluster.test_replication import node, wait_until, whole
 
 pytestmark = pytest.mark.slow
 

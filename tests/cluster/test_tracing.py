@@ -12,7 +12,6 @@ from typing import Any
 import grpc
 import holdfast
 import pytest
-from conftest import Processes, run
 from holdfast.channels import open_channel
 from holdfast.v1 import objects_pb2 as pb
 from opentelemetry import trace
@@ -20,6 +19,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from tests.cluster.processes import Processes, run
 
 APP = str(Path(__file__).parent / "monitoring_app.py")
 PARENT = "00-{trace:032x}-00000000000000aa-{flags:02x}"
@@ -158,7 +159,7 @@ async def test_unary_calls_bring_their_context_in_grpc_metadata_and_failures_sho
     traced: Processes, collector: Collector
 ) -> None:
     channel = open_channel(traced.gateway)
-    call = channel.unary_unary(
+    call: grpc.aio.UnaryUnaryMultiCallable[pb.CallRequest, bytes] = channel.unary_unary(
         "/holdfast.v1.Objects/Call", request_serializer=pb.CallRequest.SerializeToString
     )
     with pytest.raises(grpc.aio.AioRpcError):
@@ -227,7 +228,9 @@ async def test_a_client_s_spans_are_the_application_s_own(
     sell = mine["call Shop.sell"]
     assert sell.parent is not None
     assert sell.parent.span_id == checkout.get_span_context().span_id
-    assert mine["call Shop.fail"].attributes["holdfast.code"] == "APPLICATION"
+    attributes = mine["call Shop.fail"].attributes
+    assert attributes is not None
+    assert attributes["holdfast.code"] == "APPLICATION"
     theirs = await collector.named(sell.context.trace_id, "gateway Shop.sell", "turn Shop.sell")
     assert int.from_bytes(theirs["gateway Shop.sell"].parent_span_id, "big") == sell.context.span_id
     sold = mine["call Shop.sold"]
@@ -236,7 +239,7 @@ async def test_a_client_s_spans_are_the_application_s_own(
 
 
 async def test_an_alarm_begins_a_trace_and_what_a_stopping_process_has_is_sent(
-    processes: Any, collector: Collector, monkeypatch: pytest.MonkeyPatch
+    processes: Processes, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.address)
     monkeypatch.setenv("HOLDFAST_TRACE", "1")

@@ -10,6 +10,8 @@ from typing import Any
 import holdfast
 import pytest
 
+from tests.cluster.processes import Processes
+
 
 @pytest.mark.parametrize(
     ("what", "error", "message"),
@@ -36,14 +38,14 @@ import pytest
     ],
 )
 async def test_a_turn_that_fails_in_any_way_is_rolled_back_and_the_next_one_is_fine(
-    client: Any, what: str, error: Any, message: str
+    client: holdfast.Client, what: str, error: Any, message: str
 ) -> None:
     counter = client.get("Counter", f"fails: {what}")
     assert await counter.increment(by=3) == 3
     with pytest.raises(error, match=message) as failed:
         await counter.increment_then(what)
     assert failed.value.request_id
-    # Not definite: a call had left the turn, or perhaps had; or nobody can tell.
+    # An error is not definite when a call had left the turn, or when that cannot be told.
     assert failed.value.definite == (
         what not in ("call itself", "raise WrongOwner", "raise what cannot be told")
     )
@@ -52,7 +54,7 @@ async def test_a_turn_that_fails_in_any_way_is_rolled_back_and_the_next_one_is_f
 
 
 async def test_a_turn_that_fails_logs_once_with_its_request_id_and_traceback_and_is_counted(
-    client: Any, shared: Any
+    client: holdfast.Client, shared: Processes
 ) -> None:
     before = sum(int(shared.stats(node)["turns_failed"]) for node in ("n1", "n2", "n3"))
     with pytest.raises(holdfast.ApplicationError) as failed:
@@ -68,7 +70,9 @@ async def test_a_turn_that_fails_logs_once_with_its_request_id_and_traceback_and
     assert sum(int(shared.stats(node)["turns_failed"]) for node in ("n1", "n2", "n3")) == before + 1
 
 
-async def test_an_objects_log_carries_who_it_is_and_which_request(client: Any, shared: Any) -> None:
+async def test_an_objects_log_carries_who_it_is_and_which_request(
+    client: holdfast.Client, shared: Processes
+) -> None:
     request_id = holdfast.new_request_id()
     await client.get("Counter", "talks", request_id=request_id).say("hello there")
     lines = [
@@ -86,7 +90,9 @@ async def test_an_objects_log_carries_who_it_is_and_which_request(client: Any, s
     assert lines[0]["epoch"] == 1
 
 
-async def test_a_turn_past_its_deadline_is_cancelled_and_rolled_back(client: Any) -> None:
+async def test_a_turn_past_its_deadline_is_cancelled_and_rolled_back(
+    client: holdfast.Client,
+) -> None:
     counter = client.get("Counter", "late", timeout=0.3)
     with pytest.raises(holdfast.DeadlineExceeded, match="while it ran: it was rolled back") as late:
         await counter.increment_then("wait for ever")
@@ -95,7 +101,7 @@ async def test_a_turn_past_its_deadline_is_cancelled_and_rolled_back(client: Any
 
 
 async def test_a_turn_is_cancelled_after_the_nodes_own_limit_whatever_the_caller_allows(
-    client: Any,
+    client: holdfast.Client,
 ) -> None:
     began = time.monotonic()
     with pytest.raises(holdfast.DeadlineExceeded):
@@ -103,7 +109,9 @@ async def test_a_turn_is_cancelled_after_the_nodes_own_limit_whatever_the_caller
     assert 4 < time.monotonic() - began < 15  # --turn-timeout 5, the call's own deadline 40
 
 
-async def test_a_call_whose_deadline_passes_in_the_mailbox_never_runs(client: Any) -> None:
+async def test_a_call_whose_deadline_passes_in_the_mailbox_never_runs(
+    client: holdfast.Client,
+) -> None:
     slow, hurried = client.get("Counter", "queue"), client.get("Counter", "queue", timeout=0.2)
     running = asyncio.create_task(slow.wait_and_increment(1.0, 5.0))
     await asyncio.sleep(0.05)
@@ -114,14 +122,16 @@ async def test_a_call_whose_deadline_passes_in_the_mailbox_never_runs(client: An
     assert await slow.value() == 1
 
 
-async def test_a_read_sees_the_write_before_it_and_no_reply_overtakes_another(client: Any) -> None:
+async def test_a_read_sees_the_write_before_it_and_no_reply_overtakes_another(
+    client: holdfast.Client,
+) -> None:
     counter = client.get("Counter", "read after write")
     for i in range(1, 51):
         written, read = await asyncio.gather(counter.increment(), counter.value())
         assert (written, read) == (i, i)
 
 
-async def test_a_slow_handler_of_one_object_delays_no_other(client: Any) -> None:
+async def test_a_slow_handler_of_one_object_delays_no_other(client: holdfast.Client) -> None:
     slow = asyncio.create_task(client.get("Counter", "slow").wait_and_increment(3.0, 5.0))
     await asyncio.sleep(0.1)
     began = time.monotonic()
@@ -131,7 +141,7 @@ async def test_a_slow_handler_of_one_object_delays_no_other(client: Any) -> None
     assert await slow == 1
 
 
-async def test_handlers_may_use_asyncios_timeouts_and_task_groups(client: Any) -> None:
+async def test_handlers_may_use_asyncios_timeouts_and_task_groups(client: holdfast.Client) -> None:
     counter = client.get("Counter", "asyncio")
     assert await counter.wait_and_increment(0.05, 5.0) == 1
     with pytest.raises(holdfast.ApplicationError) as timed_out:
@@ -140,13 +150,15 @@ async def test_handlers_may_use_asyncios_timeouts_and_task_groups(client: Any) -
     assert await counter.value() == 1
 
 
-async def test_a_nested_transaction_undoes_its_part_only(client: Any) -> None:
+async def test_a_nested_transaction_undoes_its_part_only(client: holdfast.Client) -> None:
     counter = client.get("Counter", "nested")
     assert await counter.undo_a_part() == 10
     assert await counter.value() == 10
 
 
-async def test_a_cycle_of_calls_fails_at_once_and_names_its_objects(client: Any) -> None:
+async def test_a_cycle_of_calls_fails_at_once_and_names_its_objects(
+    client: holdfast.Client,
+) -> None:
     began = time.monotonic()
     with pytest.raises(holdfast.Deadlock) as cycle:
         await client.get("Counter", "a").call_back("b")
@@ -154,18 +166,18 @@ async def test_a_cycle_of_calls_fails_at_once_and_names_its_objects(client: Any)
     assert time.monotonic() - began < 2
 
 
-async def test_objects_call_each_other(client: Any) -> None:
+async def test_objects_call_each_other(client: holdfast.Client) -> None:
     assert await client.get("Counter", "caller").add_from("called") == 5
     assert await client.get("Counter", "called").value() == 5
 
 
-async def test_a_plain_function_is_a_handler_too(client: Any) -> None:
+async def test_a_plain_function_is_a_handler_too(client: holdfast.Client) -> None:
     assert await client.get("Counter", "plain").plain(4) == 4
     assert await client.get("Counter", "plain").value() == 4
 
 
 async def test_a_handler_that_blocks_the_loop_is_reported_by_kind_and_method(
-    client: Any, shared: Any
+    client: holdfast.Client, shared: Processes
 ) -> None:
     await client.get("Counter", "blocks").block(2.0)
     said = shared.said("n1") + shared.said("n2") + shared.said("n3")
@@ -173,7 +185,7 @@ async def test_a_handler_that_blocks_the_loop_is_reported_by_kind_and_method(
     assert "time.sleep(seconds)" in said
 
 
-async def test_an_idle_object_is_evicted_and_loses_nothing(processes: Any) -> None:
+async def test_an_idle_object_is_evicted_and_loses_nothing(processes: Processes) -> None:
     processes.start_all("--idle", "0.5")
     async with processes.connect() as client:
         diary: Any = client.get("Diary", "d")
@@ -185,7 +197,7 @@ async def test_an_idle_object_is_evicted_and_loses_nothing(processes: Any) -> No
 
 
 async def test_a_handler_that_swallows_its_cancellation_is_abandoned_and_the_object_goes_on(
-    client: Any,
+    client: holdfast.Client,
 ) -> None:
     counter, hurried = (
         client.get("Counter", "stubborn"),
@@ -202,7 +214,7 @@ async def test_a_handler_that_swallows_its_cancellation_is_abandoned_and_the_obj
 
 
 async def test_eviction_takes_the_idle_ones_only_and_on_evict_may_call_and_may_not_hang(
-    processes: Any,
+    processes: Processes,
 ) -> None:
     processes.start_all("--idle", "3", "--turn-timeout", "2")
     async with processes.connect() as client:
@@ -216,7 +228,9 @@ async def test_eviction_takes_the_idle_ones_only_and_on_evict_may_call_and_may_n
         assert int(processes.stats()["calls_in_flight"]) == 0
 
 
-async def test_activations_are_bounded_by_evicting_the_least_recently_used(processes: Any) -> None:
+async def test_activations_are_bounded_by_evicting_the_least_recently_used(
+    processes: Processes,
+) -> None:
     processes.start_all("--activations-max", "100")
     async with processes.connect() as client:
         for i in range(300):

@@ -1,7 +1,7 @@
 """Version N and the next one together: a rolling upgrade under load, and back.
 
-The next version is this one, with a field more in every message, in every record and in etcd: what
-docs/operating.md says that a version may add.
+The next version is this one with one more field in every message, every record and every key of
+etcd. docs/operating.md allows a version to add that.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import holdfast
 import pytest
-from conftest import Processes
-from test_replication import whole
-from test_restarts import Load
+
+from tests.cluster.processes import Processes
+from tests.cluster.test_replication import whole
+from tests.cluster.test_restarts import Load
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("sdk", "cluster", "node", "gateway")
@@ -156,7 +157,7 @@ async def test_a_rolling_upgrade_and_its_way_back_cost_no_call_and_lose_nothing(
 ) -> None:
     sent = 0
 
-    async def effects(client: Any) -> None:
+    async def effects(client: holdfast.Client) -> None:
         """Leave notifications and an alarm behind that the next version delivers, or the one
         before."""
         nonlocal sent

@@ -1,14 +1,15 @@
-"""A small world around the replicas of one shard, of which every order of events can be tried.
+"""A small world around the replicas of one shard. The search tries every order of its events.
 
-It drives the very `Replica` that production runs; `step` gives the world that follows an event, and
-raises Broken when a promise is. What is small about it: a few writes, and of each fault as many as
-`Budget` says. Its reductions, none of which hides an order that matters to the core:
+The world drives the very `Replica` that production runs. `step` gives the world that follows an
+event, and raises Broken when a promise is broken. The world is small: it has a few writes, and as
+many of each fault as `Budget` says. None of these reductions hides an order that matters to the
+core:
 
-- A link is a queue, as a TCP stream is; one message may be late (it is taken out, and comes at any
-  time), and one link may break.
-- A disk writes at once, unless it is stalled: then it writes when it goes on, or loses what it has
-  not written.
-- etcd takes a proposal and answers in one step; the answer may be lost, with or without the proposal. Views
+- A link is a queue, as a TCP stream is. One message may be late: it is taken out, and comes at any
+  time. One link may break.
+- A disk writes at once, unless it is stalled. A stalled disk writes when it goes on, or loses what
+  it has not written.
+- etcd takes a proposal and answers in one step. The answer may be lost, with or without the proposal. Views
   come later, node by node.
 - All clocks are one. Time passes in steps that matter to the core, and every node ticks then.
 """
@@ -96,7 +97,7 @@ class Node:
         self.stalled = False
         self.state: tuple[bytes, ...] = ()
         self.seen = 0
-        self.replica: r.Replica | None = kind.start(name, 1, SETTINGS, self.disk, -100.0)
+        self.replica: r.Replica | None = kind.start(name, 1, SETTINGS, _Stored(self.disk), -100.0)
 
 
 SETTINGS = r.ReplicationSettings(lone_patience_s=_NEVER_S, log_keep_max=3)
@@ -112,11 +113,11 @@ def _copy_of(thing: Any, slots: tuple[str, ...]) -> Any:
 
 
 def _copy_replica(replica: r.Replica) -> r.Replica:
-    new: r.Replica = _copy_of(replica, r.Replica.__slots__)  # type: ignore[attr-defined]
-    new.log = _copy_of(replica.log, ReplicaLog.__slots__)  # type: ignore[attr-defined]
+    new: r.Replica = _copy_of(replica, r.Replica.__slots__)
+    new.log = _copy_of(replica.log, ReplicaLog.__slots__)
     new.log.entries = replica.log.entries.copy()
     new.log.chain = replica.log.chain.copy()
-    new.promises = _copy_of(replica.promises, Promises.__slots__)  # type: ignore[attr-defined]
+    new.promises = _copy_of(replica.promises, Promises.__slots__)
     new.promises._received = replica.promises._received.copy()
     for name in _LISTS:
         setattr(new, name, getattr(replica, name).copy())
@@ -412,8 +413,7 @@ class World:
         replica = node.replica
         assert replica is not None
         for effect in replica.handle(event, self.now):
-            kind = type(effect)
-            if kind is r.Persist:
+            if type(effect) is r.Persist:
                 node.staged = (*node.staged, effect)
                 if effect.install is not None:
                     node.state = msgspec.msgpack.decode(
@@ -421,22 +421,22 @@ class World:
                     )
                 elif effect.wipe is not None:
                     node.state = ()
-            elif kind is r.Apply:
+            elif type(effect) is r.Apply:
                 self._apply(node, effect)
-            elif kind is r.KeepHigh:
+            elif type(effect) is r.KeepHigh:
                 node.staged = (*node.staged, effect)
-            elif kind is r.Send:
+            elif type(effect) is r.Send:
                 self._send(node.name, effect.to, effect.message)
-            elif kind is r.SendSnapshot:
+            elif type(effect) is r.SendSnapshot:
                 self._send_snapshot(node, effect.to, effect.epoch)
-            elif kind is r.Propose:
+            elif type(effect) is r.Propose:
                 self.requests = (*self.requests, (node.name, node.incarnation, effect))
         if node.staged and not node.stalled:
             self._flush(node)
 
     def _check_kept(self, owner: Node, entry: r.LogEntry) -> None:
-        """What an owner commits is on the disk of every copy that etcd has in sync: one of them
-        alone may have to stand for it."""
+        """What an owner commits is on the disk of every copy that etcd has in sync. Any one of
+        them may be the only copy that is left."""
         newest = self.assignments[-1]
         replica = owner.replica
         if replica is None or newest.epoch != replica.epoch or self.rolled:
@@ -696,9 +696,9 @@ class _Stored:
 
 def _says_nothing_new(message: Any, queue: tuple[Any, ...]) -> bool:
     """A heartbeat or an answer behind one of its kind: a slow link has its senders say it later."""
-    if type(message) not in (r.Replicate, r.Acknowledge, r.Canvass) or getattr(
-        message, "entries", ()
-    ):
+    if type(message) is r.Replicate and message.entries:
+        return False
+    if type(message) not in (r.Replicate, r.Acknowledge, r.Canvass):
         return False
     return type(queue[-1]) is type(message)
 

@@ -9,7 +9,8 @@ from holdfast.storage import Storage
 from holdfast_node.effects.rows import Rows, StorageLimits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory_store import MemoryReader, WallExpiry
+
+from tests.unit.memory_store import MemoryReader, WallExpiry
 
 KEYS = st.sampled_from(["a", "ab", "abc", "b", "ä", "z\0", "zz"])
 STEPS = st.one_of(
@@ -89,7 +90,7 @@ def test_storage_is_a_dict_with_transactions(turns: list[Any], cache_bytes: int)
         assert rows_of.layers.cached_bytes <= cache_bytes
 
 
-BLOCK = st.deferred(
+BLOCK: st.SearchStrategy[Any] = st.deferred(
     lambda: st.lists(
         st.one_of(
             st.tuples(st.just("put"), KEYS, st.integers(0, 9)),

@@ -22,6 +22,7 @@ from .cluster_world import world as cluster
 from .cluster_world.bugs import BUGS, UNIT_TEST_OF
 from .cluster_world.faults import DEFAULT, LATER, often
 from .test_replication import live
+from .verdicts import Broken as BrokenByEffects
 
 _BUGS = BUGS | {name: bug for name, (bug, _) in UNIT_TEST_OF.items()}
 
@@ -68,6 +69,6 @@ try:
         world = live(int(sys.argv[1]))
         print("\n".join(world.story))
         print(f"{world.checks.replies} replies, {len(world.checks.history)} entries committed")
-except (Broken, effects.Broken) as broken:
+except (Broken, BrokenByEffects) as broken:
     print(broken)
     raise SystemExit(1) from None

@@ -193,7 +193,7 @@ class SendsASnapshotWithoutItsPosition(Node):
 def elects_outside_in_sync(
     view: View, members_min: int, expected: dict[str, Member]
 ) -> list[Transition]:
-    """Prefers whoever is there to whoever has the data."""
+    """Prefers a node that is there to a node that has the data."""
     transitions = plan(view, members_min, expected)
     versioned = view.assignments.get(SHARD)
     if transitions or versioned is None or versioned.assignment.owner in view.members:

@@ -44,12 +44,12 @@ class Checks:
         self._seen: list[tuple[float, int]] = []
 
     def applied(self, node: str, entries: tuple[LogEntry, ...]) -> None:
-        """One committed history: whoever applies an entry applies the same at that seq."""
+        """There is one committed history: all nodes apply the same entry at one seq."""
         for entry in entries:
             known = self.history.setdefault(entry.seq, entry)
             if known != entry and self._world.went_back and is_term(known.data):
                 self.history[entry.seq] = (
-                    # a disk that went back may lose a first entry, which tells nobody anything
+                    # a disk that went back may lose a first entry, which holds no data
                     entry
                 )
             elif known != entry:

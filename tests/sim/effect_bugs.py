@@ -68,7 +68,7 @@ class _DropsWhatItSends(NotificationService):
                     )
             return notes
 
-        self._outbox.take = and_drop  # type: ignore[method-assign]
+        self._outbox.take = and_drop  # type: ignore[method-assign, assignment]
         try:
             super()._pump()
         finally:
@@ -128,8 +128,8 @@ class DeletesAlarmsBeforeTheirEffect(ObjectHost):
 
 
 class _TrustsFirstAttempts(Engine):
-    """Takes every first attempt for one that nobody has run, also one made before it owned the
-    shard."""
+    """Takes every first attempt for one that has not run anywhere, also one that was made before
+    this node owned the shard."""
 
     def deliver(self, call: pb.Call, port: Any) -> None:
         for shard in self._shards.owned():

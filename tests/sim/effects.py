@@ -1,13 +1,13 @@
 """A simulated world for what happens exactly once: calls, notifications, alarms, under crashes,
 fail-overs and bad links.
 
-It runs the very engine, turns, services and kept replies of production, with the objects of
-`holdfast verify`, on an event loop whose time is virtual. Beside them callers come through gateways
+It runs the engine, turns, services and kept replies of production, with the objects of
+`holdfast verify`. The time of its event loop is virtual. Other callers come through gateways
 (gateways.py).
 
-What replication.py proves is taken for granted here, and simulated as what it promises: a shard's
-entries are committed in order, by the owner of its epoch only, and what was on its way when an
-owner died is committed or not. One seed is one world.
+The world does not run replication (world.py does), but keeps its promises. A shard's entries are
+committed in order, and only by the owner of its epoch. An entry that was on its way when an owner
+died is committed or is not. One seed is one world.
 """
 
 from __future__ import annotations
@@ -269,8 +269,8 @@ class SimNode:
             self._commit_later(number)
 
     def lose(self, truth: Truth) -> None:
-        """What is on its way is committed up to some point, whoever hears of it; then the shard is
-        somebody else's."""
+        """What is on its way is committed up to some point, whether or not a caller hears of it.
+        Then another node owns the shard."""
         shard = self.shards.get(truth.number)
         if truth.owner is self and shard is not None:
             queue = self._on_way.get(truth.number, [])
@@ -305,7 +305,7 @@ class Router:
         return 0
 
     def cancel(self, number: int, heir: Any) -> bool:
-        """Nobody hears of it: it may always get lost."""
+        """The cancellation gets lost, as it always may."""
         return False
 
 

@@ -1,12 +1,12 @@
-"""The way of a call from a client to a node in the world of effects.py: the very client, gateway
-service and dispatcher of production, over connections that delay, and that break with whatever is
-on them.
+"""The way of a call from a client to a node in the world of effects.py. It runs the client, gateway
+service and dispatcher of production. Their connections delay messages, and lose them when they
+break.
 
 Callers append elements to journals, with short deadlines, and write down what they were told:
 acknowledged, certainly without effect, or unknown. In the end an element that was acknowledged is
 there, one that certainly had no effect is not, and none is there twice. Some use the client. Others
-call a gateway as any program with a gRPC client can: they lose patience, send again through another
-gateway, and believe each answer as it is.
+call a gateway as any program with a gRPC client can. They lose patience, send again through another
+gateway, and believe each answer.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ class Front:
                 call = _Unary(attempt, self.chance.choice((0.05, 0.5, 1.5)))
                 gateway = self.chance.choice(self.gateways)
                 answering = asyncio.create_task(gateway.service.call(request, call))
-                # Whoever loses patience hangs up, which the gateway's part of the call does not
-                # hear of in time.
+                # A caller that loses patience hangs up. The gateway's part of the call does not
+                # hear of that in time.
                 await asyncio.wait([answering], timeout=self.chance.choice((0.01, 0.3, 2.0)))
                 if answering.done() and answering.exception() is None:
                     told[element] = True

@@ -14,6 +14,7 @@ import heapq
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -159,7 +160,7 @@ class World:
     # -- clients
 
     def clients(self, mean_s: float = 0.02) -> None:
-        """Calls arrive all the time, at whoever may think that it owns the shard."""
+        """Calls arrive all the time, at any node that may think that it owns the shard."""
 
         def one() -> None:
             if self.working:
@@ -409,8 +410,8 @@ class Etcd:
         }
 
     def request(self, node: Node, do: Callable[[], Any], answer: Callable[[Any], None]) -> None:
-        """Run `do` here and `answer` there; None when nobody knows. Requests of a node that crashes
-        meanwhile still happen."""
+        """Run `do` here and `answer` there, with None when the outcome is unknown. Requests of a
+        node that crashes meanwhile still happen."""
         world = self.world
         life = node.life
 
@@ -585,8 +586,8 @@ class Node:
             if other is not self and (self.name, other.name) not in self.world.blocked:
                 self.world.at(
                     self.world.random.expovariate(1 / 0.01),
-                    lambda node=other: node.deliver(r.Lost(self.name)),
-                )  # type: ignore[misc]
+                    partial(other.deliver, r.Lost(self.name)),
+                )
         self.paused_until = 0.0
         self._waiting = []
 
@@ -602,7 +603,7 @@ class Node:
         for do in waiting:
             do()
 
-    def when_awake(self, life: int, do: Callable[[], None]) -> None:
+    def when_awake(self, life: int, do: Callable[[], object]) -> None:
         if self.life != life or not self.up:
             return
         if self.paused:
@@ -683,8 +684,8 @@ class Node:
         for transition in self.world.planner(self.view, len(self.world.nodes), expected):
             self.world.etcd.request(
                 self,
-                lambda t=transition: self.world.etcd.reconfigure(t.revision, t.to),
-                lambda _: None,  # type: ignore[misc]
+                partial(self.world.etcd.reconfigure, transition.revision, transition.to),
+                lambda _: None,
             )
 
     def saw(self, view: View) -> None:
@@ -744,14 +745,14 @@ class Node:
         for effect in effects:
             match effect:
                 case r.Persist():
-                    self._stage(lambda disk, e=effect: _persist(disk, e))
+                    self._stage(partial(_persist, effect))
                 case r.Apply(entries, trim):
                     self.state += [entry.data for entry in entries if not is_term(entry.data)]
                     self.world.checks.applied(self.name, entries)
                     chain = until(self.replica.log.chain, trim)
-                    self._stage(lambda disk, e=entries, t=trim, c=chain: _apply(disk, e, t, c))
+                    self._stage(partial(_apply, entries, trim, chain))
                 case r.KeepHigh(high):
-                    self._stage(lambda disk, h=high: _keep_high(disk, h))
+                    self._stage(partial(_keep_high, high))
                 case r.Send(to, message):
                     self.world.send(self, to, message)
                 case r.SendSnapshot(to, epoch):
@@ -817,7 +818,7 @@ class Node:
             to = self.world.random.choice(others)
             self.world.tell(f"{self.name}: releases the shard to {to}")
             incarnation = self.view.members[to].incarnation
-            self.when_awake(self.life, lambda: self.do(r.Release(to, incarnation)) and None)
+            self.when_awake(self.life, lambda: self.do(r.Release(to, incarnation)))
 
     # -- the disk
 
@@ -885,7 +886,7 @@ class Node:
                 self.world.checks.replied(operation, self.state if data is None else data)
 
 
-def _persist(disk: Disk, effect: r.Persist) -> int:
+def _persist(effect: r.Persist, disk: Disk) -> int:
     disk.epoch = max(disk.epoch, effect.epoch)
     if effect.entries:
         disk.high = max(disk.high, effect.high)
@@ -905,12 +906,12 @@ def _persist(disk: Disk, effect: r.Persist) -> int:
     return effect.number
 
 
-def _keep_high(disk: Disk, high: int) -> int:
+def _keep_high(high: int, disk: Disk) -> int:
     disk.high = high
     return 0
 
 
-def _apply(disk: Disk, entries: tuple[r.LogEntry, ...], trim: int, chain: list[r.Term]) -> int:
+def _apply(entries: tuple[r.LogEntry, ...], trim: int, chain: list[r.Term], disk: Disk) -> int:
     disk.state = disk.state + [entry.data for entry in entries if not is_term(entry.data)]
     disk.applied = entries[-1].seq
     if trim > disk.base.seq:

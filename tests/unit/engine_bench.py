@@ -8,7 +8,6 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-import cluster_app
 import msgspec
 from holdfast import App, codec
 from holdfast.ids import RequestIds
@@ -21,6 +20,8 @@ from holdfast_node.objects.limits import EngineLimits
 from holdfast_node.objects.responses import ResponseCache
 from holdfast_node.services.host import HostOptions, ObjectHost
 from holdfast_node.store.rocks import Store
+
+from tests.cluster import cluster_app
 
 IDS = RequestIds()
 

@@ -196,13 +196,9 @@ class Issuer:
         self.publish()
 
     def publish(self) -> None:
-        keys = []
-        for kid, key, algorithm in (
-            ("r", self.rsa, jwt.algorithms.RSAAlgorithm),
-            ("e", self.ec, jwt.algorithms.ECAlgorithm),
-        ):
-            one = algorithm.to_jwk(key.public_key(), as_dict=True)  # type: ignore[attr-defined]
-            keys.append({**one, "kid": kid, "alg": "RS256" if kid == "r" else "ES256"})
+        rsa = jwt.algorithms.RSAAlgorithm.to_jwk(self.rsa.public_key(), as_dict=True)
+        ec = jwt.algorithms.ECAlgorithm.to_jwk(self.ec.public_key(), as_dict=True)
+        keys = [{**rsa, "kid": "r", "alg": "RS256"}, {**ec, "kid": "e", "alg": "ES256"}]
         (self.folder / "jwks.json").write_text(json.dumps({"keys": keys}))
 
     def token(
@@ -467,7 +463,8 @@ def test_calls_in_flight_and_bytes_are_bounded_for_all_sessions_of_a_subject() -
     uses = RateLimits(lambda: now)
     limits = SubjectLimits(in_flight=3, bytes_per_s=1000)
     one, two = uses.of("a", limits), uses.of("a", limits)
-    assert one is two is not None
+    assert one is not None
+    assert one is two
     assert [one.take(10) is None for _ in range(4)] == [True, True, True, False]
     one.in_flight -= 3
     assert one.take(5000) is None  # larger than a second's worth: it passes, and is paid for

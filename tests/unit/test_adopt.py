@@ -1,4 +1,4 @@
-"""What `holdfast adopt-etcd` makes of what nodes know, and how it is written."""
+"""`holdfast adopt-etcd` makes a new etcd from what nodes know, and writes it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from fake_etcd import KEYS, FakeEtcd, Rows
 from holdfast_cluster.membership import rebuild as rebuild_module
 from holdfast_cluster.membership.etcd import EtcdError
 from holdfast_cluster.membership.lineage import ADOPTING
@@ -26,6 +25,8 @@ from holdfast_cluster.placement.model import (
     decode,
     encode,
 )
+
+from tests.unit.fake_etcd import KEYS, FakeEtcd, Rows
 
 SETTINGS = ClusterSettings(shards=2, id="c")
 MEMBERS = {name: Member(name, f"{name}:1", 4, name) for name in ("a", "b", "c")}
@@ -207,7 +208,7 @@ async def test_an_emptied_and_a_restored_etcd_become_the_same(rows: Rows) -> Non
 
 
 async def test_a_rebuild_that_is_cut_short_is_followed_by_nobody_and_may_be_begun_anew(
-    monkeypatch: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(rebuild_module, "TXN_OPS_MAX", 1)
     reports = all_of(*[assigned(5, 50)] * 3)

@@ -23,7 +23,8 @@ from holdfast_cluster.placement.model import (
 )
 from holdfast_node.store.assignments import KeptAssignments
 from holdfast_node.store.rocks import Store
-from test_host import SHARD, Flusher, Trio
+
+from tests.unit.test_host import SHARD, Flusher, Trio
 
 SETTINGS = ClusterSettings(shards=4, id="c")
 LINEAGE = Lineage(2, 7)

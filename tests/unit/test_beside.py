@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,13 @@ from typing import Any
 import holdfast
 import pydantic
 import pytest
-from engine_bench import IDS, Bench, Port
 from holdfast import Alarm, App, DurableObject, Rejected
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_node.objects import engine
+from holdfast_node.effects.outbox import OutboxLimits
+from holdfast_node.objects.limits import EngineLimits
 from holdfast_node.store import keys
+
+from tests.unit.engine_bench import IDS, Bench, Port
 
 app = App()
 
@@ -173,10 +174,8 @@ kept: list[Board] = []
 
 
 @pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    bench = Bench(tmp_path / "store", app)
-    yield bench
-    await bench.close()
+def bench_app() -> App:
+    return app
 
 
 def call(bench: Bench, key: str, method: str, *arguments: Any, **options: Any) -> int:
@@ -317,7 +316,7 @@ async def test_reads_end_with_their_shard(bench: Bench) -> None:
 
 
 async def test_reads_are_bounded_with_the_calls_of_the_node(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "few", app, engine.EngineLimits(in_flight_max=2))
+    bench = Bench(tmp_path / "few", app, EngineLimits(in_flight_max=2))
     reads = [call(bench, "a", "look", 0.2) for _ in range(3)]
     answers = await bench.answered(*reads)
     assert [getattr(answer, "code", 0) for answer in answers] == [0, 0, pb.CODE_OVERLOADED]
@@ -441,13 +440,11 @@ async def test_a_read_can_be_told_nothing(bench: Bench) -> None:
         [error] = await bench.answered(call(bench, "a", "look", **fields))
         assert (error.code, error.path) == (pb.CODE_INVALID_ARGUMENT, "method")
     with pytest.raises(TypeError, match="only reads"):
-        holdfast.connect("127.0.0.1:1").notify(Board, "a").look()
+        holdfast.connect("127.0.0.1:1").notify(Board, "a").look()  # type: ignore[unused-coroutine]
 
 
 async def test_limits_of_what_is_sent(tmp_path: Path) -> None:
-    from holdfast_node.effects.outbox import OutboxLimits
-
-    limits = engine.EngineLimits(outbox=OutboxLimits(object_max=3, shard_delayed_max=1))
+    limits = EngineLimits(outbox=OutboxLimits(object_max=3, shard_delayed_max=1))
     bench = Bench(tmp_path / "few", app, limits)
     bench.outgoing.reachable = lambda kind, key: False  # type: ignore[method-assign]
     calls = [call(bench, "a", "add", "x", send=True) for _ in range(3)]
@@ -543,9 +540,7 @@ async def test_an_older_gateway_cannot_have_a_call_stored_that_older_nodes_do_no
 
 
 async def test_what_waits_is_bounded_however_much_comes_at_once(tmp_path: Path) -> None:
-    from holdfast_node.effects.outbox import OutboxLimits
-
-    bench = Bench(tmp_path / "few", app, engine.EngineLimits(outbox=OutboxLimits(object_max=5)))
+    bench = Bench(tmp_path / "few", app, EngineLimits(outbox=OutboxLimits(object_max=5)))
     bench.outgoing.reachable = lambda kind, key: False  # type: ignore[method-assign]
     bench.may_sync.clear()
     calls = [call(bench, "a", "add", "x", send=True) for _ in range(20)]
@@ -598,7 +593,7 @@ async def test_reads_end_at_once_when_their_shard_is_to_go_and_operators_end_the
 
 
 async def test_reads_of_one_object_are_bounded(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "few", app, engine.EngineLimits(mailbox_max=3))
+    bench = Bench(tmp_path / "few", app, EngineLimits(mailbox_max=3))
     reads = [call(bench, "a", "look", 0.1) for _ in range(5)]
     other = call(bench, "b", "look")
     answers = await bench.answered(*reads, other)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from holdfast_node.log import commit
 from holdfast_node.log.commit import EXIT_STORE_FAILED, Committer, Flusher
 from holdfast_node.log.shards import Entry, Shard
 from holdfast_node.store.disk_space import EXIT_DISK_FULL
-from no_log import NO_LOG
+
+from tests.unit.no_log import NO_LOG
 
 NO_SPACE = (
     "IO error: No space left on device: While appending to file: /data/000012.log: No space left on"
@@ -50,7 +51,7 @@ def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         codes.append(code)
         raise Ended
 
-    monkeypatch.setattr(commit.os, "_exit", end)
+    monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(logging, "shutdown", lambda: None)
     return codes
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
-from a_cluster import a_cluster
-from fake_etcd import KEYS, FakeEtcd, Rows
 from holdfast_cluster.membership import controller as controller_module
 from holdfast_cluster.membership.controller import Controller
 from holdfast_cluster.membership.view_watcher import apply
@@ -20,6 +19,9 @@ from holdfast_cluster.placement.model import (
     decode,
     encode,
 )
+
+from tests.unit.a_cluster import a_cluster
+from tests.unit.fake_etcd import KEYS, FakeEtcd, Rows
 
 ME = Member("a", "a:1", 2, "a")
 
@@ -81,7 +83,7 @@ async def test_nothing_is_changed_while_a_witness_may_yet_halt_what_was_listed(
     monkeypatch.setattr(controller_module, "WITNESSES_S", 0.4)
     world = World()
     await world.begin(3, RESTARTED)
-    world.watcher.listed_at = controller_module.time.monotonic()
+    world.watcher.listed_at = time.monotonic()
     assert await world.runs(0.2) == RESTARTED
     after = await world.runs(0.6)
     assert after is not None
@@ -94,7 +96,7 @@ async def test_where_there_is_nothing_to_lose_nobody_waits(
 ) -> None:
     world = World()
     await world.begin(1 if assigned else 3, *assigned)
-    world.watcher.listed_at = controller_module.time.monotonic()
+    world.watcher.listed_at = time.monotonic()
     after = await world.runs(0.3)
     assert after is not None
     assert after.incarnation == 2

@@ -20,7 +20,8 @@ from holdfast_node.replication.copies import CopyStore
 from holdfast_node.store import keys
 from holdfast_node.store.directory import DataDirectory, WrongDirectory
 from holdfast_node.store.rocks import Store
-from no_log import NO_LOG
+
+from tests.unit.no_log import NO_LOG
 
 SHARD = 5
 TIMED = id_prefix(1_800_000_000_000) + bytes(10)

@@ -63,4 +63,4 @@ def test_what_is_no_time_is_told_before_it_travels(given: object, error: type[Ex
         lambda t: connect_blocking("gw:1", timeout=t),
     ):
         with pytest.raises(error, match="a timeout must be"):
-            use(given)  # type: ignore[arg-type]
+            use(given)

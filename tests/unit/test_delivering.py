@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_bench import Bench
 from holdfast import App, DurableObject, codec
 from holdfast.errors import WrongOwner
 from holdfast.ids import dead_letter_id, effect_id
@@ -29,6 +28,8 @@ from holdfast_node.effects.records import (
     encode,
 )
 from holdfast_node.store import keys
+
+from tests.unit.engine_bench import Bench
 
 
 async def test_what_cannot_be_stored_fails_the_turn_and_nothing_of_it_is_kept(bench: Bench) -> None:
@@ -234,7 +235,7 @@ async def test_nothing_of_a_shard_comes_back_once_it_is_dropped(bench: Bench) ->
 
 
 class Nowhere:
-    """A router that reaches nobody."""
+    """A router that reaches no node."""
 
     def reachable(self, kind: str, key: str) -> bool:
         return False
@@ -384,7 +385,7 @@ def test_the_limits_of_a_kind_are_checked_when_it_is_registered() -> None:
         with pytest.raises(ValueError, match=r"at least 1|at most"):
             app.kind("k", **wrong)
     with pytest.raises(TypeError):
-        app.kind("k", notify_atempts=3)
+        app.kind("k", notify_atempts=3)  # type: ignore[call-overload]
 
     @app.kind("k", notify_attempts=3, notify_age=timedelta(hours=1), alarm_attempts=2)
     class K(DurableObject):

@@ -204,9 +204,9 @@ def test_every_port_is_one_that_the_program_is_told_to_listen_at(
         # the host of --advertise, the port of --stream-listen
         assert "--stream-advertise" not in given
     dockerfile = (DEPLOY / "docker" / "Dockerfile").read_text()
-    assert listens <= {
-        int(port) for port in re.search(r"^EXPOSE (.*)$", dockerfile, re.MULTILINE).group(1).split()
-    }  # type: ignore[union-attr]
+    exposed = re.search(r"^EXPOSE (.*)$", dockerfile, re.MULTILINE)
+    assert exposed is not None
+    assert listens <= {int(port) for port in exposed.group(1).split()}
 
 
 @needs_kubectl

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -156,11 +158,16 @@ def test_a_snapshot_deletes_what_was_there_for_good_before_its_files_come(
     """Ingested files outlast a power loss at once. Of a deletion that did not, old rows would come
     back among them."""
     done: list[str] = []
+
+    def noted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def do(*given: Any) -> Any:
+            done.append(name)
+            return real(*given)
+
+        return do
+
     for name in ("write", "sync", "ingest"):
-        real = getattr(copy.store, name)
-        monkeypatch.setattr(
-            copy.store, name, lambda *given, name=name, real=real: (done.append(name), real(*given))
-        )
+        monkeypatch.setattr(copy.store, name, noted(name, getattr(copy.store, name)))
     copy.persist(Persist(1, 1, install=snapshot(copy, a="1")))
     assert done == ["write", "sync", "ingest", "write"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,6 @@ from holdfast_node.replication.snapshots import (
     SnapshotReceiver,
     SnapshotSender,
 )
-from holdfast_node.store import disk_space
 from holdfast_node.store import rocks as store
 from holdfast_node.store.disk_space import (
     BALLAST_BYTES,
@@ -112,7 +112,7 @@ class Disk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, free: int, files_free: int = 10**6) -> None:
         self.free = free
         self.files_free = files_free
-        monkeypatch.setattr(disk_space.os, "statvfs", self._statvfs)
+        monkeypatch.setattr(os, "statvfs", self._statvfs)
 
     def _statvfs(self, path: Path) -> Any:
         ballast = sum(file.stat().st_blocks * 512 for file in path.iterdir())
@@ -258,6 +258,7 @@ async def test_a_snapshot_leaves_the_last_room_to_the_log(
     context = Context(Header(1, 1, Position(1, 1)), Chunk("state", [(b"a", b"b")]))
     with pytest.raises(Aborted):
         await receiver.serve("b", context)
+    assert context.aborted is not None
     assert context.aborted[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert watch.level is LOW
     assert not copies.snapshots.exists()

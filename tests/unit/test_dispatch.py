@@ -84,7 +84,7 @@ def call(number: int = 1, **rest: Any) -> pb.Call:
 def world(limits: DispatchLimits | None = None) -> tuple[Feed, Pipe, Dispatcher, Origin]:
     watcher, pipe = Feed(), Pipe()
     dispatcher = Dispatcher(watcher, limits or DispatchLimits())  # type: ignore[arg-type]
-    dispatcher.attach("n", pipe)  # type: ignore[arg-type]
+    dispatcher.attach("n", pipe)
     return watcher, pipe, dispatcher, Origin()
 
 
@@ -359,7 +359,9 @@ async def test_a_call_that_was_held_and_never_sent_is_a_first_attempt_when_it_is
     await dispatcher.close()
 
 
-async def test_routes_that_lag_behind_the_nodes_for_long_are_not_ready(monkeypatch: Any) -> None:
+async def test_routes_that_lag_behind_the_nodes_for_long_are_not_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     watcher, pipe, dispatcher, _origin = world()
     assert not dispatcher.ready()
     watcher.show(view(3))
@@ -462,7 +464,7 @@ async def test_calls_that_wait_for_a_kind_count_among_those_that_are_held_and_go
 
 
 def pipe_down(dispatcher: Dispatcher, pipe: Pipe) -> None:
-    dispatcher.on_pipe_down(pipe)  # type: ignore[arg-type]
+    dispatcher.on_pipe_down(pipe)
 
 
 async def test_a_cancelled_call_that_is_held_is_forgotten_at_once() -> None:
@@ -499,7 +501,7 @@ async def test_a_node_is_told_of_a_cancelled_call_whose_answer_is_counted_once()
     dispatcher.cancel(number, heir)
     assert pipe.cancelled == [(number, request.request_id)]
     assert dispatcher.in_flight == 1, "it counts until it is over"
-    dispatcher.on_reply(pipe, pb.Reply(id=number, result=b"\x01"))  # type: ignore[arg-type]
+    dispatcher.on_reply(pipe, pb.Reply(id=number, result=b"\x01"))
     assert (dispatcher.in_flight, origin.replies, [reply.id for reply in heir.replies]) == (
         0,
         [],
@@ -516,7 +518,7 @@ async def test_a_cancelled_call_is_not_sent_again(what: str) -> None:
     number = dispatcher.submit(call(7), origin)
     dispatcher.cancel(number, heir)
     if what == "refused":
-        dispatcher.on_reply(pipe, wrong_owner(number))  # type: ignore[arg-type]
+        dispatcher.on_reply(pipe, wrong_owner(number))
     elif what == "pipe down":
         pipe_down(dispatcher, pipe)
     else:
@@ -550,11 +552,11 @@ async def test_a_cancel_takes_the_attempt_along_whose_connection_was_lost() -> N
     assert dispatcher.cancel(second, heir)
     assert sorted(pipe.cancelled) == [(first, request.request_id), (second, request.request_id)]
     for number in (first, second):
-        dispatcher.on_reply(pipe, pb.Reply(id=number, result=b"\x01"))  # type: ignore[arg-type]
+        dispatcher.on_reply(pipe, pb.Reply(id=number, result=b"\x01"))
     assert (len(gone.replies), len(heir.replies), len(again.replies)) == (1, 1, 0)
     assert (dispatcher.in_flight, dispatcher._orphans) == (0, {})
     third = dispatcher.submit(call(7), origin)
     dispatcher.forget(origin, gone)
-    dispatcher.on_reply(pipe, pb.Reply(id=third, result=b"\x01"))  # type: ignore[arg-type]
+    dispatcher.on_reply(pipe, pb.Reply(id=third, result=b"\x01"))
     assert dispatcher._orphans == {}
     await dispatcher.close()

@@ -7,11 +7,12 @@ import asyncio
 from typing import Any
 
 import pytest
-from engine_bench import IDS, Bench, Port
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_node.log.commit import ENTRY_BYTES
 from holdfast_node.objects import requests
 from holdfast_node.objects.limits import EngineLimits
+
+from tests.unit.engine_bench import IDS, Bench, Port
 
 
 async def test_no_reply_that_rests_on_a_write_leaves_before_its_fsync(bench: Bench) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import pytest
 from holdfast import errors
@@ -9,7 +11,12 @@ from holdfast.v1 import objects_pb2 as pb
 
 
 def every_error() -> list[errors.HoldfastError]:
-    rest = {"definite": True, "retryable": True, "retry_after_s": 0.5, "request_id": b"r" * 16}
+    rest: dict[str, Any] = {
+        "definite": True,
+        "retryable": True,
+        "retry_after_s": 0.5,
+        "request_id": b"r" * 16,
+    }
     return [
         errors.NotFound("m", **rest),
         errors.InvalidArgument("m", path="$.x", **rest),

@@ -4,14 +4,11 @@ that."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import holdfast
 import pytest
-from engine_bench import Bench
 from holdfast import Alarm, App, DurableObject
 from holdfast.storage import Storage
 from holdfast.v1 import objects_pb2 as pb
@@ -21,7 +18,9 @@ from holdfast_node.store import keys
 from holdfast_node.store.values import read_expiry, read_value
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_store import MemoryReader, WallExpiry
+
+from tests.unit.engine_bench import Bench
+from tests.unit.memory_store import MemoryReader, WallExpiry
 
 app = App()
 
@@ -111,11 +110,14 @@ class Evicting(DurableObject):
 
 
 @pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    bench = Bench(tmp_path / "store", app)
+def bench_app() -> App:
+    return app
+
+
+@pytest.fixture
+async def bench(bench: Bench) -> Bench:
     bench.set_clock()
-    yield bench
-    await bench.close()
+    return bench
 
 
 async def answer(bench: Bench, key: str, method: str, *arguments: Any, kind: str = "Cache") -> Any:

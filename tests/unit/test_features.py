@@ -1,4 +1,4 @@
-"""Features of a cluster: in use once every member knows them, and refused by whoever does not."""
+"""Features: a cluster uses one once every member knows it, and then no other process may join."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from a_cluster import a_cluster
-from fake_etcd import KEYS, FakeEtcd, Rows
 from holdfast_cluster.membership.controller import Controller
 from holdfast_cluster.membership.member import (
     Membership,
@@ -27,6 +25,9 @@ from holdfast_cluster.placement.model import (
     decode,
     encode,
 )
+
+from tests.unit.a_cluster import a_cluster
+from tests.unit.fake_etcd import KEYS, FakeEtcd, Rows
 
 SETTINGS = ClusterSettings(id="c")
 
@@ -96,8 +97,8 @@ async def test_who_does_not_know_a_feature_neither_starts_nor_joins_nor_goes_on(
     new = msgspec.structs.replace(SETTINGS, features=("sql",))
     etcd = Etcd(new)
     with pytest.raises(Refused, match="uses sql, which this version does not know"):
-        await agree_on_settings(etcd, KEYS, None, {})  # type: ignore[arg-type]
-    membership = Membership(etcd, KEYS, member("a"), Directory(), "c", 3, lambda: 0.0)  # type: ignore[arg-type]
+        await agree_on_settings(etcd, KEYS, None, {})
+    membership = Membership(etcd, KEYS, member("a"), Directory(), "c", 3, lambda: 0.0)
     with pytest.raises(Refused, match="uses sql"):
         await membership.join()
     with pytest.raises(Refused, match="uses sql"):
@@ -114,7 +115,7 @@ async def test_a_feature_that_comes_into_use_while_a_node_joins_is_seen(
         etcd.store.put(KEYS.settings, encode(msgspec.structs.replace(SETTINGS, features=("sql",))))
 
     etcd.before_txn = meanwhile
-    membership = Membership(etcd, KEYS, member("a"), Directory(), "c", 3, lambda: 0.0)  # type: ignore[arg-type]
+    membership = Membership(etcd, KEYS, member("a"), Directory(), "c", 3, lambda: 0.0)
     async with asyncio.timeout(5):
         with pytest.raises(Refused, match="uses sql"):
             await membership.join()

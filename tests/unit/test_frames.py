@@ -61,9 +61,9 @@ def test_no_frame_that_passes_has_more(parts: list[bytes]) -> None:
 
 def test_a_frame_of_eight_mebibytes_costs_little() -> None:
     bomb = EMPTY * (4 << 20)
-    began = time.perf_counter()
+    began = time.thread_time()
     assert too_many(bomb)
-    assert time.perf_counter() - began < 0.5, "decoded it would be seconds and gigabytes"
+    assert time.thread_time() - began < 0.5, "decoded it would be seconds and gigabytes"
 
 
 def test_a_call_with_a_huge_envelope_is_refused_and_one_with_large_arguments_is_not() -> None:
@@ -83,9 +83,9 @@ def test_a_call_with_a_huge_envelope_is_refused_and_one_with_large_arguments_is_
         pb.Call(id=1, kind="k" * (2 * ENVELOPE_BYTES_MAX)),
     ):
         frame = pb.SessionRequest(calls=[pb.Call(id=2), bomb]).SerializeToString()
-        began = time.perf_counter()
+        began = time.thread_time()
         assert too_many(frame)
-        assert time.perf_counter() - began < 0.5
+        assert time.thread_time() - began < 0.5
     most = pb.Call(id=1, metadata={f"{i:x}": "" for i in range(20_000)})
     assert most.ByteSize() < ENVELOPE_BYTES_MAX
     assert not too_many(pb.SessionRequest(calls=[most]).SerializeToString())

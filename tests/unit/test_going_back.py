@@ -1,12 +1,14 @@
 """Small worlds in which etcd goes back, with processes that remember and others that do not, and
 with rules broken on purpose.
 
-A process that knows more than etcd has is a witness. Checked after each step:
-- once a witness has listed, no transaction of anybody succeeds until the good data is back or etcd
-  was rebuilt;
-- what a process with a memory acts on never gets older, and one version is one assignment;
-- a swap replaces the very assignment that it was planned from;
-- a rebuilt etcd has, for each shard, the newest assignment that anybody acted on.
+A process that knows more than etcd has is a witness. Each step is checked:
+
+- After a witness has listed, no process's transaction succeeds until the good data is back or etcd
+  was rebuilt.
+- A process with a memory never acts on an older assignment than before. One version is one
+  assignment.
+- A swap replaces the very assignment that it was planned from.
+- A rebuilt etcd has, for each shard, the newest assignment that a process acted on.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from fake_etcd import KEYS, FakeEtcd, Rows
 from holdfast_cluster.etcdpb import etcd_pb2 as pb
 from holdfast_cluster.membership.etcd import Etcd, Listing, unchanged
 from holdfast_cluster.membership.etcd import put as put_op
@@ -29,6 +30,8 @@ from holdfast_cluster.membership.view_watcher import apply
 from holdfast_cluster.placement import adopt as adopt_module
 from holdfast_cluster.placement.adopt import Report, Reported, adopt
 from holdfast_cluster.placement.model import Assignment, ClusterSettings, Versioned, View, encode
+
+from tests.unit.fake_etcd import KEYS, FakeEtcd, Rows
 
 NAMES = ("a", "b", "c")
 SHARDS = 3
@@ -86,7 +89,7 @@ class Process:
         self.view = view
 
     def acts_on(self, shard: int, versioned: Versioned) -> None:
-        """Checked for those that remember: whoever does not cannot know."""
+        """Check it for processes that remember. The others cannot know."""
         before = self.raws.get(shard)
         if self.name in NAMES and before is not None:
             if versioned.order < before.order:
@@ -216,8 +219,8 @@ class World:
                 await self.adopt()
 
     def is_untouched(self) -> bool:
-        """Whether nobody acted on the old etcd before it was halted: then nobody knows what its
-        good data does not."""
+        """Whether no process acted on the old etcd before it was halted. Then no process knows more
+        than its good data does."""
         assert self.good is not None
         good = apply(View(), _listing(self.good), KEYS)
         return all(
@@ -351,7 +354,7 @@ async def test_a_broken_rule_is_caught(broken: dict[str, Any]) -> None:
         await run_worlds(**broken)
 
 
-async def test_adopting_the_lowest_version_is_caught(monkeypatch: Any) -> None:
+async def test_adopting_the_lowest_version_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def lowest_version(
         shard: int, reported: list[Reported], nodes: Any, notes: Any
     ) -> Assignment | None:

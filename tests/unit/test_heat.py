@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from holdfast_node.log.shards import Shard, Shards
 from holdfast_node.observe.shard_load import SHARDS_MAX, LoadMeter
-from no_log import NO_LOG
+
+from tests.unit.no_log import NO_LOG
 
 
 def test_turns_a_second_are_measured_from_one_reading_to_the_next() -> None:

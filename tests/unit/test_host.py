@@ -98,8 +98,13 @@ class Node:
         self.flusher = Flusher(self.store)
         self.shards = Shards(8)
         self.replicas = Replicas(
-            self.name, CopyStore(self.store), self.flusher, self.shards, self.settings, self
-        )  # type: ignore[arg-type]
+            self.name,
+            CopyStore(self.store),
+            self.flusher,  # type: ignore[arg-type]
+            self.shards,
+            self.settings,
+            self,
+        )
         self.asked: list[tuple[int, bytes, Assignment]] = []
         self.full_because: str | None = None
         self.committed: list[Entry] = []
@@ -331,7 +336,7 @@ def test_entries_that_wait_are_given_up_with_the_shard(trio: Trio) -> None:
     entry.rows = [(KEY, b"1")]
     entry.waiters.append(a)
     a.replicas.append([entry])
-    a.outbox.clear()  # nobody hears of it
+    a.outbox.clear()  # no node hears of it
     trio.assign("b", 2, joined=(), seen_by=("b", "c"))
     assert a.committed == [entry]
     assert (entry.abandoned, entry.committed) == (True, False)
@@ -367,7 +372,7 @@ def test_a_node_ends_when_what_is_committed_cannot_be_applied(
             trio.assign("b", 2, joined=())
 
 
-ROUNDS: dict[type[Event], Callable[[Trio], object]] = {
+ROUNDS: dict[type[Event] | type[Snapshot], Callable[[Trio], object]] = {
     Rejoined: lambda trio: trio.assign("a", 2),
     Assigned: lambda trio: trio.assign("b", 2, joined=()),
     Append: lambda trio: trio.put("a", b"1"),
@@ -398,8 +403,8 @@ def test_every_event_has_a_round() -> None:
 def test_a_core_that_asserts_ends_the_node_in_every_path(
     trio: Trio, monkeypatch: pytest.MonkeyPatch, event: type
 ) -> None:
-    """Whoever brought the event (a stream, a call of gRPC, a task) would log the exception, and the
-    node would go on."""
+    """A stream, a call of gRPC or a task brings the event. It would log the exception, and the node
+    would go on."""
     handle = Replica.handle
 
     def asserts(self: Replica, what: Event, now: float) -> list[Effect]:

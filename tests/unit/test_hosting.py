@@ -1,4 +1,4 @@
-"""Nodes with different kinds: who has what, what an owner asks for, and what comes of it."""
+"""Nodes with different kinds: which node has which, and what an owner asks for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from engine_bench import Bench
 from holdfast.errors import LacksKind, NotFound, error_from_proto, error_to_proto
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.etcdpb import etcd_pb2
@@ -39,7 +38,9 @@ from holdfast_node.log.shards import Shard, Shards
 from holdfast_node.objects.hosted_kinds import EVERY_S, LOOK_S, MEMORY_S, OBJECTS_MAX, ShardKinds
 from holdfast_node.store import keys
 from holdfast_node.store.rocks import Store
-from no_log import NO_LOG
+
+from tests.unit.engine_bench import Bench
+from tests.unit.no_log import NO_LOG
 
 SETTINGS = ClusterSettings(shards=1, replication=2, id="c")
 
@@ -93,7 +94,7 @@ def test_a_node_that_has_data_is_expected_for_as_long_as_it_is_away() -> None:
     now += 10_000.0
     assert known.might_have("Y")
     assert not known.might_have("Z")
-    known.follow(view(member("a", "X")))  # b was always of version 1: nobody knows what it has
+    known.follow(view(member("a", "X")))  # b was always of version 1: no node knows what it has
     assert known.might_have("Z")
 
 
@@ -230,7 +231,7 @@ async def test_where_no_node_has_all_kinds_the_one_that_more_objects_need_counts
     node.use("X", "4")
     node.now += 1.0  # they are counted once a second
     assert (await node.told(view(A, B))).asks == {}
-    assert (await node.told(view(A, BOTH))).asks == {0: ("X", "Y")}  # nobody loses anything there
+    assert (await node.told(view(A, BOTH))).asks == {0: ("X", "Y")}  # neither kind loses there
 
 
 async def test_a_shard_that_was_handed_over_is_not_asked_away_at_once(node: Node) -> None:

@@ -4,20 +4,20 @@ functions around handlers."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import holdfast
 import pytest
-from engine_bench import Bench
 from holdfast import Alarm, App, DurableObject, Invocation, Rejected
 from holdfast.alarms import check_every
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.placement.model import FEATURES
 from holdfast_node.effects.alarms import following
 from holdfast_node.effects.records import AlarmRecord
+
+from tests.unit.engine_bench import Bench
 
 app = App()
 log: list[Any] = []
@@ -90,10 +90,8 @@ class WriteBehind(DurableObject):
 
 
 @pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    bench = Bench(tmp_path / "store", app)
-    yield bench
-    await bench.close()
+def bench_app() -> App:
+    return app
 
 
 async def answer(bench: Bench, kind: str, method: str, *arguments: Any) -> Any:
@@ -165,7 +163,7 @@ async def test_on_evict_runs_for_each_of_many_that_leave_one_after_the_other(ben
         (lambda: App().kind("k", notify_attempts=True), "notify_attempts must be a whole number"),
         (lambda: App().kind("k", foo=1), "no option 'foo'; there are notify_attempts"),  # type: ignore[call-overload]
         (
-            lambda: holdfast.connect("a:1").notify("K", "k", delay=5),
+            lambda: holdfast.connect("a:1").notify("K", "k", delay=5),  # type: ignore[call-overload]
             "a delay must be a timedelta, not 5",
         ),
         (lambda: check_every(5), "every must be a timedelta, or a cron expression"),  # type: ignore[arg-type]

@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from fake_etcd import KEYS, FakeEtcd, Rows
 from holdfast_cluster.etcdpb import etcd_pb2 as pb
 from holdfast_cluster.membership import member as membership_module
 from holdfast_cluster.membership import view_watcher as watcher_module
@@ -38,6 +37,8 @@ from holdfast_cluster.placement.model import (
     decode,
     encode,
 )
+
+from tests.unit.fake_etcd import KEYS, FakeEtcd, Rows
 
 SETTINGS = ClusterSettings(shards=2, id="c")
 LINEAGE = Lineage(3, 77)
@@ -248,7 +249,7 @@ async def test_a_proposal_compares_what_a_put_back_etcd_cannot_repeat() -> None:
 
 
 async def test_who_has_data_forms_no_cluster_and_nobody_does_in_an_etcd_that_was_emptied(
-    monkeypatch: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(membership_module, "_RETRY_S", 0.01)
     rows = Rows()
@@ -336,7 +337,7 @@ class Follower:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: Any) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher_module, "FOREIGN_S", 0.02)
     monkeypatch.setattr(watcher_module, "_HALTING_S", 0.005)
     monkeypatch.setattr(watcher_module, "_BACKOFF_S", (0.005, 0.01))
@@ -517,12 +518,13 @@ class Hears(membership_module.MembershipListener):
 
 @pytest.mark.parametrize("has_lease", [True, False], ids=["with its lease", "without it"])
 async def test_a_lease_that_ends_in_an_etcd_that_is_not_believed_ends_no_membership(
-    monkeypatch: Any, has_lease: bool
+    monkeypatch: pytest.MonkeyPatch, has_lease: bool
 ) -> None:
     monkeypatch.setattr(membership_module, "_RETRY_S", 0.01)
     rows, _ = await formed()
     raw = rows.value(KEYS.lineage) or b""
-    etcd, starts, lost = Leased(rows), Counts(), []
+    etcd, starts = Leased(rows), Counts()
+    lost: list[Any] = []
     etcd.follow(decode(raw, Lineage), raw)
     membership = membership_module.Membership(
         etcd, KEYS, Member("n", "n:1", 0, "h"), starts, "c", 60, lambda: 0.0, Hears(lost)
@@ -548,7 +550,7 @@ async def test_a_lease_that_ends_in_an_etcd_that_is_not_believed_ends_no_members
     await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_no_start_is_counted_while_nobody_can_join(monkeypatch: Any) -> None:
+async def test_no_start_is_counted_while_nobody_can_join(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(membership_module, "_RETRY_S", 0.01)
     rows, _ = await formed()
     raw = rows.value(KEYS.lineage) or b""

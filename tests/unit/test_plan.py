@@ -86,7 +86,7 @@ def replicated(*members: Member, assignments: dict[int, Versioned] | None = None
 def settle(picture: View, rounds: int = 200) -> tuple[View, list[list[str]]]:
     """What comes of a picture when every transition is applied and owners do at once what they are
     asked."""
-    reasons = []
+    reasons: list[list[str]] = []
     revision = picture.revision
     for _ in range(rounds):
         transitions = plan(picture, 1)
@@ -646,7 +646,7 @@ def test_fail_over_takes_one_that_has_what_the_owner_had_and_waits_for_nobody() 
             second,
         ),
         ({now.owner: "X", first: "XY", second: "Y"}, first),
-        ({now.owner: "X", first: "Y", second: "Z"}, first),  # nobody has it: the data decides
+        ({now.owner: "X", first: "Y", second: "Z"}, first),  # no node has it: the data decides
         (
             {now.owner: "Y", first: "XYZ", second: "XY"},
             first,

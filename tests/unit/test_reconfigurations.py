@@ -7,7 +7,6 @@ import asyncio
 from typing import Any
 
 import pytest
-from fake_etcd import KEYS, FakeEtcd, Rows
 from holdfast_cluster.membership.etcd import EtcdUnknown
 from holdfast_cluster.placement.model import (
     Assignment,
@@ -18,6 +17,8 @@ from holdfast_cluster.placement.model import (
     encode,
 )
 from holdfast_node.replication.reconfigurations import EtcdReconfigurations
+
+from tests.unit.fake_etcd import KEYS, FakeEtcd, Rows
 
 NOW = Assignment(1, "a", 1, ("a", "b"), version=3, nonce=7)
 TO = Assignment(1, "a", 1, ("a",), version=3, nonce=7)
@@ -99,7 +100,7 @@ async def test_an_etcd_that_is_halted_takes_no_proposal_and_the_owner_may_ask_ag
     assert all(asking.answers.values())
 
 
-async def test_a_lost_reply_is_unknown(asking: Asking, monkeypatch: Any) -> None:
+async def test_a_lost_reply_is_unknown(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
     async def lost(*_: Any) -> int:
         raise EtcdUnknown("lost")
 

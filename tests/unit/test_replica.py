@@ -76,8 +76,8 @@ def test_an_entry_is_committed_when_every_replica_and_its_own_disk_have_it() -> 
 
 def test_what_was_persisted_under_an_earlier_epoch_says_nothing_of_the_same_places_now() -> None:
     replica = owner()
-    first = replica.log.last.seq
-    for _ in range(3):  # nobody acknowledges these
+    first = replica.log.last_seq
+    for _ in range(3):  # no replica acknowledges these
         persist_all(replica, replica.handle(r.Append(X), 101.0), 101.0)
     assert replica.persisted == first + 3
     replica.handle(r.Assigned(Assignment(2, "b", 1, ("a", "b", "c"), released=True), 2), 101.1)
@@ -629,7 +629,7 @@ def test_a_start_counts_as_a_promise_to_whoever_was_the_owner() -> None:
 
 def test_an_operator_keeps_one_of_several_copies_and_the_others_are_void() -> None:
     kept, void = copy_of("a", (1, 11, 3), high=4), copy_of("b", (1, 11, 1), (2, 22, 3), high=6)
-    chosen = {"in_sync": ("a",), "void_before": 3, "keeper": "a"}
+    chosen: dict[str, Any] = {"in_sync": ("a",), "void_before": 3, "keeper": "a"}
     elect(kept, 3, **chosen)
     assert (kept.electing, kept.log.last, kept.log.chain[-1]) == (False, (3, 5), r.Term(3, 33, 5))
     out = elect(void, 3, **chosen)

@@ -17,7 +17,8 @@ from holdfast_node.log.staging import stage_forgotten
 from holdfast_node.objects import responses as replies
 from holdfast_node.objects.responses import ResponseCache, identity_of, object_digest
 from holdfast_node.store.rocks import Store
-from no_log import NO_LOG
+
+from tests.unit.no_log import NO_LOG
 
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS

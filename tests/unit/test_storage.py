@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import holdfast
 import pytest
 from holdfast.storage import Storage
 from holdfast_node.effects.rows import Rows, StorageLimits
-from memory_store import MemoryReader, WallExpiry
+from holdfast_node.log.shards import Entry
+
+from tests.unit.memory_store import MemoryReader, WallExpiry
 
 LIMITS = StorageLimits(turn_bytes=10_000, value_bytes=5_000)
 
@@ -81,10 +84,11 @@ def test_a_value_that_cannot_be_stored_changes_nothing(
     if value == ["deep"]:
         for _ in range(100_000):
             value = [value]
-    for use in (
+    uses: tuple[Callable[[], object], ...] = (
         lambda: storage.put("a", value),
         lambda: storage.put_many({"a": 1, "b": value, "c": 2}),
-    ):
+    )
+    for use in uses:
         with pytest.raises(TypeError, match="cannot be stored"):
             use()
     assert (storage.list(), rows.changed(), rows.write_bytes) == ({}, False, 0)
@@ -140,10 +144,17 @@ def test_pages_follow_each_other_by_their_last_key(storage: Storage) -> None:
 
 
 class Sized:
-    """An effect."""
+    """An effect. Implements `TurnEffect`."""
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self._size = size
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def stage(self, entry: Entry) -> None:
+        raise AssertionError("no turn of this test commits")
 
 
 async def test_a_block_undoes_nothing_that_other_tasks_did(storage: Storage, rows: Rows) -> None:
@@ -408,9 +419,9 @@ async def test_what_a_block_began_can_change_nothing_once_the_block_has_failed(
     storage.put("c", 1)
     crediting = asyncio.create_task(asyncio.sleep(0))
     with pytest.raises(KeyError), storage.transaction():
-        crediting = asyncio.create_task(credit())  # type: ignore[assignment]
+        crediting = asyncio.create_task(credit())
         await debit()
-    storage.put("d", 1)  # whoever caught it goes on
+    storage.put("d", 1)  # the handler that caught the error goes on
     await crediting
     assert storage.list() == {"c": 1, "d": 1}
     assert rows.effects == []

@@ -61,7 +61,11 @@ class Thing(DurableObject):
         raise Rejected("no", why="because")
 
     async def in_a_thread(self) -> str:
-        return await asyncio.to_thread(lambda: time.sleep(0.05) or "from a thread")
+        def work() -> str:
+            time.sleep(0.05)
+            return "from a thread"
+
+        return await asyncio.to_thread(work)
 
     async def who(self) -> list[Any]:
         return [self.caller, dict(self.request.metadata), self.request.attempt]
@@ -104,7 +108,7 @@ def test_time_is_virtual(cluster: Cluster) -> None:
     assert cluster.get(Thing, "a").add(wait=20.0) == 1
     cluster.advance(timedelta(days=30))
     assert timedelta(days=30, seconds=20) <= cluster.now() - now < timedelta(days=30, seconds=40)
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - began < 15  # in real time the wait alone would take 20 s
     with pytest.raises(ValueError, match="does not go back"):
         cluster.advance(timedelta(seconds=-1))
     with virtual_cluster(app, now=datetime(2030, 1, 1, tzinfo=UTC)) as other:
@@ -211,9 +215,9 @@ def test_objects_call_each_other_and_errors_are_those_of_a_client(cluster: Clust
         cluster.get(Thing, "a").refuse()
     assert refused.value.data == {"why": "because"}
     with pytest.raises(AttributeError, match="no handler 'ad'; did you mean 'add'"):
-        cluster.get(Thing, "a").ad()
+        cluster.get(Thing, "a").ad()  # type: ignore[attr-defined]
     with pytest.raises(holdfast.InvalidArgument):
-        cluster.get(Thing, "a").add("x")
+        cluster.get(Thing, "a").add("x")  # type: ignore[arg-type]
     with pytest.raises(holdfast.NotFound):
         cluster.get("Nothing", "a").add()
 
@@ -243,7 +247,7 @@ def test_a_connection_that_nobody_uses_does_not_make_time_real(cluster: Cluster)
     assert cluster.get(Thing, "a").connect_and_keep() == "connected"
     began = time.perf_counter()
     cluster.advance(timedelta(days=10))
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - began < 15
 
 
 def test_a_child_process_is_waited_for(cluster: Cluster) -> None:

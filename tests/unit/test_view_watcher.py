@@ -140,7 +140,7 @@ def test_a_member_a_drain_and_a_pause_that_cannot_be_read_are_there_all_the_same
         row(f"{KEYS.pauses}K/a", junk),
     ]
     view = apply(View(), Listing(revision=9, rows=rows), KEYS)
-    assert (set(view.members), view.hidden) == ({"a"}, {"x"})
+    assert (set(view.members), set(view.hidden)) == ({"a"}, {"x"})
     assert (set(view.drains), set(view.pauses)) == ({"x"}, {("K", "a")})
     known = apply(
         view,
@@ -149,7 +149,8 @@ def test_a_member_a_drain_and_a_pause_that_cannot_be_read_are_there_all_the_same
         ),
         KEYS,
     )
-    assert (known.members, known.hidden) == (view.members, {"x"}), "of a it is known what it was"
+    now = known.members, set(known.hidden)
+    assert now == (view.members, {"x"}), "of a it is known what it was"
     gone = apply(
         view,
         Changes(

@@ -29,7 +29,7 @@ def first(error: BaseException) -> BaseException:
 @dataclass
 class Operation:
     """One use of a list by a caller. `length`: how long the list was, as the answer shows; None
-    while nobody knows."""
+    while the answer is not there."""
 
     key: str
     called_at: float
@@ -101,7 +101,7 @@ def _check_list(key: str, final: list[str], operations: list[Operation]) -> None
                     raise Broken(
                         f"linearizable: a read of {key} shows {element} before anybody appended it"
                     )
-    # Whoever calls after an answer sees at least what that answer showed.
+    # A call that begins after an answer sees at least what that answer showed.
     answered = sorted(
         (o.answered_at, o.length)
         for o in operations
@@ -123,8 +123,8 @@ def _check_list(key: str, final: list[str], operations: list[Operation]) -> None
 def in_sync_grows_by_its_owner(
     world: World, number: int, before: Assignment, now: Assignment
 ) -> None:
-    """Who comes into an in-sync set has every committed entry, and its owner alone knows who that
-    is. So the owner asked for it."""
+    """A node that comes into an in-sync set has every committed entry. Only the owner knows
+    which nodes have them, so the owner asked for the change."""
     added = set(now.in_sync) - set(before.in_sync)
     owner = next(
         (

@@ -86,14 +86,15 @@ class Clients:
         reply = await self._ask(key, "read", (), self._ids.next(), attempts)
         if reply is None or not reply.result:
             return None
-        operation.elements = elements = codec.decode(reply.result)
+        elements: list[str] = codec.decode(reply.result)
+        operation.elements = elements
         operation.answered_at = world.loop.now
         operation.length = len(elements)
         return elements
 
     async def _again(self, key: str, element: str, request_id: bytes, before: bytes) -> None:
-        """A caller that did not get its answer asks again, much later: it must be the same, whoever
-        gives it."""
+        """A caller that did not get its answer asks again, much later. Any node must give the same
+        answer."""
         world = self._world
         await asyncio.sleep(world.chance.expovariate(1 / 3.0))
         reply = await self._ask(key, "append", (element,), request_id, 2, attempt=1)
@@ -112,8 +113,8 @@ class Clients:
         attempts: int,
         attempt: int = 0,
     ) -> pb.Reply | None:
-        """Call until there is a result, or an error that says that there never will be; None when
-        nobody knows."""
+        """Call until there is a result, or an error that says that there never will be one. None
+        when neither came."""
         world = self._world
         reply: pb.Reply | None = None
         unknown = attempt > 0

@@ -202,6 +202,7 @@ class Etcd:
         return pb.TxnResponse(header=header, succeeded=succeeded, responses=answers)
 
     def _holds(self, compare: Any) -> bool:
+        mine: Any
         row = self.rows.get(compare.key)
         if compare.target == pb.Compare.MOD:
             mine, given = row.mod_revision if row is not None else 0, compare.mod_revision

@@ -1,18 +1,18 @@
 """What goes wrong in a world. Each fault has a name; a world draws from the names that it is given.
 
 `DEFAULT` are those that production is made to survive by itself. The two of `LATER` may need a
-person, whom no world has:
+person, and no world has one:
 
-- *etcd put back*: everything that moves waits until an operator adopts it, or puts the newest data
-  back.
-- *etcd emptied*: a node that starts meanwhile with an empty directory forms a cluster of its own,
-  and is of that one from then on.
+- *etcd put back*: nothing moves until an operator adopts etcd, or puts the newest data back.
+- *etcd emptied*: a node that starts then with an empty directory forms a cluster of its own. It
+  stays in that cluster.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from holdfast_cluster.placement.model import Assignment, Drain, Keys, encode
@@ -166,9 +166,7 @@ class Faults:
                 }
                 self._world.tell(f"{node.name}: loses power, not synced: {lost}")
                 machine.fail(self._chance)
-                self._later(
-                    self._seconds(2.0), lambda machine=machine: setattr(machine, "up", True)
-                )  # type: ignore[misc]
+                self._later(self._seconds(2.0), partial(setattr, machine, "up", True))
 
     def pause(self) -> None:
         node = self._node()

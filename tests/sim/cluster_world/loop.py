@@ -2,8 +2,8 @@
 give the same order.
 
 Every callback belongs to the process whose context it was made in. The loop drops the callbacks of
-a process that has ended, and holds those of a process that is stopped, or that is still busy with
-the callback before.
+a process that has ended. It holds those of a process that is stopped, or is still busy with an
+earlier callback.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import heapq
 import sys
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 if TYPE_CHECKING:
     from .machine import Process
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("PROCESS", default=None)
 """The process that runs; None for the world itself."""
+
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
 
 _WORLD = contextvars.Context()
 _SPINS_MAX = 200_000
@@ -97,7 +100,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._left = _SPINS_MAX
         self._queue: deque[_Handle] = deque()
         self.set_task_factory(self._new_task)
-        self.set_exception_handler(VirtualLoop._failed)
+        self.set_exception_handler(lambda _, context: self._failed(context))
 
     def time(self) -> float:
         process = PROCESS.get()
@@ -105,8 +108,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     # -- callbacks
 
+    # What these return has the methods of asyncio's handles, and is none.
     def call_soon(
-        self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+        self,
+        callback: Callable[[*_Ts], object],
+        *args: *_Ts,
+        context: contextvars.Context | None = None,
     ) -> Any:
         if context is None:
             context = contextvars.copy_context()
@@ -119,8 +126,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def call_at(
         self,
         when: float,
-        callback: Callable[..., Any],
-        *args: Any,
+        callback: Callable[[*_Ts], object],
+        *args: *_Ts,
         context: contextvars.Context | None = None,
     ) -> Any:
         if context is None:
@@ -132,8 +139,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def call_later(
         self,
         delay: float,
-        callback: Callable[..., Any],
-        *args: Any,
+        callback: Callable[[*_Ts], object],
+        *args: *_Ts,
         context: contextvars.Context | None = None,
     ) -> Any:
         return self.call_at(self.time() + delay, callback, *args, context=context)
@@ -157,9 +164,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Run a coroutine in a process."""
         return self.create_task(coroutine, name=name, context=process.context)
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+    def run_in_executor(
+        self, executor: Any, func: Callable[[*_Ts], _T], *args: *_Ts
+    ) -> asyncio.Future[_T]:
         """A thread of the pool: it works for a moment, and then is done at once."""
-        done = self.create_future()
+        done: asyncio.Future[_T] = self.create_future()
 
         def work() -> None:
             try:
@@ -302,7 +311,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             for task in self.tasks:
                 if not task.done():
                     with contextlib.suppress(BaseException):
-                        task.get_coro().close()  # type: ignore[union-attr]
+                        task.get_coro().close()
             self.tasks.clear()
         finally:
             sys.unraisablehook = hook

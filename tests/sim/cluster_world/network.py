@@ -240,8 +240,8 @@ class End:
             self._over(why)
 
     def gone(self) -> None:
-        """The process has ended; without power nobody says so, and the other end only notices that
-        it hears nothing."""
+        """The process has ended. A machine without power does not say so: the other end only
+        notices that it hears nothing."""
         if not self.over:
             self.over = True
             self.connection.network.connections.pop(self.connection, None)

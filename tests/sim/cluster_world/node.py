@@ -173,7 +173,7 @@ class Gateway:
         await watcher.run()
 
     def submit(self, call: pb.Call, origin: Any) -> None:
-        """Take a call, if the process runs. Nobody hears of one that it does not get."""
+        """Take a call, if the process runs. A call that it does not get is lost without a word."""
         process, dispatcher = self.process, self.dispatcher
         if process is not None and dispatcher is not None:
             process.loop.post(process, dispatcher.submit, call, origin)

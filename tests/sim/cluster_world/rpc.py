@@ -279,8 +279,8 @@ class ServerContext:
 
 
 class Server:
-    """Implements what is used of grpc.aio.Server. No streams of replies are served: nobody calls
-    for one in a world."""
+    """Implements the part of grpc.aio.Server that nodes use. It serves no streams of replies,
+    because no client in a world calls for one."""
 
     def __init__(self, network: Network) -> None:
         process = PROCESS.get()

@@ -1,10 +1,9 @@
-"""Puts production onto simulated machines: what is replaced, and where. Nothing of Holdfast is on
-the list but what starts threads.
+"""Puts production onto simulated machines. Of Holdfast it replaces only what starts threads.
 
-Clocks, chance and the end of a process are replaced in the standard library; rocksdict's names in
-`holdfast_node.store.rocks`; the fsync thread and its queue in `holdfast_node.log.commit`; the
-makers of channels and servers in `grpc.aio`. Sets of copies, shards and streams are ordered by
-number, not by address, so that a seed is one story.
+It replaces clocks, chance and the end of a process in the standard library. It replaces rocksdict's
+names in `holdfast_node.store.rocks`, and the fsync thread and its queue in
+`holdfast_node.log.commit`. It replaces the makers of channels and servers in `grpc.aio`. Sets of
+copies, shards and streams are ordered by number, not by address, so that a seed is one story.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ class World:
             await asyncio.sleep(0.1)
 
     async def _progress(self, key: str) -> list[str]:
-        """Who writes is answered, and sees what it wrote."""
+        """A client that writes is answered, and reads what it wrote."""
         if not await self.clients.append(key, 4):
             raise Broken(f"progress: nobody can append to {key} after everything was healed")
         elements = await self.clients.read(key, 4)
@@ -225,7 +225,7 @@ def _node_id(node: Node) -> str:
 
 
 class _Errors(logging.Handler):
-    """An error that is logged with a traceback is one that nobody expected."""
+    """An error that is logged with a traceback is one that no code expected."""
 
     def __init__(self, world: World) -> None:
         super().__init__(logging.ERROR)
