@@ -1,1 +1,1 @@
-"""Holdfast in web servers and workers; docs/web-servers.md tells about each."""
+"""Holdfast in web servers and workers; docs/guide/web-servers.md tells about each."""

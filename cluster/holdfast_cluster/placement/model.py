@@ -36,7 +36,7 @@ T = TypeVar("T")
 SHARDS_MAX = 65_536
 EPOCHS_MAX = 1 << 48
 """Epochs stay below it: sequences of notifications keep the 16 bits above for the moves of an
-object (docs/format.md)."""
+object (docs/reference/format.md)."""
 GENERATIONS_MAX = 1 << 15
 VERSION = 2
 """What `Member.version` says of this program: the newest format of records and messages that it

@@ -1,4 +1,4 @@
-"""What a log entry says: its header, and the changes of a shard that it makes. Pure; docs/format.md
+"""What a log entry says: its header, and the changes of a shard that it makes. Pure; docs/reference/format.md
 has the layout.
 
 The data of an entry is a header, which the owner stamps when the entry closes, and a body. The

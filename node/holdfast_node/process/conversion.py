@@ -1,4 +1,4 @@
-"""Converts a data directory of format 1, when the node starts. docs/format.md says what has
+"""Converts a data directory of format 1, when the node starts. docs/reference/format.md says what has
 changed.
 
 Each step can be cut short and begun again: what is converted is told apart from what is not by its

@@ -10,7 +10,7 @@ Column families and their keys (numbers big-endian, so that byte order is number
     log       shard u16 | seq u64
     meta      names of the directory's facts, and 'position', 'log', 'applied', 'high', 'chain', 'install', 'assignment' + shard u16
 
-docs/format.md names every record and its fields.
+docs/reference/format.md names every record and its fields.
 
 A text that is followed by something is written as UTF-8 with 00 as 00 FF, ended by 00 01: no
 encoding is a prefix of another, and byte order is text order. (A lone 00 as the end would make "a"

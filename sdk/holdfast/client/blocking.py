@@ -292,7 +292,7 @@ class BlockingClient:
 
     def _send(self, request: pb.CallRequest, attempt: int, deadline: float) -> bytes:
         """Send until there is an answer. `attempt` counts the attempts of unknown outcome
-        (docs/errors.md, "Definite errors")."""
+        (docs/reference/errors.md, "Definite errors")."""
         kind = request.kind
         backoff, longest = _BACKOFF_S
         retries = 0
