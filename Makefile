@@ -40,6 +40,9 @@ check: .venv/dev proto-fresh
 	$(BIN)/python deploy/prometheus/build.py --check
 	$(BIN)/python docs/check.py
 	$(BIN)/python docs/way_back.py --check
+	$(BIN)/python docs/reference_metrics.py --check
+	$(BIN)/python docs/reference_limits.py --check
+	$(BIN)/python docs/reference_proto.py --check
 	$(BIN)/pytest tests/unit tests/property examples
 
 test: .venv/dev tools
