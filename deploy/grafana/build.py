@@ -272,7 +272,7 @@ def overview() -> Dashboard:
         graph(
             "Calls by code",
             "ops",
-            "Exceptions of the application are APPLICATION, what it refuses is REJECTED.",
+            "Exceptions of the application, and what it refuses, are APPLICATION.",
             (per_s("holdfast_gateway_calls_total", "code"), "{{code}}"),
             stack=True,
         ),
