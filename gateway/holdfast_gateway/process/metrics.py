@@ -1,4 +1,5 @@
-"""The metrics of a gateway, as Prometheus sees them; docs/reference/metrics.md says what each is for."""
+"""The metrics of a gateway, as Prometheus sees them; docs/reference/metrics.md says what each is
+for."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What a log entry says: its header, and the changes of a shard that it makes. Pure; docs/reference/format.md
-has the layout.
+"""What a log entry says: its header, and the changes of a shard that it makes. Pure;
+docs/reference/format.md has the layout.
 
 The data of an entry is a header, which the owner stamps when the entry closes, and a body. The
 first entry of an owner's term changes nothing: its body is the nonce of the assignment that began

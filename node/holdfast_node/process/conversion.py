@@ -1,5 +1,5 @@
-"""Converts a data directory of format 1, when the node starts. docs/reference/format.md says what has
-changed.
+"""Converts a data directory of format 1, when the node starts. docs/reference/format.md says
+what has changed.
 
 Each step can be cut short and begun again: what is converted is told apart from what is not by its
 form. The directory's format is raised last, on disk.

@@ -9,7 +9,8 @@ from holdfast_node.store import keys
 from holdfast_node.store.rocks import Store
 
 FORMAT = b"2"
-"""docs/reference/format.md has what lies where. Directories of format 1 are converted at the start."""
+"""docs/reference/format.md has what lies where. Directories of format 1 are converted at the
+start."""
 
 
 class WrongDirectory(Exception):
