@@ -43,6 +43,7 @@ check: .venv/dev proto-fresh
 	$(BIN)/python docs/reference_metrics.py --check
 	$(BIN)/python docs/reference_limits.py --check
 	$(BIN)/python docs/reference_proto.py --check
+	$(BIN)/python docs/reference_cli.py --check
 	$(BIN)/pytest tests/unit tests/property examples
 
 test: .venv/dev tools
