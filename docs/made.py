@@ -33,7 +33,7 @@ def write(page: str, script: str, parts: dict[str, str]) -> int:
     if text == before:
         return 0
     if "--check" in sys.argv[1:]:
-        print(f"docs/{page}: the code says something else; run docs/{script}")
+        print(f"docs/{page}: the code says something else; run `make reference`")
         return 1
     path.write_text(text)
     return 0
