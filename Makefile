@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PROTOS := $(wildcard proto/holdfast/v1/*.proto)
+MADE := metrics limits proto cli
 CLUSTER_PROTOS := $(wildcard proto/holdfast_cluster/*/*.proto)
 
-.PHONY: help run demo test test-slow check coverage tools container-tools bench sim model proto proto-fresh clean docs
+.PHONY: help run demo test test-slow check coverage tools container-tools bench sim model proto proto-fresh clean docs reference
 help:
 	@echo "make run    start the property example on a local cluster; it stays up until Ctrl-C"
 	@echo "make demo   the same, but ends by itself"
@@ -16,6 +17,7 @@ help:
 	@echo "make sim    simulated clusters under faults; SEEDS=100000 for more, a seed again with: .venv/bin/python -m tests.sim [cluster|effects] SEED"
 	@echo "make model  all orders of events in small worlds of replicas; WORLDS=1100000"
 	@echo "make docs   the documents as a site, in build/site; a link that leads nowhere fails"
+	@echo "make reference  write the pages of docs/reference that are made from the code"
 	@echo "make proto  regenerate the code from proto/"
 
 .venv/dev: pyproject.toml constraints.txt
@@ -40,6 +42,7 @@ check: .venv/dev proto-fresh
 	$(BIN)/python deploy/prometheus/build.py --check
 	$(BIN)/python docs/check.py
 	$(BIN)/python docs/way_back.py --check
+	@for page in $(MADE); do $(BIN)/python docs/reference_$$page.py --check || exit 1; done
 	$(BIN)/pytest tests/unit tests/property examples
 
 coverage: .venv/dev
@@ -60,6 +63,10 @@ test-slow: .venv/dev tools container-tools
 .venv/docs: .venv/dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@
+
+reference: .venv/dev
+	@for page in $(MADE); do $(BIN)/python docs/reference_$$page.py || exit 1; done
+	$(BIN)/python docs/way_back.py
 
 docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

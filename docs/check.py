@@ -54,23 +54,23 @@ def _before(text: str, at: int) -> int:
     return at
 
 
-def paragraphs(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """Runs of lines, with the number of their first: a paragraph, an item of a list, or one line
-    that is left alone."""
+def paragraphs(lines: list[str]) -> Iterator[tuple[int, list[str], bool]]:
+    """Runs of lines, with the number of their first: a paragraph or an item of a list, or one line
+    that is left alone. The last says whether it is prose."""
     at, fenced = 0, False
     while at < len(lines):
         line = lines[at]
         if line.lstrip().startswith("```"):
             fenced = not fenced
         if not _is_prose(line) or fenced:
-            yield at, [line]
+            yield at, [line], False
             at += 1
             continue
         begin = at
         at += 1
         while at < len(lines) and _is_prose(lines[at]) and not _ITEM.match(lines[at]):
             at += 1
-        yield begin, lines[begin:at]
+        yield begin, lines[begin:at], True
 
 
 def _is_prose(line: str) -> bool:
@@ -83,8 +83,8 @@ def _is_prose(line: str) -> bool:
 def reflowed(lines: list[str]) -> list[str]:
     """The same text, each sentence on a line of its own."""
     out: list[str] = []
-    for _, run in paragraphs(lines):
-        if len(run) == 1 and (not _is_prose(run[0]) or run[0].lstrip().startswith("```")):
+    for _, run, is_prose in paragraphs(lines):
+        if not is_prose:
             out += run
             continue
         item = _ITEM.match(run[0])
@@ -107,8 +107,8 @@ def main() -> int:
             wrong += 1
             at = next(i for i, line in enumerate([*lines, ""]) if [*want, ""][i : i + 1] != [line])
             print(f"{path.relative_to(ROOT)}:{at + 1}: more than one sentence on a line, or less")
-        for begin, run in paragraphs(want):
-            if len(run) == 1 and not _is_prose(run[0]):
+        for begin, run, is_prose in paragraphs(want):
+            if not is_prose:
                 continue
             for offset, line in enumerate(run):
                 words = len(line.replace("—", " ").split())

@@ -272,7 +272,7 @@ def overview() -> Dashboard:
         graph(
             "Calls by code",
             "ops",
-            "APPLICATION: the application raised an exception. REJECTED: it refused the call.",
+            "APPLICATION: the application raised an exception, or refused the call.",
             (per_s("holdfast_gateway_calls_total", "code"), "{{code}}"),
             stack=True,
         ),

@@ -1,1 +1,1 @@
-"""Holdfast in web servers and workers. docs/web-servers.md explains each example."""
+"""Holdfast in web servers and workers. docs/guide/web-servers.md explains each example."""

@@ -1,4 +1,4 @@
-"""Holdfast: durable objects on your own machines. See docs/writing-objects.md."""
+"""Holdfast: durable objects on your own machines. See docs/guide/objects.md."""
 
 from typing import TYPE_CHECKING
 

@@ -377,7 +377,7 @@ def test_the_documentation_lists_every_metric_and_no_other(watched: Any) -> None
     told = set(
         re.findall(
             r"^\| `(holdfast\w*)` \| (\w+) \| [\w, ]* \| (.*) \|$",
-            (DEPLOY.parent / "docs" / "metrics.md").read_text(),
+            (DEPLOY.parent / "docs" / "reference" / "metrics.md").read_text(),
             re.MULTILINE,
         )
     )

@@ -1,4 +1,4 @@
-"""docs/web-servers.md: each of its examples, served and called as there."""
+"""docs/guide/web-servers.md: each of its examples, served and called as there."""
 
 from __future__ import annotations
 

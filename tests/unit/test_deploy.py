@@ -332,7 +332,11 @@ def test_the_monitor_the_autoscaler_and_the_rules_name_what_exists() -> None:
     assert jobs == {"holdfast-node", "holdfast-gateway"}
     recorded = set(re.findall(r"record: (\S+)", (DEPLOY / "prometheus" / "rules.yml").read_text()))
     metrics = set(
-        re.findall(r"^\| `(holdfast\w*)`", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)
+        re.findall(
+            r"^\| `(holdfast\w*)`",
+            (ROOT / "docs" / "reference" / "metrics.md").read_text(),
+            re.MULTILINE,
+        )
     )
     [scaled] = [one for one in custom_resources() if one["kind"] == "ScaledObject"]
     query = scaled["spec"]["triggers"][0]["metadata"]["query"]

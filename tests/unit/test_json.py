@@ -1,4 +1,4 @@
-"""How values look in JSON, as `objects.proto` and docs/other-languages.md say."""
+"""How values look in JSON, as `objects.proto` and docs/guide/other-languages.md say."""
 
 from __future__ import annotations
 

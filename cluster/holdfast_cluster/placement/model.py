@@ -38,7 +38,7 @@ T = TypeVar("T")
 SHARDS_MAX = 65_536
 EPOCHS_MAX = 1 << 48
 """Epochs stay below this limit: the sequences of notifications use the 16 bits above for the moves
-of an object (docs/format.md)."""
+of an object (docs/reference/format.md)."""
 GENERATIONS_MAX = 1 << 15
 VERSION = 2
 """The `Member.version` of this program: the newest format of records and messages that it reads and

@@ -1,4 +1,4 @@
-"""The metrics of a gateway, as Prometheus sees them; docs/metrics.md lists them."""
+"""The metrics of a gateway, as Prometheus sees them; docs/reference/metrics.md lists them."""
 
 from __future__ import annotations
 

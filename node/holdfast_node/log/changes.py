@@ -1,5 +1,6 @@
-"""The data of a log entry: its header, and its changes to the shard. Pure; docs/format.md has the
-layout.
+"""The data of a log entry: its header, and its changes to the shard. Pure.
+
+docs/reference/format.md has the layout.
 
 The data of an entry is a header, which the owner stamps when the entry closes, and a body. The
 first entry of an owner's term changes nothing: its body is the nonce of the assignment that began

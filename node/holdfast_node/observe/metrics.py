@@ -1,4 +1,4 @@
-"""The metrics of a node for Prometheus; docs/metrics.md describes each of them."""
+"""The metrics of a node for Prometheus; docs/reference/metrics.md describes each of them."""
 
 from __future__ import annotations
 

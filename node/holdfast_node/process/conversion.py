@@ -1,5 +1,6 @@
-"""Conversion of a data directory of format 1, when the node starts. docs/format.md describes the
-changes.
+"""Conversion of a data directory of format 1, when the node starts.
+
+docs/reference/format.md describes the changes.
 
 Each step can be interrupted and begun again, because converted rows differ in form from old ones.
 The directory's format is raised on disk last.

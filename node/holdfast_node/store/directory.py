@@ -9,7 +9,8 @@ from holdfast_node.store import keys
 from holdfast_node.store.rocks import Store
 
 FORMAT = b"2"
-"""docs/format.md describes the format. Directories of format 1 are converted at the start."""
+"""The format of a directory: see docs/reference/format.md. The node converts directories of format 1
+when it starts."""
 
 
 class WrongDirectory(Exception):

@@ -10,7 +10,7 @@ state     shard u16 | kind 00 01 | key 00 01 | record type u8 | the record's own
     log       shard u16 | seq u64
     meta      names of the directory's facts, and 'position', 'log', 'applied', 'high', 'chain', 'install', 'assignment' + shard u16
 
-docs/format.md names every record and its fields.
+docs/reference/format.md names every record and its fields.
 
 A text inside a key is written as UTF-8 with 00 as 00 FF, and ended by 00 01. So no encoding is a
 prefix of another, and byte order is text order. (A lone 00 as the end would make "a" a prefix of

@@ -301,7 +301,7 @@ class BlockingClient:
 
     def _send(self, request: pb.CallRequest, attempt: int, deadline: float) -> bytes:
         """Send a call until there is an answer. `attempt`: the number of attempts whose outcome is
-        unknown (docs/errors.md, "Definite errors").
+        unknown (docs/reference/errors.md, "Definite errors").
         """
         kind = request.kind
         backoff, longest = _BACKOFF_S
