@@ -9,7 +9,7 @@ from holdfast_node.store import keys
 from holdfast_node.store.rocks import Store
 
 FORMAT = b"2"
-"""The format of a directory: see docs/reference/format.md. The node converts directories of format 1
+"""The format of a directory: see docs/reference/format.md. A node converts directories of format 1
 when it starts."""
 
 
