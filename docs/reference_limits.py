@@ -18,7 +18,7 @@ from holdfast.client import client, retry_budget
 from holdfast_cluster.placement import model, plan
 from holdfast_cluster.routing import dispatch
 from holdfast_gateway.admission.access import SubjectLimits
-from holdfast_gateway.edges import grpc as edge
+from holdfast_gateway.edges import session as edge
 from holdfast_gateway.process.command import gateway
 from holdfast_node.admin import dead_letters, inspection
 from holdfast_node.effects import alarms as node_alarms

@@ -22,7 +22,8 @@ from holdfast import codec
 from holdfast.errors import InvalidArgument, Overloaded, UnfitArguments, error_to_proto
 from holdfast.signature import Handler
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_gateway.edges.grpc import DOMAIN, _cut, _details, wide_integers_as_text
+from holdfast_gateway.edges.status import DOMAIN, cut, details_of
+from holdfast_gateway.edges.wide_integers import wide_integers_as_text
 
 
 class Color(enum.Enum):
@@ -161,9 +162,9 @@ def test_the_details_of_an_error_fit_into_what_any_client_takes(character: str) 
     wrong = error_to_proto(
         InvalidArgument(character * 9_000, path="$." + character * 1_000, request_id=b"\x01" * 16)
     )
-    wrong.message = _cut(wrong.message)
+    wrong.message = cut(wrong.message)
     wrong.type = character * 300
-    status = Status(code=3, message=wrong.message, details=_details(wrong))
+    status = Status(code=3, message=wrong.message, details=details_of(wrong))
     sent = len(quote(wrong.message)) + len(base64.b64encode(status.SerializeToString()))
     assert sent < 8_000
     own = pb.Error()
@@ -177,7 +178,7 @@ def test_an_error_is_told_in_the_forms_of_google_rpc_as_well() -> None:
             "lacks `price`", path="$.change.price", definite=True, request_id=b"\x01" * 16
         )
     )
-    own, info, request = _details(wrong)
+    own, info, request = details_of(wrong)
     error, facts, bad = pb.Error(), error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
     assert own.Unpack(error)
     assert info.Unpack(facts)
@@ -191,7 +192,7 @@ def test_an_error_is_told_in_the_forms_of_google_rpc_as_well() -> None:
     }
     [violation] = bad.field_violations
     assert (violation.field, violation.description) == ("change.price", "lacks `price`")
-    _, _, again = _details(error_to_proto(Overloaded("full", retryable=True, retry_after_s=1.5)))
+    _, _, again = details_of(error_to_proto(Overloaded("full", retryable=True, retry_after_s=1.5)))
     retry = error_details_pb2.RetryInfo()
     assert again.Unpack(retry)
     assert retry.retry_delay.ToMilliseconds() == 1500

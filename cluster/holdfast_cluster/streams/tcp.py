@@ -373,7 +373,7 @@ class StreamServer:
         self._accepting: asyncio.Task[None] | None = None
         self._ungreeted: dict[Stream, None] = {}
         self._streams: set[Stream] = set()
-        self._few = RateLimitedLog()
+        self._log_limit = RateLimitedLog()
         self._server: asyncio.Server | None = None
 
     async def listen(self, address: str) -> int:
@@ -501,6 +501,6 @@ class StreamServer:
             refused = str(error)
         stream.answer(_encode(_Answer(refused)))
         if refused:
-            if self._few.allow():
+            if self._log_limit.allow():
                 log.info("a stream from %s was refused: %s", stream.peer, refused)
             stream.close(refused)

@@ -416,22 +416,22 @@ class RateLimits:
 
     def __init__(self, clock: Any = time.monotonic) -> None:
         self._clock = clock
-        self._uses: dict[str, RateLimit] = {}
+        self._by_subject: dict[str, RateLimit] = {}
 
     def of(self, subject: str, limits: SubjectLimits | None) -> RateLimit | None:
         """Return a subject's use of its limits, for all its sessions together; None: no limits."""
         if limits is None:
             return None
-        use = self._uses.get(subject)
-        if use is None:
-            if len(self._uses) >= _KNOWN_TOKENS_MAX:
+        limit = self._by_subject.get(subject)
+        if limit is None:
+            if len(self._by_subject) >= _KNOWN_TOKENS_MAX:
                 for name in [
-                    name for name, other in self._uses.items() if other.at_rest(self._clock())
+                    name for name, other in self._by_subject.items() if other.at_rest(self._clock())
                 ]:
-                    del self._uses[name]
-            use = self._uses[subject] = RateLimit(limits, self._clock)
-        use.limits = limits
-        return use
+                    del self._by_subject[name]
+            limit = self._by_subject[subject] = RateLimit(limits, self._clock)
+        limit.limits = limits
+        return limit
 
 
 class RateLimit:

@@ -23,7 +23,7 @@ from holdfast_gateway.admission.access import (
 log = logging.getLogger(__name__)
 
 _DECISIONS_MAX = 1_000
-_few = RateLimitedLog()
+_log_limit = RateLimitedLog()
 
 
 class Authenticator:
@@ -31,7 +31,7 @@ class Authenticator:
 
     def __init__(self, file: AccessFile) -> None:
         self.file = file
-        self._uses = RateLimits()
+        self._rate_limits = RateLimits()
 
     def authenticate(self, context: Any) -> Caller:
         """Return the caller that makes a call or opens a session. Raise Refused."""
@@ -50,7 +50,7 @@ class Authenticator:
             common_name = next((name.decode(errors="replace") for name in shown), "")
         return Caller(
             self.file,
-            self._uses,
+            self._rate_limits,
             shown_as[0] if shown_as else None,
             common_name,
             names,
@@ -68,14 +68,14 @@ class Caller:
     def __init__(
         self,
         file: AccessFile,
-        uses: RateLimits,
+        rate_limits: RateLimits,
         authorization: str | None,
         common_name: str,
         names: list[str],
         peer: str,
     ) -> None:
         self._file = file
-        self._uses = uses
+        self._rate_limits = rate_limits
         self._shown = authorization, common_name, names
         self.peer = peer
         self._session: RateLimit | None = None
@@ -88,7 +88,7 @@ class Caller:
         self.subject = identity.subject
         self.name = "" if identity.subject == ANONYMOUS else identity.subject
         self._until = identity.until
-        self._use: RateLimit | None = self._uses.of(
+        self._rate_limit: RateLimit | None = self._rate_limits.of(
             identity.subject, file.access.limits_of(identity.subject)
         )
         self._decisions: dict[tuple[str, str], bool] = {}
@@ -99,17 +99,17 @@ class Caller:
         Call this now and then, so that changes of the access file apply.
         """
         if self._version != self._file.version or now >= self._until:
-            before, subject = self._use, self.subject
+            before, subject = self._rate_limit, self.subject
             try:
                 self._identify(now)
             except Refused as refused:
                 return str(refused)
             if self.subject != subject:
                 return "your token or certificate names another subject now: connect again"
-            if before is not self._use:
-                if before is not None and self._use is None:
+            if before is not self._rate_limit:
+                if before is not None and self._rate_limit is None:
                     before.limits = SubjectLimits()
-                self._use = before  # calls under way were counted there, or not at all
+                self._rate_limit = before  # calls under way were counted there, or not at all
         return None
 
     def may(self, kind: str, method: str) -> bool:
@@ -129,18 +129,18 @@ class Caller:
 
     def take(self, call: pb.Call) -> tuple[str, float] | None:
         """Count a call in, and return None; or return its refusal, as `RateLimit.take` does."""
-        return None if self._use is None else self._use.take(call.ByteSize())
+        return None if self._rate_limit is None else self._rate_limit.take(call.ByteSize())
 
     def begin_session(self) -> str | None:
         """Count a session in, and return None; or return the limit that it would pass."""
-        use = self._use
-        if use is None:
+        limit = self._rate_limit
+        if limit is None:
             return None
-        most = use.limits.sessions
-        if most is not None and use.sessions >= most:
+        most = limit.limits.sessions
+        if most is not None and limit.sessions >= most:
             return f"{most} sessions of this subject are open"
-        use.sessions += 1
-        self._session = use
+        limit.sessions += 1
+        self._session = limit
         return None
 
     def end_session(self) -> None:
@@ -151,8 +151,8 @@ class Caller:
 
     def done(self, calls: int) -> None:
         """Count out this number of calls, which are answered or given up."""
-        if self._use is not None:
-            self._use.in_flight -= calls
+        if self._rate_limit is not None:
+            self._rate_limit.in_flight -= calls
 
 
 async def permit(
@@ -168,14 +168,14 @@ async def permit(
         caller = authenticator.authenticate(context)
     except Refused as why:
         refused["unauthenticated"] += 1
-        if _few.allow():
+        if _log_limit.allow():
             log.info("unauthenticated: %s, from %s", why, context.peer())
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(why))
         raise AssertionError from None
     if not caller.may_admin(change):
         refused["permission_denied"] += 1
         what = "change anything" if change else "look"
-        if _few.allow():
+        if _log_limit.allow():
             log.info(
                 "permission denied: %s may not %s as an operator, from %s",
                 caller.subject,

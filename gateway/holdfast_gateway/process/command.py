@@ -18,7 +18,7 @@ from holdfast_cluster.process.run import ProcessOptions, run_until_signalled
 from holdfast_cluster.routing.dispatch import DispatchLimits
 
 from holdfast_gateway.admission.access import AccessError
-from holdfast_gateway.edges.grpc import SESSIONS_MAX
+from holdfast_gateway.edges.session import SESSIONS_MAX
 from holdfast_gateway.process.config import GatewayConfig
 from holdfast_gateway.process.server import GatewayServer
 

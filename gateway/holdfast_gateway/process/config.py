@@ -9,7 +9,7 @@ from holdfast.tls import Certificates, check_exposed
 from holdfast_cluster.membership.etcd import EtcdTLS
 from holdfast_cluster.routing.dispatch import DispatchLimits
 
-from holdfast_gateway.edges.grpc import SESSIONS_MAX
+from holdfast_gateway.edges.session import SESSIONS_MAX
 
 
 @dataclass(frozen=True)

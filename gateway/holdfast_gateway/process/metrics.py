@@ -49,9 +49,13 @@ class GatewayMetrics:
             "holdfast_gateway_in_flight", "Calls taken and not answered.", dispatcher.in_flight
         )
         yield gauge(
-            "holdfast_gateway_sessions", "Sessions of clients that are open.", objects.sessions
+            "holdfast_gateway_sessions",
+            "Sessions of clients that are open.",
+            objects.sessions.count,
         )
-        refused = [((reason,), count) for reason, count in sorted(objects.refused.items())]
+        refused = [
+            ((reason,), count) for reason, count in sorted(objects.admission.refused.items())
+        ]
         yield counter(
             "holdfast_gateway_refused",
             "Calls and sessions refused, and sessions ended because their client did not read.",

@@ -23,7 +23,10 @@ from holdfast_cluster.process.watched import Watched, settle_garbage
 from holdfast_cluster.routing.dispatch import Dispatcher
 from holdfast_cluster.routing.nodes import Nodes
 
-from holdfast_gateway.admin.service import AdminService, guarded
+from holdfast_gateway.admin.cluster import ClusterAdmin
+from holdfast_gateway.admin.dead_letters import DeadLetterAdmin
+from holdfast_gateway.admin.objects import ObjectAdmin
+from holdfast_gateway.admin.service import AdminService
 from holdfast_gateway.admission.access import AccessFile
 from holdfast_gateway.admission.auth import Authenticator
 from holdfast_gateway.edges.grpc import ObjectsService
@@ -94,9 +97,15 @@ class GatewayServer:
         objects = ObjectsService(dispatcher, authenticator, tracing, time, config.sessions_max)
         nodes = Nodes(watcher, certificates)
         admin = AdminService(
-            watcher, dispatcher, etcd, keys, config.cluster, nodes, authenticator, objects.refused
+            (
+                ClusterAdmin(watcher, nodes, dispatcher, etcd, keys, config.cluster),
+                ObjectAdmin(watcher, nodes),
+                DeadLetterAdmin(watcher, nodes),
+            ),
+            authenticator,
+            objects.admission.refused,
         )
-        server.add_generic_rpc_handlers((objects.handlers(), guarded(admin)))
+        server.add_generic_rpc_handlers((objects.handlers(), admin.handlers()))
         watched = Watched(config.listen.rpartition(":")[0], config.health_port, config.metrics_port)
         watched.serve_health(server)
         await watched.begin()
@@ -143,7 +152,7 @@ class GatewayServer:
                     log.info("gateway serves at %s:%d", config.listen.rpartition(":")[0], port)
                     await stop.wait()
                 readiness.cancel()
-                objects.draining = True
+                objects.admission.draining = True
                 await watched.say(False)
                 log.info("stopping: finishing %d calls", dispatcher.in_flight)
                 loop = asyncio.get_running_loop()
@@ -156,7 +165,7 @@ class GatewayServer:
             await server.stop(0.2)
             await watched.close()
             await dispatcher.close()
-            await admin.close()
+            await nodes.close()
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)
         log.info("stopped")

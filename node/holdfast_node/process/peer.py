@@ -84,7 +84,7 @@ class PeerService:
         self._links = links
         self._snapshots = snapshots
         self._certificates = certificates
-        self._few = RateLimitedLog()
+        self._log_limit = RateLimitedLog()
         self.accepting = True
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -161,7 +161,7 @@ class PeerService:
 
     async def _check_process(self, context: Any) -> None:
         """With TLS, refuse a request that does not come from a process of the cluster."""
-        await _check_process(self._certificates, self._few, context)
+        await _check_process(self._certificates, self._log_limit, context)
 
     async def _sender(self, context: Any) -> str:
         """Return the node that sends a snapshot. Refuse a snapshot that is meant for another
@@ -217,14 +217,14 @@ class WaitingRoom:
         self._listen = listen
         self._certificates = certificates
         self._report = report
-        self._few = RateLimitedLog()
+        self._log_limit = RateLimitedLog()
 
     async def __aenter__(self) -> None:
         async def known(request: peer_pb2.KnownRequest) -> peer_pb2.KnownResponse:
             return self._report
 
         async def check(context: Any) -> None:
-            await _check_process(self._certificates, self._few, context)
+            await _check_process(self._certificates, self._log_limit, context)
 
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
         handlers = {"Known": _unary("Known", known, check)}

@@ -16,9 +16,9 @@ from holdfast_cluster.placement.model import (
     View,
 )
 from holdfast_cluster.placement.ring import shard_of
-from holdfast_gateway.admin import inspection
-from holdfast_gateway.admin.inspection import ObjectAdmin
-from holdfast_gateway.admin.service import what_lacks
+from holdfast_gateway.admin import objects
+from holdfast_gateway.admin.objects import ObjectAdmin
+from holdfast_gateway.admin.problems import what_lacks
 
 
 class Cluster:
@@ -74,7 +74,7 @@ class Cluster:
 
 class Admin(ObjectAdmin):
     def __init__(self, cluster: Any) -> None:
-        self._watcher = self._nodes = cluster
+        super().__init__(cluster, cluster)
 
     def asked_by(self, context: Any) -> str:
         return "ops"
@@ -124,7 +124,7 @@ async def test_what_a_shard_that_was_away_for_a_page_has_kept_is_said_at_the_end
 async def test_what_was_deleted_and_not_answered_in_time_is_counted_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(inspection, "_WHOLE_RETRY_S", 0.0)
+    monkeypatch.setattr(objects, "WHOLE_RETRY_S", 0.0)
     cluster = Cluster()
     cluster.deaf = 3
     last = (await delete_all(cluster))[-1]

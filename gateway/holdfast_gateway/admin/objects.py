@@ -7,42 +7,35 @@ import heapq
 import logging
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
-from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 from holdfast.errors import CODES
 from holdfast.v1 import admin_pb2
-from holdfast_cluster.membership.view_watcher import ViewWatcher
-from holdfast_cluster.placement.model import View
 from holdfast_cluster.placement.ring import shard_of
-from holdfast_cluster.routing.dispatch import KEY_BYTES_MAX
-from holdfast_cluster.routing.nodes import Nodes
+
+from holdfast_gateway.admin.part import (
+    PAGE_MAX,
+    WHOLE_PATIENCE_S,
+    WHOLE_RETRY_S,
+    AdminPart,
+    shard_status,
+)
 
 log = logging.getLogger(__name__)
 
-PAGE_MAX = 1_000
 TOP_MAX = 100
 TOP = 20
 _DELETE_PAGE = 200
-_WHOLE_PATIENCE_S = 3.0
-_WHOLE_RETRY_S = 0.1
 _DELETE_PATIENCE_S = 30.0
 _PASSING = frozenset(("WRONG_OWNER", "UNAVAILABLE"))
 """The codes of deletions that fail while a shard moves. The gateway tries them again for some
 seconds."""
-asked_by: ContextVar[str] = ContextVar("asked_by", default="")
-"""The operator who makes the present request, for logs."""
-
-R = TypeVar("R")
 _COUNT_NONE = admin_pb2.CountObjectsResponse()
 
 
-class ObjectAdmin:
+class ObjectAdmin(AdminPart):
     """The methods of the Admin service for objects. They ask the nodes and merge the answers."""
-
-    _watcher: ViewWatcher
-    _nodes: Nodes
 
     async def ListObjects(
         self, request: admin_pb2.ListObjectsRequest, context: Any
@@ -236,7 +229,7 @@ class ObjectAdmin:
         )
         these = admin_pb2.DeleteTheseRequest(kind=request.kind, keys=[request.key])
         loop = asyncio.get_running_loop()
-        until = loop.time() + _WHOLE_PATIENCE_S
+        until = loop.time() + WHOLE_PATIENCE_S
         while True:
             answer = await self._nodes.ask_owner(
                 context,
@@ -251,7 +244,7 @@ class ObjectAdmin:
             code = why.partition(":")[0]
             if code not in _PASSING or loop.time() > until:
                 break
-            await asyncio.sleep(_WHOLE_RETRY_S)
+            await asyncio.sleep(WHOLE_RETRY_S)
         if why:
             await context.abort(CODES[code][1] if code in CODES else grpc.StatusCode.INTERNAL, why)
         return admin_pb2.DeleteObjectResponse(existed=bool(answer.deleted))
@@ -316,7 +309,7 @@ class ObjectAdmin:
         while loop.time() < until and (
             again := [key for key, why in failed.items() if why.partition(":")[0] in _PASSING]
         ):
-            await asyncio.sleep(_WHOLE_RETRY_S)
+            await asyncio.sleep(WHOLE_RETRY_S)
             still = await self._delete_once(kind, again, by)
             failed = {key: why for key, why in failed.items() if key not in again} | still
         return len(keys) - len(failed), failed  # all of them existed when they were listed
@@ -355,61 +348,3 @@ class ObjectAdmin:
 
         await asyncio.gather(*(delete(node, those) for node, those in by_owner.items()))
         return failed
-
-    async def _ask_whole(
-        self, method: str, request: Any, answer: type[R]
-    ) -> tuple[dict[str, R | None], list[int]]:
-        """Ask all members, for up to 3 s, until each shard that has an owner is in just one answer.
-
-        A shard that moves may be in no answer for a moment, or in two. Return the answers by node,
-        and the shards that are in none.
-        """
-        loop = asyncio.get_running_loop()
-        until = loop.time() + _WHOLE_PATIENCE_S
-        while True:
-            view = self._watcher.view
-            assert view.settings is not None
-            answers = await self._nodes.ask_all(view, method, request, answer)
-            heard = [one for one in answers.values() if one is not None]
-            served = Counter(shard for one in heard for shard in one.served)  # type: ignore[attr-defined]
-            missing = [shard for shard in range(view.settings.shards) if not served[shard]]
-            whole = served.total() == len(served) and all(
-                view.owner_of(shard) is None for shard in missing
-            )
-            if whole or loop.time() > until:
-                return answers, missing
-            await asyncio.sleep(_WHOLE_RETRY_S)
-
-    async def _check_object(self, request: Any, context: Any) -> View:
-        view = await self._view(context)
-        if not request.kind or not 0 < len(request.key.encode()) <= KEY_BYTES_MAX:
-            await context.abort(
-                grpc.StatusCode.INVALID_ARGUMENT,
-                f"name a kind, and a key of 1 to {KEY_BYTES_MAX} bytes",
-            )
-        return view
-
-    async def _view(self, context: Any) -> View:
-        if self._watcher.view.settings is None:
-            await context.abort(
-                grpc.StatusCode.UNAVAILABLE, "the cluster's routes are not loaded yet"
-            )
-        return self._watcher.view
-
-    def asked_by(self, context: Any) -> str:
-        """Return the operator who makes a request, for logs."""
-        return str(asked_by.get() or context.peer())
-
-
-def shard_status(shard: int, assignment: Any) -> admin_pb2.ShardStatus:
-    """Return an assignment in the form that operators see."""
-    return admin_pb2.ShardStatus(
-        shard=shard,
-        epoch=assignment.epoch,
-        owner=assignment.owner,
-        in_sync=assignment.in_sync,
-        joining=assignment.joining,
-        handover=assignment.handover,
-        leaving=assignment.leaving,
-        forked=assignment.forked,
-    )
