@@ -16,7 +16,7 @@ import click
 from holdfast import alarms, app, channels, deadlines, errors, frames, ids, storage
 from holdfast.client import client, retry_budget
 from holdfast_cluster.placement import model, plan
-from holdfast_cluster.routing import dispatch
+from holdfast_cluster.routing import pending as dispatch
 from holdfast_gateway.admission.access import SubjectLimits
 from holdfast_gateway.edges import session as edge
 from holdfast_gateway.process.command import gateway

@@ -9,7 +9,8 @@ from typing import Any
 from holdfast.errors import HoldfastError
 from holdfast.ids import effect_id
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_cluster.routing.dispatch import Dispatcher, Pending
+from holdfast_cluster.routing.dispatch import Dispatcher
+from holdfast_cluster.routing.pending import Pending
 from holdfast_cluster.routing.pipe import Pipe
 from holdfast_node.effects.alarms import following, shown
 from holdfast_node.effects.outbox import PendingNotification

@@ -26,7 +26,8 @@ from holdfast.errors import HoldfastError
 from holdfast.ids import RequestIds
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.placement.model import Assignment, ClusterSettings, Member, Versioned, View
-from holdfast_cluster.routing.dispatch import Dispatcher, DispatchLimits
+from holdfast_cluster.routing.dispatch import Dispatcher
+from holdfast_cluster.routing.pending import DispatchLimits
 from holdfast_gateway.edges.grpc import ObjectsService
 from holdfast_node.log.shards import Shard
 from holdfast_node.process.peer import _NOT_SERVING

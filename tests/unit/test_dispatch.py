@@ -20,7 +20,8 @@ from holdfast.errors import (
 from holdfast.ids import RequestIds
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.placement.model import Assignment, ClusterSettings, Member, Versioned, View
-from holdfast_cluster.routing.dispatch import Dispatcher, DispatchLimits
+from holdfast_cluster.routing.dispatch import Dispatcher
+from holdfast_cluster.routing.pending import DispatchLimits
 
 SHARDS = 4
 NODE = Member("n", "127.0.0.1:1", 1, "h")

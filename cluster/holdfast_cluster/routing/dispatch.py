@@ -27,23 +27,18 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
 
 from holdfast.deadlines import TIMEOUT_MAX_S, Deadlines
 from holdfast.errors import (
     Aborted,
     DeadlineExceeded,
     HoldfastError,
-    InvalidArgument,
     Overloaded,
-    TooLarge,
     Unavailable,
     error_to_proto,
     not_definite_after,
 )
-from holdfast.frames import ENVELOPE_BYTES_MAX
 from holdfast.ids import REQUEST_ID_BYTES
 from holdfast.metrics import Histogram
 from holdfast.tls import Certificates
@@ -52,15 +47,22 @@ from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.membership.view_watcher import ViewWatcher
 from holdfast_cluster.placement.model import View
 from holdfast_cluster.placement.ring import shard_of
+from holdfast_cluster.routing.pending import (
+    KEY_BYTES_MAX,
+    DispatchLimits,
+    Held,
+    Origin,
+    Pending,
+    malformed,
+    why_held,
+)
 from holdfast_cluster.routing.pipe import Pipe, RemotePipe
 
 log = logging.getLogger(__name__)
 
-KEY_BYTES_MAX = 1024
 _CALL_SMALL = 64 << 10
 _KEY_SHORT = KEY_BYTES_MAX // 4  # a character takes at most 4 bytes
 _ENVELOPE_BYTES = 100
-_ATTEMPT_MAX = (1 << 32) - 1
 _TIMEOUT_MAX_MS = int(TIMEOUT_MAX_S * 1000)
 # After a call's deadline the dispatcher waits this long for the node's own answer.
 _DEADLINE_SLACK_S = 0.15
@@ -68,83 +70,6 @@ _BACKOFF_S = (0.02, 0.5)
 _LACKING_BACKOFF_S = (0.1, 5.0)  # a new owner has a new epoch, which sends these calls at once
 _TICK_S = 0.02
 _STALE_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class DispatchLimits:
-    """Bounds of one dispatcher."""
-
-    in_flight_max: int = 10_000
-    """How many calls may be accepted and not answered yet, held ones included."""
-    held_max: int = 10_000
-    """How many calls may wait for their shard to be served."""
-    argument_bytes_max: int = 4 << 20
-    bytes_max: int = 512 << 20
-    """The size of all calls accepted and not answered yet, arguments included."""
-    timeout_s: float = 30.0
-    """The deadline of calls that bring none."""
-
-
-class Origin(Protocol):
-    """The place that a call came from, and that its reply goes to."""
-
-    def push(self, reply: pb.Reply, size: int) -> None:
-        """Take the reply, of about `size` bytes. Its `id` is the one that the origin gave."""
-
-
-class Pending:
-    """A call on its way.
-
-    `lacking`: a node refused it because the node lacks its kind. `cancelled`: its caller does not
-    wait for it any more.
-    """
-
-    __slots__ = (
-        "call",
-        "cancelled",
-        "deadline",
-        "lacking",
-        "late",
-        "origin",
-        "origin_id",
-        "orphan",
-        "pipe",
-        "shard",
-        "size",
-        "submitted",
-    )
-
-    def __init__(
-        self, call: pb.Call, origin: Origin, shard: int, deadline: float, size: int
-    ) -> None:
-        self.size = size
-        self.call = call
-        self.origin = origin
-        self.origin_id = call.id
-        self.shard = shard
-        self.deadline = deadline
-        self.pipe: Pipe | None = None
-        self.lacking = False
-        self.late = False
-        self.cancelled = False
-        self.orphan = False  # its origin has gone
-        self.submitted = perf_counter()
-
-    def outcome_unknown(self) -> None:
-        """Record that the outcome of the attempt under way will stay unknown."""
-        if self.call.attempt < _ATTEMPT_MAX:  # a caller may have started at any number
-            self.call.attempt += 1
-
-
-class _Held:
-    """The queue of a shard that cannot be reached."""
-
-    __slots__ = ("backoff_max_s", "backoff_s", "calls", "retry_at")
-
-    def __init__(self, now: float, backoff_s: tuple[float, float]) -> None:
-        self.calls: list[Pending] = []
-        self.backoff_s, self.backoff_max_s = backoff_s
-        self.retry_at = now + self.backoff_s * random.uniform(0.5, 1.0)
 
 
 class Dispatcher:
@@ -164,8 +89,8 @@ class Dispatcher:
         self._number = 0
         self._pending: dict[int, Pending] = {}
         self._deadlines = Deadlines(self._pending, self._expire)
-        self._held: dict[int, _Held] = {}
-        self._lacking: dict[int, _Held] = {}  # the calls whose kind the owner lacks
+        self._held: dict[int, Held] = {}
+        self._lacking: dict[int, Held] = {}  # the calls whose kind the owner lacks
         self._held_count = 0
         # by request id: the calls that go on although their origin has gone
         self._orphans: dict[bytes, int] = {}
@@ -458,7 +383,7 @@ class Dispatcher:
         queues = self._lacking if lacking else self._held
         held = queues.get(shard)
         if held is None:
-            held = queues[shard] = _Held(
+            held = queues[shard] = Held(
                 self._loop.time(), _LACKING_BACKOFF_S if lacking else _BACKOFF_S
             )
         held.calls.append(pending)
@@ -523,7 +448,7 @@ class Dispatcher:
         elif held.retry_at <= now:
             self._send_again(held, self._pipe_of(self._watcher.view, shard), now)
 
-    def _send_again(self, held: _Held, pipe: Pipe | None, now: float) -> bool:
+    def _send_again(self, held: Held, pipe: Pipe | None, now: float) -> bool:
         """Send a queue, and return True, if there is a pipe for it."""
         held.backoff_s = min(held.backoff_s * 2, held.backoff_max_s)
         held.retry_at = now + held.backoff_s * random.uniform(0.5, 1.0)
@@ -559,7 +484,11 @@ class Dispatcher:
             self._unhold(pending)
             self._fail(
                 pending,
-                Unavailable(f"{what}: {self._why_held(pending)}", definite=True, retryable=True),
+                Unavailable(
+                    f"{what}: {why_held(self._watcher.view, pending)}",
+                    definite=True,
+                    retryable=True,
+                ),
             )
         else:
             self._fail(
@@ -569,66 +498,10 @@ class Dispatcher:
                 ),
             )
 
-    def _why_held(self, pending: Pending) -> str:
-        view = self._watcher.view
-        shard = pending.shard
-        versioned = view.assignments.get(shard)
-        if versioned is None:
-            return f"shard {shard} is not assigned yet"
-        assignment = versioned.assignment
-        member = view.members.get(assignment.owner)
-        if member is None and len(assignment.in_sync) == 1:
-            return f"shard {shard}: the only copy is on node {assignment.owner}, which is absent"
-        if member is None:
-            return (
-                f"shard {shard}: its owner {assignment.owner} is absent; copies are on"
-                f" {', '.join(assignment.in_sync)}"
-            )
-        if member.incarnation != assignment.incarnation:
-            return (
-                f"shard {shard}: node {assignment.owner} was started again and has not been"
-                " assigned it yet"
-            )
-        if pending.lacking:
-            hosts = ", ".join(
-                sorted(m.id for m in view.members.values() if pending.call.kind in m.kinds)
-            )
-            where = f"nodes that have it: {hosts}" if hosts else "no present node has it"
-            return (
-                f"shard {shard}: its owner {assignment.owner} lacks kind {pending.call.kind};"
-                f" {where}"
-            )
-        return (
-            f"shard {shard}: node {assignment.owner} at {member.address} cannot be reached or does"
-            " not serve it yet"
-        )
-
     def _refusal(self, call: pb.Call) -> HoldfastError | None:
         """Return the reason to refuse a call; None when `submit` is to accept it."""
-        size = len(call.key.encode())
-        if not 0 < size <= KEY_BYTES_MAX:
-            return InvalidArgument(
-                f"an object's key has 1 to {KEY_BYTES_MAX} bytes, this one {size}",
-                path="key",
-                definite=True,
-            )
-        if len(call.arguments) > self._limits.argument_bytes_max:
-            return TooLarge(
-                f"arguments of {len(call.arguments)} bytes, at most"
-                f" {self._limits.argument_bytes_max}",
-                definite=True,
-            )
-        rest = call.ByteSize() - len(call.arguments)
-        if rest > ENVELOPE_BYTES_MAX:
-            return TooLarge(
-                f"names and metadata of {rest} bytes, at most {ENVELOPE_BYTES_MAX}", definite=True
-            )
-        if len(call.request_id) != REQUEST_ID_BYTES:
-            return InvalidArgument(
-                f"a request id has {REQUEST_ID_BYTES} bytes (UUIDv7)",
-                path="request_id",
-                definite=True,
-            )
+        if (wrong := malformed(call, self._limits)) is not None:
+            return wrong
         if not self._shards:
             return Unavailable(
                 "the cluster's routes are not loaded yet",

@@ -15,8 +15,9 @@ from holdfast_cluster.membership.guarded import GuardedEtcd
 from holdfast_cluster.membership.view_watcher import ViewWatcher
 from holdfast_cluster.placement.model import Assignment, Drain, Keys, Pause, View, encode
 from holdfast_cluster.placement.ring import shard_of
-from holdfast_cluster.routing.dispatch import KEY_BYTES_MAX, Dispatcher
+from holdfast_cluster.routing.dispatch import Dispatcher
 from holdfast_cluster.routing.nodes import Nodes
+from holdfast_cluster.routing.pending import KEY_BYTES_MAX
 
 from holdfast_gateway.admin.part import AdminPart, shard_status
 from holdfast_gateway.admin.problems import etcd_problems, problems

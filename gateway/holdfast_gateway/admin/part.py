@@ -11,8 +11,8 @@ import grpc
 from holdfast.v1 import admin_pb2
 from holdfast_cluster.membership.view_watcher import ViewWatcher
 from holdfast_cluster.placement.model import Assignment, View
-from holdfast_cluster.routing.dispatch import KEY_BYTES_MAX
 from holdfast_cluster.routing.nodes import Nodes
+from holdfast_cluster.routing.pending import KEY_BYTES_MAX
 
 PAGE_MAX = 1_000
 """The most rows that a page of any list has."""

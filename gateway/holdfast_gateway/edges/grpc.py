@@ -200,7 +200,7 @@ class ObjectsService:
 
 
 class _Waiting:
-    """The receiver of one reply. It implements `holdfast_cluster.routing.dispatch.Origin`."""
+    """The receiver of one reply. It implements `holdfast_cluster.routing.pending.Origin`."""
 
     __slots__ = ("_caller", "future")
 

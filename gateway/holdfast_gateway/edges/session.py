@@ -193,7 +193,7 @@ class Sessions:
 class _Session:
     """A session, which gets the replies to its calls.
 
-    It implements `holdfast_cluster.routing.dispatch.Origin`.
+    It implements `holdfast_cluster.routing.pending.Origin`.
     """
 
     __slots__ = (
@@ -289,7 +289,7 @@ def _request(frame: bytes) -> pb.SessionRequest | None:
 class Gone:
     """The receiver of replies whose session does not wait any more. It counts out the calls.
 
-    It implements `holdfast_cluster.routing.dispatch.Origin`.
+    It implements `holdfast_cluster.routing.pending.Origin`.
     """
 
     __slots__ = ("_caller",)

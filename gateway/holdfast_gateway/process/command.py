@@ -15,7 +15,7 @@ from holdfast.processes import told_as_refusal
 from holdfast.tracing import TracingMissing
 from holdfast_cluster.membership.member import Refused
 from holdfast_cluster.process.run import ProcessOptions, run_until_signalled
-from holdfast_cluster.routing.dispatch import DispatchLimits
+from holdfast_cluster.routing.pending import DispatchLimits
 
 from holdfast_gateway.admission.access import AccessError
 from holdfast_gateway.edges.session import SESSIONS_MAX

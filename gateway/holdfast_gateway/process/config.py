@@ -7,7 +7,7 @@ from pathlib import Path
 
 from holdfast.tls import Certificates, check_exposed
 from holdfast_cluster.membership.etcd import EtcdTLS
-from holdfast_cluster.routing.dispatch import DispatchLimits
+from holdfast_cluster.routing.pending import DispatchLimits
 
 from holdfast_gateway.edges.session import SESSIONS_MAX
 

@@ -132,7 +132,7 @@ class _Stub:
 
 
 class _Caller:
-    """A caller that waits for one reply. Implements `holdfast_cluster.routing.dispatch.Origin`."""
+    """A caller that waits for one reply. Implements `holdfast_cluster.routing.pending.Origin`."""
 
     __slots__ = ("_callee", "future")
 

@@ -30,7 +30,7 @@ from holdfast.object import DurableObject
 from holdfast.signature import Handler, Sending
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clocks.boottime import boottime
-from holdfast_cluster.routing.dispatch import KEY_BYTES_MAX
+from holdfast_cluster.routing.pending import KEY_BYTES_MAX
 
 from holdfast_node.log.commit import Committer
 from holdfast_node.log.shards import Entry, Shard, Shards

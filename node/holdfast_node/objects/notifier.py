@@ -11,7 +11,7 @@ from holdfast.deadlines import checked_timedelta
 from holdfast.errors import InvalidArgument, TooLarge
 from holdfast.signature import Handler, check_notified, encode_arguments
 from holdfast.v1 import objects_pb2 as pb
-from holdfast_cluster.routing.dispatch import KEY_BYTES_MAX, DispatchLimits
+from holdfast_cluster.routing.pending import KEY_BYTES_MAX, DispatchLimits
 
 from holdfast_node.effects.records import Notification, carried
 from holdfast_node.effects.sent import SendNotification, Sent

@@ -9,7 +9,7 @@ from holdfast.channels import is_wildcard
 from holdfast.tls import Certificates, check_exposed
 from holdfast_cluster.membership.etcd import EtcdTLS
 from holdfast_cluster.placement.model import NODE_ID
-from holdfast_cluster.routing.dispatch import DispatchLimits
+from holdfast_cluster.routing.pending import DispatchLimits
 
 from holdfast_node.objects.limits import EngineLimits
 

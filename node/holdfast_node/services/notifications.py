@@ -187,7 +187,7 @@ class NotificationService:
 
 
 class _Answer:
-    """Takes the answer to one delivery. Implements `holdfast_cluster.routing.dispatch.Origin`."""
+    """Takes the answer to one delivery. Implements `holdfast_cluster.routing.pending.Origin`."""
 
     __slots__ = ("_pending", "_service")
 

@@ -410,7 +410,7 @@ class _Flusher(Flusher):
 
 
 class _Reply:
-    """Takes one reply. Implements `holdfast_cluster.routing.dispatch.Origin`."""
+    """Takes one reply. Implements `holdfast_cluster.routing.pending.Origin`."""
 
     def __init__(self, future: asyncio.Future[pb.Reply]) -> None:
         self.future = future

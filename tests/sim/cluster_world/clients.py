@@ -23,7 +23,7 @@ _ATTEMPTS_MAX = 6
 
 
 class _Future:
-    """Implements `holdfast_cluster.routing.dispatch.Origin`."""
+    """Implements `holdfast_cluster.routing.pending.Origin`."""
 
     def __init__(self, future: asyncio.Future[pb.Reply]) -> None:
         self._future = future

@@ -12,7 +12,8 @@ from holdfast_cluster.membership.lineage import Memory
 from holdfast_cluster.membership.member import Refused, agree_on_settings
 from holdfast_cluster.membership.view_watcher import ViewWatcher
 from holdfast_cluster.placement.model import Keys
-from holdfast_cluster.routing.dispatch import Dispatcher, DispatchLimits
+from holdfast_cluster.routing.dispatch import Dispatcher
+from holdfast_cluster.routing.pending import DispatchLimits
 from holdfast_node.log.shards import Shards
 from holdfast_node.process.config import NodeConfig
 from holdfast_node.process.server import NodeServer
