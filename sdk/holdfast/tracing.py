@@ -6,7 +6,7 @@ on puts its own span there. The process in which a trace begins decides whether 
 sampled; all later processes follow. A trace begins in a client, in the gateway if the caller brings
 no trace, or with an alarm.
 
-Tracing needs the extra `otel` (`pip install holdfast[otel]`). Spans go to an OTLP collector by
+Tracing needs the extra `otel` (docs/tracing.md). Spans go to an OTLP collector by
 HTTP. OpenTelemetry's own variables name the collector (OTEL_EXPORTER_OTLP_ENDPOINT,
 OTEL_EXPORTER_OTLP_HEADERS).
 """
@@ -133,7 +133,7 @@ def start(service: str, instance: str, ratio: float) -> Tracing:
         from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
     except ImportError as error:
         raise TracingMissing(
-            f"--trace needs the extra `otel` (pip install 'holdfast[otel]'): {error}"
+            f"--trace needs the extra `otel` (pip install 'path/to/holdfast[otel]'): {error}"
         ) from None
     resource = Resource.create({"service.name": service, "service.instance.id": instance})
     provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(ratio)), resource=resource)
@@ -151,7 +151,7 @@ def of_application() -> Tracing:
         from opentelemetry import trace
     except ImportError as error:
         raise TracingMissing(
-            f"tracing=True needs the extra `otel` (pip install 'holdfast[otel]'): {error}"
+            f"tracing=True needs the extra `otel` (pip install 'path/to/holdfast[otel]'): {error}"
         ) from None
     return Tracing(trace.get_tracer_provider())
 

@@ -1,8 +1,8 @@
 """The `holdfast` command line. The module of a command is imported when the command is used.
 
 Commands of the node, the gateway and the cluster are entry points, because the SDK imports none of
-these packages. Commands that run servers need packages that a client does not have (`pip install
-"holdfast[server]"`). Without these packages, such a command says so.
+these packages. Commands that run servers need packages that a client does not have: those of the
+extra `server`. Without these packages, such a command says so.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ def _lacking(name: str, module: str) -> click.Command:
 
     def tell(**_: object) -> None:
         raise click.ClickException(
-            f"`holdfast {name}` needs the package {module}, which is not installed:"
-            ' pip install "holdfast[server]"'
+            f"`holdfast {name}` needs the package {module}, which is not installed: install"
+            " Holdfast with its extra `server`, as in: pip install 'path/to/holdfast[server]'"
         )
 
     return click.Command(
         name,
         callback=tell,
-        short_help='Not installed: pip install "holdfast[server]".',
+        short_help="Not installed: it needs the extra `server`.",
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )
 
