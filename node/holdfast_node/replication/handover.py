@@ -17,7 +17,8 @@ from holdfast_cluster.placement.model import View
 
 from holdfast_node.log.shards import Shard
 from holdfast_node.objects.hand_off import ShardTurns
-from holdfast_node.replication.host import Copy, Replicas
+from holdfast_node.replication.copy import Copy
+from holdfast_node.replication.host import Replicas
 
 log = logging.getLogger(__name__)
 

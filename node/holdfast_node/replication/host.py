@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, Protocol, TypeVar
 
@@ -22,6 +21,7 @@ from holdfast_node.log.changes import encode_changes
 from holdfast_node.log.commit import Flusher
 from holdfast_node.log.shards import Entry, Shard, Shards
 from holdfast_node.replication.copies import CopyStore, StoredCopy, Times
+from holdfast_node.replication.copy import Copy
 from holdfast_node.replication.core.chain import Term, until
 from holdfast_node.replication.core.events import (
     Abdicate,
@@ -33,7 +33,6 @@ from holdfast_node.replication.core.events import (
     Effect,
     Event,
     KeepHigh,
-    LogEntry,
     Lost,
     NotAppended,
     Persist,
@@ -54,7 +53,7 @@ from holdfast_node.replication.core.events import (
     WireMessage,
 )
 from holdfast_node.replication.core.replica import Replica
-from holdfast_node.replication.core.slowness import FLOOR_S, PATIENCE_S, WINDOW_S, Held, Slowness
+from holdfast_node.replication.slow_nodes import SlowNodes
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +64,6 @@ _TICKS_ROUND = 10
 _DATA_BYTES_MAX = FRAME_BYTES_MAX - (1 << 20)  # an entry has to fit into a frame to a replica
 # for so long all copies get every tick, when something has changed that concerns many
 _HURRY_S = 1.0
-_UNWELL_S = 1.0  # a slow node that does not answer heartbeats for so long is still slow
 # until when a shard may be answered for is looked at anew when less is left; a tick does so more
 # often than that
 _REFRESH_S = 1.0
@@ -114,27 +112,6 @@ class Surroundings(Protocol):
         """
 
 
-class Copy:
-    """One shard's copy on this node. `shard` is there while this node owns it; `waiting` are its
-    entries that are not committed.
-
-    `behind`: committed entries that are in the log only. Nobody reads the state of a copy that is
-    not owned. `order` and `raw`: of the assignment that the replica was told last. Replicas get the
-    order in place of etcd's revision.
-    """
-
-    __slots__ = ("behind", "number", "order", "raw", "replica", "shard", "waiting")
-
-    def __init__(self, number: int, replica: Replica) -> None:
-        self.number = number
-        self.replica = replica
-        self.shard: Shard | None = None
-        self.waiting: deque[Entry] = deque()
-        self.behind: list[LogEntry] = []
-        self.order = 0
-        self.raw = b""
-
-
 class Replicas:
     """All copies of a node, and what their replicas decide. Implements
     `holdfast_node.log.shards.ShardLog`."""
@@ -155,7 +132,7 @@ class Replicas:
         self._settings = settings
         self._surroundings = surroundings
         self._send = surroundings.send
-        self.slowness = Slowness(boottime())
+        self.slow_nodes = SlowNodes(node, flusher, boottime())
         self._incarnation = 0
         self._incarnations: dict[str, int] = {}
         self._orders: dict[int, int] = {}  # by shard, of the newest assignment that was shown
@@ -200,7 +177,7 @@ class Replicas:
         those are on disk."""
         for name, member in view.members.items():
             if self._incarnations.get(name, member.incarnation) != member.incarnation:
-                self.slowness.renewed(name)
+                self.slow_nodes.renewed(name)
             self._incarnations[name] = member.incarnation
         new = []
         for number, versioned in view.assignments.items():
@@ -284,8 +261,9 @@ class Replicas:
         get every tenth tick."""
         self._now = boottime()
         self._ticks += 1
-        self._judge()
-        tick = Tick(self.slowness.slow)
+        if self.slow_nodes.judge(self._copies.values(), self._now):
+            self._hurry_until = self._now + _HURRY_S
+        tick = Tick(self.slow_nodes.names)
         hurry = self._now < self._hurry_until
         due = (
             self._copies.values()
@@ -296,49 +274,6 @@ class Replicas:
             self._do(copy, tick)
         self._end()
         self._flusher.write()
-
-    def _judge(self) -> None:
-        """See whether a node's copies, or this one's own, hold up commits."""
-        slow = self.slowness.slow
-        held = {}
-        for copy in self._copies.values():
-            if copy.waiting or (slow and copy.shard is not None):
-                for name, reached, wanted in copy.replica.held_up(slow):
-                    held[name, copy.number] = Held(reached, wanted)
-        if not self.slowness.look(held, self._unwell(slow) if slow else (), self._now):
-            return
-        self._hurry_until = self._now + _HURRY_S
-        for name in sorted(self.slowness.slow - slow):
-            what = "this node's disk is" if name == self._node else f"{name} is"
-            log.warning(
-                "%s slow: of the last %.0f s, writes waited %.1f s for nothing else; it has to keep"
-                " up for %.0f s now",
-                what,
-                WINDOW_S,
-                PATIENCE_S,
-                self.slowness.backoff_s(name),
-            )
-        for name in sorted(slow - self.slowness.slow):
-            log.warning(
-                "%s slow no more", "this node's disk is" if name == self._node else f"{name} is"
-            )
-
-    def _unwell(self, slow: Iterable[str]) -> set[str]:
-        """Those slow nodes that do not answer, or whose disk is this node's and does not."""
-        unwell = set()
-        for name in slow:
-            if name == self._node:
-                silent = self._flusher.busy_s
-            else:
-                heard = [
-                    peer.heard_at
-                    for copy in self._copies.values()
-                    if (peer := copy.replica.peers.get(name)) is not None
-                ]
-                silent = self._now - max(heard) if heard else 0.0
-            if silent > (FLOOR_S if name == self._node else _UNWELL_S):
-                unwell.add(name)
-        return unwell
 
     @_ends_the_node
     def release(self, number: int, to: Member) -> None:

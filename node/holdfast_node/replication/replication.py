@@ -130,7 +130,7 @@ class Replication:
     @property
     def slow(self) -> frozenset[str]:
         """The nodes that this one has found slow; see `holdfast_node.replication.core.slowness`."""
-        return self.replicas.slowness.slow
+        return self.replicas.slow_nodes.names
 
     @property
     def disk_is_slow(self) -> bool:

@@ -19,9 +19,10 @@ from holdfast_cluster.placement.model import Member, View
 from holdfast_cluster.placement.plan import Transition, plan
 from holdfast_node.log.commit import Flusher
 from holdfast_node.replication.copies import CopyStore
+from holdfast_node.replication.copy import Copy
 from holdfast_node.replication.core.events import Persist
 from holdfast_node.replication.core.replica import Replica
-from holdfast_node.replication.host import Copy, Replicas
+from holdfast_node.replication.host import Replicas
 from holdfast_node.store.rocks import Store
 
 from .faults import DEFAULT, often

@@ -25,7 +25,8 @@ from unittest import mock
 import grpc
 from holdfast_cluster.streams.tcp import Stream
 from holdfast_node.log.shards import Shard
-from holdfast_node.replication import ReplicationSettings, host
+from holdfast_node.replication import ReplicationSettings
+from holdfast_node.replication.copy import Copy
 from holdfast_node.store.disk_space import DiskWatch
 
 from . import rocks
@@ -42,7 +43,7 @@ _Random = random.Random
 _CLOCK_MONOTONIC = time.CLOCK_MONOTONIC
 
 
-class _Copy(host.Copy):
+class _Copy(Copy):
     __slots__ = ()
 
     def __hash__(self) -> int:
