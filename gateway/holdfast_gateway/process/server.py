@@ -110,15 +110,7 @@ class GatewayServer:
         watched.serve_health(server)
         await watched.begin()
         if config.reflection:
-            names = (
-                "holdfast.v1.Objects",
-                "holdfast.v1.Admin",
-                health.SERVICE_NAME,
-                reflection.SERVICE_NAME,
-                _REFLECTION_V1,
-            )
-            reflection.enable_server_reflection(names, server)
-            server.add_generic_rpc_handlers((_reflection_v1(names),))
+            _enable_reflection(server)
         settle_garbage()
         try:
             metrics = GatewayMetrics(
@@ -154,11 +146,7 @@ class GatewayServer:
                 readiness.cancel()
                 objects.admission.draining = True
                 await watched.say(False)
-                log.info("stopping: finishing %d calls", dispatcher.in_flight)
-                loop = asyncio.get_running_loop()
-                until = loop.time() + config.drain_timeout_s
-                while dispatcher.in_flight and loop.time() < until:
-                    await asyncio.sleep(0.02)
+                await self._finish_calls(dispatcher)
                 for task in tasks:
                     task.cancel()
         finally:
@@ -170,8 +158,28 @@ class GatewayServer:
                 await asyncio.to_thread(tracing.close)
         log.info("stopped")
 
+    async def _finish_calls(self, dispatcher: Dispatcher) -> None:
+        """Wait for the calls under way, for the drain timeout at most."""
+        log.info("stopping: finishing %d calls", dispatcher.in_flight)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._config.drain_timeout_s
+        while dispatcher.in_flight and loop.time() < until:
+            await asyncio.sleep(0.02)
+
 
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+
+
+def _enable_reflection(server: grpc.aio.Server) -> None:
+    names = (
+        "holdfast.v1.Objects",
+        "holdfast.v1.Admin",
+        health.SERVICE_NAME,
+        reflection.SERVICE_NAME,
+        _REFLECTION_V1,
+    )
+    reflection.enable_server_reflection(names, server)
+    server.add_generic_rpc_handlers((_reflection_v1(names),))
 
 
 def _reflection_v1(names: tuple[str, ...]) -> grpc.GenericRpcHandler:
