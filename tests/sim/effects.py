@@ -639,9 +639,10 @@ def live(
         stack.enter_context(mock.patch("time.time_ns", loop.time_ns))
         stack.enter_context(mock.patch("os.urandom", world.chance.randbytes))
         stack.enter_context(mock.patch("holdfast_cluster.routing.dispatch.RemotePipe", Pipe))
-        stack.enter_context(
-            mock.patch("holdfast_cluster.routing.dispatch.random", world.front.chance)
-        )
+        for module in ("dispatch", "pending"):
+            stack.enter_context(
+                mock.patch(f"holdfast_cluster.routing.{module}.random", world.front.chance)
+            )
         stack.enter_context(mock.patch("holdfast.client.client.random", world.front.chance))
         stack.enter_context(
             mock.patch("holdfast.client.client.open_client_channel", world.front.channel)

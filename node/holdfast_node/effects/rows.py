@@ -81,7 +81,7 @@ class Rows:
         self._writes: dict[str, bytes | None] | None = None
         # what deleted all rows last in this turn
         self._cleared: object = None
-        self._blocks = Blocks()
+        self._blocks: Blocks | None = None  # of turns that use transaction()
         self._write_bytes = 0
         self._effect_bytes = 0
         self.layers = RowLayers(reader, limits.cache_bytes)
@@ -145,8 +145,8 @@ class Rows:
         size = self._key_bytes(key) + len(raw) - self._counted(writes, key)
         if self._write_bytes + size > self._limits.turn_bytes:
             raise self._turn_too_large()
-        if self._blocks.used:
-            self._note_undo(writes, key)
+        if self._blocks is not None:
+            self._note_undo(self._blocks, writes, key)
         self._write_bytes += size
         writes[key] = raw
 
@@ -162,11 +162,11 @@ class Rows:
             size += self._key_bytes(key) + len(raw) - self._counted(writes, key)
         if self._write_bytes + size > self._limits.turn_bytes:
             raise self._turn_too_large()
-        if self._blocks.used:
+        if self._blocks is not None:
             self._blocks.own()  # refuses code of a block that has failed
         for key, raw in rows.items():
-            if self._blocks.used:
-                self._note_undo(writes, key)
+            if self._blocks is not None:
+                self._note_undo(self._blocks, writes, key)
             writes[key] = raw
         self._write_bytes += size
 
@@ -184,13 +184,13 @@ class Rows:
                 size += key_bytes - self._counted(writes, key)
         if self._write_bytes + size > self._limits.turn_bytes:
             raise self._turn_too_large()
-        if self._blocks.used:
+        if self._blocks is not None:
             self._blocks.own()
         there = 0
         for key in own:
             there += self.get(key) is not None
-            if self._blocks.used:
-                self._note_undo(writes, key)
+            if self._blocks is not None:
+                self._note_undo(self._blocks, writes, key)
             writes[key] = None
         self._write_bytes += size
         return there
@@ -201,11 +201,12 @@ class Rows:
         if writes is None:
             raise _outside()
         cleared = object()
-        if self._blocks.used:
+        if self._blocks is not None:
             if (block := self._blocks.own()) is not None:
                 block.undo.append(
                     partial(
                         self._undo_clearing,
+                        self._blocks,
                         cleared,
                         dict(writes),
                         dict(self._blocks.touched),
@@ -221,34 +222,42 @@ class Rows:
         """Open a part of the turn that can fail alone."""
         if self._writes is None:
             raise _outside()
-        return self._blocks.block(self.is_open)
+        if self._blocks is None:
+            self._blocks = Blocks()
+        return self._blocks.block(self._is_running)
 
-    def _note_undo(self, writes: dict[str, bytes | None], key: str) -> None:
+    def _is_running(self, blocks: Blocks) -> bool:
+        return self._blocks is blocks and self._writes is not None
+
+    def _note_undo(self, blocks: Blocks, writes: dict[str, bytes | None], key: str) -> None:
         """Note who writes this row, and, when a block does, how to undo it."""
         touch = object()
-        block = self._blocks.own()
+        block = blocks.own()
         if block is not None:
             block.undo.append(
                 partial(
                     self._undo_write,
+                    blocks,
                     key,
                     touch,
                     writes.get(key, _MISSING),
-                    self._blocks.touched.get(key),
+                    blocks.touched.get(key),
                 )
             )
-        self._blocks.touched[key] = touch
+        blocks.touched[key] = touch
 
-    def _undo_write(self, key: str, touch: object, before: Any, touched_before: object) -> None:
+    def _undo_write(
+        self, blocks: Blocks, key: str, touch: object, before: Any, touched_before: object
+    ) -> None:
         """Unless somebody else has written there since."""
         writes = self._writes
         assert writes is not None
-        if self._blocks.touched.get(key) is not touch:
+        if blocks.touched.get(key) is not touch:
             return
         if touched_before is None:
-            del self._blocks.touched[key]
+            del blocks.touched[key]
         else:
-            self._blocks.touched[key] = touched_before
+            blocks.touched[key] = touched_before
         self._write_bytes -= self._counted(writes, key)
         if before is _MISSING:
             del writes[key]
@@ -258,6 +267,7 @@ class Rows:
 
     def _undo_clearing(
         self,
+        blocks: Blocks,
         cleared: object,
         before: dict[str, bytes | None],
         touched_before: dict[str, object],
@@ -270,7 +280,7 @@ class Rows:
         writes = self._writes
         assert writes is not None
         self._writes = before | writes
-        self._blocks.touched = touched_before | self._blocks.touched
+        blocks.touched = touched_before | blocks.touched
         self._cleared = cleared_before
         self._write_bytes = self._effect_bytes + sum(
             self._counted(self._writes, key) for key in self._writes
@@ -317,8 +327,7 @@ class Rows:
         """Open a turn."""
         assert self._writes is None, "a turn of this object is open"
         self._writes = {}
-        if self._blocks.used:
-            self._blocks.turn_begins()
+        self._blocks = None
         self.some_expire = self.emptied = False
         self._write_bytes = self._effect_bytes = 0
         self.layers.settle()
@@ -353,7 +362,7 @@ class Rows:
         size = effect.size
         if self._write_bytes + size > self._limits.turn_bytes:
             raise self._turn_too_large()
-        if self._blocks.used and (block := self._blocks.own()) is not None:
+        if self._blocks is not None and (block := self._blocks.own()) is not None:
             block.undo.append(partial(self._undo_effect, effect, size))
         self._write_bytes += size
         self._effect_bytes += size

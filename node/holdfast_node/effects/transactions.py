@@ -11,12 +11,11 @@ from contextvars import ContextVar
 class Block:
     """An open `transaction()` of a turn, and how to undo it."""
 
-    __slots__ = ("blocks", "closed", "failed", "outer", "task", "turn", "undo")
+    __slots__ = ("blocks", "closed", "failed", "outer", "task", "undo")
 
-    def __init__(self, blocks: Blocks, turn: int, outer: Block | None, task: str) -> None:
-        """`turn`: the number of the turn among those of its object. `task`: who began the block."""
+    def __init__(self, blocks: Blocks, outer: Block | None, task: str) -> None:
+        """`task`: the name of the task that began the block."""
         self.blocks = blocks
-        self.turn = turn
         self.outer = outer
         self.task = task
         self.undo: list[Callable[[], None]] = []
@@ -38,36 +37,27 @@ other objects that it calls."""
 
 
 class Blocks:
-    """The blocks of one object's turns.
+    """The blocks of one turn.
 
     What code of a block changes, the block can undo; what other tasks change meanwhile stays. The
     last change of each row is remembered by a `touch`, so that a block undoes only what nobody has
     written over.
     """
 
-    __slots__ = ("_innermost", "_turn", "touched", "used")
+    __slots__ = ("_innermost", "touched")
 
     def __init__(self) -> None:
-        self._turn = 0  # counts those that had blocks
         self._innermost: Block | None = None  # of those that are open
-        self.used = False
-        """Whether the running turn has opened a block."""
         self.touched: dict[str, object] = {}
         """While blocks are open: the last change of each row."""
 
-    def turn_begins(self) -> None:
-        """Forget the blocks of the last turn that had some."""
-        self._turn += 1
-        self._innermost = None
-        self.used = False
-
     def own(self) -> Block | None:
-        """Return the open block of the running turn that the running code belongs to.
+        """Return the open block of this turn that the running code belongs to.
 
         Raises RuntimeError when the code was begun in a block that has failed since.
         """
         block = _IN_BLOCK.get()
-        if block is None or block.blocks is not self or block.turn != self._turn:
+        if block is None or block.blocks is not self:
             return None
         around: Block | None = block
         while around is not None:
@@ -80,10 +70,11 @@ class Blocks:
         return block.innermost_open
 
     @contextmanager
-    def block(self, turn_is_open: Callable[[], bool]) -> Iterator[None]:
+    def block(self, is_running: Callable[[Blocks], bool]) -> Iterator[None]:
         """Open a block of the running turn; an exception that leaves it undoes what it did.
 
-        Raises RuntimeError when another task's block is open.
+        `is_running`: whether the turn of these blocks runs still. Raises RuntimeError when another
+        task's block is open.
         """
         around = _IN_BLOCK.get()
         outer = self._innermost
@@ -94,12 +85,11 @@ class Blocks:
             )
         if outer is None:
             self.touched.clear()
-        self.used = True
-        block = self._innermost = Block(self, self._turn, outer, _task_name())
+        block = self._innermost = Block(self, outer, _task_name())
         _IN_BLOCK.set(block)
         try:
             yield
-            if self._turn == block.turn and self._innermost is not block:
+            if self._innermost is not block:
                 if self._innermost is None or block.closed:
                     raise RuntimeError("a transaction() ended after the one that it was begun in")
                 raise RuntimeError(
@@ -107,7 +97,7 @@ class Blocks:
                     " began inside"
                 )
         except BaseException:
-            if self._turn == block.turn and turn_is_open():
+            if is_running(self):
                 self._undo(block)
             raise
         else:
@@ -118,7 +108,7 @@ class Blocks:
         finally:
             block.closed = True
             _IN_BLOCK.set(around)
-            if self._turn == block.turn and self._innermost is not None:
+            if self._innermost is not None:
                 self._innermost = self._innermost.innermost_open
 
     def _undo(self, block: Block) -> None:
