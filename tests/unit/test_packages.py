@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,25 @@ def test_the_packages_of_a_client_are_the_few_that_are_named() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {line.partition(">")[0].partition("=")[0] for line in project["dependencies"]}
     assert names == {"click", "googleapis-common-protos", "grpcio", "msgspec", "protobuf", "rich"}
+
+
+def test_the_wheel_has_every_module_where_it_is_imported_from_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    modules = {
+        str(path.relative_to(ROOT / folder))
+        for folder in ("sdk", "cluster", "node", "gateway")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert {name for name in names if name.endswith(".py")} == modules
+    assert {name.partition("/")[0] for name in names} == {
+        "holdfast",
+        "holdfast_cluster",
+        "holdfast_gateway",
+        "holdfast_node",
+    }
