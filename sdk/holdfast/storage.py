@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 OPTIONS = b"\xc1"
-"""The first byte of a stored value that has options before it: no msgpack begins with it."""
+"""The first byte of a stored value with options. No msgpack value begins with it."""
 TTL_MAX = timedelta(days=36_525)
 """The longest `ttl` of a value or of an object."""
 
@@ -25,11 +25,11 @@ TTL_MAX = timedelta(days=36_525)
 class RowAccess(Protocol):
     """The rows of one object, encoded, as a node gives them to `Storage`.
 
-    Each function raises what `Storage` says, before anything is changed.
+    Each function raises the errors that `Storage` names, before it changes any row.
     """
 
     def get(self, key: str) -> bytes | None:
-        """Return the value under a key; None when there is none."""
+        """Return the value under a key; None if there is none."""
 
     def scan(
         self, prefix: str, start: str | None, end: str | None, reverse: bool
@@ -37,7 +37,7 @@ class RowAccess(Protocol):
         """Yield the rows of a range in the order of their keys, or reversed."""
 
     def expiring(self, ttl: timedelta) -> bytes:
-        """Return what stands before a value that is written now and lives so long."""
+        """Return the bytes that stand before a value which expires after `ttl` from now."""
 
     def put(self, key: str, raw: bytes) -> None:
         """Write a row."""
@@ -46,7 +46,7 @@ class RowAccess(Protocol):
         """Write all of these rows, or none."""
 
     def delete(self, keys: Iterable[str]) -> int:
-        """Delete all of these rows, or none. Return how many there were."""
+        """Delete all of these rows, or none. Return how many of them existed."""
 
     def delete_all(self) -> None:
         """Delete every row."""
@@ -56,20 +56,22 @@ class RowAccess(Protocol):
 
 
 class Storage:
-    """`self.storage` of an object. Values are what `holdfast.codec` encodes; keys are text of 1 to
-    1,024 bytes.
+    """The storage of an object, as `self.storage`.
 
-    Every operation is whole or not at all: what it raises, it raises before anything is changed.
-    Raises TypeError for a key that is no text or a value that cannot be stored, ValueError for a
-    key that is empty or no UTF-8, TooLarge when a key, a value or the turn's writes pass their
-    limit, msgspec.ValidationError when a stored value is not of the type asked for, RuntimeError
-    outside of a turn.
+    Keys are text of 1 to 1,024 bytes. Values are of the types that `holdfast.codec` encodes. An
+    operation that raises an error changes nothing. Operations raise:
+
+    - TypeError if a key is no text, or a value cannot be stored,
+    - ValueError if a key is empty, or is no valid UTF-8,
+    - TooLarge if a key, a value or the turn's writes pass their limit,
+    - msgspec.ValidationError if a stored value is not of the requested type,
+    - RuntimeError outside of a turn.
     """
 
     __slots__ = ("_alarms", "_rows")
 
     def __init__(self, rows: RowAccess, alarms: Callable[[], Alarms]) -> None:
-        """`alarms`: the object's, for `delete_all(alarms=True)`."""
+        """Wrap `rows`. `alarms` returns the object's alarms, for `delete_all(alarms=True)`."""
         self._rows = rows
         self._alarms = alarms
 
@@ -84,7 +86,7 @@ class Storage:
     @overload
     def get(self, key: str, *, default: Any) -> Any: ...
     def get(self, key: str, type: Any = Any, default: Any = None) -> Any:
-        """The value under `key`, decoded as `type`; `default` when there is none."""
+        """Return the value under `key`, decoded as `type`; `default` if there is none."""
         raw = self._rows.get(key)
         return default if raw is None else _decode(key, raw, type)
 
@@ -93,7 +95,7 @@ class Storage:
     @overload
     def get_many(self, keys: Iterable[str], type: type[T]) -> dict[str, T]: ...
     def get_many(self, keys: Iterable[str], type: Any = Any) -> dict[str, Any]:
-        """The values under those of `keys` that exist."""
+        """Return the values under `keys`. The result lacks keys that have no value."""
         found = {}
         for key in keys:
             raw = self._rows.get(key)
@@ -138,12 +140,12 @@ class Storage:
         reverse: bool = False,
         type: Any = Any,
     ) -> dict[str, Any]:
-        """The rows whose key begins with `prefix` and lies in `[start, end)`, in key order (or
-        reversed), at most `limit`.
+        """Return the rows whose key begins with `prefix` and lies in `[start, end)`.
 
-        `start_after`: behind this key, in place of `start`; the last key of a page gives the next
-        one, in either order. It returns them all at once: TooLarge when they are more than the
-        bytes that a turn may write; page with `limit`.
+        The rows are in key order, or reversed, and at most `limit`. With `start_after`, in place of
+        `start`, they begin behind that key. To get the next page in either order, pass the last key
+        of a page as `start_after`. The rows are returned all at once. Raises TooLarge if they have
+        more bytes than a turn may write; then use `limit` and pages.
         """
         if limit is not None and limit < 0:
             raise ValueError(f"limit is {limit}")
@@ -166,27 +168,29 @@ class Storage:
     # -- writing
 
     def put(self, key: str, value: Any, *, ttl: timedelta | None = None) -> None:
-        """Store `value` under `key`; durable when the turn has committed.
+        """Store `value` under `key`. It is durable when the turn has committed.
 
-        `ttl`: so long from now it is as if it had been deleted; at most 100 years. Another `put` of
-        the key sets the time anew, or, without a `ttl`, keeps the value for good. Raises
-        Unavailable while a node of the cluster is too old for it.
+        After `ttl` from now the value counts as deleted; `ttl` is at most 100 years. Another `put`
+        of the key sets a new time, or, without a `ttl`, keeps the value for good. With a `ttl`,
+        raises Unavailable while a node of the cluster is too old to support it.
         """
         raw = _encode(key, value)
         self._rows.put(key, raw if ttl is None else self._rows.expiring(ttl) + raw)
 
     def put_many(self, values: Mapping[str, Any], *, ttl: timedelta | None = None) -> None:
-        """Store every value of a mapping under its key, or none. `ttl`: as in `put`, for each."""
+        """Store all values of a mapping under their keys, or none. `ttl` applies to each value."""
         expiry = b"" if ttl is None else self._rows.expiring(ttl)
         self._rows.put_many({key: expiry + _encode(key, value) for key, value in values.items()})
 
     def delete(self, *keys: str) -> int:
-        """Remove what is under these keys; how many of them had something."""
+        """Remove the values under these keys. Return how many of the keys had a value."""
         return self._rows.delete(keys)
 
     def delete_all(self, *, alarms: bool = False) -> None:
-        """Remove every key of this object, in one step however many there are; with `alarms` its
-        alarms as well, which stay else."""
+        """Remove all keys of this object in one step.
+
+        With `alarms`, remove its alarms too. Otherwise they stay.
+        """
         if not alarms:
             self._rows.delete_all()
             return
@@ -197,18 +201,18 @@ class Storage:
                 own.delete(alarm.name)
 
     def transaction(self) -> AbstractContextManager[None]:
-        """A part of the turn that can fail alone: an exception that leaves the block undoes what
-        the block did.
+        """Open a block: a part of the turn that can fail alone.
 
-        That is what it wrote, its notifications, and its changes of alarms. What other tasks of the
-        turn do meanwhile stays. What tasks do that the block began belongs to it. Blocks may be
-        nested. Raises RuntimeError when another task's block is open.
+        An exception that leaves the block undoes its writes, its notifications and its changes of
+        alarms. Changes by other tasks of the turn stay. Changes by tasks that the block began
+        belong to the block. Blocks may be nested. Raises RuntimeError if another task's block is
+        open.
         """
         return self._rows.transaction("storage.transaction()")
 
 
 def reads_only(what: str) -> RuntimeError:
-    """The error for a read that would write."""
+    """Return the error for a read that tries to write."""
     return RuntimeError(
         f"{what} in a handler with @holdfast.reads, which cannot write: it runs beside the object's"
         " turns"
@@ -218,9 +222,7 @@ def reads_only(what: str) -> RuntimeError:
 def _encode(key: str, value: Any) -> bytes:
     try:
         return codec.encode(value)
-    except (
-        Exception
-    ) as error:  # of a type that is no data, too deep, too large a number, half a character
+    except Exception as error:  # an unknown type, too deep, too large a number, half a character
         raise TypeError(
             f"the value of {key!r:.100} cannot be stored: {error or type(error).__name__}"
         ) from None

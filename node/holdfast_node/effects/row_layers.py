@@ -7,7 +7,7 @@ from heapq import merge
 from typing import Any, Protocol
 
 _MISSING: Any = object()
-# what a cached row costs in Python beside its key and value, measured on CPython 3.11
+# Python's own bytes for a cached row, beside its key and value; measured on CPython 3.11
 _ROW_OVERHEAD_BYTES = 150
 _RECENT_ROWS_SWEEP = 256
 
@@ -16,23 +16,23 @@ class Reader(Protocol):
     """The store as one object sees it. Keys are user keys as UTF-8 bytes."""
 
     def get(self, key: bytes) -> bytes | None:
-        """Return the value under a key; None when there is none."""
+        """Return the value under a key; None if there is none."""
 
     def scan(self, start: bytes, end: bytes | None, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
         """Yield the rows of `[start, end)` in the order of their keys, or reversed."""
 
 
 class Applied(Protocol):
-    """The entry that holds a turn's writes: `applied` once the store shows them."""
+    """The entry with a turn's writes. It is `applied` once the store shows them."""
 
     applied: bool
 
 
 class RowLayers:
-    """The rows of one object, as turns that ended have left them. Newest first:
+    """The rows of one object, as ended turns have left them. Its layers are, newest first:
 
-    1. what they wrote and the store cannot show yet, because its entry is not applied (`_recent`),
-    2. the hot cache: values known to be what the store holds, least recently used first, within
+    1. writes that the store does not show yet, because their entry is not applied (`_recent`),
+    2. the hot cache: values equal to the store's, least recently used first, within
        `cache_bytes_max`,
     3. the store, through a `Reader`.
     """
@@ -59,7 +59,7 @@ class RowLayers:
     # -- reading
 
     def get(self, key: str) -> bytes | None:
-        """Return the row under a key; None when there is none."""
+        """Return the row under a key; None if there is none."""
         if self._recent:
             row = self._recent.get(key)
             if row is not None:
@@ -89,7 +89,7 @@ class RowLayers:
     ) -> Iterator[tuple[str, bytes]]:
         """Yield the rows of a range in the order of their keys.
 
-        `own`: what the running turn has written; `cleared`: whether it deleted all before that.
+        `own`: the running turn's writes. `cleared`: whether it deleted all rows before them.
         """
         lower = max(prefix, start or "")
         overlay: dict[str, bytes | None] = {}
@@ -119,14 +119,16 @@ class RowLayers:
                 yield key, raw
 
     def settled(self) -> bool:
-        """Return whether the store shows everything that was written."""
+        """Return whether the store shows all writes of ended turns."""
         return self._newest is None or self._newest.applied
 
-    # -- what turns leave
+    # -- writes of ended turns
 
     def add(self, entry: Applied, writes: Mapping[str, bytes | None], cleared: bool) -> None:
-        """Add the writes of a turn that ended, which went into `entry`; `cleared`: behind the
-        deletion of everything."""
+        """Add the writes of an ended turn. They are in `entry`.
+
+        `cleared`: the turn deleted all rows before them.
+        """
         self._newest = entry
         if cleared:
             self._recent_cleared = entry
@@ -140,7 +142,10 @@ class RowLayers:
             recent[key] = (entry, raw)
 
     def settle(self) -> None:
-        """Move what the store shows by now into the cache; call it when entries were applied."""
+        """Move writes that the store shows by now into the cache.
+
+        Call it when entries were applied.
+        """
         recent = self._recent
         if recent is None:
             return
@@ -185,8 +190,7 @@ def _first(row: tuple[str, Any]) -> str:
 
 
 def _after_prefix(prefix: str) -> bytes | None:
-    """The smallest byte string after every key that begins with `prefix`; None when there is no
-    bound."""
+    """Return the smallest bytes after all keys that begin with `prefix`; None without a bound."""
     raw = prefix.encode()
     # UTF-8 has no 0xff, so the last byte can be raised
     return raw[:-1] + bytes([raw[-1] + 1]) if raw else None

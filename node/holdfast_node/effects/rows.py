@@ -1,9 +1,9 @@
-"""The rows of one object, as the turns that run on it see and write them.
+"""The rows of one object, as its turns see and write them.
 
-A read looks through what the running turn wrote (`_writes`; `_cleared` once it deleted everything),
-and then through the layers below it (`RowLayers`). All layers hold encoded bytes: a value that a
-handler got and changed in place changes nothing here until it is put. Outside of a turn every
-access is refused, so a task that outlives its turn cannot write.
+A read looks first at the running turn's own writes (`_writes`, and `_cleared` once it has deleted
+everything). Then it looks at the layers below (`RowLayers`). All layers hold encoded bytes. If a
+handler changes a value in place, the rows do not change until the handler puts it. Outside of a
+turn `Rows` refuses every access, so a task that outlives its turn cannot write.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 _MISSING: Any = object()
 _EXPIRED: Any = object()
-_KEY_SHORT = 256  # ASCII up to here needs no closer look
+_KEY_SHORT = 256  # ASCII keys up to this length need no further check
 
 Write = tuple[bytes, bytes | None]
 """One change of a row: (key, value) puts, (key, None) deletes. Keys are user keys as UTF-8."""
 Writes = list[Write]
-"""What a turn did to its object's rows, in order."""
+"""The changes of a turn to its object's rows, in order."""
 
 
 class StorageLimits(msgspec.Struct, frozen=True):
@@ -42,24 +42,26 @@ class StorageLimits(msgspec.Struct, frozen=True):
     key_bytes: int = 1024
     value_bytes: int = 2 << 20
     turn_bytes: int = 16 << 20
-    """All keys and values that one turn may write; also what one `list` may return."""
+    """The bytes of all keys and values that one turn may write, or that one `list` may return."""
     cache_bytes: int = 256 << 10
-    """The hot cache of one object, with what Python itself needs for it."""
+    """The size of one object's hot cache, with Python's own overhead."""
 
 
 class Expiring(Protocol):
-    """What decides whether a value has expired: the shard of the object."""
+    """The judge of whether values have expired: the object's shard."""
 
     def expiry_ms(self, ttl_ms: int) -> int:
-        """Return the Unix time in ms at which something expires that lives so long from now.
-        Raises Unavailable while nothing may expire."""
+        """Return the Unix time in ms that is `ttl_ms` from now.
+
+        Raises Unavailable while no value may expire.
+        """
 
     def expired(self, expiry_ms: int) -> bool:
-        """Return whether that time has come."""
+        """Return whether this time has come."""
 
 
 class Rows:
-    """The rows of one object for whoever runs its turns, encoded. Keys are checked here, once."""
+    """The encoded rows of one object, for the code that runs its turns. It checks keys, once."""
 
     __slots__ = (
         "_blocks",
@@ -79,31 +81,30 @@ class Rows:
         self._limits = limits
         self._expiring = expiring
         self._writes: dict[str, bytes | None] | None = None
-        # what deleted all rows last in this turn
+        # a mark of the last deletion of all rows in this turn
         self._cleared: object = None
         self._blocks: Blocks | None = None  # of turns that use transaction()
         self._write_bytes = 0
         self._effect_bytes = 0
         self.layers = RowLayers(reader, limits.cache_bytes)
-        """What turns that ended have left."""
+        """The rows as ended turns have left them."""
         self.effects: list[TurnEffect] = []
-        """What the open turn does beside its rows, in order: commits with them, and is undone with
-        them."""
+        """Other effects of the open turn, in order. They commit and are undone with its rows."""
         self.some_expire = False
-        """Whether the open turn has written a value that expires; perhaps undone since."""
+        """Whether the open turn has written a value that expires. The write may be undone since."""
         self.emptied = False
-        """Whether the open turn found its object expired: there is nothing for it, and if it
-        writes, all that is there is deleted."""
+        """Whether the open turn found its object expired. It then sees no rows. If it writes, its
+        commit deletes all old rows."""
 
     # -- for `holdfast.storage.Storage`
 
     def scan(
         self, prefix: str, start: str | None, end: str | None, reverse: bool, ended: bool = False
     ) -> Iterator[tuple[str, bytes]]:
-        """The values of a range, as the running turn sees them; with `ended` as turns that ended
-        have left them.
+        """Yield the values of a range, as the running turn sees them.
 
-        Raises TooLarge when they are more than a turn may write.
+        With `ended`, yield them as ended turns have left them. Raises TooLarge if they have more
+        bytes than a turn may write.
         """
         size = 0
         for key, raw in self._range(prefix, start, end, reverse, ended):
@@ -119,7 +120,7 @@ class Rows:
                 yield key, bare
 
     def expiring(self, ttl: timedelta) -> bytes:
-        """What a value begins with that is written now and lives so long."""
+        """Return the bytes that stand before a value which expires after `ttl` from now."""
         if not timedelta() < checked_timedelta("a ttl", ttl) <= TTL_MAX:
             raise ValueError(
                 f"a ttl is more than nothing and at most {TTL_MAX.days} days, not {ttl}"
@@ -129,10 +130,10 @@ class Rows:
         return expiry_option(due)
 
     def _bare(self, raw: bytes) -> bytes | None:
-        """The value of a row with options; None when it has expired."""
+        """Return the value of a row with options; None if it has expired."""
         expiry = read_expiry(raw)
         if expiry is None:
-            return raw  # of a later version: who decodes it says so
+            return raw  # of a later version: decoding it raises the error
         return None if self._expiring.expired(expiry) else read_value(raw)
 
     def put(self, key: str, raw: bytes) -> None:
@@ -171,14 +172,14 @@ class Rows:
         self._write_bytes += size
 
     def delete(self, keys: Iterable[str]) -> int:
-        """Delete all of these rows, or none; how many there were."""
+        """Delete all of these rows, or none. Return how many of them existed."""
         writes = self._writes
         if writes is None:
             raise _outside()
         own: dict[str, None] = {}
         size = 0
         for key in keys:
-            key_bytes = self._key_bytes(key)  # whatever is no text has no place in a dict
+            key_bytes = self._key_bytes(key)  # refuses keys that are no text
             if key not in own:
                 own[key] = None
                 size += key_bytes - self._counted(writes, key)
@@ -230,7 +231,7 @@ class Rows:
         return self._blocks is blocks and self._writes is not None
 
     def _note_undo(self, blocks: Blocks, writes: dict[str, bytes | None], key: str) -> None:
-        """Note who writes this row, and, when a block does, how to undo it."""
+        """Record a write of this row. If a block writes it, record how to undo it."""
         touch = object()
         block = blocks.own()
         if block is not None:
@@ -249,7 +250,7 @@ class Rows:
     def _undo_write(
         self, blocks: Blocks, key: str, touch: object, before: Any, touched_before: object
     ) -> None:
-        """Unless somebody else has written there since."""
+        """Undo a block's write of a row, unless a later write has replaced it."""
         writes = self._writes
         assert writes is not None
         if blocks.touched.get(key) is not touch:
@@ -273,8 +274,10 @@ class Rows:
         touched_before: dict[str, object],
         cleared_before: object,
     ) -> None:
-        """What is there now, others have written since. If somebody else has cleared it too, that
-        holds."""
+        """Undo a block's deletion of all rows, unless a later deletion has replaced it.
+
+        Rows that other tasks have written since stay.
+        """
         if self._cleared is not cleared:
             return
         writes = self._writes
@@ -289,7 +292,7 @@ class Rows:
     # -- what may be written
 
     def _key_bytes(self, key: str) -> int:
-        """The bytes of a key. Raises TypeError, ValueError or TooLarge for what is none."""
+        """Return the size of a key. Raises TypeError, ValueError or TooLarge for an invalid one."""
         if not isinstance(key, str):
             raise TypeError(f"a storage key is text, not {type(key).__name__}: {key!r:.100}")
         try:
@@ -306,7 +309,8 @@ class Rows:
 
     @staticmethod
     def _counted(writes: dict[str, bytes | None], key: str) -> int:
-        """What a row of the open turn counts for: 0 when it has none."""
+        """Return the bytes that a row of the open turn counts for; 0 if the turn has not written
+        it."""
         raw = writes.get(key, _MISSING)
         if raw is _MISSING:
             return 0
@@ -321,7 +325,7 @@ class Rows:
     def _turn_too_large(self) -> TooLarge:
         return TooLarge(f"the turn writes more than {self._limits.turn_bytes} bytes", definite=True)
 
-    # -- for whoever runs turns
+    # -- for the code that runs turns
 
     def begin(self) -> None:
         """Open a turn."""
@@ -333,18 +337,18 @@ class Rows:
         self.layers.settle()
 
     def empty(self) -> None:
-        """The open turn has just begun, and its object has expired."""
+        """Take note that the object has expired. The open turn has just begun."""
         self.emptied = True
         self._cleared = _EXPIRED
 
     def rollback(self) -> None:
-        """Close the turn and forget what it wrote."""
+        """Close the turn and forget its writes."""
         self._writes = None
         self.effects.clear()
         self._cleared = None
 
     def changed(self) -> bool:
-        """Whether the open turn wrote anything."""
+        """Return whether the open turn has written or has effects."""
         return (
             bool(self._writes)
             or bool(self.effects)
@@ -352,11 +356,11 @@ class Rows:
         )
 
     def is_open(self) -> bool:
-        """Whether a turn is open."""
+        """Return whether a turn is open."""
         return self._writes is not None
 
     def add_effect(self, effect: TurnEffect) -> None:
-        """Add what the open turn does beside its rows."""
+        """Add an effect of the open turn that is no row."""
         if self._writes is None:
             raise _outside()
         size = effect.size
@@ -374,8 +378,10 @@ class Rows:
         self._effect_bytes -= size
 
     def take(self, prefix: bytes = b"") -> tuple[bool, Writes, bool]:
-        """The open turn's writes: whether everything before them was deleted, the rows, `prefix`
-        before their keys, and whether any of those is a delete. The turn stays open.
+        """Return the open turn's writes. The turn stays open.
+
+        The result is: whether the turn first deleted all rows; the writes, with `prefix` before
+        their keys; whether any of the writes is a delete.
         """
         writes = self._writes
         assert writes is not None
@@ -386,7 +392,7 @@ class Rows:
         )
 
     def close(self, entry: Applied | None) -> None:
-        """Close the turn; its writes belong to `entry` (None when it wrote nothing)."""
+        """Close the turn. Its writes belong to `entry` (None if it wrote nothing)."""
         writes, self._writes = self._writes, None
         if self.effects:
             self.effects.clear()
@@ -399,7 +405,7 @@ class Rows:
     # -- layers
 
     def get(self, key: str) -> bytes | None:
-        """The value under a key, as the running turn sees it."""
+        """Return the value under a key, as the running turn sees it."""
         writes = self._writes
         if writes is None:
             raise _outside()
@@ -414,7 +420,7 @@ class Rows:
         return self._bare(raw) if raw is not None and raw[0] == OPTIONS_BYTE else raw
 
     def get_ended(self, key: str) -> bytes | None:
-        """The value under a key, as turns that ended have left it."""
+        """Return the value under a key, as ended turns have left it."""
         self._key_bytes(key)
         raw = self.layers.get(key)
         return self._bare(raw) if raw is not None and raw[0] == OPTIONS_BYTE else raw
@@ -429,18 +435,20 @@ class Rows:
 
     @property
     def write_bytes(self) -> int:
-        """The keys and values that the open turn has written."""
+        """The bytes that the open turn's writes and effects count for."""
         return self._write_bytes
 
 
 class ReadRows:
-    """The rows of one object for a read beside its turns: as turns that ended have left them, until
-    the read is `closed`."""
+    """The rows of one object for a read beside its turns, until the read is `closed`.
+
+    The read sees the rows as ended turns have left them.
+    """
 
     __slots__ = ("_rows", "closed", "gone")
 
     def __init__(self, rows: Rows, gone: Callable[[], bool]) -> None:
-        """`gone`: whether the object itself has expired, so that there is nothing."""
+        """Wrap `rows`. If `gone` finds the object expired, the read sees no rows."""
         self._rows = rows
         self.gone = gone
         self.closed = False

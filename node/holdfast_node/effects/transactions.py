@@ -9,12 +9,12 @@ from contextvars import ContextVar
 
 
 class Block:
-    """An open `transaction()` of a turn, and how to undo it."""
+    """A `transaction()` of a turn, with the steps that undo it."""
 
     __slots__ = ("blocks", "closed", "failed", "outer", "task", "undo")
 
     def __init__(self, blocks: Blocks, outer: Block | None, task: str) -> None:
-        """`task`: the name of the task that began the block."""
+        """Begin a block inside `outer`. `task` is the name of the task that began it."""
         self.blocks = blocks
         self.outer = outer
         self.task = task
@@ -24,7 +24,7 @@ class Block:
 
     @property
     def innermost_open(self) -> Block | None:
-        """This block, or the nearest one around it that is open still."""
+        """This block if it is open, or the nearest open one around it."""
         block: Block | None = self
         while block is not None and block.closed:
             block = block.outer
@@ -32,29 +32,29 @@ class Block:
 
 
 _IN_BLOCK: ContextVar[Block | None] = ContextVar("holdfast transaction", default=None)
-"""The block that the running code belongs to. Tasks that it begins inherit it, and so may turns of
-other objects that it calls."""
+"""The block of the running code. Tasks that the code begins inherit it. Turns of other objects that
+the code calls may inherit it too."""
 
 
 class Blocks:
     """The blocks of one turn.
 
-    What code of a block changes, the block can undo; what other tasks change meanwhile stays. The
-    last change of each row is remembered by a `touch`, so that a block undoes only what nobody has
-    written over.
+    A block can undo the changes by its own code. Changes by other tasks stay. A mark in `touched`
+    identifies the last change of each row. So a block does not undo a change that a later write has
+    replaced.
     """
 
     __slots__ = ("_innermost", "touched")
 
     def __init__(self) -> None:
-        self._innermost: Block | None = None  # of those that are open
+        self._innermost: Block | None = None  # the innermost open block
         self.touched: dict[str, object] = {}
         """While blocks are open: the last change of each row."""
 
     def own(self) -> Block | None:
-        """Return the open block of this turn that the running code belongs to.
+        """Return the open block of this turn to which the running code belongs, if any.
 
-        Raises RuntimeError when the code was begun in a block that has failed since.
+        Raises RuntimeError if the code was begun in a block that has failed since.
         """
         block = _IN_BLOCK.get()
         if block is None or block.blocks is not self:
@@ -71,10 +71,10 @@ class Blocks:
 
     @contextmanager
     def block(self, is_running: Callable[[Blocks], bool]) -> Iterator[None]:
-        """Open a block of the running turn; an exception that leaves it undoes what it did.
+        """Open a block of the running turn. An exception that leaves the block undoes its changes.
 
-        `is_running`: whether the turn of these blocks runs still. Raises RuntimeError when another
-        task's block is open.
+        `is_running` returns whether the turn of these blocks still runs. Raises RuntimeError if
+        another task's block is open.
         """
         around = _IN_BLOCK.get()
         outer = self._innermost
@@ -103,7 +103,7 @@ class Blocks:
         else:
             if outer is not None:
                 outer.undo += block.undo
-                # what a task that it began does from now on belongs to the outer one
+                # later changes by tasks that this block began belong to the outer block
                 block.undo = outer.undo
         finally:
             block.closed = True
@@ -112,8 +112,7 @@ class Blocks:
                 self._innermost = self._innermost.innermost_open
 
     def _undo(self, block: Block) -> None:
-        """Undo a block, and before it the blocks that were begun inside and are open still: they
-        have failed with it."""
+        """Undo a block. First undo the open blocks inside it: they have failed with it."""
         inner = self._innermost
         while inner is not None and inner is not block:
             if not inner.closed:

@@ -1,12 +1,13 @@
-"""A node's copies of shards in its store: what `Persist` and `Apply` become on disk, and what a
-start finds there.
+"""A node's copies of shards in its store: the writes of `Persist` and `Apply`, and the reads of a
+start.
 
-The log of a shard lies beside its state. Entries are applied in order, once they are committed, and
-what they say is absolute (put this, delete that), so applying one again changes nothing: how far
-the state is, is on disk only as of the last time that the log was shortened, and a start applies
-the log from there again as it learns what is committed. A snapshot comes as files (`snapshots.py`)
-and replaces everything at once: while that is under way a mark says so, and a start that finds the
-mark throws away what is there; nothing rests on such a copy yet.
+The log of a shard lies beside its state. The node applies committed entries in order. Their changes
+are absolute (put this, delete that), so applying an entry again changes nothing. The store keeps
+the position of the state only as of the last shortening of the log. After a start the node applies
+the log again from there, as it learns which entries are committed.
+
+A snapshot comes as files (`snapshots.py`) and replaces everything at once. Meanwhile the store
+holds a mark. A start that finds the mark deletes the copy. The shard does not need such a copy yet.
 """
 
 from __future__ import annotations
@@ -45,25 +46,27 @@ class Times(NamedTuple):
 
 
 def encode_log_state(epoch: int, base: Position, times: Times | None = None) -> bytes:
-    """A copy's epoch, the position before its log, and the times of the newest entry that it had
-    applied then."""
+    """Return the encoded state of a copy's log.
+
+    It has the copy's epoch, the position before its log, and the times of the newest entry that it
+    had applied then.
+    """
     return _log_state.pack(epoch, *base, *(times or Times()))
 
 
 def encode_record(entry: LogEntry, high: int) -> bytes:
-    """An entry as it lies in the log, with the high-water that the copy had when the entry came."""
+    """Return the log's row of an entry, with the copy's high-water when the entry came."""
     return _record.pack(entry.epoch, high) + entry.data
 
 
 def decode_record(seq: int, raw: bytes) -> tuple[LogEntry, int]:
-    """The inverse: the entry, and the high-water."""
+    """Return the entry and the high-water in a row of the log."""
     epoch, high = _record.unpack_from(raw)
     return LogEntry(epoch, seq, raw[_record.size :]), high
 
 
 class SnapshotFiles(msgspec.Struct, frozen=True, array_like=True):
-    """A snapshot that has arrived: its files by column family. Travels through the core as the
-    snapshot's state."""
+    """The files of an arrived snapshot, by column family. The core passes them on as its state."""
 
     state: list[str]
     replies: list[str]
@@ -71,7 +74,7 @@ class SnapshotFiles(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass
 class StoredCopy:
-    """Implements `holdfast_node.replication.Disk`."""
+    """A copy as a start finds it. Implements `holdfast_node.replication.core.replica.Disk`."""
 
     epoch: int = 0
     base: Position = field(default_factory=lambda: Position(0, 0))
@@ -82,19 +85,17 @@ class StoredCopy:
 
 
 class CopyStore:
-    """Reads and writes the copies. Batches are the caller's, who writes them and makes them
-    durable."""
+    """The copies in a store. The caller passes batches, writes them and makes them durable."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        # epoch and base, as they are on disk by the newest batch
+        # epoch and base, as of the newest batch
         self._written: dict[int, tuple[int, Position]] = {}
         self._times: dict[int, Times] = {}
         self.snapshots = store.path / "snapshots"
 
     def load(self) -> dict[int, StoredCopy]:
-        """Every copy that is there. What an interrupted start or snapshot left behind is cleaned up
-        first."""
+        """Return all copies. First delete the remains of interrupted starts and snapshots."""
         if self.snapshots.exists():
             for file in self.snapshots.iterdir():
                 file.unlink()
@@ -141,7 +142,7 @@ class CopyStore:
         return copies
 
     def persist(self, batch: Batch, shard: int, effect: Persist) -> None:
-        """Put what the effect says into the batch."""
+        """Put the writes of the effect into the batch."""
         if effect.wipe is not None:
             self._clear(batch, shard)
         if effect.cut is not None:
@@ -157,15 +158,17 @@ class CopyStore:
             self._put_log_state(batch, shard, effect.epoch, base)
 
     def install(self, shard: int, effect: Persist) -> None:
-        """Replace the copy by a snapshot's files: on the store itself, at once; durable with the
-        next fsync."""
+        """Replace the copy by a snapshot's files, at once and in the store itself.
+
+        The next fsync makes it durable.
+        """
         assert effect.install is not None
         files = msgspec.msgpack.decode(effect.install.state, type=SnapshotFiles)
         batch = self._store.batch()
         batch.put("meta", keys.install_key(shard), b"1")
         self._clear(batch, shard, written=True)
         self._store.write(batch)
-        # files are there for good at once, the deletion before them has to be as well
+        # Ingested files are durable at once, so the deletion before them has to be durable too.
         self._store.sync()
         for family, paths in (("state", files.state), ("replies", files.replies)):
             if paths:
@@ -180,7 +183,7 @@ class CopyStore:
         self._store.write(batch)
 
     def has_rows(self, shard: int, family: str) -> bool:
-        """Whether there is data of a shard, of a copy that is assigned or one that was."""
+        """Return whether the store has rows of a shard, assigned to this node or not."""
         return self._store.any(
             family, keys.shard_prefix(shard), keys.after(keys.shard_prefix(shard))
         )
@@ -191,7 +194,7 @@ class CopyStore:
         remove_files(Path(path) for path in (*files.state, *files.replies))
 
     def base(self, shard: int) -> Position:
-        """Where the log of a shard begins, by the newest batch."""
+        """Return the position before the log of a shard, as of the newest batch."""
         return self._written.get(shard, _NOTHING)[1]
 
     def apply(self, batch: Batch, shard: int, entry: LogEntry) -> None:
@@ -202,12 +205,11 @@ class CopyStore:
     def stage(
         self, batch: Batch, shard: int, rows: Rows, replies: Replies, forgotten: Forgotten | None
     ) -> None:
-        """The same for changes that are not encoded."""
+        """Put the changes of a committed entry, not encoded, into the state."""
         stage_changes(self._store, batch, shard, rows, replies, forgotten)
 
     def apply_many(self, batch: Batch, shard: int, entries: Iterable[LogEntry]) -> None:
-        """Put committed entries into the state, of rows that several of them write only
-        the last."""
+        """Put committed entries into the state. Of several writes to one row, put the last."""
         latest: dict[bytes, bytes | None] = {}
         for entry in entries:
             changes = decode_changes(entry.data)
@@ -224,8 +226,10 @@ class CopyStore:
         stage_rows(batch, latest.items())
 
     def times(self, shard: int, entries: Iterable[LogEntry] = ()) -> Times:
-        """The times of the newest of these entries that bears any; else those of the newest that
-        was applied when the log was shortened last.
+        """Return the newest times in these entries.
+
+        Without any, return the times of the newest entry that was applied when the log was last
+        shortened.
         """
         newest = self._times.get(shard, Times())
         for entry in entries:
@@ -247,7 +251,10 @@ class CopyStore:
         applied: LogEntry,
         chain: Iterable[Term] = (),
     ) -> None:
-        """Have the log begin behind `base`; the state is as of `applied`, `chain` the copy's."""
+        """Let the log begin behind `base`.
+
+        `applied` is the last applied entry, `chain` the copy's chain.
+        """
         epoch, before = self._written[shard]
         self._times[shard] = self.times(shard, [applied])
         batch.put("meta", keys.applied_key(shard), applied.seq.to_bytes(8, "big"))
@@ -264,12 +271,12 @@ class CopyStore:
         self._written[shard] = epoch, base
 
     def _clear(self, batch: Batch, shard: int, written: bool = False) -> None:
-        """Delete all of a shard. `written`: nothing of it is staged in another batch."""
+        """Delete all rows of a shard. `written`: no other batch has staged rows of it."""
         start = keys.shard_prefix(shard)
         end = keys.after(start) or start + b"\xff" * 9
         for family in ("state", "replies", "log"):
-            # A deletion of nothing would stand in the way of files that are ingested. (What is
-            # staged is not seen here.)
+            # Delete only ranges that have rows: an empty deletion would obstruct the ingestion of
+            # files. (`any` does not see staged rows.)
             if not written or self._store.any(family, start, end):
                 batch.delete_range(family, start, end)
         for key in _OF_COPY:

@@ -1,11 +1,13 @@
-"""Giving owned shards to another in-sync replica, as the assignment asks: calls are held for a
-moment, none fails.
+"""Hand-over of owned shards to another in-sync replica, as the assignment asks. Gateways hold calls
+for a moment; no call fails.
 
-For each such shard: no new turn begins (calls are refused as WRONG_OWNER, and gateways hold them),
-running turns end, or are cancelled after `_PATIENCE_S` and run again where the shard goes; then the
-owner itself moves the assignment to the next epoch, as released, so that the next owner need not
-wait out any promise. From the proposal on the owner does not serve the shard. When the proposal
-does not come about, the owner serves again once all that was appended is committed.
+Each hand-over has three steps. First the owner begins no new turn: it refuses calls as WRONG_OWNER,
+and gateways hold them. Then running turns end. After `_PATIENCE_S` the owner cancels the rest, and
+they run again at the next owner. Last, the owner moves the assignment to the next epoch, as
+released. So the next owner need not wait for the end of any promise.
+
+From the proposal on the owner does not serve the shard. If the proposal fails, the owner serves
+again once all appended entries are committed.
 """
 
 from __future__ import annotations
@@ -62,8 +64,10 @@ class Handovers:
             self._go_on(copy, shard, since, view, now)
 
     def _abdicate(self, copy: Copy, view: View) -> None:
-        """Those that this node cannot hear may well hear each other: one of them takes the shard,
-        if they are there."""
+        """Give the shard to another in-sync replica that is a member.
+
+        This node does not hear the other replicas, but they may hear each other.
+        """
         assert copy.replica.assignment is not None
         others = [
             name
@@ -75,8 +79,10 @@ class Handovers:
             self._replicas.abdicate(copy.number, view.members[others[0]])
 
     def _concede(self, copy: Copy, view: View) -> None:
-        """Give the shard to the copy that has what this one has not; or, while nobody is heard, to
-        one of those that are there."""
+        """Give the shard to the node whose copy has entries that this one lacks.
+
+        If no replica is heard, give it to an in-sync one that is a member.
+        """
         assert copy.replica.assignment is not None
         if copy.replica.concedes_to:
             names, why = [copy.replica.concedes_to], "its copy has more than this one"

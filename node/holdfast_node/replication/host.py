@@ -1,9 +1,9 @@
-"""Runs the replicas of all shards that this node has a copy of: events in, effects out.
+"""The host of the replicas of all shards that this node has a copy of: events in, effects out.
 
-Work comes in rounds: a frame of messages, a view, a flush, a tick. What a round writes is staged
-for the next flush; its end asks for one if anything has to be on disk, and tells the engine what is
-committed and until when each shard may be answered for. The messages of a round that go to one node
-leave in one frame.
+Work comes in rounds: a frame of messages, a view, a flush, a tick. The writes of a round are staged
+for the next flush. The end of a round asks for a flush if a write has to be on disk. It also tells
+the engine which entries are committed, and until when the node may answer for each shard. The
+messages of a round to one node leave in one frame.
 """
 
 from __future__ import annotations
@@ -62,22 +62,22 @@ T = TypeVar("T")
 
 _TICKS_ROUND = 10
 _DATA_BYTES_MAX = FRAME_BYTES_MAX - (1 << 20)  # an entry has to fit into a frame to a replica
-# for so long all copies get every tick, when something has changed that concerns many
+# after a change that concerns many copies, all copies get every tick for so long
 _HURRY_S = 1.0
-# until when a shard may be answered for is looked at anew when less is left; a tick does so more
-# often than that
+# if the node may answer for a shard for less than this, the round looks at the shard again; ticks
+# look more often than that
 _REFRESH_S = 1.0
 
 
 class NoSuchShard(ValueError):
-    """A node speaks of a shard that there cannot be."""
+    """The error for a shard number that cannot exist, in a message of a node."""
 
 
 def _ends_the_node(step: Callable[P, T]) -> Callable[P, T]:
-    """A step of `Replicas` that cannot be done ends the node.
+    """Make a step of `Replicas` end the node if it fails.
 
-    Whoever called it would log the exception, or end a task that nobody waits for, and the replicas
-    would go on half changed.
+    Otherwise the caller would only log the exception, or end a task that no other task waits for.
+    The replicas would then go on half changed.
     """
 
     @functools.wraps(step)
@@ -94,27 +94,29 @@ def _ends_the_node(step: Callable[P, T]) -> Callable[P, T]:
 
 
 class Surroundings(Protocol):
-    """What replicas act through."""
+    """The actions that replicas ask of the rest of the node."""
 
     def send(self, to: str, shard: int, message: WireMessage) -> None:
-        """Say something to a node."""
+        """Send a message to a node."""
 
     def propose(self, shard: int, old: bytes, to: Assignment) -> None:
-        """Ask etcd to put an assignment in the place of `old`, the very bytes; the answer comes to
-        `Replicas.proposal_answered`."""
+        """Ask etcd to replace exactly the bytes `old` by an assignment.
+
+        The answer goes to `Replicas.proposal_answered`.
+        """
 
     def send_snapshot(self, shard: int, to: str, epoch: int) -> None:
         """Send a shard to a node, unless that is under way."""
 
     def full(self, assignment: Assignment) -> str | None:
-        """Why owned shards with such an assignment take no writes because of this node's disk; None
-        when they do, or are about to be handed over.
+        """Return why this node's disk stops writes to owned shards with such an assignment.
+
+        Return None if they take writes, or are about to be handed over.
         """
 
 
 class Replicas:
-    """All copies of a node, and what their replicas decide. Implements
-    `holdfast_node.log.shards.ShardLog`."""
+    """All copies of a node, with their replicas. Implements `holdfast_node.log.shards.ShardLog`."""
 
     def __init__(
         self,
@@ -135,12 +137,12 @@ class Replicas:
         self.slow_nodes = SlowNodes(node, flusher, boottime())
         self._incarnation = 0
         self._incarnations: dict[str, int] = {}
-        self._orders: dict[int, int] = {}  # by shard, of the newest assignment that was shown
+        self._orders: dict[int, int] = {}  # by shard: the order of its newest assignment
         self._now = boottime()
         self._ticks = 0
-        self._unsettled: set[Copy] = set()  # owned, and not as they should be
+        self._unsettled: set[Copy] = set()  # owned, and not serving or about to change
         self._hurry_until = 0.0
-        self._unseen = False  # committed changes are staged that no activation knows of
+        self._unseen = False  # staged committed changes are unknown to activations
         self._numbers: dict[Copy, int] = {}
         self._touched: set[Copy] = set()
         self._done: list[Entry] = []
@@ -156,14 +158,14 @@ class Replicas:
         return self._copies.get(number)
 
     def unsettled(self) -> Iterable[Copy]:
-        """The owned copies that do not serve, or whose assignment is to change."""
+        """Return the owned copies that do not serve, or whose assignment is to change."""
         return list(self._unsettled)
 
-    # -- what happens
+    # -- events
 
     @_ends_the_node
     def joined(self, member: Member, view: View) -> None:
-        """The node is a member under a new incarnation."""
+        """Take note that the node is a member under a new incarnation."""
         self._incarnation = member.incarnation
         self._now = boottime()
         for copy in self._copies.values():
@@ -173,8 +175,10 @@ class Replicas:
 
     @_ends_the_node
     def follow(self, view: View) -> None:
-        """etcd shows new assignments, whose rows are staged. Nothing happens under them before
-        those are on disk."""
+        """Take new assignments that etcd shows. Their rows are staged.
+
+        Replicas learn of them only when the rows are on disk.
+        """
         for name, member in view.members.items():
             if self._incarnations.get(name, member.incarnation) != member.incarnation:
                 self.slow_nodes.renewed(name)
@@ -193,14 +197,14 @@ class Replicas:
         self._now = boottime()
         for number, versioned in new:
             copy = self._copy(number)
-            if versioned.order > copy.order:  # else a proposal of this node has told sooner
+            if versioned.order > copy.order:  # else etcd's answer to a proposal came sooner
                 copy.order, copy.raw = versioned.order, versioned.raw
                 self._do(copy, Assigned(versioned.assignment, versioned.order))
         self._end()
 
     @_ends_the_node
     def received(self, sender: str, messages: list[tuple[int, WireMessage]]) -> None:
-        """A frame came from a node."""
+        """Take the messages of a frame from a node."""
         self._now = boottime()
         for number, message in messages:
             self._do_often(self._copy(number), Received(sender, message))
@@ -208,7 +212,7 @@ class Replicas:
 
     @_ends_the_node
     def append(self, entries: list[Entry]) -> None:
-        """Take entries of shards that this node owns; they are settled in order."""
+        """Take entries of shards that this node owns. The host settles them in order."""
         self._now = boottime()
         for entry in entries:
             copy = self._copies[entry.shard.number]
@@ -228,8 +232,11 @@ class Replicas:
     def proposal_answered(
         self, number: int, written: Versioned | None, proposed: Assignment
     ) -> None:
-        """Take the answer to a proposal. `written`: etcd has taken it, and its row is staged; None
-        when it is not known whether etcd has."""
+        """Take the answer to a proposal.
+
+        `written`: the assignment that etcd has taken; its row is staged. None: it is unknown
+        whether etcd has taken the proposal.
+        """
         if written is not None:
             self._flusher.when_durable(lambda: self._written(number, written))
         else:
@@ -247,7 +254,7 @@ class Replicas:
 
     @_ends_the_node
     def lost(self, node: str) -> None:
-        """The connection to a node broke."""
+        """Take note that the connection to a node broke."""
         self._now = boottime()
         self._hurry_until = self._now + _HURRY_S
         for copy in self._copies.values():
@@ -257,8 +264,10 @@ class Replicas:
 
     @_ends_the_node
     def tick(self) -> None:
-        """Time has passed; call it about twenty times a second. Copies where nothing is to be done
-        get every tenth tick."""
+        """Tell replicas that time has passed. Call it about twenty times a second.
+
+        Settled copies get only every tenth tick.
+        """
         self._now = boottime()
         self._ticks += 1
         if self.slow_nodes.judge(self._copies.values(), self._now):
@@ -277,29 +286,31 @@ class Replicas:
 
     @_ends_the_node
     def release(self, number: int, to: Member) -> None:
-        """Give an owned shard, whose replies have all left, to another in-sync replica."""
+        """Give an owned shard to another in-sync replica. All its replies have left."""
         self._now = boottime()
         self._do(self._copies[number], Release(to.id, to.incarnation))
         self._end()
 
     @_ends_the_node
     def abdicate(self, number: int, to: Member) -> None:
-        """Give up an owned shard, whose replicas this node cannot hear, to one of them."""
+        """Give an owned shard to one of its replicas, if this node hears too few of them."""
         self._now = boottime()
         self._do(self._copies[number], Abdicate(to.id, to.incarnation))
         self._end()
 
     @_ends_the_node
     def concede(self, number: int, to: Member) -> None:
-        """Give an owned shard to a node whose copy has more, or is heard."""
+        """Give an owned shard to a node whose copy has more, or, if none is heard, to any."""
         self._now = boottime()
         self._do(self._copies[number], Concede(to.id, to.incarnation))
         self._end()
 
     @_ends_the_node
     def snapshot_started(self, number: int, to: str) -> tuple[Position, Times, tuple[Term, ...]]:
-        """The store shows the state as of the position returned, now and until the loop goes on:
-        for a snapshot to `to`."""
+        """Begin a snapshot to `to`. Return the position, times and chain of the state.
+
+        The store shows exactly this state until the event loop goes on.
+        """
         self._flusher.write()
         replica = self._copies[number].replica
         position = replica.log.position_at(replica.log.applied)
@@ -315,14 +326,14 @@ class Replicas:
 
     @_ends_the_node
     def snapshot_ended(self, number: int, to: str, delivered: bool) -> None:
-        """The snapshot is with `to`, or was given up."""
+        """Take note that the snapshot to `to` was delivered, or given up."""
         self._now = boottime()
         self._do(self._copies[number], SnapshotEnded(to, delivered))
         self._end()
 
     @_ends_the_node
     def snapshot_arrived(self, sender: str, number: int, snapshot: Snapshot) -> None:
-        """Somebody sent a shard; its files are there."""
+        """Take a snapshot from `sender`. All its files have arrived."""
         self._now = boottime()
         copy = self._copy(number)
         before = copy.replica.log.base, copy.replica.log.applied
@@ -350,15 +361,16 @@ class Replicas:
         return copy
 
     def _do(self, copy: Copy, event: Event) -> None:
-        """Have a copy's replica handle an event; the end of the round looks at what it has
-        come to."""
+        """Let a copy's replica handle an event. The end of the round looks at the copy."""
         self._do_often(copy, event)
         if copy.shard is not None or copy.replica.owning:
             self._touched.add(copy)
 
     def _do_often(self, copy: Copy, event: Event, entry: Entry | None = None) -> None:
-        """The same for what comes with every entry: nobody need look while the node owns the shard,
-        and may answer for long."""
+        """Do the same for events that come with every entry.
+
+        The end of the round skips the copy while the node owns the shard and may answer for long.
+        """
         number = copy.number
         replica = copy.replica
         try:
@@ -373,7 +385,7 @@ class Replicas:
                     self._apply(copy, effect)  # type: ignore[arg-type]
                 else:
                     self._do_rarely(copy, effect, entry)
-        except Exception:  # the replica believes that it is done
+        except Exception:  # the replica counts its effects as done
             self._flusher.die(f"shard {number}: what its replica decided could not be done")
         shard = copy.shard
         if shard is None:
@@ -389,11 +401,11 @@ class Replicas:
 
     def _persist(self, copy: Copy, effect: Persist) -> None:
         if effect.install is not None or effect.wipe is not None:
-            copy.behind.clear()  # the state that they belong to is replaced
+            copy.behind.clear()  # their state is replaced
         if effect.install is None:
             self._disk.persist(self._flusher.batch, copy.number, effect)
         else:
-            self._flusher.write()  # what is staged comes before
+            self._flusher.write()  # staged writes come first
             self._disk.install(copy.number, effect)
             log.info("shard %d: took a snapshot", copy.number)
         self._numbers[copy] = effect.number
@@ -404,8 +416,8 @@ class Replicas:
                 assert entry is not None
                 entry.seq = seq
             case Propose(revision, assignment):
-                # One that was planned from an older assignment than the newest is not to happen: no
-                # row has no bytes.
+                # A proposal made from an older assignment must fail. No row equals the empty bytes,
+                # so etcd refuses it.
                 self._surroundings.propose(
                     copy.number, copy.raw if revision == copy.order else b"", assignment
                 )
@@ -435,7 +447,7 @@ class Replicas:
                     self._done.append(entry)
                     self._disk.stage(batch, copy.number, entry.rows, entry.replies, entry.forgotten)
                 else:
-                    self._unseen |= copy.replica.owning  # an earlier owner's
+                    self._unseen |= copy.replica.owning  # an entry of an earlier owner
                     self._disk.apply(batch, copy.number, logged)
         if self._disk.base(copy.number) != copy.replica.log.base:
             self._catch_up(copy)
@@ -448,13 +460,15 @@ class Replicas:
             )
 
     def _catch_up(self, copy: Copy) -> None:
-        """Put what is only in the log of a copy into its state. Many entries at once cost less:
-        they write the same rows again."""
+        """Apply to the state of a copy the entries that are only in its log.
+
+        Many entries at once cost less, because they often write the same rows.
+        """
         behind, copy.behind = copy.behind, []
         self._disk.apply_many(self._flusher.batch, copy.number, behind)
 
     def _end(self) -> None:
-        """The end of a round: make its effects visible."""
+        """End a round: make its effects visible."""
         if self._numbers:
             numbers, self._numbers = self._numbers, {}
             self._flusher.when_durable(lambda: self._persisted(numbers))
@@ -473,8 +487,10 @@ class Replicas:
             entry.settle()
 
     def _look(self, touched: set[Copy], done: list[Entry]) -> None:
-        """See which shards this node owns by now, and until when it may answer for them. Entries
-        that are given up join `done`."""
+        """Update which shards this node owns, and until when it may answer for them.
+
+        Add abandoned entries to `done`.
+        """
         lost: set[Shard] = set()
         for copy in touched:
             replica, shard = copy.replica, copy.shard
@@ -506,7 +522,7 @@ class Replicas:
                     self._catch_up(copy)
                 except Exception:
                     self._flusher.die(f"shard {copy.number}: its log could not be applied")
-                self._flusher.write()  # what is applied has to be there to be read
+                self._flusher.write()  # makes the applied entries readable
                 times = self._disk.times(copy.number, copy.replica.log.entries)
                 epoch = copy.replica.epoch
                 copy.shard = Shard(copy.number, epoch, self, times.shard_ms, times.cluster_time)

@@ -1,14 +1,14 @@
 """Streams of replication messages between nodes.
 
-Each node opens one stream to every other member, for all that it has to say to it: entries and
-heartbeats of shards that it owns, and acknowledgements for those of the other. Nothing comes back
-on a stream, so that both leave in one frame, and a frame carries the messages of many shards: a
-frame costs far more than a message in it. Messages may be lost when a stream breaks; the core sends
-again what was not acknowledged.
+Each node opens one stream to every other member, for all its messages to that member. These are
+entries and heartbeats of shards that the node owns, and acknowledgements for the member's shards.
+Streams go one way, so that both kinds leave in one frame. A frame carries the messages of many
+shards, because a frame costs far more than a message in it. Messages may be lost when a stream
+breaks. The core sends unacknowledged entries again.
 
-A frame is msgpack: `[[shard, message], ...]`, a message the array of its type's fields, led by the
-type's tag. Fields that a later version adds come last and have defaults, so neighbouring versions
-understand each other.
+A frame is msgpack: `[[shard, message], ...]`. A message is the tag of its type and then the type's
+fields, in one array. Fields that a later version adds come last and have defaults. So neighbouring
+versions understand each other.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from holdfast_node.replication.core.events import Message, Replicate, WireMessag
 log = logging.getLogger(__name__)
 
 REPLICATE = "replicate"
-"""The service of nodes that takes these streams; see holdfast_cluster.streams.tcp."""
+"""The nodes' service that takes these streams. See holdfast_cluster.streams.tcp."""
 
 _BACKLOG_BYTES_MAX = 64 << 20
 _OVERHEAD_BYTES = 40
@@ -41,7 +41,7 @@ unpack: Callable[[bytes], list[_Numbered]] = msgspec.msgpack.Decoder(list[_Numbe
 
 
 def size_of(message: Message) -> int:
-    """About how many bytes a message takes."""
+    """Return the approximate number of bytes of a message."""
     if type(message) is Replicate:
         return sum(
             [len(entry.data) + _OVERHEAD_BYTES for entry in message.entries], _OVERHEAD_BYTES
@@ -54,7 +54,7 @@ def _size(numbered: _Numbered) -> int:
 
 
 def new_writer() -> FrameWriter[_Numbered]:
-    """Batches the messages of one direction of a stream."""
+    """Return a writer that batches the messages of a stream."""
     return FrameWriter(pack, _size)
 
 
@@ -75,8 +75,7 @@ class Link(ReconnectingStream[_Numbered]):
         super().__init__(member, certificates, me)
 
     def send(self, shard: int, message: WireMessage) -> None:
-        """Send a message, or lose it: while the stream is down, or when far too much waits for
-        it."""
+        """Send a message. Lose it while the stream is down or has far too large a backlog."""
         if self.up and self.writer.backlog < _BACKLOG_BYTES_MAX:
             self.writer.push((shard, message), size_of(message))
 
@@ -92,22 +91,22 @@ class Link(ReconnectingStream[_Numbered]):
 
 
 class Receiver(Protocol):
-    """What gets the messages of other nodes."""
+    """The receiver of other nodes' messages."""
 
     def received(self, sender: str, messages: list[_Numbered]) -> None:
-        """A frame came from a node."""
+        """Take the messages of a frame from a node."""
 
     def broke(self, node: str) -> None:
-        """The stream to a node broke."""
+        """Take note that the stream to a node broke."""
 
 
 class Links:
-    """The links to all other members, by the newest view, and the streams of theirs."""
+    """The links to all other members of the newest view, and the receivers of their streams."""
 
     def __init__(
         self, me: Callable[[], str], to: Receiver, certificates: Certificates | None = None
     ) -> None:
-        """`me`: this node, as `id:incarnation`."""
+        """Begin without links. `me` returns this node, as `id:incarnation`."""
         self._node = me().rpartition(":")[0]
         self._certificates = certificates
         self._me = me
@@ -115,8 +114,7 @@ class Links:
         self._links: dict[str, Link] = {}
 
     def follow(self, view: View) -> None:
-        """Open a link to every member that has none, and to every one that is
-        another incarnation."""
+        """Open a link to every member that has none, or that has a new incarnation or address."""
         for name, link in list(self._links.items()):
             member = view.members.get(name)
             if member is None:
@@ -133,17 +131,17 @@ class Links:
                 self._links[name] = Link(self._me, member, self._to.broke, self._certificates)
 
     def send(self, to: str, shard: int, message: WireMessage) -> None:
-        """Say something to a node."""
+        """Send a message to a node."""
         if (link := self._links.get(to)) is not None:
             link.send(shard, message)
 
     def address_of(self, node: str) -> Member | None:
-        """The member that a link leads to, while it is up."""
+        """Return the member of a node's link while the link is up; else None."""
         link = self._links.get(node)
         return link.member if link is not None and link.up else None
 
     def receiver(self, sender: str, stream: Stream) -> Callable[[bytes], None]:
-        """What takes the frames of one node's stream."""
+        """Return a function that takes the frames of one node's stream."""
 
         def received(frame: bytes) -> None:
             try:

@@ -1,8 +1,8 @@
-"""Shards with a single copy (`replication` 1): owned as etcd says, their state written at once,
-with no log and no promises.
+"""Shards with a single copy (`replication` 1). The node owns the shards that etcd assigns to it.
+It writes their state at once, with no log and no promises.
 
-What keeps two nodes from serving one is that there is no other copy: whoever else were assigned it
-would have nothing to serve, and `plan` assigns a shard only to nodes that have its data.
+Two nodes cannot serve the same shard, because there is only one copy. Another node would have no
+data to serve, and `plan` assigns a shard only to nodes that have its data.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class SingleCopies:
-    """Follows the assignments of a cluster without replicas."""
+    """The shards of a node in a cluster without replicas."""
 
     def __init__(self, flusher: Flusher, shards: Shards) -> None:
         self._store = flusher.store
@@ -31,12 +31,12 @@ class SingleCopies:
         self._read_only: str | None = None
 
     def joined(self, member: Member, view: View) -> None:
-        """The node is a member under a new incarnation."""
+        """Take note that the node is a member under a new incarnation."""
         self.follow(view, member)
 
     def follow(self, view: View, member: Member | None) -> None:
-        """Own what `view` assigns to this incarnation of the node, and nothing else."""
-        self._flusher.write()  # the rows of assignments, which are durable with what is taken
+        """Own exactly the shards that `view` assigns to this incarnation of the node."""
+        self._flusher.write()  # the rows of assignments; `_take` makes them durable
         lost = set()
         for shard in self._shards.owned():
             versioned = view.assignments.get(shard.number)
@@ -58,12 +58,14 @@ class SingleCopies:
             self._take(gained)
 
     def left(self) -> None:
-        """The node is no member any more: own nothing until the next `follow`."""
+        """Own no shard until the next `follow`: the node is no member any more."""
         self._shards.drop(set(self._shards.owned()))
 
     def note_times(self) -> None:
-        """Note the shards' times for the next start. A shard's time goes on from there: it
-        remembers longer."""
+        """Store the shards' times for the next start. A shard's time goes on from there.
+
+        So a shard keeps its memory longer, not shorter, over a restart.
+        """
         batch = self._flusher.batch
         for shard in self._shards.owned():
             batch.put(
@@ -73,12 +75,12 @@ class SingleCopies:
             )
 
     def set_read_only(self, why: str | None) -> None:
-        """Take no writes from now on, because of `why`; None: take them again."""
+        """Refuse writes from now on, because of `why`. None: take them again."""
         self._read_only = why
         for shard in self._shards.owned():
             shard.read_only = why
 
-    # -- what `Replication` has and this has not
+    # -- members of `Replication` that a single copy does not need
 
     slow: frozenset[str] = frozenset()
     disk_is_slow = False
@@ -93,22 +95,20 @@ class SingleCopies:
         return {}
 
     async def run(self) -> None:
-        """There is nothing to be done but to follow."""
+        """Do nothing: `follow` does all the work."""
 
     async def close(self) -> None:
-        """There is nothing to be closed."""
+        """Do nothing."""
 
     def _take(self, gained: list[tuple[int, int]]) -> None:
-        """Bring shards up under their new epochs, which are on disk before anything is served under
-        them."""
+        """Bring shards up under their new epochs. The epochs are on disk before a shard serves."""
         batch = self._store.batch()
         ready: list[Shard] = []
         for number, epoch in gained:
             raw = self._store.get("meta", keys.position_key(number))
             stored_epoch, shard_ms = keys.decode_position(raw) if raw is not None else (0, 0)
-            # No position is no loss: the directory's id, cluster and start counter have been
-            # checked, so it is the one that was assigned the shard, and it had not come to serving
-            # it yet.
+            # A missing position is no loss. The directory's id, cluster and start counter have been
+            # checked, so etcd assigned the shard to this directory. It has not served it yet.
             if stored_epoch > epoch:
                 self._broken.add(number)
                 log.critical(

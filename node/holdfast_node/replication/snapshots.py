@@ -1,13 +1,13 @@
-"""Sending whole shards: a replica that is too far behind for the log gets the state.
+"""Snapshots of whole shards, for replicas that are too far behind for the log.
 
-The sender reads the state from iterators that it makes at one moment, with the position that the
-state is at then; what happens later follows as log. It sends chunks on a stream of their own, which
-gRPC's flow control slows down to what the receiver takes, and `--move-rate` to what the operator
-allows; calls go on beside it. A few shards at a time.
+The sender makes iterators over the state, and takes its position, at one moment. Later entries
+follow as log. The sender sends chunks on a stream of their own. gRPC's flow control slows the
+stream down to the receiver's pace, and `--move-rate` to the operator's limit. Calls go on beside
+it. The sender sends a few shards at a time.
 
-The receiver writes the rows to files, and hands them to the core when all are there: until then its
-copy is what it was. One whose disk is full refuses. A node that took no snapshot is left alone for
-a while, longer each time; the core asks again until it has one.
+The receiver writes the rows to files. When all have arrived, it hands the files to the core. Until
+then its copy is unchanged. A receiver whose disk is full refuses. If a node took no snapshot, the
+sender sends it none for a while, longer each time. The core asks again until the replica has one.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 
 SNAPSHOT = "/holdfast.peer.v1.Peer/Snapshot"
 TARGET_METADATA = "holdfast-target"
-"""Whom a snapshot is meant for, as `node id:incarnation`; another process at that address refuses
-it."""
+"""The node that has to take a snapshot, as `node id:incarnation`. Another process at that address
+refuses it."""
 SENDER_METADATA = "holdfast-sender"
 CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", FRAME_BYTES_MAX),
@@ -55,7 +55,7 @@ _FAMILIES = ("state", "replies")
 
 
 class Header(msgspec.Struct, array_like=True, tag=1):
-    """The first message of a snapshot's stream. All of them are msgpack arrays, as in frames."""
+    """The first message of a snapshot's stream. Its messages are msgpack arrays, as in frames."""
 
     shard: int
     epoch: int
@@ -73,7 +73,7 @@ class Chunk(msgspec.Struct, array_like=True, tag=2):
 
 
 class End(msgspec.Struct, array_like=True, tag=3):
-    """All was sent. `sent_at`: the sender's own time, as in `Replicate`."""
+    """The last message of a snapshot. `sent_at`: the sender's own time, as in `Replicate`."""
 
     sent_at: float
 
@@ -85,7 +85,7 @@ _decode: Callable[[bytes], Header | Chunk | End] = msgspec.msgpack.Decoder(
 
 
 class Throttle:
-    """Lets `rate` bytes a second through."""
+    """A limit of `rate` bytes a second."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
@@ -101,15 +101,17 @@ class Throttle:
 
 
 class Backoff:
-    """Which nodes are left alone for now. A node that joined again begins anew. Pure but for
-    `chance`, between 0 and 1."""
+    """The nodes that get no snapshot for now. A node that joined again begins anew.
+
+    Pure but for `chance`, between 0 and 1.
+    """
 
     def __init__(self, chance: Callable[[], float] = random.random) -> None:
         self._chance = chance
         self._failed: dict[str, tuple[int, int, float]] = {}
 
     def failed(self, node: str, incarnation: int, now: float) -> float:
-        """The node took nothing; for how many seconds from `now` on it is left alone."""
+        """Take note that the node took no snapshot. Return for how many seconds it gets none."""
         shortest, longest = _BACKOFF_S
         seen, times, _ = self._failed.get(node, (incarnation, 0, 0.0))
         times = times + 1 if seen == incarnation else 1
@@ -118,18 +120,17 @@ class Backoff:
         return wait
 
     def succeeded(self, node: str) -> None:
-        """The node took something."""
+        """Take note that the node took a snapshot."""
         self._failed.pop(node, None)
 
     def waits(self, node: str, incarnation: int, now: float) -> bool:
-        """Whether the node is left alone now."""
+        """Return whether the node gets no snapshot now."""
         seen, _, until = self._failed.get(node, (incarnation, 0, 0.0))
         return seen == incarnation and now < until
 
 
 class SnapshotSender:
-    """Implements `holdfast_node.replication.host.Snapshots`. `rate`: bytes a second that this node
-    sends at most."""
+    """The sender of snapshots. `rate`: the most bytes a second that this node sends."""
 
     def __init__(
         self,
@@ -157,12 +158,14 @@ class SnapshotSender:
 
     @property
     def waiting(self) -> int:
-        """Shards that are being sent or wait for it."""
+        """The number of snapshots that are on their way or wait."""
         return len(self._known)
 
     def send(self, shard: int, to: str, epoch: int) -> None:
-        """Send a shard to a node, unless that is under way, or the node is left alone for now: then
-        the core asks again."""
+        """Send a shard to a node, unless that is under way.
+
+        Do nothing if the node gets no snapshot for now. The core asks again.
+        """
         if (shard, to) not in self._known and self._taker(to) is not None:
             self._known.add((shard, to))
             self._queue.append((shard, to, epoch))
@@ -188,7 +191,7 @@ class SnapshotSender:
                 self._known.discard((shard, to))
 
     def _taker(self, to: str) -> Member | None:
-        """The member to which snapshots may be sent now."""
+        """Return the member if the node may get a snapshot now; else None."""
         member = self._links.address_of(to)
         return (
             None
@@ -197,7 +200,7 @@ class SnapshotSender:
         )
 
     def _next(self) -> tuple[int, str, int]:
-        """What is sent next: of the shard with the fewest copies."""
+        """Take the next snapshot from the queue: of the shard with the fewest copies in sync."""
 
         def copies(asked: tuple[int, str, int]) -> int:
             copy = self._replicas.get(asked[0])
@@ -243,7 +246,7 @@ class SnapshotSender:
         size = 0
         delivered = False
         try:
-            # The position and the iterators in one go: nothing else runs on the loop in between.
+            # No `await` between the position and the iterators: nothing may run in between.
             start, stop = keys.shard_prefix(shard), keys.after(keys.shard_prefix(shard))
             position, times, chain = self._replicas.snapshot_started(shard, to)
             scans = {family: self._store.scan_now(family, start, stop) for family in _FAMILIES}
@@ -262,7 +265,7 @@ class SnapshotSender:
             delivered = True
             self.sent += 1
             self._backoff.succeeded(to)
-        except asyncio.InvalidStateError:  # the stream broke: the call itself says how
+        except asyncio.InvalidStateError:  # the stream broke: the call raises the cause
             await call
         finally:
             self._replicas.snapshot_ended(shard, to, delivered)
@@ -287,7 +290,7 @@ def _chunks(rows: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[list[tuple[by
 
 
 class SnapshotReceiver:
-    """The other end."""
+    """The receiver of snapshots."""
 
     def __init__(self, store: Store, disk: CopyStore, replicas: Replicas, watch: DiskWatch) -> None:
         self._store = store
@@ -298,8 +301,10 @@ class SnapshotReceiver:
         self.received = 0
 
     async def serve(self, sender: str, context: Any) -> None:
-        """Take one snapshot. The answer is sent when the core has it; whether it was needed the
-        sender hears from there."""
+        """Take one snapshot. The sender gets the answer when the core has the snapshot.
+
+        The core itself tells the sender whether it was needed.
+        """
         header = await self._next(context)
         if not isinstance(header, Header):
             await context.abort(
@@ -327,7 +332,7 @@ class SnapshotReceiver:
     ) -> None:
         while True:
             if not self._watch.full and not self._watch.has_spare():
-                self._watch.failed()  # the last room is for the log, without which the node ends
+                self._watch.failed()  # the log needs the last room; without it the node ends
             if self._watch.full:
                 await self._refuse(context)
             part = await self._next(context)
@@ -343,8 +348,8 @@ class SnapshotReceiver:
         for family in _FAMILIES:
             if not self._disk.has_rows(header.shard, family):
                 continue
-            # What the files replace is written out before, on a thread: otherwise it would be while
-            # they are taken, on the loop.
+            # Flush the rows that the files replace, on a thread. Otherwise the store would flush
+            # them on the loop when it takes the files.
             await asyncio.get_running_loop().run_in_executor(None, self._store.flush, family)
         paths = SnapshotFiles(
             *([str(path) for path in files[family].files] for family in _FAMILIES)
@@ -362,7 +367,7 @@ class SnapshotReceiver:
         self.received += 1
 
     async def _refuse(self, context: Any) -> None:
-        """The sender logs it: there is one line for each time that it has tried."""
+        """Refuse a snapshot because the disk is full. The sender logs one line for each attempt."""
         await context.abort(
             grpc.StatusCode.RESOURCE_EXHAUSTED, self._watch.full or "the disk was full"
         )

@@ -1,13 +1,13 @@
-"""The chain of a log: which owners' terms it is made of. Pure.
+"""The chain of a log: the list of its terms. Pure.
 
-A *term* is what one owner appended under one epoch. It begins with an entry that holds the nonce of
-the assignment which made that owner. Two logs that have the same term have the same entries up to
-its beginning, because a replica appends only behind an entry that equals the owner's. So the chains
-of two logs tell where the logs part, and how many entries of turns lie behind that, without a look
-at the entries.
+A *term* is the part of a log that one owner appended under one epoch. It begins with an entry that
+holds the nonce of the assignment that made this node the owner. Two logs with the same term have
+the same entries up to its beginning: a replica appends only behind an entry equal to the owner's.
+So two chains show where their logs part, and how many entries of turns lie behind that place. The
+entries themselves are not needed.
 
-Numbers alone cannot tell a fork from progress: a disk, or an etcd, that was put back makes two logs
-with the same epochs and seqs.
+Numbers alone do not distinguish a fork from progress. If an operator restores a disk or etcd from
+a backup, two different logs can have the same epochs and seqs.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 TERMS_MAX = 512
-"""Terms that a chain keeps. What came before them is not checked any more."""
+"""The number of terms that a chain keeps. Older terms are not checked any more."""
 
 
 class Term(NamedTuple):
-    """One owner's part of a log. `first` is the seq of its first entry; it ends where the next one
-    begins."""
+    """One owner's part of a log. `first` is the seq of its first entry. The term ends where the
+    next one begins."""
 
     epoch: int
     nonce: int
@@ -29,7 +29,7 @@ class Term(NamedTuple):
 
 
 def term_at(chain: Sequence[Term], seq: int) -> Term | None:
-    """The term that an entry belongs to; None before the first that is known."""
+    """Return the term of an entry; None if the entry is older than the first known term."""
     for term in reversed(chain):
         if term.first <= seq:
             return term
@@ -37,13 +37,15 @@ def term_at(chain: Sequence[Term], seq: int) -> Term | None:
 
 
 def until(chain: Iterable[Term], seq: int) -> list[Term]:
-    """The chain of a log that ends with this seq: the newest `TERMS_MAX` terms."""
+    """Return the chain of a log that ends with this seq: its newest `TERMS_MAX` terms."""
     return [term for term in chain if term.first <= seq][-TERMS_MAX:]
 
 
 def parting(one: Sequence[Term], one_last: int, other: Sequence[Term], other_last: int) -> int:
-    """The last seq up to which two logs, that end with these seqs, are the same; 0 when they have
-    nothing in common."""
+    """Return the last seq up to which two logs are the same; 0 if they have nothing in common.
+
+    The logs end with the seqs `one_last` and `other_last`.
+    """
     if not one or not other:
         return (
             min(one_last, other_last)
@@ -61,7 +63,7 @@ def parting(one: Sequence[Term], one_last: int, other: Sequence[Term], other_las
 
 
 def turns_between(chain: Sequence[Term], after: int, last: int) -> int:
-    """How many entries in (after, last] are of turns: all but the first ones of terms."""
+    """Return how many entries in (after, last] are of turns: all but the first ones of terms."""
     return max(0, last - after - sum(after < term.first <= last for term in chain))
 
 
@@ -70,6 +72,8 @@ def _end(chain: Sequence[Term], i: int, last: int) -> int:
 
 
 def _unknown(chain: Sequence[Term], last: int) -> bool:
-    """Whether a log's beginning is not known: a copy that was converted from format 1, or one with
-    more terms than are kept."""
+    """Return whether a log's beginning is unknown.
+
+    This holds for a copy converted from format 1, and for one with more terms than a chain keeps.
+    """
     return last > 0 and (not chain or chain[0].nonce == 0 or len(chain) >= TERMS_MAX)

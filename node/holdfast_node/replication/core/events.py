@@ -1,5 +1,4 @@
-"""What goes into a replica and what comes out: positions and entries, events, messages between
-nodes, effects."""
+"""Input and output of a replica: positions and entries, events, messages between nodes, effects."""
 
 from __future__ import annotations
 
@@ -13,14 +12,14 @@ from holdfast_node.replication.core.chain import Term
 
 
 class Position(NamedTuple):
-    """A place in a log; the higher epoch is the later, whatever its seq."""
+    """A place in a log. A higher epoch is always later, with any seq."""
 
     epoch: int
     seq: int
 
 
 class LogEntry(NamedTuple):
-    """One record of a shard's log. What its data say: `changes.py`."""
+    """One record of a shard's log. `changes.py` describes its data."""
 
     epoch: int
     seq: int
@@ -29,41 +28,44 @@ class LogEntry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ReplicationSettings:
-    """Times in seconds. `promise_owner_s` is shorter than `promise_s` by what two clocks may differ
-    in rate (5 % each)."""
+    """Settings of replication, times in seconds.
+
+    `promise_owner_s` is shorter than `promise_s`, because clocks may differ in rate (5 % each).
+    """
 
     promise_s: float = 3.0
     promise_owner_s: float = 2.7
     heartbeat_s: float = 0.4
     replica_timeout_s: float = 2.0
     first_patience_s: float = 0.4
-    """How long a new owner waits for a replica's first word before it has it removed: it may be
-    absent as the owner before is."""
+    """How long a new owner waits for a replica's first answer before it removes the replica. The
+    replica may be absent together with the earlier owner."""
     corner_patience_s: float = 2.0
-    """How much longer an owner waits that would be left with too few copies to write: it may be the
-    one that is cut off."""
+    """How much longer an owner waits if the removal would leave too few copies to write. The owner
+    itself may be cut off."""
     canvass_patience_s: float = 2.0
-    """How long an owner that was restarted waits for the reports of more in-sync replicas once one
-    other has reported."""
+    """How long a restarted owner waits in all for reports, if at least one other in-sync replica
+    has reported."""
     lone_patience_s: float = 30.0
-    """How long it waits when no other reports. After that its copy alone counts."""
+    """How long a restarted owner waits if no other replica reports. After that its copy alone
+    counts."""
     high_patience_s: float = 1.0
-    """After so long without an entry that could carry it, the high-water is kept in a row of its
-    own."""
+    """After this time without an entry that could carry it, the replica keeps the high-water in a
+    row of its own."""
     proposal_retry_s: float = 1.0
     min_in_sync: int = 2
-    """Below it the shard is read-only."""
+    """With fewer copies in sync the shard is read-only."""
     batch_entries_max: int = 64
     batch_bytes_max: int = 1 << 20
-    """A message's entries; one that is larger goes alone."""
+    """The bytes of entries in one message. A larger entry goes alone."""
     log_keep_max: int = 200
-    """Applied entries that stay in the log, for replicas that come back; above it the older half
-    goes."""
+    """The number of applied entries that stay in the log, for replicas that come back. Above it the
+    older half goes."""
     log_keep_bytes: int = 256 << 10
-    """Also bounds them, by their data."""
+    """The bound of their data, in bytes."""
     log_hold_bytes: int = 64 << 20
-    """What the log may grow to while a snapshot is sent that its tail has to follow; above it the
-    snapshot is given up."""
+    """The bytes that the log may reach while it keeps the entries that follow a snapshot on its
+    way. Above it the log no longer keeps them."""
 
 
 # -- events
@@ -77,7 +79,7 @@ class Assigned(msgspec.Struct, frozen=True, gc=False):
 
 
 class Append(msgspec.Struct, frozen=True, gc=False):
-    """The owner's engine has an entry; its seq is in the effect `Appended`."""
+    """The owner's engine has an entry. The effect `Appended` tells its seq."""
 
     data: bytes
 
@@ -96,8 +98,10 @@ class Received(msgspec.Struct, frozen=True, gc=False):
 
 
 class ProposalResult(msgspec.Struct, frozen=True, gc=False):
-    """etcd's answer to a `Propose`: it happened (`written`, at `revision`), it did not, or (None)
-    nobody knows."""
+    """The answer of etcd to a `Propose`.
+
+    `happened`: True if etcd has taken it (`written`, at `revision`), False if not, None if unknown.
+    """
 
     happened: bool | None
     revision: int = 0
@@ -105,51 +109,58 @@ class ProposalResult(msgspec.Struct, frozen=True, gc=False):
 
 
 class Release(msgspec.Struct, frozen=True, gc=False):
-    """Give the shard to another in-sync replica; all replies have left."""
+    """An order to give the shard to another in-sync replica. All replies have left."""
 
     to: str
     incarnation: int
 
 
 class Abdicate(msgspec.Struct, frozen=True, gc=False):
-    """Give the shard to another in-sync replica, though it is not heard: this owner is `isolated`,
-    and the other is a member."""
+    """An order to give the shard to another in-sync replica that this owner does not hear.
+
+    This owner is `isolated`, and the other node is a member.
+    """
 
     to: str
     incarnation: int
 
 
 class Rejoined(msgspec.Struct, frozen=True, gc=False):
-    """The node is a member under a new incarnation: what was assigned to the earlier one is not its
+    """The node is a member under a new incarnation. Shards of the earlier incarnation are not its
     own any more."""
 
     incarnation: int
 
 
 class Lost(msgspec.Struct, frozen=True, gc=False):
-    """The connection to a node broke: unless it is heard again soon, it is taken for silent."""
+    """The connection to a node broke. Unless the node is heard again soon, it counts as silent."""
 
     node: str
 
 
 class Concede(msgspec.Struct, frozen=True, gc=False):
-    """Give the shard to a node whose copy has more than the owner's (`concedes_to`), or, while
-    nobody is heard, to an in-sync one."""
+    """An order to give the shard to another node.
+
+    Its copy has more than the owner's (`concedes_to`). Or it is in sync, and the owner hears no
+    replica.
+    """
 
     to: str
     incarnation: int
 
 
 class SnapshotStarted(msgspec.Struct, frozen=True, gc=False):
-    """The shell has taken the state as it is now, and sends it: the log behind it is needed until
-    the replica has it."""
+    """The shell has taken the state as it is now, and sends it.
+
+    The owner needs the log behind that state until the replica has it.
+    """
 
     to: str
 
 
 class SnapshotEnded(msgspec.Struct, frozen=True, gc=False):
-    """The snapshot to this node is delivered, or given up. A delivered one still needs the log
-    behind it."""
+    """The snapshot to this node is delivered, or given up. After a delivered one the log behind it
+    is still needed."""
 
     to: str
     delivered: bool
@@ -182,10 +193,9 @@ Event = (
 
 
 class Replicate(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=1):
-    """Owner to replica: entries behind `previous`, and how far the owner has committed. Without
-    entries it is a heartbeat.
+    """Owner to replica: entries behind `previous`, and the seq up to which the owner has committed.
 
-    `nonce`: that of the term that `previous` belongs to.
+    Without entries it is a heartbeat. `nonce` belongs to the term of `previous`.
     """
 
     epoch: int
@@ -209,8 +219,10 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=7):
 
 
 class Acknowledge(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2):
-    """Replica to owner: it has everything up to `matched` on disk, and promises. `sent_at` is the
-    owner's own."""
+    """Replica to owner: the replica has everything up to `matched` on disk, and promises.
+
+    `sent_at` is the owner's own time, from the message that this answers.
+    """
 
     epoch: int
     matched: int
@@ -218,8 +230,8 @@ class Acknowledge(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=2)
 
 
 class Mismatch(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=3):
-    """Replica to owner: it has nothing like `previous`; try behind `last`. It promises as
-    `Acknowledge` does."""
+    """Replica to owner: its log does not contain `previous`; the owner should try behind `last`. It
+    promises as `Acknowledge` does."""
 
     epoch: int
     last: int
@@ -227,40 +239,44 @@ class Mismatch(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=3):
 
 
 class Refused(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=4):
-    """Replica to owner: it has heard of a higher epoch."""
+    """Replica to owner: the replica has heard of a higher epoch."""
 
     epoch: int
 
 
 class MayDrop(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=5):
-    """Replica to owner: it holds a copy that it is not assigned (any more), and would like to drop
-    it. `number`: of this question."""
+    """Replica to owner: the node holds a copy that is not assigned to it, and asks to drop it.
+
+    `number` is the number of this question.
+    """
 
     epoch: int
     number: int = 0
 
 
 class Drop(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=6):
-    """Owner to replica: the owner does not know it as a replica, so nothing rests on its copy.
-    Answers the question `number`."""
+    """Owner to replica: the node is no replica of this owner, so the shard does not need its copy.
+
+    It answers the question `number`.
+    """
 
     epoch: int
     number: int = 0
 
 
 class Canvass(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=8):
-    """A new owner to an in-sync replica, before its first entry: what do you hold?"""
+    """New owner to in-sync replica, before the owner's first entry: a request for a `Report`."""
 
     epoch: int
     sent_at: float
 
 
 class Report(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=9):
-    """The answer. It promises as `Acknowledge` does.
+    """Replica to new owner: the answer to `Canvass`. It promises as `Acknowledge` does.
 
-    `last` is where the log ends, `turn` its newest entry of a turn, `high` how far it is known to
-    be committed. `unbroken`: see `Replica`. `hears_owner` is kept for elections without the
-    controller: whether it hears the owner before.
+    `last` is the end of the log, `turn` its newest entry of a turn, `high` its high-water.
+    `unbroken`: see `Replica`. `hears_owner` tells whether the replica hears the earlier owner. It
+    is kept for elections without the controller.
     """
 
     epoch: int
@@ -274,10 +290,9 @@ class Report(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=9):
 
 
 class Conflict(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=10):
-    """Replica to owner: up to `high` its log is known to be committed, and the owner's log is
-    another one. Nothing was cut.
+    """Replica to owner: the replica's log is committed up to `high`, and the owner's log differs.
 
-    It promises as `Acknowledge` does.
+    The replica has cut nothing. It promises as `Acknowledge` does.
     """
 
     epoch: int
@@ -288,8 +303,10 @@ class Conflict(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=10):
 
 
 class Yield(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=11):
-    """Owner to a replica that has told of a conflict: behind `seq` your log holds no entry of a
-    turn; give that up."""
+    """Owner to a replica that sent `Conflict`: an order to give up its log behind `seq`.
+
+    That part of the log holds no entry of a turn.
+    """
 
     epoch: int
     seq: int
@@ -307,7 +324,7 @@ WireMessage = (
     | Conflict
     | Yield
 )
-"""What frames carry (links.py); snapshots have streams of their own."""
+"""The messages that frames carry (links.py). Snapshots have streams of their own."""
 Message = WireMessage | Snapshot
 
 
@@ -317,9 +334,9 @@ Message = WireMessage | Snapshot
 class Persist(msgspec.Struct, frozen=True, gc=False):
     """Write to disk, in the order of numbers, and answer with `Persisted`.
 
-    Cut the log from seq `cut` on (None: no cut), append `entries`; with `install` replace state and
-    log by a snapshot, with `wipe` by nothing, and an empty log that begins behind that position.
-    `high`: the copy's high-water, kept with each entry.
+    Cut the log from seq `cut` on (None: no cut), and append `entries`. With `install`, replace
+    state and log by a snapshot. With `wipe`, delete the state, and begin an empty log behind that
+    position. `high` is the copy's high-water; keep it with each entry.
     """
 
     number: int
@@ -332,49 +349,48 @@ class Persist(msgspec.Struct, frozen=True, gc=False):
 
 
 class Apply(msgspec.Struct, frozen=True, gc=False):
-    """Apply committed entries to the state, which changes together with its position. The log keeps
-    what is behind `trim`."""
+    """Apply committed entries to the state, together with its position. The log keeps the entries
+    behind `trim`."""
 
     entries: tuple[LogEntry, ...]
     trim: int
 
 
 class KeepHigh(msgspec.Struct, frozen=True, gc=False):
-    """Keep the high-water in a row of its own, with whatever is written next."""
+    """Keep the high-water in a row of its own, with the next write."""
 
     high: int
 
 
 class Send(msgspec.Struct, frozen=True, gc=False):
-    """Send to a node. It may be lost, doubled, delayed."""
+    """Send a message to a node. The message may be lost, doubled or delayed."""
 
     to: str
     message: Message
 
 
 class SendSnapshot(msgspec.Struct, frozen=True, gc=False):
-    """Send the state with the position that it is at, unless that is under way; say
-    `SnapshotStarted` and `SnapshotEnded`."""
+    """Send the state with its position, unless that is under way. Answer with `SnapshotStarted` and
+    `SnapshotEnded`."""
 
     to: str
     epoch: int
 
 
 class Appended(msgspec.Struct, frozen=True, gc=False):
-    """The entry got this seq."""
+    """The entry has this seq."""
 
     seq: int
 
 
 class NotAppended(msgspec.Struct, frozen=True, gc=False):
-    """The entry was not taken: this node does not own the shard, or is about to release it."""
+    """The replica refused the entry: the node does not own the shard, or is about to release it."""
 
     why: str
 
 
 class Propose(msgspec.Struct, frozen=True, gc=False):
-    """Ask etcd to put `to` in the place of the assignment at `revision`; answer with
-    `ProposalResult`."""
+    """Ask etcd to replace the assignment at `revision` by `to`. Answer with `ProposalResult`."""
 
     revision: int
     to: Assignment

@@ -1,46 +1,49 @@
 """Replication of one shard: primary-backup, configured through etcd. Pure: `handle(event, now) ->
 [Effect]`, no I/O, clock or chance.
 
-Terms. The *owner* of an *epoch* appends *entries* to its log and streams them; an entry is
-*committed* when every counted replica has it on disk. The *counted* replicas are those that etcd
-has in `in_sync`, and those that a proposal under way would put there: what etcd may believe at any
-moment is what the owner demands, so whoever is in `in_sync` holds everything that was ever
+Terms. The *owner* of an *epoch* appends *entries* to its log and streams them. An entry is
+*committed* when every counted replica has it on disk. The *counted* replicas are those in etcd's
+`in_sync`, and those that a pending proposal would put there. So the owner demands everything that
+etcd may believe at any moment. Therefore each replica in `in_sync` holds everything that was ever
 committed.
 
 Rules (each has a method of its own, and a test that breaks it):
 
-- own disk: an entry of ours counts only after `Persisted`; a replica acknowledges only what it has
-  persisted.
-- fence: a replica that has heard of an epoch (on disk before it answers) refuses every lower one,
-  and takes back acknowledgements
-  under a lower one that have not left yet.
+- own disk: the owner counts its own entry only after `Persisted`. A replica acknowledges only
+  entries that it has persisted.
+- fence: a replica that has heard of an epoch refuses every lower one. It writes the epoch to disk
+  before it answers. It takes back acknowledgements under a lower epoch that have not left yet.
 - match: a replica appends only behind an entry equal to the owner's in (epoch, nonce of its term,
-  seq), and cuts its tail at the first that differs; it applies up to a commit position only as far
-  as it has matched with the owner of its epoch.
-- high-water: how far a copy knows its log to be committed; on disk with each entry. A replica cuts
-  nothing at or below it, installs no snapshot in its place and passes nothing over that differs
-  from it: it answers `Conflict`. The owner then stops serving, and removes nobody. The side whose
-  log holds no entry of a turn behind the place where the two part gives way; where both hold some,
-  the shard is *forked* until an operator chooses.
+  seq). It cuts its tail at the first entry that differs. It applies up to a commit position only
+  as far as it has matched with the owner of its epoch.
+- high-water: the seq up to which a copy knows its log to be committed. It is on disk with each
+  entry. A replica never cuts entries at or below its high-water. It installs no snapshot that
+  would replace them, and accepts no log that differs from them: it answers `Conflict`. The owner
+  then stops serving, and removes no replica. The two logs part at some place. A side whose log
+  holds no entry of a turn behind that place gives way. If both hold some, the shard is *forked*
+  until an operator chooses.
 - election: a new owner asks all of `in_sync` for reports. It writes its first entry once every
-  high-water that was reported lies on its chain, and one of these holds: it is unbroken; all have
-  reported; one has and `canvass_patience_s` passed; nobody has for `lone_patience_s`. *Unbroken* is
-  a copy that acknowledged everything committed in this life of its process and was not dropped
-  since: it has lost nothing. A restarted one may have lost what its disk lost: if a report has
-  later entries of turns, it concedes.
-- first entry: an owner commits an empty entry of its own epoch, and with it everything before,
-  before it serves.
-- lost tail: a mismatch that answers what was sent after the copy had acknowledged more proves that
-  the copy lost it: it is removed.
-- slow copies: nodes that the shell finds slow (`Tick.slow`, see slowness.py) leave the in-sync set
-  and are streamed to as joining ones; they are taken back when they are slow no more, or when there
-  would be too few copies to write. Never fewer than that.
-- promise: an acknowledgement promises to serve under no higher epoch for `promise_s`, counted by
-  the owner from when it *sent* what was acknowledged, by the replica from when it answers. An owner
-  serves while it holds promises of all counted replicas; a new one waits out its own, unless the
-  owner before it released the shard itself. After a start a replica counts as having promised.
-- proposals to etcd: one at a time. A lost reply is no answer: the owner counts both sets until etcd
-  shows a later revision.
+  reported high-water lies on its chain, and one of these holds: its copy is unbroken; all replicas
+  have reported; one has reported and `canvass_patience_s` passed; none has reported for
+  `lone_patience_s`. A copy is *unbroken* if it acknowledged everything committed in this life of
+  its process, and was not dropped since. An unbroken copy has lost nothing. A restarted copy may
+  have lost entries with its disk. If a report has later entries of turns, a restarted owner
+  concedes.
+- first entry: before an owner serves, it commits an empty entry of its own epoch. This commits
+  everything before that entry too.
+- lost tail: a copy has acknowledged up to a seq. Then the owner sends a message, and the copy
+  answers with a mismatch below that seq. This proves that it lost its tail: the owner removes it.
+- slow copies: the shell names slow nodes (`Tick.slow`, see slowness.py). The owner takes their
+  copies out of the in-sync set, and streams to them as to joining ones. It takes them back when
+  they are slow no more, or when too few other copies are left to write. It never leaves fewer
+  copies than writes need.
+- promise: an acknowledgement promises to serve under no higher epoch for `promise_s`. The owner
+  counts this time from when it *sent* the acknowledged message, the replica from when it answers.
+  An owner serves while it holds promises of all counted replicas. A new owner waits until its own
+  promise ends, unless the earlier owner released the shard itself. After a start, a replica counts
+  as having promised.
+- proposals to etcd: one at a time. A lost reply is no answer. The owner counts both sets until
+  etcd shows a later revision.
 
 Sources: Lin et al., PacificA, MSR-TR-2008-25 (configuration in a separate store, leases of the
 primary at its secondaries); Ongaro and Ousterhout, Raft, ATC 2014, 5.3 (log matching), 5.4.2
@@ -104,13 +107,15 @@ from holdfast_node.replication.core.promises import Promises
 _NOT_YET = 1 << 62
 
 SEQS_PER_BIRTH = 1 << 40
-"""How far apart the logs of a shard are that was given up and begun anew: more entries than any of
-them will ever have."""
+"""The distance between the old log and the new log of a shard that was given up and begun anew. No
+log will ever have this many entries."""
 
 
 class Disk(Protocol):
-    """What a replica finds on its disk when it starts: `base` is the position of the entry before
-    the first of `entries`, `chain` has the terms up to there, `high` the high-water.
+    """The data that a replica finds on its disk when it starts.
+
+    `base` is the position of the entry before the first of `entries`. `chain` has the terms up to
+    there. `high` is the high-water.
     """
 
     epoch: int
@@ -123,13 +128,13 @@ class Disk(Protocol):
 
 @dataclass(slots=True)
 class Peer:
-    """What the owner knows of a replica. `next`: the seq to send next; `heard_at`: when it answered
-    last, or was met.
+    """The owner's knowledge of a replica.
 
-    `met_at`: when it became a replica. What it said to an earlier message counts no more: it may
-    have dropped its copy since. `holds`: the seq of the snapshot that is on its way to it.
-    `matched_at`: when it acknowledged more for the last time. `lost`: it has lost what it had
-    acknowledged.
+    `next`: the seq to send next. `heard_at`: when the replica answered last, or was met.
+    `met_at`: when it became a replica. Its answers to earlier messages count no more, because it
+    may have dropped its copy since. `holds`: the seq of the snapshot that is on its way to the
+    replica. `matched_at`: when the replica last acknowledged more than before. `lost`: the replica
+    has lost entries that it had acknowledged.
     """
 
     next: int
@@ -150,7 +155,7 @@ class _Proposal:
 
 @dataclass(slots=True)
 class _Held:
-    """Messages that may leave once a number is persisted."""
+    """A message that may leave once the write `number` is on disk."""
 
     number: int
     to: str
@@ -159,7 +164,7 @@ class _Held:
 
 @dataclass(slots=True)
 class Replica:
-    """One node's replica of one shard. Fields are to read; only `handle` changes them."""
+    """One node's replica of one shard. Callers may read its fields; only `handle` changes them."""
 
     log_class: ClassVar[type[ReplicaLog]] = ReplicaLog
 
@@ -167,26 +172,26 @@ class Replica:
     incarnation: int
     settings: ReplicationSettings
     epoch: int = 0
-    """The highest epoch heard of; nothing lower is followed."""
+    """The highest epoch that the replica has heard of. It follows no lower one."""
     log: ReplicaLog = field(default_factory=ReplicaLog)
     promises: Promises = field(default_factory=Promises)
     committed: int = 0
     matched: int = 0
-    """As a replica: how far the log equals that of this epoch's owner."""
+    """As a replica: the seq up to which the log equals the log of this epoch's owner."""
     unbroken: bool = False
-    """Whether this life of the process has held everything that was committed, and has not dropped
-    it since."""
+    """Whether the copy has held every committed entry in this life of the process, and was not
+    dropped since."""
     electing: bool = False
-    """As an owner: the reports that the first entry needs are not there yet."""
+    """As an owner: it still waits for the reports that the first entry needs."""
     reports: dict[str, Report] = field(default_factory=dict)
     elected_at: float = 0.0
     concedes_to: str = ""
-    """The node whose copy has what this owner's has not."""
+    """The node whose copy has entries that this owner's copy lacks."""
     alone: bool = False
-    """As an owner: the term was begun without a report of any other in-sync replica."""
+    """As an owner: it began the term without a report of any other in-sync replica."""
     forked: frozenset[str] = frozenset()
-    """As an owner: nodes whose copies hold committed entries of turns in place of which this one
-    holds others."""
+    """As an owner: nodes whose copies hold committed entries of turns where this copy holds
+    different ones."""
     assignment: Assignment | None = None
     revision: int = 0
     owning: bool = False
@@ -197,8 +202,8 @@ class Replica:
     wait_until: float = 0.0
     persisted: int = 0
     heard: int = 0
-    """Messages taken from owners: tells whether anything was said since the owner was asked whether
-    the copy may go."""
+    """The number of messages taken from owners. It shows whether an owner has sent anything since
+    this node sent `MayDrop`."""
     _counted: frozenset[str] = frozenset()
     _asked: tuple[float, int, int] = (float("-inf"), -1, 0)
     _questions: int = 0
@@ -216,8 +221,10 @@ class Replica:
     def start(
         cls, me: str, incarnation: int, settings: ReplicationSettings, disk: Disk, now: float
     ) -> Replica:
-        """A replica as it is after a start: what it has on disk, no role, and as if it had just
-        promised."""
+        """Return a replica as it is after a start.
+
+        It has the data on its disk and no role. It counts as having just promised.
+        """
         self = cls(me, incarnation, settings)
         self.epoch = disk.epoch
         self.log = cls.log_class.of(disk.base, disk.entries, disk.chain, disk.applied, disk.high)
@@ -227,16 +234,18 @@ class Replica:
         self.promises.give(now, settings)
         return self
 
-    # -- what others ask
+    # -- questions of the shell
 
     def serving(self, now: float) -> bool:
-        """Whether this node may answer for the shard at this moment: asked when a turn starts and
-        again when its reply leaves."""
+        """Return whether this node may answer for the shard at this moment.
+
+        The shell asks when a turn starts, and again when its reply leaves.
+        """
         return self.serves_until(now) > now
 
     def serves_until(self, now: float) -> float:
-        """Until when this node may answer for the shard if nothing happens; 0 when it may
-        not now."""
+        """Return until when this node may answer for the shard if nothing happens; 0 if it may not
+        now."""
         if (
             not self.owning
             or self.releasing
@@ -249,7 +258,7 @@ class Replica:
         return self.promises.all_until(self._counted)
 
     def read_only(self) -> str | None:
-        """Why turns may not write at the moment; None when they may."""
+        """Return why turns may not write at the moment; None if they may."""
         assert self.assignment is not None
         if len(self.assignment.in_sync) >= self.settings.min_in_sync:
             return None
@@ -259,7 +268,7 @@ class Replica:
         )
 
     def counted(self) -> set[str]:
-        """The replicas beside this owner whose acknowledgement a commit needs."""
+        """Return the other replicas whose acknowledgement a commit needs."""
         assert self.assignment is not None
         names = set(self.assignment.in_sync)
         if self._proposal is not None:
@@ -267,10 +276,10 @@ class Replica:
         return names - {self.me}
 
     def held_up(self, slow: Collection[str]) -> list[tuple[str, int, int]]:
-        """The copies that hold up entries which enough others have on disk: (node, how far it is,
-        how far it should be).
+        """Return the copies that hold up entries which enough other copies have on disk.
 
-        Of `slow` nodes also those that are not counted, by what is committed.
+        Each item is (node, seq that it has reached, seq that it should have reached). Copies of
+        `slow` nodes that are not counted are included if they lack committed entries.
         """
         if not self.owning or self.releasing or self.committed < self.first_seq:
             return []
@@ -294,14 +303,14 @@ class Replica:
         return behind
 
     def deadline(self, now: float) -> float:
-        """When `Tick` is due at the latest."""
+        """Return the latest time for the next `Tick`."""
         return now + self.settings.heartbeat_s / 2
 
     # -- events
 
     def handle(self, event: Event, now: float) -> list[Effect]:
-        """What to do about an event."""
-        # the three that come with every entry, tried by identity: patterns cost ten times that
+        """Take an event and return the effects to carry out."""
+        # These three events come with every entry. A match statement would cost ten times as much.
         kind = type(event)
         if kind is Received:
             self._received(event.sender, event.message, now)  # type: ignore[union-attr]
@@ -339,7 +348,7 @@ class Replica:
                     and self._is_mine(self.assignment)
                     and self.assignment.epoch >= self.epoch
                 ):
-                    self._begin(self.assignment, now)  # etcd's view was quicker than its answer
+                    self._begin(self.assignment, now)  # the view came before etcd's answer
             case Lost(node):
                 if (peer := self.peers.get(node)) is not None:
                     patience = self.settings.replica_timeout_s - self.settings.first_patience_s
@@ -428,7 +437,7 @@ class Replica:
                     self._drop(Position(0, 0))
 
     def _answered(self, sender: str, epoch: int, sent_at: float) -> Peer | None:
-        """The replica that this is an answer of, if the answer counts."""
+        """Return the replica that answered; None if its answer does not count."""
         peer = self.peers.get(sender)
         return (
             peer
@@ -439,11 +448,11 @@ class Replica:
     # -- the fence
 
     def accepts(self, epoch: int) -> bool:
-        """Whether an answer under this epoch is still true."""
+        """Return whether an answer under this epoch is still true."""
         return epoch == self.epoch
 
     def outdated(self, epoch: int) -> bool:
-        """Whether a message is from an owner that has been replaced."""
+        """Return whether a message is from an owner that has been replaced."""
         return epoch < self.epoch
 
     def _heard(self, sender: str, epoch: int) -> bool:
@@ -456,7 +465,7 @@ class Replica:
         return not self.owning
 
     def _raise(self, epoch: int) -> None:
-        """Follow a higher epoch from now on; on disk before anything is answered under it."""
+        """Follow a higher epoch from now on. It is on disk before any answer under it leaves."""
         self.epoch = epoch
         self.matched = 0
         self.releasing = False
@@ -512,14 +521,16 @@ class Replica:
         self._apply(min(message.commit, self.matched))
 
     def _object(self, owner: str, epoch: int, sent_at: float, now: float) -> None:
-        """What the owner sent would undo what is known to be committed here: change nothing, and
-        say so."""
+        """Answer `Conflict` and change nothing: the owner's message would undo entries that this
+        copy knows to be committed."""
         log = self.log
         self._hold(owner, Conflict(epoch, log.last, log.high, tuple(log.chain), sent_at), now)
 
     def _yielded(self, seq: int) -> None:
-        """The owner's log parts from this one at `seq`, and behind that this one holds only first
-        entries: they may go."""
+        """Give up the log behind `seq`, where it parts from the owner's log.
+
+        This is safe only if the log holds nothing but first entries of terms there.
+        """
         log = self.log
         if self.owning or seq >= log.high or turns_between(log.chain, seq, log.high):
             return
@@ -549,7 +560,7 @@ class Replica:
         self._hold(sender, Acknowledge(message.epoch, self.matched, message.sent_at), now)
 
     def _drop(self, base: Position) -> None:
-        """Forget the copy, but not the epoch: what was refused stays refused."""
+        """Forget the copy, but not the epoch: the replica goes on refusing lower epochs."""
         self.log.replace(base, [])
         self.committed = self._high_kept = base.seq
         self.unbroken = False
@@ -559,14 +570,16 @@ class Replica:
     def _hold(
         self, to: str, message: Acknowledge | Mismatch | Report | Conflict, now: float
     ) -> None:
-        """An answer: it leaves when all that was written before it is on disk."""
+        """Hold an answer until all earlier writes are on disk."""
         self._held.append(_Held(self._number, to, message))
         if self.on_disk(self._number):
             self._let_go(now)
 
     def _let_go(self, now: float) -> None:
-        """Send the answers whose writes are on disk, and that are still true: an epoch heard of
-        since takes them back."""
+        """Send the answers whose writes are on disk and that are still true.
+
+        A higher epoch that the replica has heard of since takes them back.
+        """
         still = []
         last: _Held | None = None
         for held in self._held:
@@ -583,7 +596,7 @@ class Replica:
 
     @staticmethod
     def _supersedes(held: _Held, last: _Held) -> bool:
-        """Whether an answer says all that the one before said."""
+        """Return whether an answer contains everything in the answer before it."""
         return (
             held.to == last.to
             and isinstance(held.message, Acknowledge)
@@ -591,7 +604,7 @@ class Replica:
         )
 
     def on_disk(self, number: int) -> bool:
-        """Whether this write, and all before it, are on disk."""
+        """Return whether this write and all earlier ones are on disk."""
         return number <= self._flushed
 
     # -- as the owner
@@ -601,11 +614,11 @@ class Replica:
             return
         self.assignment, self.revision = assignment, revision
         if assignment.epoch < self.epoch:
-            return  # a message has told of a later one
+            return  # a message has named a later epoch
         mine = self._is_mine(assignment)
         if assignment.void_before > self.log.last.epoch and assignment.keeper != self.me:
-            # Others' copies are void. The owner begins so far behind them that no old log can pass
-            # for a part of the new one.
+            # All copies but the keeper's are void. The owner begins so far behind the old logs
+            # that no old log can be mistaken for a part of the new one.
             void = self.log.last != (0, 0)
             if assignment.owner == self.me:
                 self._drop(
@@ -620,14 +633,15 @@ class Replica:
         elif self.owning:
             if self._proposal is not None and revision > self._proposal.effect.revision:
                 self._proposal = None
-                # it did not come about: serve again when all that was appended is committed
+                # The proposal has ended and this node is still the owner. It serves again when
+                # all appended entries are committed.
                 if self.releasing:
                     self.releasing = False
                     self.first_seq = self.log.last_seq
             self._counted = frozenset(self.counted())
             self._know_peers(now)
             for name, peer in self.peers.items():
-                # it joins again: what it said before says nothing
+                # the replica joins again: its earlier answers no longer count
                 if peer.lost and name not in self._counted:
                     self._meet(name, now)
             self._advance()
@@ -636,8 +650,11 @@ class Replica:
         return assignment.owner == self.me and assignment.incarnation == self.incarnation
 
     def _begin(self, assignment: Assignment, now: float) -> None:
-        """Own the shard under a new epoch: ask what the others hold, and begin with an entry that
-        commits everything before it."""
+        """Own the shard under a new epoch.
+
+        Ask the other replicas for reports. Then begin with an entry that commits everything before
+        it.
+        """
         self._own_no_more()
         self.epoch = assignment.epoch
         self.owning = self.electing = True
@@ -659,7 +676,7 @@ class Replica:
         self._try_first_entry(now)
 
     def _try_first_entry(self, now: float) -> None:
-        """Begin the term, once enough is known of what others hold."""
+        """Begin the term if the owner knows enough about the other copies."""
         if (
             self.electing
             and not self.concedes_to
@@ -679,8 +696,10 @@ class Replica:
                 self._stream(name, peer, now)
 
     def may_begin(self, now: float) -> bool:
-        """Whether what was reported, or not, is enough to rely on this copy. That it fits has been
-        seen as reports came."""
+        """Return whether the owner may rely on its copy after the reports received so far.
+
+        `_weigh` has already checked that the reports fit this copy.
+        """
         assert self.assignment is not None
         others = set(self.assignment.in_sync) - {self.me}
         waited = now - self.elected_at
@@ -696,7 +715,7 @@ class Replica:
         return self._proposal is None
 
     def unheard(self, now: float) -> bool:
-        """Whether nobody has reported for so long that this node is probably the one that is cut
+        """Return whether no replica has reported for so long that this node itself is probably cut
         off."""
         patience = self.settings.replica_timeout_s + self.settings.corner_patience_s
         return (
@@ -713,7 +732,7 @@ class Replica:
         return bool(self.forked or (self.assignment is not None and self.assignment.forked))
 
     def _weigh(self, now: float) -> None:
-        """What the reports say that are fresh: whether to concede, and to whom."""
+        """Decide from the fresh reports whether to concede, and to which node."""
         self.concedes_to = ""
         most = self.log.last_turn
         differing = False
@@ -727,18 +746,18 @@ class Replica:
                 if not differing or report.turn > most:
                     self.concedes_to, most, differing = name, report.turn, True
             elif not differing and not self.unbroken and report.turn > most:
-                # it has kept what this restarted copy has lost, or never had
+                # that copy has entries that this restarted copy has lost, or never had
                 self.concedes_to, most = (
                     name,
                     report.turn,
                 )
 
     def _conflicts(self, name: str, theirs: Conflict, now: float) -> None:
-        """A replica will not follow: somebody has to give way."""
+        """Decide which side gives way when a replica refuses to follow."""
         peer = self.peers[name]
         same = self.log.parting(theirs.chain, theirs.last.seq)
         if theirs.high <= same:
-            # it could not tell, but the chains do
+            # The chains show what the replica could not see: there is no conflict.
             if not self.electing and peer.next != theirs.high + 1:
                 peer.next = theirs.high + 1
                 self._stream(name, peer, now)
@@ -749,12 +768,13 @@ class Replica:
             self._out.append(Send(name, Yield(self.epoch, same)))
 
     def _fits(self, name: str, theirs: Report | Conflict) -> bool:
-        """Whether this owner's log has all entries of turns that another copy knows to be
-        committed. Tells when both have some that the other has not.
+        """Return whether this log has all entries of turns that another copy knows to be committed.
+
+        If each log has entries of turns that the other lacks, add the node to `forked`.
         """
         assert self.assignment is not None
         if theirs.last.epoch < self.assignment.void_before and name != self.assignment.keeper:
-            return True  # an operator has given up on it; it has not heard so yet
+            return True  # an operator gave that copy up; its node has not heard of it yet
         same = self.log.parting(theirs.chain, theirs.last.seq)
         if not turns_between(theirs.chain, same, theirs.high):
             return True
@@ -763,8 +783,10 @@ class Replica:
         return False
 
     def _concede(self, to: str, incarnation: int) -> None:
-        """Have etcd make the node the owner whose copy has more. It waits out this owner's
-        promises."""
+        """Propose to etcd the node whose copy has more as the owner.
+
+        That node waits until its own promise to this owner ends.
+        """
         assert self.assignment is not None
         self._propose(
             msgspec.structs.replace(
@@ -785,7 +807,7 @@ class Replica:
         )
 
     def _mismatched(self, name: str, peer: Peer, last: int, sent_at: float, now: float) -> None:
-        # it was asked after it had acknowledged more
+        # the replica answers a message that was sent after it had acknowledged more
         if last < peer.matched and sent_at > peer.matched_at:
             if name in self._counted:
                 peer.lost = True
@@ -797,8 +819,10 @@ class Replica:
             self._stream(name, peer, now)
 
     def may_serve_from(self, assignment: Assignment) -> float:
-        """A new owner waits out what it has promised, unless the owner before it gave the shard up
-        itself."""
+        """Return when a new owner may serve at the earliest.
+
+        It waits until its own promise ends, unless the earlier owner released the shard itself.
+        """
         return 0.0 if assignment.released else self.promises.given_until
 
     def _know_peers(self, now: float) -> None:
@@ -811,7 +835,7 @@ class Replica:
             self.promises.forget(name)
 
     def _meet(self, name: str, now: float) -> Peer:
-        """Know nothing of a replica: what it said before says nothing."""
+        """Begin anew with a replica: forget all its earlier answers."""
         peer = Peer(next=self.log.last_seq + 1, met_at=now, heard_at=now)
         self.peers[name] = peer
         self.promises.forget(name)
@@ -845,8 +869,10 @@ class Replica:
             self._advance()
 
     def _advance(self) -> None:
-        """Commit what every counted replica has on disk: never before the first entry of this epoch
-        is among it."""
+        """Commit the entries that every counted replica has on disk.
+
+        Commit none until they include the first entry of this epoch.
+        """
         reached = self.persisted
         for name in self._counted:
             peer = self.peers.get(name)
@@ -856,8 +882,8 @@ class Replica:
                 reached = peer.matched
         assert self.assignment is not None
         if len(self.assignment.in_sync) < self.settings.min_in_sync:
-            # What was appended while there were enough copies waits until there are again, and is
-            # not told to anybody before.
+            # Entries appended while there were enough copies wait until there are enough again.
+            # Until then the owner does not count them as committed.
             reached = min(reached, max(self.first_seq, self.committed))
         if reached >= self.first_seq:
             self.unbroken = True
@@ -879,7 +905,7 @@ class Replica:
         self._out.append(Apply(entries, log.base.seq))
 
     def _shorten(self) -> None:
-        """Shorten the log, but keep what follows the snapshots that are on their way."""
+        """Shorten the log, but keep the entries that follow the snapshots on their way."""
         keep_after = self.log.applied
         for peer in self.peers.values():
             if peer.holds is not None:
@@ -894,8 +920,7 @@ class Replica:
         peer.heard_at = now
 
     def _speak(self, name: str, peer: Peer, now: float) -> None:
-        """Say something to a replica: what it lacks, or, before the first entry, the question what
-        it holds."""
+        """Send a replica the entries that it lacks; before the first entry, ask for its report."""
         if not self.electing:
             self._stream(name, peer, now)
             return
@@ -907,8 +932,11 @@ class Replica:
     def _stream(
         self, name: str, peer: Peer, now: float, made: Replicate | None = None
     ) -> Replicate | None:
-        """Send a replica what it lacks, or a heartbeat: the same that another one was just sent
-        (`made`) if it is as far."""
+        """Send a replica the entries that it lacks, or a heartbeat.
+
+        `made` is the message just sent to another replica. Send it again if both replicas have
+        reached the same seq.
+        """
         log = self.log
         if peer.next <= log.base.seq:
             self._out.append(SendSnapshot(name, self.epoch))
@@ -944,7 +972,7 @@ class Replica:
         for name, peer in self.peers.items():
             if now - peer.sent_at >= self.settings.heartbeat_s:
                 if peer.next > peer.matched + 1:
-                    peer.next = max(peer.matched + 1, 1)  # no word of what was sent: send it again
+                    peer.next = max(peer.matched + 1, 1)  # not acknowledged: send it again
                 self._speak(name, peer, now)
         if self._proposal is not None:
             if now >= self._proposal.retry_at:
@@ -963,12 +991,12 @@ class Replica:
             self._weigh(now)
             self._try_first_entry(now)
         if self.electing or self.concedes_to or self.is_forked:
-            return  # nobody is removed by an owner that has not been found to hold everything
+            return  # an owner removes no replica until it is sure to hold everything
         self._change_copies(slow, now)
 
     def _change_copies(self, slow: frozenset[str], now: float) -> None:
-        """Have etcd take copies out of the in-sync set, or into it, as far as any is to go or to
-        come."""
+        """Propose to etcd the copies that have to leave or enter the in-sync set, if there are
+        any."""
         assert self.assignment is not None
         in_sync = set(self.assignment.in_sync)
         if (
@@ -1004,7 +1032,7 @@ class Replica:
             name for name, peer in self.peers.items() if peer.matched >= self.first_seq
         }
         for name in sorted(slow & (in_sync - gone) - {self.me}):
-            # one that took nothing yet may be dead
+            # a copy that has taken nothing yet may be dead
             if len(((in_sync - gone - held_back - {name}) & taking) | caught_up) >= enough:
                 held_back.add(name)
         if gone or caught_up or held_back:
@@ -1025,8 +1053,10 @@ class Replica:
         return all(peer.heard_at >= oldest and not peer.lost for peer in self.peers.values())
 
     def _ask_to_drop(self, now: float) -> None:
-        """A copy that this node is not assigned takes room: ask the owner whether anything rests on
-        it, now and then."""
+        """Ask the owner from time to time whether a copy that is not assigned to this node may go.
+
+        Such a copy only takes room.
+        """
         assignment = self.assignment
         if (
             assignment is None
@@ -1040,8 +1070,10 @@ class Replica:
             self._out.append(Send(assignment.owner, MayDrop(self.epoch, self._asked[2])))
 
     def caught_up(self, name: str, now: float) -> bool:
-        """Whether a joining replica holds all that is committed, and has promised. The owner counts
-        it from the proposal on."""
+        """Return whether a joining replica holds all committed entries, and has promised.
+
+        The owner counts the replica from the proposal on.
+        """
         return (
             self.committed >= self.first_seq
             and self.peers[name].matched >= self.committed
@@ -1063,12 +1095,14 @@ class Replica:
             self._assigned(written or self._proposal.effect.to, revision, now)
         elif happened is None:
             self._proposal.retry_at = now + self.settings.proposal_retry_s
-        # Refused: the assignment has changed, perhaps by an earlier try of ours. The view will show
-        # it; until then both count.
+        # Refused: the assignment has changed, perhaps by an earlier try of this owner. The view
+        # will show the change. Until then the owner counts both sets.
 
     def may_release(self, now: float) -> bool:
-        """Whether this owner can waive promises: only once it serves, for then every owner before
-        it is known to serve no more."""
+        """Return whether this owner may waive promises.
+
+        It may only while it serves: then all earlier owners have certainly stopped serving.
+        """
         return self.serving(now)
 
     def _release(self, to: str, incarnation: int, now: float) -> None:
@@ -1084,8 +1118,10 @@ class Replica:
             self._give_to(to, incarnation)
 
     def isolated(self, now: float) -> bool:
-        """Whether this owner hears too few replicas to go on writing, and could waive promises,
-        since it has served."""
+        """Return whether this owner hears too few replicas to go on writing.
+
+        It must have served before, so that it can waive promises.
+        """
         if (
             not self.owning
             or self.releasing
@@ -1103,7 +1139,7 @@ class Replica:
         return heard < min(self.settings.min_in_sync, len(self.assignment.in_sync))
 
     def _give_to(self, to: str, incarnation: int) -> None:
-        """Serve no more, and have etcd make another one the owner."""
+        """Stop serving, and propose another replica as the owner to etcd."""
         assert self.assignment is not None
         if to in self.assignment.in_sync and to != self.me:
             self.releasing = True

@@ -1,18 +1,18 @@
-"""Which nodes hold up commits that would go on without them: judged per node, over all shards that
-this node owns. Pure.
+"""The judging of nodes that hold up commits: per node, over all shards that this node owns. Pure.
 
-A copy *holds up* an entry that as many copies as writes need have on disk, while it has not. Holds
-shorter than `FLOOR_S` are the ordinary course of things. A node whose copies held up entries for
-`PATIENCE_S` of the last `WINDOW_S` is *slow*: owners take its copies out of the in-sync sets, go on
-sending to them, and take them back when the node has kept up for a while: `BACKOFF_S`, doubled each
-time that it is slow again within `FORGET_S`. One node at a time is found slow: what the others held
-up counts anew from then on.
+A copy *holds up* an entry if the copy lacks it on disk, while as many copies as writes need have
+it. Holds shorter than `FLOOR_S` are normal. A node whose copies held up entries for `PATIENCE_S` of
+the last `WINDOW_S` is *slow*. Owners take its copies out of the in-sync sets, and go on sending to
+them. They take them back when the node has kept up for `BACKOFF_S`. This time doubles each time
+that the node is slow again within `FORGET_S`. The judge finds one node slow at a time. From then on
+the holds of the other nodes count anew.
 
-Per shard, each shard would have to wait by itself until the node is found out. The node that judges
-may be slow itself, or all may be because they share a machine that has too much to do. So of the
-time between two looks no more than `STEP_S` counts, and while looks come late, holds have to be
-longer by `PER_LATE` times as much: a stall of its own is blamed on nobody. When its own disk is
-what the others wait for, it finds itself slow.
+Nodes are judged over all shards, so that not every shard has to find a slow node by itself.
+
+The judging node may be slow itself. All nodes may be slow because they share an overloaded machine.
+So at most `STEP_S` of the time between two looks counts. While looks come late, holds have to be
+longer by `PER_LATE` times the lateness. Thus the judge blames no other node for its own stall. If
+the others wait for the judge's own disk, it finds itself slow.
 """
 
 from __future__ import annotations
@@ -29,21 +29,23 @@ LOOK_S = 0.05
 STEP_S = 0.1
 PER_LATE = 3.0
 BACKOFF_S = 5.0, 60.0
-"""How long a slow node has to keep up before it is trusted again: at first, and at most."""
+"""How long a slow node has to keep up before owners trust it again: at first, and at most."""
 FORGET_S = 600.0
 _LATE_HALF_S = 2.5
 
 
 class Held(NamedTuple):
-    """How far a copy is on disk, and how far it should be: `wanted` is what enough of the others
-    have."""
+    """The seq that a copy has on disk, and the seq that it should have.
+
+    `wanted` is the seq that enough other copies have.
+    """
 
     reached: int
     wanted: int
 
 
 class _Mark(NamedTuple):
-    """An entry that a copy holds up, and since when."""
+    """An entry that a copy holds up, and the start of the hold."""
 
     seq: int
     since: float
@@ -51,8 +53,11 @@ class _Mark(NamedTuple):
 
 @dataclass(slots=True)
 class _Node:
-    """`held`: when it held entries up, as (begin, end), oldest first. `clean_since`: it has held up
-    nothing since then."""
+    """The record of one node.
+
+    `held`: the times when it held entries up, as (begin, end), oldest first. `clean_since`: the
+    node has held up nothing since then.
+    """
 
     held: deque[tuple[float, float]] = field(default_factory=deque)
     counted_until: float = float("-inf")
@@ -67,25 +72,25 @@ class _Node:
 
 
 class Slowness:
-    """What one node knows of how slow the others are, and itself. `slow` has the names."""
+    """One node's judgement of the other nodes and itself. `slow` has the names of slow nodes."""
 
     def __init__(self, now: float, backoff_s: tuple[float, float] = BACKOFF_S) -> None:
-        """`now`, here and below, in seconds of any clock that does not go back."""
+        """Begin to judge. `now`, here and below, is in seconds of any clock that never goes
+        back."""
         self._backoff_s = backoff_s
         self.slow: frozenset[str] = frozenset()
         self._looked_at = now
-        self._late_s = 0.0  # how late looks come; a late one is half forgotten after `_LATE_HALF_S`
-        self._time = 0.0  # that this process has watched; everything below is counted in it
+        self._late_s = 0.0  # how late looks come; it halves every `_LATE_HALF_S`
+        self._time = 0.0  # the watched time; all times below are counted in it
         self._marks: dict[tuple[str, int], _Mark] = {}
         self._nodes: dict[str, _Node] = {}
 
     def look(
         self, held: Mapping[tuple[str, int], Held], unwell: Collection[str], now: float
     ) -> bool:
-        """See which copies hold entries up, by node and shard. True when `slow` has changed; call
-        it every `LOOK_S`.
+        """Take the copies that hold entries up, by node and shard. Return whether `slow` changed.
 
-        `unwell`: slow nodes of which something else tells that they are still slow.
+        Call it every `LOOK_S`. `unwell`: slow nodes that another measurement still finds slow.
         """
         passed = now - self._looked_at
         self._time += min(passed, STEP_S)
@@ -103,18 +108,20 @@ class Slowness:
         return self.slow != before
 
     def renewed(self, name: str) -> None:
-        """The node has joined again, perhaps as another process: it has to keep up for no longer
-        than the first time."""
+        """Take note that a node has joined again, perhaps as another process.
+
+        It has to keep up only for the shortest time.
+        """
         if name in self.slow:
             node = self._nodes[name]
             node.clean_since, node.backoff_s = self._time, self._backoff_s[0]
 
     def backoff_s(self, name: str) -> float:
-        """How long a slow node has to keep up until it is trusted."""
+        """Return how long a slow node has to keep up until owners trust it."""
         return self._nodes[name].backoff_s
 
     def _mark(self, held: Mapping[tuple[str, int], Held]) -> dict[str, float]:
-        """Note what is held up. Since when, by node, if for long enough."""
+        """Record the holds. Return by node the start of its oldest hold that is long enough."""
         floor = FLOOR_S + PER_LATE * self._late_s
         marks: dict[tuple[str, int], _Mark] = {}
         oldest: dict[str, float] = {}
@@ -137,7 +144,7 @@ class Slowness:
         node.counted_until = node.clean_since = self._time
 
     def _weigh(self, name: str, unwell: bool) -> None:
-        """Trust a slow node again that has kept up for long enough."""
+        """Trust a slow node again if it has kept up for long enough."""
         node = self._nodes[name]
         if unwell:
             node.clean_since = self._time
@@ -151,7 +158,7 @@ class Slowness:
         node.trusted_at = self._time
 
     def _find_slow(self, holding: Collection[str]) -> None:
-        """The one that has held up most, if it is too much."""
+        """Find the node with the longest holds slow, if they are too long."""
         blamed = {
             name: self._nodes[name].held_s(self._time) for name in holding if name not in self.slow
         }
