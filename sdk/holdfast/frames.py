@@ -12,8 +12,10 @@ batch grows by that: messages that have arrived already join it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Sized
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from google.protobuf.message import DecodeError
 
 M = TypeVar("M")
 
@@ -77,6 +79,32 @@ def too_many(frame: bytes) -> bool:
         if length > _ENVELOPE_BYTES and too_wide(frame, begin, at, _CALL_PAYLOAD):
             return True
     return at != end
+
+
+class Calls(Protocol):
+    """A message of calls and cancels: `SessionRequest`, or the pipe's."""
+
+    @property
+    def calls(self) -> Sized: ...
+    @property
+    def cancel(self) -> Sized: ...
+    @classmethod
+    def FromString(cls, serialized: bytes) -> Self: ...
+
+
+C = TypeVar("C", bound=Calls)
+
+
+def read_calls(frame: bytes, kind: type[C]) -> C | None:
+    """Decode a frame of calls and cancels; return None if a receiver must refuse it."""
+    if too_many(frame):
+        return None
+    try:
+        request = kind.FromString(frame)
+    except DecodeError:
+        return None
+    within = len(request.calls) <= MESSAGES_MAX and len(request.cancel) <= MESSAGES_MAX
+    return request if within else None
 
 
 def too_wide(message: bytes, at: int, end: int, payload: frozenset[int]) -> bool:

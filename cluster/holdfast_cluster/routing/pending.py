@@ -130,15 +130,22 @@ def why_held(view: View, pending: Pending) -> str:
     )
 
 
+def wrong_key(key: str) -> InvalidArgument | None:
+    """Return what is wrong with an object's key; None if nothing is."""
+    size = len(key.encode())
+    if 0 < size <= KEY_BYTES_MAX:
+        return None
+    return InvalidArgument(
+        f"an object's key has 1 to {KEY_BYTES_MAX} bytes, this one {size}",
+        path="key",
+        definite=True,
+    )
+
+
 def malformed(call: pb.Call, limits: DispatchLimits) -> HoldfastError | None:
     """Return what is wrong with a call itself; None if nothing is."""
-    size = len(call.key.encode())
-    if not 0 < size <= KEY_BYTES_MAX:
-        return InvalidArgument(
-            f"an object's key has 1 to {KEY_BYTES_MAX} bytes, this one {size}",
-            path="key",
-            definite=True,
-        )
+    if (wrong := wrong_key(call.key)) is not None:
+        return wrong
     if len(call.arguments) > limits.argument_bytes_max:
         return TooLarge(
             f"arguments of {len(call.arguments)} bytes, at most {limits.argument_bytes_max}",

@@ -8,9 +8,8 @@ from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from google.protobuf.message import DecodeError
 from holdfast.errors import Aborted, HoldfastError, Unavailable, error_to_proto
-from holdfast.frames import MESSAGES_MAX, FrameWriter, ends, too_many
+from holdfast.frames import MESSAGES_MAX, FrameWriter, ends, read_calls
 from holdfast.tracing import Tracing
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.routing.dispatch import Dispatcher
@@ -116,7 +115,7 @@ class Sessions:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, full)
 
     async def _take_frame(self, session: _Session, frame: bytes, context: Any) -> None:
-        request = _request(frame)
+        request = read_calls(frame, pb.SessionRequest)
         if request is None:
             self._admission.refused["malformed"] += 1
             await context.abort(
@@ -270,20 +269,6 @@ class _Session:
         self.under_way -= 1
         self._push(reply, reply.ByteSize())
         self._bound()
-
-
-def _request(frame: bytes) -> pb.SessionRequest | None:
-    if too_many(frame):
-        return None
-    try:
-        request = pb.SessionRequest.FromString(frame)
-    except DecodeError:
-        return None
-    return (
-        request
-        if len(request.calls) <= MESSAGES_MAX and len(request.cancel) <= MESSAGES_MAX
-        else None
-    )
 
 
 class Gone:

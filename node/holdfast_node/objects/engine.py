@@ -18,7 +18,6 @@ from holdfast.app import App
 from holdfast.errors import (
     Deadlock,
     HoldfastError,
-    InvalidArgument,
     Rejected,
     UnfitArguments,
     WrongOwner,
@@ -30,7 +29,7 @@ from holdfast.object import DurableObject
 from holdfast.signature import Handler, Sending
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clocks.boottime import boottime
-from holdfast_cluster.routing.pending import KEY_BYTES_MAX
+from holdfast_cluster.routing.pending import wrong_key
 
 from holdfast_node.log.commit import Committer
 from holdfast_node.log.shards import Entry, Shard, Shards
@@ -247,13 +246,8 @@ class Engine:
             self.reads.run(turn, handler)
 
     def _activate(self, call: pb.Call) -> Activation:
-        size = len(call.key.encode())
-        if not 0 < size <= KEY_BYTES_MAX:
-            raise InvalidArgument(
-                f"an object's key has 1 to {KEY_BYTES_MAX} bytes, this one {size}",
-                path="key",
-                definite=True,
-            )
+        if (wrong := wrong_key(call.key)) is not None:
+            raise wrong
         number = self._shards.number_of(call.kind, call.key)
         shard = self._shards.get(number)
         # Turns that may still end can call other objects, so a call with a chain is taken.

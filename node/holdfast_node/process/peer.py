@@ -11,7 +11,6 @@ from urllib.parse import unquote
 
 import grpc
 from google.protobuf import message_factory
-from google.protobuf.message import DecodeError
 from holdfast.channels import SERVER_OPTIONS, bind
 from holdfast.errors import (
     HoldfastError,
@@ -21,7 +20,7 @@ from holdfast.errors import (
     error_to_proto,
     grpc_status,
 )
-from holdfast.frames import BACKLOG_BYTES_MAX, MESSAGES_MAX, FrameWriter, too_many
+from holdfast.frames import BACKLOG_BYTES_MAX, FrameWriter, read_calls
 from holdfast.logs import RateLimitedLog
 from holdfast.tls import Certificates, names_of
 from holdfast.v1 import objects_pb2 as pb
@@ -119,7 +118,7 @@ class PeerService:
             sending.cancel()
 
         def received(frame: bytes) -> None:
-            request = _request(frame)
+            request = read_calls(frame, peer_pb2.PipeRequest)
             if request is None:
                 stream.abort("not a frame of calls")
                 return
@@ -287,20 +286,6 @@ def _unary(
 
     return grpc.unary_unary_rpc_method_handler(
         serve, request_deserializer=takes.FromString, response_serializer=gives.SerializeToString
-    )
-
-
-def _request(frame: bytes) -> peer_pb2.PipeRequest | None:
-    if too_many(frame):
-        return None
-    try:
-        request = peer_pb2.PipeRequest.FromString(frame)
-    except DecodeError:
-        return None
-    return (
-        request
-        if len(request.calls) <= MESSAGES_MAX and len(request.cancel) <= MESSAGES_MAX
-        else None
     )
 
 
