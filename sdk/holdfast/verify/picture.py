@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from html import escape
 
-from holdfast.verify.workload import Made
+from holdfast.verify.history import Made
 
 _WIDTH, _LEFT, _RIGHT = 1100, 70, 20
 _PANEL, _TOP, _GAP = 150, 56, 46
