@@ -109,6 +109,32 @@ class Sending:
         raise AssertionError(self.name)
 
 
+def _arguments(where: str, signature: inspect.Signature) -> list[inspect.Parameter]:
+    """Return the parameters of a handler without `self`. Raise TypeError if callers could not give
+    one of them.
+    """
+    everything = list(signature.parameters.values())
+    if not everything or everything[0].kind in (
+        inspect.Parameter.KEYWORD_ONLY,
+        inspect.Parameter.VAR_KEYWORD,
+    ):
+        raise TypeError(f"{where} has no `self`: a handler must be a method")
+    parameters = (
+        everything[1:] if everything[0].kind is not inspect.Parameter.VAR_POSITIONAL else everything
+    )
+    for parameter in parameters:
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise TypeError(
+                f"{where}: {parameter.name} is positional-only: remove the `/`, because callers"
+                " may name arguments"
+            )
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise TypeError(
+                f"{where}: *{parameter.name} cannot be called over the wire; name the arguments"
+            )
+    return parameters
+
+
 class Handler:
     """One public method of a kind.
 
@@ -157,27 +183,7 @@ class Handler:
         except NameError as error:
             raise TypeError(f"{where}: a type hint cannot be resolved: {error}") from None
         self.signature = inspect.signature(function)
-        everything = list(self.signature.parameters.values())
-        if not everything or everything[0].kind in (
-            inspect.Parameter.KEYWORD_ONLY,
-            inspect.Parameter.VAR_KEYWORD,
-        ):
-            raise TypeError(f"{where} has no `self`: a handler must be a method")
-        parameters = (
-            everything[1:]
-            if everything[0].kind is not inspect.Parameter.VAR_POSITIONAL
-            else everything
-        )
-        for parameter in parameters:
-            if parameter.kind is parameter.POSITIONAL_ONLY:
-                raise TypeError(
-                    f"{where}: {parameter.name} is positional-only: remove the `/`, because callers"
-                    " may name arguments"
-                )
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                raise TypeError(
-                    f"{where}: *{parameter.name} cannot be called over the wire; name the arguments"
-                )
+        parameters = _arguments(where, self.signature)
         self.returns = hints.get("return", Any)
         self._names = [p.name for p in parameters]
         try:

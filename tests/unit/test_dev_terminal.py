@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from holdfast.cli.dev import Changes, Terminal
+from holdfast.cli.dev_changes import Changes
+from holdfast.cli.dev_terminal import Terminal
 
 
 class Cluster:

@@ -38,7 +38,8 @@ def without_servers_packages(code: str, *arguments: str) -> subprocess.Completed
 
 def test_a_client_needs_none_of_the_servers_packages() -> None:
     done = without_servers_packages("""
-import holdfast, holdfast.cli.calls, holdfast.cli.objects, holdfast.cli.dead_letters
+import holdfast, holdfast.cli.calls, holdfast.cli.cluster, holdfast.cli.objects
+import holdfast.cli.dead_letters, holdfast.cli.explain, holdfast.cli.top
 from holdfast import App, BlockingClient, Client, DurableObject, connect, connect_blocking
 
 app = App()

@@ -12,7 +12,9 @@ import msgspec
 from rich.table import Table
 
 from holdfast import codec
-from holdfast.cli.calls import _ask, _console, _gateway, _json, _plain, _say_missing
+from holdfast.cli.gateway import ask, gateway_options, json_option
+from holdfast.cli.output import make_console, plain, say_missing
+from holdfast.cli.pages import gaps
 from holdfast.ids import dead_letter_place
 from holdfast.options import local_option
 from holdfast.v1 import admin_pb2
@@ -48,8 +50,8 @@ def deadletters() -> None:
     type=click.IntRange(1, 1000),
     help="List at most this many, 1 to 1,000.",
 )
-@_gateway
-@_json
+@gateway_options
+@json_option
 def list_dead_letters(to: str, sender: str, limit: int, gateway: str, as_json: bool) -> None:
     """List dead letters, each with its last error, the oldest of each shard first.
 
@@ -61,11 +63,7 @@ def list_dead_letters(to: str, sender: str, limit: int, gateway: str, as_json: b
     answer = _letters(gateway, to, sender, limit)
     if as_json:
         facts = {"letters": [_shown(letter) for letter in answer.letters], "more": answer.more}
-        click.echo(
-            codec.encode_json(
-                facts | {"silent": list(answer.silent), "unserved": list(answer.unserved)}
-            ).decode()
-        )
+        click.echo(codec.encode_json(facts | gaps(answer)).decode())
         return
     table = Table()
     for title in ("id", "of", "to", "method", "attempts", "died", "error"):
@@ -85,18 +83,18 @@ def list_dead_letters(to: str, sender: str, limit: int, gateway: str, as_json: b
             f"{letter.code} {letter.error}"[:100],
         )
     if answer.letters:
-        _console().print(table)
+        make_console().print(table)
     else:
         click.echo("no dead letters")
     if answer.more:
         click.echo("there are more: narrow the list with --to and --of, or raise --limit")
-    _say_missing(answer.silent, answer.unserved)
+    say_missing(answer.silent, answer.unserved)
 
 
 @deadletters.command(short_help="Show one dead letter with its payload.")
 @click.argument("letter_id", metavar="ID")
-@_gateway
-@_json
+@gateway_options
+@json_option
 def show(letter_id: str, gateway: str, as_json: bool) -> None:
     """Show the dead letter ID with its payload, as JSON.
 
@@ -110,9 +108,9 @@ def show(letter_id: str, gateway: str, as_json: bool) -> None:
         raise click.ClickException(str(error)) from None
     before = max(0, int.from_bytes(place, "big") - 1).to_bytes(len(place), "big")
     request = admin_pb2.DeadLettersRequest(after=before, limit=1)
-    answer = _ask(gateway, "DeadLetters", request, admin_pb2.DeadLettersResponse, _CHANGE_TIMEOUT_S)
+    answer = ask(gateway, "DeadLetters", request, admin_pb2.DeadLettersResponse, _CHANGE_TIMEOUT_S)
     if not answer.letters or answer.letters[0].id != letter_id:
-        _say_missing(answer.silent, answer.unserved)
+        say_missing(answer.silent, answer.unserved)
         raise click.ClickException(f"there is no dead letter {letter_id}")
     shown = codec.encode_json(_shown(answer.letters[0]))
     click.echo((shown if as_json else msgspec.json.format(shown, indent=2)).decode())
@@ -130,8 +128,8 @@ def _changing(name: str, replay: bool, help_text: str, short: str) -> click.Comm
     )
     @_receiver
     @_sender
-    @_gateway
-    @_json
+    @gateway_options
+    @json_option
     def change(
         ids: tuple[str, ...], all_: bool, to: str, sender: str, gateway: str, as_json: bool
     ) -> None:
@@ -142,7 +140,7 @@ def _changing(name: str, replay: bool, help_text: str, short: str) -> click.Comm
         request = admin_pb2.ChangeDeadLettersRequest(
             ids=ids, all=all_, replay=replay, **_filters(to, sender)
         )
-        answer = _ask(
+        answer = ask(
             gateway,
             "ChangeDeadLetters",
             request,
@@ -150,7 +148,7 @@ def _changing(name: str, replay: bool, help_text: str, short: str) -> click.Comm
             _CHANGE_TIMEOUT_S,
         )
         if as_json:
-            click.echo(codec.encode_json(_plain(answer)).decode())
+            click.echo(codec.encode_json(plain(answer)).decode())
         else:
             click.echo(f"{answer.changed} {'sent again' if replay else 'dropped'}")
             for letter_id, why in sorted(answer.refused.items()):
@@ -188,8 +186,8 @@ _changing(
     type=click.IntRange(1, 1000),
     help="List at most this many, 1 to 1,000.",
 )
-@_gateway
-@_json
+@gateway_options
+@json_option
 def alarms(kind: str, prefix: str, limit: int, gateway: str, as_json: bool) -> None:
     """List the pending alarms of all objects, of the objects of KIND, or of those whose key begins
     with PREFIX.
@@ -199,7 +197,7 @@ def alarms(kind: str, prefix: str, limit: int, gateway: str, as_json: bool) -> N
       holdfast alarms Viewing 2026-
     """
     request = admin_pb2.AlarmsRequest(kind=kind, prefix=prefix, limit=limit)
-    answer = _ask(gateway, "Alarms", request, admin_pb2.AlarmsResponse, _CHANGE_TIMEOUT_S)
+    answer = ask(gateway, "Alarms", request, admin_pb2.AlarmsResponse, _CHANGE_TIMEOUT_S)
     rows = [
         {
             "kind": alarm.kind,
@@ -214,12 +212,7 @@ def alarms(kind: str, prefix: str, limit: int, gateway: str, as_json: bool) -> N
         for alarm in answer.alarms
     ]
     if as_json:
-        facts = {
-            "alarms": rows,
-            "more": answer.more,
-            "silent": list(answer.silent),
-            "unserved": list(answer.unserved),
-        }
+        facts = {"alarms": rows, "more": answer.more, **gaps(answer)}
         click.echo(codec.encode_json(facts).decode())
         return
     table = Table()
@@ -234,19 +227,19 @@ def alarms(kind: str, prefix: str, limit: int, gateway: str, as_json: bool) -> N
             str(row["attempt"]),
         )
     if rows:
-        _console().print(table)
+        make_console().print(table)
     else:
         click.echo("no alarms")
     if answer.more:
         click.echo("there are more: narrow the list with KIND and PREFIX, or raise --limit")
-    _say_missing(answer.silent, answer.unserved)
+    say_missing(answer.silent, answer.unserved)
 
 
 @click.command(short_help="Pause notifications and alarms of a kind or an object.")
 @click.argument("kind", default="")
 @click.argument("key", default="")
-@_gateway
-@_json
+@gateway_options
+@json_option
 def pause(kind: str, key: str, gateway: str, as_json: bool) -> None:
     """Pause notifications to KIND, or to the object KIND KEY, and its alarms, until `holdfast
     resume`. They wait meanwhile; calls still run.
@@ -265,8 +258,8 @@ def pause(kind: str, key: str, gateway: str, as_json: bool) -> None:
 @click.command(short_help="Resume paused notifications and alarms.")
 @click.argument("kind")
 @click.argument("key", default="")
-@_gateway
-@_json
+@gateway_options
+@json_option
 def resume(kind: str, key: str, gateway: str, as_json: bool) -> None:
     """Resume the notifications and alarms that `holdfast pause` stopped for the same KIND or KIND
     KEY.
@@ -284,13 +277,13 @@ def _pause(request: admin_pb2.PauseRequest, gateway: str, as_json: bool) -> None
     what = f"{request.kind}/{request.key}" if request.key else request.kind
     was = False
     if request.resume:
-        before = _ask(gateway, "Pause", admin_pb2.PauseRequest(), admin_pb2.PauseResponse)
+        before = ask(gateway, "Pause", admin_pb2.PauseRequest(), admin_pb2.PauseResponse)
         was = any((one.kind, one.key) == (request.kind, request.key) for one in before.paused)
-    answer = _ask(gateway, "Pause", request, admin_pb2.PauseResponse)
+    answer = ask(gateway, "Pause", request, admin_pb2.PauseResponse)
     if as_json:
         click.echo(
             codec.encode_json(
-                {**_plain(answer), **({"resumed": was} if request.resume else {})}
+                {**plain(answer), **({"resumed": was} if request.resume else {})}
             ).decode()
         )
         return
@@ -307,7 +300,7 @@ def _pause(request: admin_pb2.PauseRequest, gateway: str, as_json: bool) -> None
 
 def _letters(gateway: str, to: str, sender: str, limit: int) -> admin_pb2.DeadLettersResponse:
     request = admin_pb2.DeadLettersRequest(limit=limit, **_filters(to, sender))
-    answer: admin_pb2.DeadLettersResponse = _ask(
+    answer: admin_pb2.DeadLettersResponse = ask(
         gateway, "DeadLetters", request, admin_pb2.DeadLettersResponse, _CHANGE_TIMEOUT_S
     )
     return answer

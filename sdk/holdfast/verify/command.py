@@ -25,9 +25,11 @@ from holdfast.errors import HoldfastError
 from holdfast.local import ClusterFailed
 from holdfast.options import local_option
 from holdfast.processes import told_as_refusal, version
+from holdfast.verify.checks import Findings
 from holdfast.verify.faults import FAULTS, TYPICAL_S, Victims, strike
+from holdfast.verify.history import Made
 from holdfast.verify.picture import KEPT, Band, draw
-from holdfast.verify.workload import Findings, Made, Workload
+from holdfast.verify.workload import Workload
 
 _CALM_S = 3.0
 # about how long the start of a cluster takes, and the check of its histories
@@ -280,6 +282,20 @@ class _Run:
 
     def report(self, picture: Path) -> None:
         """Print the results of the run."""
+        facts = self._facts(picture)
+        if self._quiet:
+            click.echo(codec.encode_json(facts).decode())
+        else:
+            self._print(facts)
+
+    def _waits(self) -> dict[str, list[float]]:
+        """Return the longest wait of a call in each band, in seconds, by fault."""
+        by_fault: dict[str, list[float]] = {}
+        for band in self.bands:
+            by_fault.setdefault(band.fault, []).append(self._slowest(band.began, band.ended))
+        return by_fault
+
+    def _facts(self, picture: Path) -> dict[str, Any]:
         made, found = self.made, self.findings
         acknowledged = sum(one.ok is True for one in made)
         failed = [one for one in made if one.ok is False]
@@ -290,13 +306,10 @@ class _Run:
             for one in made
             if not any(b.began <= one.ended and one.began <= b.ended for b in self.bands)
         ]
-        by_fault: dict[str, list[float]] = {}
-        for band in self.bands:
-            by_fault.setdefault(band.fault, []).append(self._slowest(band.began, band.ended))
         order = (
             "no" if found.not_linearizable else "not decided for all" if found.undecided else "yes"
         )
-        facts = {
+        return {
             "seed": self._seed,
             "seconds": round(self.seconds, 1),
             "operations": len(made),
@@ -330,23 +343,23 @@ class _Run:
                     "longest_wait_s": round(max(longest), 2),
                     "waits_s": [round(w, 2) for w in longest],
                 }
-                for fault, longest in by_fault.items()
+                for fault, longest in self._waits().items()
             },
             "errors": sorted({one.error for one in (*failed, *unknown)})[:20],
             "cluster": self.failed or "whole in the end",
             "kept_its_promises": not found.broken,
             "picture": str(picture),
         }
-        if self._quiet:
-            click.echo(codec.encode_json(facts).decode())
-            return
+
+    def _print(self, facts: dict[str, Any]) -> None:
+        found = self.findings
         console = Console()
         if not console.is_terminal:
             console.width = 120
         console.print(
-            f"\n{len(made):,} operations in {self.seconds:.0f} s (seed {self._seed}):"
-            f" {acknowledged:,} acknowledged, {len(failed)} failed without effect, {len(unknown)}"
-            " with an unknown outcome"
+            f"\n{facts['operations']:,} operations in {self.seconds:.0f} s (seed {self._seed}):"
+            f" {facts['acknowledged']:,} acknowledged, {facts['failed']} failed without effect,"
+            f" {facts['unknown']} with an unknown outcome"
         )
         hasty = [sum(one.ok is ok for one in self.hasty) for ok in (True, False, None)]
         console.print(
@@ -358,7 +371,7 @@ class _Run:
             f"lost {len(found.lost)}, doubled {len(found.doubled)}, with an effect although they"
             f" certainly failed {len(found.definite)}"
         )
-        console.print(f"linearizable: {order} ({found.registers} registers)")
+        console.print(f"linearizable: {facts['linearizable']} ({found.registers} registers)")
         console.print(
             f"{found.hops:,} hops of tokens by notification, {found.transfers:,} transfers by call"
             f" and by notification, {found.alarms:,} alarms, {found.posts:,} calls that were"
@@ -369,13 +382,30 @@ class _Run:
                 f" alarms and {found.posts:,} stored calls were checked"
             )
         )
+        console.print(self._table(facts))
+        self._print_broken(console, facts)
+        if self.failed:
+            console.print(f"[red]the cluster[/red]: {self.failed}")
+        console.print(f"timeline: {facts['picture']}")
+        console.print(
+            "[red]a promise was broken[/red]"
+            if found.broken
+            else "[green]every promise was kept[/green]"
+        )
+
+    def _table(self, facts: dict[str, Any]) -> Table:
+        """Return how long calls waited, without a fault and in each fault."""
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for title in ("fault", "times", "longest wait of a call"):
             table.add_column(title, justify="left" if title == "fault" else "right")
         table.add_row("none", "", f"{facts['slowest_without_fault_ms']} ms")
-        for fault, longest in sorted(by_fault.items()):
+        for fault, longest in sorted(self._waits().items()):
             table.add_row(fault, str(len(longest)), f"{max(longest):.2f} s")
-        console.print(table)
+        return table
+
+    def _print_broken(self, console: Console, facts: dict[str, Any]) -> None:
+        """Print what is broken, what could not be decided, and errors of calls."""
+        found = self.findings
         for line in (
             *found.lost,
             *found.doubled,
@@ -386,13 +416,5 @@ class _Run:
             console.print(f"[red]broken[/red]: {line}")
         for line in found.undecided[:10]:
             console.print(f"not decided: {line}")
-        for line in facts["errors"]:  # type: ignore[attr-defined]
+        for line in facts["errors"]:
             console.print(f"error: {line}")
-        if self.failed:
-            console.print(f"[red]the cluster[/red]: {self.failed}")
-        console.print(f"timeline: {picture}")
-        console.print(
-            "[red]a promise was broken[/red]"
-            if found.broken
-            else "[green]every promise was kept[/green]"
-        )
