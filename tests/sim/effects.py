@@ -642,9 +642,10 @@ def live(
         stack.enter_context(
             mock.patch("holdfast_cluster.routing.dispatch.random", world.front.chance)
         )
-        stack.enter_context(mock.patch("holdfast.client.client.random", world.front.chance))
+        stack.enter_context(mock.patch("holdfast.client.session.random", world.front.chance))
+        stack.enter_context(mock.patch("holdfast.client.retries.random", world.front.chance))
         stack.enter_context(
-            mock.patch("holdfast.client.client.open_client_channel", world.front.channel)
+            mock.patch("holdfast.client.session.open_client_channel", world.front.channel)
         )
         stack.enter_context(mock.patch("holdfast.client.forks.opened"))
         stack.enter_context(mock.patch("random.Random", lambda *given: _seeded(world, *given)))
