@@ -14,7 +14,8 @@ from typing import Any
 
 import click
 from holdfast import alarms, app, channels, deadlines, errors, frames, ids, storage
-from holdfast.client import client, retry_budget
+from holdfast.client import requests as client_requests
+from holdfast.client import retry_budget, session
 from holdfast_cluster.placement import model, plan
 from holdfast_cluster.routing import pending as dispatch
 from holdfast_gateway.admission.access import SubjectLimits
@@ -103,7 +104,7 @@ CALLS = [
     Limit("names and metadata of a call", size(frames.ENVELOPE_BYTES_MAX), "TOO_LARGE"),
     Limit(
         "deadline of a call that brings none",
-        seconds(client.TIMEOUT_S),
+        seconds(client_requests.TIMEOUT_S),
         "DEADLINE_EXCEEDED",
         set_by="`timeout=`, `timeout_ms`",
     ),
@@ -148,7 +149,7 @@ CALLS = [
         "OVERLOADED",
         option("--held-max", DISPATCH.held_max, gateway),
     ),
-    Limit("calls under way of one client", count(client.CALLS_IN_FLIGHT_MAX), "OVERLOADED"),
+    Limit("calls under way of one client", count(session.CALLS_IN_FLIGHT_MAX), "OVERLOADED"),
     Limit(
         "retries of a client, in all and for each kind",
         f"{retry_budget._FIRST:g}, and {retry_budget.RATIO:g} for each call",
@@ -430,7 +431,7 @@ def check() -> None:
         for code in re.findall(r"\b[A-Z_]{6,}\b", limit.error):
             assert code in known, limit
     assert ENGINE.in_flight_max == DISPATCH.in_flight_max
-    assert client.TIMEOUT_S == ENGINE.turn_timeout_s == DISPATCH.timeout_s
+    assert client_requests.TIMEOUT_S == ENGINE.turn_timeout_s == DISPATCH.timeout_s
     assert dead_letters.PAGE_MAX == inspection.PAGE_MAX
     assert SubjectLimits() == SubjectLimits(None, None, None, None)
     for value in (("shards", 0), ("replication", 8), ("points", 4097)):

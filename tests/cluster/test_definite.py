@@ -4,7 +4,6 @@ holdfast.errors, on real processes."""
 from __future__ import annotations
 
 import asyncio
-import random
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -65,8 +64,8 @@ async def test_no_definite_error_is_told_of_an_effect_when_a_gateway_and_a_node_
     nothing of earlier attempts, so it may not say that a call had no effect.
     """
     # every client begins with the gateway that dies
-    in_order = SimpleNamespace(randrange=lambda _: 0, uniform=random.uniform)
-    monkeypatch.setattr("holdfast.client.client.random", in_order)
+    in_order = SimpleNamespace(randrange=lambda _: 0)
+    monkeypatch.setattr("holdfast.client.session.random", in_order)
     monkeypatch.setattr("holdfast.client.blocking.random", in_order)
     port = free_port()
     first, second = cluster.gateway, f"127.0.0.1:{port}"

@@ -639,13 +639,12 @@ def live(
         stack.enter_context(mock.patch("time.time_ns", loop.time_ns))
         stack.enter_context(mock.patch("os.urandom", world.chance.randbytes))
         stack.enter_context(mock.patch("holdfast_cluster.routing.dispatch.RemotePipe", Pipe))
-        for module in ("dispatch", "pending"):
-            stack.enter_context(
-                mock.patch(f"holdfast_cluster.routing.{module}.random", world.front.chance)
-            )
-        stack.enter_context(mock.patch("holdfast.client.client.random", world.front.chance))
+        for module in ("holdfast_cluster.routing.dispatch", "holdfast_cluster.routing.pending"):
+            stack.enter_context(mock.patch(f"{module}.random", world.front.chance))
+        for module in ("holdfast.client.session", "holdfast.client.retries"):
+            stack.enter_context(mock.patch(f"{module}.random", world.front.chance))
         stack.enter_context(
-            mock.patch("holdfast.client.client.open_client_channel", world.front.channel)
+            mock.patch("holdfast.client.session.open_client_channel", world.front.channel)
         )
         stack.enter_context(mock.patch("holdfast.client.forks.opened"))
         stack.enter_context(mock.patch("random.Random", lambda *given: _seeded(world, *given)))

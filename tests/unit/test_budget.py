@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from holdfast.client.client import retry_pause
+from holdfast.client.retries import retry_pause
 from holdfast.client.retry_budget import RetryBudgets
 
 

@@ -83,7 +83,7 @@ async def open_client(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
     async def opened(script: list[Any]) -> tuple[holdfast.Client, list[pb.Call]]:
         calls: list[pb.Call] = []
         monkeypatch.setattr(
-            "holdfast.client.client.open_client_channel", lambda *_: Session(script, calls)
+            "holdfast.client.session.open_client_channel", lambda *_: Session(script, calls)
         )
         client = holdfast.connect("127.0.0.1:1")
         await client.__aenter__()

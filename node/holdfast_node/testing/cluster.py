@@ -18,8 +18,8 @@ from typing import Any, TypeVar, cast
 from holdfast import codec
 from holdfast.alarms import Alarm
 from holdfast.app import App, kind_name
-from holdfast.client.client import callee as callee_of
-from holdfast.client.client import check_key, check_own_id, check_size, delay_ms
+from holdfast.client.requests import callee as callee_of
+from holdfast.client.requests import check_size, check_target, delay_ms
 from holdfast.deadlines import checked_timedelta, checked_timeout
 from holdfast.errors import DeadlineExceeded, HoldfastError, error_from_proto, error_to_proto
 from holdfast.ids import EFFECT, RequestIds, idempotent_id
@@ -318,9 +318,8 @@ class AsyncClient:
         caller: str = "",
     ) -> Any:
         """Return a stub. `caller`: the caller's name, as a gateway would have authenticated it."""
-        check_key(key)
+        check_target(kind, key, request_id, idempotency_key)
         name = kind_name(kind)
-        check_own_id(name, key, request_id, idempotency_key)
         call = pb.Call(kind=name, key=key, metadata=metadata, caller=caller)
         if idempotency_key is not None:
             call.request_id = idempotent_id(name, key, idempotency_key)

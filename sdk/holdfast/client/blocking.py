@@ -15,39 +15,33 @@ import threading
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from functools import partial
 from typing import Any, TypeVar, overload
 
 import grpc
 from google.rpc.status_pb2 import Status
 
-from holdfast.app import kind_name
-from holdfast.channels import check_address, open_blocking_channel
+from holdfast.channels import open_blocking_channel
 from holdfast.client import forks
-from holdfast.client.client import (
+from holdfast.client.base import BaseClient
+from holdfast.client.failures import no_gateway, no_reply
+from holdfast.client.requests import (
     DEADLINE_SLACK_S,
     TIMEOUT_S,
     callee,
-    check_key,
     check_own_id,
     check_size,
+    check_target,
     delay_ms,
-    retry_pause,
+    timeout_ms,
 )
+from holdfast.client.retries import RETRIED, pause_before_retry, reconnect_pause
 from holdfast.client.retry_budget import RATIO, RetryBudgets
+from holdfast.client.stubs import BaseStub
 from holdfast.deadlines import checked_timeout
-from holdfast.errors import (
-    DeadlineExceeded,
-    HoldfastError,
-    InternalError,
-    Overloaded,
-    Unavailable,
-    error_from_proto,
-)
+from holdfast.errors import CODES, HoldfastError, InternalError, Unavailable, error_from_proto
 from holdfast.ids import TIME_METADATA, RequestIds, told_time
-from holdfast.signature import check_notified, decode_result, encode_arguments, return_type
+from holdfast.signature import decode_result, encode_arguments
 from holdfast.tls import TLS, Token, authorization
-from holdfast.tracing import ClientTracing, of_application
 from holdfast.v1 import objects_pb2 as pb
 
 T = TypeVar("T")
@@ -57,44 +51,13 @@ ATTEMPT_METADATA = "holdfast-attempt"
 A caller with a request id of its own sends it; without it the number counts as 1.
 """
 
-_BACKOFF_S = (0.05, 1.0)
 
-
-class BlockingClient:
+class BlockingClient(BaseClient):
     """Works as `holdfast.Client`, but calls return results instead of awaitables. Several threads
     may use one client.
     """
 
-    def __init__(
-        self,
-        *endpoints: str,
-        timeout: float = TIMEOUT_S,
-        retry_budget: float = RATIO,
-        tls: TLS | None = None,
-        token: Token | None = None,
-        tracing: bool = False,
-    ) -> None:
-        if not endpoints:
-            raise ValueError("name at least one gateway, as host:port")
-        for endpoint in endpoints:
-            check_address(endpoint)
-        if tls is not None:
-            tls.credentials()  # raise now if it is wrong
-        self._tls = tls
-        if not callable(token):
-            authorization(token)  # raise now if it is wrong
-        self._token = token
-        self._tracing = ClientTracing(of_application()) if tracing else None
-        self._endpoints = endpoints
-        self._timeout = checked_timeout(timeout)
-        self._retry_budget = retry_budget
-        self._ids = RequestIds()
-        self._closed = False
-        self._begin()
-        forks.register(self)
-
     def _begin(self) -> None:
-        """Set up everything that each process has for itself."""
         self._connections: _Connections | None = None
         self._lock = threading.Lock()
         self._use = random.randrange(len(self._endpoints))
@@ -192,8 +155,7 @@ class BlockingClient:
         """Return a stub of one object: `client.get(Counter, "a").increment(by=2)` returns the
         result. The options are those of `Client.get`.
         """
-        check_key(key)
-        check_own_id(kind_name(kind), key, request_id, idempotency_key)
+        check_target(kind, key, request_id, idempotency_key)
         return _BlockingStub(self, kind, key, timeout, request_id, metadata, idempotency_key)
 
     @overload
@@ -234,8 +196,7 @@ class BlockingClient:
         """Notify an object, without waiting for its handler: `client.notify(Order, "o-1").ship()`.
         See `Client.notify`.
         """
-        check_key(key)
-        check_own_id(kind_name(kind), key, request_id, idempotency_key)
+        check_target(kind, key, request_id, idempotency_key)
         return _BlockingStub(
             self,
             kind,
@@ -303,14 +264,12 @@ class BlockingClient:
         """Send a call until there is an answer. `attempt`: the number of attempts whose outcome is
         unknown (docs/reference/errors.md, "Definite errors").
         """
-        kind = request.kind
-        backoff, longest = _BACKOFF_S
-        retries = 0
+        retries = failures = 0
         with self._budgets_lock:
-            self._budgets.called(kind)
+            self._budgets.called(request.kind)
         while True:
             left = max(deadline - time.monotonic(), 0.001)
-            request.timeout_ms = max(1, int(left * 1000))
+            request.timeout_ms = timeout_ms(left)
             shown = (*(authorization(self._token) or ()), (ATTEMPT_METADATA, str(attempt)))
             use = self._use
             with forks.in_grpc():
@@ -321,55 +280,43 @@ class BlockingClient:
                     closed.request_id = request.request_id
                     raise
                 try:
-                    timeout = left + DEADLINE_SLACK_S
-                    reply: pb.CallResponse
-                    if connections.knows_time:
-                        reply = connections.calls[use](request, timeout=timeout, metadata=shown)
-                    else:
-                        shown = (*shown, (TIME_METADATA, ""))
-                        reply, call = connections.calls[use].with_call(
-                            request, timeout=timeout, metadata=shown
-                        )
-                        if (now_ms := told_time(call.initial_metadata())) is not None:
-                            connections.knows_time = True
-                            self._ids.follow(now_ms)
-                    return reply.msgpack
+                    return connections.call(use, request, left + DEADLINE_SLACK_S, shown, self._ids)
                 except grpc.RpcError as failed:
                     error = _error(failed, request, self._endpoints[use])
-                except (
-                    ValueError
-                ) as closed_before:  # another thread, or a fork, has closed the channel
-                    error = _GatewayAway(
-                        f"{request.kind}/{request.key}.{request.method}(): {closed_before}"
-                    )
+                except ValueError as closed_before:  # another thread, or a fork, has closed it
+                    error = _GatewayAway(f"{callee(request)}: {closed_before}")
             if not error.definite:
                 attempt += 1
             error.definite = not attempt
             if not isinstance(error, _GatewayAway):
-                pause = retry_pause(error.retry_after_s, retries)
-                retries += 1
                 error.callee = callee(request)
-                if (
-                    not (error.retryable and isinstance(error, Overloaded | Unavailable))
-                    or time.monotonic() + pause >= deadline
-                ):
+                pause = self._pause_before_retry(error, request.kind, retries, deadline)
+                if pause is None:
                     raise error
-                with self._budgets_lock:
-                    if not self._budgets.take(kind):
-                        raise error
+                retries += 1
                 time.sleep(pause)
                 continue
             if self._connections is not connections and time.monotonic() < deadline:
                 # This client closed the connection, for a fork or for new certificates: the gateway
                 # is not away.
                 continue
-            pause = backoff * random.uniform(0.5, 1.0)
+            pause = reconnect_pause(failures)
             if time.monotonic() + pause >= deadline:
                 raise Unavailable(error.message, retryable=True, request_id=request.request_id)
+            failures += 1
             self._use = (use + 1) % len(self._endpoints)
             self._connect_again()
             time.sleep(pause)
-            backoff = min(backoff * 2, longest)
+
+    def _pause_before_retry(
+        self, error: HoldfastError, kind: str, retries: int, deadline: float
+    ) -> float | None:
+        if not error.retryable or CODES[error.code][0] not in RETRIED:
+            return None
+        with self._budgets_lock:
+            return pause_before_retry(
+                self._budgets, kind, error.retry_after_s, retries, deadline - time.monotonic()
+            )
 
 
 class _Connections:
@@ -380,7 +327,7 @@ class _Connections:
         self.knows_time = False
         """Whether a gateway has told the time, for the ids of calls."""
         self._channels = [open_blocking_channel(endpoint, tls) for endpoint in endpoints]
-        self.calls = [
+        self._calls = [
             channel.unary_unary(
                 "/holdfast.v1.Objects/Call",
                 request_serializer=pb.CallRequest.SerializeToString,
@@ -388,6 +335,29 @@ class _Connections:
             )
             for channel in self._channels
         ]
+
+    def call(
+        self,
+        use: int,
+        request: pb.CallRequest,
+        timeout: float,
+        metadata: tuple[tuple[str, str], ...],
+        ids: RequestIds,
+    ) -> bytes:
+        """Make one attempt at a gateway, the one with the number `use`. If no gateway has told the
+        time yet, `ids` follow the time of this one.
+        """
+        reply: pb.CallResponse
+        if self.knows_time:
+            reply = self._calls[use](request, timeout=timeout, metadata=metadata)
+            return reply.msgpack
+        reply, call = self._calls[use].with_call(
+            request, timeout=timeout, metadata=(*metadata, (TIME_METADATA, ""))
+        )
+        if (now_ms := told_time(call.initial_metadata())) is not None:
+            self.knows_time = True
+            ids.follow(now_ms)
+        return reply.msgpack
 
     def close(self) -> None:
         for channel in self._channels:
@@ -398,46 +368,21 @@ class _GatewayAway(HoldfastError):
     """The gateway did not answer: try another one."""
 
 
-class _BlockingStub:
-    __slots__ = ("_client", "_key", "_kind", "_name", "_options", "_send")
-
-    def __init__(
-        self,
-        client: BlockingClient,
-        kind: type | str,
-        key: str,
-        timeout: float | None,
-        request_id: bytes | None,
-        metadata: Mapping[str, str] | None,
-        idempotency_key: str | None,
-        send: bool = False,
-        delay_ms: int = 0,
-    ) -> None:
-        self._client = client
-        self._send = send
-        self._kind = kind
-        self._name = kind_name(kind)
-        self._key = key
-        self._options: dict[str, Any] = {
-            "timeout": timeout,
-            "request_id": request_id,
-            "metadata": metadata,
-            "idempotency_key": idempotency_key,
-            "send": send,
-            "delay_ms": delay_ms,
-        }
-
-    def __getattr__(self, method: str) -> Any:
-        if method.startswith("__"):
-            raise AttributeError(method)
-        if self._send:
-            check_notified(self._kind, method)
-            return partial(self._call, method, None)
-        return partial(self._call, method, return_type(self._kind, method))
+class _BlockingStub(BaseStub[BlockingClient]):
+    __slots__ = ()
 
     def _call(self, method: str, returns: Any, /, *positional: Any, **named: Any) -> Any:
         result = self._client.call(
-            self._name, self._key, method, encode_arguments(positional, named), **self._options
+            self._name,
+            self._key,
+            method,
+            encode_arguments(positional, named),
+            timeout=self._timeout,
+            request_id=self._request_id,
+            metadata=self._metadata,
+            idempotency_key=self._idempotency_key,
+            send=self._send,
+            delay_ms=self._delay_ms,
         )
         return decode_result(result, returns, self._name, method)
 
@@ -472,16 +417,11 @@ def _error(failed: Any, request: pb.CallRequest, endpoint: str) -> HoldfastError
             detail = pb.Error()
             if Status.FromString(value).details[0].Unpack(detail):
                 return error_from_proto(detail)
-    what = f"{request.kind}/{request.key}.{request.method}()"
     if failed.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineExceeded(
-            f"{what}: no reply before the deadline", retryable=True, request_id=request.request_id
-        )
+        return no_reply(request)
     if failed.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return InternalError(
-            f"{what}: {endpoint}: {failed.code().name}: {failed.details()}",
+            f"{callee(request)}: {endpoint}: {failed.code().name}: {failed.details()}",
             request_id=request.request_id,
         )
-    return _GatewayAway(
-        f"{what}: the client reached no gateway before the deadline; {endpoint}: {failed.details()}"
-    )
+    return _GatewayAway(no_gateway(request, f"{endpoint}: {failed.details()}"))
