@@ -12,7 +12,7 @@ from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.routing.dispatch import Dispatcher
 from holdfast_cluster.routing.pending import Pending
 from holdfast_cluster.routing.pipe import Pipe
-from holdfast_node.effects.alarms import following, shown
+from holdfast_node.effects.alarms import following, to_alarm
 from holdfast_node.effects.outbox import PendingNotification
 from holdfast_node.effects.records import AlarmRecord
 from holdfast_node.objects.activation import Activation
@@ -110,7 +110,9 @@ class _FiresFromMemory(AlarmService):
             if error is not None or not fired:
                 done(error, False)
             else:
-                self._fire(kind, key, name, record, lambda activation: shown(name, fired[0]), done)
+                self._fire(
+                    kind, key, name, record, lambda activation: to_alarm(name, fired[0]), done
+                )
 
         first_id = effect_id(self._ids.next())
         self._engine.run_internal(
@@ -134,7 +136,7 @@ class _TrustsFirstAttempts(Engine):
 
     def deliver(self, call: pb.Call, port: Any) -> None:
         for shard in self._shards.owned():
-            shard.look_until = 0.0
+            shard.lookup_all_until = 0.0
         super().deliver(call, port)
 
 

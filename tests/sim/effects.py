@@ -170,7 +170,7 @@ class Flushes:
         for entry in staged:
             self.store.apply(entry)
         for entry in staged:
-            entry.show()
+            entry.mark_applied()
 
 
 @dataclass

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import msgspec
 import pytest
-from holdfast_node.effects.alarms import following, shown
+from holdfast_node.effects.alarms import following, to_alarm
 from holdfast_node.effects.records import AlarmRecord, decode_alarm, encode
 
 WHEN_MS = 1_893_456_000_123
@@ -17,7 +17,7 @@ def test_it_is_what_was_set_to_the_microsecond(beyond_us: int) -> None:
     record = AlarmRecord(
         WHEN_MS + 1, WHEN_MS, b"\xc0", options={"us": beyond_us} if beyond_us else None
     )
-    scheduled = shown("a", decode_alarm(encode(record))).scheduled
+    scheduled = to_alarm("a", decode_alarm(encode(record))).scheduled
     assert scheduled == datetime(2030, 1, 1, 0, 0, 0, 123_000 + beyond_us, UTC)
     assert scheduled == scheduled.astimezone(timezone(timedelta(hours=5)))
 
@@ -26,7 +26,7 @@ def test_a_repetition_keeps_its_distance_and_a_cron_expression_its_seconds() -> 
     record = AlarmRecord(WHEN_MS + 1, WHEN_MS, b"\xc0", every=1_000, options={"us": 456})
     again = following(record, WHEN_MS + 10)
     assert again is not None
-    assert shown("a", again).scheduled == shown("a", record).scheduled + timedelta(seconds=1)
+    assert to_alarm("a", again).scheduled == to_alarm("a", record).scheduled + timedelta(seconds=1)
     cron = following(msgspec.structs.replace(record, every="* * * * *"), WHEN_MS + 10)
     assert cron is not None
-    assert shown("a", cron).scheduled == datetime(2030, 1, 1, 0, 1, tzinfo=UTC)
+    assert to_alarm("a", cron).scheduled == datetime(2030, 1, 1, 0, 1, tzinfo=UTC)

@@ -30,11 +30,11 @@ from holdfast_node.effects.records import encode as encode_record
 from holdfast_node.replication.core.events import (
     Acknowledge,
     Drop,
+    Fenced,
     LogEntry,
     MayDrop,
     Mismatch,
     Position,
-    Refused,
     Replicate,
 )
 from holdfast_node.replication.links import pack, unpack
@@ -59,7 +59,7 @@ def shorter(raw: bytes, fields: int) -> bytes:
         Replicate(3, Position(2, 9), (LogEntry(3, 10, b"data"),), 9, 1.5),
         Acknowledge(3, 10, 1.5),
         Mismatch(3, 10, 1.5),
-        Refused(4),
+        Fenced(4),
         MayDrop(4),
         Drop(4),
     ],

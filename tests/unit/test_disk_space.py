@@ -325,7 +325,7 @@ async def test_shards_with_the_fewest_copies_are_sent_first_and_none_to_whom_is_
         )
 
     members = {name: SimpleNamespace(id=name, incarnation=1) for name in "bc"}
-    links: Any = SimpleNamespace(address_of=members.get)
+    links: Any = SimpleNamespace(connected_member=members.get)
     sender = SnapshotSender(None, SimpleNamespace(get=get), links, None, 1.0)  # type: ignore[arg-type]
     for shard in (1, 2, 3):
         sender.send(shard, "b", 1)

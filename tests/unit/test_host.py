@@ -20,12 +20,12 @@ from holdfast_node.replication.core.events import (
     Concede,
     Effect,
     Event,
+    Fenced,
     Lost,
     Persisted,
     Position,
     ProposalResult,
     Received,
-    Refused,
     Rejoined,
     Release,
     ReplicationSettings,
@@ -441,7 +441,7 @@ def test_an_exception_of_who_is_told_of_commits_ends_the_node(
 
 def test_a_shard_that_there_cannot_be_is_the_fault_of_who_speaks_of_it(trio: Trio) -> None:
     with pytest.raises(NoSuchShard):
-        trio.nodes["a"].replicas.received("b", [(1 << 20, Refused(1))])
+        trio.nodes["a"].replicas.received("b", [(1 << 20, Fenced(1))])
 
 
 def test_an_owner_takes_no_writes_while_its_disk_is_full(trio: Trio) -> None:

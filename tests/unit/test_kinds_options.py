@@ -254,10 +254,10 @@ def test_what_was_missed_counts_once_for_all_and_what_is_skipped_not_at_all() ->
 
 
 def test_until_may_be_a_time_and_shows_as_one() -> None:
-    from holdfast_node.effects.alarms import shown
+    from holdfast_node.effects.alarms import to_alarm
 
     record = AlarmRecord(1_000, 1_000, b"\xc0", every=1_000, options={"until": 9_000})
-    assert shown("a", record).until == datetime(1970, 1, 1, 0, 0, 9, tzinfo=UTC)
+    assert to_alarm("a", record).until == datetime(1970, 1, 1, 0, 0, 9, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_the_hottest_objects_are_found_among_very_many() -> None:
     ]
     rng.shuffle(turns)
     for ident in turns:
-        hottest.note(ident)
+        hottest.count(ident)
     top = hottest.top(5, 10.0)
     assert {ident for ident, _ in top} == set(wanted)
     for ident, rate in top:
@@ -186,7 +186,7 @@ def test_what_was_hot_long_ago_is_forgotten_and_rates_are_right_at_any_time() ->
     for _ in range(40):  # ten a second, for 200 s
         now += 5.0
         for _ in range(50):
-            hottest.note(("K", "steady"))
+            hottest.count(("K", "steady"))
         hottest.tick(now)
         [(_, rate)] = hottest.top(9, now)
         assert rate == pytest.approx(10 * SAMPLE, rel=0.01)

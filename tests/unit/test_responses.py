@@ -252,8 +252,8 @@ def test_a_shard_that_somebody_had_before_is_looked_into_for_a_while() -> None:
     new, old = Shard(1, 1, NO_LOG), Shard(2, 5, NO_LOG, time_ms=60_000)
     for shard in (new, old):
         shards.take(shard)
-    assert new.look_until == 0.0
-    assert LATE_S - 60 < old.look_until - boottime() <= LATE_S
+    assert new.lookup_all_until == 0.0
+    assert LATE_S - 60 < old.lookup_all_until - boottime() <= LATE_S
 
 
 def test_what_was_retried_here_is_remembered_and_when_that_is_too_much_everything_is_looked_up(

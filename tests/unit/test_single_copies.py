@@ -98,7 +98,7 @@ async def test_a_shard_goes_on_with_the_time_that_was_noted(world: World) -> Non
     world.copies.follow(view(s0=1), ME)
     [shard] = world.shards.owned()
     shard.time_ms = 1234.5
-    world.copies.note_times()
+    world.copies.save_times()
     world.copies.left()
     world.copies.follow(view(s0=2), ME)
     [shard] = world.shards.owned()

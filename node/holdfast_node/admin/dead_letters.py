@@ -126,7 +126,7 @@ class DeadLetterAdmin:
                 places.append(dead_letter_place(text))
             except ValueError as error:
                 response.refused[text] = str(error)
-        self._writes.show()
+        self._writes.flush_visible()
         if request.all:
             filters = admin_pb2.DeadLettersRequest(
                 kind=request.kind,
@@ -185,7 +185,7 @@ class DeadLetterAdmin:
             def told(error: objects_pb2.Error | None, ran: bool) -> None:
                 if error is None:
                     self._dead_letters.changed(shard, -1)
-                    self._writes.show()
+                    self._writes.flush_visible()
                 self._changing.discard(row)
                 if not done.done():
                     if error is None:
@@ -228,7 +228,7 @@ class DeadLetterAdmin:
                     RuntimeError("its shard went to another node meanwhile; try it again")
                 )
 
-        self._writes.when_shown(entry, settled)
+        self._writes.when_visible(entry, settled)
         return done
 
     @staticmethod
@@ -244,7 +244,7 @@ class DeadLetterAdmin:
         """Yield the rows of an index after `after`, with their place: the shard's number and the
         rest of the key."""
         looked = 0
-        self._writes.show()
+        self._writes.flush_visible()
         for shard in sorted(shards, key=lambda shard: shard.number):
             prefix = keys.index_prefix(shard.number, index)
             first = after[2:] if after and int.from_bytes(after[:2], "big") == shard.number else b""

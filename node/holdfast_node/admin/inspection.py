@@ -64,7 +64,7 @@ class Inspection:
         self._objects = objects
         self._engine = objects.engine
         self._sent = objects.sent
-        self._show = objects.writes.show
+        self._flush_visible = objects.writes.flush_visible
         self._replica = replica
         self._node = node
         self._stats = stats
@@ -89,7 +89,7 @@ class Inspection:
     ) -> admin_pb2.ListObjectsResponse:
         """Return a page of a kind's objects, by key."""
         limit = min(request.limit or PAGE_MAX, PAGE_MAX)
-        self._show()
+        self._flush_visible()
         find = self._store.cursor("state").seek
         heap: list[tuple[str, int]] = []
 
@@ -128,7 +128,7 @@ class Inspection:
             raise ValueError("a prefix needs the kind whose keys begin so")
         response = admin_pb2.CountObjectsResponse()
         counts: Counter[str] = Counter()
-        self._show()
+        self._flush_visible()
         for shard in self._shards.serving(boottime()):
             start: bytes | None = keys.objects_from(shard.number, request.kind, request.prefix)
             of_shard: Counter[str] = Counter()
@@ -154,7 +154,7 @@ class Inspection:
     ) -> admin_pb2.ShowObjectResponse:
         """Return a page of an object's stored values, by key."""
         shard = self._shard_of(request.kind, request.key)
-        self._show()
+        self._flush_visible()
         own = keys.row_prefix(shard.number, request.kind, request.key)
         prefix = own + request.prefix.encode()
         start = max(prefix, own + request.after.encode() + b"\0") if request.after else prefix
@@ -185,7 +185,7 @@ class Inspection:
             raise WrongOwner(
                 f"shard {number} is not owned by this node", definite=True, retryable=True
             )
-        self._show()
+        self._flush_visible()
         response = admin_pb2.ExplainResponse(read_only=shard.read_only or "")
         self._explain_copies(number, response)
         activation = self._engine.find(request.kind, request.key)
@@ -374,7 +374,7 @@ class Inspection:
         entry = activation.uncommitted
         if entry is not None:
             await entry.wait()  # then its notifications are in the outbox
-        self._show()
+        self._flush_visible()
         shard, sender = activation.shard, (activation.kind.name, activation.key)
         delayed = await self._sent.delays.of(shard, sender)
         alarms = activation.alarms

@@ -241,7 +241,7 @@ class ObjectAlarms:
 
     def get(self, name: str) -> Alarm | None:
         record = self.current().get(name)
-        return None if record is None else shown(name, record)
+        return None if record is None else to_alarm(name, record)
 
     def delete(self, name: str) -> bool:
         if name not in self.current():
@@ -251,7 +251,7 @@ class ObjectAlarms:
 
     def list(self) -> list[Alarm]:
         return [
-            shown(name, record)
+            to_alarm(name, record)
             for name, record in sorted(
                 self.current().items(), key=lambda item: (item[1].due_ms, item[0])
             )
@@ -275,7 +275,7 @@ class ObjectAlarms:
             and record.misfire == "skip"
         )
         self.change(name, following(record, now, fired=not skipped))
-        return None if skipped else shown(name, record)
+        return None if skipped else to_alarm(name, record)
 
     def fail(self, name: str, due_ms: int, attempts_max: int, final: bool) -> AlarmRecord | None:
         """Set an alarm to fire again later, after a failed firing. Called in a turn of its own.
@@ -325,7 +325,7 @@ def _absolute(when: datetime) -> tuple[int, int]:
     return divmod(max(timedelta(), when - _EPOCH) // timedelta(microseconds=1), 1000)
 
 
-def shown(name: str, record: AlarmRecord) -> Alarm:
+def to_alarm(name: str, record: AlarmRecord) -> Alarm:
     """Return an alarm as users see it."""
     options = record.options or {}
     scheduled = _EPOCH + timedelta(

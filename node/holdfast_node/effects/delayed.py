@@ -107,7 +107,7 @@ class DelayedNotifications:
         as_of, senders = known.senders
         if not known.count or (as_of == known.changes and sender not in senders):
             return []
-        self._writes.show()
+        self._writes.flush_visible()
         as_of, senders, found = known.changes, set(), []
         prefix = keys.index_prefix(shard.number, keys.DELAYED)
         for looked, (key, value) in enumerate(
@@ -131,7 +131,7 @@ class DelayedNotifications:
         """Note that these rows are deleted with this entry, so that no tick moves them before."""
         self._shards[entry.shard].count -= len(rows)
         self._forgotten.update(rows)
-        self._writes.when_shown(entry, lambda: self._forgotten.difference_update(rows))
+        self._writes.when_visible(entry, lambda: self._forgotten.difference_update(rows))
 
     # -- holdfast_node.log.shard_service.ShardService
 
@@ -163,10 +163,10 @@ class DelayedNotifications:
         size = 0
         for key, value in self._store.scan("state", prefix, keys.after(prefix)):
             due, _ = keys.read_due_key(key)
-            if due > now_ms or size > _MOVE_BYTES or not budget.left:
+            if due > now_ms or size > _MOVE_BYTES or not budget.rows_left:
                 known.due_ms = due
                 break
-            budget.left -= 1
+            budget.rows_left -= 1
             if key in self._moving or key in self._forgotten:
                 continue
             self._moving.add(key)
@@ -186,7 +186,7 @@ class DelayedNotifications:
             gone = [key for key, value in rows if value is None]
             entry = self._writes.write(shard, rows)
             self._notifications.leave_with(entry, moved)
-            self._writes.when_shown(entry, lambda: self._moving.difference_update(gone))
+            self._writes.when_visible(entry, lambda: self._moving.difference_update(gone))
 
 
 @dataclass(slots=True)

@@ -16,14 +16,15 @@ class NextDue:
     place where the next look at due rows goes on.
 
     `not_before`: the time of the loop's clock before which the owner does not look. `pause`: how
-    long the last such wait was, in seconds. `left`: whether a look has left due rows.
+    long the last such wait was, in seconds. `unfinished`: whether the pass through the
+    due rows had to leave some of them.
     """
 
     due_ms: int = NEVER
     cursor: bytes = b""
     not_before: float = 0.0
     pause: float = 0.0
-    left: bool = False
+    unfinished: bool = False
 
 
 class DueIndex:

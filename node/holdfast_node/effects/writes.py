@@ -31,7 +31,7 @@ class ShardWrites:
         self._number += 1
         return keys.sequence(shard.epoch, self._number)
 
-    def show(self) -> None:
+    def flush_visible(self) -> None:
         """Make all committed rows visible in the store."""
         self._committer.flush_visible()
 
@@ -58,12 +58,12 @@ class ShardWrites:
             for key in keys_gone:
                 deferred.pop(key, None)
 
-    def when_shown(self, entry: Entry, done: Callable[[], None]) -> None:
+    def when_visible(self, entry: Entry, done: Callable[[], None]) -> None:
         """Call `done` soon after the entry is settled. If the entry is committed, its rows are then
         visible in the store."""
 
         def settled() -> None:
-            self.show()
+            self.flush_visible()
             done()
 
         entry.waiters.append(_Soon(self._loop, settled))

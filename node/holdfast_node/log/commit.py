@@ -124,7 +124,7 @@ class Flusher:
             visible, self._visible = self._visible, []
             try:
                 for entry in visible:
-                    entry.show()
+                    entry.mark_applied()
             except Exception:
                 self.die("a bug in the commit pipeline")
 

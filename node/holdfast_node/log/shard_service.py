@@ -22,10 +22,10 @@ _BROKEN_S = 10.0
 
 @dataclass(slots=True)
 class ScanBudget:
-    """The number of index rows that a tick may still look at, before the event loop does other
+    """The number of index rows that a tick may still look at. After that the event loop does other
     work."""
 
-    left: int
+    rows_left: int
 
 
 class ShardService(Protocol):
@@ -58,14 +58,14 @@ class ShardServices:
     def __init__(
         self,
         shards: Shards,
-        show: Callable[[], None],
+        flush_visible: Callable[[], None],
         services: Sequence[ShardService],
         periodic: Sequence[Periodic] = (),
     ) -> None:
-        """`show`: makes all committed rows visible in the store, so that the indexes are complete
-        when they are read."""
+        """`flush_visible`: makes all committed rows visible in the store, so that the indexes are
+        complete when they are read."""
         self._shards = shards
-        self._show = show
+        self._flush_visible = flush_visible
         self._services = services
         self._periodic = periodic
         self._first = 0
@@ -86,7 +86,7 @@ class ShardServices:
         if not self._shards.clock.started:
             return  # without the cluster's time nothing is known to be due
         now, now_ms = boottime(), self._shards.clock.now_ms()
-        self._show()
+        self._flush_visible()
         budget = ScanBudget(_SCAN_MAX)
         shards = sorted(self._shards.serving(now), key=lambda shard: shard.number)
         first = self._first % len(shards) if shards else 0
@@ -109,7 +109,7 @@ class ShardServices:
                     _BROKEN_S,
                 )
                 self._failing[shard] = now + _BROKEN_S
-            if not budget.left:
+            if not budget.rows_left:
                 self._first = first + i + 1
                 break
         for duty in self._periodic:

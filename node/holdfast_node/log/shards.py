@@ -45,7 +45,7 @@ class Waiter(Protocol):
     """A turn, an effect or a future that waits for an entry. The entry knows nothing else of it."""
 
     def settled(self, entry: Entry) -> None:
-        """Act on the entry, which is settled or shown; see `Entry.waiters` and
+        """Act on the entry, which is settled or applied; see `Entry.waiters` and
         `Entry.followers`."""
 
 
@@ -96,8 +96,9 @@ class Entry:
         if self.applied:
             self._tell_followers()
 
-    def show(self) -> None:
-        """Note that the entry's changes are visible in the store."""
+    def mark_applied(self) -> None:
+        """Record that the entry's changes are visible in the store. Tell the followers if the entry
+        is committed."""
         self.applied = True
         if self.committed:
             self._tell_followers()
@@ -141,9 +142,9 @@ class Shard:
 
     `until`: the time of `boottime` until which the node may answer for the shard; 0 if it may not
     now. `closing`: the shard is about to be handed over, so no turn begins. `read_only`: why turns
-    may not write at the moment. `log`: the log of its entries. `look_until`: the time of `boottime`
-    until which the owner looks up all requests (LATE_S). `turns`: how many turns began. `kinds`:
-    the kinds of its objects that were taken into memory.
+    may not write at the moment. `log`: the log of its entries. `lookup_all_until`: the time of
+    `boottime` until which the owner looks up all requests (LATE_S). `turns`: how many turns began.
+    `kinds`: the kinds of its objects that were taken into memory.
 
     `time_ms` is the *shard's time*: how many ms the shard has been served, by all its owners
     together. It follows no wall clock, goes from owner to owner with the entries, and never runs
@@ -165,7 +166,7 @@ class Shard:
         "gathering",
         "kinds",
         "log",
-        "look_until",
+        "lookup_all_until",
         "number",
         "owned",
         "prefix",
@@ -193,7 +194,7 @@ class Shard:
         self.turns = 0
         self.kinds: set[str] = set()
         self.gathering: Entry | None = None
-        self.look_until = 0.0
+        self.lookup_all_until = 0.0
         self.taken_ms = int(time_ms)
         self.clock: Time | WallTime = WALL
         self.features = Features()
@@ -306,7 +307,7 @@ class Shards:
         assert shard.number not in self._owned
         shard.clock = self.clock
         shard.features = self.features
-        shard.look_until = boottime() + LATE_S if shard.taken_ms else 0.0
+        shard.lookup_all_until = boottime() + LATE_S if shard.taken_ms else 0.0
         self._owned[shard.number] = shard
         self.taken += 1
 

@@ -11,7 +11,7 @@ from holdfast.alarms import Alarm, Misfire
 from holdfast.object import DurableObject, Objects
 from holdfast.storage import Storage, reads_only
 
-from holdfast_node.effects.alarms import ObjectAlarms, shown
+from holdfast_node.effects.alarms import ObjectAlarms, to_alarm
 from holdfast_node.effects.rows import ReadRows, Rows
 from holdfast_node.objects.activation import Activation, Turn
 from holdfast_node.objects.calls import ObjectCalls
@@ -195,6 +195,6 @@ class ReadAlarms:
             raise RuntimeError("alarms can be read only while the read runs")
         rows = {} if self._rows.gone() else self._activation.alarms.rows
         return [
-            shown(name, record)
+            to_alarm(name, record)
             for name, record in sorted(rows.items(), key=lambda item: (item[1].due_ms, item[0]))
         ]

@@ -144,7 +144,7 @@ class Engine:
             attempt = call.attempt
             responses = self._responses
             again = attempt or request_id[0] >= EFFECT or responses.may_have_run(request_id, now)
-            if (again or now < shard.look_until) and not handler.reads:
+            if (again or now < shard.lookup_all_until) and not handler.reads:
                 if call.notification:
                     if activation.already_received(call.notification):
                         # A turn of its own, so that its answer waits for the same entry as the
@@ -299,7 +299,7 @@ class Engine:
         self.turns += 1
         activation.shard.turns += 1
         if not self.turns % SAMPLE:
-            self.top_keys.note((activation.kind.name, activation.key))
+            self.top_keys.count((activation.kind.name, activation.key))
         self._starting = True
         if activation.instance is None and type(handler) is not InternalHandler:
             turn.run(self._first(turn))

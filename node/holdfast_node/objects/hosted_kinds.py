@@ -222,7 +222,7 @@ def _was_handed_over(view: View, shard: Shard) -> bool:
     )
 
 
-async def tell(
+async def publish(
     kinds: ShardKinds, watcher: ViewWatcher, etcd: Etcd, keys: Keys, membership: Membership
 ) -> None:
     """Write the kinds that the shards need to etcd, under the member's lease, when they have

@@ -59,7 +59,7 @@ class ResponseCache:
 
     A request that may have been run before has to be looked up with `find`. That holds in four
     cases: it is a later attempt; its id tells no time; this owner may have run a later attempt of
-    it (`may_have_run`); an earlier owner may have done so (`Shard.look_until`).
+    it (`may_have_run`); an earlier owner may have done so (`Shard.lookup_all_until`).
     """
 
     def __init__(

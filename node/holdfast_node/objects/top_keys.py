@@ -18,7 +18,7 @@ Ident = tuple[str, str]
 
 
 class TopKeys:
-    """The table of objects. `note` counts one turn of SAMPLE; `top` returns the objects with the
+    """The table of objects. `count` counts one turn of SAMPLE; `top` returns the objects with the
     most turns."""
 
     def __init__(self, now: float) -> None:
@@ -26,7 +26,7 @@ class TopKeys:
         self._seconds = 0.0  # covered by the counts up to the last halving; halved with them
         self._halved_at = now
 
-    def note(self, ident: Ident) -> None:
+    def count(self, ident: Ident) -> None:
         counts = self._counts
         if ident in counts:
             counts[ident] += 1

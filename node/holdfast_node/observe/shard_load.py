@@ -48,7 +48,7 @@ class LoadMeter:
         return ShardLoads({number: float(f"{rate:.2g}") for rate, number in busiest})
 
 
-async def tell(
+async def publish(
     meter: LoadMeter,
     etcd: GuardedEtcd,
     keys: Keys,

@@ -41,8 +41,8 @@ class DiskState:
         self._copies = copies
         self.no_room = asyncio.Event()
 
-    async def tell(self) -> None:
-        """Tell the cluster of each change, until cancelled."""
+    async def run(self) -> None:
+        """Watch the disk, and tell the cluster of each change, until cancelled."""
         calm_at = boottime()
         while True:
             await self._announce(

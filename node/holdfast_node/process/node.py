@@ -52,7 +52,7 @@ from holdfast_node.store.disk_space import DiskWatch
 
 log = logging.getLogger(__name__)
 
-_NOTE_TIMES_S = 60.0
+_SAVE_TIMES_S = 60.0
 _TICK_S = 0.1
 _STOP_GRACE_S = 0.5
 
@@ -310,7 +310,7 @@ class Node(MembershipListener):
                 group.create_task(keeper.run(), name="cluster time"),
                 group.create_task(self.copies.run(), name="replication"),
                 group.create_task(
-                    hosted_kinds.tell(
+                    hosted_kinds.publish(
                         self.objects.kinds, self._watcher, cluster.etcd, cluster.keys, membership
                     ),
                     name="kinds",
@@ -322,7 +322,7 @@ class Node(MembershipListener):
                 meter = shard_load.LoadMeter(self.shards)
                 tasks.append(
                     group.create_task(
-                        shard_load.tell(meter, cluster.etcd, cluster.keys, membership),
+                        shard_load.publish(meter, cluster.etcd, cluster.keys, membership),
                         name="shard load",
                     )
                 )
@@ -335,7 +335,7 @@ class Node(MembershipListener):
                 group.create_task(
                     self._watched.follow(lambda: membership.member is not None), name="readiness"
                 ),
-                group.create_task(disk.tell(), name="disk state"),
+                group.create_task(disk.run(), name="disk state"),
             ]
             log.info("node %s serves at %s", self._id, address)
             await _first_of(stop, disk.no_room)
@@ -349,15 +349,15 @@ class Node(MembershipListener):
     async def _tick(self) -> None:
         """Do the work that follows the clock, until cancelled."""
         memory_max = self._config.memory_max_bytes
-        noted = boottime()
+        saved_at = boottime()
         while True:
             await asyncio.sleep(_TICK_S)
             self.objects.tick()
             if memory_max and rss_bytes() > memory_max:
                 self._engine.eviction.evict_share(0.05)
-            if boottime() - noted > _NOTE_TIMES_S:
-                noted = boottime()
-                self.copies.note_times()
+            if boottime() - saved_at > _SAVE_TIMES_S:
+                saved_at = boottime()
+                self.copies.save_times()
 
     async def _drain(self, membership: Membership) -> None:
         """Tell the cluster that the node stops, have other nodes take its shards, and let running

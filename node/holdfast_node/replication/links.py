@@ -135,7 +135,7 @@ class Links:
         if (link := self._links.get(to)) is not None:
             link.send(shard, message)
 
-    def address_of(self, node: str) -> Member | None:
+    def connected_member(self, node: str) -> Member | None:
         """Return the member of a node's link while the link is up; else None."""
         link = self._links.get(node)
         return link.member if link is not None and link.up else None

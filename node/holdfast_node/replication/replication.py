@@ -121,7 +121,7 @@ class Replication:
         self.links.follow(view)
         self.replicas.follow(view)
 
-    def note_times(self) -> None:
+    def save_times(self) -> None:
         """Entries have the shards' times: nothing has to be noted."""
 
     def set_read_only(self, why: str | None) -> None:

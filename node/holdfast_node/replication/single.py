@@ -61,7 +61,7 @@ class SingleCopies:
         """Own no shard until the next `follow`: the node is no member any more."""
         self._shards.drop(set(self._shards.owned()))
 
-    def note_times(self) -> None:
+    def save_times(self) -> None:
         """Store the shards' times for the next start. A shard's time goes on from there.
 
         So a shard keeps its memory longer, not shorter, over a restart.

@@ -192,7 +192,7 @@ class SnapshotSender:
 
     def _taker(self, to: str) -> Member | None:
         """Return the member if the node may get a snapshot now; else None."""
-        member = self._links.address_of(to)
+        member = self._links.connected_member(to)
         return (
             None
             if member is None or self._backoff.waits(to, member.incarnation, time.monotonic())

@@ -26,7 +26,7 @@ class AlarmCounter:
         self._shards = shards
         self.pending = 0
         self.late = 0
-        self._left: Iterator[int] = iter(())
+        self._shards_left: Iterator[int] = iter(())
         self._at: tuple[int, bytes] | None = None
         self._counted = [0, 0]
         self._next_ms = 0
@@ -36,26 +36,26 @@ class AlarmCounter:
         if self._at is None:
             if wall_ms < self._next_ms:
                 return
-            self._left = iter(sorted(shard.number for shard in self._shards.owned()))
+            self._shards_left = iter(sorted(shard.number for shard in self._shards.owned()))
             self._counted = [0, 0]
             self._advance(wall_ms)
-        left = ROWS
-        while self._at is not None and left > 0:
+        rows_left = ROWS
+        while self._at is not None and rows_left > 0:
             number, start = self._at
             prefix = keys.index_prefix(number, keys.ALARMS)
             for key, _ in self._store.scan("state", start, keys.after(prefix)):
-                if left <= 0:
+                if rows_left <= 0:
                     self._at = number, key
                     break
-                left -= 1
+                rows_left -= 1
                 self._counted[0] += 1
                 self._counted[1] += keys.read_due_key(key)[0] < wall_ms - LATE_MS
             else:
-                left -= 1
+                rows_left -= 1
                 self._advance(wall_ms)
 
     def _advance(self, wall_ms: int) -> None:
-        number = next(self._left, None)
+        number = next(self._shards_left, None)
         if number is None:
             self._at = None
             self.pending, self.late = self._counted

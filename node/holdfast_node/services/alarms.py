@@ -19,7 +19,7 @@ from holdfast.errors import NotFound, code_name, is_refusal
 from holdfast.ids import RequestIds, effect_id
 from holdfast.v1 import objects_pb2 as pb
 
-from holdfast_node.effects.alarms import firing_id, shown
+from holdfast_node.effects.alarms import firing_id, to_alarm
 from holdfast_node.effects.dead_letters import AddDeadLetter, DeadLetters, RemoveDeadLetter
 from holdfast_node.effects.due_index import DueIndex
 from holdfast_node.effects.outbox import Bucket
@@ -52,7 +52,7 @@ _LATE_MS = 5_000  # an alarm that is later than this belongs to a backlog
 _AGAIN_S = 1.0
 _SOON_S = 0.05
 _HELD_PAUSE_S = (0.5, 5.0)
-_FOR_EVER = 1 << 30
+_ATTEMPTS_UNLIMITED = 1 << 30  # while the shard can take no more dead letters
 
 Fired = Callable[[pb.Error | None, bool], None]
 """Called when a firing is committed or has failed: with the error or None, and whether the handler
@@ -114,11 +114,11 @@ class AlarmService:
         looked = held = 0
         for key, _ in self._store.scan("state", max(prefix, coming.cursor), end):
             due, rest = keys.read_due_key(key)
-            if not budget.left or len(self._firing) >= FIRING_MAX:
+            if not budget.rows_left or len(self._firing) >= FIRING_MAX:
                 coming.cursor = key  # go on here
                 return
             looked += 1
-            budget.left -= 1
+            budget.rows_left -= 1
             if key in self._firing:
                 continue
             kind, name_of, raw = keys.read_ident(rest)
@@ -198,7 +198,7 @@ class AlarmService:
 
         def begin(activation: Activation) -> Alarm:
             activation.storage.add_effect(RemoveDeadLetter(row))
-            return shown(name, record)
+            return to_alarm(name, record)
 
         self._fire(kind, key, name, record, begin, done)
 
@@ -239,7 +239,7 @@ class AlarmService:
         def fail(activation: Activation) -> None:
             full = self._dead_letters.full(activation.shard)
             final = error.code == pb.CODE_APPLICATION and is_refusal(error) and not full
-            attempts_max = _FOR_EVER if full else activation.kind.options.alarm_attempts
+            attempts_max = _ATTEMPTS_UNLIMITED if full else activation.kind.options.alarm_attempts
             record = activation.alarms.fail(name, due_ms, attempts_max, final)
             if record is not None:
                 told = f"{error.type}: {error.message}" if error.type else error.message

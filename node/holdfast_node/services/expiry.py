@@ -55,10 +55,10 @@ class ExpiryService:
         end = keys.due_key(shard.number, keys.EXPIRY, now_ms + 1, b"")
         rows: list[tuple[bytes, bytes | None]] = []
         for index_key, _ in self._store.scan("state", max(prefix, coming.cursor), end):
-            if not budget.left:
+            if not budget.rows_left:
                 coming.cursor = index_key  # go on here
                 break
-            budget.left -= 1
+            budget.rows_left -= 1
             kind, key, row = keys.read_ident(keys.read_due_key(index_key)[1])
             gone = (
                 self._remove_row(shard, kind, key, row)
@@ -66,16 +66,16 @@ class ExpiryService:
                 else self._delete_object(shard, kind, key)
             )
             if gone is None:
-                coming.left = True
+                coming.unfinished = True
             else:
                 rows += [(index_key, None), *((key, None) for key in gone)]
         else:
             coming.cursor = b""
             following = next(iter(self._store.scan("state", end, keys.after(prefix))), None)
             coming.due_ms = NEVER if following is None else keys.read_due_key(following[0])[0]
-            if coming.left:
+            if coming.unfinished:
                 coming.due_ms = min(coming.due_ms, now_ms + _AGAIN_MS)
-                coming.left = False
+                coming.unfinished = False
         if rows:
             self._writes.write(shard, rows)
 

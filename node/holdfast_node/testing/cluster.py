@@ -28,7 +28,7 @@ from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clocks.cluster_time import Time
 from holdfast_cluster.placement.ring import shard_of
 
-from holdfast_node.effects.alarms import shown
+from holdfast_node.effects.alarms import to_alarm
 from holdfast_node.effects.records import decode_alarm, decode_dead_letter
 from holdfast_node.log.commit import Committer, Flusher
 from holdfast_node.log.shards import FOR_EVER, Shard, Shards
@@ -275,7 +275,8 @@ class InProcessCluster:
             for row, raw in self._store.scan("state", prefix, keys.after(prefix))
         ]
         return [
-            shown(name, record) for name, record in sorted(found, key=lambda item: item[1].due_ms)
+            to_alarm(name, record)
+            for name, record in sorted(found, key=lambda item: item[1].due_ms)
         ]
 
     def dead_letters(self) -> list[dict[str, Any]]:

@@ -238,7 +238,7 @@ class Mismatch(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=3):
     sent_at: float
 
 
-class Refused(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=4):
+class Fenced(msgspec.Struct, frozen=True, gc=False, array_like=True, tag=4):
     """Replica to owner: the replica has heard of a higher epoch."""
 
     epoch: int
@@ -316,7 +316,7 @@ WireMessage = (
     Replicate
     | Acknowledge
     | Mismatch
-    | Refused
+    | Fenced
     | MayDrop
     | Drop
     | Canvass

@@ -37,7 +37,7 @@ class ReplicaLog:
         self = cls(base, list(entries), sum(len(entry.data) for entry in entries), list(chain))
         self.applied = applied
         for entry in entries:
-            self._note_term(entry)
+            self._add_term(entry)
         self.high = max(applied, min(high, self.last_seq))
         return self
 
@@ -128,7 +128,7 @@ class ReplicaLog:
         """Add an entry at the end."""
         self.entries.append(entry)
         self.bytes += len(entry.data)
-        self._note_term(entry)
+        self._add_term(entry)
 
     def cut(self, seq: int) -> None:
         """Forget the log from `seq` on: the owner has something else there. Never cut an entry that
@@ -168,7 +168,7 @@ class ReplicaLog:
             self.base = Position(*self.entries[gone - 1][:2])
             del self.entries[:gone]
 
-    def _note_term(self, entry: LogEntry) -> None:
+    def _add_term(self, entry: LogEntry) -> None:
         if is_term(entry.data):
             self.chain.append(Term(entry.epoch, nonce_of(entry.data), entry.seq))
             del self.chain[:-TERMS_MAX]

@@ -74,6 +74,7 @@ from holdfast_node.replication.core.events import (
     Drop,
     Effect,
     Event,
+    Fenced,
     KeepHigh,
     LogEntry,
     Lost,
@@ -87,7 +88,6 @@ from holdfast_node.replication.core.events import (
     ProposalResult,
     Propose,
     Received,
-    Refused,
     Rejoined,
     Release,
     Replicate,
@@ -422,7 +422,7 @@ class Replica:
             case Yield(epoch, seq):
                 if self._heard(sender, epoch):
                     self._yielded(seq)
-            case Refused(epoch):
+            case Fenced(epoch):
                 if epoch > self.epoch:
                     self._raise(epoch)
             case MayDrop(epoch, number):
@@ -457,7 +457,7 @@ class Replica:
 
     def _heard(self, sender: str, epoch: int) -> bool:
         if self.outdated(epoch):
-            self._out.append(Send(sender, Refused(self.epoch)))
+            self._out.append(Send(sender, Fenced(self.epoch)))
             return False
         if epoch > self.epoch:
             self._raise(epoch)
