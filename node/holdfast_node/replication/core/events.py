@@ -39,16 +39,18 @@ class ReplicationSettings:
     replica_timeout_s: float = 2.0
     first_patience_s: float = 0.4
     """How long a new owner waits for a replica's first answer before it removes the replica. The
-    replica may be absent together with the earlier owner."""
+    replica may be absent together with the earlier owner. Any owner waits as long for a replica
+    whose connection broke."""
     corner_patience_s: float = 2.0
     """How much longer an owner waits if the removal would leave too few copies to write. The owner
     itself may be cut off."""
     canvass_patience_s: float = 2.0
-    """How long a restarted owner waits in all for reports, if at least one other in-sync replica
-    has reported."""
+    """How long an owner whose copy is not unbroken waits for the reports of all in-sync replicas.
+    The time counts from the start of the election (`elected_at`), not from the first report. After
+    it, one report is enough."""
     lone_patience_s: float = 30.0
-    """How long a restarted owner waits if no other replica reports. After that its copy alone
-    counts."""
+    """How long such an owner waits if no replica has reported, counted from the same moment. After
+    that its copy alone counts."""
     high_patience_s: float = 1.0
     """After this time without an entry that could carry it, the replica keeps the high-water in a
     row of its own."""
@@ -59,13 +61,14 @@ class ReplicationSettings:
     batch_bytes_max: int = 1 << 20
     """The bytes of entries in one message. A larger entry goes alone."""
     log_keep_max: int = 200
-    """The number of applied entries that stay in the log, for replicas that come back. Above it the
-    older half goes."""
+    """The most applied entries that stay in the log, for replicas that come back. When there are
+    more, the copy shortens its log to half of this."""
     log_keep_bytes: int = 256 << 10
-    """The bound of their data, in bytes."""
+    """The same for the bytes of all entries in the log."""
     log_hold_bytes: int = 64 << 20
-    """The bytes that the log may reach while it keeps the entries that follow a snapshot on its
-    way. Above it the log no longer keeps them."""
+    """The bytes that the log may have while it keeps the entries that replicas need after their
+    snapshots. If it has more, the owner keeps no entries for them. Such a replica may then need
+    another snapshot."""
 
 
 # -- events
@@ -116,9 +119,9 @@ class Release(msgspec.Struct, frozen=True, gc=False):
 
 
 class Abdicate(msgspec.Struct, frozen=True, gc=False):
-    """An order to give the shard to another in-sync replica that this owner does not hear.
+    """An order to give the shard to another in-sync replica, if this owner is `isolated`.
 
-    This owner is `isolated`, and the other node is a member.
+    The other node is a member.
     """
 
     to: str
@@ -141,8 +144,8 @@ class Lost(msgspec.Struct, frozen=True, gc=False):
 class Concede(msgspec.Struct, frozen=True, gc=False):
     """An order to give the shard to another node.
 
-    Its copy has more than the owner's (`concedes_to`). Or it is in sync, and the owner hears no
-    replica.
+    Its copy has entries that the owner's lacks (`concedes_to`). Or it is in sync, and no replica
+    has reported to the owner (`unheard`).
     """
 
     to: str
@@ -159,8 +162,10 @@ class SnapshotStarted(msgspec.Struct, frozen=True, gc=False):
 
 
 class SnapshotEnded(msgspec.Struct, frozen=True, gc=False):
-    """The snapshot to this node is delivered, or given up. After a delivered one the log behind it
-    is still needed."""
+    """The snapshot to this node is delivered, or given up.
+
+    After a delivered snapshot the replica still needs the log behind it.
+    """
 
     to: str
     delivered: bool

@@ -1,7 +1,7 @@
 """The log of one copy of a shard, as its replica sees it. Pure.
 
-The replica decides what goes into the log. The log knows where its entries are, which terms it is
-made of, and how far its copy knows it to be committed and has applied it.
+The replica decides which entries the log holds. The log knows their positions and terms. It also
+keeps the high-water of its copy, and the seq of the last applied entry.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from holdfast_node.replication.core.events import LogEntry, Position, Replicatio
 
 @dataclass(slots=True)
 class ReplicaLog:
-    """Entries behind a base, with the chain of terms and two marks. Fields are to read."""
+    """Entries behind a base, with the chain of terms. Only the replica may change the fields."""
 
     base: Position = field(default_factory=lambda: Position(0, 0))
     """The position of the entry before the first of `entries`."""
@@ -23,9 +23,11 @@ class ReplicaLog:
     bytes: int = 0
     """The bytes of the entries' data."""
     chain: list[Term] = field(default_factory=list)
-    """The terms of the log, with the terms that it does not hold any more."""
+    """The newest terms, `TERMS_MAX` at most. It includes terms whose entries the log no longer
+    holds."""
     applied: int = 0
-    """The seq of the last entry that the state includes."""
+    """The seq of the last entry that is applied. The shell of a copy that is not owned may still
+    have to apply it to the state."""
     high: int = 0
     """The high-water: everything up to this seq is known to be committed."""
 
@@ -33,7 +35,7 @@ class ReplicaLog:
     def of(
         cls, base: Position, entries: list[LogEntry], chain: list[Term], applied: int, high: int
     ) -> ReplicaLog:
-        """Return the log that a disk holds."""
+        """Return a log with the data that a disk holds. `chain` has the terms up to `base`."""
         self = cls(base, list(entries), sum(len(entry.data) for entry in entries), list(chain))
         self.applied = applied
         for entry in entries:
@@ -41,7 +43,7 @@ class ReplicaLog:
         self.high = max(applied, min(high, self.last_seq))
         return self
 
-    # -- where things are
+    # -- positions
 
     @property
     def last(self) -> Position:
@@ -58,8 +60,11 @@ class ReplicaLog:
 
     @property
     def last_turn(self) -> Position:
-        """The position of the newest entry of a turn: the newest that is not the first of a
-        term."""
+        """The position of the newest entry of a turn. Only the first entry of a term is of no turn.
+
+        If the known terms have no entry of a turn, it is (0, 0). If no term is known, it is the
+        base.
+        """
         last = self.last_seq
         for term in reversed(self.chain):
             if last > term.first:
@@ -73,7 +78,8 @@ class ReplicaLog:
         return self.entries[index] if 0 <= index < len(self.entries) else None
 
     def position_at(self, seq: int) -> Position:
-        """Return the position of an entry that the log holds, or of its base."""
+        """Return the position of the entry with this seq; the base if the log does not go back so
+        far."""
         index = seq - self.base.seq - 1
         if index < 0:
             return self.base
@@ -81,12 +87,12 @@ class ReplicaLog:
         return Position(epoch, seq)
 
     def nonce_at(self, seq: int) -> int:
-        """Return the nonce of the term that an entry belongs to; 0 before the first known term."""
+        """Return the nonce of an entry's term; 0 if the entry is older than all known terms."""
         term = term_at(self.chain, seq)
         return 0 if term is None else term.nonce
 
     def batch(self, after: int, settings: ReplicationSettings) -> tuple[LogEntry, ...]:
-        """Return the entries behind this seq that one message may carry."""
+        """Return the entries behind the seq `after`, as many as one message may carry."""
         at = after - self.base.seq
         entries = self.entries[at : at + settings.batch_entries_max]
         if len(entries) > 1 and self.bytes > settings.batch_bytes_max:
@@ -97,20 +103,20 @@ class ReplicaLog:
                     return tuple(entries[:i])
         return tuple(entries)
 
-    # -- whether it equals another
+    # -- comparison with another log
 
     def matches(self, previous: Position, nonce: int) -> bool:
-        """Return whether the log has this entry, which belongs to the term with this nonce."""
+        """Return whether the log has the entry at `previous`, in a term with this nonce."""
         seq = previous.seq
         if seq > self.last_seq:
             return False
         term = term_at(self.chain, seq)
-        if term is None:  # before the first term that is known
+        if term is None:  # older than the first known term
             return seq < self.base.seq or seq == 0 or previous.epoch == self.base.epoch
         return term.epoch == previous.epoch and term.nonce == nonce
 
     def has(self, entry: LogEntry) -> bool:
-        """Return whether the log, which has the entry before this one, has this one as well."""
+        """Return whether the log has this entry. It must have the entry before this one."""
         term = term_at(self.chain, entry.seq)
         if term is None:
             return entry.seq <= self.base.seq
@@ -119,7 +125,8 @@ class ReplicaLog:
         return term.epoch == entry.epoch and term.first != entry.seq
 
     def parting(self, chain: tuple[Term, ...], last_seq: int) -> int:
-        """Return the last seq up to which this log equals one with this chain and this end."""
+        """Return the last seq up to which this log equals another, which has `chain` and ends with
+        `last_seq`."""
         return parting(self.chain, self.last_seq, chain, last_seq)
 
     # -- changes
@@ -131,8 +138,10 @@ class ReplicaLog:
         self._add_term(entry)
 
     def cut(self, seq: int) -> None:
-        """Forget the log from `seq` on: the owner has something else there. Never cut an entry that
-        is known to be committed."""
+        """Remove the entries from `seq` on: they differ from the owner's.
+
+        The copy must not know any of them to be committed.
+        """
         assert seq > self.high, f"cutting at {seq}, high-water {self.high}"
         at = seq - self.base.seq - 1
         self.bytes -= sum(len(entry.data) for entry in self.entries[at:])
@@ -140,7 +149,7 @@ class ReplicaLog:
         self.chain = until(self.chain, seq - 1)
 
     def replace(self, base: Position, chain: list[Term]) -> None:
-        """Hold no entries, but a state that ends with `base`."""
+        """Remove all entries. The copy now has a state that ends with `base`."""
         self.base = base
         self.entries = []
         self.bytes = 0
@@ -148,15 +157,17 @@ class ReplicaLog:
         self.applied = self.high = base.seq
 
     def is_long(self, settings: ReplicationSettings) -> bool:
-        """Return whether the log is to be shortened."""
+        """Return whether the log holds more than it may keep."""
         return (
             self.applied - self.base.seq > settings.log_keep_max
             or self.bytes > settings.log_keep_bytes
         )
 
     def shorten(self, keep_after: int, settings: ReplicationSettings) -> None:
-        """Forget applied entries, about half of what the log may keep. What is behind the seq
-        `keep_after` stays."""
+        """Remove the oldest entries, until half of what the log may keep is left.
+
+        Keep the entries behind the seq `keep_after`. The entry at that seq must be applied.
+        """
         gone = 0
         while self.base.seq + gone < keep_after and (
             self.applied - self.base.seq - gone > settings.log_keep_max // 2

@@ -19,16 +19,19 @@ Rules (each has a method of its own, and a test that breaks it):
 - high-water: the seq up to which a copy knows its log to be committed. It is on disk with each
   entry. A replica never cuts entries at or below its high-water. It installs no snapshot that
   would replace them, and accepts no log that differs from them: it answers `Conflict`. The owner
-  then stops serving, and removes no replica. The two logs part at some place. A side whose log
-  holds no entry of a turn behind that place gives way. If both hold some, the shard is *forked*
-  until an operator chooses.
-- election: a new owner asks all of `in_sync` for reports. It writes its first entry once every
-  reported high-water lies on its chain, and one of these holds: its copy is unbroken; all replicas
-  have reported; one has reported and `canvass_patience_s` passed; none has reported for
-  `lone_patience_s`. A copy is *unbroken* if it acknowledged everything committed in this life of
-  its process, and was not dropped since. An unbroken copy has lost nothing. A restarted copy may
-  have lost entries with its disk. If a report has later entries of turns, a restarted owner
-  concedes.
+  then compares the chains, and finds the place where the logs part. If the replica knows no entry
+  of a turn behind that place to be committed, the replica gives way (`Yield`). Else, if the owner
+  has no entry of a turn there, the owner concedes. If both have some, the shard is *forked* until
+  an operator chooses. An owner that concedes, or is forked, does not serve and removes no replica.
+- election: a new owner asks all of `in_sync` for reports. It writes its first entry if no report
+  shows a committed entry of a turn that its log lacks, and if one of these holds: its copy is
+  unbroken; all have reported; one has reported, and `canvass_patience_s` has passed; none has
+  reported, and `lone_patience_s` has passed. Both times count from the start of the election. A
+  copy is *unbroken* if it held everything committed at some moment in this life of its process,
+  and was not replaced or dropped since. An unbroken copy has lost nothing. Any other copy may have
+  lost entries with its disk. If a report has later entries of turns, the owner of such a copy
+  concedes. If a report shows a committed entry of a turn that the log lacks, every owner concedes,
+  or the shard is forked.
 - first entry: before an owner serves, it commits an empty entry of its own epoch. This commits
   everything before that entry too.
 - lost tail: a copy has acknowledged up to a seq. Then the owner sends a message, and the copy
@@ -130,11 +133,12 @@ class Disk(Protocol):
 class Peer:
     """The owner's knowledge of a replica.
 
-    `next`: the seq to send next. `heard_at`: when the replica answered last, or was met.
-    `met_at`: when it became a replica. Its answers to earlier messages count no more, because it
-    may have dropped its copy since. `holds`: the seq of the snapshot that is on its way to the
-    replica. `matched_at`: when the replica last acknowledged more than before. `lost`: the replica
-    has lost entries that it had acknowledged.
+    `next`: the seq to send next. `matched`: the seq up to which the replica has acknowledged.
+    `matched_at`: when it last acknowledged more than before. `heard_at`: when it answered last, or
+    was met. The owner moves it back to wait less long. `met_at`: when it became a replica. Its
+    answers to earlier messages do not count, because it may have dropped its copy since. `holds`:
+    the log keeps the entries behind this seq for a replica that gets a snapshot, until the replica
+    has caught up. `lost`: the replica has lost entries that it had acknowledged.
     """
 
     next: int
@@ -179,12 +183,13 @@ class Replica:
     matched: int = 0
     """As a replica: the seq up to which the log equals the log of this epoch's owner."""
     unbroken: bool = False
-    """Whether the copy has held every committed entry in this life of the process, and was not
-    dropped since."""
+    """Whether the copy held every committed entry at some moment in this life of the process, and
+    was not replaced or dropped since."""
     electing: bool = False
     """As an owner: it still waits for the reports that the first entry needs."""
     reports: dict[str, Report] = field(default_factory=dict)
     elected_at: float = 0.0
+    """As an owner: when its election began, with the assignment of this epoch to this node."""
     concedes_to: str = ""
     """The node whose copy has entries that this owner's copy lacks."""
     alone: bool = False
@@ -244,8 +249,10 @@ class Replica:
         return self.serves_until(now) > now
 
     def serves_until(self, now: float) -> float:
-        """Return until when this node may answer for the shard if nothing happens; 0 if it may not
-        now."""
+        """Return until when this node may answer for the shard if no other event comes.
+
+        If it may not answer now, return 0 or an earlier time than now.
+        """
         if (
             not self.owning
             or self.releasing
@@ -617,8 +624,8 @@ class Replica:
             return  # a message has named a later epoch
         mine = self._is_mine(assignment)
         if assignment.void_before > self.log.last.epoch and assignment.keeper != self.me:
-            # All copies but the keeper's are void. The owner begins so far behind the old logs
-            # that no old log can be mistaken for a part of the new one.
+            # All copies but the keeper's are void. The new log begins at a seq that no old log
+            # reaches, so an old log cannot be taken for a part of it.
             void = self.log.last != (0, 0)
             if assignment.owner == self.me:
                 self._drop(
@@ -715,8 +722,10 @@ class Replica:
         return self._proposal is None
 
     def unheard(self, now: float) -> bool:
-        """Return whether no replica has reported for so long that this node itself is probably cut
-        off."""
+        """Return whether no replica has reported since this node's election began, for a long time.
+
+        Then this node itself is probably cut off.
+        """
         patience = self.settings.replica_timeout_s + self.settings.corner_patience_s
         return (
             self.electing
@@ -783,7 +792,7 @@ class Replica:
         return False
 
     def _concede(self, to: str, incarnation: int) -> None:
-        """Propose to etcd the node whose copy has more as the owner.
+        """Propose another node to etcd as the owner, and do not waive promises.
 
         That node waits until its own promise to this owner ends.
         """
@@ -905,7 +914,10 @@ class Replica:
         self._out.append(Apply(entries, log.base.seq))
 
     def _shorten(self) -> None:
-        """Shorten the log, but keep the entries that follow the snapshots on their way."""
+        """Shorten the log, but keep the entries that replicas need after their snapshots.
+
+        If the log has more than `log_hold_bytes`, keep no entries for them.
+        """
         keep_after = self.log.applied
         for peer in self.peers.values():
             if peer.holds is not None:
@@ -934,8 +946,8 @@ class Replica:
     ) -> Replicate | None:
         """Send a replica the entries that it lacks, or a heartbeat.
 
-        `made` is the message just sent to another replica. Send it again if both replicas have
-        reached the same seq.
+        `made` is the message just sent to another replica. Send the same message if both replicas
+        get the same seq next.
         """
         log = self.log
         if peer.next <= log.base.seq:
