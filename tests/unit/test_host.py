@@ -358,7 +358,7 @@ def test_a_node_ends_when_what_is_committed_cannot_be_applied(
     if when == "the log is shortened":
         trio.put("a", *(b"%d" % n for n in range(1, 6)))
         monkeypatch.setattr(changes, "_decode", no_memory)
-        with pytest.raises(Died, match="shard 7: what its replica decided"):
+        with pytest.raises(Died, match="shard 7: an effect of its replica failed"):
             trio.put("a", b"6", b"7")
     elif when == "the shard is taken":
         trio.put("a", b"1")
@@ -368,7 +368,7 @@ def test_a_node_ends_when_what_is_committed_cannot_be_applied(
     else:
         trio.put("a", b"1", tick=False)  # b has it, and does not know that it is committed
         monkeypatch.setattr(changes, "_decode", no_memory)
-        with pytest.raises(Died, match="shard 7: what its replica decided"):
+        with pytest.raises(Died, match="shard 7: an effect of its replica failed"):
             trio.assign("b", 2, joined=())
 
 
@@ -412,7 +412,7 @@ def test_a_core_that_asserts_ends_the_node_in_every_path(
         return handle(self, what, now)
 
     monkeypatch.setattr(Replica, "handle", asserts)
-    with pytest.raises(Died, match="shard 7: what its replica decided"):
+    with pytest.raises(Died, match="shard 7: an effect of its replica failed"):
         ROUNDS[event](trio)
 
 

@@ -96,7 +96,7 @@ class Flusher:
         self.request()
 
     def when_visible(self, entries: list[Entry]) -> None:
-        """Call `show` of these entries when all writes staged by now can be read."""
+        """Call `mark_applied` of these entries when all writes staged by now can be read."""
         self._visible += entries
 
     def when_durable(self, done: Callable[[], None]) -> None:

@@ -1,5 +1,8 @@
-"""Replication of shards, as a pure core: its rules are at the head of replica.py, its choices in
-docs/decisions/0004."""
+"""Replication of shards: a pure core, and the shell around it.
+
+This module exports the core's names.
+The rules are at the head of core/replica.py. Decision 4 (docs/decisions/0004) gives the reasons.
+"""
 
 from holdfast_node.replication.core.chain import Term
 from holdfast_node.replication.core.events import (

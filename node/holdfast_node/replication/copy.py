@@ -10,12 +10,13 @@ from holdfast_node.replication.core.replica import Replica
 
 
 class Copy:
-    """One shard's copy on this node. `shard` is there while this node owns it; `waiting` are its
-    entries that are not committed.
+    """One shard's copy on this node.
 
-    `behind`: committed entries that are in the log only. Nobody reads the state of a copy that is
-    not owned. `order` and `raw`: of the assignment that the replica was told last. Replicas get the
-    order in place of etcd's revision.
+    `shard`: the owned shard, from the owner's first entry until it gives the shard up; else None.
+    `waiting`: the shard's entries that are not committed yet. `behind`: committed entries that are
+    in the log, but not in the state. The node applies them when the log is shortened, or when it
+    becomes the owner. `order` and `raw`: the order and the bytes of the newest assignment that the
+    replica has got. The replica takes the order for etcd's revision.
     """
 
     __slots__ = ("behind", "number", "order", "raw", "replica", "shard", "waiting")

@@ -66,7 +66,7 @@ class Handovers:
     def _abdicate(self, copy: Copy, view: View) -> None:
         """Give the shard to another in-sync replica that is a member.
 
-        This node does not hear the other replicas, but they may hear each other.
+        This node hears too few replicas to write. The others may hear each other.
         """
         assert copy.replica.assignment is not None
         others = [
@@ -75,25 +75,31 @@ class Handovers:
             if name != copy.replica.me and name in view.members
         ]
         if others:
-            log.warning("shard %d: no replica is heard; it is given to %s", copy.number, others[0])
+            log.warning(
+                "shard %d: this node hears too few replicas to write, and proposes %s as the owner",
+                copy.number,
+                others[0],
+            )
             self._replicas.abdicate(copy.number, view.members[others[0]])
 
     def _concede(self, copy: Copy, view: View) -> None:
         """Give the shard to the node whose copy has entries that this one lacks.
 
-        If no replica is heard, give it to an in-sync one that is a member.
+        If no replica has reported to this owner, give it to an in-sync one that is a member.
         """
         assert copy.replica.assignment is not None
         if copy.replica.concedes_to:
-            names, why = [copy.replica.concedes_to], "its copy has more than this one"
+            names, why = [copy.replica.concedes_to], "its copy has entries that this one lacks"
         else:
             names, why = (
                 [name for name in copy.replica.assignment.in_sync if name != copy.replica.me],
-                "no copy is heard",
+                "no replica has reported",
             )
         there = [name for name in names if name in view.members]
         if there and copy.replica.may_propose:
-            log.warning("shard %d: it is given to %s: %s", copy.number, there[0], why)
+            log.warning(
+                "shard %d: this node proposes %s as the owner: %s", copy.number, there[0], why
+            )
             self._replicas.concede(copy.number, view.members[there[0]])
 
     def _go_on(self, copy: Copy, shard: Shard, since: float, view: View, now: float) -> None:
@@ -107,7 +113,7 @@ class Handovers:
         wanted = assignment is not None and assignment.handover in assignment.in_sync
         to = view.members.get(assignment.handover) if assignment is not None and wanted else None
         if to is None or now - since > _GIVE_UP_S:
-            log.info("shard %d: it is not handed over now", copy.number)
+            log.info("shard %d: no hand-over now, this node goes on serving it", copy.number)
             del self._closed[copy]
             self._not_before[copy.number] = now + _AGAIN_S
             self._turns.open(shard)

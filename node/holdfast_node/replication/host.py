@@ -62,7 +62,7 @@ T = TypeVar("T")
 
 _TICKS_ROUND = 10
 _DATA_BYTES_MAX = FRAME_BYTES_MAX - (1 << 20)  # an entry has to fit into a frame to a replica
-# after a change that concerns many copies, all copies get every tick for so long
+# after a change that concerns many copies, all copies get every tick for this long
 _HURRY_S = 1.0
 # if the node may answer for a shard for less than this, the round looks at the shard again; ticks
 # look more often than that
@@ -300,7 +300,10 @@ class Replicas:
 
     @_ends_the_node
     def concede(self, number: int, to: Member) -> None:
-        """Give an owned shard to a node whose copy has more, or, if none is heard, to any."""
+        """Give an owned shard to the node whose copy has entries that this one lacks.
+
+        If no replica has reported to this owner, `to` may be any in-sync node.
+        """
         self._now = boottime()
         self._do(self._copies[number], Concede(to.id, to.incarnation))
         self._end()
@@ -386,7 +389,7 @@ class Replicas:
                 else:
                     self._do_rarely(copy, effect, entry)
         except Exception:  # the replica counts its effects as done
-            self._flusher.die(f"shard {number}: what its replica decided could not be done")
+            self._flusher.die(f"shard {number}: an effect of its replica failed")
         shard = copy.shard
         if shard is None:
             if replica.owning:

@@ -1,5 +1,8 @@
-"""Writes the assignments that owners propose into etcd, many at a time: when a node dies, all its
-neighbours propose at once."""
+"""Writes to etcd of the assignments that owners propose.
+
+One transaction carries many proposals. When a node dies, all owners with a copy on it propose at
+the same time.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,13 @@ _RETRY_S = 0.2
 
 
 class EtcdReconfigurations:
-    """The proposals of this node's owners, in the order in which they came.
+    """Writes the proposals of this node's owners, in the order in which they came.
 
-    `answer`: shard, what was written (None: nobody knows whether it was), and what was to be
-    written. A proposal that etcd refused counts as unknown: etcd may have been put back to an older
-    state, and what is there later may be what was to be replaced.
+    `answer` gets the shard, the written assignment, and the proposed one. The written assignment is
+    None if it is unknown whether etcd has written it; the owner then proposes again. A proposal
+    that etcd refused counts as unknown too. An etcd that was put back to an older state may have
+    refused it. When the newest data are back, etcd shows the assignment that the owner wanted to
+    replace.
     """
 
     def __init__(
@@ -39,7 +44,7 @@ class EtcdReconfigurations:
         self.done = 0
 
     def propose(self, shard: int, old: bytes, to: Assignment) -> None:
-        """Put `to` in the place of `old`."""
+        """Propose to replace the bytes `old` by `to`. The answer comes later."""
         self._proposed.append((shard, old, to.stamped()))
         self._wake.set()
 
@@ -51,13 +56,16 @@ class EtcdReconfigurations:
             proposed, self._proposed = self._proposed, []
             for i in range(0, len(proposed), TXN_OPS_MAX):
                 batch = proposed[i : i + TXN_OPS_MAX]
-                # One of them may be out of date; the others need not wait for it.
+                # One outdated proposal fails the whole batch, so write each one by itself.
                 if not await self._write(batch) and len(batch) > 1:
                     for one in batch:
                         await self._write([one])
 
     async def _write(self, batch: list[_Proposed]) -> bool:
-        """Return whether the fate of the batch is known, and was told."""
+        """Return whether the proposals were answered.
+
+        If a comparison of a batch of several fails, none of them is answered.
+        """
         generation = self._etcd.generation
         try:
             revision = await self._etcd.txn(
@@ -70,7 +78,8 @@ class EtcdReconfigurations:
             return True
         except EtcdUnknown as error:
             log.warning(
-                "%d assignments have perhaps been written (%s); both are counted until etcd tells",
+                "etcd may have written %d assignments (%s); until that is known, the owners count"
+                " the copies of both the old and the new ones",
                 len(batch),
                 error,
             )

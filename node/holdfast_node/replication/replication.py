@@ -1,4 +1,4 @@
-"""The parts that copy shards between nodes, put together."""
+"""The assembly of the parts that copy shards between nodes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ log = logging.getLogger(__name__)
 
 
 class Replication:
-    """The replicas of a node with what they act through. What comes from other nodes, and from
-    etcd, passes here to the replicas.
+    """The replicas of a node, with their links, disk and snapshots.
+
+    It passes messages from other nodes, and changes in etcd, to the replicas.
 
     Implements `holdfast_node.replication.host.Surroundings` and
     `holdfast_node.replication.links.Receiver`.
@@ -47,8 +48,10 @@ class Replication:
         watch: DiskWatch,
         move_rate: float,
     ) -> None:
-        """`identity`: this node, as `id:incarnation`. `move_rate`: bytes a second that are sent at
-        most to make copies elsewhere."""
+        """`identity` returns this node, as `id:incarnation`.
+
+        `move_rate`: the most bytes a second that this node sends to make copies elsewhere.
+        """
         store = flusher.store
         node = identity().rpartition(":")[0]
         self._store = store
@@ -102,52 +105,52 @@ class Replication:
         self.replicas.lost(node)
 
     def _proposal_answered(self, shard: int, written: Versioned | None, to: Assignment) -> None:
-        """Keep what etcd has written before the shard's replica hears of it."""
+        """Keep the assignment that etcd has written. Then pass the answer to the replica."""
         if written is not None:
             self._memory.learn(shard, written)
         self.replicas.proposal_answered(shard, written, to)
 
-    # -- what the node does
+    # -- events and questions of the node
 
     def joined(self, member: Member, view: View) -> None:
-        """The node is a member under a new incarnation."""
+        """Take note that the node is a member under a new incarnation."""
         self.replicas.joined(member, view)
 
     def left(self) -> None:
-        """The node is no member any more: promises tell for how long it may still serve."""
+        """Do nothing when the node is no member any more: promises limit how long it serves."""
 
     def follow(self, view: View, member: Member | None) -> None:
-        """The cluster has changed."""
+        """Take a new view of the cluster."""
         self.links.follow(view)
         self.replicas.follow(view)
 
     def save_times(self) -> None:
-        """Entries have the shards' times: nothing has to be noted."""
+        """Do nothing: entries carry the shards' times."""
 
     def set_read_only(self, why: str | None) -> None:
-        """Replicas ask for it themselves (`full`)."""
+        """Do nothing: replicas ask `full` themselves."""
 
     @property
     def slow(self) -> frozenset[str]:
-        """The nodes that this one has found slow; see `holdfast_node.replication.core.slowness`."""
+        """The nodes that this node finds slow; see `holdfast_node.replication.core.slowness`."""
         return self.replicas.slow_nodes.names
 
     @property
     def disk_is_slow(self) -> bool:
-        """Whether this node's own disk is what writes wait for."""
+        """Whether this node finds its own disk slow."""
         return self._node in self.slow
 
     def epochs(self) -> dict[int, int]:
-        """The epochs of the copies, by shard."""
+        """Return the epochs of the copies, by shard."""
         return {copy.number: copy.replica.epoch for copy in self.replicas.copies()}
 
     def replica(self, shard: int) -> Replica | None:
-        """The core of one shard's copy here."""
+        """Return the core of this node's copy of a shard; None if it has no copy."""
         copy = self.replicas.get(shard)
         return None if copy is None else copy.replica
 
     def stats(self) -> dict[str, int]:
-        """For `StatsResponse`."""
+        """Return the fields that replication adds to `StatsResponse`."""
         copies = list(self.replicas.copies())
         owned = [copy.replica for copy in copies if copy.shard is not None]
         return {

@@ -62,9 +62,10 @@ class SingleCopies:
         self._shards.drop(set(self._shards.owned()))
 
     def save_times(self) -> None:
-        """Store the shards' times for the next start. A shard's time goes on from there.
+        """Stage the times of the owned shards. The next flush makes them durable.
 
-        So a shard keeps its memory longer, not shorter, over a restart.
+        After a restart a shard's time goes on from the stored time. The stored time is never ahead,
+        so the shard keeps replies longer over a restart, never shorter.
         """
         batch = self._flusher.batch
         for shard in self._shards.owned():
@@ -101,7 +102,7 @@ class SingleCopies:
         """Do nothing."""
 
     def _take(self, gained: list[tuple[int, int]]) -> None:
-        """Bring shards up under their new epochs. The epochs are on disk before a shard serves."""
+        """Begin to serve shards under new epochs. The epochs are on disk before a shard serves."""
         batch = self._store.batch()
         ready: list[Shard] = []
         for number, epoch in gained:

@@ -1,4 +1,7 @@
-"""The nodes that this one has found slow: it feeds `Slowness`, and logs what it finds."""
+"""The slow nodes, as this node finds them.
+
+It gives `Slowness` the copies that hold up commits, and logs what `Slowness` finds.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from holdfast_node.replication.core.slowness import FLOOR_S, PATIENCE_S, WINDOW_
 
 log = logging.getLogger(__name__)
 
-_UNWELL_S = 1.0  # a slow node that does not answer heartbeats for so long is still slow
+_UNWELL_S = 1.0  # a slow node that has answered no owner of this node for so long stays slow
 
 
 class SlowNodes:
@@ -24,15 +27,18 @@ class SlowNodes:
 
     @property
     def names(self) -> frozenset[str]:
-        """The nodes that are slow."""
+        """The names of the slow nodes."""
         return self._slowness.slow
 
     def renewed(self, node: str) -> None:
-        """Forget what a node did before it joined anew."""
+        """Take note that a node has joined again, perhaps as another process.
+
+        If it is slow, it has to keep up only for the shortest time.
+        """
         self._slowness.renewed(node)
 
     def judge(self, copies: Collection[Copy], now: float) -> bool:
-        """See which copies hold up commits. Return whether other nodes are slow than before."""
+        """Find the copies that hold up commits. Return whether the slow nodes have changed."""
         slow = self.names
         held = {}
         for copy in copies:
@@ -43,22 +49,25 @@ class SlowNodes:
             return False
         for name in sorted(self.names - slow):
             log.warning(
-                "%s slow: of the last %.0f s, writes waited %.1f s for nothing else; it has to keep"
-                " up for %.0f s now",
+                "%s slow: for at least %.1f s of the last %.0f s, it held up writes that enough"
+                " other copies had on disk; it has to keep up for %.0f s now",
                 self._called(name),
-                WINDOW_S,
                 PATIENCE_S,
+                WINDOW_S,
                 self._slowness.backoff_s(name),
             )
         for name in sorted(slow - self.names):
-            log.warning("%s slow no more", self._called(name))
+            log.warning("%s no longer slow", self._called(name))
         return True
 
     def _called(self, name: str) -> str:
         return "this node's disk is" if name == self._node else f"{name} is"
 
     def _unwell(self, copies: Collection[Copy], slow: Collection[str], now: float) -> set[str]:
-        """Return the slow nodes that do not answer, and this node if its disk does not."""
+        """Return the slow nodes that do not answer.
+
+        Include this node if it is slow and its disk is busy with one fsync for too long.
+        """
         unwell = set()
         for name in slow:
             if name == self._node:
