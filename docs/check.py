@@ -2,6 +2,9 @@
 
 `python docs/check.py` says what is wrong; `--write` puts each sentence on a line of its own.
 Tables, code and headings are left alone.
+
+It also checks two things that documents say of the code: docs/architecture.md names every module
+in the row of its folder, and docs/guarantees.md has the simulators' numbers of worlds.
 """
 
 from __future__ import annotations
@@ -16,6 +19,19 @@ WORDS_MAX = 30
 _END = re.compile(r"(?<=[.!?])[)\"”*]*\s+(?=[A-Z`*\[\"“(0-9])")
 _NO_END = ("e.g.", "i.e.", " etc.", " vs.", "et al.", " No.", " cf.")
 _ITEM = re.compile(r"(\s*)([-*] |\d+\. )(.*)")
+
+PACKAGES = (
+    "sdk/holdfast",
+    "cluster/holdfast_cluster",
+    "node/holdfast_node",
+    "gateway/holdfast_gateway",
+)
+TOP = "(top)"
+"""The row of the modules that are in no folder."""
+WORLDS = ("test_replication", "test_effects", "test_cluster_world")
+"""The files of tests/sim that draw worlds."""
+_GENERATED = "_pb2"
+_SEEDS = re.compile(r"^SEEDS = .*\"SEEDS\", \"(\d+)\"", re.MULTILINE)
 
 
 def documents() -> list[Path]:
@@ -96,8 +112,55 @@ def reflowed(lines: list[str]) -> list[str]:
     return out
 
 
+def modules(package: Path) -> Iterator[tuple[str, str]]:
+    """The folder and the name of each module that people wrote. The modules of a folder's folders
+    count as the folder's own."""
+    for path in sorted(package.rglob("*.py")):
+        folder = path.relative_to(package).parts[0] if path.parent != package else TOP
+        if not path.stem.startswith("__") and _GENERATED not in path.stem:
+            yield folder, path.stem
+
+
+def named(page: str, package: str) -> dict[str, set[str]]:
+    """What each row of a package's table has in backticks, by the row's folder."""
+    rows: dict[str, set[str]] = {}
+    table = page.partition(f"| `{package}` |")[2].partition("\n\n")[0]
+    for line in table.splitlines()[2:]:
+        folder, _, rest = line.removeprefix("| ").partition(" | ")
+        rows[folder.strip("`")] = set(re.findall(r"`([^`]+)`", rest))
+    return rows
+
+
+def unnamed(root: Path = ROOT) -> list[str]:
+    """The modules that docs/architecture.md does not name in the row of their folder."""
+    page = (root / "docs/architecture.md").read_text()
+    return [
+        f"docs/architecture.md: the row {folder} of {package} does not name `{name}`"
+        for package in PACKAGES
+        for rows in [named(page, package)]
+        for folder, name in modules(root / package)
+        if name not in rows.get(folder, ())
+    ]
+
+
+def wrong_worlds(root: Path = ROOT) -> list[str]:
+    """The numbers of worlds of docs/guarantees.md that are not those of the tests."""
+    page = (root / "docs/guarantees.md").read_text()
+    wrong = []
+    for name in WORLDS:
+        found = _SEEDS.search((root / f"tests/sim/{name}.py").read_text())
+        assert found is not None, f"tests/sim/{name}.py: there is no default of SEEDS"
+        says = f"`tests/sim/{name}`: {int(found[1]):,} "
+        if says not in page:
+            wrong.append(f'docs/guarantees.md: it does not say "{says}... worlds"')
+    return wrong
+
+
 def main() -> int:
-    wrong = 0
+    of_the_code = [*unnamed(), *wrong_worlds()]
+    for line in of_the_code:
+        print(line)
+    wrong = len(of_the_code)
     for path in documents():
         lines = path.read_text().split("\n")
         want = reflowed(lines)
