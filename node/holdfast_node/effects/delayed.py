@@ -107,7 +107,7 @@ class DelayedNotifications:
         as_of, senders = known.senders
         if not known.count or (as_of == known.changes and sender not in senders):
             return []
-        self._writes.show()
+        self._writes.flush_visible()
         as_of, senders, found = known.changes, set(), []
         prefix = keys.index_prefix(shard.number, keys.DELAYED)
         for looked, (key, value) in enumerate(

@@ -31,7 +31,7 @@ class ShardWrites:
         self._number += 1
         return keys.sequence(shard.epoch, self._number)
 
-    def show(self) -> None:
+    def flush_visible(self) -> None:
         """Make all committed rows visible in the store."""
         self._committer.flush_visible()
 
@@ -63,7 +63,7 @@ class ShardWrites:
         visible in the store."""
 
         def settled() -> None:
-            self.show()
+            self.flush_visible()
             done()
 
         entry.waiters.append(_Soon(self._loop, settled))

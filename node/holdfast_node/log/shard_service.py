@@ -58,14 +58,14 @@ class ShardServices:
     def __init__(
         self,
         shards: Shards,
-        show: Callable[[], None],
+        flush_visible: Callable[[], None],
         services: Sequence[ShardService],
         periodic: Sequence[Periodic] = (),
     ) -> None:
-        """`show`: makes all committed rows visible in the store, so that the indexes are complete
-        when they are read."""
+        """`flush_visible`: makes all committed rows visible in the store, so that the indexes are
+        complete when they are read."""
         self._shards = shards
-        self._show = show
+        self._flush_visible = flush_visible
         self._services = services
         self._periodic = periodic
         self._first = 0
@@ -86,7 +86,7 @@ class ShardServices:
         if not self._shards.clock.started:
             return  # without the cluster's time nothing is known to be due
         now, now_ms = boottime(), self._shards.clock.now_ms()
-        self._show()
+        self._flush_visible()
         budget = ScanBudget(_SCAN_MAX)
         shards = sorted(self._shards.serving(now), key=lambda shard: shard.number)
         first = self._first % len(shards) if shards else 0
