@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 import click
-from holdfast import alarms, app, channels, deadlines, errors, frames, ids, storage
+from holdfast import admin_limits, alarms, app, channels, deadlines, errors, frames, ids, storage
 from holdfast.client import requests as client_requests
 from holdfast.client import retry_budget, session
 from holdfast_cluster.placement import model, plan
@@ -21,7 +21,6 @@ from holdfast_cluster.routing import pending as dispatch
 from holdfast_gateway.admission.access import SubjectLimits
 from holdfast_gateway.edges import session as edge
 from holdfast_gateway.process.command import gateway
-from holdfast_node.admin import dead_letters, inspection
 from holdfast_node.effects import alarms as node_alarms
 from holdfast_node.effects import records
 from holdfast_node.objects import calls, cancellation, notifier, requests, responses
@@ -410,13 +409,13 @@ CLUSTER = [
     ),
     Limit(
         "objects, rows, alarms or dead letters in one answer to an operator",
-        f"{count(inspection.PAGE_MAX)}, about {size(inspection._PAGE_BYTES)}",
+        f"{count(admin_limits.PAGE_MAX)}, about {size(admin_limits.PAGE_BYTES)}",
         "the next page has the rest",
         set_by="`--limit`",
     ),
     Limit(
         "objects and shards of `holdfast top`",
-        f"at most {inspection.TOP_MAX}",
+        f"at most {admin_limits.TOP_MAX}",
         set_by="`holdfast top --limit`",
     ),
 ]
@@ -432,7 +431,6 @@ def check() -> None:
             assert code in known, limit
     assert ENGINE.in_flight_max == DISPATCH.in_flight_max
     assert client_requests.TIMEOUT_S == ENGINE.turn_timeout_s == DISPATCH.timeout_s
-    assert dead_letters.PAGE_MAX == inspection.PAGE_MAX
     assert SubjectLimits() == SubjectLimits(None, None, None, None)
     for value in (("shards", 0), ("replication", 8), ("points", 4097)):
         try:

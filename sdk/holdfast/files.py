@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def state_of(files: Iterable[Path | None]) -> tuple[object, ...]:
+def fingerprint(files: Iterable[Path | None]) -> tuple[object, ...]:
     """Return a value that changes when one of the files is written, replaced, created or
     removed.
     """

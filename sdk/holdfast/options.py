@@ -32,130 +32,148 @@ def local_option(name: str, *rest: Any, **attributes: Any) -> Callable[[Any], An
     return click.option(name, *rest, **attributes)
 
 
+def _together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a decorator that declares these options, in this order in the help."""
+
+    def declare(command: Any) -> Any:
+        for add in reversed(options):
+            command = add(command)
+        return command
+
+    return declare
+
+
+etcd_options = _together(
+    option(
+        "--etcd-endpoints",
+        default="127.0.0.1:2379",
+        help="etcd's client addresses, host:port, comma-separated.",
+    ),
+    option(
+        "--etcd-ca",
+        type=_file,
+        help="CA of etcd's certificates, PEM; connect to etcd with TLS.",
+    ),
+    option("--etcd-cert", type=_file, help="Certificate to show to etcd, PEM."),
+    option("--etcd-key", type=_file, help="Key of --etcd-cert, PEM."),
+)
+"""Declares the options of connections to etcd."""
+
+tls_options = _together(
+    option(
+        "--tls-cert",
+        type=_file,
+        help=(
+            "This process's certificate, PEM. Nodes and gateways follow changes of the file. See"
+            " docs/security.md."
+        ),
+    ),
+    option("--tls-key", type=_file, help="Key of --tls-cert, PEM."),
+    option(
+        "--tls-ca",
+        type=_file,
+        help="CA of the certificates of the cluster's processes, PEM.",
+    ),
+    option(
+        "--tls-name",
+        help=(
+            "DNS name that the certificates of all the cluster's processes have. Default:"
+            " CLUSTER.holdfast."
+        ),
+    ),
+)
+"""Declares the options of TLS between the cluster's processes."""
+
+_process_options = _together(
+    option(
+        "--insecure",
+        is_flag=True,
+        default=False,
+        help="Listen on other addresses than loopback without TLS.",
+    ),
+    option(
+        "--health-port",
+        type=click.IntRange(0, 65_535),
+        help=(
+            "Port for health checks by probes, without TLS, at the host of --listen; 0:"
+            " any free one. Default: none."
+        ),
+    ),
+    option(
+        "--cluster",
+        default="default",
+        help="The cluster's name; several can share an etcd.",
+    ),
+    option(
+        "--shards",
+        type=int,
+        help=(
+            "Number of shards, fixed when the cluster is formed: another value is refused"
+            " later. Default: the cluster's, or 256 for a new cluster."
+        ),
+    ),
+    option(
+        "--replication",
+        type=int,
+        help=(
+            "Copies of each shard, 1 to 7, fixed when the cluster is formed: another value"
+            " is refused later. Default: the cluster's, or 3 for a new cluster."
+        ),
+    ),
+    option(
+        "--min-in-sync",
+        type=int,
+        help=(
+            "Copies of a shard that must be in sync for writes; 0: a majority. It is fixed"
+            " when the cluster is formed: another value is refused later. Default: the"
+            " cluster's, or 0 for a new cluster."
+        ),
+    ),
+    option(
+        "--points",
+        type=int,
+        help=(
+            "Ring points per unit of weight, fixed when the cluster is formed: another"
+            " value is refused later. Default: the cluster's, or 128 for a new cluster."
+        ),
+    ),
+    option(
+        "--metrics-port",
+        type=click.IntRange(0, 65_535),
+        help=(
+            "Port of the metrics page for Prometheus, at the host of --listen; 0: any free"
+            " one. Default: no page."
+        ),
+    ),
+    option(
+        "--trace",
+        default=0.0,
+        type=click.FloatRange(0.0, 1.0),
+        help=(
+            "Share of the traces that begin here to send to OpenTelemetry, 0 to 1; 0: no"
+            " tracing. Traces that callers begin are always continued."
+        ),
+    ),
+    option(
+        "--log-level",
+        default="info",
+        type=click.Choice(["debug", "info", "warning", "error"]),
+        help="Lowest level that is logged.",
+    ),
+    option(
+        "--log-format",
+        default="auto",
+        type=click.Choice(["auto", "text", "json"]),
+        help="Format of the log; auto: text on a terminal, else JSON.",
+    ),
+)
+
+
 def common_options(command: Any) -> Any:
-    """Declare the options that nodes and gateways share: etcd, the cluster and its settings, TLS,
+    """Declare the options that nodes and gateways share: etcd, TLS, the cluster and its settings,
     logging, metrics.
     """
-    for add in reversed(
-        [
-            option(
-                "--etcd-endpoints",
-                default="127.0.0.1:2379",
-                help="etcd's client addresses, host:port, comma-separated.",
-            ),
-            option(
-                "--etcd-ca",
-                type=_file,
-                help="CA of etcd's certificates, PEM; connect to etcd with TLS.",
-            ),
-            option("--etcd-cert", type=_file, help="Certificate to show to etcd, PEM."),
-            option("--etcd-key", type=_file, help="Key of --etcd-cert, PEM."),
-            option(
-                "--tls-cert",
-                type=_file,
-                help=(
-                    "This process's certificate, PEM; changes of the file are followed. See"
-                    " docs/security.md."
-                ),
-            ),
-            option("--tls-key", type=_file, help="Key of --tls-cert, PEM."),
-            option(
-                "--tls-ca",
-                type=_file,
-                help="CA of the certificates of the cluster's processes, PEM.",
-            ),
-            option(
-                "--tls-name",
-                help=(
-                    "DNS name that the certificates of all the cluster's processes have. Default:"
-                    " CLUSTER.holdfast."
-                ),
-            ),
-            option(
-                "--insecure",
-                is_flag=True,
-                default=False,
-                help="Listen on other addresses than loopback without TLS.",
-            ),
-            option(
-                "--health-port",
-                type=click.IntRange(0, 65_535),
-                help=(
-                    "Port for health checks by probes, without TLS, at the host of --listen; 0:"
-                    " any free one. Default: none."
-                ),
-            ),
-            option(
-                "--cluster",
-                default="default",
-                help="The cluster's name; several can share an etcd.",
-            ),
-            option(
-                "--shards",
-                type=int,
-                help=(
-                    "Number of shards, fixed when the cluster is formed: another value is refused"
-                    " later. Default: the cluster's, or 256 for a new cluster."
-                ),
-            ),
-            option(
-                "--replication",
-                type=int,
-                help=(
-                    "Copies of each shard, 1 to 7, fixed when the cluster is formed: another value"
-                    " is refused later. Default: the cluster's, or 3 for a new cluster."
-                ),
-            ),
-            option(
-                "--min-in-sync",
-                type=int,
-                help=(
-                    "Copies of a shard that must be in sync for writes; 0: a majority. It is fixed"
-                    " when the cluster is formed: another value is refused later. Default: the"
-                    " cluster's, or 0 for a new cluster."
-                ),
-            ),
-            option(
-                "--points",
-                type=int,
-                help=(
-                    "Ring points per unit of weight, fixed when the cluster is formed: another"
-                    " value is refused later. Default: the cluster's, or 128 for a new cluster."
-                ),
-            ),
-            option(
-                "--metrics-port",
-                type=click.IntRange(0, 65_535),
-                help=(
-                    "Port of the metrics page for Prometheus, at the host of --listen; 0: any free"
-                    " one. Default: no page."
-                ),
-            ),
-            option(
-                "--trace",
-                default=0.0,
-                type=click.FloatRange(0.0, 1.0),
-                help=(
-                    "Share of the traces that begin here to send to OpenTelemetry, 0 to 1; 0: no"
-                    " tracing. Traces that callers begin are always continued."
-                ),
-            ),
-            option(
-                "--log-level",
-                default="info",
-                type=click.Choice(["debug", "info", "warning", "error"]),
-                help="Lowest level that is logged.",
-            ),
-            option(
-                "--log-format",
-                default="auto",
-                type=click.Choice(["auto", "text", "json"]),
-                help="Format of the log; auto: text on a terminal, else JSON.",
-            ),
-        ]
-    ):
-        command = add(command)
-    return command
+    return etcd_options(tls_options(_process_options(command)))
 
 
 def certificates(

@@ -27,7 +27,7 @@ import grpc
 if TYPE_CHECKING:
     from cryptography import x509
 
-from holdfast.files import state_of
+from holdfast.files import fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class TLS:
 
     def state(self) -> tuple[object, ...]:
         """Return a value that changes when one of the files changes."""
-        return state_of(
+        return fingerprint(
             None if file is None else Path(file) for file in (self.ca, self.cert, self.key)
         )
 
@@ -142,7 +142,7 @@ class Certificates:
         self.client_context: ssl.SSLContext
         """For streams to other processes. A change of the files makes a new context."""
         self._files = (cert, key, ca, client_ca)
-        self._seen = state_of(self._files)
+        self._seen = fingerprint(self._files)
         self._load()
 
     @property
@@ -193,7 +193,7 @@ class Certificates:
         soon = False
         while True:
             await asyncio.sleep(LOOK_S)
-            seen = state_of(self._files)
+            seen = fingerprint(self._files)
             if seen != self._seen:
                 try:
                     self._load()

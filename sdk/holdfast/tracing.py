@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, SpanKind, TracerProvider
 
 TRACEPARENT = "traceparent"
-_SAMPLED = 1
 
 
 class TracingMissing(Exception):

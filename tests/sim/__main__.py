@@ -1,8 +1,8 @@
 """Replay a seed, or look for one that fails.
 
 python -m tests.sim SEED                       tells the story of a world of replicas (world.py)
-python -m tests.sim effects SEED               runs a world of effects (effects.py) python -m
-tests.sim cluster SEED               tells the story of a world of whole nodes (cluster_world/)
+python -m tests.sim effects SEED               runs a world of effects (effects.py)
+python -m tests.sim cluster SEED               tells the story of a world of whole nodes (cluster_world/)
 python -m tests.sim cluster 0-500              runs many, and shows which fail and how
        ... --faults "disk put back,log tail"   adds these faults, and has them come often; `all` adds all that come later
        ... --bug "flush_wal(False)"            with one of cluster_world/bugs.py planted
@@ -28,7 +28,11 @@ _BUGS = BUGS | {name: bug for name, (bug, _) in UNIT_TEST_OF.items()}
 
 
 def _cluster(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.sim cluster", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.sim cluster",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("seeds", help="a seed, or FIRST-END")
     parser.add_argument("--faults", default="", help=f"any of: {', '.join(LATER)}; or `all`")
     parser.add_argument("--bug", choices=sorted(_BUGS))

@@ -199,7 +199,7 @@ class Connection:
             self._loop.call_at(max(latest, self._loop.time()) + self._front.delay(), tell)
 
 
-class _Feed:
+class _Watcher:
     def __init__(self) -> None:
         self.view = View()
         self.listeners: list[Callable[[View], None]] = []
@@ -211,7 +211,7 @@ class Gateway:
     def __init__(self, front: Front) -> None:
         self.front = front
         self.up = True
-        self.watcher = _Feed()
+        self.watcher = _Watcher()
         self.pipes: list[Pipe] = []
         self.dispatcher = front.dispatcher(self.watcher, LIMITS, certificates=self)  # type: ignore[arg-type]
         self.service = ObjectsService(self.dispatcher)

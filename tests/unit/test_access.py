@@ -25,8 +25,8 @@ from holdfast_gateway.admission.access import (
     AccessFile,
     Identity,
     RateLimits,
-    Refused,
     SubjectLimits,
+    UnknownCaller,
 )
 from holdfast_gateway.admission.auth import Caller
 
@@ -102,7 +102,7 @@ def test_tokens_name_subjects_and_old_ones_work_beside_new_ones() -> None:
 def test_what_is_shown_and_wrong_is_refused_and_not_taken_for_nothing(
     authorization: str, why: str
 ) -> None:
-    with pytest.raises(Refused, match=why) as refused:
+    with pytest.raises(UnknownCaller, match=why) as refused:
         parse(POLICY).identify(authorization, "", (), time.time())
     assert "b-3" not in str(refused.value)
 
@@ -239,7 +239,7 @@ def test_a_token_that_verifies_names_its_subject_until_it_expires(issuer: Issuer
         known = rules.identify(f"Bearer {token}", "", (), time.time())
         assert known.subject == "alice"
         assert abs(known.until - time.time() - LIFETIME_S) < 10
-        with pytest.raises(Refused, match="expired"):
+        with pytest.raises(UnknownCaller, match="expired"):
             rules.identify(f"Bearer {token}", "", (), time.time() + LIFETIME_S + 100)
 
 
@@ -264,7 +264,7 @@ def test_a_token_that_is_not_for_us_is_refused(
     issuer: Issuer, claims: dict[str, Any], why: str
 ) -> None:
     token = issuer.token(**claims)
-    with pytest.raises(Refused, match=f"(?i){why}") as refused:
+    with pytest.raises(UnknownCaller, match=f"(?i){why}") as refused:
         issuer.rules().identify(f"Bearer {token}", "", (), time.time())
     assert token not in str(refused.value)
 
@@ -288,7 +288,7 @@ def test_a_token_whose_end_is_no_time_is_refused_or_good_for_long(issuer: Issuer
     ).decode()
     try:
         known = issuer.rules().identify(f"Bearer {token}", "", (), time.time())
-    except Refused:
+    except UnknownCaller:
         return
     assert known.subject == "alice"
     assert time.time() < known.until < float("inf")
@@ -297,12 +297,12 @@ def test_a_token_whose_end_is_no_time_is_refused_or_good_for_long(issuer: Issuer
 def test_a_subject_that_is_a_tokens_is_nobody_elses(issuer: Issuer) -> None:
     text = f'[tokens]\nalice = ["{sha("b-1")}"]\n'
     text += f'[jwt]\njwks = "jwks.json"\nissuer = "{ISSUER}"\naudience = "{AUDIENCE}"\n'
-    with pytest.raises(Refused, match="may not name"):
+    with pytest.raises(UnknownCaller, match="may not name"):
         parse(text, issuer.folder).identify(f"Bearer {issuer.token()}", "", (), time.time())
     rules = parse(text + 'prefix = "jwt:"\n', issuer.folder)
     assert rules.identify(f"Bearer {issuer.token()}", "", (), time.time()).subject == "jwt:alice"
     assert rules.identify("Bearer b-1", "", (), time.time()).subject == "alice"
-    with pytest.raises(Refused, match="may not name"):
+    with pytest.raises(UnknownCaller, match="may not name"):
         parse(text + 'prefix = "object:"\n', issuer.folder).identify(
             f"Bearer {issuer.token()}", "", (), time.time()
         )
@@ -375,7 +375,7 @@ def test_forged_tokens_are_refused(issuer: Issuer) -> None:
         "..",
     ]
     for token in forged:
-        with pytest.raises(Refused):
+        with pytest.raises(UnknownCaller):
             rules.identify(f"Bearer {token}", "", (), time.time())
 
 
@@ -421,7 +421,7 @@ async def test_changed_files_are_taken_over_and_wrong_ones_are_not(
         assert (
             file.access.identify(f"Bearer {issuer.token()}", "", (), time.time()).subject == "alice"
         )
-        with pytest.raises(Refused):
+        with pytest.raises(UnknownCaller):
             file.access.identify(f"Bearer {old}", "", (), time.time())
     finally:
         task.cancel()

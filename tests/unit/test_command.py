@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from holdfast_cluster.membership.member import Refused
+from holdfast_cluster.membership.member import NotAccepted
 from holdfast_node.log.commit import EXIT_STORE_FAILED
 from holdfast_node.process import command
 from holdfast_node.store.disk_space import EXIT_DISK_FULL
@@ -21,7 +21,7 @@ def nested(*errors: Exception) -> ExceptionGroup[Exception]:
     ("error", "status"),
     [
         (nested(AssertionError()), EXIT_STORE_FAILED),
-        (nested(Refused("no"), KeyError()), EXIT_STORE_FAILED),
+        (nested(NotAccepted("no"), KeyError()), EXIT_STORE_FAILED),
         (KeyError("a listener of the view"), EXIT_STORE_FAILED),
         (nested(OSError(28, "No space left on device")), EXIT_DISK_FULL),
         (DiskFull("cannot be opened"), EXIT_DISK_FULL),
@@ -40,7 +40,7 @@ def test_what_nobody_has_to_mend_ends_with_a_status_for_which_the_node_is_starte
 
 
 @pytest.mark.parametrize(
-    "error", [StoreError("it is corrupted"), Refused("no"), nested(Refused("no"))]
+    "error", [StoreError("it is corrupted"), NotAccepted("no"), nested(NotAccepted("no"))]
 )
 def test_what_somebody_has_to_mend_is_told_as_it_is(
     monkeypatch: pytest.MonkeyPatch, error: Exception

@@ -26,7 +26,7 @@ from tests.unit.fake_etcd import KEYS, FakeEtcd, Rows
 ME = Member("a", "a:1", 2, "a")
 
 
-class Feed:
+class Watcher:
     """A view that the test shows."""
 
     foreign = ""
@@ -59,7 +59,7 @@ class World:
         self.rows.put(KEYS.controller, b"a")
         for one in assigned:
             self.rows.put(KEYS.shard(0), encode(one))
-        self.watcher = Feed()
+        self.watcher = Watcher()
         self.watcher.view = apply(View(), await etcd.list_prefix(KEYS.prefix), KEYS)
         self.controller = Controller(a_cluster(etcd, self.watcher), Joined(), 1, 30.0)  # type: ignore[arg-type]
 

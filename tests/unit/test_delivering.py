@@ -160,7 +160,7 @@ async def test_delayed_notifications_that_are_due_together_are_moved_in_pieces(
         )
     bench.store.write(batch)
     objects = bench.objects
-    objects.delivery._router = Nowhere()
+    objects.delivery._outgoing = Nowhere()
     moved = [0]
     for _ in range(20):
         objects.services.tick()
@@ -235,7 +235,7 @@ async def test_nothing_of_a_shard_comes_back_once_it_is_dropped(bench: Bench) ->
 
 
 class Nowhere:
-    """A router that reaches no node."""
+    """A dispatcher that reaches no node."""
 
     def reachable(self, kind: str, key: str) -> bool:
         return False
@@ -249,7 +249,7 @@ class Nowhere:
 
 async def test_what_a_read_only_shard_owes_does_not_grow_with_the_attempts(bench: Bench) -> None:
     objects = bench.objects
-    objects.delivery._router = Nowhere()
+    objects.delivery._outgoing = Nowhere()
     note = PendingNotification(
         bench.shard, objects.writes.next_sequence(bench.shard), a_notification(1000)
     )

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from holdfast_cluster.etcdpb import etcd_pb2 as pb
 from holdfast_cluster.membership.etcd import EtcdError
-from holdfast_cluster.membership.member import Refused
+from holdfast_cluster.membership.member import NotAccepted
 from holdfast_node.log import disk_mark
 from holdfast_node.log.disk_mark import DiskMark, Mark
 
@@ -87,20 +87,20 @@ async def test_a_directory_is_refused_when_it_is_behind_its_mark_alone(world: Wo
         world.etcd.rows.put(KEYS.mark("n"), msgspec.json.encode(Mark(marked)))
         await world.mark.check()
     world.etcd.rows.put(KEYS.mark("n"), msgspec.json.encode(Mark(11)))
-    with pytest.raises(Refused, match="10 of 11 are there"):
+    with pytest.raises(NotAccepted, match="10 of 11 are there"):
         await world.mark.check()
 
 
 async def test_a_mark_that_cannot_be_read_is_refused_and_its_key_named(world: World) -> None:
     world.etcd.rows.put(KEYS.mark("n"), b"\xff")
-    with pytest.raises(Refused, match=f"at {KEYS.mark('n')} in etcd, cannot be read"):
+    with pytest.raises(NotAccepted, match=f"at {KEYS.mark('n')} in etcd, cannot be read"):
         await world.mark.check()
 
 
 async def test_a_check_waits_for_an_etcd_that_is_away(world: World) -> None:
     world.etcd.rows.put(KEYS.mark("n"), msgspec.json.encode(Mark(11)))
     world.etcd.refuses = 3
-    with pytest.raises(Refused):
+    with pytest.raises(NotAccepted):
         await world.mark.check()
     assert world.etcd.asked == 4
 

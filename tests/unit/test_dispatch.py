@@ -28,7 +28,7 @@ NODE = Member("n", "127.0.0.1:1", 1, "h")
 IDS = RequestIds()
 
 
-class Feed:
+class Watcher:
     def __init__(self) -> None:
         self.view = View()
         self.listeners: list[Any] = []
@@ -82,8 +82,8 @@ def call(number: int = 1, **rest: Any) -> pb.Call:
     return pb.Call(id=number, **given)
 
 
-def world(limits: DispatchLimits | None = None) -> tuple[Feed, Pipe, Dispatcher, Origin]:
-    watcher, pipe = Feed(), Pipe()
+def world(limits: DispatchLimits | None = None) -> tuple[Watcher, Pipe, Dispatcher, Origin]:
+    watcher, pipe = Watcher(), Pipe()
     dispatcher = Dispatcher(watcher, limits or DispatchLimits())  # type: ignore[arg-type]
     dispatcher.attach("n", pipe)
     return watcher, pipe, dispatcher, Origin()

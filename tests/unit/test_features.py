@@ -10,7 +10,7 @@ import pytest
 from holdfast_cluster.membership.controller import Controller
 from holdfast_cluster.membership.member import (
     Membership,
-    Refused,
+    NotAccepted,
     agree_on_settings,
     refuse_unknown_features,
 )
@@ -96,12 +96,12 @@ async def test_a_feature_comes_into_use_when_every_member_knows_it(
 async def test_who_does_not_know_a_feature_neither_starts_nor_joins_nor_goes_on() -> None:
     new = msgspec.structs.replace(SETTINGS, features=("sql",))
     etcd = Etcd(new)
-    with pytest.raises(Refused, match="uses sql, which this version does not know"):
+    with pytest.raises(NotAccepted, match="uses sql, which this version does not know"):
         await agree_on_settings(etcd, KEYS, None, {})
     membership = Membership(etcd, KEYS, member("a"), Directory(), "c", 3, lambda: 0.0)
-    with pytest.raises(Refused, match="uses sql"):
+    with pytest.raises(NotAccepted, match="uses sql"):
         await membership.join()
-    with pytest.raises(Refused, match="uses sql"):
+    with pytest.raises(NotAccepted, match="uses sql"):
         refuse_unknown_features(new)
 
 
@@ -117,7 +117,7 @@ async def test_a_feature_that_comes_into_use_while_a_node_joins_is_seen(
     etcd.before_txn = meanwhile
     membership = Membership(etcd, KEYS, member("a"), Directory(), "c", 3, lambda: 0.0)
     async with asyncio.timeout(5):
-        with pytest.raises(Refused, match="uses sql"):
+        with pytest.raises(NotAccepted, match="uses sql"):
             await membership.join()
     assert etcd.store.value(KEYS.member("a")) is None
 

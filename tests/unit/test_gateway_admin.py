@@ -18,6 +18,7 @@ from holdfast_cluster.placement.model import (
 from holdfast_cluster.placement.ring import shard_of
 from holdfast_gateway.admin import objects
 from holdfast_gateway.admin.objects import ObjectAdmin
+from holdfast_gateway.admin.part import merged
 from holdfast_gateway.admin.problems import what_lacks
 
 
@@ -94,6 +95,19 @@ async def delete_all(
             after_the_first()
             after_the_first = None
     return told
+
+
+def test_merged_pages_end_where_a_node_has_more_rows() -> None:
+    def same(row: int) -> int:
+        return row
+
+    assert merged([([1, 4], False), ([2, 3], False)], 0, same) == ([1, 2, 3, 4], False)
+    assert merged([([1, 4], False), ([2, 3], True)], 0, same) == ([1, 2, 3], True)
+    assert merged([([1, 2], False), ([2, 3], False)], 0, same) == ([1, 2, 3], False)
+    assert merged([([1, 2], False), ([2, 3], False)], 2, same) == ([1, 2], True)
+    assert merged([([1, 2], False), ([1, 2], False)], 2, same) == ([1, 2], False)
+    assert merged([([*range(2000)], False)], 5000, same) == ([*range(1000)], True)
+    assert merged([], 0, same) == ([], False)
 
 
 async def test_everything_is_deleted_page_by_page() -> None:

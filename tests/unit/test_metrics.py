@@ -164,36 +164,36 @@ async def test_the_loop_s_lag_is_what_a_blocked_loop_costs() -> None:
 
 def test_the_hottest_objects_are_found_among_very_many() -> None:
     rng = random.Random(3)
-    hottest = TopKeys(0.0)
+    top_keys = TopKeys(0.0)
     wanted = Counter({("K", f"hot{i}"): 4000 // (i + 1) for i in range(5)})
     turns = [ident for ident, n in wanted.items() for _ in range(n)] + [
         ("K", f"cold{i}") for i in range(20_000)
     ]
     rng.shuffle(turns)
     for ident in turns:
-        hottest.count(ident)
-    top = hottest.top(5, 10.0)
+        top_keys.count(ident)
+    top = top_keys.top(5, 10.0)
     assert {ident for ident, _ in top} == set(wanted)
     for ident, rate in top:
         # never too few, and not many too many
         assert wanted[ident] <= rate * 10 / SAMPLE <= wanted[ident] + 20_000 / SIZE * 2
-    assert len(hottest.top(1000, 10.0)) == SIZE
+    assert len(top_keys.top(1000, 10.0)) == SIZE
 
 
 def test_what_was_hot_long_ago_is_forgotten_and_rates_are_right_at_any_time() -> None:
-    hottest = TopKeys(0.0)
+    top_keys = TopKeys(0.0)
     now = 0.0
     for _ in range(40):  # ten a second, for 200 s
         now += 5.0
         for _ in range(50):
-            hottest.count(("K", "steady"))
-        hottest.tick(now)
-        [(_, rate)] = hottest.top(9, now)
+            top_keys.count(("K", "steady"))
+        top_keys.tick(now)
+        [(_, rate)] = top_keys.top(9, now)
         assert rate == pytest.approx(10 * SAMPLE, rel=0.01)
     for _ in range(20):
         now += HALVE_S
-        hottest.tick(now)
-    assert hottest.top(9, now) == []
+        top_keys.tick(now)
+    assert top_keys.top(9, now) == []
 
 
 def test_alarms_are_counted_a_few_at_a_time(

@@ -297,6 +297,22 @@ def test_who_is_busy_reads_no_more_until_it_is_done() -> None:
     run(test)
 
 
+def test_a_wait_that_fails_ends_its_stream(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(echo: Echo, address: str) -> None:
+        stream = await open_stream(address, "echo", ME, lambda frame: None)
+
+        async def busy() -> None:
+            raise RuntimeError("the wait is broken")
+
+        echo.streams[0].pause_reading_while(busy())
+        async with asyncio.timeout(5):
+            assert await echo.streams[0].wait() == "a wait failed: the wait is broken"
+            await stream.wait()
+
+    run(test)
+    assert "the wait is broken" in caplog.text
+
+
 def test_who_gets_busy_in_the_middle_of_what_was_read_gets_the_rest_later_and_whole() -> None:
     async def test(echo: Echo, address: str) -> None:
         reader, writer = await raw(address)
@@ -395,6 +411,27 @@ def test_connections_whose_tls_handshake_fails_leave_nothing_behind(
         await asyncio.wait_for(server.close(), 5)
 
     uvloop.run(main())
+
+
+def test_a_bug_in_a_handshake_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(server: StreamServer) -> Stream:
+        raise RuntimeError("no stream can be made")
+
+    monkeypatch.setattr(StreamServer, "_new", fails)
+    certificates = of_a_process(tmp_path)
+
+    async def main() -> None:
+        server, address = await serving(Echo(), certificates)
+        _, writer = await raw(address)
+        await until(lambda: "a stream could not be accepted" in caplog.text)
+        assert not server._handshakes
+        writer.close()
+        await asyncio.wait_for(server.close(), 5)
+
+    uvloop.run(main())
+    assert "no stream can be made" in caplog.text
 
 
 def test_handshakes_that_do_not_end_make_room_for_those_that_do(

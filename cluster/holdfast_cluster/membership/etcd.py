@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from holdfast.files import state_of
+from holdfast.files import fingerprint
 from holdfast.tls import TLS
 
 from holdfast_cluster.etcdpb import etcd_pb2 as pb
@@ -71,12 +71,12 @@ class EtcdTLS:
     def __init__(self, ca: Path, cert: Path | None = None, key: Path | None = None) -> None:
         self._files = (ca, cert, key)
         self._version = 0
-        self._seen = state_of(self._files)
+        self._seen = fingerprint(self._files)
         self._load()
 
     def version(self) -> int:
         """Read the files again if they changed, and return the number of readings so far."""
-        seen = state_of(self._files)
+        seen = fingerprint(self._files)
         if seen != self._seen:
             self._seen = seen
             try:

@@ -47,7 +47,7 @@ _FOLLOW_S = 2.0
 _SAY_EVERY = 20  # tries: the reason to wait is logged every 10 s
 
 
-class Refused(Exception):
+class NotAccepted(Exception):
     """The cluster does not accept this process; the message says why.
 
     The process must not try again by itself.
@@ -62,9 +62,9 @@ class Directory(Protocol):
 
 
 def refuse_unknown_features(settings: ClusterSettings) -> None:
-    """Raise Refused when the cluster uses a feature that this program does not know."""
+    """Raise NotAccepted when the cluster uses a feature that this program does not know."""
     if unknown := settings.unknown_features():
-        raise Refused(
+        raise NotAccepted(
             f"the cluster uses {', '.join(unknown)}, which this version does not know: start a"
             " newer version"
         )
@@ -84,8 +84,8 @@ async def agree_on_settings(
     no cluster: if etcd knows none, etcd was emptied. `wanted`: the settings that this process was
     given explicitly. Wait while etcd is away.
 
-    Raise Refused, with both values, when `wanted` differs from the cluster's settings. Raise
-    Refused, too, when the cluster uses a hash version or a feature that this version does not know.
+    Raise NotAccepted, with both values, when `wanted` differs from the cluster's settings. Raise
+    it, too, when the cluster uses a hash version or a feature that this version does not know.
     """
     for attempt in itertools.count():
         level = logging.WARNING if attempt % _SAY_EVERY == 0 else logging.DEBUG
@@ -126,13 +126,13 @@ async def agree_on_settings(
     try:
         theirs = decode(row.value, ClusterSettings)
     except Unreadable as error:
-        raise Refused(
+        raise NotAccepted(
             f"the cluster's settings at {keys.settings} in etcd cannot be read: {error}"
         ) from None
     refuse_unknown_features(theirs)
     asked = msgspec.structs.replace(theirs, hash_version=ClusterSettings().hash_version, **wanted)
     if differences := asked.differences(theirs):
-        raise Refused(
+        raise NotAccepted(
             f"this process and the cluster disagree on {'; '.join(differences)} (the cluster's were"
             " fixed at formation)"
         )
@@ -198,7 +198,7 @@ class Membership:
     async def join(self) -> None:
         """Register under a new incarnation. Wait while etcd is away or foreign.
 
-        Raise Refused when the data directory is behind, or when the cluster uses an unknown
+        Raise NotAccepted when the data directory is behind, or when the cluster uses an unknown
         feature.
         """
         with contextlib.suppress(TimeoutError):
@@ -219,7 +219,7 @@ class Membership:
     async def run(self) -> None:
         """Keep the lease; when it was lost, tell the listener, and join again. Run until cancelled.
 
-        Raise Refused as `join` does.
+        Raise NotAccepted as `join` does.
         """
         while True:
             await self._lease.keep()
@@ -304,7 +304,7 @@ class Membership:
         refuse_unknown_features(theirs)
         incarnation = self._directory.next_incarnation()
         if starts >= incarnation:
-            raise Refused(
+            raise NotAccepted(
                 f"the data directory of node {node} is at start {incarnation}, but the cluster has"
                 f" seen start {starts} of it: it was restored from a copy, or is in use elsewhere"
                 " under the same id. Its data may be old, so the node does not serve it. Join with"

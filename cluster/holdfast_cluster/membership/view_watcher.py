@@ -85,7 +85,7 @@ class ViewWatcher:
     async def run(self) -> None:
         """Follow etcd until cancelled.
 
-        Raise Refused when the cluster begins to use a feature that this program does not know.
+        Raise NotAccepted when the cluster begins to use a feature that this program does not know.
         """
         backoff_s = _BACKOFF_S[0]
         while True:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from holdfast.options import certificates, local_option, option
+from holdfast.options import certificates, etcd_options, local_option, option, tls_options
 from holdfast.tls import Certificates
 
 from holdfast_cluster.membership.etcd import EtcdError, etcd_tls
@@ -16,8 +16,6 @@ from holdfast_cluster.membership.guarded import GuardedEtcd
 from holdfast_cluster.membership.rebuild import Found, Gathered, gather, look, rebuild
 from holdfast_cluster.placement.adopt import Adoption, NotAdoptable, adopt
 from holdfast_cluster.placement.model import Keys
-
-_file = click.Path(path_type=Path, dir_okay=False, exists=True)
 
 
 @dataclass(frozen=True)
@@ -60,27 +58,8 @@ class AdoptOptions:
 @local_option(
     "--confirm", help='The confirmation, in place of the prompt: "adopt etcd for cluster ID".'
 )
-@option(
-    "--etcd-endpoints",
-    default="127.0.0.1:2379",
-    help="etcd's client addresses, host:port, comma-separated.",
-)
-@option(
-    "--etcd-ca", type=_file, help="CA of etcd's certificates; turns TLS on for connections to etcd."
-)
-@option("--etcd-cert", type=_file, help="Certificate to show to etcd.")
-@option("--etcd-key", type=_file, help="Its key.")
-@option(
-    "--tls-cert",
-    type=_file,
-    help="A certificate of the cluster's processes, PEM. See docs/security.md.",
-)
-@option("--tls-key", type=_file, help="Its key.")
-@option("--tls-ca", type=_file, help="CA of the certificates of the cluster's processes.")
-@option(
-    "--tls-name",
-    help="The DNS name in every certificate of the cluster's processes. Default: CLUSTER.holdfast.",
-)
+@etcd_options
+@tls_options
 @option("--cluster", default="default", help="The cluster's name.")
 def adopt_etcd(**given: Any) -> None:
     """Rebuild etcd from the data on the nodes' disks.

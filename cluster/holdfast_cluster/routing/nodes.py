@@ -157,7 +157,12 @@ class Nodes:
         channel = self._channels.pop(address)
         task = asyncio.create_task(channel.close(TIMEOUT_S))
         self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        task.add_done_callback(self._retired)
+
+    def _retired(self, task: asyncio.Task[None]) -> None:
+        self._closing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a channel to a node could not be closed", exc_info=error)
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         if self._certificates is not None and self._certificates.version != self._version:

@@ -167,7 +167,7 @@ class Stream(asyncio.BufferedProtocol):
                 self._transport.abort()
 
     def pause_reading_while(self, busy: Coroutine[Any, Any, None]) -> None:
-        """Hand on no more frames until `busy` has returned."""
+        """Hand on no more frames until `busy` has returned. If it fails, end the stream."""
         if self._busy is None and self._transport is not None and not self.ended.done():
             self._transport.pause_reading()
             self._busy = asyncio.create_task(busy)
@@ -175,8 +175,12 @@ class Stream(asyncio.BufferedProtocol):
         else:
             busy.close()
 
-    def _resume_reading(self, _: object) -> None:
+    def _resume_reading(self, busy: asyncio.Task[None]) -> None:
         self._busy = None
+        if not busy.cancelled() and (error := busy.exception()) is not None:
+            log.error("frames from %s", self.peer, exc_info=error)
+            self.abort(f"a wait failed: {error}")
+            return
         self._heard_at = boottime()
         if self._transport is None or self.ended.done() or self._why:
             return
@@ -439,7 +443,12 @@ class StreamServer:
             oldest.cancel()
         task = asyncio.create_task(self._handshake(connection, certificates))
         self._handshakes[task] = None
-        task.add_done_callback(lambda task: self._handshakes.pop(task, None))
+        task.add_done_callback(self._end_handshake)
+
+    def _end_handshake(self, task: asyncio.Task[None]) -> None:
+        self._handshakes.pop(task, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a stream could not be accepted", exc_info=error)
 
     async def _handshake(self, connection: socket.socket, certificates: Certificates) -> None:
         try:

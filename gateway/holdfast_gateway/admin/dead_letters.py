@@ -10,7 +10,7 @@ import grpc
 from holdfast.ids import dead_letter_place
 from holdfast.v1 import admin_pb2
 
-from holdfast_gateway.admin.part import PAGE_MAX, AdminPart
+from holdfast_gateway.admin.part import AdminPart, merged
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class DeadLetterAdmin(AdminPart):
             "DeadLetters", request, admin_pb2.DeadLettersResponse
         )
         pages = [(answer.letters, answer.more) for answer in answers.values() if answer is not None]
-        letters, more = _merged(pages, request.limit)
+        letters, more = merged(pages, request.limit, lambda letter: letter.place)
         silent = [node for node, answer in answers.items() if answer is None]
         return admin_pb2.DeadLettersResponse(
             letters=letters, more=more, silent=silent, unserved=unserved
@@ -40,7 +40,7 @@ class DeadLetterAdmin(AdminPart):
         await self._view(context)
         answers, unserved = await self._ask_whole("Alarms", request, admin_pb2.AlarmsResponse)
         pages = [(answer.alarms, answer.more) for answer in answers.values() if answer is not None]
-        alarms, more = _merged(pages, request.limit)
+        alarms, more = merged(pages, request.limit, lambda alarm: alarm.place)
         silent = [node for node, answer in answers.items() if answer is None]
         return admin_pb2.AlarmsResponse(alarms=alarms, more=more, silent=silent, unserved=unserved)
 
@@ -102,20 +102,3 @@ class DeadLetterAdmin(AdminPart):
                 response.changed += answer.changed
                 response.refused.update(answer.refused)
         return response
-
-
-def _merged(pages: list[tuple[Any, bool]], limit: int) -> tuple[list[Any], bool]:
-    """Merge the pages of several nodes, each ordered by place, into one page.
-
-    Return the page, and whether there are more rows behind it.
-    """
-    # A node whose page is not its last has rows right behind that page. They come before later rows
-    # of other nodes. So the merged page must end where the first such page ends.
-    until = min((rows[-1].place for rows, more in pages if more), default=None)
-    # If a shard moved meanwhile, two nodes may return the same row: keep one.
-    by_place = {
-        row.place: row for rows, _ in pages for row in rows if until is None or row.place <= until
-    }
-    found = [by_place[place] for place in sorted(by_place)]
-    limit = min(limit or PAGE_MAX, PAGE_MAX)
-    return found[:limit], until is not None or len(found) > limit

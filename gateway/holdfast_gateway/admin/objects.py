@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import logging
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+from holdfast.admin_limits import top_rows
 from holdfast.errors import CODES
 from holdfast.v1 import admin_pb2
 from holdfast_cluster.placement.ring import shard_of
 
 from holdfast_gateway.admin.part import (
-    PAGE_MAX,
     WHOLE_PATIENCE_S,
     WHOLE_RETRY_S,
     AdminPart,
+    merged,
     shard_status,
 )
 
 log = logging.getLogger(__name__)
 
-TOP_MAX = 100
-TOP = 20
 _DELETE_PAGE = 200
 _DELETE_PATIENCE_S = 30.0
 _PASSING = frozenset(("WRONG_OWNER", "UNAVAILABLE"))
@@ -50,20 +48,8 @@ class ObjectAdmin(AdminPart):
         answers, unserved = await self._ask_whole(
             "ListObjects", request, admin_pb2.ListObjectsResponse
         )
-        told = [answer for answer in answers.values() if answer is not None]
-        # A node whose page is not its last has keys right behind that page. They come before later
-        # keys of other nodes. So the merged page must end where the first such page ends.
-        until = min((answer.keys[-1] for answer in told if answer.more), default=None)
-        limit = min(request.limit or PAGE_MAX, PAGE_MAX)
-        keys: list[str] = []
-        more = until is not None
-        for key in heapq.merge(*(answer.keys for answer in told)):
-            if keys and keys[-1] == key:
-                continue  # the key's shard moved meanwhile, so two nodes returned the key
-            if len(keys) >= limit or (until is not None and key > until):
-                more = True
-                break
-            keys.append(key)
+        pages = [(answer.keys, answer.more) for answer in answers.values() if answer is not None]
+        keys, more = merged(pages, request.limit, lambda key: key)
         return admin_pb2.ListObjectsResponse(
             keys=keys,
             more=more,
@@ -159,7 +145,7 @@ class ObjectAdmin(AdminPart):
     async def Top(self, request: admin_pb2.TopRequest, context: Any) -> admin_pb2.TopResponse:
         """Return the busiest objects and shards of the cluster, and the load of each node."""
         view = await self._view(context)
-        limit = min(request.limit or TOP, TOP_MAX)
+        limit = top_rows(request.limit)
         answers = await self._nodes.ask_all(
             view, "Top", admin_pb2.TopRequest(limit=limit), admin_pb2.NodeTopResponse
         )

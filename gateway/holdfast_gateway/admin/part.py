@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 from collections import Counter
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import grpc
+from holdfast.admin_limits import page_rows
 from holdfast.v1 import admin_pb2
 from holdfast_cluster.membership.view_watcher import ViewWatcher
 from holdfast_cluster.placement.model import Assignment, View
 from holdfast_cluster.routing.nodes import Nodes
 from holdfast_cluster.routing.pending import KEY_BYTES_MAX
 
-PAGE_MAX = 1_000
-"""The most rows that a page of any list has."""
 WHOLE_PATIENCE_S = 3.0
 WHOLE_RETRY_S = 0.1
 asked_by: ContextVar[str] = ContextVar("asked_by", default="")
@@ -74,6 +75,31 @@ class AdminPart:
     def asked_by(self, context: Any) -> str:
         """Return the operator who makes a request, for logs."""
         return str(asked_by.get() or context.peer())
+
+
+def merged(
+    pages: Sequence[tuple[Sequence[R], bool]], limit: int, place: Callable[[R], Any]
+) -> tuple[list[R], bool]:
+    """Merge the pages of several nodes into one page.
+
+    A page is its rows, in the order of `place`, and whether there are more rows behind them.
+    `limit`: the request's limit; 0: none.
+    """
+    # A node whose page is not its last has rows right behind that page. They come before later rows
+    # of other nodes. So the merged page must end where the first such page ends.
+    until = min((place(rows[-1]) for rows, more in pages if more), default=None)
+    limit = page_rows(limit)
+    found: list[R] = []
+    last = None
+    for row in heapq.merge(*(rows for rows, _ in pages), key=place):
+        where = place(row)
+        if where == last:
+            continue  # the row's shard moved meanwhile, so two nodes returned the row
+        if len(found) >= limit or (until is not None and where > until):
+            return found, True
+        found.append(row)
+        last = where
+    return found, until is not None
 
 
 def shard_status(shard: int, assignment: Assignment) -> admin_pb2.ShardStatus:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import jwt
 import msgspec
-from holdfast.files import state_of
+from holdfast.files import fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class AccessError(Exception):
     """The access file is wrong; the message says where."""
 
 
-class Refused(Exception):
+class UnknownCaller(Exception):
     """The caller is unknown. The message has no secrets, so it may go to the caller."""
 
 
@@ -181,12 +181,12 @@ class Access:
         """Return the identity of a caller: by its `authorization` metadata, else by its
         certificate.
 
-        A caller that shows neither is ANONYMOUS. `now` is in Unix seconds. Raise Refused.
+        A caller that shows neither is ANONYMOUS. `now` is in Unix seconds. Raise UnknownCaller.
         """
         if authorization is not None:
             scheme, _, token = authorization.partition(" ")
             if scheme.lower() != "bearer" or not token:
-                raise Refused("authorization has to be: Bearer TOKEN")
+                raise UnknownCaller("authorization has to be: Bearer TOKEN")
             return self._of_token(token.strip(), now)
         if self._file.certificates is not None:
             names = [common_name] if self._file.certificates.subject == "common-name" else dns_names
@@ -204,24 +204,24 @@ class Access:
         identity = self._known.get(digest)
         if identity is None:
             if self._file.jwt is None:
-                raise Refused("the token is not known")
+                raise UnknownCaller("the token is not known")
             identity = self._of_jwt(token, self._file.jwt)
             self._known[digest] = identity
             if len(self._known) > _KNOWN_TOKENS_MAX:
                 self._known.popitem(last=False)
         if identity.until <= now:
-            raise Refused("the token has expired")
+            raise UnknownCaller("the token has expired")
         return identity
 
     def _of_jwt(self, token: str, config: _Jwt) -> Identity:
         try:
             header = jwt.get_unverified_header(token)
         except Exception:  # any text may come from outside, and the library may raise anything
-            raise Refused("the token is not known") from None
+            raise UnknownCaller("the token is not known") from None
         wanted = header.get("kid")
         keys = [key for key in self._keys if wanted is None or key.key_id == wanted]
         if header.get("alg") not in _ALGORITHMS or not keys:
-            raise Refused("the token's key or algorithm is not accepted")
+            raise UnknownCaller("the token's key or algorithm is not accepted")
         for key in keys:
             try:
                 claims: dict[str, Any] = jwt.decode(
@@ -234,7 +234,7 @@ class Access:
                     options={"require": ["exp", "iss", "aud", config.subject_claim]},
                 )
             except jwt.ExpiredSignatureError:
-                raise Refused("the token has expired") from None
+                raise UnknownCaller("the token has expired") from None
             except (
                 jwt.InvalidSignatureError,
                 jwt.InvalidKeyError,
@@ -243,18 +243,18 @@ class Access:
             ):
                 continue
             except jwt.InvalidTokenError as error:
-                raise Refused(f"the token is not valid: {error}") from None
+                raise UnknownCaller(f"the token is not valid: {error}") from None
             except Exception as error:  # the library cannot handle a claim, such as `exp` of 1e400
-                raise Refused(f"the token is not valid: {type(error).__name__}") from None
+                raise UnknownCaller(f"the token is not valid: {type(error).__name__}") from None
             name = claims[config.subject_claim]
             if (
                 not isinstance(name, str)
                 or not name
                 or not self._is_free(subject := f"{config.prefix or ''}{name}")
             ):
-                raise Refused("the token names no subject, or one that it may not name")
+                raise UnknownCaller("the token names no subject, or one that it may not name")
             return Identity(subject, min(int(claims["exp"]), _FAR) + _LEEWAY_S)
-        raise Refused("the token's signature does not verify")
+        raise UnknownCaller("the token's signature does not verify")
 
     def _is_free(self, subject: str) -> bool:
         """Return whether a token or certificate may name the subject.
@@ -386,7 +386,7 @@ class AccessFile:
         files: list[Path | None] = [self._path]
         if current is not None and current._file.jwt is not None:
             files.append(self._path.parent / current._file.jwt.jwks)
-        return state_of(files)
+        return fingerprint(files)
 
     async def watch(self) -> None:
         """Apply changes of the file within 2 s, until cancelled.

@@ -21,7 +21,7 @@ from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.placement.model import SEND
 from holdfast_cluster.routing.dispatch import Dispatcher
 
-from holdfast_gateway.admission.access import Refused
+from holdfast_gateway.admission.access import UnknownCaller
 from holdfast_gateway.admission.auth import Authenticator, Caller
 
 log = logging.getLogger(__name__)
@@ -49,12 +49,12 @@ class Admission:
         gateway accepts no new call."""
 
     def authenticate(self, context: Any) -> Caller | None:
-        """Return the caller; None if callers are not checked. Raise Refused."""
+        """Return the caller; None if callers are not checked. Raise UnknownCaller."""
         if self._authenticator is None:
             return None
         try:
             return self._authenticator.authenticate(context)
-        except Refused as refused:
+        except UnknownCaller as refused:
             self.refused["unauthenticated"] += 1
             if self._log_limit.allow():
                 log.info("unauthenticated: %s, from %s", refused, context.peer())

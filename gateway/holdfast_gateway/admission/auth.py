@@ -16,8 +16,8 @@ from holdfast_gateway.admission.access import (
     AccessFile,
     RateLimit,
     RateLimits,
-    Refused,
     SubjectLimits,
+    UnknownCaller,
 )
 
 log = logging.getLogger(__name__)
@@ -34,14 +34,14 @@ class Authenticator:
         self._rate_limits = RateLimits()
 
     def authenticate(self, context: Any) -> Caller:
-        """Return the caller that makes a call or opens a session. Raise Refused."""
+        """Return the caller that makes a call or opens a session. Raise UnknownCaller."""
         shown_as = [
             str(value)
             for name, value in context.invocation_metadata() or ()
             if name == "authorization"
         ]
         if len(shown_as) > 1:
-            raise Refused("authorization was given more than once")
+            raise UnknownCaller("authorization was given more than once")
         names: list[str] = []
         common_name = ""
         if self.file.access.asks_certificates:
@@ -102,7 +102,7 @@ class Caller:
             before, subject = self._rate_limit, self.subject
             try:
                 self._identify(now)
-            except Refused as refused:
+            except UnknownCaller as refused:
                 return str(refused)
             if self.subject != subject:
                 return "your token or certificate names another subject now: connect again"
@@ -166,7 +166,7 @@ async def permit(
         return str(context.peer())
     try:
         caller = authenticator.authenticate(context)
-    except Refused as why:
+    except UnknownCaller as why:
         refused["unauthenticated"] += 1
         if _log_limit.allow():
             log.info("unauthenticated: %s, from %s", why, context.peer())

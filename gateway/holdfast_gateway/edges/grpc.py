@@ -25,7 +25,7 @@ from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clocks.cluster_time import WALL, Time, WallTime
 from holdfast_cluster.routing.dispatch import Dispatcher
 
-from holdfast_gateway.admission.access import Refused
+from holdfast_gateway.admission.access import UnknownCaller
 from holdfast_gateway.admission.admission import Admission
 from holdfast_gateway.admission.auth import Authenticator, Caller
 from holdfast_gateway.edges.session import SESSIONS_MAX, Sessions, begin_span
@@ -133,7 +133,7 @@ class ObjectsService:
         """Return the caller. If it cannot be authenticated, end the call or the session."""
         try:
             return self.admission.authenticate(context)
-        except Refused as refused:
+        except UnknownCaller as refused:
             error = error_to_proto(Unauthenticated(str(refused), definite=True))
             await abort(context, not_definite_after(attempt, error))
             raise AssertionError from None

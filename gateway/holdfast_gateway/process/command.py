@@ -13,7 +13,7 @@ from holdfast.channels import AddressInUse
 from holdfast.options import common_options, option
 from holdfast.processes import told_as_refusal
 from holdfast.tracing import TracingMissing
-from holdfast_cluster.membership.member import Refused
+from holdfast_cluster.membership.member import NotAccepted
 from holdfast_cluster.process.run import ProcessOptions, run_until_signalled
 from holdfast_cluster.routing.pending import DispatchLimits
 
@@ -110,7 +110,7 @@ def gateway(**given: Any) -> None:
         run_until_signalled(partial(_serve, config))
     except Exception as error:
         raise told_as_refusal(
-            error, (Refused, AddressInUse, AccessError, ValueError, TracingMissing)
+            error, (NotAccepted, AddressInUse, AccessError, ValueError, TracingMissing)
         ) from None
 
 

@@ -45,8 +45,8 @@ class GatewayServer:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then finish the calls under way.
 
-        Raise AddressInUse. Raise Refused when the given settings differ from the cluster's. Raise
-        AccessError when the access file is wrong at the start.
+        Raise AddressInUse. Raise NotAccepted when the given settings differ from the cluster's.
+        Raise AccessError when the access file is wrong at the start.
         """
         config = self._config
         config.validate()

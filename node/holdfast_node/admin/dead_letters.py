@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
+from holdfast.admin_limits import PAGE_BYTES, page_rows
 from holdfast.ids import dead_letter_id, dead_letter_place
 from holdfast.v1 import admin_pb2, objects_pb2
 from holdfast_cluster.clocks.boottime import boottime
@@ -21,8 +22,6 @@ from holdfast_node.services.alarms import AlarmService
 from holdfast_node.store import keys
 from holdfast_node.store.rocks import Store
 
-PAGE_MAX = 1_000
-_PAGE_BYTES = 2 << 20
 _LOOK_MAX = 500  # after so many rows the event loop does other work
 
 
@@ -58,17 +57,16 @@ class DeadLetterAdmin:
     async def letters(self, request: admin_pb2.DeadLettersRequest) -> admin_pb2.DeadLettersResponse:
         """Return a page of dead letters after `request.after`."""
         response = admin_pb2.DeadLettersResponse()
-        size = 0
-        limit = min(request.limit or PAGE_MAX, PAGE_MAX)
+        page = _Page(request.limit)
         serving = self._shards.serving(boottime())
         async for place, value in self._scan(serving, keys.DEAD_LETTERS, request.after):
             letter = decode_dead_letter(value)
             if not _matches(letter, request):
                 continue
-            if len(response.letters) >= limit or size > _PAGE_BYTES:
+            if page.full:
                 response.more = True
                 break
-            size += len(value)
+            page.add(len(value))
             response.letters.append(_shown(place, letter))
         response.served.extend(self._served(serving))
         return response
@@ -76,8 +74,7 @@ class DeadLetterAdmin:
     async def alarms(self, request: admin_pb2.AlarmsRequest) -> admin_pb2.AlarmsResponse:
         """Return a page of pending alarms after `request.after`."""
         response = admin_pb2.AlarmsResponse()
-        size = 0
-        limit = min(request.limit or PAGE_MAX, PAGE_MAX)
+        page = _Page(request.limit)
         serving = self._shards.serving(boottime())
         async for place, _ in self._scan(serving, keys.ALARMS, request.after):
             shard = int.from_bytes(place[:2], "big")
@@ -85,13 +82,13 @@ class DeadLetterAdmin:
             kind, key, name = keys.read_ident(rest)
             if (request.kind and kind != request.kind) or not key.startswith(request.prefix):
                 continue
-            if len(response.alarms) >= limit or size > _PAGE_BYTES:
+            if page.full:
                 response.more = True
                 break
             raw = self._store.get("state", keys.alarm_prefix(shard, kind, key) + name)
             if raw is None:
                 continue
-            size += len(raw) + len(place)
+            page.add(len(raw) + len(place))
             record = decode_alarm(raw)
             response.alarms.append(
                 admin_pb2.PendingAlarm(
@@ -256,6 +253,24 @@ class DeadLetterAdmin:
                 if looked % _LOOK_MAX == 0:
                     await asyncio.sleep(0)
                 yield shard.prefix + key[keys.INDEX_PREFIX_BYTES :], value
+
+
+class _Page:
+    """Counts the rows and bytes of a page. `limit`: the request's limit; 0: none."""
+
+    def __init__(self, limit: int) -> None:
+        self._rows_left = page_rows(limit)
+        self._bytes_left = PAGE_BYTES
+
+    @property
+    def full(self) -> bool:
+        """Whether the page takes no more rows."""
+        return self._rows_left <= 0 or self._bytes_left < 0
+
+    def add(self, size: int) -> None:
+        """Count a row of this many bytes."""
+        self._rows_left -= 1
+        self._bytes_left -= size
 
 
 def _matches(letter: DeadLetter, request: admin_pb2.DeadLettersRequest) -> bool:

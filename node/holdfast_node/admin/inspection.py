@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any
 
+from holdfast.admin_limits import PAGE_BYTES, page_rows, top_rows
 from holdfast.errors import HoldfastError, WrongOwner, error_from_proto
 from holdfast.ids import effect_id
 from holdfast.v1 import admin_pb2
@@ -35,10 +36,6 @@ from holdfast_node.store.values import read_expiry, read_value
 
 log = logging.getLogger(__name__)
 
-PAGE_MAX = 1_000
-TOP_MAX = 100
-TOP = 20
-_PAGE_BYTES = 2 << 20
 _DELETES_AT_ONCE = 16
 _STEP = 500  # after so many objects or rows the event loop does other work
 _NEVER_MS = 1 << 62
@@ -88,7 +85,7 @@ class Inspection:
         self, request: admin_pb2.ListObjectsRequest
     ) -> admin_pb2.ListObjectsResponse:
         """Return a page of a kind's objects, by key."""
-        limit = min(request.limit or PAGE_MAX, PAGE_MAX)
+        limit = page_rows(request.limit)
         self._flush_visible()
         find = self._store.cursor("state").seek
         heap: list[tuple[str, int]] = []
@@ -158,13 +155,13 @@ class Inspection:
         own = keys.row_prefix(shard.number, request.kind, request.key)
         prefix = own + request.prefix.encode()
         start = max(prefix, own + request.after.encode() + b"\0") if request.after else prefix
-        limit = min(request.limit or PAGE_MAX, PAGE_MAX)
+        limit = page_rows(request.limit)
         response = admin_pb2.ShowObjectResponse()
         if shard.expired(self._expiry(shard, request.kind, request.key) or _NEVER_MS):
             return response
         size = 0
         for key, value in self._store.scan("state", start, keys.after(prefix)):
-            if len(response.rows) >= limit or (response.rows and size + len(value) > _PAGE_BYTES):
+            if len(response.rows) >= limit or (response.rows and size + len(value) > PAGE_BYTES):
                 response.more = True
                 break
             expiry = read_expiry(value) or 0
@@ -294,7 +291,7 @@ class Inspection:
                 active=active.get(kind, 0),
             )
         response = admin_pb2.NodeTopResponse(node=node)
-        limit = min(request.limit or TOP, TOP_MAX)
+        limit = top_rows(request.limit)
         for (kind, key), rate in engine.top_keys.top(limit, asyncio.get_running_loop().time()):
             response.objects.add(kind=kind, key=key, turns_per_s=rate, node=self._node())
         return response

@@ -12,19 +12,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import msgspec
 from holdfast.deadlines import checked_timedelta
 from holdfast.errors import TooLarge
 from holdfast.storage import TTL_MAX, reads_only
 
+from holdfast_node.effects.effect import TurnEffect
 from holdfast_node.effects.row_layers import Applied, Reader, RowLayers
 from holdfast_node.effects.transactions import Blocks
 from holdfast_node.store.values import OPTIONS_BYTE, expiry_option, read_expiry, read_value
-
-if TYPE_CHECKING:
-    from holdfast_node.effects.effect import TurnEffect
 
 _MISSING: Any = object()
 _EXPIRED: Any = object()

@@ -16,7 +16,7 @@ import logging
 
 import msgspec
 from holdfast_cluster.membership.etcd import Etcd, EtcdError, put
-from holdfast_cluster.membership.member import Refused
+from holdfast_cluster.membership.member import NotAccepted
 from holdfast_cluster.placement.model import Keys, Unreadable, decode
 
 from holdfast_node.log.commit import Flusher
@@ -47,8 +47,8 @@ class DiskMark:
         self._marked = 0
 
     async def check(self) -> None:
-        """Return if the directory is not behind its mark, and raise Refused if it is or the mark
-        cannot be read. Waits while etcd is away."""
+        """Return if the directory is not behind its mark. Raise NotAccepted if it is behind, or if
+        the mark cannot be read. Wait while etcd is away."""
         tries = 0
         while True:
             try:
@@ -64,13 +64,13 @@ class DiskMark:
         try:
             marked, written = decode(row.value, Mark).written, self._store.written
         except Unreadable as error:
-            raise Refused(
+            raise NotAccepted(
                 f"the mark of node {self._node}'s directory, at {self._key} in etcd, cannot be"
                 f" read: {error}. So the node cannot know whether the directory has lost writes. If"
                 " its disk was not put back, delete that key"
             ) from None
         if written < marked:
-            raise Refused(
+            raise NotAccepted(
                 f"the data directory of node {self._node} has lost writes that were on disk:"
                 f" {written} of {marked} are there. It was put back to an earlier state, or its"
                 " disk has lost the end of the write-ahead log. Its data are old, so they are not"

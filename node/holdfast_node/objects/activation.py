@@ -393,11 +393,6 @@ class Turn(Stepped):
     def get_name(self) -> str:
         return f"turn {self.activation.name}.{self.handler.name}"
 
-    @property
-    def waited_for_commit(self) -> bool:
-        """Whether the reply waited for an entry. To be asked while the turn is answered."""
-        return self.state == COMMITTING
-
     # -- what `self.request` shows
 
     @property

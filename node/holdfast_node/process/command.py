@@ -19,7 +19,7 @@ from holdfast.loading import AppError, load_app
 from holdfast.options import common_options, option
 from holdfast.processes import told_as_refusal, whys
 from holdfast.tracing import TracingMissing
-from holdfast_cluster.membership.member import Refused
+from holdfast_cluster.membership.member import NotAccepted
 from holdfast_cluster.process.run import ProcessOptions, run_until_signalled
 
 from holdfast_node.effects.outbox import OutboxLimits
@@ -33,7 +33,15 @@ from holdfast_node.store.rocks import StoreError, is_no_space
 
 log = logging.getLogger(__name__)
 
-REFUSALS = (AppError, StoreError, WrongDirectory, Refused, AddressInUse, ValueError, TracingMissing)
+REFUSALS = (
+    AppError,
+    StoreError,
+    WrongDirectory,
+    NotAccepted,
+    AddressInUse,
+    ValueError,
+    TracingMissing,
+)
 """Errors that a person has to fix, so the node is not started again."""
 _RESTART_BACKOFF_S = (1.0, 30.0)
 # With so short an interval the fsync thread gets the GIL back soon. With the default, 5 ms, a busy

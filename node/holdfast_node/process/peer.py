@@ -26,6 +26,7 @@ from holdfast.tls import Certificates, names_of
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.clocks.boottime import boottime
 from holdfast_cluster.peerpb import peer_pb2
+from holdfast_cluster.routing.nodes import ASKED_BY_METADATA
 from holdfast_cluster.routing.pipe import PIPE, PipeEnd
 from holdfast_cluster.streams.tcp import Hello, Service, Stream, StreamRefused
 
@@ -37,9 +38,6 @@ from holdfast_node.replication.snapshots import SENDER_METADATA, TARGET_METADATA
 
 log = logging.getLogger(__name__)
 
-ASKED_BY_METADATA = "holdfast-asked-by"
-"""The metadata key for the caller who asked for a change. The gateway that passes the request on
-fills it in."""
 _SHOWN_CHARS = 300
 _ENVELOPE_BYTES = 50
 _UNREAD_BYTES_MAX = 256 << 20

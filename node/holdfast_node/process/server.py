@@ -45,8 +45,8 @@ class NodeServer:
         """The running node; None before there is a cluster."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Join the cluster and serve. Raises StoreError, WrongDirectory, Refused or AddressInUse if
-        the node cannot."""
+        """Join the cluster and serve. Raise StoreError, WrongDirectory, NotAccepted or AddressInUse
+        if the node cannot."""
         watch = DiskWatch(self._config.data, self._config.disk_reserve_bytes)
         try:
             again = True

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from holdfast.alarms import Alarm
 from holdfast.app import App
@@ -34,14 +33,12 @@ from holdfast_node.effects.records import (
 from holdfast_node.effects.writes import ShardWrites
 from holdfast_node.log.shard_service import ScanBudget
 from holdfast_node.log.shards import NEVER, Shard
+from holdfast_node.objects.activation import Activation
 from holdfast_node.objects.engine import Engine
 from holdfast_node.objects.handlers import Firing, InternalHandler
+from holdfast_node.objects.hosted_kinds import ShardKinds
 from holdfast_node.services.pauses import Pauses
 from holdfast_node.store import keys
-
-if TYPE_CHECKING:
-    from holdfast_node.objects.activation import Activation
-    from holdfast_node.objects.hosted_kinds import ShardKinds
 
 log = logging.getLogger(__name__)
 

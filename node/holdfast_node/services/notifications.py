@@ -7,7 +7,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Protocol
 
 from holdfast.app import NOTIFY_AGE_MAX, App, KindOptions
 from holdfast.errors import code_name, is_refusal
@@ -28,6 +27,7 @@ from holdfast_node.effects.outbox import (
 from holdfast_node.effects.records import DeadLetter, encode, metadata_of
 from holdfast_node.effects.writes import ShardWrites
 from holdfast_node.log.shards import Shard
+from holdfast_node.objects.environment import Outgoing
 from holdfast_node.objects.hosted_kinds import ShardKinds
 from holdfast_node.services.pauses import Pauses
 from holdfast_node.store import keys
@@ -44,13 +44,6 @@ _SAFE_AGE_MS = int((MARKS_KEPT - timedelta(days=1)).total_seconds() * 1000)
 _NOT_COUNTED = frozenset((pb.CODE_UNAVAILABLE, pb.CODE_OVERLOADED, pb.CODE_WRONG_OWNER))
 
 
-class Router(Protocol):
-    """A dispatcher, which takes the calls."""
-
-    def submit(self, call: pb.Call, origin: Any) -> int: ...
-    def reachable(self, kind: str, key: str) -> bool: ...
-
-
 class NotificationService:
     """Delivers notifications as soon as they are in the outbox. It runs on the event loop.
     Implements `Periodic`."""
@@ -61,7 +54,7 @@ class NotificationService:
         notifications: Notifications,
         letters: DeadLetters,
         writes: ShardWrites,
-        router: Router,
+        outgoing: Outgoing,
         kinds: ShardKinds,
         pauses: Pauses,
         now_ms: Callable[[], int],
@@ -72,7 +65,7 @@ class NotificationService:
         self._outbox = notifications.outbox
         self._dead_letters = letters
         self._writes = writes
-        self._router = router
+        self._outgoing = outgoing
         self._kinds = kinds
         self._pauses = pauses
         self._now_ms = now_ms
@@ -125,7 +118,7 @@ class NotificationService:
             )
             if row.trace:
                 call.metadata[TRACEPARENT] = row.trace
-            self._router.submit(call, _Answer(self, pending))
+            self._outgoing.submit(call, _Answer(self, pending))
         due = self._outbox.due(now)
         if due is not None and self._timer is None:
             self._timer = self._loop.call_later(max(0.005, min(due - now, 0.5)), self._on_timer)
@@ -135,7 +128,7 @@ class NotificationService:
         self._pump()
 
     def _ready(self, target: Target) -> bool:
-        return self._router.reachable(*target)
+        return self._outgoing.reachable(*target)
 
     def answered(self, pending: PendingNotification, error: pb.Error | None) -> None:
         """Act on an answer, from the receiver or from a process on the way to it."""

@@ -14,7 +14,7 @@ from rich.table import Table
 from holdfast import codec
 from holdfast.cli.gateway import ask, gateway_options, json_option
 from holdfast.cli.output import make_console, plain, say_missing
-from holdfast.cli.pages import gaps
+from holdfast.cli.pages import ask_pages, gaps
 from holdfast.ids import dead_letter_place
 from holdfast.options import local_option
 from holdfast.v1 import admin_pb2
@@ -44,12 +44,7 @@ def deadletters() -> None:
 @deadletters.command(name="list", short_help="List dead letters.")
 @_receiver
 @_sender
-@local_option(
-    "--limit",
-    default=100,
-    type=click.IntRange(1, 1000),
-    help="List at most this many, 1 to 1,000.",
-)
+@local_option("--limit", default=100, type=click.IntRange(1), help="List at most this many.")
 @gateway_options
 @json_option
 def list_dead_letters(to: str, sender: str, limit: int, gateway: str, as_json: bool) -> None:
@@ -60,15 +55,24 @@ def list_dead_letters(to: str, sender: str, limit: int, gateway: str, as_json: b
       holdfast deadletters list
       holdfast deadletters list --to Portfolio/north
     """
-    answer = _letters(gateway, to, sender, limit)
+
+    def ask_page(after: bytes, rows: int) -> admin_pb2.DeadLettersResponse:
+        return _ask_letters(
+            gateway,
+            admin_pb2.DeadLettersRequest(after=after, limit=rows, **_filters(to, sender)),
+        )
+
+    pages = ask_pages(ask_page, lambda page: [row.place for row in page.letters], limit, b"")
+    letters = [letter for page in pages for letter in page.letters]
+    more, missing = pages[-1].more, gaps(*pages)
     if as_json:
-        facts = {"letters": [_shown(letter) for letter in answer.letters], "more": answer.more}
-        click.echo(codec.encode_json(facts | gaps(answer)).decode())
+        facts = {"letters": [_shown(letter) for letter in letters], "more": more, **missing}
+        click.echo(codec.encode_json(facts).decode())
         return
     table = Table()
     for title in ("id", "of", "to", "method", "attempts", "died", "error"):
         table.add_column(title)
-    for letter in answer.letters:
+    for letter in letters:
         table.add_row(
             letter.id,
             (
@@ -82,13 +86,13 @@ def list_dead_letters(to: str, sender: str, limit: int, gateway: str, as_json: b
             _ago(letter.died_ms),
             f"{letter.code} {letter.error}"[:100],
         )
-    if answer.letters:
+    if letters:
         make_console().print(table)
     else:
         click.echo("no dead letters")
-    if answer.more:
+    if more:
         click.echo("there are more: narrow the list with --to and --of, or raise --limit")
-    say_missing(answer.silent, answer.unserved)
+    say_missing(**missing, what="dead letters")
 
 
 @deadletters.command(short_help="Show one dead letter with its payload.")
@@ -107,10 +111,9 @@ def show(letter_id: str, gateway: str, as_json: bool) -> None:
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     before = max(0, int.from_bytes(place, "big") - 1).to_bytes(len(place), "big")
-    request = admin_pb2.DeadLettersRequest(after=before, limit=1)
-    answer = ask(gateway, "DeadLetters", request, admin_pb2.DeadLettersResponse, _CHANGE_TIMEOUT_S)
+    answer = _ask_letters(gateway, admin_pb2.DeadLettersRequest(after=before, limit=1))
     if not answer.letters or answer.letters[0].id != letter_id:
-        say_missing(answer.silent, answer.unserved)
+        say_missing(answer.silent, answer.unserved, "dead letters")
         raise click.ClickException(f"there is no dead letter {letter_id}")
     shown = codec.encode_json(_shown(answer.letters[0]))
     click.echo((shown if as_json else msgspec.json.format(shown, indent=2)).decode())
@@ -180,12 +183,7 @@ _changing(
 @click.command(short_help="List pending alarms.")
 @click.argument("kind", default="")
 @click.argument("prefix", default="")
-@local_option(
-    "--limit",
-    default=100,
-    type=click.IntRange(1, 1000),
-    help="List at most this many, 1 to 1,000.",
-)
+@local_option("--limit", default=100, type=click.IntRange(1), help="List at most this many.")
 @gateway_options
 @json_option
 def alarms(kind: str, prefix: str, limit: int, gateway: str, as_json: bool) -> None:
@@ -196,8 +194,16 @@ def alarms(kind: str, prefix: str, limit: int, gateway: str, as_json: bool) -> N
     Example:
       holdfast alarms Viewing 2026-
     """
-    request = admin_pb2.AlarmsRequest(kind=kind, prefix=prefix, limit=limit)
-    answer = ask(gateway, "Alarms", request, admin_pb2.AlarmsResponse, _CHANGE_TIMEOUT_S)
+
+    def ask_page(after: bytes, rows: int) -> admin_pb2.AlarmsResponse:
+        request = admin_pb2.AlarmsRequest(kind=kind, prefix=prefix, after=after, limit=rows)
+        page: admin_pb2.AlarmsResponse = ask(
+            gateway, "Alarms", request, admin_pb2.AlarmsResponse, _CHANGE_TIMEOUT_S
+        )
+        return page
+
+    pages = ask_pages(ask_page, lambda page: [row.place for row in page.alarms], limit, b"")
+    more, missing = pages[-1].more, gaps(*pages)
     rows = [
         {
             "kind": alarm.kind,
@@ -209,10 +215,11 @@ def alarms(kind: str, prefix: str, limit: int, gateway: str, as_json: bool) -> N
             "attempt": alarm.attempt,
             "payload": _payload(alarm.payload),
         }
-        for alarm in answer.alarms
+        for page in pages
+        for alarm in page.alarms
     ]
     if as_json:
-        facts = {"alarms": rows, "more": answer.more, **gaps(answer)}
+        facts = {"alarms": rows, "more": more, **missing}
         click.echo(codec.encode_json(facts).decode())
         return
     table = Table()
@@ -230,9 +237,9 @@ def alarms(kind: str, prefix: str, limit: int, gateway: str, as_json: bool) -> N
         make_console().print(table)
     else:
         click.echo("no alarms")
-    if answer.more:
+    if more:
         click.echo("there are more: narrow the list with KIND and PREFIX, or raise --limit")
-    say_missing(answer.silent, answer.unserved)
+    say_missing(**missing, what="alarms")
 
 
 @click.command(short_help="Pause notifications and alarms of a kind or an object.")
@@ -298,8 +305,9 @@ def _pause(request: admin_pb2.PauseRequest, gateway: str, as_json: bool) -> None
         click.echo("nothing is paused")
 
 
-def _letters(gateway: str, to: str, sender: str, limit: int) -> admin_pb2.DeadLettersResponse:
-    request = admin_pb2.DeadLettersRequest(limit=limit, **_filters(to, sender))
+def _ask_letters(
+    gateway: str, request: admin_pb2.DeadLettersRequest
+) -> admin_pb2.DeadLettersResponse:
     answer: admin_pb2.DeadLettersResponse = ask(
         gateway, "DeadLetters", request, admin_pb2.DeadLettersResponse, _CHANGE_TIMEOUT_S
     )

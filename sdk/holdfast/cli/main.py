@@ -28,7 +28,7 @@ _COMMANDS = {
     "resume": "holdfast.cli.dead_letters:resume",
     "bench": "holdfast.cli.bench:bench",
     "verify": "holdfast.verify.command:verify",
-    "token": "holdfast.client.tokens:token",
+    "token": "holdfast.cli.tokens:token",
 }
 
 

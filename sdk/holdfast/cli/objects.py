@@ -56,16 +56,16 @@ def list_objects(
 
     pages = ask_pages(ask_page, lambda page: page.keys, limit, after)
     keys = [key for page in pages for key in page.keys]
-    answer = pages[-1]
+    more, missing = pages[-1].more, gaps(*pages)
     if as_json:
-        facts = {"keys": keys, "more": answer.more, **gaps(answer)}
+        facts = {"keys": keys, "more": more, **missing}
         click.echo(codec.encode_json(facts).decode())
     else:
         for key in keys:
             click.echo(key)
-        if answer.more:
+        if more:
             click.echo("there are more: raise --limit, or go on with --after", err=True)
-        say_missing(answer.silent, answer.unserved)
+        say_missing(**missing, what="objects")
     if not keys:
         say_unknown(gateway, kind)
 
@@ -93,7 +93,7 @@ def count(kind: str, prefix: str, gateway: str, as_json: bool) -> None:
     else:
         for name, objects in counts.items():
             click.echo(f"{name} {objects}")
-        say_missing(answer.silent, answer.unserved)
+        say_missing(answer.silent, answer.unserved, "objects")
     if kind and not counts[kind]:
         say_unknown(gateway, kind)
 
@@ -125,7 +125,7 @@ def show(kind: str, key: str, prefix: str, limit: int, gateway: str, as_json: bo
         )
         return page
 
-    pages = ask_pages(ask_page, lambda page: [row.key for row in page.rows], limit)
+    pages = ask_pages(ask_page, lambda page: [row.key for row in page.rows], limit, "")
     rows = {row.key: codec.decode(row.value) for page in pages for row in page.rows}
     shown = codec.encode_json(rows)
     click.echo((shown if as_json else msgspec.json.format(shown, indent=2)).decode())
@@ -285,7 +285,7 @@ def _delete_many(
         )
         for name, why in sorted(failed.items())[:100]:
             click.echo(f"{name}: {why}", err=True)
-        say_missing(progress.silent, progress.unserved)
+        say_missing(progress.silent, progress.unserved, "objects")
     if not progress.matched:
         say_unknown(gateway, kind)
     if failed or not progress.done or progress.silent or progress.unserved:

@@ -63,16 +63,17 @@ def _number(value: Any, field: Any) -> Any:
     return int(value) if field.cpp_type in (field.CPPTYPE_INT64, field.CPPTYPE_UINT64) else value
 
 
-def say_missing(silent: Iterable[str], unserved: Iterable[int]) -> None:
+def say_missing(silent: Iterable[str], unserved: Iterable[int], what: str) -> None:
+    """Tell the user which shards and nodes the answer lacks. `what`: what the answer lists."""
     shards = len(list(unserved))
     if shards:
         click.echo(
-            f"the objects of {shards} shards are missing: no node serves these shards now (holdfast"
+            f"the {what} of {shards} shards are missing: no node serves these shards now (holdfast"
             " status)",
             err=True,
         )
     for node in silent:
-        click.echo(f"node {node} did not answer: the objects that it owns are missing", err=True)
+        click.echo(f"node {node} did not answer: the {what} of its shards are missing", err=True)
 
 
 def say_unknown(gateway: str, kind: str) -> None:

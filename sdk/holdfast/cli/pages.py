@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-_PAGE = 1_000  # rows
+from holdfast.admin_limits import PAGE_MAX
+
+K = TypeVar("K", str, bytes)
 
 
 def ask_pages(
-    ask_page: Callable[[str, int], Any],
-    keys_of: Callable[[Any], Sequence[str]],
+    ask_page: Callable[[K, int], Any],
+    keys_of: Callable[[Any], Sequence[K]],
     limit: int,
-    after: str = "",
+    after: K,
 ) -> list[Any]:
     """Ask for page after page until there are `limit` rows, or no more. Return the answers.
 
     `ask_page` gets the key after which the page begins, and how many rows it may have. `keys_of`
-    returns the keys of the rows of an answer.
+    returns the keys of the rows of an answer. `after`: the key after which the first page begins;
+    empty: it begins with the first row.
     """
     answers: list[Any] = []
     left = limit
     while True:
-        answer = ask_page(after, min(_PAGE, left))
+        answer = ask_page(after, min(PAGE_MAX, left))
         answers.append(answer)
         keys = keys_of(answer)
         left -= len(keys)
@@ -31,6 +34,12 @@ def ask_pages(
         after = keys[-1]
 
 
-def gaps(answer: Any) -> dict[str, list[Any]]:
-    """Return what is missing from an answer, for JSON: silent nodes, and shards not served."""
-    return {"silent": list(answer.silent), "unserved": list(answer.unserved)}
+def gaps(*answers: Any) -> dict[str, list[Any]]:
+    """Return what is missing from answers, for JSON: silent nodes, and shards not served.
+
+    Give all pages of a list: a row that an early page lacks is in no later page.
+    """
+    return {
+        "silent": sorted({node for answer in answers for node in answer.silent}),
+        "unserved": sorted({shard for answer in answers for shard in answer.unserved}),
+    }

@@ -24,6 +24,7 @@ from holdfast.channels import open_blocking_channel
 from holdfast.client import forks
 from holdfast.client.base import BaseClient
 from holdfast.client.failures import no_gateway, no_reply
+from holdfast.client.options import CallOptions
 from holdfast.client.requests import (
     DEADLINE_SLACK_S,
     TIMEOUT_S,
@@ -156,7 +157,8 @@ class BlockingClient(BaseClient):
         result. The options are those of `Client.get`.
         """
         check_target(kind, key, request_id, idempotency_key)
-        return _BlockingStub(self, kind, key, timeout, request_id, metadata, idempotency_key)
+        options = CallOptions(timeout, request_id, metadata, idempotency_key)
+        return _BlockingStub(self, kind, key, options)
 
     @overload
     def notify(
@@ -197,17 +199,10 @@ class BlockingClient(BaseClient):
         See `Client.notify`.
         """
         check_target(kind, key, request_id, idempotency_key)
-        return _BlockingStub(
-            self,
-            kind,
-            key,
-            timeout,
-            request_id,
-            metadata,
-            idempotency_key,
-            send=True,
-            delay_ms=delay_ms(delay),
+        options = CallOptions(
+            timeout, request_id, metadata, idempotency_key, send=True, delay_ms=delay_ms(delay)
         )
+        return _BlockingStub(self, kind, key, options)
 
     def call(
         self,
@@ -227,28 +222,33 @@ class BlockingClient(BaseClient):
         of `Client.call`.
         """
         check_own_id(kind, key, request_id, idempotency_key)
-        deadline = time.monotonic() + (
-            self._timeout if timeout is None else checked_timeout(timeout)
-        )
-        own = request_id is not None or idempotency_key is not None
+        options = CallOptions(timeout, request_id, metadata, idempotency_key, send, delay_ms)
+        return self._call(kind, key, method, arguments, options)
+
+    def _call(
+        self, kind: str, key: str, method: str, arguments: bytes, options: CallOptions
+    ) -> bytes:
+        """Make one call, without a check of the caller's own id."""
+        timeout = self._timeout if options.timeout is None else checked_timeout(options.timeout)
+        deadline = time.monotonic() + timeout
         request = pb.CallRequest(
             kind=kind,
             key=key,
             method=method,
             msgpack=arguments,
-            metadata=metadata,
-            send=send,
-            delay_ms=delay_ms,
+            metadata=options.metadata,
+            send=options.send,
+            delay_ms=options.delay_ms,
         )
-        if idempotency_key is not None:
-            request.idempotency_key = idempotency_key
-        elif request_id is not None:
-            request.request_id = request_id
+        if options.idempotency_key is not None:
+            request.idempotency_key = options.idempotency_key
+        elif options.request_id is not None:
+            request.request_id = options.request_id
         else:
             request.request_id = self._ids.next()
             request.drawn = True
-        check_size(request.ByteSize(), len(arguments), definite=not own)
-        attempt = int(own)  # with an id of the caller's own, the call may have run before
+        check_size(request.ByteSize(), len(arguments), definite=not options.own_id)
+        attempt = int(options.own_id)  # a call with the caller's own id may have run before
         if self._tracing is None:
             return self._send(request, attempt, deadline)
         span = self._tracing.began(kind, key, method, request.metadata)
@@ -372,18 +372,8 @@ class _BlockingStub(BaseStub[BlockingClient]):
     __slots__ = ()
 
     def _call(self, method: str, returns: Any, /, *positional: Any, **named: Any) -> Any:
-        result = self._client.call(
-            self._name,
-            self._key,
-            method,
-            encode_arguments(positional, named),
-            timeout=self._timeout,
-            request_id=self._request_id,
-            metadata=self._metadata,
-            idempotency_key=self._idempotency_key,
-            send=self._send,
-            delay_ms=self._delay_ms,
-        )
+        arguments = encode_arguments(positional, named)
+        result = self._client._call(self._name, self._key, method, arguments, self._options)
         return decode_result(result, returns, self._name, method)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, TypeVar, overload
 
+from holdfast.client.options import CallOptions
 from holdfast.client.requests import TIMEOUT_S, check_own_id, check_target, delay_ms
 from holdfast.client.retry_budget import RATIO
 from holdfast.client.session import Session
@@ -113,7 +114,8 @@ class Client(Session):
         `get` raises TypeError or ValueError for a wrong key, request id or idempotency key.
         """
         check_target(kind, key, request_id, idempotency_key)
-        return Stub(self, kind, key, timeout, request_id, metadata, idempotency_key)
+        options = CallOptions(timeout, request_id, metadata, idempotency_key)
+        return Stub(self, kind, key, options)
 
     @overload
     def notify(
@@ -164,9 +166,10 @@ class Client(Session):
         The other options are those of `get`.
         """
         check_target(kind, key, request_id, idempotency_key)
-        return Stub(
-            self, kind, key, timeout, request_id, metadata, idempotency_key, True, delay_ms(delay)
+        options = CallOptions(
+            timeout, request_id, metadata, idempotency_key, send=True, delay_ms=delay_ms(delay)
         )
+        return Stub(self, kind, key, options)
 
     async def call(
         self,
@@ -183,26 +186,14 @@ class Client(Session):
         send: bool = False,
         delay_ms: int = 0,
     ) -> bytes:
-        """Make one call with an encoded payload, and return the encoded result. Stubs use this
-        function.
+        """Make one call with an encoded payload, and return the encoded result.
 
         Raises the HoldfastError that the reply carries. Raises Unavailable or DeadlineExceeded if
         no reply came in time.
         """
         check_own_id(kind, key, request_id, idempotency_key)
-        pending = self._start(
-            kind,
-            key,
-            method,
-            arguments,
-            timeout,
-            request_id,
-            metadata,
-            codec,
-            idempotency_key,
-            send,
-            delay_ms,
-        )
+        options = CallOptions(timeout, request_id, metadata, idempotency_key, send, delay_ms)
+        pending = self._start(kind, key, method, arguments, options, codec)
         try:
             return await pending.future
         except asyncio.CancelledError:
@@ -218,18 +209,7 @@ class Stub(BaseStub[Client]):
     async def _call(self, method: str, returns: Any, /, *positional: Any, **named: Any) -> Any:
         arguments = encode_arguments(positional, named)
         client = self._client
-        pending = client._start(
-            self._name,
-            self._key,
-            method,
-            arguments,
-            self._timeout,
-            self._request_id,
-            self._metadata,
-            idempotency_key=self._idempotency_key,
-            send=self._send,
-            delay_ms=self._delay_ms,
-        )
+        pending = client._start(self._name, self._key, method, arguments, self._options)
         try:
             result = await pending.future
         except asyncio.CancelledError:

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import logging
 import random
-from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +15,7 @@ from holdfast.channels import open_client_channel
 from holdfast.client import forks
 from holdfast.client.base import BaseClient
 from holdfast.client.failures import no_gateway, no_reply
+from holdfast.client.options import CallOptions
 from holdfast.client.requests import DEADLINE_SLACK_S, callee, check_size, timeout_ms
 from holdfast.client.retries import RETRIED, STEADY_S, pause_before_retry, reconnect_pause
 from holdfast.client.retry_budget import RetryBudgets
@@ -116,7 +116,7 @@ class Session(BaseClient):
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
-        self._deadlines.close()
+            self._deadlines.close()
         for pending in self._pending.values():
             if not pending.future.done():
                 pending.future.set_exception(
@@ -134,21 +134,16 @@ class Session(BaseClient):
         key: str,
         method: str,
         arguments: bytes,
-        timeout: float | None,
-        request_id: bytes | None,
-        metadata: Mapping[str, str] | None,
+        options: CallOptions,
         codec: pb.Codec = pb.CODEC_MSGPACK,
-        idempotency_key: str | None = None,
-        send: bool = False,
-        delay_ms: int = 0,
     ) -> _Pending:
         """Send a call, and return it."""
         if self._task is None:
             self._check_forked()
             raise RuntimeError(_NOT_OPEN)
         if len(self._pending) >= CALLS_IN_FLIGHT_MAX:
-            raise _too_many(definite=request_id is None and idempotency_key is None)
-        timeout = self._timeout if timeout is None else checked_timeout(timeout)
+            raise _too_many(definite=not options.own_id)
+        timeout = self._timeout if options.timeout is None else checked_timeout(options.timeout)
         self._number = number = self._number + 1
         message = pb.Call(
             id=number,
@@ -158,6 +153,7 @@ class Session(BaseClient):
             arguments=arguments,
             timeout_ms=max(1, int(timeout * 1000)),
         )
+        request_id, idempotency_key = options.request_id, options.idempotency_key
         if request_id is None and idempotency_key is None:
             message.request_id = self._ids.next()
         else:  # an id of the caller's own: the owner must look up whether the call ran before
@@ -167,11 +163,11 @@ class Session(BaseClient):
             message.idempotency_key = idempotency_key or ""
         if codec:
             message.codec = codec
-        if send:
+        if options.send:
             message.send = True
-            message.delay_ms = delay_ms
-        if metadata:
-            message.metadata.update(metadata)
+            message.delay_ms = options.delay_ms
+        if options.metadata:
+            message.metadata.update(options.metadata)
         span = (
             None
             if self._tracing is None
@@ -180,9 +176,7 @@ class Session(BaseClient):
         size = message.ByteSize()
         # a call that is too large would end the stream, and every other call on it
         if size > ENVELOPE_BYTES_MAX:
-            check_size(
-                size, len(arguments), definite=request_id is None and idempotency_key is None
-            )
+            check_size(size, len(arguments), definite=not options.own_id)
         loop = self._loop
         if asyncio.get_running_loop() is not loop:
             raise RuntimeError(_OTHER_LOOP)

@@ -310,7 +310,9 @@ async def strike(fault: str, victims: Victims, chance: random.Random) -> tuple[s
 
             async def run_on() -> None:
                 stutter.cancel()
-                await asyncio.gather(stutter, return_exceptions=True)
+                await asyncio.wait([stutter])
+                if not stutter.cancelled():
+                    stutter.result()  # it failed, so there was no fault
 
             return f"{name} is stopped for {stopped_s} s again and again", 8.0, run_on
     raise AssertionError(fault)

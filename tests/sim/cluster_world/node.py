@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from holdfast.v1 import objects_pb2 as pb
 from holdfast_cluster.membership.guarded import GuardedEtcd
 from holdfast_cluster.membership.lineage import Memory
-from holdfast_cluster.membership.member import Refused, agree_on_settings
+from holdfast_cluster.membership.member import NotAccepted, agree_on_settings
 from holdfast_cluster.membership.view_watcher import ViewWatcher
 from holdfast_cluster.placement.model import Keys
 from holdfast_cluster.routing.dispatch import Dispatcher
@@ -101,8 +101,9 @@ class Node:
         self.world.tell(
             f"{self.name}: returns {error!r}" if error is not None else f"{self.name}: has stopped"
         )
-        if isinstance(error, Refused | WrongDirectory) and self.world.faults.may_be_refused(self):
-            if isinstance(error, Refused):
+        refused = isinstance(error, NotAccepted | WrongDirectory)
+        if refused and self.world.faults.may_be_refused(self):
+            if isinstance(error, NotAccepted):
                 self.world.faults.replace_disk(self)  # as its message tells the operator
         elif error is not None and process not in self.machine.disk.failed:
             self.world.failed(f"{self.name} ended by itself", error)

@@ -15,13 +15,13 @@ def test_turns_a_second_are_measured_from_one_reading_to_the_next() -> None:
     busy, quiet, idle = Shard(1, 1, NO_LOG), Shard(2, 1, NO_LOG), Shard(3, 1, NO_LOG)
     for shard in (busy, quiet, idle):
         shards.take(shard)
-    thermometer = LoadMeter(shards, lambda: now)
+    meter = LoadMeter(shards, lambda: now)
     busy.turns += 1234
     quiet.turns += 5
     now += 10
-    assert thermometer.read().turns_per_s == {1: 120.0, 2: 0.5}
+    assert meter.read().turns_per_s == {1: 120.0, 2: 0.5}
     now += 10
-    assert thermometer.read().turns_per_s == {}
+    assert meter.read().turns_per_s == {}
 
 
 def test_a_shard_that_came_back_under_another_epoch_begins_at_nothing() -> None:
@@ -30,24 +30,24 @@ def test_a_shard_that_came_back_under_another_epoch_begins_at_nothing() -> None:
     before = Shard(1, 1, NO_LOG)
     shards.take(before)
     before.turns = 1000
-    thermometer = LoadMeter(shards, lambda: now)
+    meter = LoadMeter(shards, lambda: now)
     shards.drop({before})
     again = Shard(1, 3, NO_LOG)
     shards.take(again)
     again.turns = 20
     now += 10
-    assert thermometer.read().turns_per_s == {1: pytest.approx(2.0)}
+    assert meter.read().turns_per_s == {1: pytest.approx(2.0)}
 
 
 def test_only_the_busiest_are_told() -> None:
     shards = Shards(8)
     now = 0.0
-    thermometer = LoadMeter(shards, lambda: now)
+    meter = LoadMeter(shards, lambda: now)
     for number in range(SHARDS_MAX + 50):
         shard = Shard(number, 1, NO_LOG)
         shard.turns = 10 * (number + 1)
         shards.take(shard)
     now += 10
-    told = thermometer.read().turns_per_s
+    told = meter.read().turns_per_s
     assert len(told) == SHARDS_MAX
     assert min(told) == 50
